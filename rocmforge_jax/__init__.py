@@ -1,0 +1,1 @@
+"""rocmforge_jax: GGUF models in JAX."""

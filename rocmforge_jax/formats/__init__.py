@@ -2,10 +2,10 @@
 
 import difflib
 
-from rocmforge_jax.formats import legacy, plain
+from rocmforge_jax.formats import k_quants, legacy, plain
 from rocmforge_jax.formats.format import Affine, Field, Format
 
-FORMATS: dict[str, Format] = {f.name: f for family in (plain, legacy) for f in family.FORMATS}
+FORMATS: dict[str, Format] = {f.name: f for family in (plain, legacy, k_quants) for f in family.FORMATS}
 _BY_ID: dict[int, Format] = {f.ggml_id: f for f in FORMATS.values() if f.ggml_id is not None}
 
 #: ids that ggml once used: files with them must be converted again.

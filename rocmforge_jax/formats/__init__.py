@@ -1,31 +1,16 @@
-"""What the bytes of a tensor mean: one declaration per ggml type. Knows no files and no modules."""
+"""What the bytes of a tensor mean: one declaration per ggml type. Knows no files and no modules; imports jax at first use."""
 
-import difflib
-
-from rocmforge_jax.formats import k_quants, legacy, plain
 from rocmforge_jax.formats.format import Affine, Field, Format
-
-FORMATS: dict[str, Format] = {f.name: f for family in (plain, legacy, k_quants) for f in family.FORMATS}
-_BY_ID: dict[int, Format] = {f.ggml_id: f for f in FORMATS.values() if f.ggml_id is not None}
-
-#: ids that ggml once used: files with them must be converted again.
-REMOVED_IDS = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
+from rocmforge_jax.formats.quantize import quantize
+from rocmforge_jax.formats.registry import FORMATS, REMOVED_IDS, get
 
 
-def get(which: "str | int | Format") -> Format:
-    """The format of a name (any case) or a ggml type id. ValueError names the nearest, or says that ggml removed the id."""
-    if isinstance(which, Format):
-        return which
-    if isinstance(which, str):
-        if found := FORMATS.get(which.upper()):
-            return found
-        near = difflib.get_close_matches(which.upper(), FORMATS, n=3, cutoff=0)
-        raise ValueError(f"no format is named {which!r}; the nearest are {', '.join(near)}")
-    if which in REMOVED_IDS:
-        raise ValueError(f"ggml type {which} was {REMOVED_IDS[which]}, which ggml no longer has: convert the model again")
-    if which not in _BY_ID:
-        raise ValueError(f"no ggml type has id {which}; ids run from 0 to {max(_BY_ID)}")
-    return _BY_ID[which]
+def __getattr__(name):
+    if name == "dequantize":
+        from rocmforge_jax.formats.blocks import dequantize
+
+        return dequantize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["FORMATS", "REMOVED_IDS", "Affine", "Field", "Format", "get"]
+__all__ = ["FORMATS", "REMOVED_IDS", "Affine", "Field", "Format", "dequantize", "get", "quantize"]

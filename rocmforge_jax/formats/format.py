@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import ml_dtypes  # noqa: F401  registers the dtype "bfloat16" with NumPy
 import numpy as np
 
 from rocmforge_jax.formats._lazy import jax, jnp
@@ -26,6 +27,12 @@ class Field:
     @property
     def nbytes(self) -> int:
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+    @property
+    def plane(self) -> tuple[np.dtype, tuple[int, ...]]:
+        """dtype and shape on the device: 64-bit members are pairs of uint32, low word first, because JAX without x64 has no others."""
+        dtype = np.dtype(self.dtype)
+        return (np.dtype("uint32"), (*self.shape, 2)) if dtype.itemsize == 8 else (dtype, self.shape)
 
 
 class Affine(NamedTuple):
@@ -54,8 +61,9 @@ class Format:
     """A ggml type (or, with ggml_id None, a format outside GGUF).
 
     name: ggml's name in capitals, "Q5_1". block: elements per block. fields: in file order, without padding.
-    affine: the fields of one block -> Affine. decode: the fields of one block -> values [block], for formats that are
-    no scaled grid; exactly one of the two is given. note: one line for docs/formats.md.
+    affine: the fields of one block -> Affine; None where the codes do not fit int8. decode: the fields of one block ->
+    values [block]; given where there is no affine, or where its product could be flushed to zero or overflow, so that
+    `values` takes decode and products take affine. note: one line for docs/formats.md.
     """
 
     name: str
@@ -67,8 +75,8 @@ class Format:
     note: str = ""
 
     def __post_init__(self):
-        if (self.affine is None) == (self.decode is None):
-            raise ValueError(f"{self.name}: give exactly one of affine and decode")
+        if self.affine is None and self.decode is None:
+            raise ValueError(f"{self.name}: give affine, decode or both")
 
     def __str__(self):
         return self.name
@@ -91,12 +99,18 @@ class Format:
             raise ValueError(f"a {self.name} row is whole blocks of {self.block} elements, got {elements}")
         return elements // self.block * self.block_bytes
 
+    def row_blocks(self, nbytes: int) -> int:
+        """Blocks in a row of `nbytes` bytes; a row is whole blocks (ValueError)."""
+        if nbytes % self.block_bytes:
+            raise ValueError(f"a {self.name} row is whole blocks of {self.block_bytes} bytes, got {nbytes} bytes")
+        return nbytes // self.block_bytes
+
     def values(self, **fields):
-        """The values of ONE block: float32 [block] for block formats, the field's own dtype otherwise."""
-        return self.decode(**fields) if self.affine is None else self.affine(**fields).values()
+        """The values of ONE block, [block]: in the field's own dtype for plain types of up to 32 bits, else float32."""
+        return self.affine(**fields).values() if self.decode is None else self.decode(**fields)
 
     def split(self, blocks):
-        """uint8 [..., block_bytes] -> {field name: [..., *field.shape]} in the field's dtype. Traceable; no copy on the host."""
+        """uint8 [..., block_bytes] -> {field name: [..., *shape]}, dtype and shape by `field.plane`. Traceable; no copy on the host."""
         if blocks.dtype != jnp.uint8 or blocks.ndim < 1 or blocks.shape[-1] != self.block_bytes:
             raise ValueError(f"{self.name} blocks are uint8 [..., {self.block_bytes}], got {blocks.dtype} {list(blocks.shape)}")
         planes, start = {}, 0
@@ -111,16 +125,22 @@ class Format:
         names = {field.name for field in self.fields}
         if set(planes) != names:
             raise ValueError(f"{self.name} has the planes {sorted(names)}, got {sorted(planes)}")
-        return jnp.concatenate([_to_bytes(planes[field.name], field) for field in self.fields], axis=-1)
+        return jnp.concatenate([self._to_bytes(planes[field.name], field) for field in self.fields], axis=-1)
+
+    def _to_bytes(self, plane, field):
+        dtype, shape = field.plane
+        lead = plane.shape[: plane.ndim - len(shape)]
+        if plane.dtype != dtype or plane.shape != (*lead, *shape):
+            raise ValueError(f"{self.name}.{field.name} is {dtype} [..., {_commas(shape)}], got {plane.dtype} [{_commas(plane.shape)}]")
+        return jax.lax.bitcast_convert_type(plane, jnp.uint8).reshape(*lead, field.nbytes)
 
 
 def _from_bytes(part, field):
-    lead, dtype = part.shape[:-1], np.dtype(field.dtype)
+    lead, (dtype, shape) = part.shape[:-1], field.plane
     if dtype.itemsize > 1:
         part = part.reshape(*lead, -1, dtype.itemsize)
-    return jax.lax.bitcast_convert_type(part, dtype).reshape(*lead, *field.shape)
+    return jax.lax.bitcast_convert_type(part, dtype).reshape(*lead, *shape)
 
 
-def _to_bytes(plane, field):
-    lead = plane.shape[: plane.ndim - len(field.shape)]
-    return jax.lax.bitcast_convert_type(plane, jnp.uint8).reshape(*lead, field.nbytes)
+def _commas(shape):
+    return ", ".join(map(str, shape))

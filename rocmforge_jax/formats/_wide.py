@@ -1,0 +1,57 @@
+"""64-bit numbers as float32 on a device that has 32-bit words only (JAX without x64): integer arithmetic, rounded once.
+
+Both functions take uint32 [..., 2], low word first, and round to the nearest float32, ties to even, as a cast does.
+"""
+
+import numpy as np
+
+from rocmforge_jax.formats._lazy import jax, jnp
+
+SIGN = np.uint32(0x80000000)
+
+
+def float32_of_float64(words):
+    """IEEE double -> float32. Too large is infinite, too small is subnormal or zero, NaN is the quiet NaN."""
+    low, high = words[..., 0], words[..., 1]
+    exponent = ((high >> 20) & 0x7FF).astype(jnp.int32)
+    # 24 significant bits, then a rounding bit, then one bit that stands for all below.
+    significand = ((high & 0xFFFFF) << 5) | (low >> 27) | _any(low & 0x7FFFFFF)
+    significand = significand | 0x2000000
+    bits = _round(significand, exponent - 1023 + 127)
+    is_nan = (exponent == 0x7FF) & (((high & 0xFFFFF) | low) != 0)
+    bits = jnp.where(is_nan, jnp.uint32(0x7FC00000), bits)
+    return jax.lax.bitcast_convert_type(bits | (high & SIGN), jnp.float32)
+
+
+def float32_of_int64(words):
+    """Two's complement -> float32."""
+    low, high = words[..., 0], words[..., 1]
+    negative = (high >> 31) > 0
+    low = jnp.where(negative, ~low + 1, low)
+    high = jnp.where(negative, ~high + (low == 0), high)
+    # Shift the leading one to bit 31 of `top`; `rest` is what falls below.
+    in_low = high == 0
+    leading = jnp.where(in_low, low, high)
+    shift = jax.lax.clz(leading)
+    top = (leading << (shift & 31)) | jnp.where(in_low, 0, (low >> 1) >> (31 - (shift & 31)))
+    rest = jnp.where(in_low, 0, low << (shift & 31))
+    exponent = jnp.where(in_low, 31, 63) - shift.astype(jnp.int32)
+    bits = jnp.where(leading == 0, 0, _round((top >> 6) | _any((top & 63) | rest), exponent + 127))
+    return jax.lax.bitcast_convert_type(bits | jnp.where(negative, SIGN, 0), jnp.float32)
+
+
+def _any(bits):
+    """1 where any bit is set."""
+    return (bits != 0).astype(jnp.uint32)
+
+
+def _round(significand, biased):
+    """Bits of the positive float32: uint32 of 26 bits (the leading one is bit 25, the lowest two round), int32 exponent."""
+    shift = jnp.clip(1 - biased, 0, 26).astype(jnp.uint32)
+    lost = significand & ((jnp.uint32(1) << shift) - 1)
+    significand = (significand >> shift) | _any(lost)
+    whole, rest = significand >> 2, significand & 3
+    rounded = whole + (rest + (whole & 1) > 2).astype(jnp.uint32)
+    # The leading one adds itself to the exponent below it.
+    bits = (jnp.clip(biased - 1, 0, 254).astype(jnp.uint32) << 23) + rounded
+    return jnp.minimum(bits, jnp.where(biased > 254, jnp.uint32(0x7F800000), bits))

@@ -1,0 +1,59 @@
+"""Values of packed bytes, computed on the device. Importing this module imports jax."""
+
+import operator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rocmforge_jax.formats.registry import get
+from rocmforge_jax.formats.format import Format
+
+DTYPES = tuple(np.dtype(name) for name in ("float32", "bfloat16", "float16"))
+
+
+def dequantize(block_bytes, format: str | int | Format, *, dtype=jnp.float32, count: int | None = None) -> jax.Array:
+    """Values of packed rows: uint8 [..., row bytes] -> dtype [..., elements].
+
+    block_bytes: NumPy or jax array; the last axis is whole blocks. format: name (any case), ggml id or Format.
+    dtype: float32, bfloat16 or float16. The float32 values equal ggml's to the bit; the others are their rounding.
+    count: take exactly the first `count` values of each row, whose last block may be a partial one.
+
+    ValueError: not uint8, not whole blocks, fewer blocks than `count` needs, another dtype.
+    """
+    format, dtype = get(format), np.dtype(dtype)
+    if dtype not in DTYPES:
+        raise ValueError(f"dequantize gives {', '.join(map(str, DTYPES))}, not {dtype}")
+    if not hasattr(block_bytes, "dtype") or block_bytes.dtype != np.uint8 or block_bytes.ndim < 1:
+        raise ValueError(f"{format.name} bytes are an array uint8 [..., row bytes], got {_describe(block_bytes)}")
+    blocks = format.row_blocks(block_bytes.shape[-1])
+    if count is None:
+        return _dequantize(block_bytes, format, dtype)
+    needed = _blocks_for(operator.index(count), format)
+    if needed > blocks:
+        raise ValueError(
+            f"{count} {format.name} values take {needed} blocks of {format.block_bytes} bytes = {needed * format.block_bytes} bytes, "
+            f"got {blocks} = {block_bytes.shape[-1]} bytes"
+        )
+    return _dequantize(block_bytes[..., : needed * format.block_bytes], format, dtype)[..., :count]
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _dequantize(block_bytes, format, dtype):
+    lead = block_bytes.shape[:-1]
+    decode = lambda fields: format.values(**fields)
+    for _ in range(len(lead) + 1):
+        decode = jax.vmap(decode)
+    values = decode(format.split(block_bytes.reshape(*lead, -1, format.block_bytes)))
+    return values.astype(jnp.float32).astype(dtype).reshape(*lead, -1)
+
+
+def _blocks_for(count, format):
+    if count < 0:
+        raise ValueError(f"count is at least 0, got {count}")
+    return -(-count // format.block)
+
+
+def _describe(a):
+    return f"{a.dtype} {list(a.shape)}" if hasattr(a, "shape") else type(a).__name__

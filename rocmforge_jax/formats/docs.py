@@ -1,0 +1,40 @@
+"""The table of docs/formats.md, made from the declarations: `python -m rocmforge_jax.formats.docs docs/formats.md` renews it."""
+
+import sys
+from pathlib import Path
+
+from rocmforge_jax.formats.registry import FORMATS
+
+START, END = "<!-- table: made by rocmforge_jax.formats.docs -->", "<!-- end of table -->"
+SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i"}
+
+
+def table() -> str:
+    """One row for each format, in Markdown."""
+    head = ["| type | id | elements | bytes | bits per element | block, in file order | value |", "|---|---|---|---|---|---|---|"]
+    return "\n".join(head + [_row(f) for f in FORMATS.values()])
+
+
+def renewed(page: str) -> str:
+    """The page with a current table between its two marks. ValueError where a mark is missing."""
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"the page needs a line {START!r} and, after it, a line {END!r}")
+    return f"{before}{START}\n{table()}\n{END}{after}"
+
+
+def _row(f):
+    ggml_id = "-" if f.ggml_id is None else f.ggml_id
+    fields = ", ".join(f"{_short(field.dtype)} `{field.name}{list(field.shape) or ''}`" for field in f.fields)
+    return f"| {f.name} | {ggml_id} | {f.block} | {f.block_bytes} | {f.bits_per_element:g} | {fields} | {f.note} |"
+
+
+def _short(dtype):
+    name = dtype.rstrip("0123456789")
+    return SHORT[name] + dtype.removeprefix(name)
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(renewed(path.read_text()))

@@ -1,0 +1,108 @@
+"""Small floats under a shared power of two (MX) or a shared small float (NVFP4).
+
+Where a value is subnormal in float32, XLA may flush it, and the scale itself is subnormal for the two lowest exponents;
+so `decode` builds values with integer operations. `affine` is for products: there a flushed 2^-127 does not matter.
+
+Sources: OCP Microscaling Formats (MX) v1.0; ggml-impl.h (ggml_e8m0_to_fp32_half, ggml_ue4m3_to_fp32).
+"""
+
+from rocmforge_jax.formats._bits import f32, unpack
+from rocmforge_jax.formats._lazy import jax, jnp
+from rocmforge_jax.formats.format import Affine, Field, Format
+
+E8M0_BIAS = 127
+
+
+def _magnitude(code, mantissa_bits):
+    """Codes without sign -> int32 multiples of the format's smallest value."""
+    code = code.astype(jnp.int32)
+    exponent, mantissa = code >> mantissa_bits, code & (2**mantissa_bits - 1)
+    return jnp.where(exponent > 0, (mantissa | 2**mantissa_bits) << jnp.maximum(exponent - 1, 0), mantissa)
+
+
+def _power_of_two(exponent):
+    """2^exponent as float32 for int32 exponents from -149 to 127, subnormals included."""
+    biased = exponent + 127
+    bits = jnp.where(biased > 0, biased << 23, 1 << jnp.clip(exponent + 149, 0, 22))
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _times_power_of_two(x, exponent):
+    """x * 2^exponent, x a zero or normal float32 with no bits below those of the result; infinite where it is too large."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    magnitude, fraction = bits & 0x7FFFFFFF, bits & 0x7FFFFF
+    biased = (magnitude >> 23) + exponent
+    normal = jnp.where(biased < 255, (biased << 23) | fraction, 0x7F800000)
+    subnormal = (fraction | 0x800000) >> jnp.clip(1 - biased, 0, 24)
+    scaled = jnp.where(magnitude == 0, 0, jnp.where(biased > 0, normal, subnormal))
+    return jax.lax.bitcast_convert_type(scaled | (bits ^ magnitude), jnp.float32)
+
+
+def _doubled_e2m1(qs, run):
+    """Nibbles -> int8, twice the value: 0 1 2 3 4 6 8 12 and their negatives. Code 8 is plain zero, as in ggml."""
+    codes = unpack(qs, 4, run)
+    magnitude = _magnitude(codes & 7, 1).astype(jnp.int8)
+    return jnp.where(codes > 7, -magnitude, magnitude)
+
+
+def _mxfp4(e, qs):
+    return Affine(_doubled_e2m1(qs, 16), _power_of_two(e.astype(jnp.int32) - E8M0_BIAS - 1))
+
+
+def _mxfp4_values(e, qs):
+    return _times_power_of_two(f32(_doubled_e2m1(qs, 16)), e.astype(jnp.int32) - E8M0_BIAS - 1)
+
+
+def _nvfp4(d, qs):
+    """d is an unsigned E4M3, halved because the codes are doubled; 0x7F, its NaN, counts as zero."""
+    scale = f32(_magnitude(d & 127, 3)) * 2**-10
+    return Affine(_doubled_e2m1(qs, 8), jnp.where(d == 0x7F, 0, scale))
+
+
+def unpack6(qs):
+    """uint8 [24] -> uint8 [32]: element i is the bits 6i to 6i + 5 of the little-endian number; four elements, three bytes."""
+    three = qs.reshape(-1, 3).astype(jnp.uint32)
+    words = three[:, 0] | (three[:, 1] << 8) | (three[:, 2] << 16)
+    codes = (words[:, None] >> jnp.array([[0, 6, 12, 18]], jnp.uint32)) & 63
+    return codes.astype(jnp.uint8).reshape(-1)
+
+
+def _mxfp6_values(mantissa_bits, smallest):
+    """The decode of an MXFP6 format whose smallest magnitude is 2^smallest. -0 stays, e = 255 is NaN."""
+
+    def decode(qs, e):
+        codes = unpack6(qs)
+        magnitude = f32(_magnitude(codes & 31, mantissa_bits))
+        values = jnp.where(codes > 31, -magnitude, magnitude)
+        scaled = _times_power_of_two(values, e.astype(jnp.int32) - E8M0_BIAS + smallest)
+        return jnp.where(e == 255, jnp.nan, scaled)
+
+    return decode
+
+
+def _mxfp6_e2m3(qs, e):
+    codes = unpack6(qs)
+    magnitude = _magnitude(codes & 31, 3).astype(jnp.int8)
+    scale = _power_of_two(jnp.minimum(e, 254).astype(jnp.int32) - E8M0_BIAS - 3)
+    return Affine(jnp.where(codes > 31, -magnitude, magnitude), jnp.where(e == 255, jnp.nan, scale))
+
+
+_E, _QS6 = Field("e", "uint8"), Field("qs", "uint8", (24,))
+
+MXFP4 = Format(
+    "MXFP4", 39, 32, (_E, Field("qs", "uint8", (16,))), affine=_mxfp4, decode=_mxfp4_values,
+    note="2^(e - 127) * E2M1; OCP differs: there e = 255 is NaN and code 8 is -0",
+)
+NVFP4 = Format(
+    "NVFP4", 40, 64, (Field("d", "uint8", (4,)), Field("qs", "uint8", (32,))), affine=_nvfp4,
+    note="d * E2M1; 4 groups of 16; d is an unsigned E4M3. A tensor-wide f32 scale, if any, is a tensor of its own",
+)
+MXFP6_E2M3 = Format(
+    "MXFP6_E2M3", None, 32, (_QS6, _E), affine=_mxfp6_e2m3, decode=_mxfp6_values(3, smallest=-3),
+    note="2^(e - 127) * E2M3; element i is bits 6i to 6i + 5 of qs; e = 255 is NaN",
+)
+MXFP6_E3M2 = Format(
+    "MXFP6_E3M2", None, 32, (_QS6, _E), decode=_mxfp6_values(2, smallest=-4),
+    note="2^(e - 127) * E3M2; element i is bits 6i to 6i + 5 of qs; e = 255 is NaN",
+)
+FORMATS = (MXFP4, NVFP4, MXFP6_E2M3, MXFP6_E3M2)

@@ -1,0 +1,163 @@
+"""float32 values -> block bytes, in NumPy and to the byte as ggml-quants.c makes them (quantize_q4_0 and its siblings).
+
+Every step is float32, as in C; a fused or a wider one would change codes that fall on a rounding boundary.
+"""
+
+import ml_dtypes
+import numpy as np
+
+from rocmforge_jax.formats._search import asymmetric, row_weights, symmetric
+from rocmforge_jax.formats.format import Format
+from rocmforge_jax.formats.registry import get
+
+#: Blocks searched at once: as many as stay in the cache.
+CHUNK = 4096
+E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+
+
+def quantize(values, format: str | int | Format) -> np.ndarray:
+    """Packed rows of values: float32 [..., elements] -> uint8 [..., row bytes].
+
+    Q4_0, Q4_1, Q5_0 and Q5_1 are ggml's search for the least weighted squared error, with all importances 1; Q8_0 and
+    MXFP4 have no search in ggml. MXFP6 follows OCP MX: the shared exponent is that of the largest magnitude, elements
+    round to the nearest code, ties to even, and saturate. F32, F16 and BF16 are casts.
+
+    NotImplementedError: another format. ValueError: not float32, not whole blocks, values that are NaN or infinite, or
+    too large for a float16 scale or minimum (F16, BF16: for the type itself).
+    """
+    format = get(format)
+    if format.name not in _QUANTIZERS:
+        raise NotImplementedError(f"no quantizer for {format.name}; there are {', '.join(_QUANTIZERS)}")
+    values = np.asarray(values)
+    if values.dtype != np.float32 or values.ndim < 1:
+        raise ValueError(f"values to quantize are float32 [..., elements], got {values.dtype} {list(values.shape)}")
+    if bad := values.size - np.count_nonzero(np.isfinite(values)):
+        raise ValueError(f"{bad} of {values.size} values are NaN or infinite, which {format.name} cannot hold")
+    row_shape = (*values.shape[:-1], format.row_bytes(values.shape[-1]))
+    if not values.size:
+        return np.zeros(row_shape, np.uint8)
+    with np.errstate(over="ignore", invalid="ignore"):  # _refuse_infinite says it with numbers
+        fields = _QUANTIZERS[format.name](values.reshape(-1, values.shape[-1]))
+    _refuse_infinite(fields, values, format)
+    return np.concatenate([_bytes(field, values.size // format.block) for field in fields], axis=-1).reshape(row_shape)
+
+
+def _refuse_infinite(fields, values, format):
+    floats = [field for field in fields if field.dtype.kind not in "ui"]
+    if not all(np.isfinite(field.astype(np.float32)).all() for field in floats):
+        largest = float(ml_dtypes.finfo(floats[0].dtype).max)
+        raise ValueError(
+            f"values up to {np.abs(values).max():g} are too large for {format.name}: its {floats[0].dtype} numbers end at {largest:g}"
+        )
+
+
+def _bytes(field, blocks):
+    """[blocks] or [blocks, n] of any dtype -> uint8 [blocks, bytes]."""
+    return np.ascontiguousarray(field.reshape(blocks, -1)).view(np.uint8)
+
+
+def _nibbles(codes):
+    """uint8 [blocks, 32] -> uint8 [blocks, 16]: the second half goes to the high nibbles."""
+    return (codes[:, :16] & 15) | (codes[:, 16:] << 4)
+
+
+def _fifth_bits(codes):
+    """uint8 [blocks, 32] -> uint8 [blocks, 4]: bit i is the fifth bit of element i."""
+    return np.packbits(codes >> 4, axis=-1, bitorder="little")
+
+
+def _searched(search, bits):
+    """The quantizer of a legacy type from the search for its scale (and minimum)."""
+
+    def quantize_rows(rows):
+        x, weights = (np.ascontiguousarray(a.reshape(-1, 32).T) for a in (rows, row_weights(rows)))
+        chunks = (slice(start, start + CHUNK) for start in range(0, x.shape[1], CHUNK))
+        found = [search(x[:, chunk], weights[:, chunk], bits) for chunk in chunks]
+        *scales, codes = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
+        fifth = [_fifth_bits(codes.T)] if bits == 5 else []
+        return *(scale.astype(np.float16) for scale in scales), *fifth, _nibbles(codes.T)
+
+    return quantize_rows
+
+
+def _q8_0(rows):
+    x = rows.reshape(-1, 32)
+    d = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    scaled = x * _inverse(d)
+    whole = np.trunc(scaled)
+    away_from_zero = np.copysign(np.abs(scaled - whole) >= 0.5, scaled)
+    return d.astype(np.float16), (whole + away_from_zero).astype(np.int8)
+
+
+def _inverse(d):
+    """1/d, and 0 where d is 0 or so small that 1/d is infinite."""
+    inverse = np.divide(1, d, out=np.zeros_like(d), where=d > 0)
+    return np.where(np.isfinite(inverse), inverse, 0)
+
+
+def _shared_exponent(x, largest_exponent):
+    """[blocks, 32] -> int32 [blocks, 1], 0 to 254: the E8M0 byte that brings the largest magnitude to 2^largest_exponent or above.
+
+    ggml takes the logarithm in float32, so a magnitude just below a power of two may count as that power.
+    """
+    largest = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64)
+    logarithm = np.log2(np.where(largest > 0, largest, 1)).astype(np.float32)
+    exponent = np.floor(logarithm).astype(np.int32) - largest_exponent + 127
+    return np.where(largest > 0, np.clip(exponent, 0, 254), 0)
+
+
+def _mxfp4(rows):
+    x = rows.reshape(-1, 32)
+    e = _shared_exponent(x, 2)
+    d = np.ldexp(np.float32(1), e - 128)
+    best, error = np.zeros(x.shape, np.uint8), np.abs(x)
+    for code, value in enumerate(E2M1_DOUBLED):
+        new = np.abs(np.float32(value) * d - x)
+        best, error = np.where(new < error, np.uint8(code), best), np.minimum(new, error)
+    return e.astype(np.uint8), _nibbles(best)
+
+
+def pack6(codes) -> np.ndarray:
+    """uint8 [..., 4n], 0 to 63 -> uint8 [..., 3n]: element i is the bits 6i to 6i + 5. ValueError for other codes or lengths."""
+    codes = np.asarray(codes)
+    if codes.dtype != np.uint8 or codes.ndim < 1 or codes.shape[-1] % 4:
+        raise ValueError(f"6-bit codes are uint8 [..., a multiple of 4], got {codes.dtype} {list(codes.shape)}")
+    if codes.max(initial=0) > 63:
+        raise ValueError(f"6-bit codes are at most 63, got {codes.max()}")
+    a, b, c, d = np.moveaxis(codes.reshape(*codes.shape[:-1], -1, 4), -1, 0)
+    three = np.stack([a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)], axis=-1)
+    return three.reshape(*codes.shape[:-1], -1)
+
+
+def _mxfp6(mantissa_bits, smallest, largest_exponent):
+    """Quantizer of an MXFP6 type with magnitudes in multiples of 2^smallest and the highest binade 2^largest_exponent."""
+    one = 2**mantissa_bits
+    magnitudes = [c if c < one else (c % one + one) << (c // one - 1) for c in range(32)]
+    magnitudes = np.array(magnitudes, np.float32) * np.float32(2.0**smallest)
+    middles = (magnitudes[1:] + magnitudes[:-1]) / 2
+
+    def quantize_rows(rows):
+        x = rows.reshape(-1, 32)
+        e = _shared_exponent(x, largest_exponent)
+        scaled = np.abs(np.ldexp(x, 127 - e))
+        codes = np.searchsorted(middles, scaled)
+        tie = scaled == middles[np.minimum(codes, 30)]
+        codes = codes + (tie & (codes % 2 == 1))
+        return pack6((codes | np.signbit(x) << 5).astype(np.uint8)), e.astype(np.uint8)
+
+    return quantize_rows
+
+
+_QUANTIZERS = {
+    "F32": lambda rows: (rows,),
+    "F16": lambda rows: (rows.astype(np.float16),),
+    "BF16": lambda rows: (rows.astype(ml_dtypes.bfloat16),),
+    "Q4_0": _searched(symmetric, bits=4),
+    "Q4_1": _searched(asymmetric, bits=4),
+    "Q5_0": _searched(symmetric, bits=5),
+    "Q5_1": _searched(asymmetric, bits=5),
+    "Q8_0": _q8_0,
+    "MXFP4": _mxfp4,
+    "MXFP6_E2M3": _mxfp6(3, smallest=-3, largest_exponent=2),
+    "MXFP6_E3M2": _mxfp6(2, smallest=-4, largest_exponent=4),
+}

@@ -1,0 +1,8 @@
+"""The GGUF container: a memory-mapped reader that trusts no file, and a writer. Imports no jax."""
+
+from rocmforge_jax.gguf.errors import GGUFError
+from rocmforge_jax.gguf.metadata import Metadata
+from rocmforge_jax.gguf.reader import GGUFFile, open_gguf
+from rocmforge_jax.gguf.tensors import TensorInfo
+
+__all__ = ["GGUFError", "GGUFFile", "Metadata", "TensorInfo", "open_gguf"]

@@ -1,0 +1,35 @@
+"""A file's bytes in memory, without reading them."""
+
+import mmap
+
+import numpy as np
+
+from rocmforge_jax.gguf.errors import GGUFError
+
+
+class MappedFile:
+    """A file mapped read-only. Bytes that the file no longer has are refused: touching them would kill the process."""
+
+    def __init__(self, file, path):
+        self.path = path
+        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def view(self, start, stop) -> np.ndarray:
+        """Bytes start to stop as a read-only uint8 array on the map."""
+        self._check(stop)
+        return np.frombuffer(self._map, np.uint8, stop - start, start) if stop > start else np.empty(0, np.uint8)
+
+    def read(self, start, stop) -> bytes:
+        """A copy of bytes start to stop."""
+        self._check(stop)
+        return self._map[start:stop]
+
+    def close(self):
+        """Forget the map; it goes away with the last view on it."""
+        self._map = None
+
+    def _check(self, stop):
+        if self._map is None:
+            raise ValueError(f"{self.path} is closed: open it again")
+        if (size := self._map.size()) < stop:
+            raise GGUFError(f"{self.path}: the file shrank after it was opened: it has {size} bytes, {stop} are needed")

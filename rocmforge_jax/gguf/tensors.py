@@ -1,0 +1,123 @@
+"""The tensor table of a file: what is where, checked against the file's size."""
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from rocmforge_jax import formats
+from rocmforge_jax.formats import Format
+from rocmforge_jax.gguf.byte_order import to_little_endian
+from rocmforge_jax.gguf.cursor import HeaderCursor
+from rocmforge_jax.gguf.limits import MAX_DIMS, MAX_INT64, MAX_NAME_BYTES, MAX_TENSORS
+from rocmforge_jax.gguf.mapped import MappedFile
+
+_SMALLEST_ENTRY = 8 + 4 + 8 + 4 + 8
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TensorInfo:
+    """One tensor of a file.
+
+    shape: row-major, the reverse of GGUF's dims. offset: of its first byte in `path`. nbytes: size of its blocks.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: Format
+    offset: int
+    nbytes: int
+    _mapped: MappedFile = field(compare=False)
+    _big_endian: bool = field(compare=False)
+
+    @property
+    def path(self):
+        """The file that holds the tensor: one of several for a split model."""
+        return self._mapped.path
+
+    @property
+    def data(self) -> np.ndarray:
+        """The blocks, little endian: read-only uint8 [*shape[:-1], row bytes], a view on the mapped file.
+
+        From a big-endian file it is a copy. GGUFError where the file has become too short since it was opened.
+        """
+        blocks = self._mapped.view(self.offset, self.offset + self.nbytes)
+        if self._big_endian:
+            blocks = to_little_endian(blocks, self.format)
+        return blocks.reshape(*self.shape[:-1], self.format.row_bytes(self.shape[-1]))
+
+    def __repr__(self):
+        return f"TensorInfo({self.name!r}, {self.format} {list(self.shape)}, {self.nbytes} bytes at {self.offset})"
+
+
+def read_tensors(cursor: HeaderCursor, count: int, alignment: int, mapped: MappedFile) -> dict[str, TensorInfo]:
+    """The tensor table at the cursor, in file order. GGUFError for any entry that is wrong in itself, or has its data
+    outside the file, unaligned, or where another tensor has its own."""
+    if count > MAX_TENSORS:
+        cursor.refuse(f"the header claims {count} tensors, the most is {MAX_TENSORS}", 8)
+    cursor.expect(count * _SMALLEST_ENTRY, f"a table of {count} tensors")
+    entries = {}
+    for index in range(count):
+        at = cursor.position
+        name = cursor.text(f"the name of tensor {index}", MAX_NAME_BYTES)
+        if name in entries:
+            cursor.refuse(f"tensor {index} is named {name!r}, as the one at byte {entries[name].at}", at)
+        entries[name] = _read_entry(cursor, name, at)
+    data_start = -(-cursor.position // alignment) * alignment
+    for name, entry in entries.items():
+        _check_place(cursor, name, entry, data_start, alignment)
+    _check_overlap(cursor, entries)
+    big_endian = cursor.order == ">"
+    return {
+        name: TensorInfo(name, entry.shape, entry.format, data_start + entry.offset, entry.nbytes, mapped, big_endian)
+        for name, entry in entries.items()
+    }
+
+
+class _Entry(NamedTuple):
+    """An entry of the table. offset: from the start of the data. at: where in the file the entry itself is."""
+
+    shape: tuple[int, ...]
+    format: Format
+    offset: int
+    nbytes: int
+    at: int
+
+
+def _read_entry(cursor, name, at):
+    rank = cursor.number("I", f"the rank of {name!r}")
+    if not 1 <= rank <= MAX_DIMS:
+        cursor.refuse(f"{name!r} has {rank} dimensions, a tensor has 1 to {MAX_DIMS}", cursor.position - 4)
+    *dims, type_id, offset = cursor.numbers(f"{rank}QIQ", f"the dimensions, type and offset of {name!r}")
+    try:
+        fmt = formats.get(type_id)
+        row_bytes = fmt.row_bytes(dims[0])
+    except ValueError as error:
+        cursor.refuse(f"{name!r}, {dims}: {error}", at)
+    if math.prod(dim or 1 for dim in dims) * fmt.block_bytes > MAX_INT64:
+        cursor.refuse(f"{name!r} has the dimensions {dims}, which is more than {MAX_INT64} bytes of {fmt}", at)
+    return _Entry(tuple(reversed(dims)), fmt, offset, math.prod(dims[1:]) * row_bytes, at)
+
+
+def _check_place(cursor, name, entry, data_start, alignment):
+    if entry.offset % alignment:
+        cursor.refuse(f"{name!r} has its data at offset {entry.offset}, not a multiple of the alignment {alignment}", entry.at)
+    stop = data_start + entry.offset + entry.nbytes
+    if stop > cursor.size:
+        cursor.refuse(
+            f"{name!r}, {entry.format} {list(entry.shape)}, has {entry.nbytes} bytes that end at byte {stop}, "
+            f"the file has {cursor.size}: it is cut short or damaged",
+            entry.at,
+        )
+
+
+def _check_overlap(cursor, entries):
+    in_place = sorted((entry.offset, entry.offset + entry.nbytes, name) for name, entry in entries.items())
+    for (start, stop, name), (next_start, next_stop, next_name) in pairwise(in_place):
+        if next_start < stop:
+            cursor.refuse(
+                f"{next_name!r} has its data at {next_start} to {next_stop}, {name!r} at {start} to {stop}: they overlap",
+                entries[next_name].at,
+            )

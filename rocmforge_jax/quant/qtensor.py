@@ -1,0 +1,109 @@
+"""A quantised matrix as a pytree, and the Flax variable that holds one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rocmforge_jax import formats
+from rocmforge_jax.quant import layout as layouts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QTensor:
+    """A matrix, or a stack of them, whose rows are packed in blocks of a ggml type.
+
+    planes: {field: array}, laid out as `layout` says (see `quant.layout`). The stored matrix is [..., N, K] and its rows, K
+    elements each, are quantised. `transposed` is how the tensor is seen, not how it is stored:
+
+        transposed == False:  shape == (..., N, K)     an embedding (vocabulary, width)
+        transposed == True:   shape == (..., K, N)     a Flax kernel (in, out)
+
+    So `.T` costs nothing, and a head tied to its embedding is the same planes. Static fields are metadata of the pytree;
+    the shape is read off the planes and cannot disagree with them.
+    """
+
+    planes: dict[str, jax.Array]
+    type_name: str = dataclasses.field(metadata=dict(static=True))
+    layout: str = dataclasses.field(metadata=dict(static=True))
+    transposed: bool = dataclasses.field(default=False, metadata=dict(static=True))
+
+    @classmethod
+    def from_bytes(cls, row_bytes, fmt, *, layout: str | None = None, transposed: bool = False) -> "QTensor":
+        """uint8 [..., N, row bytes], as a file holds them, -> QTensor. Traceable. layout None: the device's."""
+        fmt = formats.get(fmt)
+        if not fmt.is_quantized:
+            raise ValueError(f"{fmt} is not quantised: hold it as an array")
+        layout = layout or layouts.default_layout()
+        return cls(layouts.split(row_bytes, fmt, layout), fmt.name, layout, transposed)
+
+    def to_bytes(self) -> jax.Array:
+        """The inverse of `from_bytes`: uint8 [..., N, row bytes]."""
+        return layouts.join(self.planes, self.format, self.layout)
+
+    @property
+    def format(self) -> formats.Format:
+        return formats.get(self.type_name)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """(..., N, K)."""
+        field = self.format.fields[0]
+        shape, axes = self.planes[field.name].shape, len(field.shape)
+        if self.layout == "columns":
+            *lead, blocks, rows = shape[: len(shape) - axes - 1] + shape[-1:]
+        else:
+            *lead, rows, blocks = shape[: len(shape) - axes]
+        return (*lead, rows, blocks * self.format.block)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *lead, rows, columns = self.stored_shape
+        return (*lead, columns, rows) if self.transposed else (*lead, rows, columns)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.stored_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the planes: those of the file."""
+        return sum(plane.nbytes for plane in self.planes.values())
+
+    @property
+    def T(self) -> "QTensor":
+        """The last two axes swapped; no data moves."""
+        return dataclasses.replace(self, transposed=not self.transposed)
+
+    def __rmatmul__(self, x):
+        from rocmforge_jax.quant.ops import matmul
+
+        return matmul(x, self)
+
+    def __repr__(self):
+        return f"QTensor({self.type_name}, shape={self.shape}, layout={self.layout!r})"
+
+
+class QParam(nnx.Variable):
+    """A weight that stays quantised: an NNX variable whose value is a `QTensor`.
+
+    It is no `nnx.Param`, so `nnx.grad` leaves its integer planes alone, and it has no `__jax_array__`, which would write
+    the dense weight in silence: read it with `get_value()`, multiply with `x @ param`, or `dequantize` it by name.
+    """
+
+    @property
+    def __jax_array__(self):
+        raise AttributeError("a QParam does not become an array by itself: use rocmforge_jax.dequantize(param)")
+
+    def __rmatmul__(self, x):
+        return x @ self.get_value()
+
+
+def as_qtensor(weight) -> QTensor:
+    """The QTensor of a QTensor or QParam (TypeError for anything else)."""
+    value = weight.get_value() if isinstance(weight, nnx.Variable) else weight
+    if not isinstance(value, QTensor):
+        raise TypeError(f"expected a QTensor or a QParam, got {type(weight).__name__}")
+    return value

@@ -1,0 +1,32 @@
+"""Products with a matrix in "rows" layout, for GPUs, in plain XLA: the reference and the fallback of the Pallas kernels."""
+
+import jax
+import jax.numpy as jnp
+
+#: Rows of x up to which the weight is dequantised inside the reduction, once per row, instead of being written out.
+FUSED_ROWS = 8
+
+
+def decode(planes, fmt):
+    """Planes [..., N, K/block, *field] -> values [..., N, K] in float32."""
+    program = lambda block: fmt.values(**block)
+    field = fmt.fields[0]
+    for _ in range(planes[field.name].ndim - len(field.shape)):
+        program = jax.vmap(program)
+    values = program(planes)
+    return values.reshape(*values.shape[:-2], -1)
+
+
+def matmul(x_MK, w):
+    """[M, K] times the QTensor w, stored [N, K] in rows, -> float32 [M, N]. Up to FUSED_ROWS rows no dense weight is written."""
+    if x_MK.shape[0] > FUSED_ROWS:
+        dense_NK = decode(w.planes, w.format).astype(x_MK.dtype)
+        return jnp.einsum("mk,nk->mn", x_MK, dense_NK, precision="highest", preferred_element_type=jnp.float32)
+    row = lambda x_K: (decode(w.planes, w.format) * x_K.astype(jnp.float32)[None]).sum(axis=1)
+    return jnp.stack([row(x_K) for x_K in x_MK])
+
+
+def matmul_transposed(g_MN, w):
+    """[M, N] times the stored [N, K] itself -> float32 [M, K]."""
+    dense_NK = decode(w.planes, w.format).astype(g_MN.dtype)
+    return jnp.dot(g_MN, dense_NK, precision="highest", preferred_element_type=jnp.float32)

@@ -1,0 +1,75 @@
+"""Typed look-ups in the metadata of a GGUF file: each value is checked for its type, each refusal names its key."""
+
+import numpy as np
+
+from rocmforge_jax.gguf import GGUFError
+
+
+def string(metadata, key: str, default: str | None = None) -> str:
+    """A string; GGUFError where the key is missing and there is no default."""
+    return _scalar(metadata, key, str, "a string", default)
+
+
+def boolean(metadata, key: str, default: bool) -> bool:
+    """A boolean."""
+    return bool(_scalar(metadata, key, (bool, np.bool_), "a boolean", default))
+
+
+def token_id(metadata, key: str, vocab_size: int) -> int | None:
+    """A token id below `vocab_size`, None where the key is missing."""
+    value = metadata.get(key)
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise GGUFError(f"{key} is {value!r} ({type(value).__name__}): expected an integer")
+    if not 0 <= value < vocab_size:
+        raise GGUFError(f"{key} is {value}, outside the vocabulary of {vocab_size} tokens")
+    return int(value)
+
+
+def strings(metadata, key: str) -> list[str | bytes]:
+    """A list of strings; those that are not UTF-8 are bytes. GGUFError where the key is missing."""
+    values = _required(metadata, key)
+    if isinstance(values, (str, bytes, np.ndarray)) or not hasattr(values, "__len__"):
+        raise GGUFError(f"{key} is {_kind(values)}: expected a list of strings")
+    values = list(values)
+    for index, value in enumerate(values):
+        if not isinstance(value, (str, bytes)):
+            raise GGUFError(f"{key}[{index}] is {_kind(value)}: expected a string")
+    return values
+
+
+def numbers(metadata, key: str, dtype, length: int) -> np.ndarray | None:
+    """A list of `length` numbers as an array of `dtype`, integers where that is integral; None where the key is missing."""
+    if key not in metadata:
+        return None
+    values = np.asarray(metadata[key])
+    allowed = "iu" if np.dtype(dtype).kind in "iu" else "iuf"
+    if values.ndim != 1 or values.dtype.kind not in allowed:
+        kind = "integers" if allowed == "iu" else "numbers"
+        raise GGUFError(f"{key} is {_kind(metadata[key])}: expected a list of {length} {kind}")
+    if len(values) != length:
+        raise GGUFError(f"{key} has {len(values)} entries for {length} tokens")
+    return values.astype(dtype)
+
+
+def _required(metadata, key):
+    value = metadata.get(key)
+    if value is None:
+        raise GGUFError(f"the file has no {key}")
+    return value
+
+
+def _scalar(metadata, key, types, kind, default):
+    value = _required(metadata, key) if default is None else metadata.get(key, default)
+    if not isinstance(value, types):
+        raise GGUFError(f"{key} is {_kind(value)}: expected {kind}")
+    return value
+
+
+def _kind(value) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}, shape {list(value.shape)}"
+    if isinstance(value, (str, bytes)):
+        return "a string" if isinstance(value, str) else "bytes that are not UTF-8"
+    return f"a list of {len(value)}" if hasattr(value, "__len__") else repr(value)

@@ -1,0 +1,154 @@
+"""How byte-level BPE cuts text into words before merging: the regular expressions behind `tokenizer.ggml.pre`.
+
+The names are those of llama.cpp (src/llama-vocab.cpp, `llama_vocab::impl::load`). The expressions are the ones of the models' own
+tokenizer.json, which llama.cpp quotes beside its own: where std::regex lacks the syntax (`(?i:...)`, possessive quantifiers,
+`\\p{Lu}` in a class) llama.cpp runs an approximation, and the model was trained on the original.
+
+Each expression of a tuple cuts every piece that the expressions before it have left, matches and gaps alike.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from rocmforge_jax.gguf import GGUFError
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_PUNCTUATION_WORD = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+_HAN_KANA = "[一-龥\u3040-ゟ゠-ヿ]+"
+# Words in one case or capitalised: upper or uncased letters, then lower or uncased ones; one of the two may be empty.
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
+
+
+def _cased(numbers: str, suffix: str = "") -> str:
+    return "|".join((_CASED[0] + suffix, _CASED[1] + suffix, numbers, r" ?[^\s\p{L}\p{N}]+[\r\n/]*", _SPACES))
+
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_LLAMA3 = f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}{1,3}" + f"|{_SYMBOLS}|{_SPACES}"
+_QWEN2 = f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}" + f"|{_SYMBOLS}|{_SPACES}"
+_GPT4O = _cased(r"\p{N}{1,3}", _CONTRACTIONS + "?")
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    _HAN_KANA,
+    _PUNCTUATION_WORD + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + _SPACES,
+)
+# The cased letters of the Unicode version that DeepSeek took its list from; escaped, because editors normalise a few of them.
+_CASED_LETTERS = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d"
+    "\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5"
+    "\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45"
+    "\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3"
+    "\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d"
+    "\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d"
+    "\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a"
+    "\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df"
+    "\U0001e900-\U0001e943"
+)
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """patterns: in the order of application. ignore_merges: a word that is a token is taken whole, whatever the merges say.
+    add_bos: the default where the file has no `tokenizer.ggml.add_bos_token`."""
+
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+_TABLE: tuple[tuple[str, PreTokenizer], ...] = (
+    (
+        "default",
+        PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    ),
+    (
+        "gpt-2 mpt olmo jais trillion granite-docling phi-2 gigachat mellum modern-bert exaone4 a.x-4.0 jina-es jina-de"
+        " jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe",
+        PreTokenizer((_GPT2,)),
+    ),
+    (
+        "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2",
+        PreTokenizer((r"\p{N}", _GPT2)),
+    ),
+    ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"))),
+    (
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+        PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
+    ),
+    ("dbrx smaug-bpe glm4 chatglm-bpe", PreTokenizer((_LLAMA3,))),
+    (
+        "qwen2 stablelm2 hunyuan solar-open grok-2 megrez deepseek-r1-qwen kormo f2llmv2",
+        PreTokenizer((_QWEN2,)),
+    ),
+    (
+        "qwen35",
+        PreTokenizer((_QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"),)),
+    ),
+    ("laguna", PreTokenizer((r"[^\n]+|[\n]+", _QWEN2))),
+    ("ufakzeka", PreTokenizer((_QWEN2.removeprefix(f"{_CONTRACTIONS}|"),))),
+    (
+        "seed-coder",
+        PreTokenizer((f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|" + _SPACES,)),
+    ),
+    (
+        "bailingmoe bailingmoe2 llada-moe",
+        PreTokenizer(
+            (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",)
+        ),
+    ),
+    (
+        "exaone-moe",
+        PreTokenizer(
+            (
+                _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?"
+                r"|\s*[\r\n]|\s+(?!\S)|\s+",
+            )
+        ),
+    ),
+    (
+        "minicpm5",
+        PreTokenizer((r"\p{N}{1,3}", f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}+" + f"|{_SYMBOLS}|{_SPACES}"), ignore_merges=True),
+    ),
+    ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,))),
+    ("tekken", PreTokenizer((_cased(r"\p{N}"),), ignore_merges=True, add_bos=True)),
+    ("tiny_aya cohere2moe", PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))),
+    ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", PreTokenizer(_DEEPSEEK3)),
+    (
+        "deepseek-llm",
+        PreTokenizer(
+            (
+                r"[\r\n]",
+                rf"\s?[{_CASED_LETTERS}]+",
+                "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
+                r"\s+$",
+                "[一-龥ࠀ-一가-\ud7ff]+",
+                r"\p{N}+",
+            )
+        ),
+    ),
+    (
+        "deepseek-coder",
+        PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")),
+    ),
+    ("poro-chat bloom gpt3-finnish", PreTokenizer((r" ?[^(\s|.,!?…。，、।۔،)]+",))),
+    ("viking", PreTokenizer((r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}"))),
+)
+
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: rule for names, rule in _TABLE for name in names.split()}
+
+
+def nearest(name: str, known) -> str:
+    """The end of an error message: the known names that look most like `name`, or all of them where none does."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
+
+
+def pre_tokenizer(name: str) -> PreTokenizer:
+    """The rule of one `tokenizer.ggml.pre`; GGUFError with the nearest names where there is none."""
+    if name not in PRE_TOKENIZERS:
+        raise GGUFError(f"tokenizer.ggml.pre is {name!r}, which is no known pre-tokenizer: {nearest(name, PRE_TOKENIZERS)}")
+    return PRE_TOKENIZERS[name]

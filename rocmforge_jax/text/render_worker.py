@@ -1,0 +1,117 @@
+"""The program that renders chat templates, run as a process of its own by `renderer.py`; it imports nothing of the package.
+
+A request is one line of JSON on stdin, {"template", "variables"}; a reply one line on stdout, {"text"} or {"error"}.
+The environment is the one that templates are written for: that of `apply_chat_template` in Hugging Face transformers.
+"""
+
+import json
+import sys
+
+if __name__ == "__main__":
+    sys.path[:] = json.loads(sys.argv[1])  # started with -I -S: the paths are the parent's, and nothing else is looked at
+
+import functools
+import signal
+from datetime import datetime
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+MEMORY_LIMIT = 512 << 20  # bytes of address space
+OUTPUT_LIMIT = 16 << 20  # characters
+ORPHAN_LIMIT = 300  # seconds after which a render ends the process, should the parent have died that would have killed it
+
+
+class Refused(Exception):
+    """The template called `raise_exception`, or wrote too much."""
+
+
+class GenerationTag(Extension):
+    """`{% generation %}`: marks the assistant's words for training; for rendering its body is all there is."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def raise_exception(message):
+    raise Refused(f"the template refuses these messages: {message}")
+
+
+def strftime_now(form):
+    return datetime.now().strftime(form)
+
+
+def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(template: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
+    environment.filters["tojson"] = to_json
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    return environment.from_string(template)
+
+
+def rendered(template: str, variables: dict) -> str:
+    pieces, length = [], 0
+    for piece in compiled(template).generate(variables):
+        pieces.append(piece)
+        length += len(piece)
+        if length > OUTPUT_LIMIT:
+            raise Refused(f"the template wrote more than {OUTPUT_LIMIT} characters")
+    return "".join(pieces)
+
+
+def explained(error: Exception) -> str:
+    match error:
+        case Refused():
+            return str(error)
+        case TemplateSyntaxError():
+            return f"line {error.lineno} of the template: {error.message}"
+        case SecurityError():
+            return f"the template does what is not allowed: {error}"
+        case UndefinedError():
+            return f"the template uses what is not there: {error}"
+        case RecursionError():
+            return "the template calls itself too deeply"
+        case MemoryError():
+            return f"the template needs more than {MEMORY_LIMIT >> 20} MB of memory"
+    return f"the template fails with {type(error).__name__}: {error}"
+
+
+def bound_resources():
+    """Memory, files written and processes started, where the system can bound them (not on Windows; memory not on macOS)."""
+    try:
+        import resource
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    for nothing in (resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE):
+        resource.setrlimit(nothing, (0, 0))
+
+
+def main():
+    bound_resources()
+    alarm = getattr(signal, "alarm", lambda seconds: None)
+    for line in sys.stdin.buffer:
+        alarm(ORPHAN_LIMIT)
+        try:
+            reply = {"text": rendered(**json.loads(line))}
+        except Exception as error:
+            reply = {"error": explained(error)[:1000]}
+        alarm(0)
+        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

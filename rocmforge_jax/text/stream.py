@@ -1,0 +1,84 @@
+"""Text as it is generated: whole characters only, and nothing of a stop string."""
+
+import codecs
+from collections.abc import Iterable
+
+
+class ByteStream:
+    """Token ids in, bytes out. Special tokens may be left out; the space that encoding puts before a text is dropped again."""
+
+    def __init__(self, tokenizer, *, skip_special: bool = False, after: Iterable[int] = ()):
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        *_, last = (None, *after)
+        self._at_start = last is None or tokenizer.is_special(last)
+
+    def push(self, ids: Iterable[int]) -> bytes:
+        return b"".join(map(self._next, ids))
+
+    def _next(self, id: int) -> bytes:
+        tokenizer = self._tokenizer
+        piece = tokenizer.piece(id)
+        if tokenizer.is_special(id):
+            self._at_start = True
+            return b"" if self._skip_special and tokenizer.is_control(id) else piece
+        if self._at_start and piece:
+            self._at_start = False
+            return piece.removeprefix(b" ") if tokenizer.add_space_prefix else piece
+        return piece
+
+
+class TextStream:
+    """Token ids in, text out: the pieces joined are `Tokenizer.decode` of all ids. Made by `Tokenizer.stream`."""
+
+    def __init__(self, pieces: ByteStream):
+        self._pieces = pieces
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that is complete with these ids; a character that still lacks bytes waits for the next."""
+        return self._utf8.decode(self._pieces.push(ids))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that never became complete."""
+        return self._utf8.decode(b"", final=True)
+
+
+class StopStrings:
+    """Text in, text out, up to the first stop string.
+
+    The string that is complete first wins, the longer of two that end together. Text that may yet become a stop string is held
+    back, so what `push` returns does not depend on how the text was cut. `hit` is the stop string found, None before.
+    """
+
+    def __init__(self, stops: str | Iterable[str]):
+        self.stops = (stops,) if isinstance(stops, str) else tuple(stops)
+        if not all(isinstance(stop, str) and stop for stop in self.stops):
+            raise ValueError(f"stop strings are strings of at least one character, got {list(self.stops)}")
+        self.hit: str | None = None
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that certainly comes before any stop string; "" once one was hit."""
+        if self.hit is not None:
+            return ""
+        text = self._held + text
+        found = [(start + len(stop), start, stop) for stop in self.stops if (start := text.find(stop)) >= 0]
+        if found:
+            _, end, self.hit = min(found)
+            self._held = ""
+        else:
+            end = len(text) - self._hold(text)
+            self._held = text[end:]
+        return text[:end]
+
+    def flush(self) -> str:
+        """The text held back, when no more comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _hold(self, text: str) -> int:
+        """How many characters at the end of `text` could be the start of a stop string."""
+        longest = max(map(len, self.stops), default=1) - 1
+        starts = range(max(len(text) - longest, 0), len(text))
+        return next((len(text) - i for i in starts if any(stop.startswith(text[i:]) for stop in self.stops)), 0)

@@ -4,5 +4,6 @@ from rocmforge_jax.gguf.errors import GGUFError
 from rocmforge_jax.gguf.metadata import Metadata
 from rocmforge_jax.gguf.reader import GGUFFile, open_gguf
 from rocmforge_jax.gguf.tensors import TensorInfo
+from rocmforge_jax.gguf.writer import write_gguf
 
-__all__ = ["GGUFError", "GGUFFile", "Metadata", "TensorInfo", "open_gguf"]
+__all__ = ["GGUFError", "GGUFFile", "Metadata", "TensorInfo", "open_gguf", "write_gguf"]

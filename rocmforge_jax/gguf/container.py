@@ -14,6 +14,7 @@ from rocmforge_jax.gguf.tensors import TensorInfo, read_tensors
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
+ALIGNMENT_KEY = "general.alignment"
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,12 @@ def _read_version(cursor):
 
 
 def _alignment(cursor, metadata):
-    key = "general.alignment"
-    if key not in metadata:
+    if ALIGNMENT_KEY not in metadata:
         return DEFAULT_ALIGNMENT
-    entry = metadata.entry(key)
+    entry = metadata.entry(ALIGNMENT_KEY)
     if (entry.type, entry.count) != ("uint32", None):
-        cursor.refuse(f"{key!r} is {entry}, it must be uint32", entry.start)
-    alignment = metadata[key]
+        cursor.refuse(f"{ALIGNMENT_KEY!r} is {entry}, it must be uint32", entry.start)
+    alignment = metadata[ALIGNMENT_KEY]
     if alignment.bit_count() != 1 or alignment > MAX_ALIGNMENT:
-        cursor.refuse(f"{key!r} is {alignment}, it must be a power of two and at most {MAX_ALIGNMENT}", entry.start)
+        cursor.refuse(f"{ALIGNMENT_KEY!r} is {alignment}, it must be a power of two and at most {MAX_ALIGNMENT}", entry.start)
     return alignment

@@ -33,9 +33,9 @@ def strings(metadata, key: str) -> list[str | bytes]:
     if isinstance(values, (str, bytes, np.ndarray)) or not hasattr(values, "__len__"):
         raise GGUFError(f"{key} is {_kind(values)}: expected a list of strings")
     values = list(values)
-    for index, value in enumerate(values):
-        if not isinstance(value, (str, bytes)):
-            raise GGUFError(f"{key}[{index}] is {_kind(value)}: expected a string")
+    if not set(map(type, values)) <= {str, bytes}:
+        index = next(index for index, value in enumerate(values) if type(value) not in (str, bytes))
+        raise GGUFError(f"{key}[{index}] is {_kind(values[index])}: expected a string")
     return values
 
 

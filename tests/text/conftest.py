@@ -20,7 +20,7 @@ def as_byte_text(text: str) -> str:
     return "".join(alphabet[byte] for byte in text.encode())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def byte_level():
     """A function: (words that are tokens, {special text: type}, further keys) -> metadata of a byte-level vocabulary.
 
@@ -47,7 +47,7 @@ def byte_level():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sentence_piece():
     """A function: ({piece: score}, {special text: type}, further keys) -> metadata of a SentencePiece vocabulary.
 

@@ -42,8 +42,8 @@ def _dequantize_stored(planes, type_name, layout, lead):
     return program(planes)
 
 
-def matmul(x, weight, *, implementation: str | None = None) -> jax.Array:
-    """x [..., in] @ weight (in, out) -> [..., out] in x's dtype, accumulated in float32.
+def matmul(x, weight, *, dtype=None, implementation: str | None = None) -> jax.Array:
+    """x [..., in] @ weight (in, out) -> [..., out] in `dtype` (default x's), accumulated in float32.
 
     weight: a QTensor, a QParam or an array. A quantised weight is never written out dense for up to eight rows of x.
     Differentiable in x; the weight is a constant.
@@ -52,10 +52,10 @@ def matmul(x, weight, *, implementation: str | None = None) -> jax.Array:
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
         raise ValueError(f"matmul: x {list(x.shape)} @ weight {list(weight.shape)}: the last axis of x must be the first of a matrix")
     if not isinstance(weight, QTensor):
-        return jnp.matmul(x, weight.astype(x.dtype), precision="highest", preferred_element_type=jnp.float32).astype(x.dtype)
+        return jnp.matmul(x, weight.astype(x.dtype), precision="highest", preferred_element_type=jnp.float32).astype(dtype or x.dtype)
     product = _choose({"xla": _matmul_xla}, implementation)
     flat = x.reshape(-1, x.shape[-1])
-    return product(flat, weight).astype(x.dtype).reshape(*x.shape[:-1], weight.shape[-1])
+    return product(flat, weight).astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
 
 @jax.custom_vjp

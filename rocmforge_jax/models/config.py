@@ -1,0 +1,95 @@
+"""The sizes and options of a decoder, and how they are read from a file's metadata."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.nn.rope import RopeConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Everything that shapes a Decoder. Hashable, so it is static metadata of the module.
+
+    Sizes as in nn.axes: width D, hidden F, heads N, kv_heads K, head_width H, vocabulary V. context_length: positions the
+    model was trained for. tied: the head is the transposed embedding. qkv_bias: q, k and v have biases.
+    """
+
+    layers: int
+    width: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    context_length: int
+    norm_epsilon: float
+    rope: RopeConfig
+    tied: bool = True
+    qkv_bias: bool = False
+    architecture: str = "llama"
+
+    def __post_init__(self):
+        sizes = ("layers", "width", "hidden", "heads", "kv_heads", "head_width", "vocabulary", "context_length")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"the model has {self.heads} heads and {self.kv_heads} KV heads: heads must be a multiple of KV heads")
+        if self.rope.width > self.head_width:
+            raise ValueError(f"rope rotates {self.rope.width} elements of a head of {self.head_width}")
+        if not (math.isfinite(self.norm_epsilon) and self.norm_epsilon >= 0):
+            raise ValueError(f"norm_epsilon must be finite and not negative, got {self.norm_epsilon}")
+
+
+class KeyReader:
+    """Reads an architecture's keys from metadata, checks them, and remembers which were read.
+
+    Every getter raises GGUFError naming the file's key, the expected range and the value found.
+    """
+
+    def __init__(self, metadata, architecture: str):
+        self._metadata, self._prefix = metadata, architecture + "."
+        self.seen: set[str] = set()
+
+    def _get(self, key):
+        self.seen.add(self._prefix + key)
+        return self._metadata.get(self._prefix + key)
+
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> int:
+        value = self._get(key)
+        if isinstance(value, np.ndarray) and value.size and (value == value.flat[0]).all():
+            value = value.flat[0].item()  # one entry per layer, all equal
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise GGUFError(f"{self._prefix}{key} must be an integer from {low} to {high}, {_found(value)}")
+        return value
+
+    def real(self, key: str, default: float | None = None, low: float = 0.0) -> float:
+        """A finite number above `low`."""
+        value = self._get(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > low):
+            raise GGUFError(f"{self._prefix}{key} must be a finite number above {low}, {_found(value)}")
+        return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        value = self._get(key)
+        if value is not None and not isinstance(value, str):
+            raise GGUFError(f"{self._prefix}{key} must be a string, {_found(value)}")
+        return default if value is None else value
+
+    def unread(self) -> list[str]:
+        """The architecture's keys that no getter asked for."""
+        return [key for key in self._metadata if key.startswith(self._prefix) and key not in self.seen]
+
+
+def _found(value) -> str:
+    if value is None:
+        return "the file has no such key"
+    text = f"an array of {len(value)}" if hasattr(value, "__len__") and not isinstance(value, str) else repr(value)
+    return f"the file has {text}"

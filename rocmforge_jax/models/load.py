@@ -1,0 +1,92 @@
+"""From an open file to a Decoder: every tensor is claimed by a variable and every variable by a tensor, or all that is
+wrong is said at once, before a weight is read."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rocmforge_jax.gguf import GGUFError, GGUFFile, TensorInfo
+from rocmforge_jax.models.architectures import read_config
+from rocmforge_jax.models.decoder import Decoder
+from rocmforge_jax.quant import QParam, QTensor, default_layout
+
+#: What a variable's last name is called in a file.
+_SUFFIX = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+#: Tensors that the configuration has already read.
+_CONFIG_TENSORS = {"rope_freqs.weight"}
+
+
+def load_decoder(gguf: GGUFFile, *, dtype=None, layout: str | None = None, strict: bool = False, progress=None) -> Decoder:
+    """A Decoder with the weights of a file, packed as they are, on the default device.
+
+    dtype: of the computation, default bfloat16 on GPUs and float32 on CPUs. layout: of the planes, default the device's.
+    strict: refuse keys of the architecture that are not known, instead of warning. progress: called with (bytes loaded,
+    bytes in all) after each tensor. GGUFError lists all tensors that are missing, unclaimed or of another shape.
+    """
+    config, unused = read_config(gguf)
+    _report_unknown_keys(gguf, [key for key, why in unused.items() if why == "unknown"], strict)
+    dtype = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    claims = _claim(decoder, gguf)
+    total, done = sum(tensor.nbytes for _, _, tensor in claims), 0
+    for module, attribute, tensor in claims:
+        setattr(module, attribute, _variable(tensor, attribute, layout or default_layout()))
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+    return decoder
+
+
+def tensor_name(path: tuple) -> str:
+    """The file's name of the variable at a path of a Decoder: ("blk", 0, "attn_q", "kernel") -> "blk.0.attn_q.weight"."""
+    return ".".join(map(str, (*path[:-1], _SUFFIX[path[-1]])))
+
+
+def _report_unknown_keys(gguf, unknown, strict):
+    if unknown:
+        message = f"{gguf.path}: keys of the architecture that are not known here: {', '.join(unknown)}"
+        if strict:
+            raise GGUFError(message)
+        warnings.warn(message, stacklevel=4)
+
+
+def _claim(decoder, gguf) -> list[tuple[nnx.Module, str, TensorInfo]]:
+    """(module, attribute, tensor) for every variable of an abstract decoder, in the file's order."""
+    found, problems = {}, []
+    for path, module in nnx.iter_modules(decoder):
+        for attribute, variable in vars(module).items():
+            if not isinstance(variable, nnx.Variable):
+                continue
+            name = tensor_name((*path, attribute))
+            expected = variable.shape[::-1] if attribute == "kernel" else variable.shape
+            if name not in gguf.tensors:
+                problems.append(f"{name} {list(expected)} is missing")
+            elif gguf.tensors[name].shape != expected:
+                problems.append(f"{name} has shape {list(gguf.tensors[name].shape)}, expected {list(expected)}")
+            else:
+                found[name] = (module, attribute, gguf.tensors[name])
+    names = {tensor_name(path) for path, _ in nnx.to_flat_state(nnx.state(decoder))}
+    problems += [f"{name} is not part of the architecture" for name in gguf.tensors if name not in names | _CONFIG_TENSORS]
+    if problems:
+        raise GGUFError(f"{gguf.path} does not fit the architecture {gguf.architecture!r}: " + "; ".join(problems))
+    return sorted(found.values(), key=lambda claim: claim[2].offset)
+
+
+def _variable(tensor: TensorInfo, attribute: str, layout: str) -> nnx.Variable:
+    """Quantised matrices stay packed; everything else becomes an nnx.Param in the file's dtype, kernels transposed to (in, out)."""
+    transposed = attribute == "kernel"
+    if tensor.format.is_quantized and len(tensor.shape) > 1:
+        return QParam(_split(tensor.data, tensor.format.name, layout, transposed))
+    if tensor.format.is_quantized or tensor.format.name not in ("F32", "F16", "BF16"):
+        raise GGUFError(f"{tensor.name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight of a model")
+    values = jnp.asarray(tensor.data.view(np.dtype(tensor.format.fields[0].dtype)))
+    return nnx.Param(values.T if transposed else values)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _split(row_bytes, type_name, layout, transposed):
+    return QTensor.from_bytes(row_bytes, type_name, layout=layout, transposed=transposed)

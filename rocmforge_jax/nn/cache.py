@@ -1,0 +1,88 @@
+"""The key/value cache: fixed slots on the device, written in place when it is donated.
+
+A cache owns its layout. Keys are [B, K, H, S] and values [B, K, S, H]: then both products of attention read them as they lie
+(on a CPU, one layer at S=4096: 1.0 ms and 1 MB of temporaries, against 14 ms and 34 MB for [B, S, K, H]).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of one layer. keys: [B, K, H, S]; values: [B, K, S, H]."""
+
+    keys: jax.Array
+    values: jax.Array
+
+    @classmethod
+    def zeros(cls, batch: int, kv_heads: int, head_width: int, length: int, dtype) -> "LayerCache":
+        # Two buffers: a donated argument must not appear twice.
+        keys, values = (batch, kv_heads, head_width, length), (batch, kv_heads, length, head_width)
+        return cls(jnp.zeros(keys, dtype), jnp.zeros(values, dtype))
+
+    @classmethod
+    def of(cls, k_BTKH, v_BTKH) -> "LayerCache":
+        """A cache that holds just these tokens: attention without a cache."""
+        return cls(k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3))
+
+    @property
+    def length(self) -> int:
+        """Slots, S."""
+        return self.values.shape[2]
+
+    def write(self, k_BTKH, v_BTKH, starts_B) -> "LayerCache":
+        """Put T tokens into the slots from starts_B[b] on. Slots past the end are the caller's mistake: XLA clamps in silence."""
+        new = LayerCache.of(k_BTKH.astype(self.keys.dtype), v_BTKH.astype(self.values.dtype))
+        return LayerCache(_write(self.keys, new.keys, starts_B, 2), _write(self.values, new.values, starts_B, 1))
+
+
+def _write(buffer, update, starts_B, axis):
+    """Rows one by one while they are few: each is an update in place, a batched one would be a scatter."""
+    batch = buffer.shape[0]
+    if batch > 8:
+        return jax.vmap(lambda b, u, s: jax.lax.dynamic_update_slice_in_dim(b, u, s, axis))(buffer, update, starts_B)
+    for b in range(batch):
+        starts = [b, 0, 0, 0]
+        starts[axis + 1] = starts_B[b]
+        buffer = jax.lax.dynamic_update_slice(buffer, update[b : b + 1], starts)
+    return buffer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """One LayerCache per layer, and how many slots of each sequence are filled.
+
+    lengths_B: int32 [B], 0 to `length`; sequence b has seen lengths_B[b] tokens, its next one goes to that slot.
+    """
+
+    layers: tuple[LayerCache, ...]
+    lengths_B: jax.Array
+
+    @classmethod
+    def zeros(cls, layers: int, batch: int, kv_heads: int, head_width: int, length: int, dtype) -> "Cache":
+        if min(layers, batch, kv_heads, head_width, length) < 1:
+            raise ValueError(
+                f"a cache needs positive sizes, got {layers} layers, batch {batch}, {kv_heads} KV heads of {head_width}, length {length}"
+            )
+        return cls(
+            tuple(LayerCache.zeros(batch, kv_heads, head_width, length, dtype) for _ in range(layers)),
+            jnp.zeros((batch,), jnp.int32),
+        )
+
+    @property
+    def length(self) -> int:
+        """Slots per sequence, S."""
+        return self.layers[0].length
+
+    @property
+    def batch(self) -> int:
+        return self.lengths_B.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))

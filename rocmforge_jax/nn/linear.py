@@ -1,0 +1,40 @@
+"""Linear layers and embeddings whose weights may be quantised."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rocmforge_jax import quant
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias.
+
+    kernel: (in, out), an nnx.Param or a QParam; bias: (out,) or None. A fresh kernel is drawn from a normal distribution of
+    standard deviation 1/sqrt(in). Products are accumulated in float32.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
+        scale = in_features**-0.5
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (in_features, out_features), dtype))
+        self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if use_bias else None
+
+    def __call__(self, x, dtype=None):
+        """[..., in] -> [..., out] in `dtype` (default x's)."""
+        y = quant.matmul(x, self.kernel, dtype=dtype)
+        return y if self.bias is None else y + self.bias.get_value().astype(y.dtype)[(None,) * (y.ndim - 1)]
+
+
+class Embedding(nnx.Module):
+    """Token embeddings (V, D), an nnx.Param or a QParam; `attend` uses them as the output head of a tied model."""
+
+    def __init__(self, vocabulary: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, width), dtype))
+
+    def __call__(self, tokens_BT, dtype=jnp.float32):
+        """Integer ids -> [..., D] in `dtype`. Ids outside the table are clipped."""
+        return quant.take_rows(self.embedding, tokens_BT, dtype)
+
+    def attend(self, x, dtype=None):
+        """[..., D] -> [..., V] in `dtype` (default x's): the product with the transposed table."""
+        return quant.matmul(x, self.embedding.get_value().T, dtype=dtype)

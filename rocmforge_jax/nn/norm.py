@@ -1,0 +1,23 @@
+"""Root mean square normalisation."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def rms_norm(x, scale, epsilon: float):
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, computed in float32, in x's dtype. scale: [x.shape[-1]]."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
+    return (normed * scale.astype(jnp.float32)[(None,) * (x.ndim - 1)]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with a learned scale, named as in Flax; a GGUF file calls it `weight`."""
+
+    def __init__(self, width: int, *, epsilon: float, dtype=jnp.float32, rngs: nnx.Rngs | None = None):
+        self.scale = nnx.Param(jnp.ones((width,), dtype))
+        self.epsilon = epsilon
+
+    def __call__(self, x):
+        return rms_norm(x, self.scale.get_value(), self.epsilon)

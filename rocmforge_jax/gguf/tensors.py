@@ -91,14 +91,16 @@ def _read_entry(cursor, name, at):
     if not 1 <= rank <= MAX_DIMS:
         cursor.refuse(f"{name!r} has {rank} dimensions, a tensor has 1 to {MAX_DIMS}", cursor.position - 4)
     *dims, type_id, offset = cursor.numbers(f"{rank}QIQ", f"the dimensions, type and offset of {name!r}")
+    shape = tuple(reversed(dims))
     try:
         fmt = formats.get(type_id)
-        row_bytes = fmt.row_bytes(dims[0])
+        row_bytes = fmt.row_bytes(shape[-1])
     except ValueError as error:
-        cursor.refuse(f"{name!r}, {dims}: {error}", at)
-    if math.prod(dim or 1 for dim in dims) * fmt.block_bytes > MAX_INT64:
-        cursor.refuse(f"{name!r} has the dimensions {dims}, which is more than {MAX_INT64} bytes of {fmt}", at)
-    return _Entry(tuple(reversed(dims)), fmt, offset, math.prod(dims[1:]) * row_bytes, at)
+        cursor.refuse(f"{name!r}, {list(shape)}: {error}", at)
+    # each size as if no dimension were 0, which would hide the others
+    if math.prod(size or 1 for size in shape[:-1]) * max(row_bytes, shape[-1], 1) > MAX_INT64:
+        cursor.refuse(f"{name!r}, {fmt} {list(shape)}, has more than {MAX_INT64} elements or bytes", at)
+    return _Entry(shape, fmt, offset, math.prod(shape[:-1]) * row_bytes, at)
 
 
 def _check_place(cursor, name, entry, data_start, alignment):

@@ -1,0 +1,194 @@
+"""Token ids in, token ids out. Weights, cache, logits and sampling stay on the device; only finished ids come back.
+
+The model is split once and every step is `jax.jit` on its flat leaves: one dispatch of 576 planes costs 0.5 ms so, against 10 ms
+through `nnx.jit`. Prompts are padded to a few lengths and the cache grows in a few sizes, so that little is ever compiled.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rocmforge_jax.generate.sampling import Sampler, SamplingParams, sample
+from rocmforge_jax.models import Decoder
+from rocmforge_jax.nn import Cache, LayerCache
+
+#: Longest piece of a prompt that is computed at once; a longer prompt comes in several.
+PREFILL_CHUNK = 512
+#: Shorter pieces are padded to a power of two from here on.
+SMALLEST_BUCKET = 16
+#: Slots of the smallest cache; a cache grows to the next power of two.
+SMALLEST_CACHE = 256
+#: Tokens that one dispatch generates.
+TOKENS_PER_DISPATCH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What one dispatch added to one sequence.
+
+    ids: the new tokens, a stop token not among them. logprobs: their log-probabilities under the model. finish_reason: None while
+    it goes on; "stop" at a stop token, "length" at max_tokens, "context" when the context is full.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: str | None = None
+
+
+def bucket(length: int, smallest: int) -> int:
+    """The power of two that is at least `length` and `smallest`."""
+    return max(smallest, 1 << (length - 1).bit_length())
+
+
+class Engine:
+    """Generates with a Decoder. It keeps the decoder's arrays, not a copy of them.
+
+    context_length: tokens a sequence may have, prompt and answer together; default what the model was trained for.
+    """
+
+    def __init__(self, decoder: Decoder, *, context_length: int | None = None):
+        self.config = decoder.config
+        self.context_length = self.config.context_length if context_length is None else context_length
+        if self.context_length < 2:
+            raise ValueError(f"context_length must be at least 2, got {self.context_length}")
+        self._init_cache = functools.partial(decoder.init_cache)
+        graphdef, state = nnx.split(decoder)
+        self._leaves, treedef = jax.tree.flatten(state)
+        merge = lambda leaves: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+        self._prefill = jax.jit(functools.partial(_prefill, merge), donate_argnums=1)
+        self._decode = jax.jit(functools.partial(_decode, merge), static_argnums=4, donate_argnums=1)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+        *,
+        max_tokens: int | None = None,
+        stop_ids: frozenset[int] | set[int] = frozenset(),
+    ) -> Iterator[list[Generated]]:
+        """Continue each prompt. Yields, dispatch after dispatch, what it added to each sequence, until all have finished.
+
+        params: one for all or one each. max_tokens: most new tokens of each sequence, None for as many as the context holds.
+        ValueError, before anything is computed, for prompts that are empty, too long or have ids outside the vocabulary.
+        """
+        params = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        self._check(prompts, params, max_tokens)
+        return self._generate([list(map(int, prompt)) for prompt in prompts], params, max_tokens, frozenset(stop_ids))
+
+    def _check(self, prompts, params, max_tokens):
+        if not prompts:
+            raise ValueError("generate needs at least one prompt, got none")
+        if len(params) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many sampling parameters, got {len(params)}")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        for number, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise ValueError(f"prompt {number} is empty: generation needs at least one token")
+            if len(prompt) >= self.context_length:
+                raise ValueError(f"prompt {number} has {len(prompt)} tokens, the context is {self.context_length} with at least one answered")
+            low, high = min(prompt), max(prompt)
+            if low < 0 or high >= self.config.vocabulary:
+                raise ValueError(f"prompt {number} has the id {low if low < 0 else high}, the vocabulary has {self.config.vocabulary}")
+
+    def _generate(self, prompts, params, max_tokens, stop_ids):
+        sampler = Sampler.of(params)
+        lengths = np.array([len(prompt) for prompt in prompts])
+        open_ = [_Open(self.context_length - n, max_tokens, stop_ids) for n in lengths]
+        logits_BV, cache = self.prefill(prompts)
+        tokens_B, logprobs_B = _sample(logits_BV, sampler, cache.lengths_B)
+        step_ids, step_logprobs = np.asarray(tokens_B)[:, None], np.asarray(logprobs_B)[:, None]
+        filled = int(lengths.max())
+        while True:
+            yield [one.take(ids, logprobs) for one, ids, logprobs in zip(open_, step_ids.tolist(), step_logprobs.tolist())]
+            if all(one.finish_reason for one in open_):
+                return
+            cache = self._grown(cache, filled + TOKENS_PER_DISPATCH)
+            tokens_B, cache, ids_BT, logprobs_BT = self._decode(self._leaves, cache, tokens_B, sampler, TOKENS_PER_DISPATCH)
+            step_ids, step_logprobs = np.asarray(ids_BT), np.asarray(logprobs_BT)
+            filled += TOKENS_PER_DISPATCH
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, Cache]:
+        """Compute prompts: the logits after the last token of each, float32 [B, V], and the filled cache."""
+        lengths = np.array([len(prompt) for prompt in prompts])
+        pieces = _pieces(int(lengths.max()))
+        tokens = np.zeros((len(prompts), sum(pieces)), np.int32)
+        for row, prompt in zip(tokens, prompts):
+            row[: len(prompt)] = prompt
+        cache = self._init_cache(len(prompts), bucket(tokens.shape[1] + 1, SMALLEST_CACHE))
+        logits_BV, start = jnp.zeros((len(prompts), self.config.vocabulary), jnp.float32), 0
+        for piece in pieces:
+            added = np.clip(lengths - start, 0, piece).astype(np.int32)
+            logits_BV, cache = self._prefill(self._leaves, cache, tokens[:, start : start + piece], added, logits_BV)
+            start += piece
+        return logits_BV, cache
+
+    def _grown(self, cache: Cache, slots: int) -> Cache:
+        """The cache, or a copy with at least `slots` slots."""
+        return cache if slots <= cache.length else _grow(cache, bucket(slots, SMALLEST_CACHE))
+
+
+class _Open:
+    """A sequence that is being generated: how much it may still grow, and why it stopped."""
+
+    def __init__(self, room: int, max_tokens: int | None, stop_ids: frozenset[int]):
+        self._left = room if max_tokens is None else min(room, max_tokens)
+        self._at_limit = "context" if self._left == room and max_tokens != room else "length"
+        self._stop_ids = stop_ids
+        self.finish_reason = None
+
+    def take(self, ids: list[int], logprobs: list[float]) -> Generated:
+        """The part of a dispatch's tokens that belongs to the sequence."""
+        if self.finish_reason:
+            return Generated([], [], self.finish_reason)
+        stop = next((i for i, id in enumerate(ids) if id in self._stop_ids), len(ids))
+        count = min(stop, self._left)
+        self._left -= count
+        if stop < len(ids) and count == stop:
+            self.finish_reason = "stop"
+        elif self._left == 0:
+            self.finish_reason = self._at_limit
+        return Generated(ids[:count], logprobs[:count], self.finish_reason)
+
+
+def _pieces(length: int) -> list[int]:
+    """Padded lengths of the pieces of a prompt: full chunks, then a power of two."""
+    full, rest = divmod(length, PREFILL_CHUNK)
+    return [PREFILL_CHUNK] * full + ([bucket(rest, SMALLEST_BUCKET)] if rest else [])
+
+
+def _prefill(merge, leaves, cache, tokens_BT, added_B, before_BV):
+    """One piece of each prompt. A sequence that has no token in it keeps the logits it had."""
+    logits_BV, cache = merge(leaves)(tokens_BT, cache, lengths_B=added_B, last_only=True)
+    return jnp.where(added_B[:, None] > 0, logits_BV, before_BV), cache
+
+
+def _decode(merge, leaves, cache, tokens_B, sampler, count):
+    """Take the last tokens in and generate `count` more: (the last, the cache, ids [B, count], log-probabilities [B, count])."""
+    decoder = merge(leaves)
+
+    def step(carry, _):
+        cache, tokens_B = carry
+        logits_BV, cache = decoder(tokens_B[:, None], cache, last_only=True)
+        tokens_B, logprobs_B = sample(logits_BV, sampler, cache.lengths_B)
+        return (cache, tokens_B), (tokens_B, logprobs_B)
+
+    (cache, tokens_B), (ids_TB, logprobs_TB) = jax.lax.scan(step, (cache, tokens_B), length=count)
+    return tokens_B, cache, ids_TB.T, logprobs_TB.T
+
+
+_sample = jax.jit(sample)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _grow(cache: Cache, length: int) -> Cache:
+    more = length - cache.length
+    pad = lambda layer: LayerCache(
+        jnp.pad(layer.keys, ((0, 0), (0, 0), (0, 0), (0, more))), jnp.pad(layer.values, ((0, 0), (0, 0), (0, more), (0, 0)))
+    )
+    return Cache(tuple(map(pad, cache.layers)), cache.lengths_B)

@@ -1,0 +1,222 @@
+"""LanguageModel: a decoder, its tokenizer and its chat template; text in, text out."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rocmforge_jax.generate import Engine, Generated, SamplingParams
+from rocmforge_jax.gguf import GGUFFile, open_gguf
+from rocmforge_jax.models import Decoder, load_decoder
+from rocmforge_jax.text import ChatTemplate, StopStrings, Tokenizer, chat_template_from_metadata, tokenizer_from_metadata
+
+#: The file behind the name "demo".
+DEMO = Path(__file__).parent / "demo" / "demo.gguf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What was generated for one prompt.
+
+    text: without stop strings. ids: the generated tokens, without the stop token. logprobs: one for each id, natural logarithm,
+    under the model's own distribution. finish_reason: "stop" (a stop token or string), "length" (max_tokens) or "context"
+    (the context is full). prompt_tokens: tokens of the prompt.
+    """
+
+    text: str
+    ids: list[int]
+    finish_reason: str
+    logprobs: list[float]
+    prompt_tokens: int
+
+    def __str__(self):
+        return self.text
+
+
+class LanguageModel:
+    """A model with everything around it. `model` is the Flax NNX decoder; use it as any other module.
+
+    The engine takes the decoder's arrays when the first text is generated: assign a changed decoder to `model` to use it.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None = None,
+        *,
+        context_length: int | None = None,
+    ):
+        if tokenizer.vocab_size > model.config.vocabulary:
+            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds {model.config.vocabulary}")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template or ChatTemplate(None)
+        self._context_length = context_length
+        self.model = model
+
+    @property
+    def model(self) -> Decoder:
+        return self._model
+
+    @model.setter
+    def model(self, model: Decoder):
+        self._model, self.engine = model, Engine(model, context_length=self._context_length)
+
+    def __repr__(self):
+        config = self.model.config
+        return f"<LanguageModel {config.architecture}: {config.layers} layers, width {config.width}, vocabulary {config.vocabulary}>"
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        max_tokens: int | None = 256,
+        stop: str | Sequence[str] = (),
+        stream: bool = False,
+        parse_special: bool = False,
+        **sampling,
+    ) -> "Completion | list[Completion] | Iterator[str]":
+        """Continue a text, or each of a list of texts.
+
+        max_tokens: most new tokens, None for as many as the context holds. stop: strings that end the text and are left out of it.
+        stream: return an iterator of pieces of text instead (one prompt only). parse_special: read control tokens written in the
+        prompt. sampling: the fields of `SamplingParams` (temperature, top_k, top_p, min_p, seed). In a list, prompt i is drawn with
+        seed + i.
+        """
+        prompts, params = _as_list(prompt), SamplingParams(**sampling)
+        if stream and not isinstance(prompt, str):
+            raise ValueError(f"stream=True takes one prompt, got a list of {len(prompts)}")
+        answers = [_Answer(self.tokenizer, self._encode(text, parse_special), stop) for text in prompts]
+        params = [dataclasses.replace(params, seed=(params.seed + i) % 2**32) for i in range(len(prompts))]
+        steps = self.engine.generate(
+            [answer.prompt for answer in answers], params, max_tokens=max_tokens, stop_ids=self.tokenizer.stop_ids
+        )
+        if stream:
+            return answers[0].stream(dispatch[0] for dispatch in steps)
+        for dispatch in steps:
+            for answer, generated in zip(answers, dispatch):
+                answer.take(generated)
+            if all(answer.finish_reason for answer in answers):
+                break
+        completions = [answer.completion() for answer in answers]
+        return completions[0] if isinstance(prompt, str) else completions
+
+    def chat(self, messages: Sequence[Mapping], *, template: Mapping | None = None, **options) -> "Completion | Iterator[str]":
+        """Answer a conversation [{"role": "user", "content": "..."}, ...]. options: those of `generate`. template: variables of
+        the chat template, such as tools. ChatTemplateError where the file has no template or it fails."""
+        text = self.chat_template.render(messages, add_generation_prompt=True, **(template or {}))
+        return self.generate(text, parse_special=True, **options)
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        ids = self.tokenizer.encode(text, add_special=True, parse_special=parse_special)
+        if ids and self.tokenizer.add_eos and ids[-1] == self.tokenizer.eos_id:
+            ids.pop()  # the text is to be continued
+        if not ids and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id]
+        if not ids:
+            raise ValueError("the prompt has no token, and the tokenizer has none to begin a text with")
+        return ids
+
+
+class _Answer:
+    """One prompt's answer while it is being generated."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop):
+        self.prompt = prompt
+        self._text = tokenizer.stream(skip_special=True, after=prompt)
+        self._stops = StopStrings(stop)
+        self._ids, self._logprobs, self._pieces = [], [], []
+        self.finish_reason = None
+
+    def take(self, generated: Generated) -> str:
+        """Take a dispatch's tokens in, one by one up to a stop string; -> the text that is certain now."""
+        if self.finish_reason:
+            return ""
+        pieces = []
+        for id, logprob in zip(generated.ids, generated.logprobs):
+            self._ids.append(id)
+            self._logprobs.append(logprob)
+            pieces.append(self._stops.push(self._text.push([id])))
+            if self._stops.hit is not None:
+                self.finish_reason = "stop"
+                break
+        if not self.finish_reason and generated.finish_reason:
+            self.finish_reason = generated.finish_reason
+            pieces.append(self._stops.push(self._text.flush()))
+            pieces.append(self._stops.flush())
+        self._pieces += pieces
+        return "".join(pieces)
+
+    def stream(self, steps: Iterator[Generated]) -> Iterator[str]:
+        for generated in steps:
+            if piece := self.take(generated):
+                yield piece
+            if self.finish_reason:
+                return
+
+    def completion(self) -> Completion:
+        return Completion("".join(self._pieces), self._ids, self.finish_reason, self._logprobs, len(self.prompt))
+
+
+def load(
+    path: str | os.PathLike = "demo",
+    *,
+    dtype=None,
+    context_length: int | None = None,
+    strict: bool = False,
+    progress: bool | None = None,
+) -> LanguageModel:
+    """Load a GGUF model on the default device.
+
+    path: a GGUF file; or "demo", the small model that ships with the package; or "owner/repository/file.gguf" on the Hugging
+    Face hub (needs the extra `hub`). dtype: of the computation, default bfloat16 on GPUs and float32 on CPUs. context_length: most
+    tokens of a text, default what the model was trained for. strict: refuse what is only warned about otherwise. progress: show a
+    bar on stderr, default: if that is a terminal. FileNotFoundError or GGUFError say what is wrong with the file.
+    """
+    gguf = open_gguf(resolve(path))
+    with tqdm(unit="B", unit_scale=True, desc=gguf.path.name, disable=None if progress is None else not progress) as bar:
+
+        def show(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        model = load_decoder(gguf, dtype=dtype, strict=strict, progress=show)
+    return from_parts(model, gguf, context_length=context_length)
+
+
+def from_parts(model: Decoder, gguf: GGUFFile, *, context_length: int | None = None) -> LanguageModel:
+    """A LanguageModel of a decoder with the tokenizer and chat template of a file."""
+    tokenizer, template = tokenizer_from_metadata(gguf.metadata), chat_template_from_metadata(gguf.metadata)
+    return LanguageModel(model, tokenizer, template, context_length=context_length)
+
+
+def resolve(path: str | os.PathLike) -> Path:
+    """The file that `load` would open: an existing path, the demo model, or a file of the hub, downloaded once."""
+    if os.path.exists(path):
+        return Path(path)
+    if os.fspath(path) == "demo":
+        return DEMO
+    parts = os.fspath(path).split("/")
+    if len(parts) >= 3 and parts[-1].endswith(".gguf") and all(parts):
+        return _download("/".join(parts[:2]), "/".join(parts[2:]))
+    return Path(path)  # open_gguf says what is there instead
+
+
+def _download(repository: str, filename: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"no file {repository}/{filename}; to fetch it from the Hugging Face hub: pip install 'rocmforge-jax[hub]'"
+        ) from None
+    return Path(hf_hub_download(repository, filename))
+
+
+def _as_list(prompt) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    wrong = [type(text).__name__ for text in prompts if not isinstance(text, str)]
+    if wrong or not prompts:
+        raise TypeError(f"generate takes a text or a list of texts, got {f'a list with {wrong[0]}' if wrong else 'an empty list'}")
+    return prompts

@@ -57,7 +57,9 @@ class SentencePieceCodec:
     def __init__(self, vocabulary: Vocabulary, space_prefix: bool):
         self.space_prefix = space_prefix
         unknown = vocabulary.tokens[vocabulary.ids["unk"]] if "unk" in vocabulary.ids else None
-        if not isinstance(unknown, str) and not all(f"<0x{byte:02X}>" in vocabulary.index for byte in range(256)):
+        if unknown not in vocabulary.index:
+            unknown = None
+        if unknown is None and not all(f"<0x{byte:02X}>" in vocabulary.index for byte in range(256)):
             raise GGUFError("the vocabulary has neither an unknown token nor all 256 byte tokens: some texts have no ids")
         self._tokenizer = Tokenizer(
             BPE(vocabulary.index, _merges_by_score(vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=True)

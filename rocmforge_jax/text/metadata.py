@@ -39,18 +39,18 @@ def strings(metadata, key: str) -> list[str | bytes]:
     return values
 
 
-def numbers(metadata, key: str, dtype, length: int) -> np.ndarray | None:
-    """A list of `length` numbers as an array of `dtype`, integers where that is integral; None where the key is missing."""
-    if key not in metadata:
+def numbers(metadata, key: str, length: int, *, integral: bool) -> np.ndarray | None:
+    """A list of `length` numbers, in the type that the file has; None where the key is missing."""
+    values = metadata.get(key)
+    if values is None:
         return None
-    values = np.asarray(metadata[key])
-    allowed = "iu" if np.dtype(dtype).kind in "iu" else "iuf"
-    if values.ndim != 1 or values.dtype.kind not in allowed:
-        kind = "integers" if allowed == "iu" else "numbers"
-        raise GGUFError(f"{key} is {_kind(metadata[key])}: expected a list of {length} {kind}")
+    if isinstance(values, (list, tuple)) and all(isinstance(value, (int, float)) for value in values):
+        values = np.asarray(values)
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in ("iu" if integral else "iuf"):
+        raise GGUFError(f"{key} is {_kind(values)}: expected a list of {length} {'integers' if integral else 'numbers'}")
     if len(values) != length:
         raise GGUFError(f"{key} has {len(values)} entries for {length} tokens")
-    return values.astype(dtype)
+    return values
 
 
 def _required(metadata, key):

@@ -83,21 +83,12 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def byte(self, token_id: int) -> int:
-        """The value of a BYTE token, "<0x0A>" -> 10."""
-        return int(self.tokens[token_id][3:5], 16)
-
 
 def read_vocabulary(metadata, default_ids: dict[str, int]) -> Vocabulary:
     """Read and check the vocabulary; `default_ids` are the special ids of its kind where no key gives them."""
     tokens = meta.strings(metadata, "tokenizer.ggml.tokens")
     index = _index(tokens)
-    types = meta.numbers(metadata, "tokenizer.ggml.token_type", np.int32, len(tokens))
-    scores = meta.numbers(metadata, "tokenizer.ggml.scores", np.float32, len(tokens))
-    types = np.full(len(tokens), TokenType.NORMAL, np.int32) if types is None else types
-    scores = np.zeros(len(tokens), np.float32) if scores is None else scores
-    _check_types(tokens, types)
-    _check_scores(scores)
+    types, scores = _types(metadata, tokens), _scores(metadata, len(tokens))
     ids = {name: id for name, id in default_ids.items() if id < len(tokens)} | _special_ids(metadata, index, len(tokens))
     stop_ids = _stop_ids(index, types, ids)
     return Vocabulary(tokens, _amended(types, index, ids, stop_ids), scores, index, ids, stop_ids)
@@ -116,21 +107,26 @@ def _index(tokens) -> dict[str, int]:
     return index
 
 
-def _check_types(tokens, types):
-    wrong = np.flatnonzero((types < min(TokenType)) | (types > max(TokenType)))
-    if wrong.size:
-        id = int(wrong[0])
-        raise GGUFError(f"tokenizer.ggml.token_type[{id}] is {types[id]}: types are {min(TokenType)} to {max(TokenType)}")
+def _types(metadata, tokens) -> np.ndarray:
+    types = meta.numbers(metadata, "tokenizer.ggml.token_type", len(tokens), integral=True)
+    if types is None:
+        return np.full(len(tokens), TokenType.NORMAL, np.int32)
+    if (wrong := np.flatnonzero((types < min(TokenType)) | (types > max(TokenType)))).size:
+        raise GGUFError(f"tokenizer.ggml.token_type[{wrong[0]}] is {types[wrong[0]]}: types are {min(TokenType)} to {max(TokenType)}")
     byte_texts = {f"<0x{value:02X}>" for value in range(256)}
     for id in np.flatnonzero(types == TokenType.BYTE):
         if tokens[id] not in byte_texts:
             raise GGUFError(f"token {id} is of type byte and reads {tokens[id]!r}: byte tokens read <0x00> to <0xFF>")
+    return types.astype(np.int32)
 
 
-def _check_scores(scores):
-    wrong = np.flatnonzero(np.isnan(scores))
-    if wrong.size:
+def _scores(metadata, vocab_size) -> np.ndarray:
+    scores = meta.numbers(metadata, "tokenizer.ggml.scores", vocab_size, integral=False)
+    if scores is None:
+        return np.zeros(vocab_size, np.float32)
+    if (wrong := np.flatnonzero(np.isnan(scores))).size:
         raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}] is not a number")
+    return scores.astype(np.float32)
 
 
 def _special_ids(metadata, index, vocab_size) -> dict[str, int]:

@@ -80,3 +80,19 @@ def reference_tokenizer(reference):
         return loaded[name]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def merge_all(byte_level):
+    """A function: text -> metadata of a vocabulary of all its parts, in which any two neighbours merge."""
+
+    def make(text):
+        text = as_byte_text(text)
+        parts = {text[start:end] for start in range(len(text)) for end in range(start + 1, len(text) + 1)}
+        tokens = byte_alphabet()
+        tokens += sorted(parts - set(tokens))
+        merges = [f"{part[:cut]} {part[cut:]}" for part in sorted(parts) for cut in range(1, len(part))]
+        types = np.full(len(tokens), NORMAL, np.int32)
+        return byte_level(tokens=tokens, merges=merges, token_type=types)
+
+    return make

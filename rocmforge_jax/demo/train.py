@@ -1,0 +1,202 @@
+"""Train the demo model and write it as GGUF: `python -m rocmforge_jax.demo.train TEXT OUT.gguf` (needs the extra `train`).
+
+A Llama with grouped-query attention and a byte-level BPE vocabulary, trained on the first 90 % of a text and stopped where the
+perplexity on the last 10 % is lowest. A million characters are little for it, so it is regularised twice: every window is
+tokenised anew with merges left out at random (BPE dropout, Provilkov et al., 2020), and a share of each weight matrix is
+dropped at every step (DropConnect, Wan et al., 2013). Beside OUT.gguf, OUT.json says what came out.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from tokenizers import Tokenizer as Trainable
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from rocmforge_jax import formats
+from rocmforge_jax.gguf import open_gguf, write_gguf
+from rocmforge_jax.models import Decoder, DecoderConfig, load_decoder, param_count, tensor_name
+from rocmforge_jax.nn import RopeConfig
+
+VOCABULARY = 1024
+END = "<|endoftext|>"
+CONFIG = DecoderConfig(
+    layers=4, width=256, hidden=640, heads=8, kv_heads=2, head_width=32, vocabulary=VOCABULARY, context_length=512,
+    norm_epsilon=1e-5, rope=RopeConfig(width=32, interleaved=True), tied=True,
+)  # fmt: skip
+#: Type of each tensor: a mix, so that the demo exercises the formats the project began with.
+TYPES = {
+    "token_embd": "Q8_0", "attn_q": "Q5_0", "attn_k": "Q5_0", "attn_v": "Q8_0", "attn_output": "Q5_1", "ffn_gate": "Q4_1",
+    "ffn_up": "Q4_1", "ffn_down": "Q5_1",
+}  # fmt: skip
+WINDOW, BATCH = 256, 64
+
+
+def train_tokenizer(text: str) -> Trainable:
+    """Byte-level BPE with GPT-2's word pattern."""
+    tokenizer = Trainable(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer
+
+
+def window_loss(decoder: Decoder, tokens_BT):
+    """Mean negative log-likelihood of the tokens of each window after its first."""
+    logits_BTV, _ = decoder(tokens_BT[:, :-1])
+    losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, tokens_BT[:, 1:])
+    return losses_BT.mean()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def step(graphdef, optimizer, drop, params, moments, average, tokens_BT, key):
+    """One AdamW step on weights with a share `drop` of each matrix set to zero; `average` follows the weights."""
+
+    def loss(params):
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        keep = lambda k, w: w * jax.random.bernoulli(k, 1 - drop, w.shape).astype(w.dtype) / (1 - drop) if w.ndim > 1 else w
+        return window_loss(nnx.merge(graphdef, jax.tree.unflatten(tree, list(map(keep, keys, leaves)))), tokens_BT)
+
+    value, gradients = jax.value_and_grad(loss)(params)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, moments = optimizer.update(gradients, moments, params)
+        params = optax.apply_updates(params, updates)
+        average = optax.incremental_update(params, average, 0.005)
+    return params, moments, average, value
+
+
+def held_out_loss(decoder: Decoder, ids: np.ndarray) -> float:
+    """Mean negative log-likelihood per token of a text, in windows of WINDOW tokens that each start from nothing."""
+    graphdef, state = nnx.split(decoder)
+    evaluate = jax.jit(lambda state, tokens: window_loss(nnx.merge(graphdef, state), tokens))
+    count = (len(ids) - 1) // WINDOW
+    windows = np.stack([ids[i * WINDOW : (i + 1) * WINDOW + 1] for i in range(count)])
+    batches = np.array_split(windows, -(-count // BATCH))
+    return float(sum(float(evaluate(state, jnp.asarray(b))) * len(b) for b in batches) / count)
+
+
+def batches(tokenizer: Trainable, text: str, dropout: float, seed: int):
+    """Endless [BATCH, WINDOW + 1] windows, the text tokenised anew for each pass over it."""
+    random = np.random.default_rng(seed)
+    model = tokenizer.model
+    while True:
+        model.dropout = dropout
+        ids = np.array(tokenizer.encode(text).ids, np.int32)
+        model.dropout = None
+        for _ in range(max(len(ids) // (BATCH * WINDOW), 1)):
+            starts = random.integers(0, len(ids) - WINDOW - 1, BATCH)
+            yield np.stack([ids[s : s + WINDOW + 1] for s in starts])
+
+
+def train(text: str, steps: int, patience: int, seed: int = 0):
+    """-> (decoder with the weights of the best evaluation, tokenizer, held-out ids, held-out loss)."""
+    cut = len(text) * 9 // 10
+    tokenizer = train_tokenizer(text[:cut])
+    held_out = np.array(tokenizer.encode(text[cut:]).ids, np.int32)
+    decoder = Decoder(CONFIG, rngs=nnx.Rngs(seed))
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(100, steps // 10), steps, 1e-4)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.1))
+    with jax.numpy_dtype_promotion("standard"):
+        moments = optimizer.init(params)
+    average = jax.tree.map(jnp.copy, params)
+    source = batches(tokenizer, text[:cut], 0.1, seed)
+    key, best, best_loss, since, began = jax.random.key(seed), average, np.inf, 0, time.perf_counter()
+    for number in range(1, steps + 1):
+        tokens = jnp.asarray(next(source))
+        params, moments, average, loss = step(
+            graphdef, optimizer, 0.1, params, moments, average, tokens, jax.random.fold_in(key, number)
+        )
+        if number % 100 and number != steps:
+            continue
+        now = held_out_loss(nnx.merge(graphdef, average), held_out)
+        print(f"step {number}: loss {float(loss):.3f}, held out {now:.3f}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        best, best_loss, since = (jax.tree.map(jnp.copy, average), now, 0) if now < best_loss else (best, best_loss, since + 1)
+        if since >= patience:
+            break
+    return nnx.merge(graphdef, best), tokenizer, held_out, best_loss
+
+
+def metadata(tokenizer: Trainable) -> dict:
+    """The keys of the file, as llama.cpp names them."""
+    data = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(data["vocab"], key=data["vocab"].get)
+    config = CONFIG
+    return {
+        "general.architecture": "llama",
+        "general.name": "rocmforge demo: mock Shakespeare",
+        "general.description": "A toy model that shows rocmforge_jax at work. Trained on public-domain plays.",
+        "general.license": "apache-2.0",
+        "general.quantization_version": 2,
+        "llama.block_count": config.layers,
+        "llama.context_length": config.context_length,
+        "llama.embedding_length": config.width,
+        "llama.feed_forward_length": config.hidden,
+        "llama.attention.head_count": config.heads,
+        "llama.attention.head_count_kv": config.kv_heads,
+        "llama.attention.layer_norm_rms_epsilon": np.float32(config.norm_epsilon),
+        "llama.rope.freq_base": np.float32(config.rope.base),
+        "llama.rope.dimension_count": config.rope.width,
+        "llama.vocab_size": config.vocabulary,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token == END else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in data["merges"]],
+        "tokenizer.ggml.eos_token_id": tokens.index(END),
+        "tokenizer.ggml.bos_token_id": tokens.index(END),
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def tensors(decoder: Decoder) -> dict:
+    """name -> (type, blocks): matrices quantised as TYPES says, vectors in F32."""
+    out = {}
+    for path, variable in nnx.to_flat_state(nnx.state(decoder)):
+        values = np.asarray(variable.get_value(), np.float32)
+        values = np.ascontiguousarray(values.T if path[-1] == "kernel" else values)
+        kind = TYPES[path[-2]] if values.ndim > 1 else "F32"
+        out[tensor_name(path)] = (kind, values if kind == "F32" else formats.quantize(values, kind))
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("text", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--patience", type=int, default=6, help="evaluations without a better one before training stops")
+    options = parser.parse_args()
+
+    text = options.text.read_text()
+    decoder, tokenizer, held_out, loss = train(text, options.steps, options.patience)
+    write_gguf(options.out, metadata(tokenizer), tensors(decoder))
+    quantised_loss = held_out_loss(load_decoder(open_gguf(options.out), dtype=jnp.float32), held_out)
+    characters = len(text) - len(text) * 9 // 10
+    report = {
+        "parameters": param_count(decoder),
+        "file_bytes": options.out.stat().st_size,
+        "held_out_tokens": len(held_out),
+        "held_out_characters": characters,
+        "held_out_perplexity": round(float(np.exp(quantised_loss)), 3),
+        "held_out_perplexity_before_quantisation": round(float(np.exp(loss)), 3),
+        "held_out_bits_per_character": round(quantised_loss * len(held_out) / characters / np.log(2), 4),
+        "window": WINDOW,
+    }
+    options.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -51,6 +51,7 @@ class Renderer:
         return self._process is not None and self._owner == os.getpid() and self._process.poll() is None
 
     def _start(self):
+        self.stop()
         program = Path(__file__).with_name("render_worker.py")
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(program), json.dumps(sys.path)],

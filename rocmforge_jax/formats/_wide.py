@@ -27,15 +27,15 @@ def float32_of_int64(words):
     """Two's complement -> float32."""
     low, high = words[..., 0], words[..., 1]
     negative = (high >> 31) > 0
-    low = jnp.where(negative, ~low + 1, low)
-    high = jnp.where(negative, ~high + (low == 0), high)
-    # Shift the leading one to bit 31 of `top`; `rest` is what falls below.
-    in_low = high == 0
-    leading = jnp.where(in_low, low, high)
-    shift = jax.lax.clz(leading)
-    top = (leading << (shift & 31)) | jnp.where(in_low, 0, (low >> 1) >> (31 - (shift & 31)))
-    rest = jnp.where(in_low, 0, low << (shift & 31))
-    exponent = jnp.where(in_low, 31, 63) - shift.astype(jnp.int32)
+    high = jnp.where(negative, jnp.where(low == 0, 0 - high, ~high), high)
+    low = jnp.where(negative, 0 - low, low)
+    # `top` has the leading one in its highest bit; `rest` is what of the number lies below `top`.
+    fits = high == 0
+    leading = jnp.where(fits, low, high)
+    shift = jnp.minimum(jax.lax.clz(leading), 31)
+    top = (leading << shift) | jnp.where(fits, 0, (low >> 1) >> (31 - shift))
+    rest = jnp.where(fits, 0, low << shift)
+    exponent = jnp.where(fits, 31, 63) - shift.astype(jnp.int32)
     bits = jnp.where(leading == 0, 0, _round((top >> 6) | _any((top & 63) | rest), exponent + 127))
     return jax.lax.bitcast_convert_type(bits | jnp.where(negative, SIGN, 0), jnp.float32)
 

@@ -41,12 +41,13 @@ def dequantize(block_bytes, format: str | int | Format, *, dtype=jnp.float32, co
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _dequantize(block_bytes, format, dtype):
-    lead = block_bytes.shape[:-1]
+    *lead, nbytes = block_bytes.shape
+    blocks = format.row_blocks(nbytes)
     decode = lambda fields: format.values(**fields)
     for _ in range(len(lead) + 1):
         decode = jax.vmap(decode)
-    values = decode(format.split(block_bytes.reshape(*lead, -1, format.block_bytes)))
-    return values.astype(jnp.float32).astype(dtype).reshape(*lead, -1)
+    values = decode(format.split(block_bytes.reshape(*lead, blocks, format.block_bytes)))
+    return values.astype(jnp.float32).astype(dtype).reshape(*lead, blocks * format.block)
 
 
 def _blocks_for(count, format):

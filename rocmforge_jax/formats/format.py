@@ -131,16 +131,13 @@ class Format:
         dtype, shape = field.plane
         lead = plane.shape[: plane.ndim - len(shape)]
         if plane.dtype != dtype or plane.shape != (*lead, *shape):
-            raise ValueError(f"{self.name}.{field.name} is {dtype} [..., {_commas(shape)}], got {plane.dtype} [{_commas(plane.shape)}]")
+            expected = ", ".join(map(str, ("...", *shape)))
+            raise ValueError(f"{self.name}.{field.name} is {dtype} [{expected}], got {plane.dtype} {list(plane.shape)}")
         return jax.lax.bitcast_convert_type(plane, jnp.uint8).reshape(*lead, field.nbytes)
 
 
 def _from_bytes(part, field):
     lead, (dtype, shape) = part.shape[:-1], field.plane
     if dtype.itemsize > 1:
-        part = part.reshape(*lead, -1, dtype.itemsize)
+        part = part.reshape(*lead, field.nbytes // dtype.itemsize, dtype.itemsize)
     return jax.lax.bitcast_convert_type(part, dtype).reshape(*lead, *shape)
-
-
-def _commas(shape):
-    return ", ".join(map(str, shape))

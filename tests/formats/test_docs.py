@@ -1,0 +1,28 @@
+"""docs/formats.md is current, and what it computes is true."""
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+from rocmforge_jax.formats import docs
+
+pytestmark = pytest.mark.core
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
+
+
+def test_the_table_is_current():
+    page = PAGE.read_text()
+    assert docs.renewed(page) == page, "run: python -m rocmforge_jax.formats.docs docs/formats.md"
+
+
+def test_the_worked_example_is_true():
+    result = doctest.testfile(str(PAGE), module_relative=False)
+    assert result.attempted > 3 and result.failed == 0
+
+
+@pytest.mark.parametrize("page", ["", docs.START, docs.END, docs.END + docs.START])
+def test_a_page_without_its_marks_is_refused(page):
+    with pytest.raises(ValueError, match="the page needs a line"):
+        docs.renewed(page)

@@ -20,8 +20,8 @@ MAX_ALIGNMENT = 2**20
 MAX_KEYS = 2**14
 #: Ours, for the names of all keys together; a model has about 2 KB.
 MAX_KEY_BYTES_TOGETHER = 2**24
-#: Ours; the largest models have about 2,000 tensors, one that splits 256 experts in 61 layers 50,000.
-MAX_TENSORS = 2**16
+#: Ours; the largest models have about 2,000.
+MAX_TENSORS = 2**15
 #: Ours, for the strings of all arrays together; a large vocabulary has 300,000 tokens and 500,000 merges.
 MAX_STRINGS = 2**21
 #: Ours: metadata and tensor table together; the largest known have 30 MB. ggml allows as much for a single string (GGUF_MAX_STRING_LENGTH).

@@ -88,5 +88,5 @@ def _check_is_file(path):
 def _beside(folder, name):
     """Which GGUF files a folder has, the nearest names first."""
     there = sorted(child.name for child in folder.glob("*.gguf")) if folder.is_dir() else []
-    near = difflib.get_close_matches(name, there, n=3, cutoff=0.5) or there[:3]
+    near = difflib.get_close_matches(name, there) or there[:3]
     return f"; {folder} has {', '.join(near)}" if near else f"; {folder} has no .gguf file"

@@ -1,0 +1,131 @@
+"""Paths that are no GGUF file, files that change, and how an open file looks."""
+
+import gzip
+import os
+
+import numpy as np
+import pytest
+
+from rocmforge_jax.gguf import GGUFError, open_gguf, write_gguf
+
+pytestmark = pytest.mark.core
+
+NOT_GGUF = {
+    "safetensors": (b'\x40\0\0\0\0\0\0\0{"__metadata__":{}}', "it is a safetensors file: convert the model to GGUF"),
+    "zip": (b"PK\x03\x04\x14\0", "it is a zip archive, such as a PyTorch checkpoint"),
+    "pickle": (b"\x80\x02}q\0.", "it is a Python pickle"),
+    "html": (b"\n<!DOCTYPE html><html>", "it is a web page: the download gave HTML"),
+    "html without doctype": (b"<HTML><head>", "it is a web page"),
+    "xml": (b"<?xml version='1.0'?><Error>", "it is an XML document"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
+    "gzip": (gzip.compress(b"GGUF"), "it is compressed with gzip"),
+    "zstd": (b"\x28\xb5\x2f\xfd\0", "it is compressed with zstd"),
+    "ggml": (b"lmgg\0\0\0\0", "it is a GGML file, from before GGUF: convert the model again"),
+    "ggjt": (b"tjgg\x03\0\0\0", "it is a GGJT file, from before GGUF"),
+    "text": (b"hello, world", "it begins with b'hello, w'"),
+    "one byte": (b"x", "it begins with b'x'"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), NOT_GGUF.values(), ids=NOT_GGUF)
+def test_other_files_are_named(open_bytes, content, message):
+    with pytest.raises(GGUFError, match=f"file.gguf: not a GGUF file, which begins with b'GGUF': {message}"):
+        open_bytes(content)
+
+
+def test_an_empty_file(open_bytes):
+    with pytest.raises(GGUFError, match="file.gguf: the file is empty"):
+        open_bytes(b"")
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file .*model.gguf; .* has no .gguf file"):
+        open_gguf(tmp_path / "model.gguf")
+    write_gguf(tmp_path / "model-q4_0.gguf", {}, {})
+    write_gguf(tmp_path / "zebra.gguf", {}, {})
+    with pytest.raises(FileNotFoundError, match="no file .*model-q4.gguf; .* has model-q4_0.gguf$"):
+        open_gguf(tmp_path / "model-q4.gguf")
+
+
+def test_a_folder_lists_its_files(tmp_path):
+    write_gguf(tmp_path / "a.gguf", {}, {})
+    with pytest.raises(GGUFError, match="is a folder, name a file in it; .* has a.gguf"):
+        open_gguf(tmp_path)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(GGUFError, match="pipe.gguf is no regular file"):
+        open_gguf(tmp_path / "pipe.gguf")
+
+
+def test_paths_are_strings_or_paths(tmp_path):
+    write_gguf(tmp_path / "a.gguf", {"k": 1}, {})
+    assert open_gguf(str(tmp_path / "a.gguf")).metadata["k"] == open_gguf(tmp_path / "a.gguf").metadata["k"] == 1
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.gguf"
+    metadata = {"general.architecture": "llama", "words": ["abc", "defg"], "numbers": list(range(5))}
+    write_gguf(path, metadata, {"x": ("F32", np.arange(6, dtype="float32").reshape(2, 3)), "y": ("Q8_0", np.zeros(34, "uint8"))})
+    return path
+
+
+def test_a_file_that_shrinks_is_refused_not_fatal(model):
+    file = open_gguf(model)
+    os.truncate(model, file.tensors["y"].offset + 33)
+    assert file.tensors["x"].data.shape == (2, 12)
+    size = file.tensors["y"].offset + 33
+    with pytest.raises(GGUFError, match=f"model.gguf: the file shrank after it was opened: it has {size} bytes, {size + 1} are needed"):
+        file.tensors["y"].data  # noqa: B018
+    os.truncate(model, 10)
+    for read in (lambda: file.metadata["words"], lambda: file.architecture, lambda: file.tensors["x"].data):
+        with pytest.raises(GGUFError, match="the file shrank after it was opened: it has 10 bytes"):
+            read()
+
+
+@pytest.mark.parametrize("change", [1, 2**40, 2**63, 2**64 - 1], ids=hex)
+def test_strings_that_change_are_refused(model, change):
+    file = open_gguf(model)
+    start = file.metadata.entry("words").start
+    with model.open("r+b") as changed:
+        changed.seek(start)
+        changed.write((3 ^ change).to_bytes(8, "little"))
+    with pytest.raises(GGUFError, match=rf"'words': its strings no longer fill its 23 bytes: .* changed after .* \(at byte {start}\)"):
+        file.metadata["words"]
+
+
+def test_close(model):
+    with open_gguf(model) as file:
+        data = file.tensors["x"].data
+        assert file.metadata["words"] == ("abc", "defg")
+    np.testing.assert_array_equal(data.view("float32"), [[0, 1, 2], [3, 4, 5]])
+    assert file.metadata["words"] == ("abc", "defg")
+    for read in (lambda: file.metadata["numbers"], lambda: file.tensors["x"].data):
+        with pytest.raises(ValueError, match="model.gguf is closed: open it again"):
+            read()
+    file.close()
+
+
+def test_data_is_read_only(model):
+    with pytest.raises(ValueError, match="read-only"):
+        open_gguf(model).tensors["x"].data[0, 0] = 1
+
+
+def test_a_missing_tensor_names_the_nearest(model):
+    tensors = open_gguf(model).tensors
+    with pytest.raises(KeyError, match="no tensor 'xx'; the nearest are x"):
+        tensors["xx"]
+    assert tensors.get("xx") is None
+    with pytest.raises(TypeError):
+        tensors["x"] = None
+
+
+def test_how_it_looks(model):
+    file = open_gguf(model)
+    assert repr(file) == f"<GGUFFile {str(model)!r}: version 3, little endian, 3 keys, 2 tensors of 58 bytes>"
+    assert repr(file.tensors["x"]) == f"TensorInfo('x', F32 [2, 3], 24 bytes at {file.tensors['x'].offset})"
+    assert repr(file.metadata) == f"<Metadata of {model}: 3 keys>"
+    assert (file.path, file.paths, file.tensors["x"].path) == (model, (model,), model)

@@ -21,6 +21,7 @@ _CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(0x100 + i)
 _BYTE_OF_CHAR = {char: byte for byte, char in _CHAR_OF_BYTE.items()}
 
 _SPACE = "▁"  # SentencePiece's name for a space
+_LONGEST_PIECE = 512  # characters; the time to find a piece's merges grows with the square, and the longest in use has about 64
 
 
 class ByteLevelCodec:
@@ -106,9 +107,14 @@ def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     SentencePiece takes the leftmost of pairs with equal scores. `tokenizers` ranks pairs, not places: among equals the one with
     the longest left part goes first, which is the same for runs of one character (Llama's runs of spaces all have one score).
     """
+    if vocabulary.scores is None:
+        raise GGUFError("the file has no tokenizer.ggml.scores: SentencePiece merges by score")
     textual = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
     scores, types = vocabulary.scores.tolist(), vocabulary.types.tolist()
     score = {text: scores[id] for text, id in vocabulary.index.items() if types[id] in textual}
+    longest = max(score, key=len, default="")
+    if len(longest) > _LONGEST_PIECE:
+        raise GGUFError(f"token {vocabulary.index[longest]} has {len(longest)} characters, a piece has at most {_LONGEST_PIECE}")
     merges = [
         (-score[text], -cut, text[:cut], text[cut:])
         for text in score

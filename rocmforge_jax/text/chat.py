@@ -53,7 +53,7 @@ class ChatTemplate:
             return RENDERER.render(self.text, variables, self.time_limit)
         except RenderError as error:
             raise ChatTemplateError(str(error)) from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ChatTemplateError(f"messages, tools and variables of a template are JSON data: {error}") from error
 
 

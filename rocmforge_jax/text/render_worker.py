@@ -1,6 +1,6 @@
 """The program that renders chat templates, run as a process of its own by `renderer.py`; it imports nothing of the package.
 
-A request is one line of JSON on stdin, {"template", "variables"}; a reply one line on stdout, {"text"} or {"error"}.
+A request is one line of JSON on stdin, {"template", "variables"}; a reply one line on stdout, {"text"} or {"error", "spent"}.
 The environment is the one that templates are written for: that of `apply_chat_template` in Hugging Face transformers.
 """
 
@@ -11,7 +11,6 @@ if __name__ == "__main__":
     sys.path[:] = json.loads(sys.argv[1])  # started with -I -S: the paths are the parent's, and nothing else is looked at
 
 import functools
-import signal
 from datetime import datetime
 
 import jinja2
@@ -23,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_LIMIT = 512 << 20  # bytes of address space
 OUTPUT_LIMIT = 16 << 20  # characters
-ORPHAN_LIMIT = 300  # seconds after which a render ends the process, should the parent have died that would have killed it
+CPU_LIMIT = 600  # seconds in the life of the process, should the parent have died that would have killed it
 
 
 class Refused(Exception):
@@ -89,26 +88,30 @@ def explained(error: Exception) -> str:
 
 
 def bound_resources():
-    """Memory, files written and processes started, where the system can bound them (not on Windows; memory not on macOS)."""
+    """Memory, time, files written and processes started, where the system can bound them (not Windows; memory not on macOS)."""
     try:
         import resource
     except ImportError:
         return
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
     for nothing in (resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE):
         resource.setrlimit(nothing, (0, 0))
 
 
+def answer() -> dict | None:
+    """The reply to the next request, None at the end of stdin."""
+    try:
+        line = sys.stdin.buffer.readline()
+        return {"text": rendered(**json.loads(line))} if line else None
+    except Exception as error:
+        # What ran out of memory may leave it in pieces: "spent" asks for a new process.
+        return {"error": explained(error)[:1000], "spent": isinstance(error, MemoryError)}
+
+
 def main():
     bound_resources()
-    alarm = getattr(signal, "alarm", lambda seconds: None)
-    for line in sys.stdin.buffer:
-        alarm(ORPHAN_LIMIT)
-        try:
-            reply = {"text": rendered(**json.loads(line))}
-        except Exception as error:
-            reply = {"error": explained(error)[:1000]}
-        alarm(0)
+    while (reply := answer()) is not None:
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
         sys.stdout.buffer.flush()
 

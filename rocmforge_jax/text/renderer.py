@@ -36,6 +36,8 @@ class Renderer:
             if not self._is_running():
                 self._start()
             reply = self._exchange(request, time_limit)
+            if reply.get("spent"):
+                self.stop()
         if "error" in reply:
             raise RenderError(reply["error"])
         return reply["text"]

@@ -44,8 +44,10 @@ class Tokenizer:
 
         add_special: add the tokens that the file asks for at the start (bos) and the end (eos), unless they are there already.
         parse_special: read control tokens written out in the text, as chat templates do; without it "<|im_end|>" is plain text.
-        User-defined tokens are always read.
+        User-defined tokens are always read. ValueError for a text that is not valid Unicode.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"a text is a str, got {type(text).__name__}")
         text.encode()  # a lone surrogate is a UnicodeEncodeError here, a wrong TypeError in `tokenizers`
         parts = _split(text, self._special if parse_special else self._always_read)
         encoded = self._codec.encode([part for part in parts if isinstance(part, str)])

@@ -70,12 +70,12 @@ _VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokens: text, or bytes where that is not UTF-8. types: [V] of TokenType. scores: [V] float32, zero where the file has none.
+    """tokens: text, or bytes where that is not UTF-8. types: [V] of TokenType. scores: [V] float32, None where the file has none.
     ids: {"bos": 1, ...}, only those that exist. stop_ids: the tokens that end a generation."""
 
     tokens: list[str | bytes]
     types: np.ndarray
-    scores: np.ndarray
+    scores: np.ndarray | None
     index: dict[str, int] = field(repr=False)
     ids: dict[str, int]
     stop_ids: frozenset[int]
@@ -120,10 +120,10 @@ def _types(metadata, tokens) -> np.ndarray:
     return types.astype(np.int32)
 
 
-def _scores(metadata, vocab_size) -> np.ndarray:
+def _scores(metadata, vocab_size) -> np.ndarray | None:
     scores = meta.numbers(metadata, "tokenizer.ggml.scores", vocab_size, integral=False)
     if scores is None:
-        return np.zeros(vocab_size, np.float32)
+        return None
     if (wrong := np.flatnonzero(np.isnan(scores))).size:
         raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}] is not a number")
     return scores.astype(np.float32)

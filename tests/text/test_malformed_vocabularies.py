@@ -1,7 +1,9 @@
 """What is wrong with a vocabulary is a GGUFError, which is a ValueError, with both numbers."""
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.text import tokenizer_from_metadata
@@ -84,6 +86,17 @@ def test_a_score_that_is_no_number(sentence_piece):
     refused(metadata, r"tokenizer.ggml.scores\[260\] is not a number")
 
 
+def test_a_vocabulary_to_merge_by_score_without_scores(sentence_piece):
+    metadata = sentence_piece({"a": 0.0})
+    del metadata[SCORES]
+    refused(metadata, "the file has no tokenizer.ggml.scores")
+
+
+def test_a_piece_that_is_too_long(sentence_piece):
+    tokenizer_from_metadata(sentence_piece({"a" * 512: 0.0}))
+    refused(sentence_piece({"b": 0.0, "a" * 513: 0.0}), "token 260 has 513 characters, a piece has at most 512")
+
+
 @pytest.mark.parametrize("unknown", ["", b"\xff"])
 def test_no_way_to_write_some_texts(sentence_piece, unknown):
     metadata = sentence_piece({"a": 0.0})
@@ -140,6 +153,44 @@ def test_a_text_with_a_byte_that_has_no_token_is_refused(byte_level):
         tokenizer.encode("a!")
 
 
+@pytest.mark.parametrize("text", [b"a", None, 5, ["a"]])
+def test_a_text_that_is_none(byte_level, text):
+    with pytest.raises(TypeError, match=f"a text is a str, got {type(text).__name__}"):
+        tokenizer_from_metadata(byte_level()).encode(text)
+
+
 def test_a_token_that_is_no_byte_text_stands_for_itself(byte_level):
     tokenizer = tokenizer_from_metadata(byte_level(special={"日本": 1}))
     assert tokenizer.piece(256) == "日本".encode()
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(max_size=3), st.binary(max_size=3),
+    st.lists(st.text(max_size=3), max_size=4), st.lists(st.integers(-9, 300), max_size=4),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data(), text=st.text(max_size=8))
+def test_any_change_is_refused_or_harmless(byte_level, sentence_piece, data, text):
+    """Values of other types, and lists with one entry changed."""
+    metadata = data.draw(st.sampled_from([byte_level(words=["ab", "the"]), sentence_piece({"▁": -1.0, "ab": -2.0, "a": -3.0, "b": -3.0})]))
+    for key in data.draw(st.lists(st.sampled_from(sorted(metadata)), min_size=1, max_size=3)):
+        value = metadata[key]
+        if isinstance(value, list) and value and data.draw(st.booleans()):
+            value[data.draw(st.integers(0, len(value) - 1))] = data.draw(st.text(max_size=4) | st.binary(max_size=3) | st.just("a b"))
+        elif isinstance(value, np.ndarray) and data.draw(st.booleans()):
+            value[data.draw(st.integers(0, len(value) - 1))] = data.draw(st.integers(-1, 7))
+        else:
+            metadata[key] = data.draw(VALUES)
+    try:
+        tokenizer = tokenizer_from_metadata(metadata)
+    except GGUFError:
+        return
+    try:
+        ids = tokenizer.encode(text, add_special=True, parse_special=True)
+    except ValueError as error:
+        assert "no token for the byte" in str(error)
+        return
+    assert all(0 <= id < tokenizer.vocab_size for id in ids)
+    assert isinstance(tokenizer.decode(ids), str)

@@ -37,8 +37,9 @@ def test_pieces_join_to_the_decoded_whole(tokenizers, chunks, which, skip_specia
 
 
 @settings(deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs"])), which=st.integers(0, 1))
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁")), which=st.integers(0, 1))
 def test_a_text_comes_back_id_by_id_in_whole_characters(tokenizers, text, which):
+    """Without "▁", which is SentencePiece's space."""
     tokenizer = tokenizers[which]
     ids = tokenizer.encode(text, parse_special=True)
     pieces = streamed(tokenizer, [[id] for id in ids])

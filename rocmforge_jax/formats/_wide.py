@@ -7,7 +7,7 @@ import numpy as np
 
 from rocmforge_jax.formats._lazy import jax, jnp
 
-SIGN = np.uint32(0x80000000)
+SIGN, INFINITE, QUIET_NAN = np.uint32(0x80000000), np.uint32(0x7F800000), np.uint32(0x7FC00000)
 
 
 def float32_of_float64(words):
@@ -15,11 +15,10 @@ def float32_of_float64(words):
     low, high = words[..., 0], words[..., 1]
     exponent = ((high >> 20) & 0x7FF).astype(jnp.int32)
     # 24 significant bits, then a rounding bit, then one bit that stands for all below.
-    significand = ((high & 0xFFFFF) << 5) | (low >> 27) | _any(low & 0x7FFFFFF)
-    significand = significand | 0x2000000
+    significand = 0x2000000 | ((high & 0xFFFFF) << 5) | (low >> 27) | _any(low & 0x7FFFFFF)
     bits = _round(significand, exponent - 1023 + 127)
     is_nan = (exponent == 0x7FF) & (((high & 0xFFFFF) | low) != 0)
-    bits = jnp.where(is_nan, jnp.uint32(0x7FC00000), bits)
+    bits = jnp.where(is_nan, QUIET_NAN, bits)
     return jax.lax.bitcast_convert_type(bits | (high & SIGN), jnp.float32)
 
 
@@ -54,4 +53,4 @@ def _round(significand, biased):
     rounded = whole + (rest + (whole & 1) > 2).astype(jnp.uint32)
     # The leading one adds itself to the exponent below it.
     bits = (jnp.clip(biased - 1, 0, 254).astype(jnp.uint32) << 23) + rounded
-    return jnp.minimum(bits, jnp.where(biased > 254, jnp.uint32(0x7F800000), bits))
+    return jnp.where(biased > 254, INFINITE, bits)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rocmforge_jax.formats.registry import get
 from rocmforge_jax.formats.format import Format
+from rocmforge_jax.formats.registry import get
 
 DTYPES = tuple(np.dtype(name) for name in ("float32", "bfloat16", "float16"))
 

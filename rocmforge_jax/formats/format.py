@@ -35,6 +35,11 @@ class Field:
         return (np.dtype("uint32"), (*self.shape, 2)) if dtype.itemsize == 8 else (dtype, self.shape)
 
 
+def u8(name: str, *shape: int) -> Field:
+    """The commonest field: bytes."""
+    return Field(name, "uint8", shape)
+
+
 class Affine(NamedTuple):
     """The values of one block as `codes * scale + bias`.
 

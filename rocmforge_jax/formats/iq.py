@@ -9,7 +9,7 @@ import numpy as np
 
 from rocmforge_jax.formats._bits import f32, i8, unpack
 from rocmforge_jax.formats._lazy import jax, jnp
-from rocmforge_jax.formats.format import Affine, Field, Format
+from rocmforge_jax.formats.format import Affine, Field, Format, u8
 
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
@@ -110,10 +110,6 @@ def _iq4_xs(d, scales_h, scales_l, qs):
     return Affine(_take(IQ4_VALUES, unpack(qs, 4, 16)), f32(d) * f32(i8(unpack(scales_l, 4, 1) | high, 32)))
 
 
-def _bytes(name, *shape):
-    return Field(name, "uint8", shape)
-
-
 _D = Field("d", "float16")
 _EVEN = "the eighth sign of eight is their parity"
 
@@ -122,36 +118,36 @@ IQ2_XXS = Format(
     note=f"d * (2 * scale + 1) / 8 * grid; 8 groups of 32; {_EVEN}",
 )
 IQ2_XS = Format(
-    "IQ2_XS", 17, 256, (_D, Field("qs", "uint16", (32,)), _bytes("scales", 8)), affine=_iq2_xs,
+    "IQ2_XS", 17, 256, (_D, Field("qs", "uint16", (32,)), u8("scales", 8)), affine=_iq2_xs,
     note=f"d * (2 * scale + 1) / 8 * grid; 16 groups of 16; {_EVEN}",
 )
 IQ3_XXS = Format(
-    "IQ3_XXS", 18, 256, (_D, _bytes("qs", 64), Field("scales_and_signs", "uint32", (8,))), affine=_iq3_xxs,
+    "IQ3_XXS", 18, 256, (_D, u8("qs", 64), Field("scales_and_signs", "uint32", (8,))), affine=_iq3_xxs,
     note=f"d * (2 * scale + 1) / 4 * grid; 8 groups of 32; {_EVEN}",
 )
 IQ1_S = Format(
-    "IQ1_S", 19, 256, (_D, _bytes("qs", 32), Field("qh", "uint16", (8,))), affine=_iq1_s,
+    "IQ1_S", 19, 256, (_D, u8("qs", 32), Field("qh", "uint16", (8,))), affine=_iq1_s,
     note="d * (2 * scale + 1) * (grid ± 1/8); 8 groups of 32; grid is -1, 0, 1",
 )
 IQ4_NL = Format(
-    "IQ4_NL", 20, 32, (_D, _bytes("qs", 16)),
+    "IQ4_NL", 20, 32, (_D, u8("qs", 16)),
     affine=lambda d, qs: Affine(_take(IQ4_VALUES, unpack(qs, 4, 16)), f32(d)),
     note="d * one of 16 fixed int8 values",
 )
 IQ3_S = Format(
-    "IQ3_S", 21, 256, (_D, _bytes("qs", 64), _bytes("qh", 8), _bytes("signs", 32), _bytes("scales", 4)), affine=_iq3_s,
+    "IQ3_S", 21, 256, (_D, u8("qs", 64), u8("qh", 8), u8("signs", 32), u8("scales", 4)), affine=_iq3_s,
     note="d * (2 * scale + 1) * grid; 8 groups of 32",
 )
 IQ2_S = Format(
-    "IQ2_S", 22, 256, (_D, _bytes("qs", 32), _bytes("signs", 32), _bytes("qh", 8), _bytes("scales", 8)), affine=_iq2_s,
+    "IQ2_S", 22, 256, (_D, u8("qs", 32), u8("signs", 32), u8("qh", 8), u8("scales", 8)), affine=_iq2_s,
     note="d * (2 * scale + 1) / 8 * grid; 16 groups of 16",
 )
 IQ4_XS = Format(
-    "IQ4_XS", 23, 256, (_D, Field("scales_h", "uint16"), _bytes("scales_l", 4), _bytes("qs", 128)), affine=_iq4_xs,
+    "IQ4_XS", 23, 256, (_D, Field("scales_h", "uint16"), u8("scales_l", 4), u8("qs", 128)), affine=_iq4_xs,
     note="d * (scale - 32) * one of 16 fixed int8 values; 8 groups of 32; 6-bit scales",
 )
 IQ1_M = Format(
-    "IQ1_M", 29, 256, (_bytes("qs", 32), _bytes("qh", 16), Field("scales", "uint16", (4,))), affine=_iq1_m,
+    "IQ1_M", 29, 256, (u8("qs", 32), u8("qh", 16), Field("scales", "uint16", (4,))), affine=_iq1_m,
     note="as IQ1_S with 16 groups of 16; the f16 d is the upper four bits of each of the four scales",
 )
 FORMATS = (IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ4_NL, IQ3_S, IQ2_S, IQ4_XS, IQ1_M)

@@ -5,7 +5,7 @@ Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*_K, get_scale_m
 
 from rocmforge_jax.formats._bits import f32, i8, unpack
 from rocmforge_jax.formats._lazy import jnp
-from rocmforge_jax.formats.format import Affine, Field, Format
+from rocmforge_jax.formats.format import Affine, Field, Format, u8
 
 
 def _q2_k(scales, qs, d, dmin):
@@ -43,30 +43,26 @@ def _q6_k(ql, qh, scales, d):
     return Affine(i8(unpack(ql, 4, 64) | (unpack(qh, 2, 32) << 4), 32), f32(d) * f32(scales))
 
 
-def _bytes(name, *shape):
-    return Field(name, "uint8", shape)
-
-
 _D, _DMIN = Field("d", "float16"), Field("dmin", "float16")
 
 Q2_K = Format(
-    "Q2_K", 10, 256, (_bytes("scales", 16), _bytes("qs", 64), _D, _DMIN), affine=_q2_k,
+    "Q2_K", 10, 256, (u8("scales", 16), u8("qs", 64), _D, _DMIN), affine=_q2_k,
     note="d * scale * q - dmin * min; 16 groups of 16; scale and min are nibbles of one byte",
 )
 Q3_K = Format(
-    "Q3_K", 11, 256, (_bytes("hmask", 32), _bytes("qs", 64), _bytes("scales", 12), _D), affine=_q3_k,
+    "Q3_K", 11, 256, (u8("hmask", 32), u8("qs", 64), u8("scales", 12), _D), affine=_q3_k,
     note="d * (scale - 32) * (q - 4); 16 groups of 16; 6-bit scales; hmask holds the third bits",
 )
 Q4_K = Format(
-    "Q4_K", 12, 256, (_D, _DMIN, _bytes("scales", 12), _bytes("qs", 128)), affine=_q4_k,
+    "Q4_K", 12, 256, (_D, _DMIN, u8("scales", 12), u8("qs", 128)), affine=_q4_k,
     note="d * scale * q - dmin * min; 8 groups of 32; 6-bit scales and mins",
 )
 Q5_K = Format(
-    "Q5_K", 13, 256, (_D, _DMIN, _bytes("scales", 12), _bytes("qh", 32), _bytes("qs", 128)), affine=_q5_k,
+    "Q5_K", 13, 256, (_D, _DMIN, u8("scales", 12), u8("qh", 32), u8("qs", 128)), affine=_q5_k,
     note="as Q4_K, with a fifth bit in qh",
 )
 Q6_K = Format(
-    "Q6_K", 14, 256, (_bytes("ql", 128), _bytes("qh", 64), Field("scales", "int8", (16,)), _D), affine=_q6_k,
+    "Q6_K", 14, 256, (u8("ql", 128), u8("qh", 64), Field("scales", "int8", (16,)), _D), affine=_q6_k,
     note="d * scale * (q - 32); 16 groups of 16; int8 scales",
 )
 Q8_K = Format(

@@ -6,9 +6,11 @@ so `decode` builds values with integer operations. `affine` is for products: the
 Sources: OCP Microscaling Formats (MX) v1.0; ggml-impl.h (ggml_e8m0_to_fp32_half, ggml_ue4m3_to_fp32).
 """
 
+import numpy as np
+
 from rocmforge_jax.formats._bits import f32, unpack
 from rocmforge_jax.formats._lazy import jax, jnp
-from rocmforge_jax.formats.format import Affine, Field, Format
+from rocmforge_jax.formats.format import Affine, Format, u8
 
 E8M0_BIAS = 127
 
@@ -59,8 +61,23 @@ def _nvfp4(d, qs):
     return Affine(_doubled_e2m1(qs, 8), jnp.where(d == 0x7F, 0, scale))
 
 
+def pack6(codes) -> np.ndarray:
+    """uint8 [..., 4n], 0 to 63 -> uint8 [..., 3n], in NumPy: element i is the bits 6i to 6i + 5 of the little-endian number.
+
+    ValueError: codes above 63, another dtype, a length that is no multiple of 4.
+    """
+    codes = np.asarray(codes)
+    if codes.dtype != np.uint8 or codes.ndim < 1 or codes.shape[-1] % 4:
+        raise ValueError(f"6-bit codes are uint8 [..., a multiple of 4], got {codes.dtype} {list(codes.shape)}")
+    if codes.max(initial=0) > 63:
+        raise ValueError(f"6-bit codes are at most 63, got {codes.max()}")
+    a, b, c, d = np.moveaxis(codes.reshape(*codes.shape[:-1], -1, 4), -1, 0)
+    three = np.stack([a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)], axis=-1)
+    return three.reshape(*codes.shape[:-1], -1)
+
+
 def unpack6(qs):
-    """uint8 [24] -> uint8 [32]: element i is the bits 6i to 6i + 5 of the little-endian number; four elements, three bytes."""
+    """The inverse of `pack6` on the device: uint8 [3n] -> uint8 [4n]."""
     three = qs.reshape(-1, 3).astype(jnp.uint32)
     words = three[:, 0] | (three[:, 1] << 8) | (three[:, 2] << 16)
     codes = (words[:, None] >> jnp.array([[0, 6, 12, 18]], jnp.uint32)) & 63
@@ -87,14 +104,14 @@ def _mxfp6_e2m3(qs, e):
     return Affine(jnp.where(codes > 31, -magnitude, magnitude), jnp.where(e == 255, jnp.nan, scale))
 
 
-_E, _QS6 = Field("e", "uint8"), Field("qs", "uint8", (24,))
+_E, _QS6 = u8("e"), u8("qs", 24)
 
 MXFP4 = Format(
-    "MXFP4", 39, 32, (_E, Field("qs", "uint8", (16,))), affine=_mxfp4, decode=_mxfp4_values,
+    "MXFP4", 39, 32, (_E, u8("qs", 16)), affine=_mxfp4, decode=_mxfp4_values,
     note="2^(e - 127) * E2M1; OCP differs: there e = 255 is NaN and code 8 is -0",
 )
 NVFP4 = Format(
-    "NVFP4", 40, 64, (Field("d", "uint8", (4,)), Field("qs", "uint8", (32,))), affine=_nvfp4,
+    "NVFP4", 40, 64, (u8("d", 4), u8("qs", 32)), affine=_nvfp4,
     note="d * E2M1; 4 groups of 16; d is an unsigned E4M3. A tensor-wide f32 scale, if any, is a tensor of its own",
 )
 MXFP6_E2M3 = Format(

@@ -2,7 +2,7 @@
 
 from rocmforge_jax.formats._bits import f32, i8, unpack
 from rocmforge_jax.formats._lazy import jnp
-from rocmforge_jax.formats.format import Affine, Field, Format
+from rocmforge_jax.formats.format import Affine, Field, Format, u8
 
 _D = Field("d", "float16")
 
@@ -23,21 +23,21 @@ def _tq1_0(qs, qh, d):
 
 
 TQ1_0 = Format(
-    "TQ1_0", 34, 256, (Field("qs", "uint8", (48,)), Field("qh", "uint8", (4,)), _D), affine=_tq1_0,
+    "TQ1_0", 34, 256, (u8("qs", 48), u8("qh", 4), _D), affine=_tq1_0,
     note="d * (q - 1), q of 0 to 2; five to a byte, the last 16 elements four to a byte",
 )
 TQ2_0 = Format(
-    "TQ2_0", 35, 256, (Field("qs", "uint8", (64,)), _D),
+    "TQ2_0", 35, 256, (u8("qs", 64), _D),
     affine=lambda qs, d: Affine(i8(unpack(qs, 2, 32), 1), f32(d)),
     note="d * (q - 1), q of 0 to 2 (3 is read as 2 * d)",
 )
 Q1_0 = Format(
-    "Q1_0", 41, 128, (_D, Field("qs", "uint8", (16,))),
+    "Q1_0", 41, 128, (_D, u8("qs", 16)),
     affine=lambda d, qs: Affine(i8(2 * unpack(qs, 1, 1), 1), f32(d)),
     note="d where the bit is set, else -d",
 )
 Q2_0 = Format(
-    "Q2_0", 42, 64, (_D, Field("qs", "uint8", (16,))),
+    "Q2_0", 42, 64, (_D, u8("qs", 16)),
     affine=lambda d, qs: Affine(i8(unpack(qs, 2, 1), 1), f32(d)),
     note="d * (q - 1), q of 0 to 3; element i is bits 2(i mod 4) of byte i / 4",
 )

@@ -68,7 +68,8 @@ def test_bytes_of_another_type_are_noticed_where_sizes_differ(held, read_as, ref
     if held == read_as:
         assert dequantize(row, read_as).shape == (13 * 32,)
     else:
-        with pytest.raises(ValueError, match=f"a {read_as} row is whole blocks of {formats.get(read_as).block_bytes} bytes, got {row.size} bytes"):
+        refusal = f"a {read_as} row is whole blocks of {formats.get(read_as).block_bytes} bytes, got {row.size} bytes"
+        with pytest.raises(ValueError, match=refusal):
             dequantize(row, read_as)
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from rocmforge_jax import formats
 from rocmforge_jax.formats import dequantize, quantize
-from rocmforge_jax.formats.mx import unpack6
-from rocmforge_jax.formats.quantize import pack6
+from rocmforge_jax.formats.mx import pack6, unpack6
 
 pytestmark = pytest.mark.core
 

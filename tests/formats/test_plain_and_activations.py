@@ -33,7 +33,8 @@ def test_f64_rounds_once_at_every_scale(same_bits):
 def test_i64_rounds_once_at_every_length(same_bits):
     """Powers of two and their float32 middles, with neighbours, and the ends of the range."""
     powers = 2 ** np.arange(63, dtype=np.int64)
-    numbers = np.concatenate([powers + step for step in (-1, 0, 1)] + [powers + (powers >> 24) * k + step for k in (1, 3) for step in (-1, 0, 1)])
+    middles = [powers + (powers >> 24) * odd for odd in (1, 3)]
+    numbers = np.concatenate([a + step for a in (powers, *middles) for step in (-1, 0, 1)])
     numbers = np.concatenate([numbers, -numbers, [0, 2**63 - 1, -(2**63)]])
     same_bits(dequantize(numbers.view(np.uint8), "I64"), numbers.astype(np.float32))
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from rocmforge_jax.formats._search import asymmetric, row_weights, symmetric
 from rocmforge_jax.formats.format import Format
+from rocmforge_jax.formats.mx import E8M0_BIAS, pack6
 from rocmforge_jax.formats.registry import get
 
 #: Blocks searched at once: as many as stay in the cache.
 CHUNK = 4096
-E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 def quantize(values, format: str | int | Format) -> np.ndarray:
@@ -102,44 +102,38 @@ def _shared_exponent(x, largest_exponent):
     """
     largest = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64)
     logarithm = np.log2(np.where(largest > 0, largest, 1)).astype(np.float32)
-    exponent = np.floor(logarithm).astype(np.int32) - largest_exponent + 127
+    exponent = np.floor(logarithm).astype(np.int32) - largest_exponent + E8M0_BIAS
     return np.where(largest > 0, np.clip(exponent, 0, 254), 0)
 
 
+def _multiples(mantissa_bits, codes):
+    """The magnitudes of the first `codes` codes of a small float, float32 multiples of the smallest one."""
+    one = 2**mantissa_bits
+    return np.array([c if c < one else (c % one + one) << (c // one - 1) for c in range(codes)], np.float32)
+
+
 def _mxfp4(rows):
+    """For each element the first of the 16 codes that is nearest, as ggml's best_index_mxfp4 finds it."""
     x = rows.reshape(-1, 32)
     e = _shared_exponent(x, 2)
-    d = np.ldexp(np.float32(1), e - 128)
+    half_scale = np.ldexp(np.float32(1), e - E8M0_BIAS - 1)
     best, error = np.zeros(x.shape, np.uint8), np.abs(x)
-    for code, value in enumerate(E2M1_DOUBLED):
-        new = np.abs(np.float32(value) * d - x)
+    doubled = _multiples(1, 8)
+    for code, value in enumerate([*doubled, *-doubled]):
+        new = np.abs(value * half_scale - x)
         best, error = np.where(new < error, np.uint8(code), best), np.minimum(new, error)
     return e.astype(np.uint8), _nibbles(best)
 
 
-def pack6(codes) -> np.ndarray:
-    """uint8 [..., 4n], 0 to 63 -> uint8 [..., 3n]: element i is the bits 6i to 6i + 5. ValueError for other codes or lengths."""
-    codes = np.asarray(codes)
-    if codes.dtype != np.uint8 or codes.ndim < 1 or codes.shape[-1] % 4:
-        raise ValueError(f"6-bit codes are uint8 [..., a multiple of 4], got {codes.dtype} {list(codes.shape)}")
-    if codes.max(initial=0) > 63:
-        raise ValueError(f"6-bit codes are at most 63, got {codes.max()}")
-    a, b, c, d = np.moveaxis(codes.reshape(*codes.shape[:-1], -1, 4), -1, 0)
-    three = np.stack([a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)], axis=-1)
-    return three.reshape(*codes.shape[:-1], -1)
-
-
 def _mxfp6(mantissa_bits, smallest, largest_exponent):
     """Quantizer of an MXFP6 type with magnitudes in multiples of 2^smallest and the highest binade 2^largest_exponent."""
-    one = 2**mantissa_bits
-    magnitudes = [c if c < one else (c % one + one) << (c // one - 1) for c in range(32)]
-    magnitudes = np.array(magnitudes, np.float32) * np.float32(2.0**smallest)
+    magnitudes = _multiples(mantissa_bits, 32) * np.float32(2.0**smallest)
     middles = (magnitudes[1:] + magnitudes[:-1]) / 2
 
     def quantize_rows(rows):
         x = rows.reshape(-1, 32)
         e = _shared_exponent(x, largest_exponent)
-        scaled = np.abs(np.ldexp(x, 127 - e))
+        scaled = np.abs(np.ldexp(x, E8M0_BIAS - e))
         codes = np.searchsorted(middles, scaled)
         tie = scaled == middles[np.minimum(codes, 30)]
         codes = codes + (tie & (codes % 2 == 1))

@@ -60,6 +60,7 @@ class HeaderCursor:
         return decoded
 
     def skip(self, nbytes, what):
+        """Walk past nbytes."""
         self.expect(nbytes, what)
         self.position += nbytes
 

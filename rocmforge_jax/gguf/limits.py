@@ -16,15 +16,15 @@ DEFAULT_ALIGNMENT = 32
 
 #: Ours: 16 times the largest page size in use (64 KiB).
 MAX_ALIGNMENT = 2**20
-#: Ours; a model has about 50 keys.
+#: Ours; models have about 50.
 MAX_KEYS = 2**14
-#: Ours, for the names of all keys together; a model has about 2 KB.
+#: Ours, for the names of all keys together; models have about 2 KB.
 MAX_KEY_BYTES_TOGETHER = 2**24
-#: Ours; the largest models have about 2,000.
+#: Ours; models have tens to some thousands.
 MAX_TENSORS = 2**15
-#: Ours, for the strings of all arrays together; a large vocabulary has 300,000 tokens and 500,000 merges.
+#: Ours, for the strings of all arrays of a file; a vocabulary of 150,000 tokens has as many merges.
 MAX_STRINGS = 2**21
-#: Ours: metadata and tensor table together; the largest known have 30 MB. ggml allows as much for a single string (GGUF_MAX_STRING_LENGTH).
+#: Ours, for metadata and tensor table together; a vocabulary of 150,000 tokens has 6 MB. ggml allows as much for one string.
 MAX_HEADER_BYTES = 2**30
-#: Ours; the largest models are in about 200 files. Each takes one file descriptor, of which a process often has 1024.
+#: Ours; the largest models are in some dozens of files. Each takes a file descriptor, of which a process often has 1024.
 MAX_SPLITS = 512

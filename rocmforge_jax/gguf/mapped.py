@@ -31,5 +31,5 @@ class MappedFile:
     def _check(self, stop):
         if self._map is None:
             raise ValueError(f"{self.path} is closed: open it again")
-        if (size := self._map.size()) < stop:
+        if (size := min(len(self._map), self._map.size())) < stop:
             raise GGUFError(f"{self.path}: the file shrank after it was opened: it has {size} bytes, {stop} are needed")

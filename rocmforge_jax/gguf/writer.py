@@ -65,7 +65,7 @@ def _add_value(writer, key, value):
 
 def _typed(key, value):
     """A value as Python's own, the name of its GGUF type, and whether it is an array of that."""
-    if isinstance(value, np.ndarray | np.generic) and not isinstance(value, str | bytes):
+    if isinstance(value, np.ndarray | np.generic):
         is_array, type_name = value.ndim > 0, "string" if value.dtype.kind in "UST" else value.dtype.name
         value = value.tolist()
     else:

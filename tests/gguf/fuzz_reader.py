@@ -71,11 +71,16 @@ def checked(path: Path, data: bytes) -> bool:
 
 
 def run_atheris(options: list[str]):
+    """Does not return: libFuzzer ends the process."""
     import atheris
 
+    folder = Path(tempfile.mkdtemp())
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for index, data in enumerate(seed_files()):
+        (corpus / str(index)).write_bytes(data)
     atheris.instrument_all()
-    path = Path(tempfile.mkdtemp()) / "file.gguf"
-    atheris.Setup([sys.argv[0], *options], lambda data: checked(path, data) and None)
+    atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: checked(folder / "file.gguf", data) and None)
     atheris.Fuzz()
 
 

@@ -27,6 +27,7 @@ VALUES = [
     (np.uint64(7), "uint64", 7),
     (np.float64(0.1), "float64", 0.1),
     (np.bool_(False), "bool", False),
+    (np.str_("text"), "string", "text"),
 ]
 ARRAYS = [
     ([1, -1], "array[int32] x 2", np.array([1, -1], "int32")),
@@ -96,6 +97,13 @@ def test_order_and_alignment(tmp_path):
     assert [info.offset % 256 for info in file.tensors.values()] == [0, 0, 0]
     for name, (_, array) in tensors.items():
         np.testing.assert_array_equal(file.tensors[name].data.view("float32"), array)
+
+
+@pytest.mark.parametrize("alignment", [0, 13, -32])
+def test_alignments_that_are_no_power_of_two(tmp_path, alignment):
+    with pytest.raises(ValueError, match="power of two"):
+        write_gguf(tmp_path / "m.gguf", {"general.alignment": alignment}, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,12 @@ def chat_template_from_metadata(metadata: Mapping[str, Any], name: str | None = 
 
 
 def _token(metadata, name: str) -> str:
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
-    default = DEFAULT_IDS.get(metadata.get("tokenizer.ggml.model"), {}).get(name)
+    """The text of a special token, "" where the file has none or it is no text."""
+    key = "tokenizer.ggml.tokens"
+    tokens = meta.strings(metadata, key) if key in metadata else []
     id = meta.token_id(metadata, f"tokenizer.ggml.{name}_token_id", len(tokens))
-    id = default if id is None else id
+    if id is None:
+        id = DEFAULT_IDS.get(meta.string(metadata, "tokenizer.ggml.model", ""), {}).get(name)
     return tokens[id] if id is not None and id < len(tokens) and isinstance(tokens[id], str) else ""
 
 

@@ -3,7 +3,7 @@
 The keys are those of the GGUF specification; which tokens end a generation follows llama.cpp (src/llama-vocab.cpp).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -68,15 +68,15 @@ _STOP_TEXTS = (
 _VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Vocabulary:
-    """tokens: text, or bytes where that is not UTF-8. types: [V] of TokenType. scores: [V] float32, None where the file has none.
-    ids: {"bos": 1, ...}, only those that exist. stop_ids: the tokens that end a generation."""
+    """tokens: text, or bytes where that is not UTF-8. index: text -> id. types: [V] of TokenType. scores: [V] numbers, None where
+    the file has none. ids: {"bos": 1, ...}, only those that exist. stop_ids: the tokens that end a generation."""
 
     tokens: list[str | bytes]
+    index: dict[str, int]
     types: np.ndarray
     scores: np.ndarray | None
-    index: dict[str, int] = field(repr=False)
     ids: dict[str, int]
     stop_ids: frozenset[int]
 
@@ -91,7 +91,7 @@ def read_vocabulary(metadata, default_ids: dict[str, int]) -> Vocabulary:
     types, scores = _types(metadata, tokens), _scores(metadata, len(tokens))
     ids = {name: id for name, id in default_ids.items() if id < len(tokens)} | _special_ids(metadata, index, len(tokens))
     stop_ids = _stop_ids(index, types, ids)
-    return Vocabulary(tokens, _amended(types, index, ids, stop_ids), scores, index, ids, stop_ids)
+    return Vocabulary(tokens, index, _amended(types, index, ids, stop_ids), scores, ids, stop_ids)
 
 
 def _index(tokens) -> dict[str, int]:
@@ -122,11 +122,9 @@ def _types(metadata, tokens) -> np.ndarray:
 
 def _scores(metadata, vocab_size) -> np.ndarray | None:
     scores = meta.numbers(metadata, "tokenizer.ggml.scores", vocab_size, integral=False)
-    if scores is None:
-        return None
-    if (wrong := np.flatnonzero(np.isnan(scores))).size:
+    if scores is not None and (wrong := np.flatnonzero(np.isnan(scores))).size:
         raise GGUFError(f"tokenizer.ggml.scores[{wrong[0]}] is not a number")
-    return scores.astype(np.float32)
+    return scores
 
 
 def _special_ids(metadata, index, vocab_size) -> dict[str, int]:

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.text import ChatTemplate, ChatTemplateError, chat_template_from_metadata
 
 pytestmark = pytest.mark.core
@@ -146,6 +147,17 @@ def test_the_template_of_a_file_knows_its_tokens(byte_level, sentence_piece):
     assert chat_template_from_metadata(byte_level() | {"tokenizer.chat_template": text}).render(HI) == "hi"
 
 
+@pytest.mark.parametrize("keys", [{"bos_token_id": 256}, {"bos_token_id": "x"}, {"tokens": 5}, {"model": [1]}, {"eos_token_id": -1}])
+def test_special_tokens_that_there_are_not(byte_level, keys):
+    metadata = byte_level() | {"tokenizer.chat_template": "x"} | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    with pytest.raises(GGUFError, match=f"tokenizer.ggml.{next(iter(keys))} is"):
+        chat_template_from_metadata(metadata)
+
+
+def test_a_template_may_stand_alone():
+    assert chat_template_from_metadata({"tokenizer.chat_template": "{{ bos_token }}x"}).render(HI) == "x"
+
+
 def test_a_variant_by_its_name(byte_level):
     metadata = byte_level() | {"tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": "tools"}
     assert chat_template_from_metadata(metadata).render(HI) == "plain"
@@ -160,8 +172,6 @@ def test_a_template_that_is_no_string(byte_level):
 
 
 def test_the_template_of_qwen2(reference):
-    from rocmforge_jax.gguf import open_gguf
-
     template = chat_template_from_metadata(open_gguf(reference / "tokenizers" / "ggml-vocab-qwen2.gguf").metadata)
     assert template.render(HI) == (
         "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"

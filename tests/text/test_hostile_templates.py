@@ -138,11 +138,19 @@ def test_a_process_that_was_killed_is_replaced():
     assert ChatTemplate("y").render(HI) == "y"
 
 
-def test_an_interrupt_leaves_the_next_render_right():
-    """Ctrl-C while a template runs: the answer to the old question is never taken for that to the new one."""
+@pytest.fixture
+def interrupt_soon():
+    """Ctrl-C in 0.3 s."""
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interrupt_leaves_the_next_render_right(interrupt_soon):
+    """The answer to the old question is never taken for that to the new one."""
     with pytest.raises(KeyboardInterrupt):
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
         ChatTemplate("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", time_limit=5).render(HI)
     assert ChatTemplate("right").render(HI) == "right"
 

@@ -81,6 +81,13 @@ def test_a_token_that_is_there_twice(byte_level, token):
     refused(metadata, rf"the token .* is twice in the vocabulary, as id {first} and id \d+")
 
 
+def test_scores_may_be_of_any_number_type(sentence_piece):
+    metadata = sentence_piece({"▁": -1.0, "a": -2.0})
+    ids = tokenizer_from_metadata(metadata).encode("a a")
+    for scores in (metadata[SCORES].astype(np.int32), metadata[SCORES].astype(np.float64) * 1e300, metadata[SCORES].tolist()):
+        assert tokenizer_from_metadata(metadata | {SCORES: scores}).encode("a a") == ids
+
+
 def test_a_score_that_is_no_number(sentence_piece):
     metadata = sentence_piece({"a": 0.0, "b": float("nan")})
     refused(metadata, r"tokenizer.ggml.scores\[260\] is not a number")

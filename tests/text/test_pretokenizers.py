@@ -10,17 +10,19 @@ from rocmforge_jax.text import tokenizer_from_metadata
 
 TEXT = "I'LL pay 12345 €, OK?\n\n  isMixed(a)\t中文。"
 
+# names -> the words of TEXT, joined by "|"
 WORDS = {
     "default": "I|'|LL| pay| |123|45| €|,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
-    "gpt-2 phi-2 mpt olmo jais trillion granite-docling gigachat mellum modern-bert exaone4 a.x-4.0 jina-es jina-de jina-v2-es"
-    " jina-v2-de jina-v1-en jina-v2-code roberta-bpe": "I|'|LL| pay| 12345| €,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
-    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": "I|'|LL| pay| |1|2|3|4|5| €,| OK|?|\n\n | isMixed|(|a|)|"
-    "\t|中文|。",
+    """gpt-2 phi-2 mpt olmo jais trillion granite-docling gigachat mellum modern-bert exaone4 a.x-4.0 jina-es jina-de jina-v2-es
+    jina-v2-de jina-v1-en jina-v2-code roberta-bpe""": "I|'|LL| pay| 12345| €,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
+    """starcoder refact command-r smollm codeshell exaone minerva-7b mellum2""": (
+        "I|'|LL| pay| |1|2|3|4|5| €,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。"
+    ),
     "falcon": "I|'|LL| pay| |123|45| €|,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
-    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe glm4 chatglm-bpe minicpm5": "I|'LL| pay| |"
-    "123|45| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。",
-    "qwen2 qwen35 stablelm2 hunyuan solar-open grok-2 megrez deepseek-r1-qwen kormo f2llmv2 ufakzeka bailingmoe bailingmoe2 llada-moe": "I|'LL"
-    "| pay| |1|2|3|4|5| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。",
+    """llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe glm4 chatglm-bpe
+    minicpm5""": "I|'LL| pay| |123|45| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。",
+    """qwen2 qwen35 stablelm2 hunyuan solar-open grok-2 megrez deepseek-r1-qwen kormo f2llmv2 ufakzeka bailingmoe bailingmoe2
+    llada-moe""": "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。",
     "seed-coder laguna": "I|'LL| pay| |1|2|3|4|5| €,| OK|?|\n\n| | isMixed|(a|)|\t中文|。",
     "exaone-moe": "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n|\n| | isMixed|(a|)|\t中文|。",
     "gpt-4o llama4 kanana2 talkie minimax-m2": "I'LL| pay| |123|45| €,| OK|?\n\n| | is|Mixed|(a|)|\t中文|。",
@@ -45,7 +47,7 @@ def cut(merge_all):
     return words
 
 
-@pytest.mark.parametrize("pre, words", [pytest.param(pre, words, id=pre) for names, words in WORDS.items() for pre in names.split()])
+@pytest.mark.parametrize("pre, words", [(pre, words) for names, words in WORDS.items() for pre in names.split()])
 def test_words(cut, pre, words):
     assert cut(pre, TEXT) == words
 
@@ -99,7 +101,9 @@ def test_where_no_name_is_near_all_are_given(byte_level):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("model, hint", [("gpt-2", "did you mean gpt2"), ("llamas", "did you mean llama"), ("bert", "known are gpt2, llama")])
+@pytest.mark.parametrize(
+    "model, hint", [("gpt-2", "did you mean gpt2"), ("llamas", "did you mean llama"), ("bert", "known are gpt2, llama")]
+)
 def test_an_unknown_tokenizer_is_refused(byte_level, model, hint):
     with pytest.raises(ValueError, match=f"tokenizer.ggml.model is '{model}', .* {hint}"):
         tokenizer_from_metadata(byte_level(model=model))

@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from rocmforge_jax.text import StopStrings
 
@@ -26,11 +26,13 @@ def by_definition(stops, text):
     return text, None
 
 
+@settings(deadline=None)
 @given(stops=STOPS, chunks=st.lists(ALPHABET, max_size=8))
 def test_the_cut_does_not_matter(stops, chunks):
     assert stopped(stops, chunks) == by_definition(stops, "".join(chunks))
 
 
+@settings(deadline=None)
 @given(stops=STOPS, chunks=st.lists(ALPHABET, max_size=8))
 def test_only_what_could_become_a_stop_string_is_held(stops, chunks):
     filter, text, shown = StopStrings(stops), "", ""

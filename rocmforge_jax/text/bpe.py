@@ -5,6 +5,7 @@ before each text that it encodes.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
@@ -80,13 +81,11 @@ class SentencePieceCodec:
 def _checked_merges(merges, index) -> list[tuple[str, str]]:
     """Pairs in order of rank. GGUFError for a merge that is not two tokens that make a token: `tokenizers` aborts on some."""
     merges = list(dict.fromkeys(merges))  # the first rank counts
-    try:
-        pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
-        parts = {part for pair in pairs for part in pair}
-        if index.keys() >= parts and index.keys() >= {left + right for left, right in pairs}:
+    if all(isinstance(merge, str) for merge in merges):
+        pairs = [tuple(merge.split(" ")) for merge in merges]
+        texts = chain(chain.from_iterable(pairs), map("".join, pairs))
+        if set(map(len, pairs)) <= {2} and all(map(index.__contains__, texts)):
             return pairs
-    except (TypeError, ValueError):
-        pass
     raise GGUFError(_first_fault(merges, index))
 
 

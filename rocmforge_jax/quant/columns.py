@@ -15,6 +15,8 @@ from rocmforge_jax.quant.unroll import rows_of, unroll
 #: Rows of x up to which the fused loop is used. It decodes the weight once per row of x, a tile decodes it once: on two cores
 #: of Zen 5 tiles win from 2 rows (Q5_1) or 4 (Q4_0, Q8_0) on.
 FUSED_ROWS = 2
+#: Weights of a matrix from which on the fused loop is used: a small one has too little work a step for two cores.
+FUSED_WEIGHTS = 2_000_000
 #: Elements of a block up to which it is written out: 256 take seconds to compile for each product of a model.
 FUSED_BLOCK = 32
 #: Weights that one step of the fused loop handles per element of a block: enough work for every thread.
@@ -23,9 +25,13 @@ STEP_WIDTH = 65536
 TILE_BYTES = 4 << 20
 
 
+@jax.jit
 def matmul(x_MK, w):
-    """float32 [M, K] times the QTensor w, stored [N, K] in columns, -> float32 [M, N]."""
-    if x_MK.shape[0] <= FUSED_ROWS and w.format.block <= FUSED_BLOCK and w.format.affine is not None:
+    """float32 [M, K] times the QTensor w, stored [N, K] in columns, -> float32 [M, N].
+
+    Jitted for the tracing alone: the layers of a model have few different shapes, and each is traced once.
+    """
+    if x_MK.shape[0] <= FUSED_ROWS and math.prod(w.stored_shape) >= FUSED_WEIGHTS and w.format.block <= FUSED_BLOCK:
         try:
             return _fused(x_MK, w)
         except NotImplementedError:  # the block's program looks up a table, say: tiles can do anything
@@ -42,6 +48,8 @@ def _parts(blocks: int, width: int) -> int:
 
 def _fused(x_MK, w):
     fmt, (N, K) = w.format, w.stored_shape
+    if fmt.affine is None:
+        raise NotImplementedError(f"{fmt} is no scaled grid of small integers")
     M, parts = x_MK.shape[0], _parts(K // fmt.block, N)
     planes = {name: plane.reshape(parts, -1, *plane.shape[1:]) for name, plane in w.planes.items()}
     x = x_MK.reshape(M, parts, -1, fmt.block)
@@ -131,6 +139,7 @@ def _tiled(x_MK, w):
     return jax.lax.fori_loop(0, count, step, jnp.zeros((x_MK.shape[0], N), jnp.float32))
 
 
+@jax.jit
 def matmul_transposed(g_MN, w):
     """float32 [M, N] times the stored [N, K] itself -> float32 [M, K]: the gradient of `matmul`, and products with an embedding."""
     N, K = w.stored_shape

@@ -98,9 +98,9 @@ def _add_tensor(writer, name, which, array):
         raise ValueError(f"{name!r}: GGUF has no id for {fmt}")
     if array.ndim == 0:
         raise ValueError(f"{name!r}: a tensor has at least one dimension, got a scalar")
-    own = None if fmt.is_quantized else np.dtype(fmt.fields[0].dtype)
-    if array.dtype not in (own, np.uint8):
-        raise ValueError(f"{name!r}: {fmt} is written from blocks of uint8{f' or values of {own}' if own else ''}, got {array.dtype}")
+    dtypes = [np.dtype(np.uint8)] + ([] if fmt.is_quantized else [np.dtype(fmt.fields[0].dtype)])
+    if array.dtype not in dtypes:
+        raise ValueError(f"{name!r}: {fmt} is written from an array of {' or '.join(map(str, dtypes))}, got {array.dtype}")
     blocks = np.ascontiguousarray(array).view(np.uint8)
     try:
         elements = fmt.row_blocks(blocks.shape[-1]) * fmt.block

@@ -109,8 +109,9 @@ def test_alignments_that_are_no_power_of_two(tmp_path, alignment):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (("F16", np.zeros(4, "float32")), "'x': F16 is written from blocks of uint8 or values of float16, got float32"),
-        (("Q4_0", np.zeros(32, "float32")), "'x': Q4_0 is written from blocks of uint8, got float32"),
+        (("F16", np.zeros(4, "float32")), "'x': F16 is written from an array of uint8 or float16, got float32"),
+        (("Q4_0", np.zeros(32, "float32")), "'x': Q4_0 is written from an array of uint8, got float32"),
+        (("Q4_0", np.zeros(32, "float64")), "'x': Q4_0 is written from an array of uint8, got float64"),
         (("Q4_0", np.zeros(19, "uint8")), "'x': a Q4_0 row is whole blocks of 18 bytes, got 19 bytes"),
         (("F32", np.float32(1)), "'x': a tensor has at least one dimension"),
         (("MXFP6_E2M3", np.zeros(25, "uint8")), "'x': GGUF has no id for MXFP6_E2M3"),

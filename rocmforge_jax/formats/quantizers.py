@@ -34,7 +34,7 @@ def quantize(values, format: str | int | Format) -> np.ndarray:
     if bad := values.size - np.count_nonzero(np.isfinite(values)):
         raise ValueError(f"{bad} of {values.size} values are NaN or infinite, which {format.name} cannot hold")
     row_shape = (*values.shape[:-1], format.row_bytes(values.shape[-1]))
-    if not values.size:
+    if not values.size:  # the search has nothing to put together
         return np.zeros(row_shape, np.uint8)
     with np.errstate(over="ignore", invalid="ignore"):  # _refuse_infinite says it with numbers
         fields = _QUANTIZERS[format.name](values.reshape(-1, values.shape[-1]))
@@ -95,15 +95,20 @@ def _inverse(d):
     return np.where(np.isfinite(inverse), inverse, 0)
 
 
-def _shared_exponent(x, largest_exponent):
-    """[blocks, 32] -> int32 [blocks, 1], 0 to 254: the E8M0 byte that brings the largest magnitude to 2^largest_exponent or above.
-
-    ggml takes the logarithm in float32, so a magnitude just below a power of two may count as that power.
-    """
-    largest = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64)
-    logarithm = np.log2(np.where(largest > 0, largest, 1)).astype(np.float32)
-    exponent = np.floor(logarithm).astype(np.int32) - largest_exponent + E8M0_BIAS
+def _shared_exponent(x, largest_exponent, floor_log2):
+    """[blocks, 32] -> int32 [blocks, 1], 0 to 254: the E8M0 byte that brings the largest magnitude to 2^largest_exponent or above."""
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    exponent = floor_log2(np.where(largest > 0, largest, 1)) - largest_exponent + E8M0_BIAS
     return np.where(largest > 0, np.clip(exponent, 0, 254), 0)
+
+
+def _rounded_log2(x):
+    """As ggml takes it, in float32: a number just below a power of two may count as that power."""
+    return np.floor(np.log2(x.astype(np.float64)).astype(np.float32)).astype(np.int32)
+
+
+def _exact_log2(x):
+    return np.frexp(x)[1] - 1
 
 
 def _multiples(mantissa_bits, codes):
@@ -115,7 +120,7 @@ def _multiples(mantissa_bits, codes):
 def _mxfp4(rows):
     """For each element the first of the 16 codes that is nearest, as ggml's best_index_mxfp4 finds it."""
     x = rows.reshape(-1, 32)
-    e = _shared_exponent(x, 2)
+    e = _shared_exponent(x, 2, _rounded_log2)
     half_scale = np.ldexp(np.float32(1), e - E8M0_BIAS - 1)
     best, error = np.zeros(x.shape, np.uint8), np.abs(x)
     doubled = _multiples(1, 8)
@@ -132,7 +137,7 @@ def _mxfp6(mantissa_bits, smallest, largest_exponent):
 
     def quantize_rows(rows):
         x = rows.reshape(-1, 32)
-        e = _shared_exponent(x, largest_exponent)
+        e = _shared_exponent(x, largest_exponent, _exact_log2)
         scaled = np.abs(np.ldexp(x, E8M0_BIAS - e))
         codes = np.searchsorted(middles, scaled)
         tie = scaled == middles[np.minimum(codes, 30)]

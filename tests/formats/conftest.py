@@ -53,11 +53,11 @@ def oracle():
 
 @pytest.fixture(scope="session")
 def random_bytes():
-    """(format name, blocks) -> uint8 [blocks * block bytes]: every bit random, so scales are infinite or NaN now and then."""
+    """(format name, rows, blocks a row) -> uint8 [rows, row bytes]: every bit random, so scales are infinite or NaN now and then."""
 
     @functools.cache
-    def make(name, blocks):
-        seed = sum(name.encode())
-        return np.random.default_rng(seed).integers(0, 256, blocks * formats.get(name).block_bytes, dtype=np.uint8)
+    def make(name, rows, blocks):
+        generator = np.random.default_rng(sum(name.encode()))
+        return generator.integers(0, 256, (rows, blocks * formats.get(name).block_bytes), dtype=np.uint8)
 
     return make

@@ -17,8 +17,8 @@ def every_format_and_half_of_them_in_core():
 @pytest.mark.parametrize("name", every_format_and_half_of_them_in_core())
 def test_join_is_the_inverse_of_split_for_every_bit(name, random_bytes):
     f = formats.get(name)
-    blocks = np.concatenate([random_bytes(name, 62), np.full(f.block_bytes, 0xFF, np.uint8), np.zeros(f.block_bytes, np.uint8)])
-    blocks = blocks.reshape(4, 16, f.block_bytes)
+    extremes = np.repeat(np.array([[0xFF], [0]], np.uint8), f.block_bytes, axis=1)
+    blocks = np.concatenate([random_bytes(name, 62, 1), extremes]).reshape(4, 16, f.block_bytes)
     planes = jax.jit(f.split)(blocks)
     for field in f.fields:
         dtype, shape = field.plane
@@ -45,17 +45,17 @@ def test_numbers_of_64_bits_are_pairs_of_words_low_word_first():
 @pytest.mark.parametrize("name", AFFINE)
 def test_codes_times_scale_plus_bias_are_the_values(name, random_bytes):
     f = formats.get(name)
-    blocks = random_bytes(name, 512).reshape(512, -1)
+    rows = random_bytes(name, 4, 1024 // f.block)
+    blocks = rows.reshape(-1, f.block_bytes)
     codes, scale, bias = jax.jit(jax.vmap(lambda block: f.affine(**f.split(block))))(blocks)
-    assert codes.dtype == np.int8 and codes.shape == (512, f.block)
-    assert scale.dtype == np.float32 and f.block % (scale.size // 512) == 0
+    assert codes.dtype == np.int8 and codes.shape == (len(blocks), f.block)
+    assert scale.dtype == np.float32 and f.block % (scale.size // len(blocks)) == 0
     assert bias is None or (bias.dtype, bias.shape) == (scale.dtype, scale.shape)
-    groups = np.asarray(codes).reshape(512, scale.size // 512, -1).astype(np.float64)
-    column = lambda a: np.asarray(a, np.float64).reshape(512, -1, 1)
+    column = lambda a: np.asarray(a, np.float64).reshape(-1, 1)
     with np.errstate(all="ignore"):
-        values = groups * column(scale) + (0 if bias is None else column(bias))
-        values = values.reshape(-1).astype(np.float32)
-    np.testing.assert_array_equal(values, formats.dequantize(blocks.reshape(-1), name))
+        values = np.asarray(codes).reshape(scale.size, -1) * column(scale) + (0 if bias is None else column(bias))
+        values = values.astype(np.float32).reshape(4, -1)
+    np.testing.assert_array_equal(values, formats.dequantize(rows, name))
 
 
 @pytest.mark.core

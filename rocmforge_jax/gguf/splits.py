@@ -55,7 +55,8 @@ def _check_tensors(containers):
     first = containers[0]
     expected = _split_number(first, "split.tensors.count", None)
     if expected != len(owners):
-        raise GGUFError(f"{first.mapped.path}: split.tensors.count is {expected}, the model's {len(containers)} files have {len(owners)} tensors")
+        path, files = first.mapped.path, len(containers)
+        raise GGUFError(f"{path}: split.tensors.count is {expected}, the model's {files} files have {len(owners)} tensors")
 
 
 def _split_number(container, key, default):

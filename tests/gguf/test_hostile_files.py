@@ -75,7 +75,8 @@ def test_offsets_beyond_the_file(raw, open_bytes, offset):
 def test_random_damage(check, scratch, small_file, data):
     """Overwrite, insert, remove and repeat runs of bytes, preferring values that matter in a header."""
     damaged = bytearray(small_file)
-    interesting = st.sampled_from([struct.pack("<Q", n) for n in (0, 1, 7, 8, 9, 42, 2**31, 2**32, 2**63, 2**64 - 1)]) | st.binary(max_size=9)
+    numbers = [struct.pack("<Q", n) for n in (0, 1, 7, 8, 9, 42, 2**31, 2**32, 2**63, 2**64 - 1)]
+    interesting = st.sampled_from(numbers) | st.binary(max_size=9)
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(damaged)))
         stop = data.draw(st.integers(start, min(start + 9, len(damaged))))

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.core
 def test_types_and_lengths_without_decoding(raw, open_bytes):
     pairs = [raw.pair("n", "uint32", 1), raw.pair("s", "string", "x"), raw.array("a", "string", ["b"] * 3), raw.array("f", "float32", [])]
     metadata = open_bytes(raw.file(pairs)).metadata
-    assert {key: metadata.describe(key) for key in metadata} == {"n": "uint32", "s": "string", "a": "array[string] x 3", "f": "array[float32] x 0"}
+    described = {key: metadata.describe(key) for key in metadata}
+    assert described == {"n": "uint32", "s": "string", "a": "array[string] x 3", "f": "array[float32] x 0"}
     assert (metadata.entry("a").type, metadata.entry("a").count, metadata.entry("n").count) == ("string", 3, None)
 
 
@@ -54,7 +55,8 @@ def test_a_missing_key_names_the_nearest(raw, open_bytes):
 
 @pytest.mark.parametrize("byte", [2, 128, 255])
 def test_booleans_are_0_or_1(raw, open_bytes, byte):
-    pairs = [raw.string("b") + raw.pack("IB", 7, byte), raw.string("a") + raw.pack("IIQ4B", 9, 7, 4, 1, 0, byte, 1), raw.pair("c", "bool", True)]
+    pairs = [raw.string("b") + raw.pack("IB", 7, byte), raw.string("a") + raw.pack("IIQ4B", 9, 7, 4, 1, 0, byte, 1)]
+    pairs.append(raw.pair("c", "bool", True))
     metadata = open_bytes(raw.file(pairs)).metadata
     with pytest.raises(GGUFError, match=rf"'b': a boolean is the byte 0 or 1, byte 0 of 1 is {byte} \(at byte 37\)"):
         metadata["b"]
@@ -110,6 +112,7 @@ def test_opening_needs_neither_jax_nor_the_gguf_package(reference):
 
 
 def test_numbers_of_every_type_are_pythons(raw, open_bytes):
-    metadata = open_bytes(raw.file([raw.pair("i", "uint64", 2**64 - 1), raw.pair("f", "float32", 0.1), raw.pair("b", "bool", True)])).metadata
+    pairs = [raw.pair("i", "uint64", 2**64 - 1), raw.pair("f", "float32", 0.1), raw.pair("b", "bool", True)]
+    metadata = open_bytes(raw.file(pairs)).metadata
     assert [type(metadata[key]) for key in "ifb"] == [int, float, bool]
     assert (metadata["i"], metadata["f"]) == (2**64 - 1, float(np.float32(0.1)))

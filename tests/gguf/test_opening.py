@@ -17,7 +17,7 @@ NOT_GGUF = {
     "html": (b"\n<!DOCTYPE html><html>", "it is a web page: the download gave HTML"),
     "html without doctype": (b"<HTML><head>", "it is a web page"),
     "xml": (b"<?xml version='1.0'?><Error>", "it is an XML document"),
-    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"),
     "hdf5": (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
     "gzip": (gzip.compress(b"GGUF"), "it is compressed with gzip"),
     "zstd": (b"\x28\xb5\x2f\xfd\0", "it is compressed with zstd"),

@@ -123,7 +123,7 @@ def test_a_damaged_sibling_is_named(split):
 
 
 @pytest.mark.parametrize("key", ["split.count", "split.no", "split.tensors.count"])
-@pytest.mark.parametrize(("value", "kind"), [("3", "string"), (3.0, "float32"), (True, "bool"), (np.array([3], "int32"), r"array\[int32\] x 1")])
+@pytest.mark.parametrize(("value", "kind"), [("3", "string"), (3.0, "float32"), (True, "bool"), ([3], r"array\[int32\] x 1")])
 def test_split_keys_are_integers(split, key, value, kind):
     keys = {"split.no": 0, "split.count": 3, "split.tensors.count": 5} | {key: value}
     write_gguf(split / NAMES[0], keys, {name: ("F32", np.zeros(1, "float32")) for name in "ab"})

@@ -77,7 +77,8 @@ def test_values_without_a_type_are_refused_by_key(tmp_path, value):
     assert list(tmp_path.iterdir()) == []
 
 
-PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
+PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+PLAIN |= {"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
 
 
 @pytest.mark.parametrize(("name", "dtype"), PLAIN.items())

@@ -1,11 +1,11 @@
 """Decoders: one family as code, its architectures as data."""
 
 from rocmforge_jax.models.architectures import ARCHITECTURES, Architecture, read_config, register
-from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.config import DecoderConfig, MoEConfig
 from rocmforge_jax.models.decoder import Block, Decoder, param_count
 from rocmforge_jax.models.load import load_decoder, tensor_name
 
 __all__ = [
-    "ARCHITECTURES", "Architecture", "Block", "Decoder", "DecoderConfig", "load_decoder", "param_count", "read_config", "register",
+    "ARCHITECTURES", "Architecture", "Block", "Decoder", "DecoderConfig", "MoEConfig", "load_decoder", "param_count", "read_config", "register",
     "tensor_name",
 ]  # fmt: skip

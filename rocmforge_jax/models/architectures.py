@@ -11,7 +11,7 @@ import difflib
 import numpy as np
 
 from rocmforge_jax.gguf import GGUFError, GGUFFile
-from rocmforge_jax.models.config import DecoderConfig, KeyReader
+from rocmforge_jax.models.config import DecoderConfig, KeyReader, MoEConfig
 from rocmforge_jax.nn.rope import RopeConfig
 
 
@@ -20,12 +20,20 @@ class Architecture:
     """A value of general.architecture.
 
     rope_interleaved: which elements of a head form a rotated pair (ggml's "norm" if true, "neox" if not). qkv_bias: q, k
-    and v have biases. ignored_keys: keys (without the architecture's prefix) that change nothing here -> why.
+    and v have biases. qk_norm: each head of q and k is normed before it is rotated. post_norms: the results of attention and
+    feed-forward are normed before they are added. fused_qkv: q, k and v are one tensor, attn_qkv. fused_gate_up: ffn_up holds
+    gate and up. renormalize_experts: the weights of a token's experts sum to 1. ignored_keys: keys (without the
+    architecture's prefix) that change nothing here -> why.
     """
 
     name: str
     rope_interleaved: bool = False
     qkv_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    fused_qkv: bool = False
+    fused_gate_up: bool = False
+    renormalize_experts: bool = True
     ignored_keys: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -54,6 +62,11 @@ register(
     )
 )
 register(Architecture("qwen2", qkv_bias=True))
+register(Architecture("qwen2moe", qkv_bias=True, renormalize_experts=False))
+register(Architecture("qwen3", qk_norm=True))
+register(Architecture("qwen3moe", qk_norm=True))
+register(Architecture("chatglm", rope_interleaved=True, qkv_bias=True, fused_qkv=True, fused_gate_up=True))
+register(Architecture("glm4", rope_interleaved=True, qkv_bias=True, post_norms=True, fused_gate_up=True))
 
 
 def find(name: str | None) -> Architecture:
@@ -70,8 +83,6 @@ def read_config(gguf: GGUFFile) -> tuple[DecoderConfig, dict[str, str]]:
     """The configuration a file describes, and its keys of the architecture that were not used -> why (or "unknown")."""
     architecture = find(gguf.architecture)
     keys = KeyReader(gguf.metadata, architecture.name)
-    if keys.integer("expert_count", 0, low=0):
-        raise GGUFError(f"{gguf.path} is a mixture of {keys.integer('expert_count')} experts: not supported yet")
     heads, width = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_width = keys.integer("attention.key_length", max(width // heads, 1))
     if keys.integer("attention.value_length", head_width) != head_width:
@@ -89,7 +100,12 @@ def read_config(gguf: GGUFFile) -> tuple[DecoderConfig, dict[str, str]]:
             norm_epsilon=keys.real("attention.layer_norm_rms_epsilon"),
             rope=_rope(gguf, keys, architecture, head_width),
             tied="output.weight" not in gguf.tensors,
+            moe=_moe(keys, architecture),
             qkv_bias=architecture.qkv_bias,
+            qk_norm=architecture.qk_norm,
+            post_norms=architecture.post_norms,
+            fused_qkv=architecture.fused_qkv,
+            fused_gate_up=architecture.fused_gate_up,
             architecture=architecture.name,
         )
     except GGUFError:
@@ -108,6 +124,19 @@ def _vocabulary(gguf, keys) -> int:
     if rows is not None and claimed != rows:
         raise GGUFError(f"{gguf.path}: {gguf.architecture}.vocab_size is {claimed}, token_embd.weight has {rows} rows")
     return claimed
+
+
+def _moe(keys, architecture) -> MoEConfig | None:
+    experts = keys.integer("expert_count", 0, low=0)
+    if not experts:
+        return None
+    return MoEConfig(
+        experts=experts,
+        used=keys.integer("expert_used_count", high=experts),
+        hidden=keys.integer("expert_feed_forward_length", keys.integer("feed_forward_length")),
+        shared_hidden=keys.integer("expert_shared_feed_forward_length", 0, low=0),
+        renormalize=architecture.renormalize_experts,
+    )
 
 
 def _rope(gguf, keys, architecture, head_width) -> RopeConfig:

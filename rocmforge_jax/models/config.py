@@ -14,7 +14,8 @@ class DecoderConfig:
     """Everything that shapes a Decoder. Hashable, so it is static metadata of the module.
 
     Sizes as in nn.axes: width D, hidden F, heads N, kv_heads K, head_width H, vocabulary V. context_length: positions the
-    model was trained for. tied: the head is the transposed embedding. qkv_bias: q, k and v have biases.
+    model was trained for. tied: the head is the transposed embedding. moe: the feed-forward is a mixture of experts.
+    The rest is what an `Architecture` says: qkv_bias, qk_norm, post_norms, fused_qkv, fused_gate_up.
     """
 
     layers: int
@@ -28,7 +29,12 @@ class DecoderConfig:
     norm_epsilon: float
     rope: RopeConfig
     tied: bool = True
+    moe: "MoEConfig | None" = None
     qkv_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    fused_qkv: bool = False
+    fused_gate_up: bool = False
     architecture: str = "llama"
 
     def __post_init__(self):
@@ -42,6 +48,24 @@ class DecoderConfig:
             raise ValueError(f"rope rotates {self.rope.width} elements of a head of {self.head_width}")
         if not (math.isfinite(self.norm_epsilon) and self.norm_epsilon >= 0):
             raise ValueError(f"norm_epsilon must be finite and not negative, got {self.norm_epsilon}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """A mixture of `experts`, `used` of them for each token, `hidden` units each.
+
+    shared_hidden: units of an expert that every token goes through as well, 0 for none. renormalize: see `nn.route`.
+    """
+
+    experts: int
+    used: int
+    hidden: int
+    shared_hidden: int = 0
+    renormalize: bool = True
+
+    def __post_init__(self):
+        if not 1 <= self.used <= self.experts:
+            raise ValueError(f"each token uses {self.used} of {self.experts} experts: it must be at least 1 and at most all")
 
 
 class KeyReader:

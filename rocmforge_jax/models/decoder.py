@@ -3,49 +3,114 @@
 Submodules carry the names of the file's tensors, so `blk.0.attn_q.weight` is `decoder.blk[0].attn_q.kernel`.
 """
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.nn import Cache, Embedding, LayerCache, Linear, RMSNorm, apply_rope, attend, causal_mask, rope_table, swiglu
+from rocmforge_jax.nn import (
+    Cache, Embedding, Experts, LayerCache, Linear, RMSNorm, ScalarGate, apply_rope, attend, causal_mask, mixture, rope_table, route,
+    silu_gate, swiglu, swiglu_mlp,
+)  # fmt: skip
 
 
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each normed before and added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        linear = lambda *shape, use_bias=False: Linear(*shape, use_bias=use_bias, dtype=dtype, rngs=rngs)
-        width, head = config.width, config.head_width
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.attn_norm = RMSNorm(width, epsilon=config.norm_epsilon)
-        self.attn_q = linear(width, config.heads * head, use_bias=config.qkv_bias)
-        self.attn_k = linear(width, config.kv_heads * head, use_bias=config.qkv_bias)
-        self.attn_v = linear(width, config.kv_heads * head, use_bias=config.qkv_bias)
-        self.attn_output = linear(config.heads * head, width)
-        self.ffn_norm = RMSNorm(width, epsilon=config.norm_epsilon)
-        self.ffn_gate = linear(width, config.hidden)
-        self.ffn_up = linear(width, config.hidden)
-        self.ffn_down = linear(config.hidden, width)
+        self._init_attention(rngs)
+        self._init_feed_forward(rngs)
+
+    def _init_attention(self, rngs):
+        config, linear = self.config, functools.partial(Linear, rngs=rngs)
+        q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.attn_norm = _norm(config, config.width)
+        if config.fused_qkv:
+            self.attn_qkv = linear(config.width, q + 2 * kv, use_bias=config.qkv_bias)
+        else:
+            self.attn_q = linear(config.width, q, use_bias=config.qkv_bias)
+            self.attn_k = linear(config.width, kv, use_bias=config.qkv_bias)
+            self.attn_v = linear(config.width, kv, use_bias=config.qkv_bias)
+        if config.qk_norm:
+            self.attn_q_norm, self.attn_k_norm = _norm(config, config.head_width), _norm(config, config.head_width)
+        self.attn_output = linear(q, config.width)
+        if config.post_norms:
+            self.post_attention_norm = _norm(config, config.width)
+
+    def _init_feed_forward(self, rngs):
+        config, linear = self.config, functools.partial(Linear, rngs=rngs)
+        self.ffn_norm = _norm(config, config.width)
+        if config.moe:
+            self._init_experts(rngs)
+        else:
+            if not config.fused_gate_up:
+                self.ffn_gate = linear(config.width, config.hidden)
+            self.ffn_up = linear(config.width, config.hidden * (2 if config.fused_gate_up else 1))
+            self.ffn_down = linear(config.hidden, config.width)
+        if config.post_norms:
+            self.post_ffw_norm = _norm(config, config.width)
+
+    def _init_experts(self, rngs):
+        moe, width = self.config.moe, self.config.width
+        self.ffn_gate_inp = Linear(width, moe.experts, rngs=rngs)
+        self.ffn_gate_exps = Experts(moe.experts, width, moe.hidden, rngs=rngs)
+        self.ffn_up_exps = Experts(moe.experts, width, moe.hidden, rngs=rngs)
+        self.ffn_down_exps = Experts(moe.experts, moe.hidden, width, rngs=rngs)
+        if moe.shared_hidden:
+            self.ffn_gate_inp_shexp = ScalarGate(width, rngs=rngs)
+            self.ffn_gate_shexp = Linear(width, moe.shared_hidden, rngs=rngs)
+            self.ffn_up_shexp = Linear(width, moe.shared_hidden, rngs=rngs)
+            self.ffn_down_shexp = Linear(moe.shared_hidden, width, rngs=rngs)
 
     def __call__(self, x_BTD, rope, mask_BTS, cache: LayerCache | None, starts_B):
         """-> (x_BTD, the cache with the T new tokens in it, or None)."""
         attended, cache = self.attention(self.attn_norm(x_BTD), rope, mask_BTS, cache, starts_B)
-        x_BTD = x_BTD + attended
-        return x_BTD + self.feed_forward(self.ffn_norm(x_BTD)), cache
+        x_BTD = x_BTD + (self.post_attention_norm(attended) if self.config.post_norms else attended)
+        fed = self.feed_forward(self.ffn_norm(x_BTD))
+        return x_BTD + (self.post_ffw_norm(fed) if self.config.post_norms else fed), cache
 
     def attention(self, x_BTD, rope, mask_BTS, cache, starts_B):
-        config = self.config
-        heads = lambda y: y.reshape(*y.shape[:2], -1, config.head_width)
-        q_BTNH = apply_rope(heads(self.attn_q(x_BTD)), rope, config.rope)
-        k_BTKH = apply_rope(heads(self.attn_k(x_BTD)), rope, config.rope)
-        v_BTKH = heads(self.attn_v(x_BTD))
+        q_BTNH, k_BTKH, v_BTKH = self._qkv(x_BTD)
+        q_BTNH, k_BTKH = (apply_rope(heads, rope, self.config.rope) for heads in (q_BTNH, k_BTKH))
         cache = None if cache is None else cache.write(k_BTKH, v_BTKH, starts_B)
         out_BTNH = attend(q_BTNH, LayerCache.of(k_BTKH, v_BTKH) if cache is None else cache, mask_BTS)
         return self.attn_output(out_BTNH.reshape(*x_BTD.shape[:2], -1)), cache
 
+    def _qkv(self, x_BTD):
+        config = self.config
+        if config.fused_qkv:
+            q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
+            parts = jnp.split(self.attn_qkv(x_BTD), [q, q + kv], axis=-1)
+        else:
+            parts = self.attn_q(x_BTD), self.attn_k(x_BTD), self.attn_v(x_BTD)
+        q_BTNH, k_BTKH, v_BTKH = (part.reshape(*part.shape[:2], -1, config.head_width) for part in parts)
+        if config.qk_norm:
+            q_BTNH, k_BTKH = self.attn_q_norm(q_BTNH), self.attn_k_norm(k_BTKH)
+        return q_BTNH, k_BTKH, v_BTKH
+
     def feed_forward(self, x_BTD):
+        if self.config.moe:
+            return self._experts(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(x_BTD.shape)
+        if self.config.fused_gate_up:
+            return self.ffn_down(silu_gate(*jnp.split(self.ffn_up(x_BTD), 2, axis=-1)))
         return self.ffn_down(swiglu(x_BTD, self.ffn_gate.kernel, self.ffn_up.kernel))
+
+    def _experts(self, x_TD):
+        moe = self.config.moe
+        weights, experts = route(self.ffn_gate_inp(x_TD, jnp.float32), moe.used, renormalize=moe.renormalize)
+        out_TD = mixture(x_TD, weights, experts, self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps)
+        if moe.shared_hidden:
+            shared = swiglu_mlp(x_TD, self.ffn_gate_shexp.kernel, self.ffn_up_shexp.kernel, self.ffn_down_shexp.kernel)
+            out_TD = out_TD + self.ffn_gate_inp_shexp(x_TD) * shared
+        return out_TD
+
+
+def _norm(config: DecoderConfig, width: int) -> RMSNorm:
+    return RMSNorm(width, epsilon=config.norm_epsilon)
 
 
 class Decoder(nnx.Module):
@@ -59,7 +124,7 @@ class Decoder(nnx.Module):
         self.config, self.dtype = config, dtype
         self.token_embd = Embedding(config.vocabulary, config.width, rngs=rngs)
         self.blk = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
-        self.output_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
+        self.output_norm = _norm(config, config.width)
         self.output = None if config.tied else Linear(config.width, config.vocabulary, rngs=rngs)
 
     def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
@@ -114,4 +179,4 @@ def _check(tokens_BT, cache, positions_BT, lengths_B):
 def param_count(decoder: Decoder) -> int:
     """Weights of a decoder, quantised or not; a tied head counts once."""
     leaves = jax.tree.leaves(nnx.to_pure_dict(nnx.state(decoder)), is_leaf=lambda x: hasattr(x, "type_name"))
-    return sum(int(jnp.prod(jnp.array(leaf.shape))) for leaf in leaves)
+    return sum(math.prod(leaf.shape) for leaf in leaves)

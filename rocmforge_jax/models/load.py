@@ -62,7 +62,7 @@ def _claim(decoder, gguf) -> list[tuple[nnx.Module, str, TensorInfo]]:
             if not isinstance(variable, nnx.Variable):
                 continue
             name = tensor_name((*path, attribute))
-            expected = variable.shape[::-1] if attribute == "kernel" else variable.shape
+            expected = _file_shape(variable.shape, attribute)
             if name not in gguf.tensors:
                 problems.append(f"{name} {list(expected)} is missing")
             elif gguf.tensors[name].shape != expected:
@@ -76,6 +76,11 @@ def _claim(decoder, gguf) -> list[tuple[nnx.Module, str, TensorInfo]]:
     return sorted(found.values(), key=lambda claim: claim[2].offset)
 
 
+def _file_shape(shape, attribute):
+    """A kernel (..., in, out) is stored (..., out, in)."""
+    return (*shape[:-2], *shape[:-3:-1]) if attribute == "kernel" and len(shape) > 1 else tuple(shape)
+
+
 def _variable(tensor: TensorInfo, attribute: str, layout: str) -> nnx.Variable:
     """Quantised matrices stay packed; everything else becomes an nnx.Param in the file's dtype, kernels transposed to (in, out)."""
     transposed = attribute == "kernel"
@@ -84,7 +89,7 @@ def _variable(tensor: TensorInfo, attribute: str, layout: str) -> nnx.Variable:
     if tensor.format.is_quantized or tensor.format.name not in ("F32", "F16", "BF16"):
         raise GGUFError(f"{tensor.name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight of a model")
     values = jnp.asarray(tensor.data.view(np.dtype(tensor.format.fields[0].dtype)))
-    return nnx.Param(values.T if transposed else values)
+    return nnx.Param(jnp.swapaxes(values, -1, -2) if transposed and values.ndim > 1 else values)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

@@ -13,8 +13,12 @@ def swiglu(x, gate, up):
     """
     if gate.shape != up.shape:
         raise ValueError(f"swiglu: gate is {list(gate.shape)}, up is {list(up.shape)}: they must be equal")
-    gated, linear = quant.matmul(x, gate), quant.matmul(x, up)
-    return (jax.nn.silu(gated.astype(jnp.float32)) * linear.astype(jnp.float32)).astype(x.dtype)
+    return silu_gate(quant.matmul(x, gate), quant.matmul(x, up))
+
+
+def silu_gate(gate, linear):
+    """silu(gate) * linear, computed in float32, in the operands' dtype."""
+    return (jax.nn.silu(gate.astype(jnp.float32)) * linear.astype(jnp.float32)).astype(linear.dtype)
 
 
 def swiglu_mlp(x, gate, up, down):

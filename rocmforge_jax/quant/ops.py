@@ -1,4 +1,4 @@
-"""Operations on quantised matrices: dequantize, matmul, take_rows.
+"""Operations on quantised matrices: dequantize, matmul, expert_matmul, take_rows.
 
 Each takes implementation=None, "xla" or the name of another implementation. None tries them in order of preference: one that
 cannot do a case raises NotImplementedError with its reason and the next one is tried. What is wrong with the operands is a
@@ -56,6 +56,18 @@ def matmul(x, weight, *, dtype=None, implementation: str | None = None) -> jax.A
     product = _choose({"xla": _matmul_xla}, implementation)
     flat = x.reshape(-1, x.shape[-1])
     return product(flat, weight).astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[-1])
+
+
+def expert_matmul(x, weight, expert, *, dtype=None, implementation: str | None = None) -> jax.Array:
+    """x [..., in] @ weight[expert] -> [..., out], for a stack of experts (E, in, out): a QTensor, a QParam or an array.
+
+    expert: an integer scalar, traced or not; clipped to the stack. Only that expert's planes are read.
+    """
+    weight = getattr(weight, "get_value", lambda: weight)()
+    if weight.ndim != 3:
+        raise ValueError(f"expert_matmul needs a stack (experts, in, out), got {list(weight.shape)}")
+    one = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, expert, 0, keepdims=False), weight)
+    return matmul(x, one, dtype=dtype, implementation=implementation)
 
 
 @jax.custom_vjp

@@ -1,0 +1,51 @@
+# Everything runs in an environment of its own, one per interpreter version: `make test PYTHON=python3.12`.
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv/$(VERSION)
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+PROMPT ?= ROMEO:
+SECONDS ?= 60
+
+.PHONY: help demo test test-core bench notebooks fuzz clean
+
+help:
+	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
+	@echo "make test       install, then run the tests (PYTHON=... picks the interpreter, ARGS=... goes to pytest)"
+	@echo "make test-core  the quicker, essential half of the tests"
+	@echo "make bench      speed on the CPU, appended to benchmarks/results/cpu.jsonl (ARGS=... picks the models)"
+	@echo "make notebooks  execute the notebooks, all of them"
+	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
+	@echo "make clean      remove environments and what was built"
+
+demo: $(INSTALLED)
+	$(BIN)/rocmforge-jax generate --prompt "$(PROMPT)"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-core: $(INSTALLED)
+	$(BIN)/python -m pytest -m "core and not heavy and not gpu" $(ARGS)
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/cpu.py $(ARGS)
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m pytest tests/notebooks -m "" $(ARGS)
+
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/gguf/fuzz_reader.py --seconds $(SECONDS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made anew when the dependencies may have changed.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is no Python 3.11 or newer (found: $(or $(VERSION),none)): name one with PYTHON=..." >&2; exit 1; }
+	@echo "installing into $(VENV), once ..." >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@

@@ -3,17 +3,14 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from rocmforge_jax.generate import Engine, Generated, SamplingParams
 from rocmforge_jax.gguf import GGUFFile, open_gguf
+from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import Decoder, load_decoder
 from rocmforge_jax.text import ChatTemplate, StopStrings, Tokenizer, chat_template_from_metadata, tokenizer_from_metadata
-
-#: The file behind the name "demo".
-DEMO = Path(__file__).parent / "demo" / "demo.gguf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,28 +187,6 @@ def from_parts(model: Decoder, gguf: GGUFFile, *, context_length: int | None = N
     """A LanguageModel of a decoder with the tokenizer and chat template of a file."""
     tokenizer, template = tokenizer_from_metadata(gguf.metadata), chat_template_from_metadata(gguf.metadata)
     return LanguageModel(model, tokenizer, template, context_length=context_length)
-
-
-def resolve(path: str | os.PathLike) -> Path:
-    """The file that `load` would open: an existing path, the demo model, or a file of the hub, downloaded once."""
-    if os.path.exists(path):
-        return Path(path)
-    if os.fspath(path) == "demo":
-        return DEMO
-    parts = os.fspath(path).split("/")
-    if len(parts) >= 3 and parts[-1].endswith(".gguf") and all(parts):
-        return _download("/".join(parts[:2]), "/".join(parts[2:]))
-    return Path(path)  # open_gguf says what is there instead
-
-
-def _download(repository: str, filename: str) -> Path:
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise FileNotFoundError(
-            f"no file {repository}/{filename}; to fetch it from the Hugging Face hub: pip install 'rocmforge-jax[hub]'"
-        ) from None
-    return Path(hf_hub_download(repository, filename))
 
 
 def _as_list(prompt) -> list[str]:

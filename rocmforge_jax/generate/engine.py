@@ -6,6 +6,7 @@ through `nnx.jit`. Prompts are padded to a few lengths and the cache grows in a 
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rocmforge_jax.generate.sampling import Sampler, SamplingParams, sample
+from rocmforge_jax.generate.sampling import PENALTY_WINDOW, Sampler, SamplingParams, sample
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.nn import Cache, LayerCache
 
@@ -23,6 +24,8 @@ PREFILL_CHUNK = 512
 SMALLEST_BUCKET = 16
 #: Slots of the smallest cache; a cache grows to the next power of two.
 SMALLEST_CACHE = 256
+#: New tokens that a fresh cache has room for, if as many are asked for; beyond that it grows.
+EXPECTED_TOKENS = 1024
 #: Tokens that one dispatch generates.
 TOKENS_PER_DISPATCH = 8
 
@@ -48,7 +51,8 @@ def bucket(length: int, smallest: int) -> int:
 class Engine:
     """Generates with a Decoder. It keeps the decoder's arrays, not a copy of them.
 
-    context_length: tokens a sequence may have, prompt and answer together; default what the model was trained for.
+    context_length: tokens a sequence may have, prompt and answer together; default what the model was trained for, a warning
+    beyond that. After a single prompt the cache is kept: a prompt that begins as that text went on computes only what is new.
     """
 
     def __init__(self, decoder: Decoder, *, context_length: int | None = None):
@@ -56,12 +60,18 @@ class Engine:
         self.context_length = self.config.context_length if context_length is None else context_length
         if self.context_length < 2:
             raise ValueError(f"context_length must be at least 2, got {self.context_length}")
-        self._init_cache = functools.partial(decoder.init_cache)
+        if self.context_length > self.config.context_length:
+            warnings.warn(
+                f"a context of {self.context_length} tokens is longer than the {self.config.context_length} the model was trained for",
+                stacklevel=3,
+            )
+        self._init_cache = decoder.init_cache
         graphdef, state = nnx.split(decoder)
         self._leaves, treedef = jax.tree.flatten(state)
         merge = lambda leaves: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
         self._prefill = jax.jit(functools.partial(_prefill, merge), donate_argnums=1)
-        self._decode = jax.jit(functools.partial(_decode, merge), static_argnums=4, donate_argnums=1)
+        self._decode = jax.jit(functools.partial(_decode, merge), static_argnums=5, donate_argnums=1)
+        self._kept = _Kept([], None)
 
     def generate(
         self,
@@ -74,14 +84,15 @@ class Engine:
         """Continue each prompt. Yields, dispatch after dispatch, what it added to each sequence, until all have finished.
 
         params: one for all or one each. max_tokens: most new tokens of each sequence, None for as many as the context holds.
-        ValueError, before anything is computed, for prompts that are empty, too long or have ids outside the vocabulary.
+        ValueError, before anything is computed, for prompts that are empty, too long or have ids outside the vocabulary. An
+        interrupted or abandoned iterator leaves the engine usable.
         """
         params = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         self._check(prompts, params, max_tokens)
         return self._generate([list(map(int, prompt)) for prompt in prompts], params, max_tokens, frozenset(stop_ids))
 
     def _check(self, prompts, params, max_tokens):
-        if not prompts:
+        if not len(prompts):
             raise ValueError("generate needs at least one prompt, got none")
         if len(params) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many sampling parameters, got {len(params)}")
@@ -91,36 +102,52 @@ class Engine:
             if not len(prompt):
                 raise ValueError(f"prompt {number} is empty: generation needs at least one token")
             if len(prompt) >= self.context_length:
-                raise ValueError(f"prompt {number} has {len(prompt)} tokens, the context is {self.context_length} with at least one answered")
+                raise ValueError(
+                    f"prompt {number} has {len(prompt)} tokens, the context is {self.context_length} with at least one for the answer"
+                )
             low, high = min(prompt), max(prompt)
             if low < 0 or high >= self.config.vocabulary:
                 raise ValueError(f"prompt {number} has the id {low if low < 0 else high}, the vocabulary has {self.config.vocabulary}")
 
     def _generate(self, prompts, params, max_tokens, stop_ids):
-        sampler = Sampler.of(params)
-        lengths = np.array([len(prompt) for prompt in prompts])
-        open_ = [_Open(self.context_length - n, max_tokens, stop_ids) for n in lengths]
-        logits_BV, cache = self.prefill(prompts)
-        tokens_B, logprobs_B = _sample(logits_BV, sampler, cache.lengths_B)
-        step_ids, step_logprobs = np.asarray(tokens_B)[:, None], np.asarray(logprobs_B)[:, None]
-        filled = int(lengths.max())
-        while True:
-            yield [one.take(ids, logprobs) for one, ids, logprobs in zip(open_, step_ids.tolist(), step_logprobs.tolist())]
-            if all(one.finish_reason for one in open_):
-                return
-            cache = self._grown(cache, filled + TOKENS_PER_DISPATCH)
-            tokens_B, cache, ids_BT, logprobs_BT = self._decode(self._leaves, cache, tokens_B, sampler, TOKENS_PER_DISPATCH)
-            step_ids, step_logprobs = np.asarray(ids_BT), np.asarray(logprobs_BT)
-            filled += TOKENS_PER_DISPATCH
+        sampler, lengths = Sampler.of(params), [len(prompt) for prompt in prompts]
+        open_ = [_Open(self.context_length - length, max_tokens, stop_ids) for length in lengths]
+        longest = max(length + one.left for length, one in zip(lengths, open_))
+        texts, cache = [list(prompt) for prompt in prompts], None
+        try:
+            logits_BV, cache = self.prefill(prompts, slots=min(longest, max(lengths) + EXPECTED_TOKENS))
+            tokens_B, logprobs_B, recent_BW = _first(logits_BV, sampler, cache.lengths_B, _recent(prompts))
+            step_ids, step_logprobs, filled = np.asarray(tokens_B)[:, None], np.asarray(logprobs_B)[:, None], max(lengths)
+            while True:
+                added = [one.take(ids, logprobs) for one, ids, logprobs in zip(open_, step_ids.tolist(), step_logprobs.tolist())]
+                for text, ids in zip(texts, step_ids.tolist()):
+                    text += ids
+                yield added
+                if all(one.finish_reason for one in open_):
+                    return
+                filled += TOKENS_PER_DISPATCH
+                cache = self._grown(cache, filled)
+                tokens_B, cache, recent_BW, ids_BT, logprobs_BT = self._decode(
+                    self._leaves, cache, tokens_B, recent_BW, sampler, TOKENS_PER_DISPATCH
+                )
+                step_ids, step_logprobs = np.asarray(ids_BT), np.asarray(logprobs_BT)
+        finally:
+            if cache is not None and len(prompts) == 1:
+                self._kept = _Kept(texts[0], cache)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, Cache]:
-        """Compute prompts: the logits after the last token of each, float32 [B, V], and the filled cache."""
-        lengths = np.array([len(prompt) for prompt in prompts])
+    def prefill(self, prompts: Sequence[Sequence[int]], *, slots: int = 0) -> tuple[jax.Array, Cache]:
+        """Compute prompts: the logits after the last token of each, float32 [B, V], and the filled cache.
+
+        slots: what the cache should have room for.
+        """
+        cache, known = self._begin(prompts)
+        lengths = np.array([len(prompt) - known for prompt in prompts])
         pieces = _pieces(int(lengths.max()))
         tokens = np.zeros((len(prompts), sum(pieces)), np.int32)
         for row, prompt in zip(tokens, prompts):
-            row[: len(prompt)] = prompt
-        cache = self._init_cache(len(prompts), bucket(tokens.shape[1] + 1, SMALLEST_CACHE))
+            row[: len(prompt) - known] = prompt[known:]
+        room = self._cache_length(max(known + tokens.shape[1], slots))
+        cache = self._init_cache(len(prompts), room) if cache is None else self._grown(cache, known + tokens.shape[1])
         logits_BV, start = jnp.zeros((len(prompts), self.config.vocabulary), jnp.float32), 0
         for piece in pieces:
             added = np.clip(lengths - start, 0, piece).astype(np.int32)
@@ -128,17 +155,59 @@ class Engine:
             start += piece
         return logits_BV, cache
 
+    def warm_up(self, prompt_tokens: int = SMALLEST_BUCKET, batch: int = 1) -> None:
+        """Compile what a prompt of this length and a batch of this size need, so that the first answer does not wait for it."""
+        prompts = [[0] * prompt_tokens] * batch
+        for _ in self.generate(prompts, max_tokens=min(TOKENS_PER_DISPATCH, self.context_length - prompt_tokens)):
+            pass
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the cache that was kept for the next prompt."""
+        self._kept = _Kept([], None)
+
+    def _begin(self, prompts) -> tuple[Cache | None, int]:
+        """The kept cache if it holds the beginning of a single prompt, and how many of its tokens that saves."""
+        kept, self._kept = self._kept, _Kept([], None)
+        if len(prompts) > 1 or not kept.usable():
+            return None, 0
+        known = min(kept.common(prompts[0]), len(prompts[0]) - 1)
+        if known < SMALLEST_BUCKET:
+            return None, 0
+        return dataclasses.replace(kept.cache, lengths_B=jnp.array([known], jnp.int32)), known
+
+    def _cache_length(self, slots: int) -> int:
+        """The size of a cache with at least `slots` slots: a power of two, no larger than the context can use."""
+        return max(slots, min(bucket(slots, SMALLEST_CACHE), self.context_length + TOKENS_PER_DISPATCH))
+
     def _grown(self, cache: Cache, slots: int) -> Cache:
         """The cache, or a copy with at least `slots` slots."""
-        return cache if slots <= cache.length else _grow(cache, bucket(slots, SMALLEST_CACHE))
+        return cache if slots <= cache.length else _grow(cache, self._cache_length(slots))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """The cache of the last text. ids: its tokens; those in the cache are the first ones, the last few may not be in it yet."""
+
+    ids: list[int]
+    cache: Cache | None
+
+    def usable(self) -> bool:
+        """An interrupted dispatch may have taken the cache with it."""
+        return self.cache is not None and not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.cache))
+
+    def common(self, prompt: list[int]) -> int:
+        """How many tokens at the start of a prompt the cache holds."""
+        held = min(len(prompt), len(self.ids), int(self.cache.lengths_B[0]))
+        return next((i for i in range(held) if prompt[i] != self.ids[i]), held)
 
 
 class _Open:
     """A sequence that is being generated: how much it may still grow, and why it stopped."""
 
     def __init__(self, room: int, max_tokens: int | None, stop_ids: frozenset[int]):
-        self._left = room if max_tokens is None else min(room, max_tokens)
-        self._at_limit = "context" if self._left == room and max_tokens != room else "length"
+        self.left = room if max_tokens is None else min(room, max_tokens)
+        self._at_limit = "context" if self.left == room and max_tokens != room else "length"
         self._stop_ids = stop_ids
         self.finish_reason = None
 
@@ -147,11 +216,11 @@ class _Open:
         if self.finish_reason:
             return Generated([], [], self.finish_reason)
         stop = next((i for i, id in enumerate(ids) if id in self._stop_ids), len(ids))
-        count = min(stop, self._left)
-        self._left -= count
+        count = min(stop, self.left)
+        self.left -= count
         if stop < len(ids) and count == stop:
             self.finish_reason = "stop"
-        elif self._left == 0:
+        elif self.left == 0:
             self.finish_reason = self._at_limit
         return Generated(ids[:count], logprobs[:count], self.finish_reason)
 
@@ -168,21 +237,39 @@ def _prefill(merge, leaves, cache, tokens_BT, added_B, before_BV):
     return jnp.where(added_B[:, None] > 0, logits_BV, before_BV), cache
 
 
-def _decode(merge, leaves, cache, tokens_B, sampler, count):
-    """Take the last tokens in and generate `count` more: (the last, the cache, ids [B, count], log-probabilities [B, count])."""
+def _decode(merge, leaves, cache, tokens_B, recent_BW, sampler, count):
+    """Take the last tokens in and generate `count` more.
+
+    -> (the last tokens, the cache, the recent tokens, ids [B, count], log-probabilities [B, count]).
+    """
     decoder = merge(leaves)
 
     def step(carry, _):
-        cache, tokens_B = carry
+        cache, tokens_B, recent_BW = carry
         logits_BV, cache = decoder(tokens_B[:, None], cache, last_only=True)
-        tokens_B, logprobs_B = sample(logits_BV, sampler, cache.lengths_B)
-        return (cache, tokens_B), (tokens_B, logprobs_B)
+        tokens_B, logprobs_B, recent_BW = _next(logits_BV, sampler, cache.lengths_B, recent_BW)
+        return (cache, tokens_B, recent_BW), (tokens_B, logprobs_B)
 
-    (cache, tokens_B), (ids_TB, logprobs_TB) = jax.lax.scan(step, (cache, tokens_B), length=count)
-    return tokens_B, cache, ids_TB.T, logprobs_TB.T
+    carry, (ids_TB, logprobs_TB) = jax.lax.scan(step, (cache, tokens_B, recent_BW), length=count)
+    cache, tokens_B, recent_BW = carry
+    return tokens_B, cache, recent_BW, ids_TB.T, logprobs_TB.T
 
 
-_sample = jax.jit(sample)
+def _next(logits_BV, sampler, positions_B, recent_BW):
+    tokens_B, logprobs_B = sample(logits_BV, sampler, positions_B, recent_BW)
+    return tokens_B, logprobs_B, jnp.concatenate([recent_BW[:, 1:], tokens_B[:, None]], axis=1)
+
+
+_first = jax.jit(_next)
+
+
+def _recent(prompts) -> jax.Array:
+    """The last tokens of each prompt, int32 [B, PENALTY_WINDOW], -1 before its start."""
+    recent = np.full((len(prompts), PENALTY_WINDOW), -1, np.int32)
+    for row, prompt in zip(recent, prompts):
+        last = prompt[-PENALTY_WINDOW:]
+        row[len(row) - len(last) :] = last
+    return jnp.asarray(recent)
 
 
 @functools.partial(jax.jit, static_argnums=1)

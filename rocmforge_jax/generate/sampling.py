@@ -1,16 +1,20 @@
 """Choosing the next token, on the device. Every parameter is an array, so another temperature compiles nothing.
 
-The order is llama.cpp's: top-k, then top-p, then min-p, then the temperature. Nothing is sorted: a threshold that keeps k
-tokens, or a share p of the probability, is found bit by bit in 32 passes, which is exact and quick for any k and p. Tokens
-that tie with the last one kept are kept as well.
+The order is llama.cpp's: logit bias and penalties, then top-k, typical, top-p, min-p, then the temperature. Nothing is sorted:
+a threshold that keeps k tokens, or a share p of the probability, is found bit by bit in 32 passes, which is exact and quick for
+any k and p. Tokens that tie with the last one kept are kept as well. What nobody asks for is not computed.
 """
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+#: Most tokens that the penalties can look back on.
+PENALTY_WINDOW = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,85 +22,168 @@ class SamplingParams:
     """How one sequence is sampled.
 
     temperature: 0 takes the likeliest token (greedy); 1 samples the model's own distribution. top_k: keep the k likeliest
-    tokens, 0 keeps all. top_p: keep the fewest tokens whose probabilities sum to at least this, 1 keeps all. min_p: drop tokens
-    less likely than this share of the likeliest, 0 drops none. seed: 0 to 2**32 - 1; equal seeds give equal text.
+    tokens, 0 keeps all. typical_p: keep the tokens whose surprise is nearest the expected one, up to this probability, 1 keeps
+    all (Meister et al., 2022). top_p: keep the fewest tokens whose probabilities sum to at least this, 1 keeps all. min_p: drop
+    tokens less likely than this share of the likeliest, 0 drops none.
+
+    repetition_penalty: logits of tokens among the last `penalty_last_n` (prompt and answer; at most 256) are divided by it where
+    positive and multiplied where negative, 1 for none. presence_penalty, frequency_penalty: subtracted once, and once for each
+    time the token is there. logit_bias: token id -> number added to its logit; -inf bans it.
+
+    seed: 0 to 2**32 - 1; equal seeds give equal text.
     """
 
     temperature: float = 0.8
     top_k: int = 40
+    typical_p: float = 1.0
     top_p: float = 0.95
     min_p: float = 0.05
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_n: int = 64
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self):
-        _check_range("temperature", self.temperature, 0, math.inf)
-        _check_range("top_p", self.top_p, 0, 1, "above 0", exclusive=True)
-        _check_range("min_p", self.min_p, 0, 1)
-        for name, high in (("top_k", 2**31 - 1), ("seed", 2**32 - 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
-                raise ValueError(f"{name} must be an integer from 0 to {high}, got {value!r}")
+        _check_number("temperature", self.temperature, 0)
+        _check_number("min_p", self.min_p, 0, 1)
+        for name in ("top_p", "typical_p"):
+            _check_number(name, getattr(self, name), 0, 1, exclusive=True)
+        _check_number("repetition_penalty", self.repetition_penalty, 0, exclusive=True)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_number(name, getattr(self, name), -math.inf)
+        for name, high in (("top_k", 2**31 - 1), ("seed", 2**32 - 1), ("penalty_last_n", PENALTY_WINDOW)):
+            _check_integer(name, getattr(self, name), high)
+        for id, bias in self.logit_bias.items():
+            _check_integer("a token of logit_bias", id, 2**31 - 1)
+            if isinstance(bias, bool) or not isinstance(bias, int | float) or not bias < math.inf:
+                raise ValueError(f"the logit_bias of token {id} must be a number or -inf, got {bias!r}")
 
 
-def _check_range(name, value, low, high, words="", exclusive=False):
+def _check_number(name, value, low, high=math.inf, *, exclusive=False):
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= value <= high or exclusive and value == low:
-        top = "" if high == math.inf else f" and at most {high}"
-        raise ValueError(f"{name} must be a finite number {words or f'of at least {low}'}{top}, got {value!r}")
+        bounds = [f"above {low}" if exclusive else f"of at least {low}"] if low > -math.inf else []
+        bounds += [f"at most {high}"] if high < math.inf else []
+        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}".rstrip() + f", got {value!r}")
+
+
+def _check_integer(name, value, high):
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
+        raise ValueError(f"{name} must be an integer from 0 to {high}, got {value!r}")
+
+
+_DTYPES = {
+    "temperature": np.float32, "top_k": np.int32, "typical_p": np.float32, "top_p": np.float32, "min_p": np.float32,
+    "repetition_penalty": np.float32, "presence_penalty": np.float32, "frequency_penalty": np.float32,
+    "penalty_last_n": np.int32, "seed": np.uint32,
+}  # fmt: skip
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The parameters of B sequences on the device: float32, int32 or uint32 [B]. Ranges as in `SamplingParams`."""
+    """The parameters of B sequences on the device, [B] each, float32, int32 or uint32. Ranges as in `SamplingParams`.
+
+    bias_ids, bias: int32 and float32 [B, n], n a power of two or 0: the tokens of logit_bias, padded with id -1.
+    """
 
     temperature: jax.Array
     top_k: jax.Array
+    typical_p: jax.Array
     top_p: jax.Array
     min_p: jax.Array
+    repetition_penalty: jax.Array
+    presence_penalty: jax.Array
+    frequency_penalty: jax.Array
+    penalty_last_n: jax.Array
     seed: jax.Array
+    bias_ids: jax.Array
+    bias: jax.Array
 
     @classmethod
     def of(cls, params: list[SamplingParams]) -> "Sampler":
-        dtypes = dict(temperature=np.float32, top_k=np.int32, top_p=np.float32, min_p=np.float32, seed=np.uint32)
-        return cls(**{name: jnp.asarray(np.array([getattr(p, name) for p in params], dtype)) for name, dtype in dtypes.items()})
+        arrays = {name: np.array([getattr(p, name) for p in params], dtype) for name, dtype in _DTYPES.items()}
+        most = max(len(p.logit_bias) for p in params)
+        width = 1 << (most - 1).bit_length() if most else 0
+        arrays["bias_ids"] = np.full((len(params), width), -1, np.int32)
+        arrays["bias"] = np.zeros((len(params), width), np.float32)
+        for row, p in enumerate(params):
+            arrays["bias_ids"][row, : len(p.logit_bias)] = list(p.logit_bias)
+            arrays["bias"][row, : len(p.logit_bias)] = list(p.logit_bias.values())
+        return cls(**{name: jnp.asarray(array) for name, array in arrays.items()})
 
 
-def sample(logits_BV, sampler: Sampler, positions_B):
+def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None):
     """-> (tokens int32 [B], their log-probabilities float32 [B] under the model's own distribution).
 
     positions_B: how many tokens each sequence has; with the seed it determines the random numbers, so a sequence gets the same
-    ones alone and in a batch. Greedy ties go to the lowest id.
+    ones alone and in a batch. recent_BW: its last tokens, oldest first, -1 for none; None where nothing is penalised. Greedy
+    ties go to the lowest id.
     """
-    logits_BV = logits_BV.astype(jnp.float32)
+    model_BV = logits_BV.astype(jnp.float32)
+    logits_BV = _add_bias(model_BV, sampler)
+    if recent_BW is not None:
+        logits_BV = _penalize(logits_BV, sampler, recent_BW)
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     draw = lambda: jnp.where(sampler.temperature > 0, _draw(logits_BV, sampler, positions_B), greedy_B)
     tokens_B = jax.lax.cond(jnp.any(sampler.temperature > 0), draw, lambda: greedy_B)
-    chosen_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)[:, 0]
-    return tokens_B, chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
+    chosen_B = jnp.take_along_axis(model_BV, tokens_B[:, None], axis=-1)[:, 0]
+    return tokens_B, chosen_B - jax.nn.logsumexp(model_BV, axis=-1)
+
+
+def _add_bias(logits_BV, sampler):
+    ids = jnp.where(sampler.bias_ids < 0, logits_BV.shape[-1], sampler.bias_ids)  # beyond the end: dropped
+    return jax.vmap(lambda row, ids, bias: row.at[ids].add(bias, mode="drop"))(logits_BV, ids, sampler.bias)
+
+
+def _penalize(logits_BV, sampler, recent_BW):
+    W, column = recent_BW.shape[-1], lambda a: a[:, None]
+    wanted = jnp.any((sampler.repetition_penalty != 1) | (sampler.presence_penalty != 0) | (sampler.frequency_penalty != 0))
+
+    def penalized():
+        counts = (recent_BW >= 0) & (jnp.arange(W)[None] >= W - column(sampler.penalty_last_n))
+        add = lambda row, ids, counts: row.at[ids].add(counts.astype(jnp.float32), mode="drop")
+        times_BV = jax.vmap(add)(jnp.zeros_like(logits_BV), jnp.where(counts, recent_BW, logits_BV.shape[-1]), counts)
+        penalty = column(sampler.repetition_penalty)
+        repeated_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+        lowered_BV = repeated_BV - times_BV * column(sampler.frequency_penalty) - column(sampler.presence_penalty)
+        return jnp.where(times_BV > 0, lowered_BV, logits_BV)
+
+    return jax.lax.cond(wanted, penalized, lambda: logits_BV)
 
 
 def _draw(logits_BV, sampler, positions_B):
-    kept_BV = keep_likeliest(logits_BV, sampler.top_k, sampler.top_p, sampler.min_p)
+    kept_BV = keep_likely(logits_BV, sampler.top_k, sampler.typical_p, sampler.top_p, sampler.min_p)
     temperature_B = jnp.where(sampler.temperature > 0, sampler.temperature, jnp.float32(1))
     scaled_BV = jnp.where(kept_BV, logits_BV / temperature_B[:, None], -jnp.inf)
     keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(sampler.seed, positions_B)
     return jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
 
 
-def keep_likeliest(logits_BV, top_k_B, top_p_B, min_p_B):
-    """bool [B, V]: the tokens that top-k, then top-p, then min-p leave."""
+def keep_likely(logits_BV, top_k_B, typical_p_B, top_p_B, min_p_B):
+    """bool [B, V]: the tokens that top-k, typical, top-p and min-p leave, each applied to what the ones before it left."""
     order_BV = _sortable(logits_BV)
-    V = logits_BV.shape[-1]
+    V, all_ones = logits_BV.shape[-1], jnp.ones(logits_BV.shape, jnp.float32)
     top_k_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, V), V)
-    count = lambda above_BV: above_BV.sum(axis=-1, dtype=jnp.int32) >= top_k_B
-    kept_BV = _keep(order_BV, count, jnp.any(top_k_B < V))
-
+    kept_BV = _keep(order_BV, all_ones, top_k_B.astype(jnp.float32), jnp.any(top_k_B < V))
     weights_BV = jnp.where(kept_BV, jnp.exp(logits_BV - logits_BV.max(axis=-1, keepdims=True)), jnp.float32(0))
-    needed_B = top_p_B * weights_BV.sum(axis=-1)
-    mass = lambda above_BV: jnp.where(above_BV, weights_BV, jnp.float32(0)).sum(axis=-1) >= needed_B
-    kept_BV &= _keep(order_BV, mass, jnp.any(top_p_B < 1))
-    return kept_BV & (weights_BV >= min_p_B[:, None])
+
+    kept_BV &= jax.lax.cond(
+        jnp.any(typical_p_B < 1), lambda: _keep_typical(weights_BV, typical_p_B), lambda: jnp.ones(logits_BV.shape, bool)
+    )
+    weights_BV = jnp.where(kept_BV, weights_BV, jnp.float32(0))
+    kept_BV &= _keep(order_BV, weights_BV, top_p_B * weights_BV.sum(axis=-1), jnp.any(top_p_B < 1))
+    return kept_BV & (weights_BV >= min_p_B[:, None] * weights_BV.max(axis=-1, keepdims=True))
+
+
+def _keep_typical(weights_BV, typical_p_B):
+    total_B = weights_BV.sum(axis=-1, keepdims=True)
+    p_BV = weights_BV / total_B
+    surprise_BV = -jnp.log(jnp.maximum(p_BV, jnp.finfo(jnp.float32).tiny))
+    distance_BV = jnp.abs(surprise_BV - (p_BV * surprise_BV).sum(axis=-1, keepdims=True))
+    return _keep(_sortable(-distance_BV), p_BV, typical_p_B * p_BV.sum(axis=-1), jnp.bool_(True))
 
 
 def _sortable(values):
@@ -106,13 +193,14 @@ def _sortable(values):
     return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
-def _keep(order_BV, enough, wanted):
-    """Where order >= t, for the highest t whose tokens are enough(bool [B, V]) -> bool [B]; everything where not `wanted`."""
+def _keep(order_BV, weights_BV, needed_B, wanted):
+    """Where order >= t, for the highest t whose tokens have a weight of `needed` together; everything where not `wanted`."""
 
     def raise_threshold(i, threshold_B):
         candidate_B = threshold_B | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        return jnp.where(enough(order_BV >= candidate_B[:, None]), candidate_B, threshold_B)
+        weight_B = jnp.where(order_BV >= candidate_B[:, None], weights_BV, jnp.float32(0)).sum(axis=-1)
+        return jnp.where(weight_B >= needed_B, candidate_B, threshold_B)
 
-    search = lambda: jax.lax.fori_loop(0, 32, raise_threshold, jnp.zeros(order_BV.shape[:1], jnp.uint32))
-    threshold_B = jax.lax.cond(wanted, search, lambda: jnp.zeros(order_BV.shape[:1], jnp.uint32))
+    lowest_B = jnp.zeros(order_BV.shape[:1], jnp.uint32)
+    threshold_B = jax.lax.cond(wanted, lambda: jax.lax.fori_loop(0, 32, raise_threshold, lowest_B), lambda: lowest_B)
     return order_BV >= threshold_B[:, None]

@@ -1,0 +1,103 @@
+"""What the commands share."""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+
+
+class UsageError(Exception):
+    """What the user asked for is not possible; the message says why."""
+
+
+@contextlib.contextmanager
+def usage_errors():
+    """A ValueError inside is one about the user's input."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def print_json(value):
+    """One JSON value on a line. NaN and infinities, which JSON lacks, are strings."""
+    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, float) and value - value != 0:
+        return str(value)
+    return value
+
+
+def read_text(path: str) -> str:
+    """The text of a file, or of stdin for "-". UsageError where it is not UTF-8."""
+    raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{'stdin' if path == '-' else path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def version(package: str) -> str:
+    """The version of an installed package; "not installed" where it runs from a folder."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def use_compilation_cache():
+    """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another. Call it before jax is used."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rocmforge-jax"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # no home to write to: compile each time
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+#: Option -> its type and what it says. The defaults are those of `SamplingParams`; a test compares.
+SAMPLING = {
+    "temperature": (float, "0 takes the likeliest token, 1 the model's own distribution (default: 0.8)"),
+    "top_k": (int, "keep the k likeliest tokens, 0 for all (default: 40)"),
+    "top_p": (float, "keep the likeliest tokens up to this probability, 1 for all (default: 0.95)"),
+    "min_p": (float, "drop tokens less likely than this share of the likeliest, 0 for none (default: 0.05)"),
+    "seed": (int, "equal seeds give equal text (default: 0)"),
+}
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser):
+    """The options of `generation_options`."""
+    parser.add_argument("--max-tokens", type=int, default=256, help="most new tokens (default: %(default)s)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
+    for name, (kind, words) in SAMPLING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=words)
+
+
+def generation_options(options: argparse.Namespace) -> dict:
+    """Keywords for `LanguageModel.generate`, checked before a model is loaded."""
+    from rocmforge_jax import SamplingParams
+    from rocmforge_jax.text import StopStrings
+
+    sampling = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
+    with usage_errors():
+        SamplingParams(**sampling)
+        StopStrings(options.stop)
+    if options.max_tokens < 1:
+        raise UsageError(f"--max-tokens must be at least 1, got {options.max_tokens}")
+    return {"max_tokens": options.max_tokens, "stop": options.stop, **sampling}

@@ -1,0 +1,33 @@
+"""Continue a text with a model."""
+
+import dataclasses
+
+from rocmforge_jax.cli import common
+
+NAME = "generate"
+
+
+def add_arguments(parser):
+    parser.add_argument("--model", default="demo", metavar="FILE", help="a GGUF file, or owner/repository/file.gguf of the hub (default: the demo)")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file, - for stdin")
+    common.add_generation_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object: text, ids, finish_reason, logprobs, prompt_tokens")
+
+
+def run(options):
+    prompt = options.prompt if options.prompt_file is None else common.read_text(options.prompt_file)
+    common.use_compilation_cache()
+    generation = common.generation_options(options)
+    import rocmforge_jax
+
+    lm = rocmforge_jax.load(options.model)
+    with common.usage_errors():  # the prompt is checked before anything is computed
+        answer = lm.generate(prompt, stream=not options.json, **generation)
+    if options.json:
+        common.print_json(dataclasses.asdict(answer))
+        return
+    for piece in answer:
+        print(piece, end="", flush=True)
+    print()

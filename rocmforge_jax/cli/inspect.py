@@ -1,0 +1,97 @@
+"""Show what is in a GGUF file: metadata, tensors, types. Reads the head of the file only."""
+
+import collections
+import math
+
+from rocmforge_jax.cli import common
+from rocmforge_jax.gguf import open_gguf
+from rocmforge_jax.locate import resolve
+
+NAME = "inspect"
+#: Items of an array that are shown.
+ITEMS = 8
+#: Characters of a value that are shown, without --json.
+WIDTH = 80
+
+
+def add_arguments(parser):
+    parser.add_argument("file", metavar="FILE", help="any file of a split model opens all of it")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument("--json", action="store_true", help=f"print one JSON object, tensors included; arrays show their first {ITEMS} items")
+
+
+def run(options):
+    with open_gguf(resolve(options.file)) as gguf:
+        if options.json:
+            common.print_json(described(gguf))
+        else:
+            _print(gguf, options.tensors)
+
+
+def described(gguf) -> dict:
+    """A file in JSON's types. metadata: key -> type (of the items), count (None unless an array), value (an array's first items)."""
+    return {
+        "path": str(gguf.path),
+        "files": [str(path) for path in gguf.paths],
+        "version": gguf.version,
+        "byte_order": gguf.byte_order,
+        "alignment": gguf.alignment,
+        "parameters": _parameters(gguf),
+        "bytes": sum(tensor.nbytes for tensor in gguf.tensors.values()),
+        "metadata": {key: _described_value(gguf.metadata, key) for key in gguf.metadata},
+        "tensors": [
+            {"name": t.name, "shape": list(t.shape), "type": t.format.name, "offset": t.offset, "bytes": t.nbytes, "file": str(t.path)}
+            for t in gguf.tensors.values()
+        ],
+    }
+
+
+def _described_value(metadata, key):
+    entry, value = metadata.entry(key), metadata[key]
+    if entry.count is not None:
+        value = value[:ITEMS]
+        value = list(value) if isinstance(value, tuple) else value.tolist()
+    return {"type": entry.type, "count": entry.count, "value": value}
+
+
+def _parameters(gguf) -> int:
+    return sum(math.prod(tensor.shape) for tensor in gguf.tensors.values())
+
+
+def _print(gguf, list_tensors):
+    print(gguf.path if len(gguf.paths) == 1 else f"{gguf.path}, one of {len(gguf.paths)} files")
+    nbytes, parameters = sum(tensor.nbytes for tensor in gguf.tensors.values()), _parameters(gguf)
+    print(f"GGUF version {gguf.version}, {gguf.byte_order} endian, alignment {gguf.alignment}")
+    bits = f", {8 * nbytes / parameters:.2f} bits each" if parameters else ""
+    print(f"{parameters:,} parameters in {len(gguf.tensors)} tensors, {nbytes:,} bytes{bits}")
+    print(f"\nmetadata, {len(gguf.metadata)} keys")
+    for key in gguf.metadata:
+        print(f"  {_printable(key)} = {_shown(gguf.metadata, key)}")
+    print("\ntypes")
+    for name, (count, size) in _types(gguf).items():
+        print(f"  {name:<8} {count:>5} tensors {size:>16,} bytes")
+    if list_tensors:
+        print("\ntensors")
+        for tensor in gguf.tensors.values():
+            print(f"  {_printable(tensor.name):<40} {tensor.format.name:<8} {list(tensor.shape)}")
+
+
+def _types(gguf) -> dict[str, tuple[int, int]]:
+    """Type -> tensors, bytes; the largest first."""
+    counts, sizes = collections.Counter(), collections.Counter()
+    for tensor in gguf.tensors.values():
+        counts[tensor.format.name] += 1
+        sizes[tensor.format.name] += tensor.nbytes
+    return {name: (counts[name], size) for name, size in sizes.most_common()}
+
+
+def _shown(metadata, key) -> str:
+    described = _described_value(metadata, key)
+    text = repr(described["value"])
+    text = text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+    return text if described["count"] is None else f"{metadata.describe(key)}: {text}"
+
+
+def _printable(text: str) -> str:
+    """A name from the file, control characters escaped: it must not write to the terminal as it likes."""
+    return repr(text)[1:-1]

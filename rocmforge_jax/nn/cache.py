@@ -35,7 +35,7 @@ class LayerCache:
         return self.values.shape[2]
 
     def write(self, k_BTKH, v_BTKH, starts_B) -> "LayerCache":
-        """Put T tokens into the slots from starts_B[b] on. Slots past the end are the caller's mistake: XLA clamps in silence."""
+        """Put T tokens into the slots from starts_B[b] on. Slots past the end are the caller's mistake: it is not noticed."""
         new = LayerCache.of(k_BTKH.astype(self.keys.dtype), v_BTKH.astype(self.values.dtype))
         return LayerCache(_write(self.keys, new.keys, starts_B, 2), _write(self.values, new.values, starts_B, 1))
 
@@ -45,11 +45,26 @@ def _write(buffer, update, starts_B, axis):
     batch = buffer.shape[0]
     if batch > 8:
         return jax.vmap(lambda b, u, s: jax.lax.dynamic_update_slice_in_dim(b, u, s, axis))(buffer, update, starts_B)
+    if batch == 1:
+        return _write_only_row(buffer, update, starts_B[0], axis + 1)
     for b in range(batch):
         starts = [b, 0, 0, 0]
         starts[axis + 1] = starts_B[b]
         buffer = jax.lax.dynamic_update_slice(buffer, update[b : b + 1], starts)
     return buffer
+
+
+def _write_only_row(buffer, update, start, axis):
+    """One row; on CPUs under a condition that always holds.
+
+    XLA:CPU fuses a bare update with the reshape that drops the batch axis, does it twice and copies the whole cache for that:
+    8 copies a layer, 12 instead of 1.3 ms a step with 4 layers of 4096 slots. A condition would cost GPUs a round trip.
+    """
+    write = lambda buffer: jax.lax.dynamic_update_slice_in_dim(buffer, update, start, axis)
+    fits = start <= buffer.shape[axis] - update.shape[axis]
+    return jax.lax.platform_dependent(
+        buffer, cpu=lambda buffer: jax.lax.cond(fits, write, lambda buffer: buffer, buffer), default=write
+    )
 
 
 @jax.tree_util.register_dataclass

@@ -66,6 +66,8 @@ def validate_attention_dims(q, k, v, mask=None) -> None:
             f"attention of {q[1]} queries over {k[1]} slots, {q[2]} heads and batch {q[0]} has {scores} scores, the limit is {MAX_ELEMENTS}"
         )
     if mask is not None:
+        if getattr(mask, "dtype", bool) != bool:
+            raise ValueError(f"mask must be bool, true where a query sees a slot, got {mask.dtype}")
         mask = _checked_shape("mask", mask, "3 axes [batch, queries, slots]", 3)
         if mask != (q[0], q[1], k[1]):
             raise ValueError(f"mask has shape {list(mask)}, q and k need {[q[0], q[1], k[1]]}")

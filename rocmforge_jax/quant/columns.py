@@ -80,7 +80,8 @@ def _block_product(x, affine):
 def decode(planes, fmt):
     """Planes [K/block, *field, N] -> values [K, N] in float32."""
     values = _by_block(lambda block: fmt.values(**block))(planes)
-    return values.reshape(-1, values.shape[-1])
+    blocks, block, N = values.shape
+    return values.reshape(blocks * block, N)
 
 
 def _by_block(program):

@@ -36,7 +36,8 @@ def row_axis(field_ndim: int, layout: str) -> int:
 
 def split(row_bytes, fmt: Format, layout: str):
     """uint8 [..., N, row bytes] -> {field: plane} in `layout`. Traceable."""
-    blocks = row_bytes.reshape(*row_bytes.shape[:-1], -1, fmt.block_bytes)
+    *lead, nbytes = row_bytes.shape
+    blocks = row_bytes.reshape(*lead, fmt.row_blocks(nbytes), fmt.block_bytes)
     return _move_rows(fmt.split(blocks), fmt, "rows", check_layout(layout))
 
 

@@ -14,7 +14,7 @@ from rocmforge_jax.quant import columns, rows
 from rocmforge_jax.quant.qtensor import QTensor, as_qtensor
 
 _BY_LAYOUT = {"columns": columns, "rows": rows}
-_VALUE_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+_VALUE_DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
 
 
 def dequantize(weight, dtype=jnp.float32, *, implementation: str | None = None) -> jax.Array:
@@ -23,9 +23,9 @@ def dequantize(weight, dtype=jnp.float32, *, implementation: str | None = None) 
     In float32 equal to ggml's to the bit; bfloat16 and float16 are the rounding of those values. Jit it with its consumer,
     or alone: `jax.jit(dequantize)(w)`.
     """
-    w = as_qtensor(weight)
+    w, dtype = as_qtensor(weight), jnp.dtype(dtype)
     if dtype not in _VALUE_DTYPES:
-        raise ValueError(f"dequantize gives float32, bfloat16 or float16, got {jnp.dtype(dtype).name}")
+        raise ValueError(f"dequantize gives float32, bfloat16 or float16, got {dtype}")
     _choose({"xla": None}, implementation)
     stored = _dequantize_stored(w.planes, w.type_name, w.layout, len(w.stored_shape) - 2).astype(dtype)
     swap = w.transposed != (w.layout == "columns")
@@ -48,12 +48,14 @@ def matmul(x, weight, *, dtype=None, implementation: str | None = None) -> jax.A
     weight: a QTensor, a QParam or an array. A quantised weight is never written out dense for up to eight rows of x.
     Differentiable in x; the weight is a constant.
     """
-    weight = getattr(weight, "get_value", lambda: weight)()
+    x, weight = jnp.asarray(x), getattr(weight, "get_value", lambda: weight)()
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
         raise ValueError(f"matmul: x {list(x.shape)} @ weight {list(weight.shape)}: the last axis of x must be the first of a matrix")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"matmul: x must be floating point, got {x.dtype}")
+    product = _choose({"xla": _matmul_xla}, implementation)
     if not isinstance(weight, QTensor):
         return jnp.matmul(x, weight.astype(x.dtype), precision="highest", preferred_element_type=jnp.float32).astype(dtype or x.dtype)
-    product = _choose({"xla": _matmul_xla}, implementation)
     flat = x.reshape(-1, x.shape[-1])
     return product(flat, weight).astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
@@ -91,14 +93,14 @@ _matmul_xla.defvjp(_matmul_forward, _matmul_backward)
 
 def take_rows(weight, ids, dtype=jnp.float32, *, implementation: str | None = None) -> jax.Array:
     """Rows of an embedding (V, D): integer ids [...] -> [..., D] in `dtype`. Ids are clipped to the table: check them first."""
-    weight = getattr(weight, "get_value", lambda: weight)()
+    ids, weight = jnp.asarray(ids), getattr(weight, "get_value", lambda: weight)()
     if weight.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"take_rows needs a matrix and integer ids, got {list(weight.shape)} and {ids.dtype}")
+    _choose({"xla": None}, implementation)
     if not isinstance(weight, QTensor):
         return jnp.take(weight, ids, axis=0, mode="clip").astype(dtype)
     if weight.transposed:
         raise ValueError(f"take_rows reads packed rows; {weight} is transposed: take its .T")
-    _choose({"xla": None}, implementation)
     flat = ids.reshape(-1)
     fmt, axes = weight.format, {field.name: len(field.shape) for field in weight.format.fields}
     if weight.layout == "columns":
@@ -107,7 +109,7 @@ def take_rows(weight, ids, dtype=jnp.float32, *, implementation: str | None = No
     else:
         planes = {name: jnp.take(plane, flat, axis=-2 - axes[name], mode="clip") for name, plane in weight.planes.items()}
         values = rows.decode(planes, fmt)
-    return values.astype(dtype).reshape(*ids.shape, -1)
+    return values.astype(dtype).reshape(*ids.shape, weight.shape[-1])
 
 
 def _choose(implementations: dict, name: str | None):

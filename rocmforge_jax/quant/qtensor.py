@@ -32,10 +32,16 @@ class QTensor:
 
     @classmethod
     def from_bytes(cls, row_bytes, fmt, *, layout: str | None = None, transposed: bool = False) -> "QTensor":
-        """uint8 [..., N, row bytes], as a file holds them, -> QTensor. Traceable. layout None: the device's."""
+        """uint8 [..., N, row bytes], as a file holds them, -> QTensor. Traceable. layout None: the device's.
+
+        ValueError: a plain type, another layout, no matrix of whole blocks or an empty one.
+        """
         fmt = formats.get(fmt)
         if not fmt.is_quantized:
             raise ValueError(f"{fmt} is not quantised: hold it as an array")
+        dtype, shape = getattr(row_bytes, "dtype", type(row_bytes).__name__), getattr(row_bytes, "shape", ())
+        if dtype != jnp.uint8 or len(shape) < 2 or 0 in shape[-2:]:
+            raise ValueError(f"a {fmt} matrix is uint8 [..., rows, row bytes], at least one row and block, got {dtype} {list(shape)}")
         layout = layout or layouts.default_layout()
         return cls(layouts.split(row_bytes, fmt, layout), fmt.name, layout, transposed)
 
@@ -77,6 +83,12 @@ class QTensor:
         """The last two axes swapped; no data moves."""
         return dataclasses.replace(self, transposed=not self.transposed)
 
+    #: NumPy leaves `x @ w` to __rmatmul__.
+    __array_ufunc__ = None
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError(f"{self} does not become an array by itself: use rocmforge_jax.dequantize")
+
     def __rmatmul__(self, x):
         from rocmforge_jax.quant.ops import matmul
 
@@ -96,6 +108,11 @@ class QParam(nnx.Variable):
     @property
     def __jax_array__(self):
         raise AttributeError("a QParam does not become an array by itself: use rocmforge_jax.dequantize(param)")
+
+    __array_ufunc__ = None
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("a QParam does not become an array by itself: use rocmforge_jax.dequantize(param)")
 
     def __rmatmul__(self, x):
         return x @ self.get_value()

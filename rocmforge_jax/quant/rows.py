@@ -14,12 +14,13 @@ def decode(planes, fmt):
     for _ in range(planes[field.name].ndim - len(field.shape)):
         program = jax.vmap(program)
     values = program(planes)
-    return values.reshape(*values.shape[:-2], -1)
+    *lead, blocks, block = values.shape
+    return values.reshape(*lead, blocks * block)
 
 
 def matmul(x_MK, w):
     """[M, K] times the QTensor w, stored [N, K] in rows, -> float32 [M, N]. Up to FUSED_ROWS rows no dense weight is written."""
-    if x_MK.shape[0] > FUSED_ROWS:
+    if not 0 < x_MK.shape[0] <= FUSED_ROWS:
         dense_NK = decode(w.planes, w.format).astype(x_MK.dtype)
         return jnp.einsum("mk,nk->mn", x_MK, dense_NK, precision="highest", preferred_element_type=jnp.float32)
     row = lambda x_K: (decode(w.planes, w.format) * x_K.astype(jnp.float32)[None]).sum(axis=1)

@@ -2,14 +2,15 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from rocmforge_jax.generate import Engine, Generated, SamplingParams
+from rocmforge_jax.generate import Engine, Generated, Perplexity, SamplingParams, perplexity
 from rocmforge_jax.gguf import GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
-from rocmforge_jax.models import Decoder, load_decoder
+from rocmforge_jax.models import Decoder, default_dtype, load_decoder, plan_memory, read_config
 from rocmforge_jax.text import ChatTemplate, StopStrings, Tokenizer, chat_template_from_metadata, tokenizer_from_metadata
 
 
@@ -106,6 +107,18 @@ class LanguageModel:
         text = self.chat_template.render(messages, add_generation_prompt=True, **(template or {}))
         return self.generate(text, parse_special=True, **options)
 
+    def perplexity(self, text: str, *, window: int | None = None, progress: bool | None = None) -> Perplexity:
+        """How well the model predicts a text, counted as llama.cpp does: see `generate.perplexity`. window: default 512, or the
+        context where that is shorter."""
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(text, add_special=True)
+        window = min(512, self.engine.context_length) if window is None else window
+        return perplexity(self.engine, ids, window=window, bos_id=tokenizer.bos_id if tokenizer.add_bos else None, progress=progress)
+
+    def warm_up(self, prompt_tokens: int = 16) -> None:
+        """Compile what an answer to a prompt of this length needs, so that the first one does not wait for it."""
+        self.engine.warm_up(prompt_tokens)
+
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         ids = self.tokenizer.encode(text, add_special=True, parse_special=parse_special)
         if ids and self.tokenizer.add_eos and ids[-1] == self.tokenizer.eos_id:
@@ -170,10 +183,17 @@ def load(
     path: a GGUF file; or "demo", the small model that ships with the package; or "owner/repository/file.gguf" on the Hugging
     Face hub (needs the extra `hub`). dtype: of the computation, default bfloat16 on GPUs and float32 on CPUs. context_length: most
     tokens of a text, default what the model was trained for. strict: refuse what is only warned about otherwise. progress: show a
-    bar on stderr, default: if that is a terminal. FileNotFoundError or GGUFError say what is wrong with the file.
+    bar on stderr, default: if that is a terminal. FileNotFoundError or GGUFError say what is wrong with the file, MemoryError how
+    much a model that cannot fit would take.
     """
     gguf = open_gguf(resolve(path))
+    config, _ = read_config(gguf)
+    plan = plan_memory(gguf, config, dtype or default_dtype(), context_length=context_length)
+    plan.check()
     with tqdm(unit="B", unit_scale=True, desc=gguf.path.name, disable=None if progress is None else not progress) as bar:
+
+        if not bar.disable:
+            bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
 
         def show(done, total):
             bar.total = total

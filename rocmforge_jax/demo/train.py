@@ -9,6 +9,7 @@ dropped at every step (DropConnect, Wan et al., 2013). Beside OUT.gguf, OUT.json
 import argparse
 import functools
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -22,8 +23,10 @@ from tokenizers import Tokenizer as Trainable
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rocmforge_jax import formats
-from rocmforge_jax.gguf import open_gguf, write_gguf
-from rocmforge_jax.models import Decoder, DecoderConfig, load_decoder, param_count, tensor_name
+from rocmforge_jax.generate import Engine, perplexity
+from rocmforge_jax.gguf import write_gguf
+from rocmforge_jax.language_model import load
+from rocmforge_jax.models import Decoder, DecoderConfig, param_count, tensor_name
 from rocmforge_jax.nn import RopeConfig
 
 VOCABULARY = 1024
@@ -37,7 +40,7 @@ TYPES = {
     "token_embd": "Q8_0", "attn_q": "Q5_0", "attn_k": "Q5_0", "attn_v": "Q8_0", "attn_output": "Q5_1", "ffn_gate": "Q4_1",
     "ffn_up": "Q4_1", "ffn_down": "Q5_1",
 }  # fmt: skip
-WINDOW, BATCH = 256, 64
+WINDOW, BATCH = CONFIG.context_length, 32
 
 
 def train_tokenizer(text: str) -> Trainable:
@@ -99,11 +102,10 @@ def batches(tokenizer: Trainable, text: str, dropout: float, seed: int):
             yield np.stack([ids[s : s + WINDOW + 1] for s in starts])
 
 
-def train(text: str, steps: int, patience: int, seed: int = 0):
-    """-> (decoder with the weights of the best evaluation, tokenizer, held-out ids, held-out loss)."""
-    cut = len(text) * 9 // 10
-    tokenizer = train_tokenizer(text[:cut])
-    held_out = np.array(tokenizer.encode(text[cut:]).ids, np.int32)
+def train(text: str, held_out_text: str, steps: int, patience: int, seed: int = 0) -> tuple[Decoder, Trainable]:
+    """A decoder with the weights that were best on the held-out text, and its tokenizer."""
+    tokenizer = train_tokenizer(text)
+    held_out = np.array(tokenizer.encode(held_out_text).ids, np.int32)
     decoder = Decoder(CONFIG, rngs=nnx.Rngs(seed))
     graphdef, params = nnx.split(decoder, nnx.Param)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(100, steps // 10), steps, 1e-4)
@@ -111,7 +113,7 @@ def train(text: str, steps: int, patience: int, seed: int = 0):
     with jax.numpy_dtype_promotion("standard"):
         moments = optimizer.init(params)
     average = jax.tree.map(jnp.copy, params)
-    source = batches(tokenizer, text[:cut], 0.1, seed)
+    source = batches(tokenizer, text, 0.1, seed)
     key, best, best_loss, since, began = jax.random.key(seed), average, np.inf, 0, time.perf_counter()
     for number in range(1, steps + 1):
         tokens = jnp.asarray(next(source))
@@ -122,10 +124,13 @@ def train(text: str, steps: int, patience: int, seed: int = 0):
             continue
         now = held_out_loss(nnx.merge(graphdef, average), held_out)
         print(f"step {number}: loss {float(loss):.3f}, held out {now:.3f}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
-        best, best_loss, since = (jax.tree.map(jnp.copy, average), now, 0) if now < best_loss else (best, best_loss, since + 1)
+        if now < best_loss:
+            best, best_loss, since = jax.tree.map(jnp.copy, average), now, 0
+        else:
+            since += 1
         if since >= patience:
             break
-    return nnx.merge(graphdef, best), tokenizer, held_out, best_loss
+    return nnx.merge(graphdef, best), tokenizer
 
 
 def metadata(tokenizer: Trainable) -> dict:
@@ -180,18 +185,20 @@ def main():
     options = parser.parse_args()
 
     text = options.text.read_text()
-    decoder, tokenizer, held_out, loss = train(text, options.steps, options.patience)
+    cut = len(text) * 9 // 10
+    decoder, tokenizer = train(text[:cut], text[cut:], options.steps, options.patience)
+    held_out = text[cut:]
     write_gguf(options.out, metadata(tokenizer), tensors(decoder))
-    quantised_loss = held_out_loss(load_decoder(open_gguf(options.out), dtype=jnp.float32), held_out)
-    characters = len(text) - len(text) * 9 // 10
+    language_model = load(options.out, dtype=jnp.float32)
+    quantised, before = language_model.perplexity(held_out), perplexity(Engine(decoder), language_model.tokenizer.encode(held_out))
+    tokens_per_character = len(language_model.tokenizer.encode(held_out)) / len(held_out)
     report = {
         "parameters": param_count(decoder),
         "file_bytes": options.out.stat().st_size,
-        "held_out_tokens": len(held_out),
-        "held_out_characters": characters,
-        "held_out_perplexity": round(float(np.exp(quantised_loss)), 3),
-        "held_out_perplexity_before_quantisation": round(float(np.exp(loss)), 3),
-        "held_out_bits_per_character": round(quantised_loss * len(held_out) / characters / np.log(2), 4),
+        "held_out_characters": len(held_out),
+        "held_out_perplexity": round(quantised.value, 3),
+        "held_out_perplexity_before_quantisation": round(before.value, 3),
+        "held_out_bits_per_character": round(math.log2(quantised.value) * tokens_per_character, 4),
         "window": WINDOW,
     }
     options.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

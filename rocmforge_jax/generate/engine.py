@@ -71,6 +71,7 @@ class Engine:
         merge = lambda leaves: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
         self._prefill = jax.jit(functools.partial(_prefill, merge), donate_argnums=1)
         self._decode = jax.jit(functools.partial(_decode, merge), static_argnums=5, donate_argnums=1)
+        self._score = jax.jit(functools.partial(_score, merge), static_argnums=2)
         self._kept = _Kept([], None)
 
     def generate(
@@ -154,6 +155,10 @@ class Engine:
             logits_BV, cache = self._prefill(self._leaves, cache, tokens[:, start : start + piece], added, logits_BV)
             start += piece
         return logits_BV, cache
+
+    def score(self, ids_BT: np.ndarray, first: int = 0) -> jax.Array:
+        """Log-probabilities that the model gives to ids[:, first + 1:] after all before them: float32 [B, T - 1 - first]."""
+        return self._score(self._leaves, jnp.asarray(ids_BT, jnp.int32), first)
 
     def warm_up(self, prompt_tokens: int = SMALLEST_BUCKET, batch: int = 1) -> None:
         """Compile what a prompt of this length and a batch of this size need, so that the first answer does not wait for it."""
@@ -253,6 +258,13 @@ def _decode(merge, leaves, cache, tokens_B, recent_BW, sampler, count):
     carry, (ids_TB, logprobs_TB) = jax.lax.scan(step, (cache, tokens_B, recent_BW), length=count)
     cache, tokens_B, recent_BW = carry
     return tokens_B, cache, recent_BW, ids_TB.T, logprobs_TB.T
+
+
+def _score(merge, leaves, ids_BT, first):
+    logits_BTV, _ = merge(leaves)(ids_BT[:, :-1])
+    logits_BTV, targets_BT = logits_BTV[:, first:], ids_BT[:, first + 1 :]
+    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 
 
 def _next(logits_BV, sampler, positions_B, recent_BW):

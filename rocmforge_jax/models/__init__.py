@@ -3,9 +3,10 @@
 from rocmforge_jax.models.architectures import ARCHITECTURES, Architecture, read_config, register
 from rocmforge_jax.models.config import DecoderConfig, MoEConfig
 from rocmforge_jax.models.decoder import Block, Decoder, param_count
-from rocmforge_jax.models.load import load_decoder, tensor_name
+from rocmforge_jax.models.load import default_dtype, load_decoder, tensor_name
+from rocmforge_jax.models.plan import MemoryPlan, plan_memory
 
 __all__ = [
-    "ARCHITECTURES", "Architecture", "Block", "Decoder", "DecoderConfig", "MoEConfig", "load_decoder", "param_count", "read_config", "register",
-    "tensor_name",
+    "ARCHITECTURES", "Architecture", "Block", "Decoder", "DecoderConfig", "MemoryPlan", "MoEConfig", "default_dtype", "load_decoder",
+    "param_count", "plan_memory", "read_config", "register", "tensor_name",
 ]  # fmt: skip

@@ -20,17 +20,21 @@ _SUFFIX = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias":
 _CONFIG_TENSORS = {"rope_freqs.weight"}
 
 
+def default_dtype():
+    """What activations are computed in: float32 on CPUs, bfloat16 on GPUs."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
 def load_decoder(gguf: GGUFFile, *, dtype=None, layout: str | None = None, strict: bool = False, progress=None) -> Decoder:
     """A Decoder with the weights of a file, packed as they are, on the default device.
 
-    dtype: of the computation, default bfloat16 on GPUs and float32 on CPUs. layout: of the planes, default the device's.
+    dtype: of the computation, default `default_dtype()`. layout: of the planes, default the device's.
     strict: refuse keys of the architecture that are not known, instead of warning. progress: called with (bytes loaded,
     bytes in all) after each tensor. GGUFError lists all tensors that are missing, unclaimed or of another shape.
     """
     config, unused = read_config(gguf)
     _report_unknown_keys(gguf, [key for key, why in unused.items() if why == "unknown"], strict)
-    dtype = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype or default_dtype(), rngs=nnx.Rngs(0)))
     claims = _claim(decoder, gguf)
     total, done = sum(tensor.nbytes for _, _, tensor in claims), 0
     for module, attribute, tensor in claims:

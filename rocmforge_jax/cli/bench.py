@@ -1,5 +1,6 @@
 """Measure a model: prefill and decode, tokens per second, on random token ids."""
 
+import collections
 import statistics
 import sys
 import time
@@ -7,6 +8,7 @@ import time
 import numpy as np
 
 from rocmforge_jax.cli import common
+from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve
 
 NAME = "bench"
@@ -38,70 +40,85 @@ def run(options):
 
 
 def measure(file: str, prompt_tokens: int, tokens: int, repeats: int) -> dict:
-    """Load a file and measure it. Says on stderr what it is about to do.
+    """Load a file and measure it; what is about to be done is said on stderr.
 
-    prefill_tokens_per_s: a prompt of `prompt_tokens`, up to its last logits. decode_tokens_per_s: the `tokens` after the first,
+    prefill_tokens_per_s: tokens of the prompt over the time to the first new one. decode_tokens_per_s: the `tokens` after that,
     one sequence, greedy. decode_gb_per_s: bytes of weights that these read. Medians of `repeats`; compile_seconds is how much
     longer the run before them took. UsageError for numbers that do not fit the model.
     """
-    for name, value in (("--prompt-tokens", prompt_tokens), ("--tokens", tokens), ("--repeats", repeats)):
-        if value < 1:
-            raise common.UsageError(f"{name} must be at least 1, got {value}")
     import jax
+    from flax import nnx
 
     from rocmforge_jax.generate import Engine
-    from rocmforge_jax.gguf import open_gguf
-    from rocmforge_jax.models import load_decoder
+    from rocmforge_jax.models import load_decoder, read_config
 
-    device = jax.devices()[0]
+    jax.devices()  # starts the device, which is no part of loading
     gguf, open_seconds = _timed(lambda: open_gguf(resolve(file)))
-    engine, load_seconds = _timed(lambda: Engine(jax.block_until_ready(load_decoder(gguf))))
-    needed = prompt_tokens + tokens + 1
-    if needed > engine.context_length:
-        raise common.UsageError(f"{prompt_tokens} + {tokens} + 1 tokens are {needed}, the model's context is {engine.context_length}")
-    token_bytes = bytes_per_token(gguf)
-    facts = {
-        "model": gguf.path.name,
-        "architecture": gguf.architecture,
-        "bytes": sum(tensor.nbytes for tensor in gguf.tensors.values()),
-        "bytes_per_token": token_bytes,
-        "prompt_tokens": prompt_tokens,
-        "tokens": tokens,
-        "repeats": repeats,
-        "device": device.device_kind,
-        "platform": device.platform,
-        "versions": {name: common.version(name) for name in ("rocmforge-jax", "jax", "jaxlib")} | {"python": sys.version.split()[0]},
-    }
+    config, _ = read_config(gguf)
+    _check(config, prompt_tokens, tokens, repeats)
+    facts = _facts(gguf) | {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
     _announce(facts)
-    prompt = np.random.default_rng(0).integers(0, engine.config.vocabulary, prompt_tokens).tolist()
+    decoder, load_seconds = _timed(lambda: load_decoder(gguf))
+    _, rest = _timed(lambda: jax.block_until_ready(nnx.state(decoder)))
+    engine, prompt = Engine(decoder), np.random.default_rng(0).integers(0, config.vocabulary, prompt_tokens).tolist()
     first, *runs = [_run(engine, prompt, tokens) for _ in range(repeats + 1)]
     prefill, decode = (statistics.median(times) for times in zip(*runs))
     return facts | {
         "open_seconds": open_seconds,
-        "load_seconds": load_seconds,
+        "load_seconds": load_seconds + rest,
         "compile_seconds": max(sum(first) - prefill - decode, 0.0),
         "prefill_tokens_per_s": prompt_tokens / prefill,
         "decode_tokens_per_s": tokens / decode,
-        "decode_gb_per_s": token_bytes * tokens / decode / 1e9,
+        "decode_gb_per_s": facts["bytes_per_token"] * tokens / decode / 1e9,
     }
 
 
 def bytes_per_token(gguf) -> int:
-    """Bytes of weights that one token of one sequence must read: all but an embedding that is not the head as well."""
-    unread = "token_embd.weight" if "output.weight" in gguf.tensors else None
-    return sum(tensor.nbytes for name, tensor in gguf.tensors.items() if name != unread)
+    """Bytes of weights that one token of one sequence must read: of the experts those that are used, and no embedding that is
+    not the head as well."""
+    experts = gguf.metadata.get(f"{gguf.architecture}.expert_count", 0)
+    used = gguf.metadata.get(f"{gguf.architecture}.expert_used_count", 0)
+    total = 0
+    for name, tensor in gguf.tensors.items():
+        if "_exps." in name and experts:
+            total += tensor.nbytes * used // experts
+        elif name != "token_embd.weight" or "output.weight" not in gguf.tensors:
+            total += tensor.nbytes
+    return total
+
+
+def _check(config, prompt_tokens, tokens, repeats):
+    for name, value in (("--prompt-tokens", prompt_tokens), ("--tokens", tokens), ("--repeats", repeats)):
+        if value < 1:
+            raise common.UsageError(f"{name} must be at least 1, got {value}")
+    needed = prompt_tokens + tokens + 1
+    if needed > config.context_length:
+        raise common.UsageError(f"{prompt_tokens} + {tokens} + 1 tokens are {needed}, the model's context is {config.context_length}")
+
+
+def _facts(gguf) -> dict:
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "model": gguf.path.name,
+        "architecture": gguf.architecture,
+        "bytes": sum(tensor.nbytes for tensor in gguf.tensors.values()),
+        "bytes_per_token": bytes_per_token(gguf),
+        "platform": device.platform,
+        "device": device.device_kind,
+        "versions": {name: common.version(name) for name in ("rocmforge-jax", "jax", "jaxlib")} | {"python": sys.version.split()[0]},
+    }
 
 
 def _run(engine, prompt, tokens) -> tuple[float, float]:
-    """Seconds of one prefill and of `tokens` decode steps."""
-    import jax
-
+    """Seconds to the first token, and from there for `tokens` more."""
     from rocmforge_jax.generate import SamplingParams
 
-    _, prefill = _timed(lambda: jax.block_until_ready(engine.prefill([prompt])[0]))
+    engine.forget()  # the cache of the run before holds the same prompt
     steps = engine.generate([prompt], SamplingParams(temperature=0.0), max_tokens=tokens + 1)
-    next(steps)  # the prompt, and the token that follows from it
-    _, decode = _timed(lambda: [None for _ in steps])
+    _, prefill = _timed(lambda: next(steps))
+    _, decode = _timed(lambda: collections.deque(steps, maxlen=0))
     return prefill, decode
 
 

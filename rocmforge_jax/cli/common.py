@@ -71,22 +71,29 @@ def use_compilation_cache():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-#: Option -> its type and what it says. The defaults are those of `SamplingParams`; a test compares.
+#: Field of `SamplingParams` -> type, default and meaning, so that help does not import jax; a test compares the defaults.
 SAMPLING = {
-    "temperature": (float, "0 takes the likeliest token, 1 the model's own distribution (default: 0.8)"),
-    "top_k": (int, "keep the k likeliest tokens, 0 for all (default: 40)"),
-    "top_p": (float, "keep the likeliest tokens up to this probability, 1 for all (default: 0.95)"),
-    "min_p": (float, "drop tokens less likely than this share of the likeliest, 0 for none (default: 0.05)"),
-    "seed": (int, "equal seeds give equal text (default: 0)"),
+    "temperature": (float, 0.8, "0 takes the likeliest token, 1 samples the model's own distribution"),
+    "top_k": (int, 40, "keep the k likeliest tokens, 0 for all"),
+    "typical_p": (float, 1.0, "keep the most typical tokens up to this probability, 1 for all"),
+    "top_p": (float, 0.95, "keep the likeliest tokens up to this probability, 1 for all"),
+    "min_p": (float, 0.05, "drop tokens less likely than this share of the likeliest, 0 for none"),
+    "repetition_penalty": (float, 1.0, "divide the logits of tokens seen lately, 1 for none"),
+    "presence_penalty": (float, 0.0, "subtract from the logits of tokens seen lately"),
+    "frequency_penalty": (float, 0.0, "subtract so much for each time they were seen"),
+    "penalty_last_n": (int, 64, "how many tokens the penalties look back, at most 256"),
+    "seed": (int, 0, "equal seeds give equal text"),
 }
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser):
-    """The options of `generation_options`."""
-    parser.add_argument("--max-tokens", type=int, default=256, help="most new tokens (default: %(default)s)")
+    """The options that `generation_options` reads."""
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="most new tokens (default: %(default)s)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
-    for name, (kind, words) in SAMPLING.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=words)
+    group = parser.add_argument_group("sampling")
+    for name, (kind, default, words) in SAMPLING.items():
+        option, metavar = f"--{name.replace('_', '-')}", "N" if kind is int else "X"
+        group.add_argument(option, type=kind, default=default, metavar=metavar, help=f"{words} (default: %(default)s)")
 
 
 def generation_options(options: argparse.Namespace) -> dict:
@@ -94,7 +101,7 @@ def generation_options(options: argparse.Namespace) -> dict:
     from rocmforge_jax import SamplingParams
     from rocmforge_jax.text import StopStrings
 
-    sampling = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
+    sampling = {name: getattr(options, name) for name in SAMPLING}
     with usage_errors():
         SamplingParams(**sampling)
         StopStrings(options.stop)

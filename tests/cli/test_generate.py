@@ -1,0 +1,97 @@
+"""generate: the library's text, as it comes."""
+
+import dataclasses
+import io
+import json
+import signal
+import sys
+
+import pytest
+
+from rocmforge_jax.cli.common import use_compilation_cache
+
+
+class Slow:
+    """Stands in for a model: what it yields must have been printed before it is asked for more."""
+
+    def __init__(self, pieces, capsys):
+        self.pieces, self.capsys = pieces, capsys
+
+    def generate(self, prompt, **_):
+        yield self.pieces[0]
+        for printed, piece in zip(self.pieces, self.pieces[1:]):
+            assert self.capsys.readouterr().out == printed
+            yield piece
+
+
+@pytest.mark.core
+def test_pieces_are_printed_as_they_come(run, monkeypatch, capsys):
+    monkeypatch.setattr("rocmforge_jax.load", lambda path: Slow(["once ", "upon ", "a time"], capsys), raising=False)
+    assert run("generate", "--prompt", "a").out == "a time\n"
+
+
+@pytest.mark.core
+def test_json_is_the_whole_completion(run, loaded):
+    options = dict(max_tokens=20, temperature=0.7, top_k=20, top_p=0.9, min_p=0.1, seed=7, stop=["\n\n"])
+    expected = loaded.generate("ROMEO:", **options)
+    words = "--max-tokens 20 --temperature 0.7 --top-k 20 --top-p 0.9 --min-p 0.1 --seed 7".split()
+    ran = run("generate", "--prompt", "ROMEO:", *words, "--stop", "\n\n", "--json")
+    assert (ran.code, ran.err) == (0, "") and ran.out.count("\n") == 1
+    assert json.loads(ran.out) == dataclasses.asdict(expected)
+
+
+def test_the_prompt_may_come_from_a_file_or_stdin(run, loaded, monkeypatch, tmp_path):
+    expected = loaded.generate("JULIET:\n", max_tokens=8).text + "\n"
+    (tmp_path / "prompt.txt").write_text("JULIET:\n")
+    assert run("generate", "--prompt-file", tmp_path / "prompt.txt", "--max-tokens", 8).out == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"JULIET:\n")))
+    assert run("generate", "--prompt-file", "-", "--max-tokens", 8).out == expected
+
+
+@pytest.mark.core
+def test_a_prompt_file_that_is_missing_or_no_text(run, tmp_path):
+    (tmp_path / "raw").write_bytes(b"\xff")
+    assert run("generate", "--prompt-file", tmp_path / "none").code == 2
+    ran = run("generate", "--prompt-file", tmp_path / "raw")
+    assert (ran.code, ran.err) == (2, f"rocmforge-jax: error: {tmp_path}/raw is not UTF-8 text: invalid start byte at byte 0\n")
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(run, loaded):
+    ran = run("generate", "--prompt", "ROMEO " * 600)
+    count = len(loaded.tokenizer.encode("ROMEO " * 600))
+    assert (ran.code, ran.out) == (2, "") and f"has {count} tokens, the context is 512" in ran.err
+
+
+@pytest.mark.core
+def test_from_a_cold_start_as_in_the_library(process, cache_home, lm):
+    ran = process("generate", "--prompt", "ROMEO:", "--max-tokens", 24)
+    out, err = ran.communicate(timeout=120)
+    assert (ran.returncode, out, err) == (0, lm.generate("ROMEO:", max_tokens=24).text + "\n", "")
+    assert any((cache_home / "rocmforge-jax").iterdir())
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(process):
+    ran = process("generate", "--prompt", "ROMEO:", "--max-tokens", 400)
+    ran.stdout.read(1)
+    ran.stdout.close()
+    assert ran.wait(60) == 1 and ran.stderr.read() == ""
+
+
+def test_ctrl_c_ends_it_quietly(process):
+    ran = process("generate", "--prompt", "ROMEO:", "--max-tokens", 500)
+    ran.stdout.read(1)
+    ran.send_signal(signal.SIGINT)
+    assert ran.wait(60) == 130 and ran.stderr.read() == "\n"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("environment", [{"JAX_COMPILATION_CACHE_DIR": "mine"}, {"XDG_CACHE_HOME": "/dev/null"}])
+def test_the_cache_is_left_alone_where_it_is_named_or_cannot_be(monkeypatch, environment):
+    import jax
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    before = jax.config.jax_compilation_cache_dir
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == before

@@ -1,0 +1,152 @@
+"""Exit codes, and one friendly line for whatever the user can put right."""
+
+import struct
+import sys
+
+import pytest
+
+import rocmforge_jax
+from rocmforge_jax.cli import COMMANDS, generate, main
+from rocmforge_jax.cli.common import SAMPLING
+from rocmforge_jax.gguf import write_gguf
+from rocmforge_jax.locate import DEMO
+
+pytestmark = pytest.mark.core
+
+
+def throw(error):
+    raise error
+
+
+def refused(ran):
+    """The line on stderr of a command that was refused."""
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("rocmforge-jax: error: ") and ran.err.count("\n") == 1
+    return ran.err
+
+
+def test_help_names_every_command(run):
+    ran = run("--help")
+    assert ran.code == 0
+    assert [word for word in ("generate", "chat", "inspect", "tokenize", "bench") if word not in ran.out] == []
+
+
+@pytest.mark.parametrize("command", [module.NAME for module in COMMANDS])
+def test_each_command_has_help(run, command):
+    ran = run(command, "--help")
+    assert ran.code == 0 and ran.out.startswith(f"usage: rocmforge-jax {command}")
+
+
+def test_version(run):
+    ran = run("--version")
+    assert (ran.code, ran.out.split()[0]) == (0, "rocmforge-jax")
+
+
+@pytest.mark.parametrize("words", [[], ["frob"], ["inspect"], ["generate"], ["chat"], ["generate", "--prompt", "a", "--top-k", "few"], ["--nope"]])
+def test_wrong_usage_is_exit_code_2(run, words):
+    ran = run(*words)
+    assert (ran.code, ran.out) == (2, "") and ran.err.startswith("usage: ")
+
+
+@pytest.fixture
+def hand_made(tmp_path):
+    """What users hand to a program by mistake: name -> path."""
+    metadata = {"general.architecture": "llama"}
+    (tmp_path / "text.gguf").write_bytes(b"not a model")
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    (tmp_path / "cut.gguf").write_bytes(DEMO.read_bytes()[:100_000])
+    (tmp_path / "old.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 1, 0, 0))
+    write_gguf(tmp_path / "bare.gguf", metadata, {})
+    write_gguf(tmp_path / "lama.gguf", metadata | {"general.architecture": "lama"}, {})
+    write_gguf(tmp_path / "unigram.gguf", metadata | {"tokenizer.ggml.model": "gpt3"}, {})
+    return lambda name: tmp_path / name
+
+
+LOOKERS = [["inspect", "{}"], ["tokenize", "{}", "text"], ["bench", "{}"], ["generate", "--prompt", "a", "--model", "{}"], ["chat", "--model", "{}"]]
+
+
+@pytest.mark.parametrize("words", LOOKERS, ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("missing.gguf", "no file"),
+        (".", "is a folder"),
+        ("text.gguf", "not a GGUF file"),
+        ("empty.gguf", "the file is empty"),
+        ("cut.gguf", "it is cut short or damaged"),
+        ("old.gguf", "version 1"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused_in_one_line(run, hand_made, words, name, reason):
+    assert reason in refused(run(*(word.format(hand_made(name)) for word in words)))
+
+
+def test_an_unknown_architecture_names_the_nearest(run, hand_made):
+    assert "'lama' is not supported; the nearest are llama" in refused(run("bench", hand_made("lama.gguf")))
+
+
+def test_an_unknown_tokenizer_names_the_nearest(run, hand_made):
+    err = refused(run("tokenize", hand_made("unigram.gguf"), "text"))
+    assert "'gpt3'" in err and "gpt2" in err
+
+
+def test_a_file_of_the_hub_without_the_hub_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "pip install 'rocmforge-jax[hub]'" in refused(run("inspect", "owner/model/file.gguf"))
+
+
+@pytest.mark.parametrize(
+    "option, value, reason",
+    [
+        ("--temperature", "-1", "temperature must be"),
+        ("--temperature", "nan", "temperature must be"),
+        ("--top-k", "-1", "top_k must be"),
+        ("--top-p", "0", "top_p must be"),
+        ("--typical-p", "1.5", "typical_p must be"),
+        ("--min-p", "2", "min_p must be"),
+        ("--repetition-penalty", "0", "repetition_penalty must be"),
+        ("--penalty-last-n", "257", "penalty_last_n must be"),
+        ("--seed", "4294967296", "seed must be"),
+        ("--max-tokens", "0", "--max-tokens must be at least 1, got 0"),
+        ("--stop", "", "stop strings"),
+    ],
+)
+@pytest.mark.parametrize("command", [["generate", "--prompt", "a"], ["chat"]], ids=lambda words: words[0])
+def test_bad_values_are_refused_before_a_model_is_opened(run, command, option, value, reason):
+    assert reason in refused(run(*command, "--model", "missing.gguf", option, value))
+
+
+def test_the_defaults_in_the_help_are_those_of_the_library():
+    params = vars(rocmforge_jax.SamplingParams())
+    params.pop("logit_bias")
+    assert {name: default for name, (_, default, _) in SAMPLING.items()} == params
+
+
+def test_control_characters_of_a_message_stay_on_one_line(run):
+    assert "no file a b.gguf" in refused(run("inspect", "a\nb.gguf"))
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (PermissionError(13, "Permission denied"), 2),
+        (OSError(28, "No space left on device"), 1),
+        (MemoryError("the model does not fit"), 1),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of device memory"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_failures_of_the_machine_are_one_line(run, monkeypatch, error, code):
+    monkeypatch.setattr(generate, "run", lambda _: throw(error))
+    assert run("generate", "--prompt", "a") == (code, "", f"rocmforge-jax: error: {error}\n")
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(generate, "run", lambda _: throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["generate", "--prompt", "a"])
+
+
+def test_ctrl_c_ends_quietly(run, monkeypatch):
+    monkeypatch.setattr(generate, "run", lambda _: throw(KeyboardInterrupt()))
+    assert run("generate", "--prompt", "a") == (130, "", "\n")

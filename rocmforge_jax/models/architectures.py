@@ -84,12 +84,12 @@ def read_config(gguf: GGUFFile) -> tuple[DecoderConfig, dict[str, str]]:
     architecture = find(gguf.architecture)
     keys = KeyReader(gguf.metadata, architecture.name)
     heads, width = keys.integer("attention.head_count"), keys.integer("embedding_length")
-    head_width = keys.integer("attention.key_length", max(width // heads, 1))
+    head_width = _head_width(gguf, keys, heads, width)
     if keys.integer("attention.value_length", head_width) != head_width:
         raise GGUFError(f"keys are {head_width} wide and values {keys.integer('attention.value_length')}: not supported")
     try:
         config = DecoderConfig(
-            layers=keys.integer("block_count"),
+            layers=_layers(gguf, keys),
             width=width,
             hidden=keys.integer("feed_forward_length"),
             heads=heads,
@@ -116,10 +116,29 @@ def read_config(gguf: GGUFFile) -> tuple[DecoderConfig, dict[str, str]]:
     return config, {key: reasons.get(key.split(".", 1)[1], "unknown") for key in keys.unread()}
 
 
+def _head_width(gguf, keys, heads, width) -> int:
+    """The width of a head of k; where the file does not say, the heads share the model's width."""
+    shared = None if width % heads else width // heads
+    given = keys.integer("attention.key_length", shared or 0)
+    if not given:
+        raise GGUFError(f"{gguf.path}: width {width} is not a multiple of {heads} heads, and there is no attention.key_length")
+    return given
+
+
+def _layers(gguf, keys) -> int:
+    """The number of layers: one that the file has no tensors for is refused before anything of it is built."""
+    layers = keys.integer("block_count")
+    if layers > max(len(gguf.tensors), 1):
+        raise GGUFError(f"{gguf.path}: {gguf.architecture}.block_count is {layers}, the file has {len(gguf.tensors)} tensors")
+    return layers
+
+
 def _vocabulary(gguf, keys) -> int:
     """Rows of the embedding; the key vocab_size, where there is one, must agree."""
     embedding = gguf.tensors.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else None
+    if rows is None and f"{gguf.architecture}.vocab_size" not in gguf.metadata:
+        raise GGUFError(f"{gguf.path}: the file has no matrix token_embd.weight")
     claimed = keys.integer("vocab_size", rows)
     if rows is not None and claimed != rows:
         raise GGUFError(f"{gguf.path}: {gguf.architecture}.vocab_size is {claimed}, token_embd.weight has {rows} rows")

@@ -84,13 +84,17 @@ class KeyReader:
 
     def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> int:
         value = self._get(key)
-        if isinstance(value, np.ndarray) and value.size and (value == value.flat[0]).all():
-            value = value.flat[0].item()  # one entry per layer, all equal
+        if self._has_entry_per_layer(value) and (value == value[0]).all():
+            value = value[0].item()
         if value is None and default is not None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise GGUFError(f"{self._prefix}{key} must be an integer from {low} to {high}, {_found(value)}")
         return value
+
+    def _has_entry_per_layer(self, value) -> bool:
+        layers = self._metadata.get(self._prefix + "block_count")
+        return isinstance(value, np.ndarray) and isinstance(layers, int) and value.shape == (layers,) and layers > 0
 
     def real(self, key: str, default: float | None = None, low: float = 0.0) -> float:
         """A finite number above `low`."""

@@ -1,0 +1,117 @@
+"""What goes through the cache is what one causal pass computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+NAMES = (pytest.param("llama-rope3.Q5_1", marks=pytest.mark.core), "qwen2.Q5_1", "mixtral.Q4_K_M")
+
+
+@pytest.fixture(scope="module")
+def whole(load, logits, index):
+    """whole(name): the logits of the prompt in one go [600, V]."""
+    return lambda name: logits(load(name), np.array(index["ids"], np.int32)[None])[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chunks(name, load, flat, whole, relative, index):
+    decoder, ids = load(name), np.array(index["ids"], np.int32)[None]
+    leaves, merge = flat(decoder)
+    step = jax.jit(lambda leaves, cache, tokens: merge(leaves)(tokens, cache), donate_argnums=1)
+    cache, pieces = decoder.init_cache(1, 640), []
+    for start in range(0, 600, 150):
+        logits_BTV, cache = step(leaves, cache, ids[:, start : start + 150])
+        pieces.append(logits_BTV[0])
+    assert cache.lengths_B.tolist() == [600]
+    assert relative(np.concatenate(pieces), whole(name)) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_token_by_token(name, load, flat, whole, relative, index):
+    decoder = load(name)
+    leaves, merge = flat(decoder)
+
+    @jax.jit
+    def run(leaves, cache, tokens_T):
+        def step(cache, token):
+            logits_BV, cache = merge(leaves)(token[None, None], cache, last_only=True)
+            return cache, logits_BV[0]
+
+        return jax.lax.scan(step, cache, tokens_T)[1]
+
+    one_by_one = run(leaves, decoder.init_cache(1, 600), jnp.array(index["ids"], jnp.int32))
+    assert relative(one_by_one, whole(name)) < 1e-5
+
+
+@pytest.mark.core
+def test_padded_rows_are_the_rows_alone(load, flat, relative, index):
+    """Prompts of different lengths in one batch, then two steps each; a row's padding and its neighbours change nothing."""
+    decoder, ids = load("llama-gqa.F32"), np.array(index["ids"], np.int32)
+    leaves, merge = flat(decoder)
+    step = jax.jit(lambda leaves, cache, tokens, lengths: merge(leaves)(tokens, cache, lengths_B=lengths, last_only=True))
+    lengths, tokens = np.array([1, 37, 64], np.int32), np.full((3, 64), 7, np.int32)
+    rows = [ids[100 * i : 100 * i + n + 2] for i, n in enumerate(lengths)]
+    for row, real, n in zip(tokens, rows, lengths):
+        row[:n] = real[:n]
+
+    got, cache = step(leaves, decoder.init_cache(3, 128), tokens, lengths)
+    outputs = [got]
+    for more in range(2):
+        following = np.array([[row[n + more]] for row, n in zip(rows, lengths)])
+        got, cache = step(leaves, cache, following, np.ones(3, np.int32))
+        outputs.append(got)
+    assert cache.lengths_B.tolist() == (lengths + 2).tolist()
+
+    alone = jax.jit(lambda leaves, tokens: merge(leaves)(tokens)[0])
+    for b, (row, n) in enumerate(zip(rows, lengths)):
+        expected = alone(leaves, np.pad(row, (0, 66 - len(row)))[None])[0, n - 1 : n + 2]  # what follows changes nothing before it
+        assert relative(np.stack([output[b] for output in outputs]), expected) < 1e-5
+
+
+@pytest.mark.core
+def test_a_row_without_tokens_keeps_its_place(load, flat, index):
+    """In a batch, a sequence may have nothing in a piece: its cache stays and its next token comes where it would."""
+    decoder, ids = load("llama-gqa.F32"), np.array(index["ids"][:6], np.int32)
+    leaves, merge = flat(decoder)
+    step = jax.jit(lambda leaves, cache, tokens, lengths: merge(leaves)(tokens, cache, lengths_B=lengths, last_only=True))
+    _, cache = step(leaves, decoder.init_cache(2, 32), np.stack([ids[:4], ids[:4]]), np.array([4, 4], np.int32))
+    _, paused = step(leaves, cache, np.stack([ids[:4], ids[:4]]), np.array([0, 4], np.int32))
+    assert paused.lengths_B.tolist() == [4, 8]
+    following = np.array([[ids[4]], [ids[4]]])
+    expected, _ = step(leaves, cache, following, np.ones(2, np.int32))
+    got, _ = step(leaves, paused, following, np.ones(2, np.int32))
+    np.testing.assert_array_equal(got[0], expected[0])
+
+
+@pytest.mark.core
+def test_positions_move_the_rotary_embedding_only_relatively(load, flat, logits, relative, index):
+    """Rotary attention sees distances: all positions moved by a thousand give the same logits, positions stretched do not."""
+    decoder, ids = load("llama-gqa.F32"), jnp.array(index["ids"][:64], jnp.int32)[None]
+    counted = jnp.arange(64, dtype=jnp.int32)[None]
+    leaves, merge = flat(decoder)
+    at = jax.jit(lambda leaves, positions: merge(leaves)(ids, positions_BT=positions)[0])
+    here = logits(decoder, ids)
+    assert relative(at(leaves, counted), here) < 1e-6
+    assert relative(at(leaves, counted + 1000), here) < 1e-5
+    assert relative(at(leaves, counted * 2), here) > 1e-2
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("tokens", "batch", "options", "message"),
+    [
+        (np.zeros((2, 3, 4), np.int32), None, {}, r"integers \[batch, tokens\].*int32 \[2, 3, 4\]"),
+        (np.zeros((2, 3), np.float32), None, {}, r"integers \[batch, tokens\].*float32 \[2, 3\]"),
+        (np.zeros((2, 0), np.int32), None, {}, r"at least one, got int32 \[2, 0\]"),
+        (np.zeros((2, 3), np.int32), 3, {}, "tokens have batch 2, the cache has 3"),
+        (np.zeros((2, 33), np.int32), 2, {}, "33 tokens do not fit a cache of 32 slots"),
+        (np.zeros((2, 3), np.int32), 2, {"lengths_B": np.ones(3, np.int32)}, r"lengths must be integers \[2\], got int32 \[3\]"),
+        (np.zeros((2, 3), np.int32), 2, {"lengths_B": np.ones(2, np.float32)}, r"lengths must be integers \[2\], got float32 \[2\]"),
+        (np.zeros((2, 3), np.int32), 2, {"positions_BT": np.ones((2, 4), np.int32)}, r"positions must be integers \[2, 3\], got int32 \[2, 4\]"),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_fit(load, tokens, batch, options, message):
+    decoder = load("llama-gqa.F32")
+    with pytest.raises(ValueError, match=message):
+        decoder(tokens, batch and decoder.init_cache(batch, 32), **options)

@@ -1,0 +1,38 @@
+"""Run the notebooks and renew their outputs: `python notebooks/execute.py`. Stops at the first cell that fails."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parent
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """The notebook with fresh outputs. nbclient's CellExecutionError where a cell fails; the file is left alone.
+
+    It runs in this interpreter, on this checkout, in an empty folder: a notebook needs no file but those it makes.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    kept = dict(notebook.metadata)
+    # without folders to look in, the only kernel is that of sys.executable, whatever the user has installed
+    manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    client = NotebookClient(notebook, km=manager, timeout=300, record_timing=False, coalesce_streams=True)
+    search_path = os.pathsep.join(filter(None, (str(FOLDER.parent), os.environ.get("PYTHONPATH"))))
+    with tempfile.TemporaryDirectory() as folder:
+        client.resources = {"metadata": {"path": folder}}
+        client.execute(cleanup_kc=True, env=os.environ | {"PYTHONPATH": search_path})
+    notebook.metadata = nbformat.from_dict(kept)  # nbclient adds the interpreter's version
+    return notebook
+
+
+if __name__ == "__main__":
+    for path in NOTEBOOKS:
+        print(path.name, file=sys.stderr)
+        nbformat.write(execute(path), path)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rocmforge_jax.quant import columns, rows
+from rocmforge_jax.quant.layout import row_axis
 from rocmforge_jax.quant.qtensor import QTensor, as_qtensor
 
 _BY_LAYOUT = {"columns": columns, "rows": rows}
@@ -101,15 +102,16 @@ def take_rows(weight, ids, dtype=jnp.float32, *, implementation: str | None = No
         return jnp.take(weight, ids, axis=0, mode="clip").astype(dtype)
     if weight.transposed:
         raise ValueError(f"take_rows reads packed rows; {weight} is transposed: take its .T")
-    flat = ids.reshape(-1)
-    fmt, axes = weight.format, {field.name: len(field.shape) for field in weight.format.fields}
-    if weight.layout == "columns":
-        planes = {name: jnp.take(plane, flat, axis=-1, mode="clip") for name, plane in weight.planes.items()}
-        values = columns.decode(planes, fmt).T
-    else:
-        planes = {name: jnp.take(plane, flat, axis=-2 - axes[name], mode="clip") for name, plane in weight.planes.items()}
-        values = rows.decode(planes, fmt)
-    return values.astype(dtype).reshape(*ids.shape, weight.shape[-1])
+    return _take_packed(weight, ids.reshape(-1)).astype(dtype).reshape(*ids.shape, weight.shape[-1])
+
+
+@jax.jit
+def _take_packed(w, ids):
+    """Rows [len(ids), K] of a stored [N, K] in float32."""
+    axes = {field.name: row_axis(len(field.shape), w.layout) for field in w.format.fields}
+    planes = {name: jnp.take(plane, ids, axis=axes[name], mode="clip") for name, plane in w.planes.items()}
+    values = _BY_LAYOUT[w.layout].decode(planes, w.format)
+    return values.T if w.layout == "columns" else values
 
 
 def _choose(implementations: dict, name: str | None):

@@ -15,7 +15,7 @@ help:
 	@echo "make test       install, then run the tests (PYTHON=... picks the interpreter, ARGS=... goes to pytest)"
 	@echo "make test-core  the quicker, essential half of the tests"
 	@echo "make bench      speed on the CPU, appended to benchmarks/results/cpu.jsonl (ARGS=... picks the models)"
-	@echo "make notebooks  execute the notebooks, all of them"
+	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
 	@echo "make clean      remove environments and what was built"
 
@@ -30,9 +30,10 @@ test-core: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
+	$(BIN)/python benchmarks/table.py
 
 notebooks: $(INSTALLED)
-	$(BIN)/python -m pytest tests/notebooks -m "" $(ARGS)
+	$(BIN)/python notebooks/execute.py
 
 fuzz: $(INSTALLED)
 	$(BIN)/python tests/gguf/fuzz_reader.py --seconds $(SECONDS)
@@ -47,5 +48,5 @@ $(INSTALLED): pyproject.toml
 		{ echo "$(PYTHON) is no Python 3.11 or newer (found: $(or $(VERSION),none)): name one with PYTHON=..." >&2; exit 1; }
 	@echo "installing into $(VENV), once ..." >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@$(BIN)/python -m pip install --quiet --quiet --editable ".[test]"
 	@touch $@

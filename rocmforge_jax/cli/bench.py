@@ -1,9 +1,12 @@
 """Measure a model: prefill and decode, tokens per second, on random token ids."""
 
 import collections
+import os
+import platform
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -106,9 +109,19 @@ def _facts(gguf) -> dict:
         "bytes": sum(tensor.nbytes for tensor in gguf.tensors.values()),
         "bytes_per_token": bytes_per_token(gguf),
         "platform": device.platform,
-        "device": device.device_kind,
+        "device": _processor() if device.platform == "cpu" else device.device_kind,
         "versions": {name: common.version(name) for name in ("rocmforge-jax", "jax", "jaxlib")} | {"python": sys.version.split()[0]},
     }
+
+
+def _processor() -> str:
+    """The processor's name and how many threads it runs here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not on Linux, or not x86
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} threads"
 
 
 def _run(engine, prompt, tokens) -> tuple[float, float]:

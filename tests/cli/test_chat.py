@@ -108,4 +108,4 @@ def test_stdin_that_is_no_text_is_refused(run, scripted, says, with_chat_templat
 def test_a_conversation_that_fills_the_context_is_refused_with_both_numbers(run, loaded, says, with_chat_template):
     says("word " * 600 + "\n")
     ran = run("chat", "--model", with_chat_template)
-    assert (ran.code, ran.out) == (2, "") and "the context is 512" in ran.err
+    assert (ran.code, ran.out) == (2, "") and f"the context is {loaded.engine.context_length}" in ran.err

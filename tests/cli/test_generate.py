@@ -59,7 +59,7 @@ def test_a_prompt_file_that_is_missing_or_no_text(run, tmp_path):
 def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(run, loaded):
     ran = run("generate", "--prompt", "ROMEO " * 600)
     count = len(loaded.tokenizer.encode("ROMEO " * 600))
-    assert (ran.code, ran.out) == (2, "") and f"has {count} tokens, the context is 512" in ran.err
+    assert (ran.code, ran.out) == (2, "") and f"has {count} tokens, the context is {loaded.engine.context_length}" in ran.err
 
 
 @pytest.mark.core

@@ -56,9 +56,9 @@ def plan_memory(gguf: GGUFFile, config: DecoderConfig, dtype, *, context_length:
     )
 
 
-def available_bytes() -> int | None:
-    """What the default device has free; None where nobody says."""
-    stats = jax.devices()[0].memory_stats()
+def available_bytes(device: jax.Device | None = None) -> int | None:
+    """What a device (default: the first) has free; None where nobody says."""
+    stats = (device or jax.devices()[0]).memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     try:

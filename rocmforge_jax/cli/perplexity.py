@@ -1,0 +1,28 @@
+"""How well a model predicts a text: perplexity, counted as llama.cpp counts it."""
+
+import dataclasses
+
+from rocmforge_jax.cli import common
+
+NAME = "perplexity"
+
+
+def add_arguments(parser):
+    parser.add_argument("text", metavar="TEXT", help="a text file, - for stdin")
+    parser.add_argument("--model", default="demo", metavar="FILE", help="a GGUF file, or owner/repository/file.gguf of the hub (default: the demo)")
+    parser.add_argument("--window", type=int, metavar="N", help="tokens that are predicted from nothing (default: 512, or the context)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: value, error, tokens")
+
+
+def run(options):
+    text = common.read_text(options.text)
+    common.use_compilation_cache()
+    import rocmforge_jax
+
+    lm = rocmforge_jax.load(options.model)
+    with common.usage_errors():  # the window and the length of the text
+        result = lm.perplexity(text, window=options.window)
+    if options.json:
+        common.print_json(dataclasses.asdict(result))
+    else:
+        print(result)

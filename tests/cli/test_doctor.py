@@ -1,0 +1,72 @@
+"""doctor: facts of this machine, and what it knows about others."""
+
+import dataclasses
+import json
+
+import pytest
+
+from rocmforge_jax.cli.doctor import Facts, problems
+
+pytestmark = pytest.mark.core
+
+HEALTHY = Facts({"jax": "0.12.0"}, [{"platform": "cpu", "kind": "cpu", "memory_bytes": 1}], amd=False, nvidia=False)
+
+
+def told(**changes):
+    return list(problems(dataclasses.replace(HEALTHY, **changes)))
+
+
+def gpu(kind, platform="gpu"):
+    return [{"platform": platform, "kind": kind, "memory_bytes": 1 << 30}]
+
+
+def test_this_machine(run):
+    report = json.loads(run("doctor", "--json").out)
+    assert report["devices"][0]["platform"] == "cpu" and report["devices"][0]["memory_bytes"] > 0
+    assert set(report["operations"]) == {"dequantize", "matmul", "take_rows", "attention"}
+    assert report["operations"]["matmul"] == "xla, planes in columns"
+    assert report["versions"]["jax"][0].isdigit()
+
+
+def test_text_names_every_version_and_device(run):
+    out = run("doctor").out
+    assert all(word in out for word in ("python", "jaxlib", "flax", "matmul", "cpu", "problems"))
+
+
+def test_a_healthy_machine_has_no_problem():
+    assert told() == []
+
+
+@pytest.mark.parametrize(("jax", "rocm"), [("0.10.2", "ROCm 7.2 "), ("0.12.0", "ROCm 7.14 ")])
+def test_an_amd_gpu_that_jax_does_not_see(jax, rocm):
+    (problem,) = told(amd=True, versions={"jax": jax})
+    assert problem.certain and "AMD GPU" in problem.what and "rocmforge-jax[rocm]" in problem.remedy and rocm in problem.remedy
+
+
+def test_an_nvidia_gpu_that_jax_does_not_see():
+    (problem,) = told(nvidia=True)
+    assert problem.certain and "rocmforge-jax[cuda]" in problem.remedy
+
+
+def test_a_plugin_of_another_version():
+    (problem,) = told(versions={"jax": "0.12.0", "jax-rocm7-pjrt": "0.10.2", "jax-rocm7-plugin": "0.12.0.1"})
+    assert problem.certain and "jax-rocm7-pjrt is 0.10.2, jax is 0.12.0" in problem.what
+
+
+def test_rocm_names_each_flag_that_is_not_set():
+    flags = ["xla_gpu_enable_command_buffer", "xla_gpu_autotune_level", "xla_gpu_enable_triton_gemm"]
+    remedies = " ".join(problem.remedy for problem in told(devices=gpu("gfx942", "rocm")))
+    assert all(flag in remedies for flag in flags) and "PREALLOCATE" in remedies
+    remedies = " ".join(problem.remedy for problem in told(devices=gpu("gfx942", "rocm"), xla_flags=f"--{flags[0]}= --{flags[2]}=false"))
+    assert [flag in remedies for flag in flags] == [False, True, False]
+
+
+def test_rdna2_is_refused_by_newer_jax_only():
+    refused = lambda jax: any("gfx103x" in problem.what for problem in told(devices=gpu("gfx1030", "rocm"), versions={"jax": jax}))
+    assert refused("0.12.0") and not refused("0.10.2")
+
+
+def test_preallocation_is_no_news_to_those_who_set_it():
+    (problem,) = told(devices=gpu("NVIDIA H200"))
+    assert not problem.certain and "75 %" in problem.what
+    assert told(devices=gpu("NVIDIA H200"), environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) == []

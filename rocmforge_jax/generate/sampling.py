@@ -15,6 +15,8 @@ import numpy as np
 
 #: Most tokens that the penalties can look back on.
 PENALTY_WINDOW = 256
+#: The smallest float32 that is not flushed to zero.
+_TINY = np.finfo(np.float32).tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +158,9 @@ def _penalize(logits_BV, sampler, recent_BW):
 
 def _draw(logits_BV, sampler, positions_B):
     kept_BV = keep_likely(logits_BV, sampler.top_k, sampler.typical_p, sampler.top_p, sampler.min_p)
-    temperature_B = jnp.where(sampler.temperature > 0, sampler.temperature, jnp.float32(1))
-    scaled_BV = jnp.where(kept_BV, logits_BV / temperature_B[:, None], -jnp.inf)
+    kept_BV = jnp.where(kept_BV, logits_BV, -jnp.inf)
+    # The likeliest becomes 0 first: a logit over a tiny temperature is infinite.
+    scaled_BV = (kept_BV - kept_BV.max(axis=-1, keepdims=True)) / jnp.maximum(sampler.temperature, _TINY)[:, None]
     keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(sampler.seed, positions_B)
     return jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
 
@@ -174,21 +177,26 @@ def keep_likely(logits_BV, top_k_B, typical_p_B, top_p_B, min_p_B):
         jnp.any(typical_p_B < 1), lambda: _keep_typical(weights_BV, typical_p_B), lambda: jnp.ones(logits_BV.shape, bool)
     )
     weights_BV = jnp.where(kept_BV, weights_BV, jnp.float32(0))
-    kept_BV &= _keep(order_BV, weights_BV, top_p_B * weights_BV.sum(axis=-1), jnp.any(top_p_B < 1))
+    kept_BV &= _keep(order_BV, weights_BV, _share(weights_BV, top_p_B), jnp.any(top_p_B < 1))
     return kept_BV & (weights_BV >= min_p_B[:, None] * weights_BV.max(axis=-1, keepdims=True))
 
 
 def _keep_typical(weights_BV, typical_p_B):
     total_B = weights_BV.sum(axis=-1, keepdims=True)
     p_BV = weights_BV / total_B
-    surprise_BV = -jnp.log(jnp.maximum(p_BV, jnp.finfo(jnp.float32).tiny))
+    surprise_BV = -jnp.log(jnp.maximum(p_BV, _TINY))
     distance_BV = jnp.abs(surprise_BV - (p_BV * surprise_BV).sum(axis=-1, keepdims=True))
-    return _keep(_sortable(-distance_BV), p_BV, typical_p_B * p_BV.sum(axis=-1), jnp.bool_(True))
+    return _keep(_sortable(-distance_BV), p_BV, _share(p_BV, typical_p_B), jnp.bool_(True))
+
+
+def _share(weights_BV, p_B):
+    """The weight to reach for a share p of all: never 0, which no token at all would reach, and beyond reach where p keeps all."""
+    return jnp.where(p_B < 1, jnp.maximum(p_B * weights_BV.sum(axis=-1), _TINY), jnp.inf)
 
 
 def _sortable(values):
-    """float32 -> uint32 in the same order (IEEE 754: negative numbers have their bits inverted)."""
-    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    """float32 -> uint32 in the same order (IEEE 754: negative numbers have their bits inverted; both zeros are one number)."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(values == 0, jnp.float32(0), values), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits >= sign, ~bits, bits | sign)
 

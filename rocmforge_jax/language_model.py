@@ -74,20 +74,21 @@ class LanguageModel:
         stop: str | Sequence[str] = (),
         stream: bool = False,
         parse_special: bool = False,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         **sampling,
     ) -> "Completion | list[Completion] | Iterator[str]":
         """Continue a text, or each of a list of texts.
 
         max_tokens: most new tokens, None for as many as the context holds. stop: strings that end the text and are left out of it.
         stream: return an iterator of pieces of text instead (one prompt only). parse_special: read control tokens written in the
-        prompt. sampling: the fields of `SamplingParams` (temperature, top_k, top_p, min_p, seed). In a list, prompt i is drawn with
-        seed + i.
+        prompt. sampling: the fields of `SamplingParams` (temperature, top_k, top_p, seed, ...); in a list, prompt i is drawn with
+        seed + i. params: ready-made ones instead, for the prompt or one for each prompt of a list.
         """
-        prompts, params = _as_list(prompt), SamplingParams(**sampling)
+        prompts = _as_list(prompt)
+        params = _params(params, sampling, len(prompts))
         if stream and not isinstance(prompt, str):
             raise ValueError(f"stream=True takes one prompt, got a list of {len(prompts)}")
         answers = [_Answer(self.tokenizer, self._encode(text, parse_special), stop) for text in prompts]
-        params = [dataclasses.replace(params, seed=(params.seed + i) % 2**32) for i in range(len(prompts))]
         steps = self.engine.generate(
             [answer.prompt for answer in answers], params, max_tokens=max_tokens, stop_ids=self.tokenizer.stop_ids
         )
@@ -207,6 +208,15 @@ def from_parts(model: Decoder, gguf: GGUFFile, *, context_length: int | None = N
     """A LanguageModel of a decoder with the tokenizer and chat template of a file."""
     tokenizer, template = tokenizer_from_metadata(gguf.metadata), chat_template_from_metadata(gguf.metadata)
     return LanguageModel(model, tokenizer, template, context_length=context_length)
+
+
+def _params(params, sampling: dict, count: int) -> list[SamplingParams]:
+    if params is None:
+        one = SamplingParams(**sampling)
+        return [dataclasses.replace(one, seed=(one.seed + i) % 2**32) for i in range(count)]
+    if sampling:
+        raise TypeError(f"give params or {', '.join(sampling)}, not both")
+    return [params] * count if isinstance(params, SamplingParams) else list(params)
 
 
 def _as_list(prompt) -> list[str]:

@@ -1,0 +1,55 @@
+"""A packed weight is never written out dense: what the compiled products allocate.
+
+Only compiled, never run, so the matrix has the size of a real one: 4096 x 4096, 64 MiB in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rocmforge_jax import formats
+from rocmforge_jax.quant import QTensor, matmul
+
+QUANTIZED = [name for name, f in formats.FORMATS.items() if f.is_quantized]
+SIZE = 4096
+DENSE_BYTES = 4 * SIZE * SIZE
+#: Two rows are the most that small blocks are decoded in registers for; other types take two as they take eight.
+SAMPLES = [(name, count) for name in QUANTIZED for count in (1, 2, 8) if count != 2 or formats.get(name).block == 32]
+
+
+def temporaries(name, layout, count, transposed=True):
+    """Bytes of temporaries of a product with `count` rows of x, as a share of the dense float32 weight."""
+    row_bytes = jax.ShapeDtypeStruct((SIZE, formats.get(name).row_bytes(SIZE)), jnp.uint8)
+    w = jax.eval_shape(lambda rows: QTensor.from_bytes(rows, name, layout=layout, transposed=transposed), row_bytes)
+    compiled = jax.jit(matmul).lower(jax.ShapeDtypeStruct((count, SIZE), jnp.float32), w).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / DENSE_BYTES
+
+
+def some_in_core(samples, core):
+    return [pytest.param(*sample, marks=pytest.mark.core if sample[0] in core else ()) for sample in samples]
+
+
+@pytest.mark.parametrize(("name", "count"), some_in_core(SAMPLES, core=("Q4_0", "Q5_1", "Q4_K")))
+def test_columns_hold_a_tile_and_the_scales_at_most(name, count):
+    """The layout of CPUs. The most is 0.19, of Q2_K: a tile of 1/16 and, in float32, two scales for each 16 weights."""
+    assert temporaries(name, "columns", count) < 0.25
+
+
+@pytest.mark.parametrize("name", ["Q5_1", "Q4_K"])
+def test_columns_the_other_way_round(name):
+    """The gradient, and a product with an embedding as it lies."""
+    assert temporaries(name, "columns", 8, transposed=False) < 0.25
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_rows_on_a_gpu(name, count):
+    assert temporaries(name, "rows", count) < 0.25
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K"])
+def test_rows_on_a_cpu_write_one_dense_weight_at_most(name):
+    """XLA:CPU does not fuse dequantisation into this layout's reduction. What holds there: rows of x share what is written."""
+    assert temporaries(name, "rows", 8) < 1.1

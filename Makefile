@@ -5,6 +5,8 @@ VENV := .venv/$(VERSION)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Tests mostly compile, which takes one core: two processes halve the time. More would each take 2 GB.
+PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
@@ -23,10 +25,10 @@ demo: $(INSTALLED)
 	$(BIN)/rocmforge-jax generate --prompt "$(PROMPT)"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-core: $(INSTALLED)
-	$(BIN)/python -m pytest -m "core and not heavy and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "core and not heavy and not gpu" $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

@@ -4,18 +4,21 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV := .venv/$(VERSION)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A folder of its own: among the installed packages the plugin prints a traceback at each start without an AMD GPU.
+ROCM := $(VENV)/rocm
 
 # Tests mostly compile, which takes one core: two processes halve the time. More would each take 2 GB.
 PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help demo test test-core bench notebooks fuzz clean
+.PHONY: help demo test test-core test-rocm bench notebooks fuzz clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
 	@echo "make test       install, then run the tests (PYTHON=... picks the interpreter, ARGS=... goes to pytest)"
 	@echo "make test-core  the quicker, essential half of the tests"
+	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
 	@echo "make bench      speed on the CPU, appended to benchmarks/results/cpu.jsonl (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
@@ -29,6 +32,9 @@ test: $(INSTALLED)
 
 test-core: $(INSTALLED)
 	$(BIN)/python -m pytest -m "core and not heavy and not gpu" $(PYTEST_ARGS)
+
+test-rocm: $(ROCM)
+	ROCMFORGE_ROCM_PLUGIN=$(ROCM) $(BIN)/python -m pytest tests/rocm -m rocm $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
@@ -46,9 +52,17 @@ clean:
 
 # Made anew when the dependencies may have changed.
 $(INSTALLED): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "$(PYTHON) is no Python 3.11 or newer (found: $(or $(VERSION),none)): name one with PYTHON=..." >&2; exit 1; }
 	@echo "installing into $(VENV), once ..." >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --quiet --editable ".[test]"
+	@touch $@
+
+# The compiler of the installed jax: 0.12.0 or a post-release of it for jax 0.12.0.1.
+$(ROCM): $(INSTALLED)
+	@echo "installing XLA's ROCm plugin into $@, once ..." >&2
+	@rm -rf $@
+	@$(BIN)/python -m pip install --quiet --no-deps --target $@ \
+		"jax-rocm7-pjrt==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*"
 	@touch $@

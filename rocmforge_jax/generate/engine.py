@@ -97,8 +97,8 @@ class Engine:
             raise ValueError("generate needs at least one prompt, got none")
         if len(params) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many sampling parameters, got {len(params)}")
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
+            raise ValueError(f"max_tokens must be an integer of at least 1, got {max_tokens!r}")
         for number, prompt in enumerate(prompts):
             if not len(prompt):
                 raise ValueError(f"prompt {number} is empty: generation needs at least one token")
@@ -106,9 +106,14 @@ class Engine:
                 raise ValueError(
                     f"prompt {number} has {len(prompt)} tokens, the context is {self.context_length} with at least one for the answer"
                 )
+            if not np.issubdtype(np.asarray(prompt).dtype, np.integer):
+                raise ValueError(f"prompt {number} must be token ids, integers, got {np.asarray(prompt).dtype}")
             low, high = min(prompt), max(prompt)
             if low < 0 or high >= self.config.vocabulary:
                 raise ValueError(f"prompt {number} has the id {low if low < 0 else high}, the vocabulary has {self.config.vocabulary}")
+        for number, one in enumerate(params):
+            if (highest := max(one.logit_bias, default=0)) >= self.config.vocabulary:
+                raise ValueError(f"logit_bias {number} has the id {highest}, the vocabulary has {self.config.vocabulary}")
 
     def _generate(self, prompts, params, max_tokens, stop_ids):
         sampler, lengths = Sampler.of(params), [len(prompt) for prompt in prompts]
@@ -220,10 +225,10 @@ class _Open:
         """The part of a dispatch's tokens that belongs to the sequence."""
         if self.finish_reason:
             return Generated([], [], self.finish_reason)
-        stop = next((i for i, id in enumerate(ids) if id in self._stop_ids), len(ids))
-        count = min(stop, self.left)
+        ids = ids[: self.left]
+        count = next((i for i, id in enumerate(ids) if id in self._stop_ids), len(ids))
         self.left -= count
-        if stop < len(ids) and count == stop:
+        if count < len(ids):
             self.finish_reason = "stop"
         elif self.left == 0:
             self.finish_reason = self._at_limit

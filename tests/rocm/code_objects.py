@@ -1,0 +1,83 @@
+"""The AMD GPU code in a serialised executable: for which target it is, and what its kernels use."""
+
+import dataclasses
+import re
+import struct
+from collections.abc import Iterator
+
+import msgpack
+
+from tests.rocm.riegeli import nested_records
+
+_ELF64 = re.compile(rb"\x7fELF\x02\x01\x01")
+_EM_AMDGPU, _SHT_NOTE, _NT_AMDGPU_METADATA = 224, 7, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What a code object says of a kernel (llvm.org/docs/AMDGPUUsage.html, code object V3 metadata and later).
+
+    target: LLVM's triple with architecture and features. vgprs, sgprs, agprs: registers. lds: bytes of fixed local data share.
+    spills: vector registers spilled; scratch: bytes of private memory a thread.
+    """
+
+    name: str
+    target: str
+    vgprs: int
+    sgprs: int
+    agprs: int
+    lds: int
+    spills: int
+    scratch: int
+
+
+def code_objects(executable: bytes) -> list[bytes]:
+    """The different AMD GPU ELF files in a serialised executable."""
+    found = {}
+    for record in nested_records(executable):
+        for match in _ELF64.finditer(record):
+            start = match.start()
+            if struct.unpack_from("<H", record, start + 18) != (_EM_AMDGPU,):
+                continue
+            offset, size, count = _section_table(record[start : start + 64])
+            found[record[start : start + offset + size * count]] = None
+    return list(found)
+
+
+def target(code_object: bytes) -> str:
+    """LLVM's triple with architecture and features."""
+    return _metadata(code_object)["amdhsa.target"]
+
+
+def kernels(code_object: bytes) -> Iterator[Kernel]:
+    metadata = _metadata(code_object)
+    for kernel in metadata["amdhsa.kernels"]:
+        yield Kernel(
+            name=kernel[".name"],
+            target=metadata["amdhsa.target"],
+            vgprs=kernel[".vgpr_count"],
+            sgprs=kernel[".sgpr_count"],
+            agprs=kernel.get(".agpr_count", 0),
+            lds=kernel[".group_segment_fixed_size"],
+            spills=kernel[".vgpr_spill_count"],
+            scratch=kernel[".private_segment_fixed_size"],
+        )
+
+
+def _section_table(elf) -> tuple[int, int, int]:
+    """(offset, bytes of an entry, entries)."""
+    return struct.unpack_from("<Q", elf, 40) + struct.unpack_from("<HH", elf, 58)
+
+
+def _metadata(elf) -> dict:
+    table, size, count = _section_table(elf)
+    for entry in range(table, table + size * count, size):
+        (kind,) = struct.unpack_from("<I", elf, entry + 4)
+        (note,) = struct.unpack_from("<Q", elf, entry + 24)
+        if kind != _SHT_NOTE:
+            continue
+        name_bytes, data_bytes, note_type = struct.unpack_from("<III", elf, note)
+        if note_type == _NT_AMDGPU_METADATA:
+            start = note + 12 + -(-name_bytes // 4) * 4
+            return msgpack.unpackb(elf[start : start + data_bytes])
+    raise ValueError(f"an AMD GPU code object of {len(elf)} bytes has no metadata note")

@@ -1,0 +1,88 @@
+"""What is compiled: the engine's own steps and dequantisation, on abstract arrays. No weight is made.
+
+A name is "MODEL prefill", "MODEL decode", with one of MODELS, or "dequantize TYPE".
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rocmforge_jax import dequantize, formats
+from rocmforge_jax.generate import Sampler, SamplingParams
+from rocmforge_jax.generate.engine import PREFILL_CHUNK, TOKENS_PER_DISPATCH, Engine
+from rocmforge_jax.generate.sampling import PENALTY_WINDOW
+from rocmforge_jax.gguf import open_gguf
+from rocmforge_jax.locate import resolve
+from rocmforge_jax.models import Decoder, DecoderConfig, load_decoder
+from rocmforge_jax.nn import RopeConfig
+from rocmforge_jax.quant import QParam, QTensor
+
+#: Two layers of Llama 3 8B; its vocabulary and the types of its matrices in a Q4_K_M file.
+LLAMA_8B = DecoderConfig(
+    layers=2, width=4096, hidden=14336, heads=32, kv_heads=8, head_width=128, vocabulary=128256, context_length=8192,
+    norm_epsilon=1e-5, rope=RopeConfig(width=128, base=500000.0, interleaved=True), tied=False,
+)  # fmt: skip
+Q6_K = {"attn_v", "ffn_down", "output"}
+#: Shape of the matrix that is dequantised.
+MATRIX = (4096, 4096)
+
+
+def program(name: str, layout: str) -> tuple[Callable, tuple]:
+    """A jitted function and what to trace it with, abstract but for static arguments. layout: of the planes."""
+    what, how = name.split()
+    if what == "dequantize":
+        return jax.jit(dequantize, static_argnums=1), (_packed(MATRIX, how, layout, transposed=True), jnp.bfloat16)
+    engine, tokens, slots = _engine(what, layout)
+    return {"prefill": _prefill, "decode": _decode}[how](engine, tokens, slots)
+
+
+def _prefill(engine, tokens, slots):
+    cache, ids = _abstract(engine._init_cache, 1, slots), jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+    added, logits = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, engine.config.vocabulary), jnp.float32)
+    return engine._prefill, (engine._leaves, cache, ids, added, logits)
+
+
+def _decode(engine, tokens, slots):
+    cache, sampler = _abstract(engine._init_cache, 1, slots), _abstract(Sampler.of, [SamplingParams()])
+    last, recent = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, PENALTY_WINDOW), jnp.int32)
+    return engine._decode, (engine._leaves, cache, last, recent, sampler, TOKENS_PER_DISPATCH)
+
+
+def _abstract(make, *args):
+    return jax.eval_shape(lambda: make(*args))
+
+
+def _engine(model, layout) -> tuple[Engine, int, int]:
+    """The engine of a model, the tokens of a prompt and the slots of a cache to compile it for."""
+    if model not in MODELS:
+        raise ValueError(f"no model is named {model!r}; there are {', '.join(MODELS)}")
+    return MODELS[model](layout)
+
+
+@functools.cache
+def _demo(layout):
+    return Engine(load_decoder(open_gguf(resolve("demo")), dtype=jnp.bfloat16, layout=layout)), 64, 256
+
+
+@functools.cache
+def _llama_8b(layout):
+    decoder = nnx.eval_shape(lambda: Decoder(LLAMA_8B, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    for path, module in list(nnx.iter_modules(decoder)):
+        for attribute, variable in list(vars(module).items()):
+            if isinstance(variable, nnx.Variable) and len(variable.shape) == 2:
+                type_name = "Q6_K" if path[-1] in Q6_K else "Q4_K"
+                setattr(module, attribute, QParam(_packed(variable.shape, type_name, layout, transposed=attribute == "kernel")))
+    return Engine(decoder), PREFILL_CHUNK, 4096
+
+
+MODELS = {"demo": _demo, "llama-8b": _llama_8b}
+
+
+def _packed(shape, type_name, layout, *, transposed) -> QTensor:
+    """An abstract packed matrix that is seen as `shape`."""
+    rows, columns = reversed(shape) if transposed else shape
+    row_bytes = jax.ShapeDtypeStruct((rows, formats.get(type_name).row_bytes(columns)), jnp.uint8)
+    return jax.eval_shape(lambda data: QTensor.from_bytes(data, type_name, layout=layout, transposed=transposed), row_bytes)

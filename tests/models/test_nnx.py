@@ -1,0 +1,94 @@
+"""A loaded model is an NNX module: split, merge, jit, grad; its paths are the file's names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rocmforge_jax import formats
+from rocmforge_jax.gguf import open_gguf
+from rocmforge_jax.models import load_decoder, tensor_name
+from rocmforge_jax.quant import QParam, QTensor, dequantize
+
+pytestmark = pytest.mark.core
+TOKENS = np.arange(12, dtype=np.int32)[None]
+
+
+def packed_tensor(values, kind):
+    return kind, formats.quantize(np.asarray(values, np.float32), kind)
+
+
+@pytest.fixture
+def small(small_file):
+    """A file with packed matrices of four types, loaded."""
+    random = np.random.default_rng(2)
+    draw = lambda *shape: random.normal(0, 0.3, shape)
+    tensors = {
+        "blk.0.attn_q.weight": packed_tensor(draw(32, 32), "Q4_0"),
+        "blk.0.ffn_up.weight": packed_tensor(draw(64, 32), "Q5_1"),
+        "blk.0.ffn_down.weight": packed_tensor(draw(32, 64), "Q8_0"),
+        "token_embd.weight": packed_tensor(draw(48, 32), "Q4_1"),
+    }
+    return load_decoder(small_file(tensors=tensors))
+
+
+def test_split_and_merge(small, logits):
+    graphdef, state = nnx.split(small)
+    np.testing.assert_array_equal(logits(nnx.merge(graphdef, state), TOKENS), logits(small, TOKENS))
+    packed, params = nnx.state(small, QParam), nnx.state(small, nnx.Param)
+    assert len(nnx.to_flat_state(packed)) == 4 and len(nnx.to_flat_state(params)) == 7
+
+
+def test_jit_of_the_module(small, logits):
+    np.testing.assert_allclose(nnx.jit(lambda decoder, tokens: decoder(tokens)[0])(small, TOKENS), logits(small, TOKENS), rtol=1e-5, atol=1e-5)
+
+
+def test_grad_takes_the_params_through_packed_weights(small):
+    """The gradients of the norms and dense kernels are those of the model with its weights dequantised."""
+    loss = lambda decoder: (decoder(TOKENS)[0] ** 2).mean()
+    packed = nnx.jit(nnx.grad(loss))(small)
+
+    dense = nnx.clone(small)
+    for module, name in ((dense.blk[0].attn_q, "kernel"), (dense.blk[0].ffn_up, "kernel"), (dense.blk[0].ffn_down, "kernel"), (dense.token_embd, "embedding")):
+        setattr(module, name, nnx.Param(dequantize(getattr(module, name))))
+    expected = dict(nnx.to_flat_state(nnx.jit(nnx.grad(loss))(dense)))
+    got = dict(nnx.to_flat_state(packed))
+    assert len(got) == 7 and len(expected) == 11
+    for path, gradient in got.items():
+        assert np.abs(expected[path].get_value()).max() > 0
+        np.testing.assert_allclose(gradient.get_value(), expected[path].get_value(), rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["qwen2.Q5_1", "mixtral.Q4_K_M", "llama-rope3.Q5_1"])
+def test_paths_are_the_file_s_names(load, reference, name):
+    """Each tensor once, under its name, in its shape: kernels (in, out), embeddings (V, D); the rope factors are configuration."""
+    gguf = open_gguf(reference / "models" / f"{name}.gguf")
+    state = nnx.to_pure_dict(nnx.state(load(name)))
+    shapes = {}
+
+    def walk(node, path):
+        if isinstance(node, dict):
+            for key, child in node.items():
+                walk(child, (*path, key))
+        else:
+            shapes[tensor_name(path)] = node.shape[:-2] + node.shape[:-3:-1] if path[-1] == "kernel" else node.shape
+            assert isinstance(node, QTensor | jax.Array)
+
+    walk(state, ())
+    assert shapes == {name: tensor.shape for name, tensor in gguf.tensors.items() if name != "rope_freqs.weight"}
+
+
+def test_tensor_names():
+    assert tensor_name(("blk", 3, "attn_q", "kernel")) == "blk.3.attn_q.weight"
+    assert tensor_name(("blk", 0, "attn_k", "bias")) == "blk.0.attn_k.bias"
+    assert tensor_name(("token_embd", "embedding")) == "token_embd.weight"
+    assert tensor_name(("output_norm", "scale")) == "output_norm.weight"
+
+
+def test_a_changed_weight_changes_the_model(small, logits):
+    before = logits(small, TOKENS)
+    small.output_norm.scale = nnx.Param(2 * small.output_norm.scale.get_value())
+    np.testing.assert_allclose(logits(small, TOKENS), 2 * before, rtol=1e-5)
+    small.blk[0].ffn_norm.scale[...] = jnp.zeros(32)
+    assert not np.allclose(logits(small, TOKENS), 2 * before, rtol=1e-2)

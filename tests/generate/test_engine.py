@@ -85,7 +85,14 @@ def test_a_stop_token_after_the_last_is_not_seen(engine, answer, count):
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("prompt", "max_tokens", "count", "reason"),
-    [(5, None, 27, "context"), (31, None, 1, "context"), (31, 1, 1, "length"), (5, 100, 27, "context"), (5, 27, 27, "length"), (24, 8, 8, "length")],
+    [
+        (5, None, 27, "context"),
+        (5, 100, 27, "context"),
+        (5, 27, 27, "length"),
+        (24, 8, 8, "length"),
+        (31, None, 1, "context"),
+        (31, 1, 1, "length"),
+    ],
 )
 def test_a_full_context(short, answer, prompt, max_tokens, count, reason):
     ids, _, why = answer(short, IDS[:prompt], DRAWN, max_tokens=max_tokens)
@@ -94,7 +101,8 @@ def test_a_full_context(short, answer, prompt, max_tokens, count, reason):
 
 @pytest.mark.core
 def test_equal_seeds_give_equal_text_and_others_do_not(engine, answer):
-    texts = [answer(engine, IDS[:5], SamplingParams(temperature=3.0, top_k=0, seed=seed), max_tokens=12)[0] for seed in (0, 0, 1, 2**32 - 1)]
+    drawn = lambda seed: answer(engine, IDS[:5], SamplingParams(temperature=3.0, top_k=0, seed=seed), max_tokens=12)[0]
+    texts = [drawn(seed) for seed in (0, 0, 1, 2**32 - 1)]
     assert texts[0] == texts[1]
     assert len({tuple(text) for text in texts}) == 3
 

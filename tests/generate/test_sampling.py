@@ -158,7 +158,9 @@ def test_greedy_and_drawn_rows_in_one_batch():
     assert {row[0] for row in tokens} == {int(logits[0].argmax())} and len({row[1] for row in tokens}) > 5
 
 
-@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 2.0}, {"temperature": 0.7, "top_k": 3, "logit_bias": {2: 5.0}}], ids=str)
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0}, {"temperature": 2.0}, {"temperature": 0.7, "top_k": 3, "logit_bias": {2: 5.0}}], ids=str
+)
 def test_logprobs_are_the_model_s_own(params):
     """Log-softmax of the logits as they came, whatever the sampling."""
     logits = np.random.default_rng(5).normal(0, 2, 40).astype(np.float32)

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.core
 
 SIZES = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
 HUGE = 2**31 - 1
+EPSILON = "attention.layer_norm_rms_epsilon"
 
 
 @pytest.mark.parametrize("key", SIZES)
@@ -72,15 +73,15 @@ def test_products_of_sizes_that_are_huge(small_file):
         ({"rope.freq_base": 0.0}, "llama.rope.freq_base must be a finite number above 0.0, the file has 0.0"),
         ({"rope.freq_base": np.float32(-1)}, "rope.freq_base must be a finite number above 0.0, the file has -1.0"),
         ({"rope.freq_base": np.float32(np.inf)}, "rope.freq_base must be a finite number above 0.0, the file has inf"),
-        ({"attention.layer_norm_rms_epsilon": np.float32(np.nan)}, "layer_norm_rms_epsilon must be a finite number above 0.0, the file has nan"),
-        ({"attention.layer_norm_rms_epsilon": np.float32(-1)}, "layer_norm_rms_epsilon must be a finite number above 0.0, the file has -1.0"),
-        ({"attention.layer_norm_rms_epsilon": "1e-5"}, "layer_norm_rms_epsilon must be a finite number above 0.0, the file has '1e-5'"),
-        ({"attention.layer_norm_rms_epsilon": True}, "layer_norm_rms_epsilon must be a finite number above 0.0, the file has True"),
-        ({"attention.layer_norm_rms_epsilon": [1e-5, 2e-5]}, "layer_norm_rms_epsilon must be a finite number above 0.0, the file has an array of 2"),
-        ({"attention.layer_norm_rms_epsilon": None}, "layer_norm_rms_epsilon must be .* the file has no such key"),
+        ({EPSILON: np.float32(np.nan)}, "rms_epsilon must be a finite number above 0.0, the file has nan"),
+        ({EPSILON: np.float32(-1)}, "rms_epsilon must be a finite number above 0.0, the file has -1.0"),
+        ({EPSILON: "1e-5"}, "rms_epsilon must be a finite number above 0.0, the file has '1e-5'"),
+        ({EPSILON: True}, "rms_epsilon must be a finite number above 0.0, the file has True"),
+        ({EPSILON: [1e-5, 2e-5]}, "rms_epsilon must be a finite number above 0.0, the file has an array of 2"),
+        ({EPSILON: None}, "rms_epsilon must be .* the file has no such key"),
         ({"rope.scaling.type": "yarn"}, "rope scaling 'yarn' is not supported, only none and linear"),
         ({"rope.scaling.type": 1}, "llama.rope.scaling.type must be a string, the file has 1"),
-        ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.0}, "llama.rope.scaling.factor must be a finite number above 0.0, the file has 0.0"),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.0}, "rope.scaling.factor must be a finite number above 0.0, the file has 0"),
         ({"expert_count": 2, "expert_used_count": 3}, "llama.expert_used_count must be an integer from 1 to 2, the file has 3"),
         ({"expert_count": 2}, "llama.expert_used_count must be an integer from 1 to 2, the file has no such key"),
         ({"expert_count": HUGE, "expert_used_count": 2}, str(HUGE)),

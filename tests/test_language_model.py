@@ -1,0 +1,201 @@
+"""The demo model from its file to text: pieces, stop strings, batches, refusals, and how well it knows its plays."""
+
+import json
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rocmforge_jax as rf
+from rocmforge_jax.gguf import open_gguf, write_gguf
+from rocmforge_jax.locate import resolve
+
+DEMO, PROMPT = resolve("demo"), "ROMEO:"
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return rf.load("demo", progress=False)
+
+
+@pytest.mark.core
+def test_a_completion_has_all_its_parts(lm):
+    done = lm.generate(PROMPT, max_tokens=20, seed=1)
+    assert isinstance(done, rf.Completion)
+    assert len(done.ids) == len(done.logprobs) == 20 and done.finish_reason == "length"
+    assert done.prompt_tokens == len(lm.tokenizer.encode(PROMPT))
+    assert done.text == lm.tokenizer.decode(done.ids) == str(done)
+
+
+@pytest.mark.core
+def test_logprobs_are_those_of_the_decoder(lm):
+    done = lm.generate(PROMPT, max_tokens=20, seed=1)
+    ids = lm.tokenizer.encode(PROMPT) + done.ids
+    graphdef, state = nnx.split(lm.model)
+    logits = jax.jit(lambda state, tokens: nnx.merge(graphdef, state)(tokens)[0][0])(state, jnp.array([ids], jnp.int32))
+    logits = np.asarray(logits, np.float64)[done.prompt_tokens - 1 : -1]
+    expected = logits[np.arange(20), done.ids] - np.log(np.exp(logits).sum(axis=-1))
+    np.testing.assert_allclose(done.logprobs, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("options", [{}, {"stop": "\n\n"}, {"temperature": 0}], ids=str)
+def test_a_stream_is_the_text_in_pieces(lm, options):
+    whole = lm.generate(PROMPT, max_tokens=60, seed=3, **options).text
+    stream = lm.generate(PROMPT, max_tokens=60, seed=3, stream=True, **options)
+    assert iter(stream) is stream
+    pieces = list(stream)
+    assert "".join(pieces) == whole and all(pieces)
+    assert len(pieces) > (1 if "stop" not in options else 0)
+
+
+@pytest.mark.core
+def test_a_stop_string_across_tokens(lm):
+    """It begins and ends inside tokens; the text ends before it, the ids with the token that completes it."""
+    done = lm.generate(PROMPT, max_tokens=40, seed=1)
+    pieces = [lm.tokenizer.decode([id]) for id in done.ids]
+    place = next(i for i in range(5, 30) if len(pieces[i]) > 1 and len(pieces[i + 1]) > 1)
+    stop = pieces[place][-1:] + pieces[place + 1][:1]
+    stop = next(s for s in (pieces[place - 1] + pieces[place] + stop, stop) if done.text.count(s) == 1)
+    stopped = lm.generate(PROMPT, max_tokens=40, seed=1, stop=["never this", stop])
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == done.text[: done.text.index(stop)]
+    assert done.ids[: len(stopped.ids)] == stopped.ids
+    assert stop in lm.tokenizer.decode(stopped.ids) and stop not in lm.tokenizer.decode(stopped.ids[:-1])
+
+
+@pytest.mark.core
+def test_texts_in_a_list_are_those_of_one_after_the_other(lm):
+    prompts = ["ROMEO:", "First Citizen:\nBefore we proceed", "KING"]
+    together = lm.generate(prompts, max_tokens=12, seed=4)
+    alone = [lm.generate(prompt, max_tokens=12, seed=4 + i) for i, prompt in enumerate(prompts)]
+    assert [done.ids for done in together] == [done.ids for done in alone]
+    assert [done.text for done in together] == [done.text for done in alone]
+    assert [done.prompt_tokens for done in together] == [done.prompt_tokens for done in alone]
+
+
+@pytest.mark.core
+def test_seeds(lm):
+    texts = [lm.generate(PROMPT, max_tokens=20, seed=seed).text for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.core
+def test_a_full_context():
+    prompt = len(rf.load_tokenizer(DEMO).encode(PROMPT))
+    lm = rf.load("demo", context_length=prompt + 1, progress=False)
+    done = lm.generate(PROMPT, max_tokens=None, temperature=0)
+    assert (done.finish_reason, done.prompt_tokens, len(done.ids)) == ("context", prompt, 1)
+    with pytest.raises(ValueError, match=rf"prompt 0 has \d+ tokens, the context is {prompt + 1}"):
+        lm.generate("Now is the winter of our discontent " * 8)
+
+
+@pytest.mark.core
+def test_an_empty_prompt_begins_a_text(lm):
+    """With the token that texts begin with."""
+    done = lm.generate("", max_tokens=5)
+    assert done.prompt_tokens == 1 and len(done.ids) == 5
+
+
+@pytest.mark.core
+def test_chat_without_a_template_says_so(lm):
+    with pytest.raises(rf.ChatTemplateError, match="no chat template"):
+        lm.chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.core
+def test_chat_renders_the_template_of_the_file(tmp_path, lm):
+    demo = open_gguf(DEMO)
+    template = "{% for m in messages %}{{ m.content }}:{% endfor %}{{ tail }}"
+    tensors = {name: (tensor.format, tensor.data) for name, tensor in demo.tensors.items()}
+    write_gguf(tmp_path / "chat.gguf", dict(demo.metadata) | {"tokenizer.chat_template": template}, tensors)
+    chatty = rf.load(tmp_path / "chat.gguf", progress=False)
+    answer = chatty.chat([{"role": "user", "content": "ROMEO"}], template={"tail": "\nO"}, max_tokens=1, seed=2)
+    assert answer.prompt_tokens == len(lm.tokenizer.encode("ROMEO:\nO"))
+    assert answer.ids == lm.generate("ROMEO:\nO", max_tokens=1, seed=2).ids
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "message"),
+    [
+        ([], {}, TypeError, "a text or a list of texts, got an empty list"),
+        ([1, 2], {}, TypeError, "got a list with int"),
+        (["a", "b"], {"stream": True}, ValueError, "stream=True takes one prompt, got a list of 2"),
+        ("a", {"temperature": -1}, ValueError, "temperature must be"),
+        ("a", {"max_tokens": 0}, ValueError, "max_tokens must be an integer of at least 1, got 0"),
+        ("a", {"stop": ""}, ValueError, "stop strings are strings of at least one character"),
+        ("a", {"heat": 1}, TypeError, "heat"),
+    ],
+    ids=str,
+)
+def test_what_generate_refuses(lm, prompt, options, error, message):
+    """At the call, a stream as well: nothing has to be taken from it first."""
+    with pytest.raises(error, match=message):
+        lm.generate(prompt, **options)
+    if isinstance(prompt, str):
+        with pytest.raises(error, match=message):
+            lm.generate(prompt, stream=True, **options)
+
+
+@pytest.mark.core
+def test_files_that_cannot_be_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file nope.gguf"):
+        rf.load("nope.gguf")
+    with pytest.raises(rf.GGUFError, match="is a folder"):
+        rf.load(tmp_path)
+    (tmp_path / "text.gguf").write_text("no model at all, but some text")
+    with pytest.raises(rf.GGUFError):
+        rf.load(tmp_path / "text.gguf")
+    (tmp_path / "cut.gguf").write_bytes(DEMO.read_bytes()[:100_000])
+    with pytest.raises(rf.GGUFError, match="cut.gguf"):
+        rf.load(tmp_path / "cut.gguf")
+
+
+@pytest.mark.core
+def test_a_changed_decoder_is_used_once_assigned(lm):
+    other = rf.LanguageModel(lm.model, lm.tokenizer)
+    before = other.generate(PROMPT, max_tokens=1, temperature=0).ids
+    other.model = nnx.clone(lm.model)
+    other.model.output_norm.scale = nnx.Param(-other.model.output_norm.scale.get_value())
+    other.model = other.model
+    assert other.generate(PROMPT, max_tokens=1, temperature=0).ids != before == lm.generate(PROMPT, max_tokens=1, temperature=0).ids
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(lm):
+    tokenizer = rf.load_tokenizer(DEMO)
+    tokenizer.vocab_size = 2000
+    with pytest.raises(ValueError, match="the tokenizer has 2000 tokens, the model embeds 1024"):
+        rf.LanguageModel(lm.model, tokenizer)
+
+
+def test_perplexity_of_the_plays_it_was_not_trained_on(lm, reference):
+    """demo.json's number, computed here from the decoder's logits: windows whose second half is predicted."""
+    told = json.loads(DEMO.with_suffix(".json").read_text())
+    text = (reference / "text" / "shakespeare.txt").read_text()
+    held_out = text[len(text) * 9 // 10 :]
+    assert len(held_out) == told["held_out_characters"]
+    ids, window = np.array(lm.tokenizer.encode(held_out), np.int32), told["window"]
+    graphdef, state = nnx.split(lm.model)
+
+    @jax.jit
+    def loss(state, tokens_T):
+        logits = nnx.merge(graphdef, state)(tokens_T[None, :-1])[0][0, window // 2 :]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens_T[window // 2 + 1 :, None], axis=-1)[:, 0]
+
+    losses = [np.asarray(loss(state, ids[start : start + window]), np.float64) for start in range(0, len(ids) - window + 1, window)]
+    assert math.exp(np.mean(losses)) == pytest.approx(told["held_out_perplexity"], rel=1e-3)
+
+
+@pytest.mark.core
+def test_it_writes_plays(lm, reference):
+    """Speakers in capitals before a colon, in words that the plays have."""
+    words = set(re.findall(r"[a-z']+", (reference / "text" / "shakespeare.txt").read_text().lower()))
+    text = PROMPT + lm.generate(PROMPT, max_tokens=200, seed=0).text
+    written = re.findall(r"[a-z']+", text.lower())
+    assert len(written) > 60 and sum(word in words for word in written) > 0.9 * len(written)
+    assert len(re.findall(r"^[A-Z][A-Za-z ]+:$", text, re.MULTILINE)) >= 2

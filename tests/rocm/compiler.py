@@ -51,6 +51,7 @@ def compile_for(target: Target, jitted, args) -> dict:
     memory = compiled.memory_analysis()
     return _code(compiled, steps) | {
         "library_calls": sorted(set(_STEP.findall(steps)) - _PLAIN_STEPS),
+        "conditionals": _STEP.findall(steps).count("Conditional"),
         "temp_bytes": memory.temp_size_in_bytes,
         "donated_bytes": memory.alias_size_in_bytes,
         "compile_seconds": round(seconds, 2),

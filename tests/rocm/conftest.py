@@ -21,7 +21,7 @@ def pytest_addoption(parser):
 def plugin() -> Path:
     """The shared library of XLA's ROCm plugin, below ROCMFORGE_ROCM_PLUGIN or the folder `rocm` of this environment."""
     folder = Path(os.environ.get("ROCMFORGE_ROCM_PLUGIN") or Path(sys.prefix) / "rocm")
-    found = sorted(folder.glob("jax_plugins/xla_rocm*/xla_rocm_plugin.so"))
+    found = sorted(folder.resolve().glob("jax_plugins/xla_rocm*/xla_rocm_plugin.so"))
     if not found:
         pytest.fail(f"no ROCm plugin below {folder}: run `make test-rocm`, which installs it there, or set ROCMFORGE_ROCM_PLUGIN")
     return found[0]

@@ -12,7 +12,9 @@ from rocmforge_jax.nn import RopeConfig, apply_rope, rope_table
 
 pytestmark = pytest.mark.core
 
-POSITIONS = np.array([[0, 1, 2, 3, 511, 4_095, 8_192, 32_767], [65_536, 99_999, 100_000, 131_071, 150_001, 180_000, 199_999, 200_000]], np.int32)
+POSITIONS = np.array(
+    [[0, 1, 2, 3, 511, 4_095, 8_192, 32_767], [65_536, 99_999, 100_000, 131_071, 150_001, 180_000, 199_999, 200_000]], np.int32
+)
 LLAMA_3 = tuple([1.0] * 12 + [1.5, 2.25, 4.0, 7.5] + [8.0] * 16)
 CONFIGS = {
     "llama": RopeConfig(64, interleaved=True),
@@ -55,7 +57,8 @@ def test_pairs_turn_by_their_angles_and_the_rest_passes(config, normal):
     x = normal(2, 8, 3, 80)
     turned = np.asarray(apply_rope(jnp.asarray(x), rope_table(POSITIONS, config), config))
     half = config.width // 2
-    first, second = (np.arange(0, 2 * half, 2), np.arange(1, 2 * half, 2)) if config.interleaved else (np.arange(half), np.arange(half, 2 * half))
+    ahead = np.arange(half)
+    first, second = (2 * ahead, 2 * ahead + 1) if config.interleaved else (ahead, ahead + half)
     a, b, angle = np.float64(x[..., first]), np.float64(x[..., second]), angles(config, POSITIONS)[:, :, None]
     error = bound(POSITIONS)[:, :, None] * (np.abs(a) + np.abs(b)) + 2.0**-22
     assert (np.abs(turned[..., first] - (a * np.cos(angle) - b * np.sin(angle))) <= error).all()

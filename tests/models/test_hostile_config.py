@@ -81,7 +81,7 @@ def test_products_of_sizes_that_are_huge(small_file):
         ({EPSILON: None}, "rms_epsilon must be .* the file has no such key"),
         ({"rope.scaling.type": "yarn"}, "rope scaling 'yarn' is not supported, only none and linear"),
         ({"rope.scaling.type": 1}, "llama.rope.scaling.type must be a string, the file has 1"),
-        ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.0}, "rope.scaling.factor must be a finite number above 0.0, the file has 0"),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.0}, "scaling.factor must be a finite number above 0.0, the file has 0"),
         ({"expert_count": 2, "expert_used_count": 3}, "llama.expert_used_count must be an integer from 1 to 2, the file has 3"),
         ({"expert_count": 2}, "llama.expert_used_count must be an integer from 1 to 2, the file has no such key"),
         ({"expert_count": HUGE, "expert_used_count": 2}, str(HUGE)),

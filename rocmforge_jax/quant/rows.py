@@ -23,8 +23,13 @@ def matmul(x_MK, w):
     if not 0 < x_MK.shape[0] <= FUSED_ROWS:
         dense_NK = decode(w.planes, w.format).astype(x_MK.dtype)
         return jnp.einsum("mk,nk->mn", x_MK, dense_NK, precision="highest", preferred_element_type=jnp.float32)
-    row = lambda x_K: (decode(w.planes, w.format) * x_K.astype(jnp.float32)[None]).sum(axis=1)
-    return jnp.stack([row(x_K) for x_K in x_MK])
+
+    def row(x_K):
+        # Each row decodes for itself, one after the other: shared by several rows, XLA writes the values or the scales out.
+        planes, x_K = jax.lax.optimization_barrier((w.planes, x_K))
+        return (decode(planes, w.format) * x_K.astype(jnp.float32)[None]).sum(axis=1)
+
+    return jax.lax.map(row, x_MK)
 
 
 def matmul_transposed(g_MN, w):

@@ -45,8 +45,8 @@ def test_columns_the_other_way_round(name):
 @pytest.mark.parametrize("count", [1, 2, 8])
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_rows_on_a_gpu(name, count):
-    """Less than a dense weight in bfloat16. For eight rows XLA may write the int8 codes out: an H200 has 0.31 for Q5_K."""
-    assert temporaries(name, "rows", count) < 0.5
+    """MXFP6, which no GGUF file holds, has its codes written out, a byte each: exactly a quarter."""
+    assert temporaries(name, "rows", count) < (0.26 if name.startswith("MXFP6") else 0.15)
 
 
 @pytest.mark.core

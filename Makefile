@@ -12,12 +12,13 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help demo test test-core test-rocm bench notebooks fuzz clean
+.PHONY: help demo test test-core test-gpu test-rocm bench notebooks fuzz clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
 	@echo "make test       install, then run the tests (PYTHON=... picks the interpreter, ARGS=... goes to pytest)"
 	@echo "make test-core  the quicker, essential half of the tests"
+	@echo "make test-gpu   the tests that need a GPU, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
 	@echo "make bench      speed on the CPU, appended to benchmarks/results/cpu.jsonl (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
@@ -32,6 +33,10 @@ test: $(INSTALLED)
 
 test-core: $(INSTALLED)
 	$(BIN)/python -m pytest -m "core and not heavy and not gpu" $(PYTEST_ARGS)
+
+# With the machine's own Python and jax: a GPU's jax is not for this file to install.
+test-gpu:
+	$(PYTHON) -m pytest tests/quant tests/nn tests/models tests/generate -m gpu $(ARGS)
 
 test-rocm: $(ROCM)
 	ROCMFORGE_ROCM_PLUGIN=$(ROCM) $(BIN)/python -m pytest tests/rocm -m rocm $(ARGS)

@@ -9,9 +9,9 @@ COLUMNS = ("device", "model", "load, s", "prefill 128", "prefill 512", "decode",
 
 
 def results(folder: Path = ROOT / "benchmarks" / "results") -> list[dict]:
-    """The speeds that were measured, oldest first within a file. rocm.jsonl holds what was compiled, without a device."""
-    paths = [path for path in sorted(folder.glob("*.jsonl")) if path.name != "rocm.jsonl"]
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    """The speeds of models that were measured, oldest first within a file; the folder has other results too."""
+    lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    return [line for line in lines if "decode_tokens_per_s" in line]
 
 
 def table(measured: list[dict]) -> str:

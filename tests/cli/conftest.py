@@ -40,18 +40,19 @@ def cache_home(tmp_path_factory):
 
 @pytest.fixture
 def process(cache_home):
-    """Start `python -m rocmforge_jax` with these words -> Popen with text pipes."""
+    """Start `python -m rocmforge_jax` with these words -> Popen with text pipes. before: a program to run first."""
     running = []
 
-    def start(*words, **environment) -> subprocess.Popen:
+    def start(*words, before="") -> subprocess.Popen:
         env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        program = f"{before}\nimport sys, rocmforge_jax.cli\nsys.exit(rocmforge_jax.cli.main())" if before else ""
         process = subprocess.Popen(
-            [sys.executable, "-m", "rocmforge_jax", *map(str, words)],
+            [sys.executable, *(["-c", program] if before else ["-m", "rocmforge_jax"]), *map(str, words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=env | {"XDG_CACHE_HOME": str(cache_home)} | environment,
+            env=env | {"XDG_CACHE_HOME": str(cache_home)},
         )
         running.append(process)
         return process

@@ -143,7 +143,8 @@ def _timed(call):
 
 def _announce(facts):
     print(
-        f"{facts['model']}: {facts['architecture']}, {facts['bytes']:,} bytes; a token reads {facts['bytes_per_token']:,} bytes of weights\n"
+        f"{facts['model']}: {facts['architecture']}, {facts['bytes']:,} bytes; "
+        f"a token reads {facts['bytes_per_token']:,} bytes of weights\n"
         f"{facts['prompt_tokens']} tokens of prompt, {facts['tokens']} generated, {facts['repeats']} times after a run that compiles; "
         f"{facts['device']}, jax {facts['versions']['jax']}",
         file=sys.stderr,

@@ -8,7 +8,9 @@ NAME = "generate"
 
 
 def add_arguments(parser):
-    parser.add_argument("--model", default="demo", metavar="FILE", help="a GGUF file, or owner/repository/file.gguf of the hub (default: the demo)")
+    parser.add_argument(
+        "--model", default="demo", metavar="FILE", help="a GGUF file, or one of the hub as in owner/repository/file.gguf (default: the demo)"
+    )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file, - for stdin")

@@ -17,7 +17,7 @@ WIDTH = 80
 def add_arguments(parser):
     parser.add_argument("file", metavar="FILE", help="any file of a split model opens all of it")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
-    parser.add_argument("--json", action="store_true", help=f"print one JSON object, tensors included; arrays show their first {ITEMS} items")
+    parser.add_argument("--json", action="store_true", help=f"print one JSON object, tensors included; of arrays the first {ITEMS} items")
 
 
 def run(options):

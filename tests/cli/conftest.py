@@ -83,7 +83,8 @@ def without_tokenizer(tmp_path_factory):
         }.items()
     }  # fmt: skip
     path = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    write_gguf(path, metadata, {f"{name}.weight": ("F32", random.normal(0, 0.1, shape).astype(np.float32)) for name, shape in shapes.items()})
+    weights = {f"{name}.weight": random.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    write_gguf(path, metadata, {name: ("F32", values) for name, values in weights.items()})
     return path
 
 

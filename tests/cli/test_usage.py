@@ -42,9 +42,9 @@ def test_version(run):
     assert (ran.code, ran.out.split()[0]) == (0, "rocmforge-jax")
 
 
-@pytest.mark.parametrize("words", [[], ["frob"], ["inspect"], ["generate"], ["chat"], ["generate", "--prompt", "a", "--top-k", "few"], ["--nope"]])
+@pytest.mark.parametrize("words", ["", "frob", "inspect", "generate", "chat", "generate --prompt a --top-k few", "--nope"])
 def test_wrong_usage_is_exit_code_2(run, words):
-    ran = run(*words)
+    ran = run(*words.split())
     assert (ran.code, ran.out) == (2, "") and ran.err.startswith("usage: ")
 
 
@@ -62,7 +62,8 @@ def hand_made(tmp_path):
     return lambda name: tmp_path / name
 
 
-LOOKERS = [["inspect", "{}"], ["tokenize", "{}", "text"], ["bench", "{}"], ["generate", "--prompt", "a", "--model", "{}"], ["chat", "--model", "{}"]]
+#: Each command with a file in the place of {}.
+LOOKERS = [words.split() for words in ("inspect {}", "tokenize {} text", "bench {}", "generate --prompt a --model {}", "chat --model {}")]
 
 
 @pytest.mark.parametrize("words", LOOKERS, ids=lambda words: words[0])

@@ -8,9 +8,8 @@ NAME = "generate"
 
 
 def add_arguments(parser):
-    parser.add_argument(
-        "--model", default="demo", metavar="FILE", help="a GGUF file, or one of the hub as in owner/repository/file.gguf (default: the demo)"
-    )
+    where = "a GGUF file, or one of the hub as in owner/repository/file.gguf (default: the demo)"
+    parser.add_argument("--model", default="demo", metavar="FILE", help=where)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file, - for stdin")

@@ -33,7 +33,8 @@ class Facts:
 
     @property
     def on_rocm(self) -> bool:
-        return self.platform in ("rocm", "gpu") and any("gfx" in device["kind"].lower() or "amd" in device["kind"].lower() for device in self.devices)
+        kinds = " ".join(device["kind"].lower() for device in self.devices)
+        return self.platform in ("rocm", "gpu") and ("gfx" in kinds or "amd" in kinds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +133,10 @@ def _rocm(facts, jax_version):
     if "gfx103" in kinds and not jax_version.startswith("0.10."):
         yield Problem(f"jax {jax_version} refuses RDNA2 cards (gfx103x)", "pip install 'jax==0.10.2' with ROCm 7.2", True)
     flags = (
-        ("xla_gpu_enable_command_buffer", "crashes in command buffers (hipGraph), which are on", "XLA_FLAGS=--xla_gpu_enable_command_buffer="),
-        ("xla_gpu_autotune_level", "crashes of the autotuner on older cards", "XLA_FLAGS=--xla_gpu_autotune_level=0"),
-        ("xla_gpu_enable_triton_gemm", "slow or failing matrix products", "XLA_FLAGS=--xla_gpu_enable_triton_gemm=false (hipBLASLt)"),
+        ("--xla_gpu_enable_command_buffer=", "crashes in command buffers (hipGraph), which are on"),
+        ("--xla_gpu_autotune_level=0", "crashes of the autotuner on older cards"),
+        ("--xla_gpu_enable_triton_gemm=false", "slow or failing matrix products of Triton; this takes hipBLASLt"),
     )
-    for flag, what, remedy in flags:
-        if flag not in facts.xla_flags:
-            yield Problem(what, remedy, False)
+    for flag, what in flags:
+        if flag.split("=")[0] not in facts.xla_flags:
+            yield Problem(what, f"XLA_FLAGS={flag}", False)

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.core
 @pytest.fixture(scope="module")
 def text():
     """Ordinary prose of the demo's kind; 700 tokens and some."""
-    return "ROMEO:\nI have a soul of lead so stakes me to the ground I cannot move.\n\nMERCUTIO:\nYou are a lover; borrow Cupid's wings.\n\n" * 14
+    romeo = "ROMEO:\nI have a soul of lead so stakes me to the ground I cannot move.\n\n"
+    return (romeo + "MERCUTIO:\nYou are a lover; borrow Cupid's wings.\n\n") * 14
 
 
 @pytest.fixture(scope="module")

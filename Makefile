@@ -12,7 +12,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help demo test test-core test-gpu test-rocm bench notebooks fuzz clean
+.PHONY: help demo test test-core test-gpu test-rocm bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench      speed on the CPU, appended to benchmarks/results/cpu.jsonl (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
+	@echo "make fuzz-atheris  the same, guided by what the reader does"
 	@echo "make clean      remove environments and what was built"
 
 demo: $(INSTALLED)
@@ -50,6 +51,10 @@ notebooks: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python tests/gguf/fuzz_reader.py --seconds $(SECONDS)
+
+fuzz-atheris: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --quiet "atheris>=3"
+	$(BIN)/python tests/gguf/fuzz_reader.py --atheris -max_total_time=$(SECONDS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .hypothesis *.egg-info

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 START_LIMIT = 60.0  # seconds, also on a machine that is busy
@@ -66,10 +65,14 @@ class Renderer:
 
     def _exchange(self, request: str, time_limit: float) -> dict:
         """The reply to one request. A process that did not reply is never used again."""
-        process = self._process
-        killer = threading.Timer(time_limit, process.kill)
+        process, late = self._process, threading.Event()
+
+        def end_it():
+            late.set()
+            process.kill()
+
+        killer = threading.Timer(time_limit, end_it)
         killer.start()
-        started = time.monotonic()
         try:
             process.stdin.write(request.encode() + b"\n")
             process.stdin.flush()
@@ -84,7 +87,7 @@ class Renderer:
         if line.endswith(b"\n"):
             return json.loads(line)
         self.stop()
-        if time.monotonic() - started >= time_limit:
+        if late.is_set():
             raise RenderError(f"the template did not finish within {time_limit} s")
         raise RenderError(f"the process that renders templates died with exit code {process.returncode}")
 

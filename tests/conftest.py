@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Read by jax when it is first imported; tests of light imports need jax to stay unimported here.
@@ -19,3 +20,21 @@ def reference() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}: set ROCMFORGE_REFERENCE")
     return folder
+
+
+@pytest.fixture(scope="session")
+def normal():
+    """(*shape) -> float32 normal numbers, others for each call's shape and seed."""
+    return lambda *shape, seed=0: np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def distance():
+    """Relative L2 distance of an array from a float64 truth."""
+
+    def measure(actual, truth):
+        actual = np.asarray(actual).astype(np.float64)
+        assert actual.shape == truth.shape
+        return np.linalg.norm(actual - truth) / np.linalg.norm(truth)
+
+    return measure

@@ -1,25 +1,7 @@
-"""Numbers and measures that all tests of nn share."""
+"""The truth that tests of attention compare with."""
 
 import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="session")
-def normal():
-    """(*shape) -> float32 normal numbers, others for each call's shape and seed."""
-    return lambda *shape, seed=0: np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(scope="session")
-def distance():
-    """Relative L2 distance of an array from a float64 truth."""
-
-    def measure(actual, truth):
-        actual = np.asarray(actual).astype(np.float64)
-        assert actual.shape == truth.shape
-        return np.linalg.norm(actual - truth) / np.linalg.norm(truth)
-
-    return measure
 
 
 @pytest.fixture(scope="session")

@@ -60,21 +60,3 @@ def packed(ggml_blocks):
         return block_bytes[chosen].reshape(rows, -1), values[chosen].reshape(rows, -1)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def normal():
-    """(*shape) -> float32 normal numbers, the same for the same shape."""
-    return lambda *shape: np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(scope="session")
-def distance():
-    """Relative L2 distance of an array from a float64 truth."""
-
-    def measure(actual, truth):
-        actual = np.asarray(actual).astype(np.float64)
-        assert actual.shape == truth.shape
-        return np.linalg.norm(actual - truth) / np.linalg.norm(truth)
-
-    return measure

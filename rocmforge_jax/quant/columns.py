@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from rocmforge_jax.quant.unroll import rows_of, unroll
 
 #: Rows of x up to which the fused loop is used. It decodes the weight once per row of x, a tile decodes it once: on two cores
-#: of Zen 5 tiles win from 2 rows (Q5_1) or 4 (Q4_0, Q8_0) on.
+#: of Zen 5 tiles win from 2 rows (Q4_0, Q5_1) or 4 (Q8_0) on.
 FUSED_ROWS = 2
 #: Weights of a matrix from which on the fused loop is used: a small one has too little work a step for two cores.
 FUSED_WEIGHTS = 2_000_000

@@ -36,7 +36,7 @@ class Completion:
 class LanguageModel:
     """A model with everything around it. `model` is the Flax NNX decoder; use it as any other module.
 
-    The engine takes the decoder's arrays when the first text is generated: assign a changed decoder to `model` to use it.
+    The engine takes the decoder's arrays when `model` is set: assign a changed decoder to generate with it.
     """
 
     def __init__(
@@ -192,7 +192,6 @@ def load(
     plan = plan_memory(gguf, config, dtype or default_dtype(), context_length=context_length)
     plan.check()
     with tqdm(unit="B", unit_scale=True, desc=gguf.path.name, disable=None if progress is None else not progress) as bar:
-
         if not bar.disable:
             bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
 

@@ -52,11 +52,12 @@ def add_arguments(parser):
 
 def run(options):
     facts = gather()
+    found = list(problems(facts))
     report = {
         "versions": facts.versions,
         "devices": facts.devices,
         "operations": operations(),
-        "problems": [dataclasses.asdict(problem) for problem in problems(facts)],
+        "problems": [dataclasses.asdict(problem) for problem in found],
     }
     if options.json:
         common.print_json(report)
@@ -69,8 +70,8 @@ def run(options):
     for device in facts.devices:
         memory = f", {device['memory_bytes'] / 2**30:.1f} GiB free" if device["memory_bytes"] else ""
         print(f"  {device['platform']:<18} {device['kind']}{memory}")
-    print("problems:" if report["problems"] else "problems: none known")
-    for problem in problems(facts):
+    print("problems:" if found else "problems: none known")
+    for problem in found:
         print(f"  {'' if problem.certain else 'known of such machines: '}{problem.what}\n    -> {problem.remedy}")
 
 
@@ -95,7 +96,7 @@ def operations() -> dict[str, str]:
     from rocmforge_jax.quant import default_layout
 
     layout = default_layout()
-    return dict.fromkeys(("dequantize", "matmul", "take_rows", "attention"), f"xla, planes in {layout}") | {"attention": "xla"}
+    return dict.fromkeys(("dequantize", "matmul", "take_rows"), f"xla, planes in {layout}") | {"attention": "xla"}
 
 
 def problems(facts: Facts) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rocmforge_jax.quant import columns, rows
 from rocmforge_jax.quant.layout import row_axis
-from rocmforge_jax.quant.qtensor import QTensor, as_qtensor
+from rocmforge_jax.quant.qtensor import QTensor, as_qtensor, value_of
 
 _BY_LAYOUT = {"columns": columns, "rows": rows}
 _VALUE_DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
@@ -49,7 +49,7 @@ def matmul(x, weight, *, dtype=None, implementation: str | None = None) -> jax.A
     weight: a QTensor, a QParam or an array. A quantised weight is never written out dense for up to eight rows of x.
     Differentiable in x; the weight is a constant.
     """
-    x, weight = jnp.asarray(x), getattr(weight, "get_value", lambda: weight)()
+    x, weight = jnp.asarray(x), value_of(weight)
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
         raise ValueError(f"matmul: x {list(x.shape)} @ weight {list(weight.shape)}: the last axis of x must be the first of a matrix")
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -66,7 +66,7 @@ def expert_matmul(x, weight, expert, *, dtype=None, implementation: str | None =
 
     expert: an integer scalar, traced or not; clipped to the stack. Only that expert's planes are read.
     """
-    weight = getattr(weight, "get_value", lambda: weight)()
+    weight = value_of(weight)
     if weight.ndim != 3:
         raise ValueError(f"expert_matmul needs a stack (experts, in, out), got {list(weight.shape)}")
     one = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, expert, 0, keepdims=False), weight)
@@ -94,7 +94,7 @@ _matmul_xla.defvjp(_matmul_forward, _matmul_backward)
 
 def take_rows(weight, ids, dtype=jnp.float32, *, implementation: str | None = None) -> jax.Array:
     """Rows of an embedding (V, D): integer ids [...] -> [..., D] in `dtype`. Ids are clipped to the table: check them first."""
-    ids, weight = jnp.asarray(ids), getattr(weight, "get_value", lambda: weight)()
+    ids, weight = jnp.asarray(ids), value_of(weight)
     if weight.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"take_rows needs a matrix and integer ids, got {list(weight.shape)} and {ids.dtype}")
     _choose({"xla": None}, implementation)

@@ -118,9 +118,14 @@ class QParam(nnx.Variable):
         return x @ self.get_value()
 
 
+def value_of(weight):
+    """What a variable holds; anything else as it is."""
+    return weight.get_value() if isinstance(weight, nnx.Variable) else weight
+
+
 def as_qtensor(weight) -> QTensor:
     """The QTensor of a QTensor or QParam (TypeError for anything else)."""
-    value = weight.get_value() if isinstance(weight, nnx.Variable) else weight
+    value = value_of(weight)
     if not isinstance(value, QTensor):
         raise TypeError(f"expected a QTensor or a QParam, got {type(weight).__name__}")
     return value

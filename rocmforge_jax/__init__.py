@@ -19,6 +19,7 @@ _WHERE = {
     "validate_matmul_dims": "quant",
     "validate_attention_dims": "nn",
     "SamplingParams": "generate",
+    "kernel_report": "models",
 }
 _SUBPACKAGES = ("formats", "generate", "gguf", "models", "nn", "quant", "text")
 __all__ = [*_WHERE, *_SUBPACKAGES]

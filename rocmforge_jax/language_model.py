@@ -175,6 +175,7 @@ def load(
     path: str | os.PathLike = "demo",
     *,
     dtype=None,
+    activations: str = "int16",
     context_length: int | None = None,
     strict: bool = False,
     progress: bool | None = None,
@@ -182,8 +183,9 @@ def load(
     """Load a GGUF model on the default device.
 
     path: a GGUF file; or "demo", the small model that ships with the package; or "owner/repository/file.gguf" on the Hugging
-    Face hub (needs the extra `hub`). dtype: of the computation, default bfloat16 on GPUs and float32 on CPUs. context_length: most
-    tokens of a text, default what the model was trained for. strict: refuse what is only warned about otherwise. progress: show a
+    Face hub (needs the extra `hub`). dtype: of the computation, default bfloat16 on GPUs and float32 on CPUs. activations: what
+    GPU kernels for one to a few tokens turn activations into, "int16", "int8" or "float", see `quant.matmul`. context_length: most tokens
+    of a text, default what the model was trained for. strict: refuse what is only warned about otherwise. progress: show a
     bar on stderr, default: if that is a terminal. FileNotFoundError or GGUFError say what is wrong with the file, MemoryError how
     much a model that cannot fit would take.
     """
@@ -199,7 +201,7 @@ def load(
             bar.total = total
             bar.update(done - bar.n)
 
-        model = load_decoder(gguf, dtype=dtype, strict=strict, progress=show)
+        model = load_decoder(gguf, dtype=dtype, activations=activations, strict=strict, progress=show)
     return from_parts(model, gguf, context_length=context_length)
 
 

@@ -92,11 +92,19 @@ def gather() -> Facts:
 
 
 def operations() -> dict[str, str]:
-    """What each operation on a quantised weight would run on here."""
-    from rocmforge_jax.quant import default_layout
+    """What each operation on a quantised weight would run on here, where its type has a kernel."""
+    from rocmforge_jax import formats
+    from rocmforge_jax.quant import default_layout, kernels
 
-    layout = default_layout()
-    return dict.fromkeys(("dequantize", "matmul", "take_rows"), f"xla, planes in {layout}") | {"attention": "xla"}
+    layout = default_layout(formats.get("Q4_K"))
+    try:
+        kernel = f"triton for {kernels.current_target()}" if "triton" in kernels.order() else "xla (ROCMFORGE_KERNELS=xla)"
+    except NotImplementedError:  # no GPU
+        kernel = "xla"
+    return dict.fromkeys(("dequantize", "matmul"), f"{kernel}, planes in {layout}") | {
+        "take_rows": f"xla, planes in {layout}",
+        "attention": kernel,
+    }
 
 
 def problems(facts: Facts) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ The model is split once and every step is `jax.jit` on its flat leaves: one disp
 through `nnx.jit`. Prompts are padded to a few lengths and the cache grows in a few sizes, so that little is ever compiled.
 """
 
+import collections
 import dataclasses
 import functools
 import warnings
@@ -52,10 +53,12 @@ class Engine:
     """Generates with a Decoder. It keeps the decoder's arrays, not a copy of them.
 
     context_length: tokens a sequence may have, prompt and answer together; default what the model was trained for, a warning
-    beyond that. After a single prompt the cache is kept: a prompt that begins as that text went on computes only what is new.
+    beyond that. ahead: dispatches that are begun before the tokens of the one before are read, default 1 on GPUs, which are never idle
+    then, and 0 on CPUs, where what is computed past a stop token delays the next prompt. After a single prompt the cache is kept: a
+    prompt that begins as that text went on computes only what is new.
     """
 
-    def __init__(self, decoder: Decoder, *, context_length: int | None = None):
+    def __init__(self, decoder: Decoder, *, context_length: int | None = None, ahead: int | None = None):
         self.config = decoder.config
         self.context_length = self.config.context_length if context_length is None else context_length
         if self.context_length < 2:
@@ -73,6 +76,7 @@ class Engine:
         self._decode = jax.jit(functools.partial(_decode, merge), static_argnums=5, donate_argnums=1)
         self._score = jax.jit(functools.partial(_score, merge), static_argnums=2)
         self._kept = _Kept([], None)
+        self._ahead = (0 if jax.default_backend() == "cpu" else 1) if ahead is None else ahead
 
     def generate(
         self,
@@ -123,20 +127,23 @@ class Engine:
         try:
             logits_BV, cache = self.prefill(prompts, slots=min(longest, max(lengths) + EXPECTED_TOKENS))
             tokens_B, logprobs_B, recent_BW = _first(logits_BV, sampler, cache.lengths_B, _recent(prompts))
-            step_ids, step_logprobs, filled = np.asarray(tokens_B)[:, None], np.asarray(logprobs_B)[:, None], max(lengths)
+            filled, running = max(lengths), collections.deque([(tokens_B[:, None], logprobs_B[:, None])])
             while True:
-                added = [one.take(ids, logprobs) for one, ids, logprobs in zip(open_, step_ids.tolist(), step_logprobs.tolist())]
-                for text, ids in zip(texts, step_ids.tolist()):
+                # Before the host reads what a dispatch gave, the next one is on its way: a device that waits for neither is never idle.
+                while len(running) <= self._ahead and _longer_than(sum(ids.shape[1] for ids, _ in running), open_):
+                    filled += TOKENS_PER_DISPATCH
+                    cache = self._grown(cache, filled)
+                    tokens_B, cache, recent_BW, *step = self._decode(
+                        self._leaves, cache, tokens_B, recent_BW, sampler, TOKENS_PER_DISPATCH
+                    )
+                    running.append(step)
+                step_ids, step_logprobs = (np.asarray(array).tolist() for array in running.popleft())
+                added = [one.take(ids, logprobs) for one, ids, logprobs in zip(open_, step_ids, step_logprobs)]
+                for text, ids in zip(texts, step_ids):
                     text += ids
                 yield added
                 if all(one.finish_reason for one in open_):
                     return
-                filled += TOKENS_PER_DISPATCH
-                cache = self._grown(cache, filled)
-                tokens_B, cache, recent_BW, ids_BT, logprobs_BT = self._decode(
-                    self._leaves, cache, tokens_B, recent_BW, sampler, TOKENS_PER_DISPATCH
-                )
-                step_ids, step_logprobs = np.asarray(ids_BT), np.asarray(logprobs_BT)
         finally:
             if cache is not None and len(prompts) == 1:
                 self._kept = _Kept(texts[0], cache)
@@ -233,6 +240,11 @@ class _Open:
         elif self.left == 0:
             self.finish_reason = self._at_limit
         return Generated(ids[:count], logprobs[:count], self.finish_reason)
+
+
+def _longer_than(tokens: int, open_: list[_Open]) -> bool:
+    """Whether a sequence may need more than so many tokens."""
+    return any(one.finish_reason is None and one.left > tokens for one in open_)
 
 
 def _pieces(length: int) -> list[int]:

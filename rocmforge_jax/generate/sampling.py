@@ -1,11 +1,12 @@
 """Choosing the next token, on the device. Every parameter is an array, so another temperature compiles nothing.
 
 The order is llama.cpp's: logit bias and penalties, then top-k, typical, top-p, min-p, then the temperature. Nothing is sorted:
-a threshold that keeps k tokens, or a share p of the probability, is found bit by bit in 32 passes, which is exact and quick for
-any k and p. Tokens that tie with the last one kept are kept as well. What nobody asks for is not computed.
+a threshold that keeps k tokens, or a share p of the probability, is found a few bits at a time, which is exact and quick for any k
+and p. Tokens that tie with the last one kept are kept as well. What nobody asks for is not computed.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -203,12 +204,25 @@ def _sortable(values):
 
 def _keep(order_BV, weights_BV, needed_B, wanted):
     """Where order >= t, for the highest t whose tokens have a weight of `needed` together; everything where not `wanted`."""
+    # A GPU counts for 15 candidates in the time of one, and each pass costs it two launches. A CPU counts for one at a time.
+    find = functools.partial(
+        jax.lax.platform_dependent, order_BV, weights_BV, needed_B,
+        cpu=functools.partial(_threshold, bits=1), default=functools.partial(_threshold, bits=4),
+    )  # fmt: skip
+    threshold_B = jax.lax.cond(wanted, find, lambda: jnp.zeros(order_BV.shape[:1], jnp.uint32))
+    return order_BV >= threshold_B[:, None]
+
+
+def _threshold(order_BV, weights_BV, needed_B, *, bits):
+    """The threshold, uint32 [B], found `bits` bits at a time from the highest on."""
+    digits = jnp.arange(1, 1 << bits, dtype=jnp.uint32)[None]
 
     def raise_threshold(i, threshold_B):
-        candidate_B = threshold_B | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        weight_B = jnp.where(order_BV >= candidate_B[:, None], weights_BV, jnp.float32(0)).sum(axis=-1)
-        return jnp.where(weight_B >= needed_B, candidate_B, threshold_B)
+        shift = (jnp.int32(32 - bits) - bits * i).astype(jnp.uint32)
+        candidates = threshold_B[:, None] | (digits << shift)
+        chosen = order_BV[:, None] >= candidates[:, :, None]
+        enough = jnp.where(chosen, weights_BV[:, None], jnp.float32(0)).sum(axis=-1) >= needed_B[:, None]
+        return jnp.maximum(threshold_B, jnp.where(enough, candidates, jnp.uint32(0)).max(axis=-1))
 
     lowest_B = jnp.zeros(order_BV.shape[:1], jnp.uint32)
-    threshold_B = jax.lax.cond(wanted, lambda: jax.lax.fori_loop(0, 32, raise_threshold, lowest_B), lambda: lowest_B)
-    return order_BV >= threshold_B[:, None]
+    return jax.lax.fori_loop(0, 32 // bits, raise_threshold, lowest_B, unroll=bits > 1)

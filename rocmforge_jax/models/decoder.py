@@ -12,16 +12,17 @@ from flax import nnx
 
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.nn import (
-    Cache, Embedding, Experts, LayerCache, Linear, RMSNorm, ScalarGate, apply_rope, attend, causal_mask, mixture, rope_table, route,
-    silu_gate, swiglu, swiglu_mlp,
+    Cache, Embedding, Experts, LayerCache, Linear, Product, RMSNorm, ScalarGate, apply_rope, causal_attention, mixture, products,
+    rope_table, rotate_and_store, route, silu_gate, swiglu_mlp,
 )  # fmt: skip
+from rocmforge_jax.quant import DEFAULT_MODE
 
 
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each normed before and added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: DecoderConfig, *, activations: str, rngs: nnx.Rngs):
+        self.config, self.activations = config, activations
         self._init_attention(rngs)
         self._init_feed_forward(rngs)
 
@@ -66,38 +67,62 @@ class Block(nnx.Module):
             self.ffn_up_shexp = Linear(width, moe.shared_hidden, rngs=rngs)
             self.ffn_down_shexp = Linear(moe.shared_hidden, width, rngs=rngs)
 
-    def __call__(self, x_BTD, rope, mask_BTS, cache: LayerCache | None, starts_B):
-        """-> (x_BTD, the cache with the T new tokens in it, or None)."""
-        attended, cache = self.attention(self.attn_norm(x_BTD), rope, mask_BTS, cache, starts_B)
-        x_BTD = x_BTD + (self.post_attention_norm(attended) if self.config.post_norms else attended)
-        fed = self.feed_forward(self.ffn_norm(x_BTD))
-        return x_BTD + (self.post_ffw_norm(fed) if self.config.post_norms else fed), cache
+    def __call__(self, x_BTD, rope, cache: LayerCache | None = None, starts_B=None):
+        """-> (x_BTD, the cache with the T new tokens in it from slots starts_B on, or None). Without a cache the tokens see one another."""
+        attended_BTN, cache = self.attention(x_BTD, rope, cache, starts_B)
+        x_BTD = self._add(x_BTD, attended_BTN, self.attn_output, "post_attention_norm")
+        if self.config.moe:
+            fed = self._experts(self.ffn_norm(x_BTD).reshape(-1, x_BTD.shape[-1])).reshape(x_BTD.shape)
+            return x_BTD + (self.post_ffw_norm(fed) if self.config.post_norms else fed), cache
+        return self._add(x_BTD, self._gated(x_BTD), self.ffn_down, "post_ffw_norm"), cache
 
-    def attention(self, x_BTD, rope, mask_BTS, cache, starts_B):
+    def _products(self, x, wanted, norm=None):
+        return products(x, wanted, norm=norm, activations=self.activations)
+
+    def _linears(self, x, linears, norm):
+        """Each of them at norm(x)."""
+        if _fusible(*linears):
+            return self._products(x, list(map(_product, linears)), norm)
+        x = norm(x)
+        return [linear(x) for linear in linears]
+
+    def _add(self, x_BTD, y, linear, post_norm):
+        """x + linear(y), normed before the sum where the architecture has such a norm."""
+        if self.config.post_norms:
+            return x_BTD + getattr(self, post_norm)(linear(y))
+        return self._products(y, [_product(linear, residual=x_BTD)])[0] if _fusible(linear) else x_BTD + linear(y)
+
+    def attention(self, x_BTD, rope, cache, starts_B):
+        """Normed attention, its heads side by side: [B, T, N * H], before the output projection; and the cache."""
         q_BTNH, k_BTKH, v_BTKH = self._qkv(x_BTD)
-        q_BTNH, k_BTKH = (apply_rope(heads, rope, self.config.rope) for heads in (q_BTNH, k_BTKH))
-        cache = None if cache is None else cache.write(k_BTKH, v_BTKH, starts_B)
-        out_BTNH = attend(q_BTNH, LayerCache.of(k_BTKH, v_BTKH) if cache is None else cache, mask_BTS)
-        return self.attn_output(out_BTNH.reshape(*x_BTD.shape[:2], -1)), cache
+        if cache is None:
+            q_BTNH, k_BTKH = (apply_rope(heads, rope, self.config.rope) for heads in (q_BTNH, k_BTKH))
+            from_the_first_B = jnp.zeros(x_BTD.shape[:1], jnp.int32)
+            out_BTNH = causal_attention(q_BTNH, LayerCache.of(k_BTKH, v_BTKH), from_the_first_B)
+            return out_BTNH.reshape(*x_BTD.shape[:2], -1), None
+        q_BTNH, cache = rotate_and_store(q_BTNH, k_BTKH, v_BTKH, rope, self.config.rope, cache, starts_B)
+        out_BTNH = causal_attention(q_BTNH, cache, starts_B)
+        return out_BTNH.reshape(*x_BTD.shape[:2], -1), cache
 
     def _qkv(self, x_BTD):
         config = self.config
+        linears = [self.attn_qkv] if config.fused_qkv else [self.attn_q, self.attn_k, self.attn_v]
+        parts = self._linears(x_BTD, linears, self.attn_norm)
         if config.fused_qkv:
             q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
-            parts = jnp.split(self.attn_qkv(x_BTD), [q, q + kv], axis=-1)
-        else:
-            parts = self.attn_q(x_BTD), self.attn_k(x_BTD), self.attn_v(x_BTD)
+            parts = jnp.split(parts[0], [q, q + kv], axis=-1)
         q_BTNH, k_BTKH, v_BTKH = (part.reshape(*part.shape[:2], -1, config.head_width) for part in parts)
         if config.qk_norm:
             q_BTNH, k_BTKH = self.attn_q_norm(q_BTNH), self.attn_k_norm(k_BTKH)
         return q_BTNH, k_BTKH, v_BTKH
 
-    def feed_forward(self, x_BTD):
-        if self.config.moe:
-            return self._experts(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(x_BTD.shape)
+    def _gated(self, x_BTD):
+        """The hidden layer of the feed-forward, [B, T, F]."""
         if self.config.fused_gate_up:
-            return self.ffn_down(silu_gate(*jnp.split(self.ffn_up(x_BTD), 2, axis=-1)))
-        return self.ffn_down(swiglu(x_BTD, self.ffn_gate.kernel, self.ffn_up.kernel))
+            return silu_gate(*jnp.split(self._linears(x_BTD, [self.ffn_up], self.ffn_norm)[0], 2, axis=-1))
+        if _fusible(self.ffn_gate, self.ffn_up):
+            return self._products(x_BTD, [Product(self.ffn_gate.kernel, self.ffn_up.kernel)], self.ffn_norm)[0]
+        return silu_gate(*self._linears(x_BTD, [self.ffn_gate, self.ffn_up], self.ffn_norm))
 
     def _experts(self, x_TD):
         moe = self.config.moe
@@ -109,6 +134,15 @@ class Block(nnx.Module):
         return out_TD
 
 
+def _fusible(*linears) -> bool:
+    """Whether these are what this file made them: a user may have put others in their place, say `nnx.LoRA`."""
+    return all(type(linear) is Linear for linear in linears)
+
+
+def _product(linear: Linear, residual=None) -> Product:
+    return Product(linear.kernel, bias=linear.bias, residual=residual)
+
+
 def _norm(config: DecoderConfig, width: int) -> RMSNorm:
     return RMSNorm(width, epsilon=config.norm_epsilon)
 
@@ -116,14 +150,15 @@ def _norm(config: DecoderConfig, width: int) -> RMSNorm:
 class Decoder(nnx.Module):
     """Token ids to logits.
 
-    `dtype` is what activations and the cache are computed in; weights keep their own. A fresh decoder has random weights in
-    float32 and can be trained; `rocmforge_jax.load` gives one with a file's.
+    `dtype` is what activations and the cache are computed in; weights keep their own. `activations` is what kernels turn the inputs of
+    products with quantised weights into, see `quant.matmul`. A fresh decoder has random weights in float32 and can be trained;
+    `rocmforge_jax.load` gives one with a file's.
     """
 
-    def __init__(self, config: DecoderConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.config, self.dtype = config, dtype
+    def __init__(self, config: DecoderConfig, *, dtype=jnp.float32, activations: str = DEFAULT_MODE, rngs: nnx.Rngs):
+        self.config, self.dtype, self.activations = config, dtype, activations
         self.token_embd = Embedding(config.vocabulary, config.width, rngs=rngs)
-        self.blk = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
+        self.blk = nnx.List([Block(config, activations=activations, rngs=rngs) for _ in range(config.layers)])
         self.output_norm = _norm(config, config.width)
         self.output = None if config.tied else Linear(config.width, config.vocabulary, rngs=rngs)
 
@@ -146,21 +181,23 @@ class Decoder(nnx.Module):
         B, T = tokens_BT.shape
         starts_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.lengths_B
         slots_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
-        mask_BTS = causal_mask(slots_BT, T if cache is None else cache.length)
         rope = rope_table(slots_BT if positions_BT is None else positions_BT, self.config.rope)
 
         x_BTD, layers = self.token_embd(tokens_BT, self.dtype), []
         for block, layer in zip(self.blk, cache.layers if cache else [None] * len(self.blk)):
-            x_BTD, layer = block(x_BTD, rope, mask_BTS, layer, starts_B)
+            x_BTD, layer = block(x_BTD, rope, layer, starts_B)
             layers.append(layer)
 
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)
         if last_only:
             x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
-        return self._head(self.output_norm(x_BTD)), cache and Cache(tuple(layers), starts_B + added_B)
+        return self._head(x_BTD), cache and Cache(tuple(layers), starts_B + added_B)
 
     def _head(self, x):
-        return self.token_embd.attend(x, jnp.float32) if self.output is None else self.output(x, jnp.float32)
+        if self.output is not None and not _fusible(self.output):
+            return self.output(self.output_norm(x)).astype(jnp.float32)
+        product = Product(self.token_embd.embedding.get_value().T) if self.output is None else _product(self.output)
+        return products(x, [product], norm=self.output_norm, dtype=jnp.float32, activations=self.activations)[0]
 
 
 def _check(tokens_BT, cache, positions_BT, lengths_B):

@@ -12,7 +12,7 @@ from flax import nnx
 from rocmforge_jax.gguf import GGUFError, GGUFFile, TensorInfo
 from rocmforge_jax.models.architectures import read_config
 from rocmforge_jax.models.decoder import Decoder
-from rocmforge_jax.quant import QParam, QTensor, default_layout
+from rocmforge_jax.quant import DEFAULT_MODE, QParam, QTensor, default_layout
 
 #: What a variable's last name is called in a file.
 _SUFFIX = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
@@ -25,20 +25,22 @@ def default_dtype():
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def load_decoder(gguf: GGUFFile, *, dtype=None, layout: str | None = None, strict: bool = False, progress=None) -> Decoder:
+def load_decoder(
+    gguf: GGUFFile, *, dtype=None, activations: str = DEFAULT_MODE, layout: str | None = None, strict: bool = False, progress=None
+) -> Decoder:
     """A Decoder with the weights of a file, packed as they are, on the default device.
 
-    dtype: of the computation, default `default_dtype()`. layout: of the planes, default the device's.
+    dtype: of the computation, default `default_dtype()`. activations: see `Decoder`. layout: of the planes, default the device's.
     strict: refuse keys of the architecture that are not known, instead of warning. progress: called with (bytes loaded,
     bytes in all) after each tensor. GGUFError lists all tensors that are missing, unclaimed or of another shape.
     """
     config, unused = read_config(gguf)
     _report_unknown_keys(gguf, [key for key, why in unused.items() if why == "unknown"], strict)
-    decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype or default_dtype(), rngs=nnx.Rngs(0)))
+    decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype or default_dtype(), activations=activations, rngs=nnx.Rngs(0)))
     claims = _claim(decoder, gguf)
     total, done = sum(tensor.nbytes for _, _, tensor in claims), 0
     for module, attribute, tensor in claims:
-        setattr(module, attribute, _variable(tensor, attribute, layout or default_layout()))
+        setattr(module, attribute, _variable(tensor, attribute, layout))
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
@@ -85,11 +87,11 @@ def _file_shape(shape, attribute):
     return (*shape[:-2], *shape[:-3:-1]) if attribute == "kernel" and len(shape) > 1 else tuple(shape)
 
 
-def _variable(tensor: TensorInfo, attribute: str, layout: str) -> nnx.Variable:
+def _variable(tensor: TensorInfo, attribute: str, layout: str | None) -> nnx.Variable:
     """Quantised matrices stay packed; everything else becomes an nnx.Param in the file's dtype, kernels transposed to (in, out)."""
     transposed = attribute == "kernel"
     if tensor.format.is_quantized and len(tensor.shape) > 1:
-        return QParam(_split(tensor.data, tensor.format.name, layout, transposed))
+        return QParam(_split(tensor.data, tensor.format.name, layout or default_layout(tensor.format), transposed))
     if tensor.format.is_quantized or tensor.format.name not in ("F32", "F16", "BF16"):
         raise GGUFError(f"{tensor.name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight of a model")
     values = jnp.asarray(tensor.data.view(np.dtype(tensor.format.fields[0].dtype)))

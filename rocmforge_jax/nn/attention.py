@@ -1,9 +1,15 @@
 """Grouped-query attention, written once: `vmap` over the KV heads makes MHA, GQA and MQA the same code with other ratios."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.api import decode_attention, prefill_attention
+from pallas_kernels.targets import Target
 from rocmforge_jax.nn.cache import LayerCache
+from rocmforge_jax.quant import kernels
 
 #: XLA addresses arrays with 32-bit elements counts in places; no operand of attention may have more elements.
 MAX_ELEMENTS = 2**31 - 1
@@ -34,6 +40,67 @@ def attend(q_BTNH, cache: LayerCache, mask_BTS, *, scale: float | None = None):
     over_groups = jax.vmap(one_group, in_axes=(0, 0, 0, None))
     out_BKTGH = jax.vmap(over_groups)(q_BKTGH, cache.keys, cache.values, mask_BTS)
     return out_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
+
+
+def causal_attention(q_BTNH, cache: LayerCache, starts_B, *, implementation: str | None = None):
+    """Attention of T new tokens, which the cache holds from slot starts_B[b] on: each sees the slots up to its own -> [B, T, N, H].
+
+    implementation: None, "triton" (see `pallas_kernels.attention`) or "xla", as for `quant.matmul`. Differentiable.
+    """
+    implementations = {"triton": _causal_triton, "xla": _causal_xla}
+    return kernels.dispatch(implementations, implementation, q_BTNH, cache, starts_B)
+
+
+def _causal_xla(q_BTNH, cache, starts_B):
+    slots_BT = starts_B[:, None] + jnp.arange(q_BTNH.shape[1], dtype=jnp.int32)[None]
+    return attend(q_BTNH, cache, causal_mask(slots_BT, cache.length))
+
+
+def kernel_target(several: bool, group: int, width: int, dtype):
+    """What to compile the kernels for; several: tokens, or one. NotImplementedError, with the reason, where there are none."""
+    target = kernels.current_target()
+    what = f"{'prefill' if several else 'decode'} attention of {group} heads of {width} a group, {dtype}"
+    kernels.require_working(what, target, functools.partial(_kernel_error, several, group, width, dtype, target), 1e-2)
+    return target
+
+
+def _causal_triton(q_BTNH, cache, starts_B):
+    (_, T, N, H), K = q_BTNH.shape, cache.keys.shape[1]
+    target = kernel_target(T > 1, N // K, H, cache.keys.dtype)
+    return kernels.differentiable(_Causal(target), q_BTNH, cache, starts_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Causal:
+    """The kernels as a function, and plain XLA's."""
+
+    target: Target
+
+    def __call__(self, q_BTNH, cache, starts_B):
+        return _causal_kernel(self.target, q_BTNH, cache, starts_B)
+
+    def plain(self, q_BTNH, cache, starts_B):
+        return _causal_xla(q_BTNH, cache, starts_B)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _causal_kernel(target, q_BTNH, cache, starts_B):
+    scale = q_BTNH.shape[-1] ** -0.5
+    if q_BTNH.shape[1] > 1:
+        return prefill_attention(q_BTNH, cache.keys, cache.values, starts_B, scale=scale, target=target)
+    return decode_attention(q_BTNH[:, 0], cache.keys, cache.values, starts_B + 1, scale=scale, target=target)[:, None]
+
+
+def _kernel_error(several, group, width, dtype, target):
+    """Relative error of a kernel on a small random cache."""
+    T, K, S = (5 if several else 1), 2, 100
+    q, keys, values = (
+        jax.random.normal(jax.random.key(i), shape, dtype)
+        for i, shape in enumerate(((1, T, K * group, width), (1, K, width, S), (1, K, S, width)))
+    )
+    cache, starts = LayerCache(keys, values), jnp.array([70], jnp.int32)
+    out, exact = (f(q, cache, starts).astype(jnp.float32) for f in (functools.partial(_causal_kernel, target), _causal_xla))
+    return jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact)
 
 
 def dot_product_attention(q, k, v, mask=None, *, scale: float | None = None):

@@ -1,32 +1,59 @@
 """How the planes of a quantised matrix lie in memory.
 
-A plane holds one field of every block of a matrix of N rows with K/block blocks each. The two layouts differ in where the
-rows are; fields keep their order:
+Of a matrix of N rows with K/block blocks each:
 
-    "rows"     [..., N, K/block, *field]    input axis minor: a GPU thread block reads whole rows
+    "groups"   see `quant.groups`           32 inputs side by side: what the kernels for GPUs read
+    "rows"     [..., N, K/block, *field]    input axis minor: on GPUs, for types that "groups" cannot hold
     "columns"  [..., K/block, *field, N]    output axis minor: a CPU vectorises over the outputs
 
-`split` and the implementations of matmul know this; nobody else.
+In the last two a plane holds one field of every block, and fields keep their order. `split` and the implementations of matmul know
+this; nobody else.
 """
 
 import jax
 import jax.numpy as jnp
 
 from rocmforge_jax.formats import Format
+from rocmforge_jax.quant import groups
 
-LAYOUTS = ("rows", "columns")
+LAYOUTS = ("groups", "rows", "columns")
 
 
-def default_layout(device: jax.Device | None = None) -> str:
-    """The layout that is fast on a device (default: the one jax computes on)."""
+def default_layout(fmt: Format, device: jax.Device | None = None) -> str:
+    """The layout of a type that is fast on a device (default: the one jax computes on)."""
     platform = jax.default_backend() if device is None else device.platform
-    return "columns" if platform == "cpu" else "rows"
+    if platform == "cpu":
+        return "columns"
+    return "groups" if groups.can_hold(fmt) else "rows"
 
 
-def check_layout(layout: str) -> str:
+def check_layout(layout: str, fmt: Format) -> str:
     if layout not in LAYOUTS:
         raise ValueError(f"a plane layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if layout == "groups" and not groups.can_hold(fmt):
+        raise ValueError(f"{fmt} has no layout 'groups': its codes are no small integers")
     return layout
+
+
+def stored_shape(planes, fmt: Format, layout: str) -> tuple[int, ...]:
+    """(..., N, K)."""
+    if layout == "groups":
+        return groups.stored_shape(planes)
+    field = fmt.fields[0]
+    shape, axes = planes[field.name].shape, len(field.shape)
+    if layout == "columns":
+        *lead, blocks, rows = shape[: len(shape) - axes - 1] + shape[-1:]
+    else:
+        *lead, rows, blocks = shape[: len(shape) - axes]
+    return (*lead, rows, blocks * fmt.block)
+
+
+def take_rows(planes, fmt: Format, layout: str, ids):
+    """The planes of some rows of a matrix; ids outside it are clipped."""
+    if layout == "groups":
+        return groups.take_rows(planes, ids)
+    axes = {field.name: row_axis(len(field.shape), layout) for field in fmt.fields}
+    return {name: jnp.take(plane, ids, axis=axes[name], mode="clip") for name, plane in planes.items()}
 
 
 def row_axis(field_ndim: int, layout: str) -> int:
@@ -38,12 +65,15 @@ def split(row_bytes, fmt: Format, layout: str):
     """uint8 [..., N, row bytes] -> {field: plane} in `layout`. Traceable."""
     *lead, nbytes = row_bytes.shape
     blocks = row_bytes.reshape(*lead, fmt.row_blocks(nbytes), fmt.block_bytes)
-    return _move_rows(fmt.split(blocks), fmt, "rows", check_layout(layout))
+    if check_layout(layout, fmt) == "groups":
+        return groups.split(fmt.split(blocks), fmt)
+    return _move_rows(fmt.split(blocks), fmt, "rows", layout)
 
 
 def join(planes, fmt: Format, layout: str):
     """The inverse of `split`: planes in `layout` -> uint8 [..., N, row bytes]."""
-    blocks = fmt.join(_move_rows(planes, fmt, check_layout(layout), "rows"))
+    fields = groups.join(planes, fmt) if layout == "groups" else _move_rows(planes, fmt, layout, "rows")
+    blocks = fmt.join(fields)
     return blocks.reshape(*blocks.shape[:-2], -1)
 
 

@@ -1,6 +1,6 @@
 """Operations on quantised matrices: dequantize, matmul, expert_matmul, take_rows.
 
-Each takes implementation=None, "xla" or the name of another implementation. None tries them in order of preference: one that
+Each takes implementation=None, "xla" or, where it has a kernel, "triton". None tries them in the order that `kernels` says: one that
 cannot do a case raises NotImplementedError with its reason and the next one is tried. What is wrong with the operands is a
 ValueError with the numbers, raised while tracing.
 """
@@ -10,11 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.quant import columns, rows
-from rocmforge_jax.quant.layout import row_axis
+from rocmforge_jax.quant import columns, groups, kernels, rows
+from rocmforge_jax.quant.layout import take_rows as take_packed_rows
 from rocmforge_jax.quant.qtensor import QTensor, as_qtensor, value_of
 
-_BY_LAYOUT = {"columns": columns, "rows": rows}
+_DECODE = {"columns": columns.decode, "rows": rows.decode, "groups": groups.decode}
 _VALUE_DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
 
 
@@ -27,41 +27,55 @@ def dequantize(weight, dtype=jnp.float32, *, implementation: str | None = None) 
     w, dtype = as_qtensor(weight), jnp.dtype(dtype)
     if dtype not in _VALUE_DTYPES:
         raise ValueError(f"dequantize gives float32, bfloat16 or float16, got {dtype}")
-    _choose({"xla": None}, implementation)
-    stored = _dequantize_stored(w.planes, w.type_name, w.layout, len(w.stored_shape) - 2).astype(dtype)
+    stored = kernels.dispatch({"triton": _dequantize_triton, "xla": _dequantize_xla}, implementation, w, dtype)
     swap = w.transposed != (w.layout == "columns")
     return jnp.swapaxes(stored, -1, -2) if swap else stored
+
+
+def _dequantize_triton(w, dtype):
+    if w.ndim != 2:
+        raise NotImplementedError(f"the kernel takes a matrix, got {list(w.shape)}")
+    return kernels.dequantize(w, dtype, kernels.target_of(w))
+
+
+def _dequantize_xla(w, dtype):
+    return _dequantize_stored(w.planes, w.type_name, w.layout, len(w.stored_shape) - 2).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _dequantize_stored(planes, type_name, layout, lead):
     """[..., N, K] for rows, [..., K, N] for columns."""
     fmt = QTensor(planes, type_name, layout).format
-    program = lambda planes: _BY_LAYOUT[layout].decode(planes, fmt)
+    program = lambda planes: _DECODE[layout](planes, fmt)
     for _ in range(lead):
         program = jax.vmap(program)
     return program(planes)
 
 
-def matmul(x, weight, *, dtype=None, implementation: str | None = None) -> jax.Array:
+def matmul(x, weight, *, dtype=None, activations: str = kernels.DEFAULT_MODE, implementation: str | None = None) -> jax.Array:
     """x [..., in] @ weight (in, out) -> [..., out] in `dtype` (default x's), accumulated in float32.
 
     weight: a QTensor, a QParam or an array. A quantised weight is never written out dense for up to eight rows of x.
-    Differentiable in x; the weight is a constant.
+    activations: what a kernel for few rows turns x into, "int16" (relative error 1e-4), "int8" (8e-3) or "float" (1e-6); plain XLA
+    always computes with x itself. Differentiable in x; the weight is a constant.
     """
     x, weight = jnp.asarray(x), value_of(weight)
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
         raise ValueError(f"matmul: x {list(x.shape)} @ weight {list(weight.shape)}: the last axis of x must be the first of a matrix")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"matmul: x must be floating point, got {x.dtype}")
-    product = _choose({"xla": _matmul_xla}, implementation)
+    if implementation not in (None, "triton", "xla"):
+        raise ValueError(f"no implementation {implementation!r} here; there are triton, xla")
     if not isinstance(weight, QTensor):
         return jnp.matmul(x, weight.astype(x.dtype), precision="highest", preferred_element_type=jnp.float32).astype(dtype or x.dtype)
-    flat = x.reshape(-1, x.shape[-1])
-    return product(flat, weight).astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[-1])
+    products = {"triton": lambda x: _matmul(x, weight, activations), "xla": lambda x: _matmul(x, weight, "xla")}
+    flat = kernels.dispatch(products, implementation, x.reshape(-1, x.shape[-1]))
+    return flat.astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
 
-def expert_matmul(x, weight, expert, *, dtype=None, implementation: str | None = None) -> jax.Array:
+def expert_matmul(
+    x, weight, expert, *, dtype=None, activations: str = kernels.DEFAULT_MODE, implementation: str | None = None
+) -> jax.Array:
     """x [..., in] @ weight[expert] -> [..., out], for a stack of experts (E, in, out): a QTensor, a QParam or an array.
 
     expert: an integer scalar, traced or not; clipped to the stack. Only that expert's planes are read.
@@ -70,26 +84,44 @@ def expert_matmul(x, weight, expert, *, dtype=None, implementation: str | None =
     if weight.ndim != 3:
         raise ValueError(f"expert_matmul needs a stack (experts, in, out), got {list(weight.shape)}")
     one = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, expert, 0, keepdims=False), weight)
-    return matmul(x, one, dtype=dtype, implementation=implementation)
+    return matmul(x, one, dtype=dtype, activations=activations, implementation=implementation)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x, w, how):
+    """x [M, in] @ w -> [M, out] in float32. how: "xla" or the mode of a kernel's activations."""
+    if how == "xla":
+        return _matmul_xla(x, w)
+    return _matmul_triton(x, w, how)
+
+
 def _matmul_xla(x, w):
-    module = _BY_LAYOUT[w.layout]
-    x = x.astype(jnp.float32) if w.layout == "columns" else x
+    module, x = (columns, x.astype(jnp.float32)) if w.layout == "columns" else (rows, x)
     return module.matmul(x, w) if w.transposed else module.matmul_transposed(x, w)
 
 
-def _matmul_forward(x, w):
-    return _matmul_xla(x, w), (w, jnp.zeros((0,), x.dtype))
+def _matmul_triton(x, w, mode):
+    target = kernels.target_of(w, mode=mode)
+    if w.transposed and 0 < x.shape[0] <= kernels.FEW_ROWS:
+        product = kernels.Product((kernels.as_weight(w),))
+        return kernels.few_rows(x, [product], mode=mode, dtype=jnp.float32, target=target)[0]
+    if w.transposed and x.shape[0] <= kernels.PACKED_ROWS and x.dtype.itemsize == 2:
+        return kernels.many_rows(x, w, target)
+    dense_NK = kernels.dequantize(w, x.dtype, target)
+    dense = dense_NK.T if w.transposed else dense_NK
+    return jnp.matmul(x, dense, precision="highest", preferred_element_type=jnp.float32)
 
 
-def _matmul_backward(residuals, gradient):
+def _matmul_forward(x, w, how):
+    return _matmul(x, w, how), (w, jnp.zeros((0,), x.dtype))
+
+
+def _matmul_backward(how, residuals, gradient):
     w, like = residuals
-    return _matmul_xla(gradient, w.T).astype(like.dtype), None
+    return _matmul(gradient, w.T, how).astype(like.dtype), None
 
 
-_matmul_xla.defvjp(_matmul_forward, _matmul_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def take_rows(weight, ids, dtype=jnp.float32, *, implementation: str | None = None) -> jax.Array:
@@ -97,7 +129,8 @@ def take_rows(weight, ids, dtype=jnp.float32, *, implementation: str | None = No
     ids, weight = jnp.asarray(ids), value_of(weight)
     if weight.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"take_rows needs a matrix and integer ids, got {list(weight.shape)} and {ids.dtype}")
-    _choose({"xla": None}, implementation)
+    if implementation not in (None, "xla"):
+        raise ValueError(f"no implementation {implementation!r} here; there are xla")
     if not isinstance(weight, QTensor):
         return jnp.take(weight, ids, axis=0, mode="clip").astype(dtype)
     if weight.transposed:
@@ -108,18 +141,8 @@ def take_rows(weight, ids, dtype=jnp.float32, *, implementation: str | None = No
 @jax.jit
 def _take_packed(w, ids):
     """Rows [len(ids), K] of a stored [N, K] in float32."""
-    axes = {field.name: row_axis(len(field.shape), w.layout) for field in w.format.fields}
-    planes = {name: jnp.take(plane, ids, axis=axes[name], mode="clip") for name, plane in w.planes.items()}
-    values = _BY_LAYOUT[w.layout].decode(planes, w.format)
+    values = _DECODE[w.layout](take_packed_rows(w.planes, w.format, w.layout, ids), w.format)
     return values.T if w.layout == "columns" else values
-
-
-def _choose(implementations: dict, name: str | None):
-    if name is None:
-        return next(iter(implementations.values()))
-    if name not in implementations:
-        raise ValueError(f"no implementation {name!r} here; there are {', '.join(implementations)}")
-    return implementations[name]
 
 
 def validate_matmul_dims(expected_mkn, a_shape, b_shape, c_shape) -> None:

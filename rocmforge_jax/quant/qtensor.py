@@ -15,7 +15,7 @@ from rocmforge_jax.quant import layout as layouts
 class QTensor:
     """A matrix, or a stack of them, whose rows are packed in blocks of a ggml type.
 
-    planes: {field: array}, laid out as `layout` says (see `quant.layout`). The stored matrix is [..., N, K] and its rows, K
+    planes: {name: array}, laid out as `layout` says (see `quant.layout`). The stored matrix is [..., N, K] and its rows, K
     elements each, are quantised. `transposed` is how the tensor is seen, not how it is stored:
 
         transposed == False:  shape == (..., N, K)     an embedding (vocabulary, width)
@@ -42,7 +42,7 @@ class QTensor:
         dtype, shape = getattr(row_bytes, "dtype", type(row_bytes).__name__), getattr(row_bytes, "shape", ())
         if dtype != jnp.uint8 or len(shape) < 2 or 0 in shape[-2:]:
             raise ValueError(f"a {fmt} matrix is uint8 [..., rows, row bytes], at least one row and block, got {dtype} {list(shape)}")
-        layout = layout or layouts.default_layout()
+        layout = layout or layouts.default_layout(fmt)
         return cls(layouts.split(row_bytes, fmt, layout), fmt.name, layout, transposed)
 
     def to_bytes(self) -> jax.Array:
@@ -56,13 +56,7 @@ class QTensor:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """(..., N, K)."""
-        field = self.format.fields[0]
-        shape, axes = self.planes[field.name].shape, len(field.shape)
-        if self.layout == "columns":
-            *lead, blocks, rows = shape[: len(shape) - axes - 1] + shape[-1:]
-        else:
-            *lead, rows, blocks = shape[: len(shape) - axes]
-        return (*lead, rows, blocks * self.format.block)
+        return layouts.stored_shape(self.planes, self.format, self.layout)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,7 +69,7 @@ class QTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the planes: those of the file."""
+        """Bytes of the planes: those of the file, up to 4 % more in layout "groups"."""
         return sum(plane.nbytes for plane in self.planes.values())
 
     @property

@@ -1,7 +1,9 @@
-"""Products with a matrix in "rows" layout, for GPUs, in plain XLA: the reference and the fallback of the Pallas kernels."""
+"""Products with a matrix in "rows" or "groups" layout, for GPUs, in plain XLA: the reference and the fallback of the Pallas kernels."""
 
 import jax
 import jax.numpy as jnp
+
+from rocmforge_jax.quant import groups
 
 #: Rows of x up to which the weight is dequantised inside the reduction, once per row, instead of being written out.
 FUSED_ROWS = 8
@@ -18,21 +20,25 @@ def decode(planes, fmt):
     return values.reshape(*lead, blocks * block)
 
 
+def _decoded(planes, w):
+    return groups.decode(planes, w.format) if w.layout == "groups" else decode(planes, w.format)
+
+
 def matmul(x_MK, w):
-    """[M, K] times the QTensor w, stored [N, K] in rows, -> float32 [M, N]. Up to FUSED_ROWS rows no dense weight is written."""
+    """[M, K] times the QTensor w, stored [N, K], -> float32 [M, N]. Up to FUSED_ROWS rows no dense weight is written."""
     if not 0 < x_MK.shape[0] <= FUSED_ROWS:
-        dense_NK = decode(w.planes, w.format).astype(x_MK.dtype)
+        dense_NK = _decoded(w.planes, w).astype(x_MK.dtype)
         return jnp.einsum("mk,nk->mn", x_MK, dense_NK, precision="highest", preferred_element_type=jnp.float32)
 
     def row(x_K):
         # Each row decodes for itself, one after the other: shared by several rows, XLA writes the values or the scales out.
         planes, x_K = jax.lax.optimization_barrier((w.planes, x_K))
-        return (decode(planes, w.format) * x_K.astype(jnp.float32)[None]).sum(axis=1)
+        return (_decoded(planes, w) * x_K.astype(jnp.float32)[None]).sum(axis=1)
 
     return jax.lax.map(row, x_MK)
 
 
 def matmul_transposed(g_MN, w):
     """[M, N] times the stored [N, K] itself -> float32 [M, K]."""
-    dense_NK = decode(w.planes, w.format).astype(g_MN.dtype)
+    dense_NK = _decoded(w.planes, w).astype(g_MN.dtype)
     return jnp.dot(g_MN, dense_NK, precision="highest", preferred_element_type=jnp.float32)

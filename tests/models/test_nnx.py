@@ -62,6 +62,28 @@ def test_grad_takes_the_params_through_packed_weights(small):
         np.testing.assert_allclose(gradient.get_value(), expected[path].get_value(), rtol=2e-4, atol=1e-6)
 
 
+class Doubled(nnx.Module):
+    """A module of a user's in the place of a linear layer."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, x, *args):
+        return 2 * self.inner(x, *args)
+
+
+@pytest.mark.parametrize("name", ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"])
+def test_each_linear_can_be_replaced(small, logits, name):
+    """What stands in its place is called: twice a layer's output is the output of twice its weights."""
+    replaced, doubled = nnx.clone(small), nnx.clone(small)
+    setattr(replaced.blk[0], name, Doubled(getattr(replaced.blk[0], name)))
+    kernel = getattr(doubled.blk[0], name).kernel
+    getattr(doubled.blk[0], name).kernel = nnx.Param(2 * (dequantize(kernel) if isinstance(kernel, QParam) else kernel.get_value()))
+    expected = logits(doubled, TOKENS)
+    np.testing.assert_allclose(logits(replaced, TOKENS), expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected - logits(small, TOKENS)).max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["qwen2.Q5_1", "mixtral.Q4_K_M", "llama-rope3.Q5_1"])
 def test_paths_are_the_file_s_names(load, reference, name):
     """Each tensor once, under its name, in its shape: kernels (in, out), embeddings (V, D); the rope factors are configuration."""

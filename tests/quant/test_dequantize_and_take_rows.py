@@ -1,15 +1,14 @@
-"""Values and rows of packed matrices, equal to ggml's to the bit in both layouts."""
+"""Values and rows of packed matrices, equal to ggml's to the bit in every layout."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rocmforge_jax import formats
 from rocmforge_jax.quant import QParam, QTensor, dequantize, take_rows
+from tests.quant.conftest import LAYOUTS, QUANTIZED, in_every_layout
 
-QUANTIZED = [name for name, f in formats.FORMATS.items() if f.is_quantized]
-LAYOUTS = ["rows", "columns"]
+CORE = ("Q4_1", "Q5_0", "Q8_0", "Q3_K", "Q5_K", "IQ3_S", "NVFP4")
 IDS = np.array([[3, 0, 3], [6, 5, 3]], np.int32)
 
 
@@ -18,11 +17,7 @@ def layout(request):
     return request.param
 
 
-def some_in_core(names, core=("Q4_1", "Q5_0", "Q8_0", "Q3_K", "Q5_K", "IQ3_S", "NVFP4")):
-    return [pytest.param(name, marks=pytest.mark.core if name in core else ()) for name in names]
-
-
-@pytest.mark.parametrize("name", some_in_core(QUANTIZED))
+@pytest.mark.parametrize(("name", "layout"), in_every_layout(QUANTIZED, CORE))
 def test_values_and_taken_rows_equal_ggml_to_the_bit(name, layout, packed):
     rows, values = packed(name, 7, 3)
 

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rocmforge_jax import formats
 from rocmforge_jax.quant import QParam, QTensor, columns, expert_matmul, matmul
+from tests.quant.conftest import LAYOUTS, QUANTIZED, in_every_layout
 
-QUANTIZED = [name for name, f in formats.FORMATS.items() if f.is_quantized]
 LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
-LAYOUTS = ["rows", "columns"]
 
 #: A float32 sum of K products of random sign is off by a few 1e-7, whatever its order.
 FLOAT32 = 1e-6
@@ -33,11 +31,10 @@ def kernel(packed, layout):
     return make
 
 
-def some_in_core(names, core=("Q4_0", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "IQ2_S", "MXFP4")):
-    return [pytest.param(name, marks=pytest.mark.core if name in core else ()) for name in names]
+CORE = ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "IQ2_S", "MXFP4")
 
 
-@pytest.mark.parametrize("name", some_in_core(QUANTIZED))
+@pytest.mark.parametrize(("name", "layout"), in_every_layout(QUANTIZED, CORE))
 def test_every_type(name, layout, packed, normal, distance):
     """Three rows of x, 37 outputs: no tile is full. The gradient in x is a product with the transposed weight."""
     rows, values = packed(name, 37, 3)
@@ -93,10 +90,10 @@ def test_an_embedding_multiplies_as_it_lies(kernel, normal, distance):
 @pytest.mark.parametrize("count", [1, 9])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_x_is_accumulated_in_float32(count, dtype, layout, kernel, normal, distance):
-    """Its values are taken as they are; nine rows in the GPU's layout round the weight to x's dtype, for tensor cores."""
+    """Its values are taken as they are; nine rows in a GPU's layout round the weight to x's dtype, for tensor cores."""
     w, dense = kernel("Q5_1", 37, 19)
     x = jnp.asarray(normal(count, len(dense)), dtype)
-    if layout == "rows" and count > 8:
+    if layout != "columns" and count > 8:
         dense = dense.astype(dtype).astype(np.float64)
     y = matmul(x, w, dtype=jnp.float32)
     assert distance(y, np.asarray(x).astype(np.float64) @ dense) < FLOAT32

@@ -1,5 +1,7 @@
 """QTensor: bytes in, the same bytes out; shapes; a pytree under every transformation."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,17 +9,14 @@ import pytest
 
 from rocmforge_jax import formats
 from rocmforge_jax.quant import QTensor, default_layout, dequantize, matmul
+from tests.quant.conftest import IN_GROUPS, LAYOUTS, QUANTIZED, in_every_layout
 
-QUANTIZED = [name for name, f in formats.FORMATS.items() if f.is_quantized]
-LAYOUTS = ["rows", "columns"]
-
-
-def some_in_core(names, core=("Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4")):
-    return [pytest.param(name, marks=pytest.mark.core if name in core else ()) for name in names]
+CORE = ("Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4")
+#: Bytes of a block that layout "groups" adds: 6-bit scales become bytes.
+ADDED = {"Q3_K": 4, "Q4_K": 4, "Q5_K": 4, "IQ4_XS": 2}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", some_in_core(QUANTIZED))
+@pytest.mark.parametrize(("name", "layout"), in_every_layout(QUANTIZED, CORE))
 def test_bytes_come_back_whatever_they_are(name, layout):
     """Random bits, so NaN scales too, for a stack of matrices."""
     f = formats.get(name)
@@ -30,7 +29,8 @@ def test_bytes_come_back_whatever_they_are(name, layout):
 
     w, back = split(rows)
     np.testing.assert_array_equal(back, rows)
-    assert (w.nbytes, w.stored_shape, w.format) == (rows.size, (2, 5, 3 * f.block), f)
+    added = 2 * 5 * 3 * ADDED.get(name, 0) if layout == "groups" else 0
+    assert (w.nbytes, w.stored_shape, w.format) == (rows.size + added, (2, 5, 3 * f.block), f)
 
 
 @pytest.mark.core
@@ -53,14 +53,25 @@ def test_planes_are_minor_in_the_inputs_for_rows_and_in_the_outputs_for_columns(
     shapes = lambda layout: {name: plane.shape for name, plane in QTensor.from_bytes(rows, "Q5_1", layout=layout).planes.items()}
     assert shapes("rows") == {"d": (7, 3), "m": (7, 3), "qh": (7, 3), "qs": (7, 3, 16)}
     assert shapes("columns") == {"d": (3, 7), "m": (3, 7), "qh": (3, 7), "qs": (3, 16, 7)}
+    assert shapes("groups") == {"codes": (7, 5, 3), "d": (7, 3)}
 
 
 @pytest.mark.core
-def test_the_default_layout_is_that_of_the_device():
-    cpu = jax.devices("cpu")[0]
-    assert default_layout(cpu) == "columns"
-    expected = "columns" if jax.default_backend() == "cpu" else "rows"
-    assert default_layout() == QTensor.from_bytes(np.zeros((1, 18), np.uint8), "Q4_0").layout == expected
+@pytest.mark.parametrize(("name", "on_a_gpu"), [("Q4_0", "groups"), ("Q6_K", "groups"), ("IQ3_S", "rows"), ("TQ1_0", "rows")])
+def test_the_default_layout_is_that_of_the_type_on_the_device(name, on_a_gpu):
+    fmt, gpu = formats.get(name), SimpleNamespace(platform="rocm")
+    assert default_layout(fmt, jax.devices("cpu")[0]) == "columns"
+    assert default_layout(fmt, gpu) == on_a_gpu
+    expected = "columns" if jax.default_backend() == "cpu" else on_a_gpu
+    assert default_layout(fmt) == QTensor.from_bytes(np.zeros((1, fmt.block_bytes), np.uint8), name).layout == expected
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", [name for name in QUANTIZED if name not in IN_GROUPS])
+def test_types_that_groups_cannot_hold_are_refused_by_name(name):
+    row = np.zeros((1, formats.get(name).block_bytes), np.uint8)
+    with pytest.raises(ValueError, match=f"{name} has no layout 'groups'"):
+        QTensor.from_bytes(row, name, layout="groups")
 
 
 @pytest.mark.core
@@ -73,7 +84,7 @@ def test_it_is_a_pytree_for_jit_eval_shape_and_tree_map(layout, packed):
     turned = jax.jit(lambda w: w.T)(w)
     np.testing.assert_array_equal(dequantize(turned), values)
     abstract = jax.eval_shape(lambda rows: QTensor.from_bytes(rows, "Q5_1", layout=layout, transposed=True), rows)
-    assert abstract.shape == (96, 7) and isinstance(abstract.planes["qs"], jax.ShapeDtypeStruct)
+    assert abstract.shape == (96, 7) and isinstance(abstract.planes["d"], jax.ShapeDtypeStruct)
     assert jax.tree.structure(abstract) == jax.tree.structure(w)
 
 
@@ -109,7 +120,7 @@ def test_what_is_no_packed_matrix_is_refused(rows, fmt, message):
 
 @pytest.mark.core
 def test_an_unknown_layout_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="a plane layout is one of rows, columns, got 'diagonal'"):
+    with pytest.raises(ValueError, match="a plane layout is one of groups, rows, columns, got 'diagonal'"):
         QTensor.from_bytes(np.zeros((1, 18), np.uint8), "Q4_0", layout="diagonal")
 
 

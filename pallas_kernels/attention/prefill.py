@@ -1,0 +1,57 @@
+"""Prefill: T new tokens of each sequence attend to its cache, which holds them already (Dao, FlashAttention-2, 2023).
+
+The rows of a query tile are pairs (token, head of the KV group), tokens slowest: R consecutive pairs of T * G. So a group shares its
+reads of the cache whatever its size, few tokens fill a tile, and the triangle that the diagonal wastes is G times smaller.
+Tiles with many slots start first. It loses to decode's kernel where T * G is small and the cache long: one program reads all of it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+
+from pallas_kernels import triton
+from pallas_kernels.attention.blocks import Blocks
+from pallas_kernels.attention.scoring import LOG2_E, Scoring
+from pallas_kernels.attention.slots import Slots, attend, normalised, padded, seen_blocks, within
+from pallas_kernels.targets import Target
+
+
+def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, sinks_N, scoring: Scoring, blocks: Blocks, target: Target):
+    """-> [B, T, N, H] in q's dtype. Checked by `api`."""
+    (B, T, N, H), K = q_BTNH.shape, keys_BKHS.shape[1]
+    G = N // K
+    rows = min(blocks.rows, padded(T * G))
+    tiles = pl.cdiv(T * G, rows)
+
+    def kernel(q_ref, keys_ref, values_ref, starts_ref, *refs):
+        *sinks_ref, out_ref = refs
+        b, head, first_row = pl.program_id(0) // K, pl.program_id(0) % K, (tiles - 1 - pl.program_id(1)) * rows
+        row, column = first_row + jnp.arange(rows, dtype=jnp.int32), jnp.arange(padded(H), dtype=jnp.int32)[None]
+        tokens, heads, rows_end = row // G, head * G + row % G, T * G if T * G % rows else None
+        at = b, tokens[:, None], heads[:, None], column
+        mask = within((row[:, None], rows_end), (column, H if H < column.size else None))
+        q = triton.load(q_ref, at, mask=mask).astype(keys_ref.dtype)
+        start = starts_ref[b]
+        first, last = start + first_row // G, start + jnp.minimum((first_row + rows - 1) // G, T - 1)
+        slots = Slots(keys_ref, values_ref, b, head, blocks.slots)
+        state = attend(q, slots, seen_blocks(slots, first, last, scoring.window), start + tokens[:, None], last, scoring)
+        for ref in sinks_ref:
+            state = _with_sink(state, triton.load(ref, (heads,), mask=within((row, rows_end))))
+        _, total, sums = state
+        triton.store(out_ref, at, normalised(sums, total[:, None]).astype(out_ref.dtype), mask=mask)
+
+    operands = [q_BTNH, keys_BKHS, values_BKSH, starts_B] + ([] if sinks_N is None else [sinks_N])
+    return triton.call(
+        kernel, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype), grid=(B * K, tiles),
+        target=target, warps=blocks.warps(target), stages=blocks.stages, name="prefill_attention",
+    )(*operands)  # fmt: skip
+
+
+def _with_sink(state, sink):
+    """A logit [R] that takes its share of the weights and has no value."""
+    highest, total, sums = state
+    sink = sink * np.float32(LOG2_E)
+    higher = jnp.maximum(highest, sink)
+    fade = jnp.exp2(highest - higher)
+    return higher, total * fade + jnp.exp2(sink - higher), sums * fade[:, None]

@@ -1,0 +1,60 @@
+"""Values of packed planes, in one pass: each thread turns words of codes into four neighbouring values and writes them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+
+from pallas_kernels import triton
+from pallas_kernels.packing import GROUP, POSITIONS, Packing, field_of_position, parts, values
+from pallas_kernels.targets import Target
+
+#: Fours of values that one program computes, and its warps.
+FOURS, WARPS = 1024, 8
+
+
+def dequantize(planes, packing: Packing, dtype, *, target: Target):
+    """Planes of a matrix [N, K] -> its values in `dtype`, bit-equal to `reference.dequantize`."""
+    rows, _, groups = planes["codes"].shape
+    names, fours = sorted(planes), groups * POSITIONS
+    tile = min(FOURS, pl.next_power_of_2(fours))
+
+    def kernel(*refs):
+        refs, out_ref = dict(zip(names, refs)), refs[-1]
+        row, u = pl.program_id(0), pl.program_id(1) * tile + jnp.arange(tile)
+        mask = u < fours if fours % tile else None
+        g, position = u // POSITIONS, u % POSITIONS
+        load = lambda name, *index: triton.load(refs[name], (row, *index), mask=mask)
+
+        def get(name):
+            if name == "d":
+                entry = load(name, g // packing.span)
+            else:
+                entry = load(name, position // 4 if packing.halves == 2 else jnp.zeros_like(position), g)
+            return jnp.broadcast_to(entry[:, None], (tile, 4))
+
+        words = _codes(lambda i: load("codes", i, g), packing, position, target)
+        codes = (words[:, None] << (24 - 8 * jax.lax.broadcasted_iota(jnp.int32, (1, 4), 1))) >> 24
+        out = values(packing, codes - packing.offset, get).astype(dtype)
+        byte = jnp.arange(4)[None]
+        wide = None if mask is None else mask[:, None] & (byte >= 0)
+        triton.store(out_ref, (row, u[:, None], byte), out, mask=wide)
+
+    out = triton.call(
+        kernel, jax.ShapeDtypeStruct((rows, fours, 4), dtype), grid=(rows, pl.cdiv(fours, tile)), target=target, warps=WARPS,
+        name="dequantize",
+    )(*(planes[name] for name in names))  # fmt: skip
+    return out.reshape(rows, groups * GROUP)
+
+
+def _codes(load, packing, position, target):
+    """int32 words of four signed bytes: the codes at a position of each group. load(i): word i of each group, i an array."""
+    total = None
+    for first, part, low in parts(packing.bits):
+        word, shift = field_of_position(position, part)
+        field = (load(first + word) >> shift.astype(jnp.uint32)) & np.uint32(((1 << part) - 1) * 0x01010101)
+        field = field << np.uint32(low)
+        total = field if total is None else total | field
+    if packing.table is not None:
+        return triton.bytes_of_table(total, packing.table, target)[0]
+    return total.astype(jnp.int32)

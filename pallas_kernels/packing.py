@@ -1,0 +1,186 @@
+"""How packed weights lie in memory for a GPU: 32 consecutive inputs of a row are a group, and what belongs to a group lies at its index.
+
+A matrix has N rows of G groups. Its planes, with the groups as the minor axis, so that neighbouring threads read neighbouring words:
+
+    codes   uint32 [N, bits, G]       the codes of a group take as many words as a code has bits
+    d       float16 [N, G / span]     a scale that `span` groups share; where there are minima, uint32: d below, m above, a float16 each
+    scale   8 bits [N, h, G]          small multiples of d, for halves of a group (h = 2) or all of it (h = 1); where there are minima
+                                      and a byte does not hold both, uint16: the multiple of d below, that of m above
+
+Within the codes, the highest power of two of bits comes first: 6 bits are four words of the lower four bits, then two words of the upper
+two. "Positions" 0 to 7 are four consecutive inputs each, one in each byte of a word:
+
+    4 bits, word i: the low nibbles are position i, the high nibbles position 4 + i
+    2 bits, word i: bits 2j and 2j + 1 of each byte are position 4 i + j
+    1 bit:          bit j of each byte is position j
+    8 bits, word i: position i
+
+So a mask and a shift give four codes, in the bytes of a word, as integer dot products take them.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GROUP = 32
+#: Positions of a group: words of four codes, one a byte.
+POSITIONS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """What the planes of a matrix hold. The value of a code is
+
+        (table[code] or code - offset) * scale + minimum
+
+    bits: of a code, 1 to 6 or 8; 8-bit codes are signed. scale: "d", or d times the plane `scale` ("int8"; "nibbles": its low nibble,
+    the high one being for the minimum; "bytes": its low byte, likewise), or the plane itself ("e8m0": 2^(e - 128), "e4m3": half an
+    unsigned float of 4 + 3 bits). halves: scales of a group. span: groups that share d and m. minimum: whether there is one, m or,
+    in "nibbles" and "bytes", -m times the upper part of `scale`.
+    """
+
+    bits: int
+    offset: int = 0
+    table: tuple[int, ...] | None = None
+    scale: str = "d"
+    halves: int = 1
+    span: int = 1
+    minimum: bool = False
+
+    def planes(self) -> dict[str, str]:
+        """{plane: dtype}."""
+        planes = {"codes": "uint32"}
+        if self.scale not in ("e8m0", "e4m3"):
+            planes["d"] = "uint32" if self.minimum else "float16"
+        if self.scale != "d":
+            planes["scale"] = {"int8": "int8", "bytes": "uint16"}.get(self.scale, "uint8")
+        return planes
+
+
+def parts(bits: int) -> list[tuple[int, int, int]]:
+    """The powers of two that a number of bits is made of, the highest first: (first word, bits, lowest bit of the code)."""
+    parts, first = [], 0
+    for part in (8, 4, 2, 1):
+        if bits & part:
+            parts.append((first, part, first))  # a part of n bits takes n words
+            first += part
+    return parts
+
+
+def pack_codes(codes, bits: int):
+    """Unsigned codes, uint8 [..., G, 32], -> uint32 [..., bits, G]."""
+    by_position = jnp.moveaxis(codes.reshape(*codes.shape[:-1], POSITIONS, 4), (-2, -1), (0, 1))
+    position_words = sum(by_position[:, byte].astype(jnp.uint32) << (8 * byte) for byte in range(4))
+    words = []
+    for _, part, low in parts(bits):
+        mask = jnp.uint32(((1 << part) - 1) * 0x01010101)
+        fields = [((position_words[p] >> low) & mask) for p in range(POSITIONS)]
+        words += [sum(fields[p] << shift for p, shift in held) for held in _held(part)]
+    return jnp.stack(words, axis=-2)
+
+
+def unpack_codes(words, bits: int):
+    """The inverse of `pack_codes`: uint32 [..., bits, G] -> uint8 [..., G, 32]."""
+    positions = position_words([words[..., i, :] for i in range(bits)], bits)
+    by_byte = [[(word >> (8 * byte)).astype(jnp.uint8) for byte in range(4)] for word in positions]
+    codes = jnp.stack([jnp.stack(four, axis=-1) for four in by_byte], axis=-2)
+    return codes.reshape(*codes.shape[:-2], GROUP)
+
+
+def field_of_position(position, part: int):
+    """(word within the part, shift within each byte) of the field at a position, 0 to 7: integers or integer arrays."""
+    if part == 4:
+        return position % 4, position // 4 * 4
+    fields = 8 // part
+    return position // fields, position % fields * part
+
+
+def _held(part: int) -> list[list[tuple[int, int]]]:
+    """For each word of a part: the (position, shift) of the fields it holds."""
+    words = [[] for _ in range(part)]
+    for position in range(POSITIONS):
+        word, shift = field_of_position(position, part)
+        words[word].append((position, shift))
+    return words
+
+
+def position_words(words: list, bits: int) -> list:
+    """The words of a group, uint32 arrays of any one shape, -> for each position a uint32 array with a code in each byte."""
+    positions = [None] * POSITIONS
+    for first, part, low in parts(bits):
+        mask = np.uint32((((1 << part) - 1) << low) * 0x01010101)
+        for word, held in zip(words[first : first + part], _held(part)):
+            for position, shift in held:
+                field = _shift(word, low - shift) & mask if part < 8 else word
+                positions[position] = field if positions[position] is None else positions[position] | field
+    return positions
+
+
+def _shift(word, left: int):
+    if left == 0:
+        return word
+    return word << np.uint32(left) if left > 0 else word >> np.uint32(-left)
+
+
+def half_float(codes):
+    """Unsigned floats of 4 bits of exponent and 3 of fraction, halved, as float32; the top bit is not looked at; 0x7F counts as zero."""
+    code = codes.astype(jnp.int32)
+    exponent, fraction = (code & 127) >> 3, code & 7
+    normal = jax.lax.bitcast_convert_type(((exponent + 119) << 23) | (fraction << 20), jnp.float32)
+    value = jnp.where(exponent > 0, normal, fraction.astype(jnp.float32) * np.float32(2.0**-10))
+    return jnp.where(code == 127, jnp.float32(0), value)
+
+
+def power_of_two(e):
+    """2^(e - 128) as float32 for e from 0 to 255; the two subnormal ones count as zero."""
+    return jax.lax.bitcast_convert_type(jnp.maximum(e.astype(jnp.int32) - 1, 0) << 23, jnp.float32)
+
+
+def times_power_of_two(x, e):
+    """x * 2^(e - 128) for whole float32 numbers x of at most 24 bits, by integers: compilers may flush subnormal numbers to zero."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    fraction, biased = bits & 0x7FFFFF, ((bits >> 23) & 255) + e.astype(jnp.int32) - 128
+    subnormal = (fraction | 0x800000) >> jnp.minimum(jnp.maximum(1 - biased, 0), 24)
+    finite = jnp.where(biased > 0, (biased << 23) | fraction, subnormal)
+    magnitude = jnp.where(biased < 255, finite, 0x7F800000)
+    signed = magnitude | (bits & jnp.int32(-(2**31)))
+    return jnp.where(x == 0, x, jax.lax.bitcast_convert_type(signed, jnp.float32))
+
+
+def scale_and_minimum(packing: Packing, get):
+    """The float32 scale and minimum (or None) of groups or of one of their halves, for arrays of any one shape.
+
+    get(plane): that plane's entries for the groups, d repeated over its span.
+    """
+    f32 = lambda a: a.astype(jnp.float32)
+    if packing.scale == "e8m0":
+        return power_of_two(get("scale")), None
+    if packing.scale == "e4m3":
+        return half_float(get("scale")), None
+    if not packing.minimum:
+        return f32(get("d")) if packing.scale == "d" else f32(get("d")) * f32(get("scale")), None
+    scale, minimum = (f32(jax.lax.bitcast_convert_type(part, jnp.float16)) for part in _split(get("d"), 16, jnp.uint16))
+    if packing.scale == "d":
+        return scale, minimum
+    lower, upper = _split(get("scale"), 4 if packing.scale == "nibbles" else 8, jnp.int32)
+    return scale * f32(lower), -minimum * f32(upper)
+
+
+def _split(words, bits: int, dtype):
+    """The lower and the upper half of unsigned words of 2 * bits bits."""
+    words = words.astype(jnp.uint32)
+    return (words & np.uint32((1 << bits) - 1)).astype(dtype), (words >> np.uint32(bits)).astype(dtype)
+
+
+def values(packing: Packing, codes, get):
+    """float32 values of signed codes (offset and table applied), of the codes' shape, as ggml computes them: rounded once.
+
+    get: as for `scale_and_minimum`, for arrays that broadcast with the codes.
+    """
+    codes = codes.astype(jnp.float32)
+    if packing.scale == "e8m0":
+        return times_power_of_two(codes, get("scale"))
+    scale, minimum = scale_and_minimum(packing, get)
+    return codes * scale if minimum is None else codes * scale + minimum

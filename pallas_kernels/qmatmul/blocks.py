@@ -1,0 +1,100 @@
+"""How the products of few rows are cut into programs: tuned sizes, as data.
+
+A table is for a family of GPUs: the longest name that a target's begins with counts, "" is any other GPU. The sizes for NVIDIA were
+measured on an H200; those for AMD are the largest that need no spilled registers with XLA's compiler, not tuned on hardware.
+"""
+
+import dataclasses
+
+from pallas_kernels.packing import Packing
+from pallas_kernels.targets import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """Of a program: rows of the weight, groups that are read at once, rows of activations, and warps that share the work."""
+
+    rows: int
+    groups: int
+    warps: int = 1
+    batch: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixTile(Tile):
+    """Of a program on the matrix units; `batch` is the most columns of its tile. splits: programs that share the inputs of a row."""
+
+    splits: int = 1
+
+
+#: For one row of activations, by what the codes of a weight are; see `_kind`.
+ONE_ROW = {
+    "": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 64)),
+    "cuda": {
+        "table": Tile(8, 128, warps=2),
+        "minimum": Tile(8, 128),
+        1: Tile(4, 128),
+        2: Tile(4, 128),
+        3: Tile(4, 128),
+        4: Tile(8, 64),
+        5: Tile(4, 64),
+        6: Tile(4, 64),
+        8: Tile(4, 128),
+    },
+    "rocm gfx9": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 128)),
+}
+#: For several rows of activations: (up to so many rows, tile).
+SEVERAL_ROWS = {
+    "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
+    "cuda": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
+    "rocm gfx9": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
+}
+#: Of rows of so many groups or more, so many groups at least are read at once: each step of the loop over them waits for its own reads.
+LONG_ROW = {"": (256, 0), "cuda": (256, 128)}
+#: Programs that a launch should have at least: with fewer, rows of the weight are spread over more.
+PROGRAMS = 2000
+
+
+def few_rows(rows: int, groups: int, jobs, target: Target) -> Tile:
+    """The tile for so many rows of activations, of so many groups, and the jobs of a launch."""
+    if rows == 1:
+        sizes = _of_family(ONE_ROW, target)
+        tiles = [sizes[_kind(packing)] for job in jobs for packing in job.packings]
+        tile = min(tiles, key=lambda tile: tile.rows * tile.groups / tile.warps)
+    else:
+        tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
+    long, at_once = _of_family(LONG_ROW, target)
+    if groups >= long and rows == 1:
+        tile = dataclasses.replace(tile, groups=max(tile.groups, at_once))
+    outputs, count = sum(job.rows for job in jobs), tile.rows
+    while count > 2 and outputs < PROGRAMS * count:
+        count //= 2
+    return dataclasses.replace(tile, rows=count)
+
+
+#: For tens of rows of activations.
+MANY_ROWS = {
+    "": MatrixTile(32, 16, warps=4, batch=32),
+    "cuda": MatrixTile(64, 32, warps=4, batch=64),
+    "rocm gfx9": MatrixTile(64, 32, warps=4, batch=64),
+}
+
+
+def many_rows(rows: int, outputs: int, groups: int, target: Target) -> MatrixTile:
+    """The tile for so many rows of activations of so many groups, and so many outputs of each."""
+    tile = _of_family(MANY_ROWS, target)
+    programs = -(-outputs // tile.rows) * -(-rows // tile.batch)
+    splits = 1
+    while programs * splits < 256 and splits < 8 and groups // tile.groups >= 4 * splits:
+        splits *= 2
+    return dataclasses.replace(tile, splits=splits)
+
+
+def _kind(packing: Packing):
+    if packing.table is not None:
+        return "table"
+    return "minimum" if packing.minimum and packing.bits >= 4 else packing.bits
+
+
+def _of_family(table, target):
+    return table[max((name for name in table if str(target).startswith(name)), key=len)]

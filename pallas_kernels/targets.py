@@ -1,0 +1,54 @@
+"""What a kernel is written for: a GPU, or Pallas's interpreter, which computes the same on any device."""
+
+import contextlib
+import contextvars
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """platform: "cuda", "rocm" or "interpret". architecture: "9.0", "gfx942", ...; "" for the interpreter."""
+
+    platform: str
+    architecture: str = ""
+
+    @property
+    def wave(self) -> int:
+        """Threads that run in step: 64 on AMD's gfx9, else 32."""
+        return 64 if self.architecture.startswith("gfx9") else 32
+
+    @property
+    def interpret(self) -> bool:
+        return self.platform == "interpret"
+
+    def __str__(self):
+        return f"{self.platform} {self.architecture}".strip()
+
+
+INTERPRET = Target("interpret")
+_chosen = contextvars.ContextVar("target", default=None)
+
+
+def current() -> Target | None:
+    """The target of kernels that are traced now: what `use` says, else the GPU that jax computes on, else None."""
+    return _chosen.get() or of_device(jax.devices()[0])
+
+
+def of_device(device: jax.Device) -> Target | None:
+    """The target of a device, None for one that runs no kernels."""
+    if device.platform not in ("gpu", "cuda", "rocm"):
+        return None
+    architecture = str(getattr(device, "compute_capability", ""))
+    return Target("rocm" if architecture.startswith("gfx") else "cuda", architecture)
+
+
+@contextlib.contextmanager
+def use(target: Target):
+    """Trace for another target than the device: the interpreter, or a GPU that is not there."""
+    token = _chosen.set(target)
+    try:
+        yield target
+    finally:
+        _chosen.reset(token)

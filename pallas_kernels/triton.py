@@ -1,0 +1,141 @@
+"""The one file that imports the Triton backend of Pallas: what kernels need of it, for every target.
+
+The backend is deprecated from JAX 0.11 on and is the only one that AMD GPUs have. Kernels are written against this file, so that
+another backend is one file to write. Inline assembly has a form for NVIDIA, for AMD and, for the interpreter, in plain jnp.
+"""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+
+from jax.experimental.pallas import triton as backend
+
+from pallas_kernels.targets import Target
+
+# Said at every lowering of a kernel; see above.
+warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning)
+
+
+def call(kernel, out_shape, *, grid, target: Target, warps: int, stages: int = 1, name: str, aliases=None):
+    """A function of arrays that runs `kernel(*operand refs, *output refs)` for every point of `grid`.
+
+    Operands and outputs are whole: a kernel slices its refs by `pl.program_id`. aliases: {operand: output} that share memory.
+    """
+    return pl.pallas_call(
+        kernel,
+        out_shape,
+        grid=grid,
+        input_output_aliases=aliases or {},
+        compiler_params=backend.CompilerParams(num_warps=warps, num_stages=stages),
+        interpret=target.interpret,
+        name=name,
+    )
+
+
+def load(ref, index, mask=None, other=0):
+    """ref[index], `other` where the mask is false: there nothing is read."""
+    return ref[index] if mask is None else backend.load(ref.at[_traced(index)], mask=mask, other=other)
+
+
+def store(ref, index, value, mask=None):
+    """ref[index] = value where the mask is true."""
+    if mask is None:
+        ref[index] = value
+    else:
+        backend.store(ref.at[_traced(index)], value, mask=mask)
+
+
+def _traced(index):
+    """The interpreter takes no Python integers beside a mask."""
+    return tuple(jnp.int32(i) if isinstance(i, int) else i for i in index)
+
+
+def dot(a, b, *, precision=None):
+    """The float32 product of two matrices on the matrix units. precision "highest" keeps float32 operands whole."""
+    return jax.lax.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def dot4(a, b, c, target: Target):
+    """c + the sum of the four products of signed bytes, for each element of int32 arrays."""
+    a, b, c = jnp.broadcast_arrays(a, b, c)
+    if target.interpret:
+        return c + sum(_byte(a, i) * _byte(b, i) for i in range(4))
+    return _assembly(_DOT4[_family(target)], _CONSTRAINTS[target.platform], a, b, c)
+
+
+_DOT4 = {
+    "cuda": "dp4a.s32.s32 $0, $1, $2, $3;",
+    "gfx9": "v_dot4_i32_i8 $0, $1, $2, $3",
+    "gfx11": "v_dot4_i32_iu8 $0, $1, $2, $3 neg_lo:[1,1,0]",
+}
+_CONSTRAINTS = {"cuda": "=r,r,r,r", "rocm": "=v,v,v,v"}
+
+
+def _family(target):
+    """Which instructions a GPU has."""
+    if target.platform == "cuda":
+        return "cuda"
+    return "gfx11" if target.architecture.startswith(("gfx11", "gfx12")) else "gfx9"
+
+
+def _assembly(text, constraints, *args):
+    (result,) = backend.elementwise_inline_asm(
+        text, args=args, constraints=constraints, pack=1, result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, jnp.int32)]
+    )
+    return result
+
+
+def _byte(words, i):
+    """Byte i of int32 words as a signed number."""
+    return (words << (24 - 8 * i)) >> 24
+
+
+def bytes_of_table(nibbles, table: tuple[int, ...], target: Target):
+    """uint32 words of eight 4-bit codes -> two int32 arrays of four signed bytes: table[code] of the low and of the high nibbles."""
+    if target.interpret:
+        return tuple(_looked_up((nibbles >> np.uint32(shift)) & np.uint32(0x0F0F0F0F), table) for shift in (0, 4))
+    entries = np.array(table, np.int8).view(np.int32)
+    select = _select_cuda if target.platform == "cuda" else _select_rocm
+    return select(nibbles.astype(jnp.int32), entries, _CONSTRAINTS[target.platform])
+
+
+def _looked_up(codes, table):
+    def look_up(byte):
+        code = (codes >> np.uint32(8 * byte)) & np.uint32(15)
+        return sum(jnp.where(code == np.uint32(i), np.uint32((entry & 255) << (8 * byte)), 0) for i, entry in enumerate(table))
+
+    return (look_up(0) | look_up(1) | look_up(2) | look_up(3)).astype(jnp.int32)
+
+
+def _select_cuda(words, entries, constraints):
+    """`prmt` takes four bytes out of eight by nibbles: twice for each half of the table, then the half by the codes' top bits."""
+
+    def pick(low, high, selector):
+        low, high = (jnp.full(words.shape, part) if np.ndim(part) == 0 else part for part in (low, high))
+        return _assembly("prmt.b32 $0, $1, $2, $3;", constraints, low, high, jnp.broadcast_to(selector, words.shape))
+
+    lower_bits, halves = words & 0x77777777, ((words >> 1) & 0x44444444) | 0x32103210
+    picked = []
+    for shift in (0, 16):
+        selector = jax.lax.shift_right_logical(lower_bits, shift)
+        lower, upper = (pick(entries[2 * half], entries[2 * half + 1], selector) for half in (0, 1))
+        picked.append(pick(lower, upper, jax.lax.shift_right_logical(halves, shift)))
+    return pick(*picked, jnp.int32(0x6420)), pick(*picked, jnp.int32(0x7531))
+
+
+def _select_rocm(words, entries, constraints):
+    """`v_perm_b32` takes four bytes out of eight by bytes."""
+
+    def pick(low, high, selector):
+        operands = (jnp.full(words.shape, high), jnp.full(words.shape, low), selector)
+        return _assembly("v_perm_b32 $0, $1, $2, $3", constraints, *operands)
+
+    def look_up(codes):
+        lower, upper = (pick(entries[2 * half], entries[2 * half + 1], codes & 0x07070707) for half in (0, 1))
+        top = ((codes >> 3) & 0x01010101) * 255
+        return (lower & ~top) | (upper & top)
+
+    return look_up(words & 0x0F0F0F0F), look_up(jax.lax.shift_right_logical(words, 4) & 0x0F0F0F0F)

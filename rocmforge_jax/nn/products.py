@@ -1,0 +1,101 @@
+"""Several products of one input, with what comes before and after them: two launches where there are kernels."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.targets import Target
+from rocmforge_jax import quant
+from rocmforge_jax.nn.mlp import silu_gate
+from rocmforge_jax.nn.norm import rms_norm
+from rocmforge_jax.quant import kernels
+from rocmforge_jax.quant.qtensor import value_of
+
+
+class Product(NamedTuple):
+    """One output: x @ weight, or silu(x @ weight) * (x @ up) where there is an `up`; then + bias (out,), then + residual [..., out].
+
+    weight, up: (in, out), arrays or quantised.
+    """
+
+    weight: object
+    up: object = None
+    bias: object = None
+    residual: jax.Array | None = None
+
+
+def products(
+    x,
+    wanted: Sequence[Product],
+    *,
+    norm=None,
+    dtype=None,
+    activations: str = quant.DEFAULT_MODE,
+    implementation: str | None = None,
+) -> list[jax.Array]:
+    """The outputs [..., out] of one x [..., in], in `dtype` (default x's). norm: an RMSNorm that x goes through first, or None.
+
+    activations, implementation: as for `quant.matmul`. Differentiable in everything but quantised weights.
+    """
+    wanted = [Product(*map(value_of, product)) for product in wanted]
+    normed_by = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
+    dtype = jnp.dtype(dtype or x.dtype)
+    if implementation == "triton" or implementation is None and "triton" in kernels.order():
+        try:
+            return _fused(x, wanted, *normed_by, dtype, activations)
+        except NotImplementedError:  # many rows, say: product by product, each as it can
+            pass
+    return _one_by_one(x, wanted, *normed_by, dtype, activations, implementation)
+
+
+def _one_by_one(x, wanted, scale, epsilon, dtype, activations, implementation):
+    x = x if scale is None else rms_norm(x, scale, epsilon)
+    multiply = functools.partial(quant.matmul, x, dtype=dtype, activations=activations, implementation=implementation)
+
+    def one(product):
+        y = multiply(product.weight)
+        y = y if product.up is None else silu_gate(y, multiply(product.up))
+        y = y if product.bias is None else y + product.bias.astype(y.dtype)[(None,) * (y.ndim - 1)]
+        return y if product.residual is None else product.residual + y.astype(product.residual.dtype)
+
+    return list(map(one, wanted))
+
+
+def _fused(x, wanted, scale, epsilon, dtype, mode):
+    """The same in kernels. NotImplementedError, with the reason, for what they cannot do."""
+    weights = [weight for product in wanted for weight in (product.weight, product.up) if weight is not None]
+    target = kernels.target_of(*weights, mode=mode)
+    if not all(weight.transposed for weight in weights):
+        raise NotImplementedError("a weight is seen as it is stored, the kernel multiplies with its transpose")
+    flat = lambda a: None if a is None else a.reshape(-1, a.shape[-1])
+    if not 0 < (rows := flat(x).shape[0]) <= (most := kernels.few_rows_limit(x.dtype)):
+        raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {most}")
+    wanted = [product._replace(residual=flat(product.residual)) for product in wanted]
+    outputs = kernels.differentiable(_Fused(epsilon, dtype, mode, target), flat(x), scale, wanted)
+    return [output.reshape(*x.shape[:-1], -1) for output in outputs]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fused:
+    """The kernels as a function of arrays, and the products one by one."""
+
+    epsilon: float
+    dtype: jnp.dtype
+    mode: str
+    target: Target
+
+    def __call__(self, x, scale, wanted):
+        jobs = list(map(_job, wanted))
+        return list(kernels.few_rows(x, jobs, mode=self.mode, dtype=self.dtype, target=self.target, norm=scale, epsilon=self.epsilon))
+
+    def plain(self, x, scale, wanted):
+        return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, None)
+
+
+def _job(product):
+    weights = [weight for weight in (product.weight, product.up) if weight is not None]
+    return kernels.Product(tuple(map(kernels.as_weight, weights)), product.bias, product.residual)

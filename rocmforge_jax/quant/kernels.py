@@ -1,0 +1,186 @@
+"""The kernels of `pallas_kernels` as implementations: which one runs, and whether it works on this device.
+
+ROCMFORGE_KERNELS is read when an operation is traced: "auto" (kernels where there are some, else plain XLA), "triton" (an
+operation without a kernel is an error) or "xla" (no kernels). Before a kernel is used on a device it has computed a small product there
+that was compared with plain XLA's. One that failed is named in a warning, once, and its work is XLA's.
+"""
+
+import concurrent.futures
+import functools
+import os
+import warnings
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import samples, targets
+from pallas_kernels.dequantize import kernel as dequantize_kernel
+from pallas_kernels.dequantize import reference as dequantize_reference
+from pallas_kernels.qmatmul import many_rows as many_rows_kernel
+from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, check_offsets, multiply
+from pallas_kernels.targets import Target
+from rocmforge_jax.quant import groups
+from rocmforge_jax.quant.qtensor import QTensor
+
+#: How activations meet packed weights in kernels (`pallas_kernels.qmatmul.activations`), and the mode where nobody says.
+MODES, DEFAULT_MODE = ("int16", "int8", "float"), "int16"
+#: Largest relative error of a kernel that works, by mode.
+_ERRORS = {"int16": 1e-4, "int8": 2e-2, "float": 2e-6}
+#: Rows of a narrow float type from which on the matrix units multiply, and up to which they take the weight packed.
+MATRIX_ROWS, PACKED_ROWS = 9, 64
+_CHOICES = {"auto": ("triton", "xla"), "triton": ("triton",), "xla": ("xla",)}
+
+
+def order() -> tuple[str, ...]:
+    """The implementations to try, the first first."""
+    choice = os.environ.get("ROCMFORGE_KERNELS") or "auto"
+    if choice not in _CHOICES:
+        raise ValueError(f"ROCMFORGE_KERNELS is one of {', '.join(_CHOICES)}, got {choice!r}")
+    return _CHOICES[choice]
+
+
+def dispatch(implementations: dict, name: str | None, *args, **kwargs):
+    """Call the implementation of a name, or with None the first one in `order` that does not raise NotImplementedError.
+
+    ValueError: a name that is none of them. NotImplementedError: none can, with the reasons.
+    """
+    if name is not None and name not in implementations:
+        raise ValueError(f"no implementation {name!r} here; there are {', '.join(implementations)}")
+    reasons = []
+    for each in order() if name is None else (name,):
+        try:
+            return implementations[each](*args, **kwargs)
+        except NotImplementedError as reason:
+            reasons.append(f"{each}: {reason}")
+    raise NotImplementedError("; ".join(reasons))
+
+
+def current_target() -> Target:
+    """What kernels are compiled for here. NotImplementedError without a GPU."""
+    target = targets.current()
+    if target is None:
+        raise NotImplementedError(f"there are kernels for GPUs, this is a {jax.default_backend()}")
+    return target
+
+
+def target_of(*weights, mode: str = DEFAULT_MODE) -> Target:
+    """What to compile the kernels of these weights for. NotImplementedError, with the reason, where there are none."""
+    if mode not in MODES:
+        raise ValueError(f"activations are one of {', '.join(MODES)}, got {mode!r}")
+    target = current_target()
+    for weight in weights:
+        if not isinstance(weight, QTensor):
+            raise NotImplementedError("the weight is not packed")
+        if weight.layout != "groups":
+            raise NotImplementedError(f"{weight.type_name} planes lie in {weight.layout}, kernels read groups")
+        packing = groups.packing(weight.format)
+        name = f"the kernel for {weight.type_name} and {mode} activations"
+        require_working(name, target, functools.partial(_error, packing, mode, target), _ERRORS[mode])
+        check_offsets(weight.planes)
+    return target
+
+
+def few_rows_limit(dtype) -> int:
+    """Rows of activations up to which the kernel for few rows is used: all it can where activations are float32, whose precision the
+    matrix units do not keep."""
+    return FEW_ROWS if jnp.dtype(dtype).itemsize > 2 else MATRIX_ROWS - 1
+
+
+def as_weight(weight: QTensor) -> Weight:
+    return Weight(weight.planes, groups.packing(weight.format))
+
+
+def few_rows(x_MK, products: list[Product], *, mode: str, dtype, target: Target, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
+    """`pallas_kernels.qmatmul.api.multiply`, traced once for all layers of the same shapes."""
+    packings = tuple(tuple(weight.packing for weight in product.weights) for product in products)
+    planes = [[weight.planes for weight in product.weights] for product in products]
+    rest = [(product.bias, product.residual) for product in products]
+    return _few_rows(x_MK, planes, rest, norm, packings, mode, jnp.dtype(dtype), target, epsilon)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+def _few_rows(x_MK, planes, rest, norm, packings, mode, dtype, target, epsilon):
+    products = [Product(tuple(map(Weight, of_one, packing)), *others) for of_one, packing, others in zip(planes, packings, rest)]
+    return multiply(x_MK, products, mode=mode, dtype=dtype, target=target, norm=norm, epsilon=epsilon)
+
+
+def many_rows(x_MK, weight: QTensor, target: Target) -> jax.Array:
+    """x [M, K], bfloat16 or float16, times a weight's stored [N, K] -> float32 [M, N]."""
+    return _many_rows(x_MK, weight.planes, groups.packing(weight.format), target)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _many_rows(x_MK, planes, packing, target):
+    return many_rows_kernel.multiply(x_MK, planes, packing, target=target)
+
+
+def dequantize(weight: QTensor, dtype, target: Target) -> jax.Array:
+    """The stored matrix [N, K] of a weight in `dtype`."""
+    return _dequantize(weight.planes, groups.packing(weight.format), jnp.dtype(dtype), target)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _dequantize(planes, packing, dtype, target):
+    return dequantize_kernel.dequantize(planes, packing, dtype, target=target)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def differentiable(kernel, *operands):
+    """kernel(*operands), with the gradient of kernel.plain, which computes the same. kernel: hashable by what it computes."""
+    return kernel(*operands)
+
+
+def _backward(kernel, operands, gradients):
+    return jax.vjp(kernel.plain, *operands)[1](gradients)
+
+
+differentiable.defvjp(lambda kernel, *operands: (kernel(*operands), operands), _backward)
+
+
+def require_working(what: str, target: Target, error, allowed: float) -> None:
+    """NotImplementedError for a kernel that does not compile on this device, or whose error() on a small case is above `allowed`.
+
+    what: its name, under which the finding is kept. Only the device itself can say: for any other target nothing is tried.
+    """
+    if target != targets.of_device(jax.devices()[0]):
+        return
+    if (what, target) not in _findings:
+        _findings[what, target] = _finding(what, target, error, allowed)
+        if _findings[what, target]:
+            warnings.warn(f"{_findings[what, target]}. Plain XLA stands in.", stacklevel=2)
+    if _findings[what, target]:
+        raise NotImplementedError(_findings[what, target])
+
+
+#: (kernel, target) -> why it cannot be used, None if it can.
+_findings: dict[tuple[str, Target], str | None] = {}
+
+
+def _finding(what, target, error, allowed):
+    # In a thread of its own, where nothing is being traced.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        try:
+            found = float(thread.submit(error).result())
+        except Exception as problem:  # whatever a compiler or driver says
+            return f"{what} does not run on {target}: {type(problem).__name__}: {str(problem)[:500]}"
+    return None if found <= allowed else f"{what} is wrong on {target}: its relative error is {found:.1e}, allowed {allowed:.0e}"
+
+
+def _error(packing, mode, target) -> float:
+    """Largest relative error of the kernels on a small random matrix."""
+    weight, x = _sample(packing)
+    dense = dequantize_reference.dequantize(weight, packing)
+    y = _few_rows(x, [[weight]], [(None, None)], None, ((packing,),), mode, jnp.dtype("float32"), target, 0.0)[0]
+    exact = jnp.dot(x, dense.T, precision="highest")
+    values = _dequantize(weight, packing, jnp.dtype("float32"), target)
+    narrow = x.astype(jnp.bfloat16)
+    rounded = _many_rows(narrow, weight, packing, target) - jnp.dot(narrow.astype(jnp.float32), dense.T, precision="highest")
+    if not bool((values == dense).all()) or float(jnp.linalg.norm(rounded) / jnp.linalg.norm(exact)) > 1e-2:
+        return float("inf")
+    return float(jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(packing):
+    return samples.random_planes(jax.random.key(0), packing, 72, 40), jax.random.normal(jax.random.key(1), (2, 40 * 32), jnp.float32)
+

@@ -1,0 +1,48 @@
+"""Packed matrices whose values ggml gave, as the kernels take them."""
+
+import contextlib
+import functools
+
+import jax
+import pytest
+
+from pallas_kernels.qmatmul.api import Weight
+from pallas_kernels.targets import Target
+from rocmforge_jax import formats
+from rocmforge_jax.quant import groups
+from tests.reference_blocks import ggml_blocks, packed
+
+__all__ = ["ggml_blocks", "matrix", "packed"]
+
+PACKED_TYPES = [name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and groups.can_hold(fmt)]
+#: A GPU of each set of instructions that kernels are written for.
+GPUS = [Target("cuda", "9.0"), Target("rocm", "gfx942"), Target("rocm", "gfx1100")]
+
+
+def lowered_to_triton(target, function, *args) -> str:
+    """StableHLO of a function of abstract arrays for a GPU that is not there; args may be nested."""
+    with _as_if_on(target):
+        return jax.jit(function).trace(*args).lower(lowering_platforms=(target.platform,)).as_text()
+
+
+def _as_if_on(target):
+    """From JAX 0.11 on, Pallas asks the abstract mesh which GPU it lowers for."""
+    if jax.__version_info__ < (0, 11):
+        return contextlib.nullcontext()
+    kind = "NVIDIA H200" if target.platform == "cuda" else target.architecture
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=target.platform)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
+@pytest.fixture(scope="session")
+def matrix(packed):
+    """(type, rows, blocks a row) -> (Weight, float32 [rows, inputs] that ggml's C code gives for it)."""
+
+    @functools.cache
+    def make(name, rows, blocks):
+        row_bytes, values = packed(name, rows, blocks)
+        fmt = formats.get(name)
+        split = jax.jit(lambda data: groups.split(fmt.split(data.reshape(rows, blocks, fmt.block_bytes)), fmt))
+        return Weight(split(row_bytes), groups.packing(fmt)), values
+
+    return make

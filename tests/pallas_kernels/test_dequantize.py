@@ -1,0 +1,83 @@
+"""Values of packed planes, by the kernel in Pallas's interpreter and in plain jnp: equal to ggml's to the bit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.dequantize import kernel, reference
+from pallas_kernels.samples import random_planes
+from pallas_kernels.targets import INTERPRET
+from rocmforge_jax import formats
+from rocmforge_jax.quant import groups
+from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, lowered_to_triton
+
+pytestmark = pytest.mark.core
+
+_kernel = jax.jit(functools.partial(kernel.dequantize, target=INTERPRET), static_argnums=(1, 2))
+_reference = jax.jit(reference.dequantize, static_argnums=(1, 2))
+IMPLEMENTATIONS = {"triton": _kernel, "xla": _reference}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def dequantize(request):
+    return IMPLEMENTATIONS[request.param]
+
+
+def bits(array):
+    array = np.asarray(array)
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+@pytest.mark.parametrize("name", PACKED_TYPES)
+def test_every_type(name, dequantize, matrix):
+    weight, values = matrix(name, 7, 3)
+    np.testing.assert_array_equal(bits(dequantize(*weight, jnp.float32)), bits(values))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q2_K", "Q6_K", "MXFP4"])
+def test_other_dtypes_are_the_rounding_of_the_values(name, dtype, dequantize, matrix):
+    weight, values = matrix(name, 7, 3)
+    out = dequantize(*weight, dtype)
+    assert out.dtype == dtype
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(bits(out), bits(values.astype(dtype)))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "blocks"),
+    [("Q8_0", 1, 1), ("Q5_0", 1, 5), ("Q4_1", 33, 2), ("Q3_K", 5, 1), ("Q4_K", 2, 17), ("Q5_0", 3, 131), ("NVFP4", 3, 67)],
+)
+def test_shapes_that_are_not_round(name, rows, blocks, dequantize, matrix):
+    """The longest rows take several programs, the last of which overhangs them."""
+    weight, values = matrix(name, rows, blocks)
+    if blocks > 60:
+        assert values.shape[1] > 4 * kernel.FOURS and values.shape[1] % (4 * kernel.FOURS)
+    np.testing.assert_array_equal(bits(dequantize(*weight, jnp.float32)), bits(values))
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "Q3_K", "Q5_K", "NVFP4"])
+def test_both_agree_on_random_planes(name, matrix):
+    """Every bit of the codes, and scales that ggml's quantiser does not choose."""
+    packing = matrix(name, 1, 1)[0].packing
+    planes = random_planes(jax.random.key(3), packing, 5, 24)
+    np.testing.assert_array_equal(bits(_kernel(planes, packing, jnp.float32)), bits(_reference(planes, packing, jnp.float32)))
+
+
+def test_the_reference_takes_stacks(matrix):
+    (weight, values), (other, other_values) = matrix("Q6_K", 7, 3), matrix("Q6_K", 7, 3)
+    stacked = jax.tree.map(lambda *planes: jnp.stack(planes), weight.planes, {k: v[::-1] for k, v in other.planes.items()})
+    np.testing.assert_array_equal(_reference(stacked, weight.packing, jnp.float32), np.stack([values, other_values[::-1]]))
+
+
+@pytest.mark.parametrize("target", GPUS, ids=str)
+@pytest.mark.parametrize("name", ["Q5_1", "Q6_K", "IQ4_NL", "MXFP4", "NVFP4"])
+def test_it_lowers_to_triton(target, name):
+    """The interpreter runs what GPUs do not have: an operation without a rule is an error here."""
+    packing = groups.packing(formats.get(name))
+    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 3, 136))
+    lowered = lowered_to_triton(target, lambda planes: kernel.dequantize(planes, packing, jnp.bfloat16, target=target), planes)
+    assert lowered.count("__gpu$xla.gpu.triton") == 1

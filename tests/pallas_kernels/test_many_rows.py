@@ -1,0 +1,70 @@
+"""Products of tens of rows with packed weights, in Pallas's interpreter, against float64 NumPy products with ggml's values."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.qmatmul import many_rows
+from pallas_kernels.qmatmul.blocks import MatrixTile
+from pallas_kernels.samples import random_planes
+from pallas_kernels.targets import INTERPRET
+from rocmforge_jax import formats
+from rocmforge_jax.quant import groups
+from tests.pallas_kernels.conftest import GPUS, lowered_to_triton
+
+pytestmark = pytest.mark.core
+
+#: Values are rounded to x's type, their products are exact in float32: what is left is the order of the sum.
+FLOAT32 = 1e-6
+
+_multiply = jax.jit(functools.partial(many_rows.multiply, target=INTERPRET), static_argnames=("packing", "tile"))
+
+
+@pytest.fixture
+def check(matrix, normal, distance):
+    def check(name, rows, blocks, count, tile, dtype=jnp.bfloat16):
+        (planes, packing), values = matrix(name, rows, blocks)
+        x = jnp.asarray(normal(count, values.shape[1]), dtype)
+        y = _multiply(x, planes, packing=packing, tile=tile)
+        assert (y.dtype, y.shape) == (jnp.float32, (count, rows))
+        rounded = np.asarray(jnp.asarray(values).astype(dtype)).astype(np.float64)
+        assert distance(y, np.asarray(x).astype(np.float64) @ rounded.T) < FLOAT32
+
+    return check
+
+
+def tile(rows=16, groups=16, batch=16, splits=1):
+    return MatrixTile(rows=rows, groups=groups, batch=batch, splits=splits, warps=4)
+
+
+@pytest.mark.parametrize("name", ["Q5_1", "Q8_0", "Q2_K", "Q6_K", "NVFP4"])
+def test_types_of_every_kind(name, check):
+    """Neither rows nor outputs nor groups fill their tiles."""
+    check(name, 21, 3, 9, tile())
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks", "count", "splits", "dtype"),
+    [(1, 1, 1, 1, "bfloat16"), (35, 33, 40, 1, "float16"), (5, 70, 17, 2, "bfloat16"), (7, 3, 2, 8, "bfloat16")],
+)
+def test_sizes_and_shares(rows, blocks, count, splits, dtype, check):
+    """Several tiles along every axis; shares of the inputs, some of them empty."""
+    check("Q5_0", rows, blocks, count, tile(splits=splits), dtype)
+
+
+def test_the_tile_of_a_gpu_never_seen(check):
+    check("Q4_0", 40, 5, 33, None)
+
+
+@pytest.mark.parametrize("target", GPUS, ids=str)
+@pytest.mark.parametrize(("name", "inputs"), [("Q4_0", 32), ("Q6_K", 2816), ("IQ4_NL", 4096), ("MXFP4", 896)])
+def test_it_lowers_to_triton(target, name, inputs):
+    """The interpreter runs what GPUs do not have: an operation without a rule is an error here."""
+    packing = groups.packing(formats.get(name))
+    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 12, inputs // 32))
+    x = jax.ShapeDtypeStruct((33, inputs), jnp.bfloat16)
+    lowered = lowered_to_triton(target, lambda x, planes: many_rows.multiply(x, planes, packing, target=target), x, planes)
+    assert lowered.count("__gpu$xla.gpu.triton") == 1

@@ -1,0 +1,260 @@
+"""Products of a few rows with packed weights, in Pallas's interpreter, against float64 NumPy products with ggml's values.
+
+Most are held to the product with what the activations became, integers times scales: the kernel computes it exactly but for the
+rounding of float32 sums, in every mode. What the activations lose by that is tested by itself.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.qmatmul import activations, few_rows
+from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, multiply
+from pallas_kernels.qmatmul.blocks import Tile
+from pallas_kernels.samples import random_planes
+from pallas_kernels.targets import INTERPRET
+from rocmforge_jax import formats
+from rocmforge_jax.quant import groups
+from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, lowered_to_triton
+
+pytestmark = pytest.mark.core
+
+#: A float32 sum of K products of random sign is off by a few 1e-7, whatever its order.
+FLOAT32 = 1e-6
+#: What becomes of normal numbers. A group's integers are off by up to half, evenly, so by 0.29 of the scale in the mean; the scale is
+#: the group's largest number, about 2 for 32 of them, over 16256 or 127: 4e-5 and 5e-3 of a number of size 1. A product with random
+#: weights is off by as much; one with few outputs, or weights of one sign, by chance by more.
+ERRORS = {"int16": 1e-4, "int8": 8e-3, "float": FLOAT32}
+#: Programs of few rows and groups: small matrices have many.
+SMALL = Tile(rows=2, groups=4, batch=2)
+
+
+@functools.partial(jax.jit, static_argnames=("packing", "mode", "tile", "dtype"))
+def _run(x, planes, packing, mode, tile=None, dtype=jnp.float32):
+    acts = activations.quantize(x, mode, target=INTERPRET)
+    job = few_rows.Job((packing,), planes["codes"].shape[0])
+    (y,) = few_rows.multiply(acts, [job], [[planes]], [None], [None], dtype, INTERPRET, tile)
+    return acts, y
+
+
+@functools.partial(jax.jit, static_argnames=("packings", "mode", "epsilon"))
+def _run_several(x, planes, rest, norm, packings, mode, epsilon):
+    products = [Product(tuple(map(Weight, *weights)), *others) for *weights, others in zip(planes, packings, rest)]
+    outputs = multiply(x, products, mode=mode, dtype=jnp.float32, norm=norm, epsilon=epsilon, target=INTERPRET)
+    return activations.quantize(x, mode, norm=norm, epsilon=epsilon, target=INTERPRET), outputs
+
+
+def integers(acts):
+    """The integers of activations [M, G, 32], from their bytes."""
+    words = np.ascontiguousarray(acts.words)
+    by_part = np.moveaxis(words.view(np.int8).reshape(*words.shape, 4), 3, 2)
+    parts = by_part.reshape(*by_part.shape[:3], 32).astype(np.int64)
+    return parts[:, 0] if acts.mode == "int8" else 128 * parts[:, 0] + parts[:, 1]
+
+
+def numbers(acts):
+    """What activations stand for, float64 [M, K]."""
+    if acts.mode == "float":
+        return np.moveaxis(np.float64(acts.words)[:, 0], 1, 2).reshape(acts.rows, -1)
+    return (integers(acts) * np.float64(acts.scale)[..., None]).reshape(acts.rows, -1)
+
+
+def off(y, x, values):
+    """How far y [M, N] is from x [M, K] @ values [N, K].T, in relation to the size of such a product where signs are random.
+
+    A few outputs may be small by chance; their error is not.
+    """
+    x, values = np.asarray(x).astype(np.float64), np.asarray(values).astype(np.float64)
+    return np.linalg.norm(np.float64(y) - x @ values.T) / np.sqrt((x**2 @ (values**2).T).sum())
+
+
+@pytest.fixture
+def check(matrix, normal):
+    """A product with a matrix of reference blocks, held to what the activations became."""
+
+    def check(name, rows, blocks, count, mode, tile=SMALL, dtype=jnp.float32):
+        (planes, packing), values = matrix(name, rows, blocks)
+        acts, y = _run(jnp.asarray(normal(count, values.shape[1]), dtype), planes, packing, mode, tile)
+        assert (y.dtype, y.shape) == (jnp.float32, (count, rows))
+        assert off(y, numbers(acts), values) < FLOAT32
+
+    return check
+
+
+# Two integer modes are the same code but for the count of words. A table of values takes seconds to compile for the interpreter.
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("int16", name) for name in PACKED_TYPES]
+    + [("float", name) for name in PACKED_TYPES if name not in ("IQ4_NL", "IQ4_XS", "MXFP4")]
+    + [("int8", name) for name in ("Q4_0", "Q4_K", "NVFP4")],
+)
+def test_every_type(mode, name, check):
+    """Groups that are no power of two."""
+    check(name, 3, 3, 1, mode, tile=Tile(rows=1, groups=4))
+
+
+@pytest.mark.parametrize("mode", activations.MODES)
+def test_the_error_of_a_mode(mode, matrix, normal, distance):
+    """Products as users see them: 200 outputs of 1000 inputs, so that chance plays no part."""
+    (planes, packing), values = matrix("Q4_0", 200, 32)
+    x = normal(2, 1024)
+    _, y = _run(x, planes, packing, mode, SMALL)
+    assert distance(y, np.float64(x) @ np.float64(values.T)) < ERRORS[mode]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "blocks"),
+    [("Q5_1", 1, 1), ("Q5_1", 3, 5), ("Q5_1", 9, 9), ("Q8_0", 4, 131), ("Q3_K", 5, 1), ("Q6_K", 9, 3)],
+)
+def test_sizes_that_are_not_round(name, rows, blocks, check):
+    """Fewer outputs than a program has, programs that overlap; from a single group up to many steps, the last of which overhangs.
+
+    In K-quants steps are shorter than what shares a scale; `test_any_number_of_rows` has longer ones.
+    """
+    check(name, rows, blocks, 1, "int16", tile=Tile(rows=4, groups=4))
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "batch"),
+    [
+        (1, "bfloat16", 2),
+        (2, "float32", 2),
+        (3, "float32", 2),
+        (7, "bfloat16", 4),
+        (8, "float32", 4),
+        (9, "bfloat16", 2),
+        (16, "float32", 4),
+    ],
+)
+def test_any_number_of_rows(count, dtype, batch, check):
+    """Batches overlap where they do not divide the rows."""
+    check("Q4_K", 3, 3, count, "int8", tile=Tile(rows=2, groups=16, batch=batch), dtype=dtype)
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_the_tile_of_a_gpu_never_seen(count, check):
+    check("Q4_0", 7, 5, count, "int16", tile=None)
+
+
+@pytest.mark.parametrize("mode", ["int16", "float"])
+def test_several_products_of_one_normed_input(mode, matrix, normal):
+    """Each output of a launch: of other types, with a bias, a residual, or of two types a SwiGLU; all after one RMSNorm."""
+    made = [matrix(*of) for of in (("Q4_0", 7, 8), ("Q6_K", 9, 1), ("Q5_1", 5, 8), ("Q3_K", 5, 1))]
+    (first, first_values), (second, second_values), (gate, gate_values), (up, up_values) = made
+    x, norm = 5 * normal(2, 256), 1 + 0.1 * normal(256)
+    bias, residual, gate_residual = normal(7), normal(2, 9, seed=1), normal(2, 5, seed=1)
+    planes = [(first.planes,), (second.planes,), (gate.planes, up.planes)]
+    packings = ((first.packing,), (second.packing,), (gate.packing, up.packing))
+    rest = [(bias, None), (None, residual), (None, gate_residual)]
+    acts, (biased, added, gated) = _run_several(x, planes, rest, norm, packings, mode, 1e-5)
+
+    wide = np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(axis=1, keepdims=True) + 1e-5) * norm
+    wide_off = np.linalg.norm(numbers(acts) - wide) / np.linalg.norm(wide)
+    assert wide_off < ERRORS[mode]
+    assert off(np.asarray(biased) - bias, numbers(acts), first_values) < FLOAT32
+    assert off(np.asarray(added) - residual, numbers(acts), second_values) < FLOAT32
+    g, u = (numbers(acts) @ np.float64(values).T for values in (gate_values, up_values))
+    truth = g / (1 + np.exp(-g)) * u + gate_residual
+    # The error of either factor is relative to itself, but for sums that cancel.
+    np.testing.assert_allclose(gated, truth, rtol=1e-5, atol=FLOAT32 * np.abs(g * u).max())
+
+
+def test_the_output_is_rounded_once_to_its_dtype(matrix, normal):
+    (planes, packing), _ = matrix("Q5_0", 6, 3)
+    x = normal(1, 96)
+    run = lambda dtype: np.asarray(_run(x, planes, packing, "float", SMALL, dtype)[1])
+    np.testing.assert_array_equal(run(jnp.bfloat16), run(jnp.float32).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("mode", activations.MODES)
+def test_groups_of_zeros_count_nothing(mode, matrix, normal):
+    """Their largest number is no divisor; a row of nothing but zeros gives zeros."""
+    (planes, packing), values = matrix("Q4_1", 3, 3)
+    x = normal(2, 96)
+    x[0], x[1, 32:64] = 0, 0
+    _, y = _run(x, planes, packing, mode, SMALL)
+    assert not np.asarray(y[0]).any()
+    assert off(y, x, values) < ERRORS[mode]
+
+
+def test_what_lies_between_the_small_and_the_large_of_a_group(matrix):
+    """One number a million times the others of its group: they fall below its step, those of other groups do not."""
+    (planes, packing), values = matrix("Q8_0", 3, 2)
+    x = np.full((1, 64), 1e-3, np.float32)
+    x[0, 5] = 1e3
+    _, y = _run(x, planes, packing, "int16", SMALL)
+    expected = 1e3 * np.float64(values[:, 5]) + 1e-3 * np.float64(values[:, 32:]).sum(axis=1)
+    np.testing.assert_allclose(y[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("normed", "dtype"), [(False, "bfloat16"), (True, "float32")])
+@pytest.mark.parametrize("mode", activations.MODES)
+def test_quantize_equals_its_reference(mode, normed, dtype, normal, distance):
+    """75 groups take three programs. Equal but for numbers that lie between two integers to the last bit of float32: where the
+    compiler fuses a multiplication with the addition of a half, such a number is rounded to the other side."""
+    x, settings = jnp.asarray(normal(3, 2400), dtype), dict(norm=1 + 0.1 * normal(2400), epsilon=1e-6) if normed else {}
+    x = x.at[1, 64:96].set(0)
+    kernel = jax.jit(functools.partial(activations.quantize, mode=mode, target=INTERPRET, **settings))(x)
+    plain = jax.jit(functools.partial(activations.quantize_reference, mode=mode, **settings))(x)
+    wide = np.asarray(x).astype(np.float64)
+    if normed:
+        wide = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 1e-6) * settings["norm"]
+    assert distance(numbers(kernel), wide) < ERRORS[mode]
+    # The mean square is a sum in another order.
+    rounding = 1e-6 if normed else 0
+    np.testing.assert_allclose(kernel.scale, plain.scale, rtol=rounding)
+    if mode == "float":
+        np.testing.assert_allclose(kernel.words, plain.words, rtol=rounding)
+        np.testing.assert_allclose(kernel.sums, plain.sums, rtol=1e-6, atol=1e-5)
+        return
+    difference = integers(kernel) - integers(plain)
+    assert np.abs(difference).max() <= 1 and (difference != 0).mean() < (0.01 if normed else 1e-3)
+    for acts in (kernel, plain):
+        assert np.abs(integers(acts)).max() == activations.LARGEST[mode]
+        np.testing.assert_array_equal(acts.sums, np.moveaxis(integers(acts).reshape(3, 75, 2, 16).sum(axis=-1), 1, 2))
+
+
+@pytest.mark.parametrize("mode", ["int16", "int8"])
+def test_quantized_numbers_are_half_a_step_off_at_most(mode, normal):
+    x = normal(2, 320)
+    acts = activations.quantize_reference(x, mode)
+    off = np.abs(numbers(acts) - x).reshape(2, 10, 32)
+    # Beyond half a step by the rounding of x * (1 / step) alone: 1e-7 of the largest number.
+    assert (off / np.float64(acts.scale)[..., None]).max() <= 0.5 + 1e-7 * activations.LARGEST[mode]
+
+
+@pytest.mark.parametrize("target", GPUS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "inputs", "mode"),
+    [("Q4_0", 32, "int16"), ("Q4_0", 1024, "int16"), ("IQ4_NL", 896, "int8"), ("NVFP4", 1024, "int16"), ("Q6_K", 2816, "float"),
+     ("Q4_K", 8192, "int16"), ("Q5_1", 8224, "int16")],
+)  # fmt: skip
+def test_kernels_lower_to_triton(target, name, inputs, mode):
+    """The interpreter runs what GPUs do not have: an operation without a rule is an error here.
+
+    With tiles of GPUs: rows that are shorter than one, fill one, and take several, the last one full or not.
+    """
+    packing = groups.packing(formats.get(name))
+    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 12, inputs // 32))
+    x, norm = jax.ShapeDtypeStruct((2, inputs), jnp.bfloat16), jax.ShapeDtypeStruct((inputs,), jnp.float32)
+
+    def run(x, norm, planes):
+        how = dict(mode=mode, dtype=jnp.bfloat16, target=target)
+        one = multiply(x[:1], [Product((Weight(planes, packing),))], norm=norm, epsilon=1e-5, **how)
+        pair = Product((Weight(planes, packing), Weight(planes, packing)))
+        return one, multiply(x, [pair, Product((Weight(planes, packing),), bias=jnp.ones(12))], **how)
+
+    assert lowered_to_triton(target, run, x, norm, planes).count("__gpu$xla.gpu.triton") == 4
+
+
+def test_what_cannot_be_multiplied(matrix):
+    weight, _ = matrix("Q4_0", 7, 3)
+    call = functools.partial(multiply, products=[Product((weight,))], dtype=jnp.float32, target=INTERPRET)
+    with pytest.raises(ValueError, match="activations are int16, int8, float, got 'int4'"):
+        call(jnp.zeros((1, 96)), mode="int4")
+    for count in (0, FEW_ROWS + 1):
+        with pytest.raises(NotImplementedError, match=rf"{count} rows, the kernel takes 1 to {FEW_ROWS}"):
+            call(jnp.zeros((count, 96)), mode="int16")

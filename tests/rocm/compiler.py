@@ -81,6 +81,7 @@ def _code(compiled, steps) -> dict:
     return {
         "targets": sorted({code_objects.target(one) for one in objects}),
         "kernels": len(kernels),
+        "signed_dot4s": sum(map(code_objects.signed_dot4s, objects)),
         "launched_without_code": sorted({name for name, _, _ in launches} - set(kernels)),
         "code_never_launched": sorted(set(kernels) - {name for name, _, _ in launches}),
         "threads_max": max((int(x) * int(y) * int(z) for _, (x, y, z), _ in launches), default=0),

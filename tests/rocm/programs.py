@@ -1,6 +1,7 @@
 """What is compiled: the engine's own steps and dequantisation, on abstract arrays. No weight is made.
 
-A name is "MODEL prefill", "MODEL decode", with one of MODELS, or "dequantize TYPE".
+A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; or "dequantize TYPE". With "plain" in front, no kernels
+of ours are in it.
 """
 
 import functools
@@ -18,7 +19,7 @@ from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import Decoder, DecoderConfig, load_decoder
 from rocmforge_jax.nn import RopeConfig
-from rocmforge_jax.quant import QParam, QTensor
+from rocmforge_jax.quant import QParam, QTensor, matmul
 
 #: Two layers of Llama 3 8B; its vocabulary and the types of its matrices in a Q4_K_M file.
 LLAMA_8B = DecoderConfig(
@@ -28,15 +29,27 @@ LLAMA_8B = DecoderConfig(
 Q6_K = {"attn_v", "ffn_down", "output"}
 #: Shape of the matrix that is dequantised.
 MATRIX = (4096, 4096)
+#: Shapes (in, out) of the demo model, of an 8B and of a 70B model.
+PRODUCTS = ((256, 768), (4096, 14336), (14336, 4096), (8192, 28672))
 
 
-def program(name: str, layout: str) -> tuple[Callable, tuple]:
-    """A jitted function and what to trace it with, abstract but for static arguments. layout: of the planes."""
-    what, how = name.split()
+def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
+    """A jitted function and what to trace it with, abstract but for static arguments. layout_of: a type's layout of planes."""
+    what, how = name.removeprefix("plain ").split()
     if what == "dequantize":
-        return jax.jit(dequantize, static_argnums=1), (_packed(MATRIX, how, layout, transposed=True), jnp.bfloat16)
-    engine, tokens, slots = _engine(what, layout)
+        return jax.jit(dequantize, static_argnums=1), (_packed(MATRIX, how, layout_of, transposed=True), jnp.bfloat16)
+    if what == "product":
+        return jax.jit(_products), ([_packed(shape, how, layout_of, transposed=True) for shape in PRODUCTS],)
+    engine, tokens, slots = _engine(what, layout_of)
     return {"prefill": _prefill, "decode": _decode}[how](engine, tokens, slots)
+
+
+def _products(weights):
+    """Each weight times one and eight rows, and times 32 on the matrix units."""
+    rows = lambda weight, count, dtype: jnp.ones((count, weight.shape[0]), dtype)
+    few = [matmul(rows(weight, count, jnp.float32), weight) for weight in weights for count in (1, 8)]
+    modes = [matmul(rows(weights[0], 1, jnp.float32), weights[0], activations=mode) for mode in ("int8", "float")]
+    return few, modes, matmul(rows(weights[0], 32, jnp.bfloat16), weights[0])
 
 
 def _prefill(engine, tokens, slots):
@@ -55,34 +68,36 @@ def _abstract(make, *args):
     return jax.eval_shape(lambda: make(*args))
 
 
-def _engine(model, layout) -> tuple[Engine, int, int]:
+def _engine(model, layout_of) -> tuple[Engine, int, int]:
     """The engine of a model, the tokens of a prompt and the slots of a cache to compile it for."""
     if model not in MODELS:
         raise ValueError(f"no model is named {model!r}; there are {', '.join(MODELS)}")
-    return MODELS[model](layout)
+    return MODELS[model](layout_of)
 
 
 @functools.cache
-def _demo(layout):
+def _demo(layout_of):
+    layout = layout_of(formats.get("Q8_0"))  # all types of the demo have the same
     return Engine(load_decoder(open_gguf(resolve("demo")), dtype=jnp.bfloat16, layout=layout)), 64, 256
 
 
 @functools.cache
-def _llama_8b(layout):
+def _llama_8b(layout_of):
     decoder = nnx.eval_shape(lambda: Decoder(LLAMA_8B, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     for path, module in list(nnx.iter_modules(decoder)):
         for attribute, variable in list(vars(module).items()):
             if isinstance(variable, nnx.Variable) and len(variable.shape) == 2:
                 type_name = "Q6_K" if path[-1] in Q6_K else "Q4_K"
-                setattr(module, attribute, QParam(_packed(variable.shape, type_name, layout, transposed=attribute == "kernel")))
+                setattr(module, attribute, QParam(_packed(variable.shape, type_name, layout_of, transposed=attribute == "kernel")))
     return Engine(decoder), PREFILL_CHUNK, 4096
 
 
 MODELS = {"demo": _demo, "llama-8b": _llama_8b}
 
 
-def _packed(shape, type_name, layout, *, transposed) -> QTensor:
+def _packed(shape, type_name, layout_of, *, transposed) -> QTensor:
     """An abstract packed matrix that is seen as `shape`."""
     rows, columns = reversed(shape) if transposed else shape
     row_bytes = jax.ShapeDtypeStruct((rows, formats.get(type_name).row_bytes(columns)), jnp.uint8)
+    layout = layout_of(formats.get(type_name))
     return jax.eval_shape(lambda data: QTensor.from_bytes(data, type_name, layout=layout, transposed=transposed), row_bytes)

@@ -37,13 +37,15 @@ def snappy(data):
     return bytes([len(data), len(data), 60 << 2, len(data) - 1]) + data
 
 
-def elf(machine=AMDGPU, note_type=32, padding=0):
-    """An ELF file of one section, a note that holds METADATA."""
+def elf(machine=AMDGPU, note_type=32, padding=0, code=b""):
+    """An ELF file of two sections, a note that holds METADATA and machine code."""
     note = struct.pack("<III", 7, len(packed := msgpack.packb(METADATA)), note_type) + b"AMDGPU\0\0" + packed
-    table = 64 + padding + len(note)
-    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 0, table, 0, 64, 0, 0, 64, 1, 0)
-    section = struct.pack("<IIQQQQ", 0, 7, 0, 0, 64 + padding, len(note)) + bytes(24)
-    return header + bytes(padding) + note + section
+    text = 64 + padding + len(note)
+    table = text + len(code)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 0, table, 0, 64, 0, 0, 64, 2, 0)
+    sections = struct.pack("<IIQQQQ", 0, 7, 0, 0, 64 + padding, len(note)) + bytes(24)
+    sections += struct.pack("<IIQQQQ", 0, 1, 6, 0, text, len(code)) + bytes(24)
+    return header + bytes(padding) + note + code + sections
 
 
 def test_a_code_object_across_blocks_of_a_nested_file_is_found_once():
@@ -61,6 +63,21 @@ def test_the_metadata_of_kernels():
     assert code_objects.target(elf()) == "amdgcn-amd-amdhsa--gfx1100"
     assert (kernel.name, kernel.vgprs, kernel.sgprs, kernel.agprs) == ("fusion", 42, 16, 0)
     assert (kernel.lds, kernel.spills, kernel.scratch) == (2048, 3, 12)
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("", 0),
+        ("0040a8d3 01050e1c", 1),  # v_dot4_i32_i8 v0, v1, v2, v3
+        ("004016cc 01050e7c", 1),  # v_dot4_i32_iu8 v0, v1, v2, v3 neg_lo:[1,1,0]
+        ("004016cc 01050e1c", 0),  # of unsigned bytes
+        ("0040a9d3 01050e1c", 0),  # v_dot4_u32_u8 v0, v1, v2, v3
+        ("0040a8d3 01050e1c 010080bf 0440a8d3 05050e1c", 2),
+    ],
+)
+def test_dot_products_are_counted(code, count):
+    assert code_objects.signed_dot4s(elf(code=bytes.fromhex(code))) == count
 
 
 def test_a_code_object_without_metadata_is_refused():

@@ -11,7 +11,7 @@ COLUMNS = ("device", "model", "load, s", "prefill 128", "prefill 512", "decode",
 def results(folder: Path = ROOT / "benchmarks" / "results") -> list[dict]:
     """The speeds of models that were measured, oldest first within a file; the folder has other results too."""
     lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-    return [line for line in lines if "decode_tokens_per_s" in line]
+    return [line for line in lines if {"decode_tokens_per_s", "load_seconds"} <= set(line)]
 
 
 def table(measured: list[dict]) -> str:

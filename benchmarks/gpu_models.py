@@ -1,0 +1,134 @@
+"""Speed of whole models on a GPU: `python benchmarks/gpu_models.py [--shapes llama-3.1-8b] [--mixes Q4_0 Q4_K_M ...]`.
+
+Models have random weights, made on the device. Each line of benchmarks/results/gpu_models.jsonl is one model in one mode of activations:
+tokens per second of wall clock while decoding (one sequence, at a depth, in batches: summed) and of prompts, compile time, memory, and the
+time of the kernels of a decode step. A step's ceiling is what the copy bandwidth, measured in the same run, allows.
+"""
+
+import argparse
+import collections
+import datetime
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import made
+import numpy as np
+from flax import nnx
+from kernel_trace import kernel_times
+
+from rocmforge_jax.generate import Engine, SamplingParams
+
+RESULTS = Path(__file__).parent / "results" / "gpu_models.jsonl"
+MIXES = ("Q4_0", "Q4_K_M", "Q5_0", "Q6_K", "Q8_0")
+TOKENS, REPEATS = 128, 3
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def copy_bandwidth() -> float:
+    """GB/s of a large copy, reads and writes counted."""
+    array = jax.random.normal(jax.random.key(0), (1 << 28,), jnp.float32)
+    times = kernel_times(lambda: _increment(array), 5)
+    return 2 * array.nbytes / max(us for us, _ in times.values()) / 1e3
+
+
+_increment = jax.jit(lambda array: array + 1)
+
+
+def measure(shape: str, mix: str, activations: str, bandwidth: float, wanted: set[str]) -> dict:
+    """What is wanted of MEASUREMENTS, for a model that is made for it."""
+    decoder = made.decoder(shape, mix, activations=activations)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(decoder)))
+    embedding = 0 if decoder.output is None else decoder.token_embd.embedding.get_value().nbytes
+    engine, result = Engine(decoder), {"shape": shape, "mix": mix, "activations": activations, "bytes": weights}
+    start = time.perf_counter()
+    engine.warm_up()
+    result["compile_seconds"] = time.perf_counter() - start
+    for name, run in MEASUREMENTS.items():
+        if name in wanted:
+            result[name] = run(engine)
+            print(f"{shape} {mix} {activations}: {name} {result[name]}", file=sys.stderr, flush=True)
+    if "decode_tokens_per_s" in result:
+        result["share_of_copy_bandwidth"] = (weights - embedding) * result["decode_tokens_per_s"] / 1e9 / bandwidth
+    return result | {"peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}
+
+
+def decode_speed(engine, batch: int, depth: int) -> float:
+    """Tokens per second of all sequences together, from `depth` tokens on."""
+    prompts = np.random.default_rng(0).integers(0, engine.config.vocabulary, (batch, depth)).tolist()
+
+    def once():
+        engine.forget()
+        steps = engine.generate(prompts, GREEDY, max_tokens=TOKENS + 1)
+        next(steps)
+        start = time.perf_counter()
+        collections.deque(steps, maxlen=0)
+        return batch * TOKENS / (time.perf_counter() - start)
+
+    once()
+    return statistics.median(once() for _ in range(REPEATS))
+
+
+def prefill_speed(engine, length: int) -> float:
+    prompt = np.random.default_rng(0).integers(0, engine.config.vocabulary, length).tolist()
+
+    def once():
+        engine.forget()
+        start = time.perf_counter()
+        jax.block_until_ready(engine.prefill([prompt])[0])
+        return length / (time.perf_counter() - start)
+
+    once()
+    return statistics.median(once() for _ in range(REPEATS))
+
+
+def step_kernels(engine, count: int = 40) -> list:
+    """[kernel, microseconds a launch, launches a token] of decoding, the longest in all first."""
+
+    def run():
+        engine.forget()
+        return [added[0].ids for added in engine.generate([[1] * 16], GREEDY, max_tokens=65)]
+
+    times = kernel_times(run, 1)
+    return [[name, round(us, 2), round(launches / 64, 2)] for name, (us, launches) in list(times.items())[:count]]
+
+
+MEASUREMENTS = {
+    "decode_tokens_per_s": lambda engine: decode_speed(engine, 1, 16),
+    "step_kernels": step_kernels,
+    "prefill_512_tokens_per_s": lambda engine: prefill_speed(engine, 512),
+    "prefill_2048_tokens_per_s": lambda engine: prefill_speed(engine, 2048),
+    "decode_at_4096_tokens_per_s": lambda engine: decode_speed(engine, 1, 4096),
+    "decode_batch_8_tokens_per_s": lambda engine: decode_speed(engine, 8, 16),
+    "decode_batch_32_tokens_per_s": lambda engine: decode_speed(engine, 32, 16),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=["llama-3.1-8b"])
+    parser.add_argument("--mixes", nargs="+", default=MIXES)
+    parser.add_argument("--activations", nargs="+", default=["int16", "int8"])
+    parser.add_argument("--measure", nargs="+", default=list(MEASUREMENTS), choices=MEASUREMENTS, metavar="NAME", help="default: all")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to append to (default: %(default)s)")
+    options = parser.parse_args()
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__}, "copy_gb_per_s": copy_bandwidth(),
+    }  # fmt: skip
+    for shape in options.shapes:
+        for mix in options.mixes:
+            for activations in options.activations:
+                line = json.dumps(facts | measure(shape, mix, activations, facts["copy_gb_per_s"], set(options.measure)))
+                print(line, flush=True)
+                options.results.parent.mkdir(parents=True, exist_ok=True)
+                with options.results.open("a") as results:
+                    print(line, file=results)
+
+
+if __name__ == "__main__":
+    main()

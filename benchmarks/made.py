@@ -5,16 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from mixes import type_of
 from synthetic import SHAPES
 
 from pallas_kernels import samples
 from rocmforge_jax import formats
 from rocmforge_jax.models import Decoder, DecoderConfig
+from rocmforge_jax.models.load import tensor_name
 from rocmforge_jax.nn import RopeConfig
 from rocmforge_jax.quant import QParam, QTensor, groups
-
-#: The mixes of types that files are known by; any other name is a type for all matrices.
-MIXES = {"Q4_K_M": "Q4_K"}
 
 
 def config(shape_name: str) -> DecoderConfig:
@@ -33,26 +32,9 @@ def decoder(shape_name: str, mix: str, dtype=jnp.bfloat16, **settings) -> Decode
     for path, module in list(nnx.iter_modules(made)):
         for attribute, variable in list(vars(module).items()):
             if isinstance(variable, nnx.Variable):
-                fmt = formats.get(type_of(path, made.config.layers, mix))
+                fmt = formats.get(type_of(tensor_name((*path, attribute)), made.config.layers, made.config.tied, mix))
                 setattr(module, attribute, _variable(variable.shape, fmt, attribute == "kernel", next(keys)))
     return made
-
-
-def type_of(path: tuple, layers: int, mix: str) -> str:
-    """The type of the matrix of a module, as llama.cpp's quantize chooses it."""
-    name = path[-1]
-    if mix not in MIXES:
-        return mix
-    if name == "output":
-        return "Q6_K"
-    more = name in ("attn_v", "ffn_down") and _more_bits(path[1], layers)
-    return "Q6_K" if more else MIXES[mix]
-
-
-def _more_bits(layer: int, layers: int) -> bool:
-    """The layers whose attn_v and ffn_down get more bits: the first and last eighth and every third between."""
-    eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
 def _variable(shape, fmt, transposed, key):

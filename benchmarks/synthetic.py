@@ -1,7 +1,8 @@
 """GGUF files with the shapes of well-known models and random weights: `python benchmarks/synthetic.py qwen2.5-0.5b q4_0 OUT.gguf`.
 
 Speed does not depend on the values, only on their being finite and of a sane size, so scales are drawn so that a weight has a
-standard deviation of about 0.02. The files have no tokenizer: they are for `rocmforge-jax bench` and `rocmforge-jax inspect`.
+standard deviation of about 0.02. The files say that they have no vocabulary, in the words that llama.cpp takes for it: they are for
+`rocmforge-jax bench`, `rocmforge-jax inspect` and benchmarks/cpu.py.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from mixes import type_of
 
 from rocmforge_jax import formats
 from rocmforge_jax.gguf import write_gguf
@@ -20,6 +22,8 @@ SHAPES = {
     "llama-3.1-8b": ("llama", 32, 4096, 14336, 32, 8, 128, 128256, 5e5),
     "qwen2.5-7b": ("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 1e6),
 }
+#: name -> how much longer than the 8192 tokens of its pretraining a Llama 3 was made to read, which is in its `rope_freqs.weight`.
+STRETCHED = {"llama-3.2-1b": 32, "llama-3.1-8b": 8}
 
 
 def random_blocks(fmt: formats.Format, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
@@ -52,24 +56,42 @@ def tensor_shapes(shape_name: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
-    """Write the file; matrices have the type `type_name`, vectors F32."""
+def rope_factors(shape_name: str) -> np.ndarray:
+    """What each frequency is divided by, float32 [head width / 2]: 1 where a wave is short, the stretch where it is long."""
+    head, base = SHAPES[shape_name][6], SHAPES[shape_name][8]
+    waves_in_context = 8192 * base ** (-np.arange(0, head, 2) / head) / (2 * math.pi)
+    short = np.clip((waves_in_context - 1) / (4 - 1), 0, 1)
+    return (1 / ((1 - short) / STRETCHED[shape_name] + short)).astype(np.float32)
+
+
+def metadata(shape_name: str, type_name: str) -> dict:
     architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, base = SHAPES[shape_name]
-    fmt, random = formats.get(type_name), np.random.default_rng(seed)
-    prefix = lambda values: {f"{architecture}.{key}": value for key, value in values.items()}
-    metadata = {"general.architecture": architecture, "general.name": f"synthetic {shape_name} {fmt}"} | prefix({
+    values = {
         "block_count": layers, "context_length": 32768, "embedding_length": width, "feed_forward_length": hidden,
         "attention.head_count": heads, "attention.head_count_kv": kv_heads, "attention.key_length": head,
         "attention.value_length": head, "attention.layer_norm_rms_epsilon": np.float32(1e-6), "rope.freq_base": np.float32(base),
         "rope.dimension_count": head, "vocab_size": vocabulary,
-    })  # fmt: skip
-    tensors = {}
+    }  # fmt: skip
+    general = {"architecture": architecture, "name": f"synthetic {shape_name} {type_name.upper()}"}
+    return (
+        {f"general.{key}": value for key, value in general.items()}
+        | {f"{architecture}.{key}": value for key, value in values.items()}
+        | {"tokenizer.ggml.model": "no_vocab"}
+    )
+
+
+def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
+    """Write the file; matrices have the type `type_name` or those of that mix, vectors F32."""
+    layers, random, tensors = SHAPES[shape_name][1], np.random.default_rng(seed), {}
     for name, shape in tensor_shapes(shape_name).items():
         if len(shape) > 1:
+            fmt = formats.get(type_of(name, layers, True, type_name))
             tensors[name] = (fmt, random_blocks(fmt, shape, random))
         else:
             tensors[name] = ("F32", random.normal(1.0 if "norm" in name else 0.0, 0.02, shape).astype(np.float32))
-    write_gguf(out, metadata, tensors)
+    if shape_name in STRETCHED:
+        tensors["rope_freqs.weight"] = ("F32", rope_factors(shape_name))
+    write_gguf(out, metadata(shape_name, type_name), tensors)
 
 
 if __name__ == "__main__":

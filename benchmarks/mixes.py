@@ -1,0 +1,26 @@
+"""Which type each matrix of a file has: one for all, or a mix of llama.cpp's quantize."""
+
+#: The mixes that files are known by -> the type of most matrices. Any other name is a type for all of them.
+MIXES = {"Q4_K_M": "Q4_K"}
+
+
+def type_of(name: str, layers: int, tied: bool, mix: str) -> str:
+    """The type of a tensor of the file, such as "blk.3.attn_v.weight", as `llama_tensor_get_type` chooses it.
+
+    tied: the embedding is the head as well.
+    """
+    mix = mix.upper()
+    if mix not in MIXES:
+        return mix
+    if name == ("token_embd.weight" if tied else "output.weight"):
+        return "Q6_K"
+    _, _, rest = name.partition("blk.")
+    layer, _, kind = rest.partition(".")
+    more = kind in ("attn_v.weight", "ffn_down.weight") and _use_more_bits(int(layer), layers)
+    return "Q6_K" if more else MIXES[mix]
+
+
+def _use_more_bits(layer: int, layers: int) -> bool:
+    """The layers whose attn_v and ffn_down get more bits: the first and last eighth and every third between."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2

@@ -20,7 +20,7 @@ help:
 	@echo "make test-core  the quicker, essential half of the tests"
 	@echo "make test-gpu   the tests that need a GPU, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
-	@echo "make bench      speed on the CPU, appended to benchmarks/results/cpu.jsonl (ARGS=... picks the models)"
+	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
 	@echo "make fuzz-atheris  the same, guided by what the reader does"

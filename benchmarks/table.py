@@ -1,47 +1,86 @@
-"""The table of measurements in README.md, made from benchmarks/results/*.jsonl: `python benchmarks/table.py` renews it."""
+"""The tables of measurements in README.md, made from benchmarks/results: `python benchmarks/table.py` renews them."""
 
 import json
 from pathlib import Path
 
+from cpu_goals import GOALS, OURS, THEIRS
+
 ROOT = Path(__file__).resolve().parents[1]
-START, END = "<!-- table: made by benchmarks/table.py -->", "<!-- end of table -->"
-COLUMNS = ("device", "model", "load, s", "prefill 128", "prefill 512", "decode", "jax", "date")
+#: Title -> key of a result's medians. A cell of these has ours, llama.cpp's and the ratio.
+CPU = {
+    "decode": "decode_tokens_per_s", "prefill 128": "prefill_128_tokens_per_s", "prefill 512": "prefill_512_tokens_per_s",
+    "start, s": "first_token_seconds", "memory, MB": "peak_rss_bytes",
+}  # fmt: skip
+#: Title -> key of a result.
+GPU = {
+    "decode": "decode_tokens_per_s", "at depth 4096": "decode_at_4096_tokens_per_s", "batch 8": "decode_batch_8_tokens_per_s",
+    "batch 32": "decode_batch_32_tokens_per_s", "prefill 512": "prefill_512_tokens_per_s", "prefill 2048": "prefill_2048_tokens_per_s",
+}  # fmt: skip
 
 
-def results(folder: Path = ROOT / "benchmarks" / "results") -> list[dict]:
-    """The speeds of models that were measured, oldest first within a file; the folder has other results too."""
-    lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-    return [line for line in lines if {"decode_tokens_per_s", "load_seconds"} <= set(line)]
+def results(name: str, folder: Path = ROOT / "benchmarks" / "results") -> list[dict]:
+    """What a file of results has, oldest first; nothing where there is no such file."""
+    path = folder / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def table(measured: list[dict]) -> str:
-    """One row for each device, model and version of jax, the newest numbers, in Markdown. Prefill and decode in tokens/s."""
+def cpu_table(measured: list[dict]) -> str:
+    """One row for each device, model and version of jax, the newest numbers."""
+    rows = {(one["device"], one["model"], one["versions"]["jax"]): one for one in measured}
+    lines = [("device", "model", *CPU, "jax", "date")]
+    for (device, model, jax), one in sorted(rows.items()):
+        cells = [_compared(GOALS[key], one["medians"].get(key, {})) for key in CPU.values()]
+        lines.append((device, model.removesuffix(".gguf"), *cells, jax, one["date"]))
+    return _markdown(lines)
+
+
+def gpu_table(measured: list[dict]) -> str:
+    """One row for each device, model, mode of activations and version of jax: its newest numbers, from whichever runs have them."""
     rows = {}
     for one in measured:
-        row = rows.setdefault((one["device"], one["model"], one["versions"]["jax"]), {})
-        row |= {
-            "load, s": f"{one['load_seconds']:.1f}",
-            f"prefill {one['prompt_tokens']}": f"{one['prefill_tokens_per_s']:,.0f}",
-            "date": one["date"],
-        }
-        if one["prompt_tokens"] == 128:  # later tokens read a longer cache
-            row["decode"] = f"{one['decode_tokens_per_s']:,.0f}"
-    lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    for (device, model, jax), row in sorted(rows.items()):
-        row |= {"device": device, "model": model.removesuffix(".gguf"), "jax": jax}
-        lines.append([row.get(column, "-") for column in COLUMNS])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else "Nothing has been measured yet: `make bench`."
+        row = rows.setdefault((one["device"], f"{one['shape']} {one['mix']}", one["activations"], one["versions"]["jax"]), {})
+        row |= {title: f"{one[key]:,.0f}" for title, key in GPU.items() if key in one} | {"date": one["date"]}
+    lines = [("device", "model", "activations", *GPU, "jax", "date")]
+    for (*what, jax), row in sorted(rows.items()):
+        lines.append((*what, *(row.get(title, "-") for title in GPU), jax, row["date"]))
+    return _markdown(lines)
 
 
-def renewed(page: str, measured: list[dict]) -> str:
-    """The page with a current table between its two marks. ValueError where a mark is missing."""
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"the page needs a line {START!r} and, after it, a line {END!r}")
-    return f"{before}{START}\n{table(measured)}\n{END}{after}"
+def _compared(goal, medians: dict) -> str:
+    """12 / 24 (0.50), or 12 where llama.cpp was not measured."""
+    if OURS not in medians:
+        return "-"
+    _, ours, theirs, ratio, *_ = goal.row("", medians[OURS], medians.get(THEIRS))
+    return f"{ours} / {theirs} ({ratio})" if THEIRS in medians else ours
+
+
+def _markdown(lines: list[tuple]) -> str:
+    if len(lines) == 1:
+        return "Nothing has been measured yet."
+    lines.insert(1, ("---",) * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+#: Name between the marks of a page -> the file of results and how it becomes a table.
+TABLES = {"cpu": ("cpu.jsonl", cpu_table), "gpu": ("gpu_models.jsonl", gpu_table)}
+
+
+def renewed(page: str, tables: dict[str, str]) -> str:
+    """The page with each table between its two marks. ValueError where a mark is missing."""
+    for name, table in tables.items():
+        start, end = f"<!-- table {name}: made by benchmarks/table.py -->", f"<!-- end of table {name} -->"
+        before, found, rest = page.partition(start)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise ValueError(f"the page needs a line {start!r} and, after it, a line {end!r}")
+        page = f"{before}{start}\n{table}\n{end}{after}"
+    return page
+
+
+def current() -> dict[str, str]:
+    return {name: table(results(file)) for name, (file, table) in TABLES.items()}
 
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(renewed(readme.read_text(), results()))
+    readme.write_text(renewed(readme.read_text(), current()))

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import runpy
 import subprocess
 from pathlib import Path
 
@@ -84,22 +83,6 @@ def test_links_of_the_pages_lead_somewhere():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
     assert links and [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
-
-
-@pytest.mark.core
-def test_the_table_of_measurements_is_current():
-    table = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
-    page = (ROOT / "README.md").read_text()
-    assert table["renewed"](page, table["results"]()) == page, "run: python benchmarks/table.py"
-
-
-@pytest.mark.core
-def test_the_table_shows_the_newest_numbers():
-    table = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))["table"]
-    one = {"device": "cpu", "model": "a.gguf", "versions": {"jax": "0.12"}, "date": "d", "load_seconds": 2, "decode_tokens_per_s": 30}
-    old, new = one | {"prompt_tokens": 128, "prefill_tokens_per_s": 1}, one | {"prompt_tokens": 128, "prefill_tokens_per_s": 1234.5}
-    long = one | {"prompt_tokens": 512, "prefill_tokens_per_s": 99, "decode_tokens_per_s": 20}
-    assert table([old, new, long]).splitlines()[2:] == ["| cpu | a | 2.0 | 1,234 | 99 | 30 | 0.12 | d |"]
 
 
 @pytest.mark.core

@@ -1,0 +1,95 @@
+"""The programs in benchmarks/: files as llama.cpp makes them, goals, tables, and workers that answer."""
+
+import contextlib
+import importlib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rocmforge_jax.gguf import open_gguf
+from rocmforge_jax.locate import DEMO
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS, THEIRS = "rocmforge_jax", "llama_cpp"
+RESULT = {
+    "device": "c", "model": "synthetic-llama-3.2-1b-q8_0.gguf", "versions": {"jax": "0.12"}, "date": "d", "repeats": 5,
+    "medians": {
+        "decode_tokens_per_s": {OURS: 30, THEIRS: 40}, "first_token_seconds": {OURS: 4, THEIRS: 2}, "cold_first_token_seconds": {OURS: 20},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Imports a module of benchmarks/ by name, whose modules are no package."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.mark.core
+def test_the_tables_of_measurements_are_current(program):
+    page, table = (ROOT / "README.md").read_text(), program("table")
+    assert table.renewed(page, table.current()) == page, "run: python benchmarks/table.py"
+
+
+@pytest.mark.core
+def test_a_page_without_marks_is_refused(program):
+    with pytest.raises(ValueError, match="needs a line '<!-- table cpu"):
+        program("table").renewed("", {"cpu": ""})
+
+
+@pytest.mark.core
+def test_the_table_shows_the_newest_numbers_and_the_ratio(program):
+    new = RESULT | {"medians": {"decode_tokens_per_s": {OURS: 36, THEIRS: 40}, "prefill_128_tokens_per_s": {OURS: 1234.5}}}
+    rows = program("table").cpu_table([RESULT, new]).splitlines()[2:]
+    assert rows == ["| c | synthetic-llama-3.2-1b-q8_0 | 36.0 / 40.0 (0.90) | 1,234 | - | - | - | 0.12 | d |"]
+
+
+@pytest.mark.core
+def test_runs_on_a_gpu_that_measured_other_things_share_a_row(program):
+    one = {"device": "g", "shape": "s", "mix": "Q4_0", "activations": "int8", "versions": {"jax": "0.12"}, "date": "d"}
+    rows = program("table").gpu_table([one | {"decode_tokens_per_s": 400.4}, one | {"prefill_512_tokens_per_s": 12000}]).splitlines()[2:]
+    assert rows == ["| g | s Q4_0 | int8 | 400 | - | - | - | 12,000 | - | 0.12 | d |"]
+
+
+@pytest.mark.core
+def test_goals_bound_speeds_below_and_times_above(program):
+    rows = program("cpu_goals").rows(RESULT)
+    assert [row[1:] for row in rows] == [
+        ("30.0", "40.0", "0.75", ">= 0.6 x", "yes"), ("4.00", "2.00", "2.00", "<= 1.5 x", "no"), ("20.0", "-", "-", "<= 25", "yes"),
+    ]  # fmt: skip
+    alone = RESULT | {"medians": {"decode_tokens_per_s": {OURS: 30}}}
+    assert program("cpu_goals").rows(alone)[0][1:] == ("30.0", "-", "-", "-", "-")
+
+
+@pytest.mark.core
+def test_the_mix_gives_half_of_the_layers_more_bits(program):
+    type_of = program("mixes").type_of
+    more = [i for i in range(16) if type_of(f"blk.{i}.attn_v.weight", 16, True, "q4_k_m") == "Q6_K"]
+    assert more == [0, 1, 4, 7, 10, 13, 14, 15]
+    assert [type_of("token_embd.weight", 16, tied, "Q4_K_M") for tied in (True, False)] == ["Q6_K", "Q4_K"]
+    assert [type_of(name, 16, False, "Q4_K_M") for name in ("output.weight", "blk.0.attn_q.weight")] == ["Q6_K", "Q4_K"]
+    assert type_of("blk.0.attn_v.weight", 16, True, "q8_0") == "Q8_0"
+
+
+@pytest.mark.core
+def test_a_made_file_has_no_vocabulary_and_the_factors_of_its_rope(program, tmp_path, monkeypatch):
+    synthetic = program("synthetic")
+    monkeypatch.setitem(synthetic.SHAPES, "llama-3.2-1b", ("llama", 1, 256, 512, 4, 2, 64, 512, 5e5))
+    synthetic.write("llama-3.2-1b", "q4_k_m", tmp_path / "made.gguf")
+    gguf = open_gguf(tmp_path / "made.gguf")
+    factors = gguf.tensors["rope_freqs.weight"].data.view("<f4")
+    assert factors.shape == (32,) and factors[0] == 1 and factors[-1] == 32 and (np.diff(factors) >= 0).all()
+    assert gguf.metadata["tokenizer.ggml.model"] == "no_vocab" and gguf.tensors["token_embd.weight"].format.name == "Q6_K"
+
+
+@pytest.mark.parametrize("package", [OURS, THEIRS])
+def test_a_worker_measures_what_it_is_asked(program, tmp_path, package):
+    if package == THEIRS:
+        importlib.util.find_spec(THEIRS) or pytest.skip("llama-cpp-python is not installed")
+    with contextlib.closing(program("cpu").Worker(package, DEMO, 1, tmp_path)) as worker:
+        answer = worker.ask(20, 9)
+        assert 0 < worker.first_token_seconds < worker.answer_seconds and worker.peak_rss_bytes > DEMO.stat().st_size
+    assert set(answer) == {"first_seconds", "rest_seconds", "idle_share"} and min(answer.values()) >= 0

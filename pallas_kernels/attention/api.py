@@ -9,14 +9,17 @@ import jax.numpy as jnp
 from pallas_kernels.attention import checks, decode, prefill, reference
 from pallas_kernels.attention.blocks import DECODE, PREFILL, Blocks, chosen
 from pallas_kernels.attention.scoring import Scoring
+from pallas_kernels.packing import GROUP
 from pallas_kernels.targets import Target
 
 
 def decode_attention(
     q_BNH, keys_BKHS, values_BKSH, lengths_B, *, scale: float, target: Target | None, window: int | None = None,
-    soft_cap: float | None = None, sinks_N=None, implementation: str = "triton", blocks: Blocks | None = None,
+    soft_cap: float | None = None, sinks_N=None, implementation: str = "triton", blocks: Blocks | None = None, activations: str | None = None,
 ):  # fmt: skip
     """softmax(scale * q k) v for one query a sequence, at position lengths_B[b] - 1 -> [B, N, H] in q's dtype.
+
+    activations: a mode of `qmatmul.activations`. The kernel then gives the pair of that and the Activations of its rows [B, N * H].
 
     lengths_B: integers, filled slots, the query's own included, 0 to S; a sequence of length 0 gets zeros. window: slots a query sees,
     its own included. soft_cap: scores become cap * tanh(score / cap). sinks_N: logits that take a share of the weights and have no
@@ -26,12 +29,16 @@ def decode_attention(
     checks.check_operands(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, names=("q_BNH", "lengths_B"))
     operands = q_BNH, keys_BKHS, values_BKSH, lengths_B.astype(jnp.int32), _float32(sinks_N), _scoring(scale, window, soft_cap)
     if not _kernels_wanted(implementation):
+        if activations is not None:
+            raise NotImplementedError("only the kernel gives Activations")
         return reference.decode(*operands)
     checks.require_kernels(target, q_BNH, keys_BKHS, values_BKSH)
     blocks = blocks or chosen(DECODE, target, keys_BKHS.dtype.itemsize, keys_BKHS.shape[2])
     splits = decode.split_count(values_BKSH.shape, q_BNH.shape[1] // keys_BKHS.shape[1], window, blocks)
     checks.require_fits("the partial sums", (*q_BNH.shape, splits))
-    return decode.decode(*operands, blocks, target)
+    if activations is not None and q_BNH.shape[-1] % GROUP:
+        raise NotImplementedError(f"heads of {q_BNH.shape[-1]}, only multiples of {GROUP} can be quantised")
+    return decode.decode(*operands, blocks, target, activations)
 
 
 def prefill_attention(

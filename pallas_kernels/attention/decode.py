@@ -2,7 +2,7 @@
 
 All query heads of a KV group are rows of one tile, so a group of any size reads its cache once. One sequence has few KV heads, a GPU
 many multiprocessors: the filled slots are split evenly over programs, which write their largest exponent, sum of weights and weighted
-values; a second kernel combines them. What is to follow attention can follow `combined` in that kernel.
+values; a second kernel combines them, and quantises what it has for the product that follows.
 """
 
 import jax
@@ -14,16 +14,18 @@ from pallas_kernels import triton
 from pallas_kernels.attention.blocks import Blocks
 from pallas_kernels.attention.scoring import LOG2_E, LOWEST, Scoring
 from pallas_kernels.attention.slots import Slots, attend, normalised, padded, seen_blocks, within
+from pallas_kernels.packing import GROUP
+from pallas_kernels.qmatmul import activations
 from pallas_kernels.targets import Target
 
 #: Numbers of a tile of the second kernel: 64 registers of a thread.
 _COMBINED_TILE, _COMBINED_THREADS = 8192, 128
 
 
-def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, scoring: Scoring, blocks: Blocks, target: Target):
-    """-> [B, N, H] in q's dtype. Checked by `api`."""
+def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, scoring: Scoring, blocks: Blocks, target: Target, mode: str | None = None):
+    """-> [B, N, H] in q's dtype, with a mode also the Activations that it becomes. Checked by `api`."""
     parts = attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring, blocks, target)
-    return combine(*parts, sinks_N, q_BNH.dtype, target)
+    return combine(*parts, sinks_N, q_BNH.dtype, target, mode)
 
 
 def split_count(shape, G: int, window: int | None, blocks: Blocks) -> int:
@@ -87,23 +89,33 @@ def _share(blocks, split, splits):
     return tuple(jnp.clip(bound, first, last) for bound in blocks)
 
 
-def combine(highest, total, sums, sinks_N, dtype, target: Target):
-    """What `attend_in_parts` returns, and sinks [N] or None -> [B, N, H] in `dtype`."""
+def combine(highest, total, sums, sinks_N, dtype, target: Target, mode: str | None = None):
+    """What `attend_in_parts` returns, and sinks [N] or None -> [B, N, H] in `dtype`.
+
+    mode: where it is given, H is a multiple of 32, and the Activations in that mode of the rows [B, N * H] come as well.
+    """
     B, N, splits, H = sums.shape
-    width = min(pl.next_power_of_2(H), max(16, _COMBINED_TILE // pl.next_power_of_2(splits)))
-
-    def kernel(highest_ref, total_ref, sums_ref, *refs):
-        *sinks_ref, out_ref = refs
-        b, n = pl.program_id(0) // N, pl.program_id(0) % N
-        columns = pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
-        out = combined(highest_ref, total_ref, sums_ref, *sinks_ref, b=b, n=n, columns=columns)
-        triton.store(out_ref, (b, n, columns), out.astype(out_ref.dtype), mask=within((columns, H if H % width else None)))
-
+    width = min(pl.next_power_of_2(H), max(GROUP, _COMBINED_TILE // pl.next_power_of_2(splits)))
     operands = [highest, total, sums] + ([] if sinks_N is None else [sinks_N])
-    return triton.call(
-        kernel, jax.ShapeDtypeStruct((B, N, H), dtype), grid=(B * N, pl.cdiv(H, width)),
+
+    def kernel(*refs):
+        (out_ref, *act_refs), programs = refs[len(operands) :], pl.program_id(0)
+        b, n = programs // N, programs % N
+        first = pl.program_id(1) * width
+        columns = first + jnp.arange(width, dtype=jnp.int32)
+        out = combined(*refs[: len(operands)], b=b, n=n, columns=columns).astype(out_ref.dtype)
+        triton.store(out_ref, (b, n, columns), out, mask=within((columns, H if H % width else None)))
+        if mode is not None:
+            g = jnp.arange(width // GROUP, dtype=jnp.int32) + first // GROUP
+            of_groups = out.astype(jnp.float32).reshape(-1, GROUP)
+            activations.store(act_refs, b, g + n * (H // GROUP), of_groups, mode, mask=within((g, H // GROUP if H % width else None)))
+
+    shapes = [] if mode is None else activations.shapes(B, N * H // GROUP, mode, False)
+    out, *found = triton.call(
+        kernel, [jax.ShapeDtypeStruct((B, N, H), dtype), *shapes], grid=(B * N, pl.cdiv(H, width)),
         target=target, warps=_COMBINED_THREADS // target.wave, name="combine_attention",
     )(*operands)  # fmt: skip
+    return out if mode is None else (out, activations.of_arrays(found, mode))
 
 
 def combined(highest_ref, total_ref, sums_ref, sinks_ref=None, *, b, n, columns):

@@ -12,12 +12,15 @@ from pallas_kernels.targets import Target
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Of a program: rows of the weight, groups that are read at once, rows of activations, and warps that share the work."""
+    """Of a program: rows of the weight after each other, how many such runs there are side by side (one a warp, so that it is what a warp
+    does), groups that are read at once, rows of activations, and warps. ahead: the next groups are read before those at hand are used."""
 
     rows: int
     groups: int
     warps: int = 1
     batch: int = 1
+    spread: int = 1
+    ahead: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,47 +32,25 @@ class MatrixTile(Tile):
 
 #: For one row of activations, by what the codes of a weight are; see `_kind`.
 ONE_ROW = {
-    "": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 64)),
-    "cuda": {
-        "table": Tile(8, 128, warps=2),
-        "minimum": Tile(8, 128),
-        1: Tile(4, 128),
-        2: Tile(4, 128),
-        3: Tile(4, 128),
-        4: Tile(8, 64),
-        5: Tile(4, 64),
-        6: Tile(4, 64),
-        8: Tile(4, 128),
-    },
-    "rocm gfx9": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 128)),
+    "": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 32, warps=8, spread=8)),
+    "cuda": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 64, warps=8, spread=8)),
+    "rocm gfx9": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 64, warps=8, spread=8)),
 }
 #: For several rows of activations: (up to so many rows, tile).
 SEVERAL_ROWS = {
-    "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
-    "cuda": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
-    "rocm gfx9": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
+    "": ((2, Tile(4, 32, warps=8, spread=8, batch=2)), (16, Tile(4, 32, warps=8, spread=8, batch=4))),
+    "cuda": ((2, Tile(4, 64, warps=8, spread=8, batch=2)), (16, Tile(4, 32, warps=8, spread=8, batch=8))),
+    "rocm gfx9": ((2, Tile(4, 64, warps=8, spread=8, batch=2)), (16, Tile(4, 64, warps=8, spread=8, batch=4))),
 }
-#: Of rows of so many groups or more, so many groups at least are read at once: each step of the loop over them waits for its own reads.
-LONG_ROW = {"": (256, 0), "cuda": (256, 128)}
-#: Programs that a launch should have at least: with fewer, rows of the weight are spread over more.
-PROGRAMS = 2000
 
 
 def few_rows(rows: int, groups: int, jobs, target: Target) -> Tile:
     """The tile for so many rows of activations, of so many groups, and the jobs of a launch."""
-    if rows == 1:
-        sizes = _of_family(ONE_ROW, target)
-        tiles = [sizes[_kind(packing)] for job in jobs for packing in job.packings]
-        tile = min(tiles, key=lambda tile: tile.rows * tile.groups / tile.warps)
-    else:
-        tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
-    long, at_once = _of_family(LONG_ROW, target)
-    if groups >= long and rows == 1:
-        tile = dataclasses.replace(tile, groups=max(tile.groups, at_once))
-    outputs, count = sum(job.rows for job in jobs), tile.rows
-    while count > 2 and outputs < PROGRAMS * count:
-        count //= 2
-    return dataclasses.replace(tile, rows=count)
+    if rows > 1:
+        return next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
+    sizes = _of_family(ONE_ROW, target)
+    tiles = [sizes[_kind(packing)] for job in jobs for packing in job.packings]
+    return min(tiles, key=lambda tile: tile.rows * tile.groups / tile.warps)
 
 
 #: For tens of rows of activations.

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.api import decode_attention, prefill_attention
+from pallas_kernels.packing import GROUP
+from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.targets import Target
 from rocmforge_jax.nn.cache import LayerCache
+from rocmforge_jax.nn.prepared import Prepared
 from rocmforge_jax.quant import kernels
 
 #: XLA addresses arrays with 32-bit elements counts in places; no operand of attention may have more elements.
@@ -51,6 +54,20 @@ def causal_attention(q_BTNH, cache: LayerCache, starts_B, *, implementation: str
     return kernels.dispatch(implementations, implementation, q_BTNH, cache, starts_B)
 
 
+def causal_attention_for_products(q_BTNH, cache: LayerCache, starts_B, mode: str) -> Prepared:
+    """`causal_attention`, its heads side by side, [B, T, N * H]; where a kernel can, prepared for products with activations in `mode`."""
+    B, T, N, H = q_BTNH.shape
+    found = None
+    if T == 1 and B <= kernels.few_rows_limit(q_BTNH.dtype) and H % GROUP == 0 and kernels.order()[0] == "triton":
+        try:
+            out_BTNH, found = _causal_triton(q_BTNH, cache, starts_B, mode)
+        except NotImplementedError:
+            pass
+    if found is None:
+        out_BTNH = causal_attention(q_BTNH, cache, starts_B)
+    return Prepared(out_BTNH.reshape(B, T, N * H), found)
+
+
 def _causal_xla(q_BTNH, cache, starts_B):
     slots_BT = starts_B[:, None] + jnp.arange(q_BTNH.shape[1], dtype=jnp.int32)[None]
     return attend(q_BTNH, cache, causal_mask(slots_BT, cache.length))
@@ -64,31 +81,34 @@ def kernel_target(several: bool, group: int, width: int, dtype):
     return target
 
 
-def _causal_triton(q_BTNH, cache, starts_B):
+def _causal_triton(q_BTNH, cache, starts_B, mode=None):
     (_, T, N, H), K = q_BTNH.shape, cache.keys.shape[1]
     target = kernel_target(T > 1, N // K, H, cache.keys.dtype)
-    return kernels.differentiable(_Causal(target), q_BTNH, cache, starts_B)
+    return kernels.differentiable(_Causal(target, mode), q_BTNH, cache, starts_B)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Causal:
-    """The kernels as a function, and plain XLA's."""
+    """The kernels as a function, and plain XLA's. mode: None, or of the Activations that are wanted as well."""
 
     target: Target
+    mode: str | None = None
 
     def __call__(self, q_BTNH, cache, starts_B):
-        return _causal_kernel(self.target, q_BTNH, cache, starts_B)
+        return _causal_kernel(self.target, self.mode, q_BTNH, cache, starts_B)
 
     def plain(self, q_BTNH, cache, starts_B):
-        return _causal_xla(q_BTNH, cache, starts_B)
+        out = _causal_xla(q_BTNH, cache, starts_B)
+        return out if self.mode is None else (out, quantize_reference(out.reshape(len(out), -1), self.mode))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _causal_kernel(target, q_BTNH, cache, starts_B):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _causal_kernel(target, mode, q_BTNH, cache, starts_B):
     scale = q_BTNH.shape[-1] ** -0.5
     if q_BTNH.shape[1] > 1:
         return prefill_attention(q_BTNH, cache.keys, cache.values, starts_B, scale=scale, target=target)
-    return decode_attention(q_BTNH[:, 0], cache.keys, cache.values, starts_B + 1, scale=scale, target=target)[:, None]
+    out = decode_attention(q_BTNH[:, 0], cache.keys, cache.values, starts_B + 1, scale=scale, target=target, activations=mode)
+    return out[:, None] if mode is None else (out[0][:, None], out[1])
 
 
 def _kernel_error(several, group, width, dtype, target):
@@ -99,7 +119,7 @@ def _kernel_error(several, group, width, dtype, target):
         for i, shape in enumerate(((1, T, K * group, width), (1, K, width, S), (1, K, S, width)))
     )
     cache, starts = LayerCache(keys, values), jnp.array([70], jnp.int32)
-    out, exact = (f(q, cache, starts).astype(jnp.float32) for f in (functools.partial(_causal_kernel, target), _causal_xla))
+    out, exact = (f(q, cache, starts).astype(jnp.float32) for f in (functools.partial(_causal_kernel, target, None), _causal_xla))
     return jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact)
 
 

@@ -90,18 +90,14 @@ def as_weight(weight: QTensor) -> Weight:
     return Weight(weight.planes, groups.packing(weight.format))
 
 
-def few_rows(x_MK, products: list[Product], *, mode: str, dtype, target: Target, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
+def few_rows(x, products: list[Product], *, mode: str, dtype, target: Target, norm=None, epsilon: float = 0.0) -> list:
     """`pallas_kernels.qmatmul.api.multiply`, traced once for all layers of the same shapes."""
-    packings = tuple(tuple(weight.packing for weight in product.weights) for product in products)
-    planes = [[weight.planes for weight in product.weights] for product in products]
-    rest = [(product.bias, product.residual) for product in products]
-    return _few_rows(x_MK, planes, rest, norm, packings, mode, jnp.dtype(dtype), target, epsilon)
+    return _few_rows(x, products, norm, mode, jnp.dtype(dtype), target, epsilon)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
-def _few_rows(x_MK, planes, rest, norm, packings, mode, dtype, target, epsilon):
-    products = [Product(tuple(map(Weight, of_one, packing)), *others) for of_one, packing, others in zip(planes, packings, rest)]
-    return multiply(x_MK, products, mode=mode, dtype=dtype, target=target, norm=norm, epsilon=epsilon)
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _few_rows(x, products, norm, mode, dtype, target, epsilon):
+    return multiply(x, products, mode=mode, dtype=dtype, target=target, norm=norm, epsilon=epsilon)
 
 
 def many_rows(x_MK, weight: QTensor, target: Target) -> jax.Array:
@@ -170,7 +166,7 @@ def _error(packing, mode, target) -> float:
     """Largest relative error of the kernels on a small random matrix."""
     weight, x = _sample(packing)
     dense = dequantize_reference.dequantize(weight, packing)
-    y = _few_rows(x, [[weight]], [(None, None)], None, ((packing,),), mode, jnp.dtype("float32"), target, 0.0)[0]
+    y = _few_rows(x, [Product((Weight(weight, packing),))], None, mode, jnp.dtype("float32"), target, 0.0)[0]
     exact = jnp.dot(x, dense.T, precision="highest")
     values = _dequantize(weight, packing, jnp.dtype("float32"), target)
     narrow = x.astype(jnp.bfloat16)

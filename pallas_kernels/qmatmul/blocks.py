@@ -22,9 +22,16 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixTile(Tile):
-    """Of a program on the matrix units; `batch` is the most columns of its tile. splits: programs that share the inputs of a row."""
+    """Of a program on the matrix units; `groups` are those of one product, `batch` is the most columns of its tile.
+
+    splits: programs that share the inputs of a row. stages: of the loop over groups, 1 where nothing is loaded ahead. lanes, run: how
+    the matrix units take a row of the tile, `run` inputs in a thread, the next in another, of `lanes`; see `many_rows`.
+    """
 
     splits: int = 1
+    stages: int = 1
+    lanes: int = 4
+    run: int = 2
 
 
 #: For one row of activations, by what the codes of a weight are; see `_kind`.

@@ -1,8 +1,9 @@
 """Products of some tens of rows of activations with packed weights: batches, short prompts.
 
-The weight is dequantised in registers, to the activations' narrow float type, and goes to the matrix units from there. A sum over inputs
-may be taken in any order: one input of each of many groups makes a tile, which is what a mask and a shift of a word of each group
-give, so nothing is ever moved within a tile.
+The weight is dequantised in registers, to the activations' narrow float type, and goes to the matrix units from there: one product a
+step, of `rows` outputs with all inputs of some groups. A sum over inputs may be taken in any order, and the one taken leaves a group
+in the thread that read it: the matrix units take `run` inputs of a row from one thread, the next from another, of `lanes`, and so each
+of these has groups of its own. x is brought into the same order before the kernel.
 
 It loses to dequantising once and XLA's product where the rows are hundreds: each tile of rows of activations dequantises again.
 """
@@ -13,10 +14,12 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
-from pallas_kernels.packing import GROUP, POSITIONS, Packing, scale_and_minimum
+from pallas_kernels.packing import GROUP, POSITIONS, Packing, field_of_position, parts, scale_and_minimum
 from pallas_kernels.qmatmul import blocks
-from pallas_kernels.qmatmul.few_rows import MAGIC, unsigned_words
 from pallas_kernels.targets import Target
+
+#: Where the lowest bit of a code goes in a float32. Codes of 4 bits stay in their byte, which goes to bit 12: one shift moves two.
+CODE_AT, BYTE_AT = 15, 12
 
 
 def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None):
@@ -25,52 +28,120 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None):
     groups, names = K // GROUP, sorted(planes)
     tile = tile or blocks.many_rows(M, N, groups, target)
     columns = min(max(16, pl.next_power_of_2(M)), tile.batch)
-    steps = pl.cdiv(groups, tile.groups)
+    steps, width = pl.cdiv(groups, tile.groups), GROUP * tile.groups
     share = pl.cdiv(steps, tile.splits)
 
     def kernel(x_ref, *refs):
         refs, out_ref = dict(zip(names, refs)), refs[-1]
-        n = pl.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)[:, None]
-        m = pl.program_id(1) * columns + jnp.arange(columns, dtype=jnp.int32)
+        n = pl.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
+        m = pl.program_id(1) * columns
         split = pl.program_id(2)
 
         def step(j, total):
-            g = j * tile.groups + jnp.arange(tile.groups, dtype=jnp.int32)
-            inside = (n < N) & (g < groups)[None]
-            load = lambda name, *index: triton.load(refs[name], (n, *index), mask=inside)
-            values = _values(load, g[None], packing, x_ref.dtype, target)
-            for element, value in enumerate(values):
-                x = triton.load(x_ref, (element, g[:, None], m[None]), mask=(g < groups)[:, None] & (m < M)[None])
-                total = total + triton.dot(value, x)
-            return total
+            read = _Tile(refs, packing, jnp.minimum(n, N - 1) if N % tile.rows else n, j * tile.groups, tile.groups, groups)
+            weight = _in_order(list(_values(read, x_ref.dtype, target)), tile)
+            return total + triton.dot(weight, x_ref[pl.ds(m, columns), pl.ds(j * width, width)].T)
 
         first = split * share
         last = jnp.minimum(first + share, steps)
         total = jax.lax.fori_loop(first, last, step, jnp.zeros((tile.rows, columns), jnp.float32))
-        triton.store(out_ref, (split, m[None], n), total, mask=(m < M)[None] & (n < N))
+        m, n = m + jnp.arange(columns, dtype=jnp.int32)[None], n[:, None]
+        inside = None if M % columns == N % tile.rows == 0 else (m < M) & (n < N)
+        triton.store(out_ref, (split, m, n), total, mask=inside)
 
-    by_element = x_MK.reshape(M, groups, GROUP).transpose(2, 1, 0)
-    parts = triton.call(
+    sums = triton.call(
         kernel, jax.ShapeDtypeStruct((tile.splits, M, N), jnp.float32),
-        grid=(pl.cdiv(N, tile.rows), pl.cdiv(M, columns), tile.splits), target=target, warps=tile.warps, stages=1, name="multiply_many",
-    )(by_element, *(planes[name] for name in names))  # fmt: skip
-    return parts[0] if tile.splits == 1 else parts.sum(axis=0)
+        grid=(pl.cdiv(N, tile.rows), pl.cdiv(M, columns), tile.splits),
+        target=target, warps=tile.warps, stages=tile.stages, name="multiply_many",
+    )(_as_tiles(x_MK, tile, steps, pl.cdiv(M, columns) * columns), *(planes[name] for name in names))  # fmt: skip
+    return sums[0] if tile.splits == 1 else sums.sum(axis=0)
 
 
-def _values(load, g, packing, dtype, target):
-    """One after the other, for each of the 32 inputs of a group: the values of [rows, groups] in `dtype`."""
+def _as_tiles(x, tile, steps, rows):
+    """x [M, K] with zeros to `rows` rows and whole tiles, the inputs of each tile in the order of `_in_order`."""
+    M, K = x.shape
+    x = jnp.pad(x, ((0, rows - M), (0, steps * tile.groups * GROUP - K)))
+    x = x.reshape(rows, steps, tile.lanes, tile.groups // tile.lanes, GROUP // tile.run, tile.run)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(rows, -1)
 
-    def get(half, name):
-        return load("d", jnp.broadcast_to(g // packing.span, g.shape)) if name == "d" else load(name, jnp.full_like(g, half), g)
 
-    scales = [scale_and_minimum(packing, lambda name, half=half: get(half, name)) for half in range(packing.halves)]
-    words, offset = unsigned_words([load("codes", jnp.full_like(g, i), g) for i in range(packing.bits)], packing, target)
-    lifted = np.float32(2**23 + offset)
+def _in_order(values, tile):
+    """For each input of a group [rows, groups] -> [rows, inputs of all groups]: neighbours are `run` inputs of a group of one of `lanes`."""
+    rows, groups = values[0].shape
+    values = [value.reshape(rows, tile.lanes, groups // tile.lanes) for value in values]
+    while len(values) > 1:  # the highest bit of an input's number becomes an axis first
+        half = len(values) // 2
+        values = [jnp.stack(pair, axis=-1) for pair in zip(values[:half], values[half:])]
+    axes = values[0].ndim - tile.run.bit_length() + 1
+    return values[0].transpose(0, *range(2, axes), 1, *range(axes, values[0].ndim)).reshape(rows, groups * GROUP)
+
+
+class _Tile:
+    """What is loaded of a weight's rows n, for `count` groups from `first` on: arrays [rows, count]."""
+
+    def __init__(self, refs, packing, n, first, count, groups):
+        self.refs, self.packing, self.shape = refs, packing, (n.shape[0], count)
+        self.n, self.g = n[:, None], first + jnp.arange(count, dtype=jnp.int32)[None]
+        self.mask = jnp.broadcast_to(self.g < groups, self.shape) if groups % count else None
+
+    def codes(self, word):
+        return self._load("codes", word, self.g)
+
+    def scale(self, half):
+        get = lambda name: self._load("d", self.g // self.packing.span) if name == "d" else self._load("scale", half, self.g)
+        return scale_and_minimum(self.packing, get)
+
+    def _load(self, plane, *index):
+        index = tuple(jnp.broadcast_to(jnp.int32(i), self.shape) for i in (self.n, *index))
+        return triton.load(self.refs[plane], index, mask=self.mask)
+
+
+def _values(read, dtype, target):
+    """One after the other, for each of the 32 inputs of a group: the values [rows, groups] in `dtype`."""
+    packing = read.packing
+    scales = [read.scale(half) for half in range(packing.halves)]
+    words, offset = [read.codes(i) for i in range(packing.bits)], packing.offset
+    if packing.table is not None or packing.bits == 8:
+        words, offset = [word ^ np.uint32(0x80808080) for word in _signed_words(words, packing, target)], 128
     for element in range(GROUP):
+        lifted, power = _lifted(words, element, packing, target)
         scale, minimum = scales[element // (GROUP // packing.halves)]
-        bits = ((words[element // 4] >> np.uint32(8 * (element % 4))) & np.uint32(255)) | MAGIC
-        value = (jax.lax.bitcast_convert_type(bits, jnp.float32) - lifted) * scale
-        yield (value if minimum is None else value + minimum).astype(dtype)
+        above = np.float32(power + offset)
+        if minimum is not None:
+            value = triton.multiply_add(lifted - above, scale, minimum, target)
+        elif packing.scale == "e8m0" or target.interpret:
+            value = (lifted - above) * scale
+        else:
+            value = triton.multiply_add(lifted, scale, scale * -above, target)  # exact: `above` is 2^n times a number of few bits
+        yield value.astype(dtype)
 
 
-assert GROUP == 4 * POSITIONS
+def _signed_words(words, packing, target):
+    """uint32 words of four signed bytes, for each position."""
+    if packing.table is None:
+        return words
+    pairs = [triton.bytes_of_table(word, packing.table, target) for word in words]
+    return [low.astype(jnp.uint32) for low, _ in pairs] + [high.astype(jnp.uint32) for _, high in pairs]
+
+
+def _lifted(words, element, packing, target):
+    """The codes of an input of each group plus a power of two, as float32, and that power: code bits put where its own are zero."""
+    position, byte = divmod(element, 4)
+    if len(words) == POSITIONS:
+        fields = [(words[position], 0, 8, 0)]
+    else:
+        held = [(first, part, low, *field_of_position(position, part)) for first, part, low in parts(packing.bits)]
+        fields = [(words[first + word], shift, part, low) for first, part, low, word, shift in held]
+    at = BYTE_AT + fields[0][1] if len(words) == 4 else CODE_AT
+    power = np.float32(2.0 ** (23 - at))
+    bits = power.view(np.uint32)
+    for word, shift, part, low in fields:
+        mask = np.uint32((1 << part) - 1 << at + low)
+        bits = triton.and_or(_shifted(word, at + low - shift - 8 * byte), mask, bits, target)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32), power
+
+
+def _shifted(words, left):
+    if left == 0:
+        return words
+    return words << np.uint32(left) if left > 0 else words >> np.uint32(-left)

@@ -18,10 +18,6 @@ from pallas_kernels.packing import GROUP, POSITIONS, Packing, field_of_position,
 from pallas_kernels.qmatmul import blocks
 from pallas_kernels.targets import Target
 
-#: Where the lowest bit of a code goes in a float32. Codes of 4 bits stay in their byte, which goes to bit 12: one shift moves two.
-CODE_AT, BYTE_AT = 15, 12
-
-
 def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None):
     """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N]. Weights are rounded to x's type."""
     (M, K), N = x_MK.shape, planes["codes"].shape[0]
@@ -80,20 +76,27 @@ class _Tile:
     """What is loaded of a weight's rows n, for `count` groups from `first` on: arrays [rows, count]."""
 
     def __init__(self, refs, packing, n, first, count, groups):
-        self.refs, self.packing, self.shape = refs, packing, (n.shape[0], count)
-        self.n, self.g = n[:, None], first + jnp.arange(count, dtype=jnp.int32)[None]
-        self.mask = jnp.broadcast_to(self.g < groups, self.shape) if groups % count else None
+        self.refs, self.packing, self.n, self.first, self.count, self.groups = refs, packing, n[:, None], first, count, groups
 
     def codes(self, word):
-        return self._load("codes", word, self.g)
+        return self._load("codes", word)
 
     def scale(self, half):
-        get = lambda name: self._load("d", self.g // self.packing.span) if name == "d" else self._load("scale", half, self.g)
-        return scale_and_minimum(self.packing, get)
+        return scale_and_minimum(self.packing, lambda name: self._shared("d") if name == "d" else self._load(name, half))
 
-    def _load(self, plane, *index):
-        index = tuple(jnp.broadcast_to(jnp.int32(i), self.shape) for i in (self.n, *index))
-        return triton.load(self.refs[plane], index, mask=self.mask)
+    def _shared(self, plane):
+        """Entries that `span` groups share, each loaded once."""
+        span = min(self.packing.span, self.count)
+        loaded = self._load(plane, span=span, first=self.first // self.packing.span)
+        return jnp.broadcast_to(loaded[:, :, None], (*loaded.shape, span)).reshape(-1, self.count)
+
+    def _load(self, plane, *index, span=1, first=None):
+        g = jnp.arange(self.count // span, dtype=jnp.int32)[None]
+        g = (self.first if first is None else first) + g
+        shape = (self.n.shape[0], self.count // span)
+        mask = jnp.broadcast_to(g < self.groups // self.packing.span if plane == "d" else g < self.groups, shape)
+        index = tuple(jnp.broadcast_to(jnp.int32(i), shape) for i in (self.n, *index, g))
+        return triton.load(self.refs[plane], index, mask=mask if self.groups % self.count else None)
 
 
 def _values(read, dtype, target):
@@ -132,13 +135,24 @@ def _lifted(words, element, packing, target):
     else:
         held = [(first, part, low, *field_of_position(position, part)) for first, part, low in parts(packing.bits)]
         fields = [(words[first + word], shift, part, low) for first, part, low, word, shift in held]
-    at = BYTE_AT + fields[0][1] if len(words) == 4 else CODE_AT
+    at = _place(packing, len(words) == POSITIONS, position, byte)
     power = np.float32(2.0 ** (23 - at))
     bits = power.view(np.uint32)
     for word, shift, part, low in fields:
         mask = np.uint32((1 << part) - 1 << at + low)
         bits = triton.and_or(_shifted(word, at + low - shift - 8 * byte), mask, bits, target)
     return jax.lax.bitcast_convert_type(bits, jnp.float32), power
+
+
+def _place(packing, signed, position, byte) -> int:
+    """Where in the 23 bits of a fraction a code begins. One shift of a word serves several codes where their places differ as in it.
+
+    Codes end below bit 23, and the power of two, 2^(23 - place), plus the offset has few bits: times a scale it is exact in 24.
+    """
+    if signed:
+        return 15 if packing.scale == "int8" else 7 + 8 * (byte % 2)
+    high, low = divmod(position, 4)
+    return {1: 13 + 4 * high + low, 2: 13 + 2 * low, 3: 14 + 2 * low, 4: 12 + 4 * high, 5: 11 + 4 * high + low, 6: 13 + 4 * high}[packing.bits]
 
 
 def _shifted(words, left):

@@ -135,7 +135,7 @@ def _lifted(words, element, packing, target):
     else:
         held = [(first, part, low, *field_of_position(position, part)) for first, part, low in parts(packing.bits)]
         fields = [(words[first + word], shift, part, low) for first, part, low, word, shift in held]
-    at = _place(packing, len(words) == POSITIONS, position, byte)
+    at = place(packing, len(words) == POSITIONS, position, byte)
     power = np.float32(2.0 ** (23 - at))
     bits = power.view(np.uint32)
     for word, shift, part, low in fields:
@@ -144,7 +144,7 @@ def _lifted(words, element, packing, target):
     return jax.lax.bitcast_convert_type(bits, jnp.float32), power
 
 
-def _place(packing, signed, position, byte) -> int:
+def place(packing, signed, position, byte) -> int:
     """Where in the 23 bits of a fraction a code begins. One shift of a word serves several codes where their places differ as in it.
 
     Codes end below bit 23, and the power of two, 2^(23 - place), plus the offset has few bits: times a scale it is exact in 24.

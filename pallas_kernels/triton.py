@@ -82,7 +82,7 @@ def _family(target):
 
 
 def multiply_add(a, b, c, target: Target):
-    """a * b + c of float32 arrays in one instruction, rounded once; in the interpreter twice. Compilers do not fuse the two by themselves."""
+    """a * b + c of float32 arrays in one instruction, rounded once (by the interpreter twice): Triton does not fuse the two by itself."""
     a, b, c = jnp.broadcast_arrays(a, b, c)
     if target.interpret:
         return a * b + c

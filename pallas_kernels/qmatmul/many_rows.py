@@ -62,7 +62,8 @@ def _as_tiles(x, tile, steps, rows):
 
 
 def _in_order(values, tile):
-    """For each input of a group [rows, groups] -> [rows, inputs of all groups]: neighbours are `run` inputs of a group of one of `lanes`."""
+    """For each input of a group [rows, groups] -> [rows, inputs of all groups]: `run` of a group, then `run` of the next of `lanes` groups.
+    """
     rows, groups = values[0].shape
     values = [value.reshape(rows, tile.lanes, groups // tile.lanes) for value in values]
     while len(values) > 1:  # the highest bit of an input's number becomes an axis first
@@ -152,7 +153,8 @@ def place(packing, signed, position, byte) -> int:
     if signed:
         return 15 if packing.scale == "int8" else 7 + 8 * (byte % 2)
     high, low = divmod(position, 4)
-    return {1: 13 + 4 * high + low, 2: 13 + 2 * low, 3: 14 + 2 * low, 4: 12 + 4 * high, 5: 11 + 4 * high + low, 6: 13 + 4 * high}[packing.bits]
+    first, for_high, for_low = {1: (13, 4, 1), 2: (13, 0, 2), 3: (14, 0, 2), 4: (12, 4, 0), 5: (11, 4, 1), 6: (13, 4, 0)}[packing.bits]
+    return first + for_high * high + for_low * low
 
 
 def _shifted(words, left):

@@ -25,9 +25,17 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixTile(Tile):
-    """Of a program on the matrix units; `batch` is the most columns of its tile. splits: programs that share the inputs of a row."""
+    """Of a program on the matrix units; `groups` are those of one product, `batch` is the most columns of its tile.
+
+    splits: programs that share the inputs of a row. stages: of the loop over groups, 1 where nothing is loaded ahead. lanes, run: how
+    the matrix units take a row of the tile, `run` inputs from a thread, the next from another, of `lanes`; see `many_rows`. All but
+    splits are powers of two.
+    """
 
     splits: int = 1
+    stages: int = 1
+    lanes: int = 4
+    run: int = 2
 
 
 #: For one row of activations, by what the codes of a weight are; see `_kind`.
@@ -53,17 +61,20 @@ def few_rows(rows: int, groups: int, jobs, target: Target) -> Tile:
     return min(tiles, key=lambda tile: tile.rows * tile.groups / tile.warps)
 
 
-#: For tens of rows of activations.
+#: For tens of rows of activations: (up to so many rows, tile). On NVIDIA GPUs a warp has 16 rows of the weight, and no other has them too.
 MANY_ROWS = {
-    "": MatrixTile(32, 16, warps=4, batch=32),
-    "cuda": MatrixTile(64, 32, warps=4, batch=64),
-    "rocm gfx9": MatrixTile(64, 32, warps=4, batch=64),
+    "": ((16, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)), (64, MatrixTile(32, 4, warps=2, batch=32, lanes=1, run=32))),
+    "cuda": ((64, MatrixTile(64, 4, warps=4, batch=64, stages=2)),),
+    "cuda 9": ((32, MatrixTile(64, 8, warps=4, batch=32, stages=3)), (64, MatrixTile(64, 8, warps=4, batch=64, stages=2))),
+    "rocm gfx9": ((64, MatrixTile(64, 8, warps=2, batch=32, run=4)),),
+    "rocm gfx12": ((64, MatrixTile(32, 4, warps=2, batch=32, lanes=2, run=8)),),
 }
 
 
 def many_rows(rows: int, outputs: int, groups: int, target: Target) -> MatrixTile:
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
-    tile = _of_family(MANY_ROWS, target)
+    tiles = _of_family(MANY_ROWS, target)
+    tile = next((tile for most, tile in tiles if rows <= most), tiles[-1][1])
     programs = -(-outputs // tile.rows) * -(-rows // tile.batch)
     splits = 1
     while programs * splits < 256 and splits < 8 and groups // tile.groups >= 4 * splits:

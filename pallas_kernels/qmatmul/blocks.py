@@ -1,26 +1,24 @@
-"""How the products of few rows are cut into programs: tuned sizes, as data.
+"""How products are cut into programs: tuned sizes, as data.
 
 A table is for a family of GPUs: the longest name that a target's begins with counts, "" is any other GPU. The sizes for NVIDIA were
-measured on an H200; those for AMD are the largest that need no spilled registers with XLA's compiler, not tuned on hardware.
+measured on an H100; those for AMD are the largest that need no spilled registers with XLA's compiler, not tuned on hardware.
 """
 
 import dataclasses
 
-from pallas_kernels.packing import Packing
 from pallas_kernels.targets import Target
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """Of a program: rows of the weight after each other, how many such runs there are side by side (one a warp, so that it is what a warp
-    does), groups that are read at once, rows of activations, and warps. ahead: the next groups are read before those at hand are used."""
+    does), groups that are read at once, rows of activations, and warps."""
 
     rows: int
     groups: int
     warps: int = 1
     batch: int = 1
     spread: int = 1
-    ahead: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +36,29 @@ class MatrixTile(Tile):
     run: int = 2
 
 
-#: For one row of activations, by what the codes of a weight are; see `_kind`.
-ONE_ROW = {
-    "": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 32, warps=8, spread=8)),
-    "cuda": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 64, warps=8, spread=8)),
-    "rocm gfx9": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 64, warps=8, spread=8)),
+#: For one row of activations. Programs of one warp keep most reads in flight.
+ONE_ROW = {"": Tile(4, 64), "cuda": Tile(2, 128), "rocm gfx9": Tile(4, 128)}
+#: Where outputs become activations, for which a program needs 32 of them. On an H100 that takes 1 to 2 us longer, a launch less 2 us.
+QUANTIZED = {
+    "": Tile(4, 64, warps=8, spread=8),
+    "cuda": Tile(4, 128, warps=8, spread=8),
+    "rocm gfx9": Tile(4, 128, warps=8, spread=8),
 }
 #: For several rows of activations: (up to so many rows, tile).
 SEVERAL_ROWS = {
-    "": ((2, Tile(4, 32, warps=8, spread=8, batch=2)), (16, Tile(4, 32, warps=8, spread=8, batch=4))),
-    "cuda": ((2, Tile(4, 64, warps=8, spread=8, batch=2)), (16, Tile(4, 32, warps=8, spread=8, batch=8))),
-    "rocm gfx9": ((2, Tile(4, 64, warps=8, spread=8, batch=2)), (16, Tile(4, 64, warps=8, spread=8, batch=4))),
+    "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
+    "cuda": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
+    "rocm gfx9": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
 }
 
 
-def few_rows(rows: int, groups: int, jobs, target: Target) -> Tile:
-    """The tile for so many rows of activations, of so many groups, and the jobs of a launch."""
-    if rows > 1:
-        return next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
-    sizes = _of_family(ONE_ROW, target)
-    tiles = [sizes[_kind(packing)] for job in jobs for packing in job.packings]
-    return min(tiles, key=lambda tile: tile.rows * tile.groups / tile.warps)
+def few_rows(rows: int, jobs, target: Target) -> Tile:
+    """The tile for so many rows of activations and the jobs of a launch."""
+    if any(job.quantized for job in jobs):
+        return _of_family(QUANTIZED, target)
+    if rows == 1:
+        return _of_family(ONE_ROW, target)
+    return next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
 
 
 #: For tens of rows of activations: (up to so many rows, tile). On NVIDIA GPUs a warp has 16 rows of the weight, and no other has them too.
@@ -71,21 +71,19 @@ MANY_ROWS = {
 }
 
 
+#: Programs that such a launch should have at least: with fewer, several share the inputs of a row.
+PROGRAMS = 192
+
+
 def many_rows(rows: int, outputs: int, groups: int, target: Target) -> MatrixTile:
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
     tiles = _of_family(MANY_ROWS, target)
     tile = next((tile for most, tile in tiles if rows <= most), tiles[-1][1])
     programs = -(-outputs // tile.rows) * -(-rows // tile.batch)
     splits = 1
-    while programs * splits < 256 and splits < 8 and groups // tile.groups >= 4 * splits:
+    while programs * splits < PROGRAMS and splits < 8 and groups // tile.groups >= 4 * splits:
         splits *= 2
     return dataclasses.replace(tile, splits=splits)
-
-
-def _kind(packing: Packing):
-    if packing.table is not None:
-        return "table"
-    return "minimum" if packing.minimum and packing.bits >= 4 else packing.bits
 
 
 def _of_family(table, target):

@@ -58,7 +58,7 @@ def multiply(x: Activations, jobs: list[Job], operands: list[Operands], dtype, t
 
     Optional operands are None where the job has none. tile: `blocks.Tile`, default that of the target.
     """
-    tile = tile or blocks.few_rows(x.rows, x.groups, jobs, target)
+    tile = tile or blocks.few_rows(x.rows, jobs, target)
     batch = min(tile.batch, x.rows)
     shares = [_Share.of(job, tile) for job in jobs]
     inputs, structure = jax.tree.flatten([[x.words, x.scale, x.sums, x.squares], operands])
@@ -157,28 +157,15 @@ def _product(acts, refs, packing, start, share, tile, target):
     width = min(tile.groups, pl.next_power_of_2(acts.groups))
     starts = start + share.rows * jnp.arange(share.spread, dtype=jnp.int32)[:, None]
     weight, steps = _Weight(refs, packing), pl.cdiv(acts.groups, width)
-    read = lambda at: [weight.read(starts + r, at) for r in range(share.rows)]
-    columns = lambda j: _Columns(j * width, width, acts.groups)
 
-    def add(at, parts, totals):
+    def step(j, totals):
+        at = _Columns(j * width, width, acts.groups)
+        parts = [weight.read(starts + r, at) for r in range(share.rows)]
         rows = [acts.read(i, at) for i in range(acts.batch)]
         return tuple(tuple(total + row.times(part, target) for total, part in zip(of_row, parts)) for of_row, row in zip(totals, rows))
 
     totals = ((jnp.zeros((share.spread, width), jnp.float32),) * share.rows,) * acts.batch
-    if steps == 1:
-        totals = add(columns(0), read(columns(0)), totals)
-    elif not tile.ahead:
-        totals = jax.lax.fori_loop(0, steps, lambda j, totals: add(columns(j), read(columns(j)), totals), totals)
-    else:
-
-        def step(j, state):
-            totals, parts = state
-            coming = [part.arrays for part in read(columns(j + 1))]
-            return add(columns(j), [_Part(packing, *arrays) for arrays in parts], totals), coming
-
-        first = [part.arrays for part in read(columns(0))]
-        totals, parts = jax.lax.fori_loop(0, steps - 1, step, (totals, first))
-        totals = add(columns(steps - 1), [_Part(packing, *arrays) for arrays in parts], totals)
+    totals = step(0, totals) if steps == 1 else jax.lax.fori_loop(0, steps, step, totals)
     return [_side_by_side([total.sum(axis=1) for total in of_row]) for of_row in totals]
 
 
@@ -219,10 +206,6 @@ class _Part(NamedTuple):
     packing: Packing
     words: list
     scales: list
-
-    @property
-    def arrays(self):
-        return self.words, self.scales
 
     def positions(self, half: int) -> range:
         return range(POSITIONS) if self.packing.halves == 1 else range(4 * half, 4 * half + 4)

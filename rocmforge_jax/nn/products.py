@@ -89,14 +89,14 @@ def _fused(x, wanted, norm, dtype, mode):
     if not 0 < (rows := flat(x.array).shape[0]) <= (most := kernels.few_rows_limit(x.array.dtype)):
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {most}")
     scale, epsilon = _scale_of(norm)
-    jobs = [product._replace(residual=flat(product.residual), next=_next(product)) for product in wanted]
+    jobs = [product._replace(residual=flat(product.residual), next=_next(product, rows)) for product in wanted]
     outputs = kernels.differentiable(_Fused(epsilon, dtype, mode, target), flat(x.array), x.for_products(norm, mode), scale, jobs)
     return [_output(output, product, x.array.shape[:-1]) for output, product in zip(outputs, wanted)]
 
 
-def _next(product) -> api.Next | None:
-    """What the kernel is to make of an output, where that is whole groups."""
-    if product.next is None or product.weight.shape[1] % GROUP:
+def _next(product, rows: int) -> api.Next | None:
+    """What the kernel is to make of an output, where that is whole groups. Its tile is one for one row."""
+    if product.next is None or rows > 1 or product.weight.shape[1] % GROUP:
         return None
     return api.Next() if product.next == AS_IT_IS else api.Next(product.next.scale.get_value(), product.next.epsilon)
 

@@ -57,7 +57,8 @@ def matmul(x, weight, *, dtype=None, activations: str = kernels.DEFAULT_MODE, im
 
     weight: a QTensor, a QParam or an array. A quantised weight is never written out dense for up to eight rows of x.
     activations: what a kernel for few rows turns x into, "int16" (relative error 1e-4), "int8" (8e-3) or "float" (1e-6); plain XLA
-    always computes with x itself. Differentiable in x; the weight is a constant.
+    always computes with x itself. Few rows are up to 16, or up to 3 of bfloat16 and float16: more go to the matrix units, for which the
+    weight is rounded to x's type (2e-3, 2e-4). Differentiable in x; the weight is a constant.
     """
     x, weight = jnp.asarray(x), value_of(weight)
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
@@ -103,7 +104,7 @@ def _matmul_xla(x, w):
 
 def _matmul_triton(x, w, mode, dtype):
     target = kernels.target_of(w, mode=mode)
-    if w.transposed and 0 < x.shape[0] <= kernels.FEW_ROWS:
+    if w.transposed and 0 < x.shape[0] <= kernels.few_rows_limit(x.dtype):
         product = kernels.Product((kernels.as_weight(w),))
         return kernels.few_rows(x, [product], mode=mode, dtype=dtype, target=target)[0]
     if w.transposed and x.shape[0] <= kernels.PACKED_ROWS and x.dtype.itemsize == 2:

@@ -13,7 +13,7 @@ from flax import nnx
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.nn import (
     AS_IT_IS, Cache, Embedding, Experts, LayerCache, Linear, Prepared, Product, RMSNorm, ScalarGate, apply_rope, array_of,
-    causal_attention, causal_attention_for_products, mixture, products, rope_table, rotate_and_store, route, silu_gate, swiglu_mlp,
+    attend_to_new, causal_attention, mixture, products, rope_table, route, silu_gate, swiglu_mlp,
 )  # fmt: skip
 from rocmforge_jax.quant import DEFAULT_MODE
 
@@ -110,8 +110,7 @@ class Block(nnx.Module):
             from_the_first_B = jnp.zeros(q_BTNH.shape[:1], jnp.int32)
             out_BTNH = causal_attention(q_BTNH, LayerCache.of(k_BTKH, v_BTKH), from_the_first_B)
             return out_BTNH.reshape(*q_BTNH.shape[:2], -1), None
-        q_BTNH, cache = rotate_and_store(q_BTNH, k_BTKH, v_BTKH, rope, self.config.rope, cache, starts_B)
-        return causal_attention_for_products(q_BTNH, cache, starts_B, self.activations), cache
+        return attend_to_new(q_BTNH, k_BTKH, v_BTKH, rope, self.config.rope, cache, starts_B, mode=self.activations)
 
     def _qkv(self, x_BTD):
         config = self.config

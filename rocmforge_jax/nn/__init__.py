@@ -1,7 +1,7 @@
 """Flax NNX building blocks of language models. They know no architecture and no file."""
 
 from rocmforge_jax.nn.attention import (
-    attend, causal_attention, causal_attention_for_products, causal_mask, dot_product_attention, validate_attention_dims,
+    attend, attend_to_new, causal_attention, causal_mask, dot_product_attention, validate_attention_dims,
 )  # fmt: skip
 from rocmforge_jax.nn.cache import Cache, LayerCache
 from rocmforge_jax.nn.linear import Embedding, Linear
@@ -11,7 +11,6 @@ from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.nn.prepared import Prepared, array_of
 from rocmforge_jax.nn.products import AS_IT_IS, Product, products
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
-from rocmforge_jax.nn.store import rotate_and_store
 
 __all__ = [
     "AS_IT_IS",
@@ -28,15 +27,14 @@ __all__ = [
     "apply_rope",
     "array_of",
     "attend",
+    "attend_to_new",
     "causal_attention",
-    "causal_attention_for_products",
     "causal_mask",
     "dot_product_attention",
     "mixture",
     "products",
     "rms_norm",
     "rope_table",
-    "rotate_and_store",
     "route",
     "silu_gate",
     "swiglu",

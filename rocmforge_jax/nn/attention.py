@@ -6,12 +6,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention.api import decode_attention, prefill_attention
+from pallas_kernels.attention.api import NewTokens, decode_attention, prefill_attention
 from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.targets import Target
 from rocmforge_jax.nn.cache import LayerCache
 from rocmforge_jax.nn.prepared import Prepared
+from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
 from rocmforge_jax.quant import kernels
 
 #: XLA addresses arrays with 32-bit elements counts in places; no operand of attention may have more elements.
@@ -54,18 +55,62 @@ def causal_attention(q_BTNH, cache: LayerCache, starts_B, *, implementation: str
     return kernels.dispatch(implementations, implementation, q_BTNH, cache, starts_B)
 
 
-def causal_attention_for_products(q_BTNH, cache: LayerCache, starts_B, mode: str) -> Prepared:
-    """`causal_attention`, its heads side by side, [B, T, N * H]; where a kernel can, prepared for products with activations in `mode`."""
-    B, T, N, H = q_BTNH.shape
-    found = None
-    if T == 1 and B <= kernels.few_rows_limit(q_BTNH.dtype) and H % GROUP == 0 and kernels.order()[0] == "triton":
-        try:
-            out_BTNH, found = _causal_triton(q_BTNH, cache, starts_B, mode)
-        except NotImplementedError:
-            pass
-    if found is None:
-        out_BTNH = causal_attention(q_BTNH, cache, starts_B)
-    return Prepared(out_BTNH.reshape(B, T, N * H), found)
+def attend_to_new(
+    q_BTNH, k_BTKH, v_BTKH, table, rope: RopeConfig, cache: LayerCache, starts_B, *, mode: str, implementation: str | None = None
+) -> tuple[Prepared, LayerCache]:
+    """T new tokens enter the cache at slots starts_B[b] on, rotated, and attend to it -> (attention [B, T, N * H], the cache with them).
+
+    table: `rope_table` of their positions. mode: of the activations of the product that follows, for which a kernel prepares the result.
+    implementation: None, "triton" (one token of each sequence: all in two launches) or "xla", as for `quant.matmul`. Differentiable.
+    """
+    operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B
+    if rope.width > q_BTNH.shape[-1]:
+        raise ValueError(f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}")
+    implementations = {"triton": _new_token_triton, "xla": _new_xla}
+    (out_BTNH, found), cache = kernels.dispatch(implementations, implementation, rope, mode, *operands)
+    return Prepared(out_BTNH.reshape(*out_BTNH.shape[:2], -1), found), cache
+
+
+def _new_xla(rope, mode, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+    q_BTNH, k_BTKH = (apply_rope(heads, table, rope) for heads in (q_BTNH, k_BTKH))
+    cache = cache.write(k_BTKH, v_BTKH, starts_B)
+    return (causal_attention(q_BTNH, cache, starts_B), None), cache
+
+
+def _new_token_triton(rope, mode, q_BTNH, *operands):
+    (B, T, N, H), cache = q_BTNH.shape, operands[3]
+    if T > 1:
+        raise NotImplementedError(f"{T} tokens, the kernel takes one")
+    target = kernel_target(False, N // cache.keys.shape[1], H, cache.keys.dtype)
+    prepares = B <= kernels.few_rows_limit(q_BTNH.dtype) and H % GROUP == 0
+    return kernels.differentiable(_NewToken(rope, target, mode if prepares else None), q_BTNH, *operands)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewToken:
+    """The kernels as a function, and plain XLA's. mode: None, or of the Activations that are wanted as well."""
+
+    rope: RopeConfig
+    target: Target
+    mode: str | None
+
+    def __call__(self, *operands):
+        return _new_token_kernel(self.rope.interleaved, self.target, self.mode, *operands)
+
+    def plain(self, *operands):
+        (out, _), cache = _new_xla(self.rope, self.mode, *operands)
+        return (out, None if self.mode is None else quantize_reference(out.reshape(len(out), -1), self.mode)), cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _new_token_kernel(interleaved, target, mode, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+    q_BNH, *new = (a[:, 0] for a in (q_BTNH, k_BTKH, v_BTKH, *table))
+    out, keys, values = decode_attention(
+        q_BNH, cache.keys, cache.values, starts_B + 1, scale=q_BNH.shape[-1] ** -0.5, target=target, activations=mode,
+        new=NewTokens(*new, interleaved),
+    )  # fmt: skip
+    out, found = (out, None) if mode is None else out
+    return (out[:, None], found), LayerCache(keys, values)
 
 
 def _causal_xla(q_BTNH, cache, starts_B):
@@ -81,46 +126,49 @@ def kernel_target(several: bool, group: int, width: int, dtype):
     return target
 
 
-def _causal_triton(q_BTNH, cache, starts_B, mode=None):
+def _causal_triton(q_BTNH, cache, starts_B):
     (_, T, N, H), K = q_BTNH.shape, cache.keys.shape[1]
     target = kernel_target(T > 1, N // K, H, cache.keys.dtype)
-    return kernels.differentiable(_Causal(target, mode), q_BTNH, cache, starts_B)
+    return kernels.differentiable(_Causal(target), q_BTNH, cache, starts_B)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Causal:
-    """The kernels as a function, and plain XLA's. mode: None, or of the Activations that are wanted as well."""
+    """The kernels as a function, and plain XLA's."""
 
     target: Target
-    mode: str | None = None
 
     def __call__(self, q_BTNH, cache, starts_B):
-        return _causal_kernel(self.target, self.mode, q_BTNH, cache, starts_B)
+        return _causal_kernel(self.target, q_BTNH, cache, starts_B)
 
     def plain(self, q_BTNH, cache, starts_B):
-        out = _causal_xla(q_BTNH, cache, starts_B)
-        return out if self.mode is None else (out, quantize_reference(out.reshape(len(out), -1), self.mode))
+        return _causal_xla(q_BTNH, cache, starts_B)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _causal_kernel(target, mode, q_BTNH, cache, starts_B):
+@functools.partial(jax.jit, static_argnums=0)
+def _causal_kernel(target, q_BTNH, cache, starts_B):
     scale = q_BTNH.shape[-1] ** -0.5
     if q_BTNH.shape[1] > 1:
         return prefill_attention(q_BTNH, cache.keys, cache.values, starts_B, scale=scale, target=target)
-    out = decode_attention(q_BTNH[:, 0], cache.keys, cache.values, starts_B + 1, scale=scale, target=target, activations=mode)
-    return out[:, None] if mode is None else (out[0][:, None], out[1])
+    return decode_attention(q_BTNH[:, 0], cache.keys, cache.values, starts_B + 1, scale=scale, target=target)[:, None]
 
 
 def _kernel_error(several, group, width, dtype, target):
-    """Relative error of a kernel on a small random cache."""
+    """Relative error of a kernel on a small random cache; of one token, of what it does with a new one as well."""
     T, K, S = (5 if several else 1), 2, 100
-    q, keys, values = (
+    q, keys, values, k, v = (
         jax.random.normal(jax.random.key(i), shape, dtype)
-        for i, shape in enumerate(((1, T, K * group, width), (1, K, width, S), (1, K, S, width)))
+        for i, shape in enumerate(((1, T, K * group, width), (1, K, width, S), (1, K, S, width), (1, T, K, width), (1, T, K, width)))
     )
     cache, starts = LayerCache(keys, values), jnp.array([70], jnp.int32)
-    out, exact = (f(q, cache, starts).astype(jnp.float32) for f in (functools.partial(_causal_kernel, target, None), _causal_xla))
-    return jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact)
+    pairs = [(_causal_kernel(target, q, cache, starts), _causal_xla(q, cache, starts))]
+    if not several:
+        rope = RopeConfig(width // 2 * 2)
+        operands = q, k, v, rope_table(starts[:, None], rope), cache, starts
+        found, exact = _new_token_kernel(rope.interleaved, target, None, *operands), _new_xla(rope, None, *operands)
+        pairs += zip(jax.tree.leaves(found), jax.tree.leaves(exact))
+    norm = lambda a: jnp.linalg.norm(a.astype(jnp.float32))
+    return max(float(norm(a - b) / norm(b)) for a, b in pairs)
 
 
 def dot_product_attention(q, k, v, mask=None, *, scale: float | None = None):

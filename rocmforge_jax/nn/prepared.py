@@ -27,4 +27,5 @@ class Prepared:
 
 
 def array_of(x: jax.Array | Prepared) -> jax.Array:
+    """The array itself."""
     return x.array if isinstance(x, Prepared) else x

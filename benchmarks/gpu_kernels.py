@@ -1,8 +1,8 @@
 """Speed and error of each kernel on a GPU, by type and shape: `python benchmarks/gpu_kernels.py [--types Q4_0 Q6_K ...]`.
 
 A line of benchmarks/results/gpu_kernels.jsonl is one kernel at one shape: the median time of its launches in a profiler trace, bytes moved
-in that time beside the device's copy bandwidth, measured in the same run, and the relative error against float32 products with exact
-values. Launches take turns with several weights, 200 MB together, so that no cache holds them.
+in that time beside the device's copy bandwidth, measured in the same run, and at the smallest shape the relative error against float32
+products with exact values. Launches take turns with several weights, 200 MB together, so that no cache holds them.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from gpu_models import copy_bandwidth
-from kernel_trace import launch_times
+from kernel_trace import launches
 
 from pallas_kernels import samples, targets
 from pallas_kernels.dequantize import kernel as dequantize_kernel
@@ -74,17 +74,19 @@ class Case:
         weight = Weight(planes, self.packing)
         return multiply(x, [Product((weight,))], mode=self.kernel, dtype=jnp.float32, target=target)[0]
 
-    def compiled(self):
-        """`run` for abstract operands."""
-        return jax.jit(self.run).trace(jax.eval_shape(self.operand), jax.eval_shape(self.planes, jax.random.key(0))).lower().compile()
+    def compiled(self) -> tuple:
+        """`run` and, at the smallest shape, `error`, compiled."""
+        x, planes = jax.eval_shape(self.operand), jax.eval_shape(self.planes, jax.random.key(0))
+        error = jax.jit(self.error).trace(x, planes).lower().compile() if self.shape == SHAPES[0] else None
+        return jax.jit(self.run).trace(x, planes).lower().compile(), error
 
-    def error(self, result, planes) -> float:
+    def error(self, x, planes) -> float:
         """Relative error of a result of `run`: of the values themselves, or of a product."""
         exact = reference.dequantize(planes, self.packing)
         if self.kernel != "dequantize":
-            x = jax.random.normal(jax.random.key(7), (self.rows, self.shape[1]), jnp.bfloat16)
-            exact = jnp.dot(x.astype(jnp.float32), exact.T, precision="highest")
-        return jnp.linalg.norm(result.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
+            dense = jax.random.normal(jax.random.key(7), (self.rows, self.shape[1]), jnp.bfloat16).astype(jnp.float32)
+            exact = jnp.dot(dense, exact.T, precision="highest")
+        return jnp.linalg.norm(self.run(x, planes).astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
 
     def bytes(self, planes) -> int:
         """Read and written: the weight, and where it is dequantised its values."""
@@ -93,24 +95,26 @@ class Case:
 
 
 def measure(cases: list[Case], programs: dict, bandwidth: float) -> list[dict]:
-    """Results of all kernels for one type and shape, whose weights are made for them."""
-    make, case = jax.jit(cases[0].planes), cases[0]
+    """Results of all kernels for one type and shape, from one trace: that takes seconds."""
+    make = jax.jit(cases[0].planes)
     weights = [make(jax.random.key(0))]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights[0]))
     weights += [make(jax.random.key(i)) for i in range(1, max(2, min(24, -(-int(BYTES) // size))))]
-    lines = []
-    for case in cases:
-        program, x = programs[case], jax.jit(case.operand)()
-        error = float(jax.jit(case.error)(program(x, weights[0]), weights[0]))
-        runs = [lambda: [program(x, planes) for planes in weights]] * REPEATS
-        first, *rest = launch_times(runs, KERNELS[case.kernel][1], len(weights))
-        microseconds = statistics.median(duration for run in rest for duration in run)
-        speed = case.bytes(weights[0]) / microseconds / 1e3
-        lines.append(
-            {"kernel": case.kernel, "type": case.type_name, "shape": case.shape, "rows": case.rows, "microseconds": microseconds}
-            | {"gb_per_s": speed, "share_of_copy_bandwidth": speed / bandwidth, "error": error}
-        )
-    return lines
+    operands = {case: jax.jit(case.operand)() for case in cases}
+    errors = {case: programs[case][1] for case in cases if programs[case][1]}
+    errors = {case: float(error(operands[case], weights[0])) for case, error in errors.items()}
+    run = lambda case: [programs[case][0](operands[case], planes) for planes in weights]
+    jax.block_until_ready([run(case) for case in cases])
+    times = collections.defaultdict(list)
+    for name, duration in launches([lambda case=case: run(case) for case in cases] * REPEATS):
+        times[next((kernel for kernel, (_, begins) in KERNELS.items() if name.startswith(begins)), None)].append(duration)
+    return [_result(case, statistics.median(times[case.kernel]), case.bytes(weights[0]), bandwidth, errors.get(case)) for case in cases]
+
+
+def _result(case, microseconds, moved, bandwidth, error) -> dict:
+    speed = moved / microseconds / 1e3
+    line = {"kernel": case.kernel, "type": case.type_name, "shape": case.shape, "rows": case.rows, "microseconds": microseconds}
+    return line | {"gb_per_s": speed, "share_of_copy_bandwidth": speed / bandwidth} | ({} if error is None else {"error": error})
 
 
 def compiled(cases: list[Case]) -> dict:
@@ -143,7 +147,8 @@ def main():
         for of_weight in by_weight.values():
             for line in measure(of_weight, programs, facts["copy_gb_per_s"]):
                 print(json.dumps(facts | line), file=results, flush=True)
-                print("{kernel:>10} {type:<7} {shape} {microseconds:8.1f} us {share_of_copy_bandwidth:5.2f} {error:.1e}".format(**line))
+                text = "{kernel:>10} {type:<7} {shape[0]:>5} x {shape[1]:<5} {microseconds:8.1f} us, {share_of_copy_bandwidth:4.2f} of a copy"
+                print(text.format(**line) + (f", error {line['error']:.1e}" if "error" in line else ""), flush=True)
 
 
 if __name__ == "__main__":

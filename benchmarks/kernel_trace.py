@@ -14,25 +14,14 @@ def kernel_times(run: Callable, repeats: int = 10) -> dict[str, tuple[float, flo
     """{kernel: (microseconds a launch, launches a run)} of the kernels that run() starts on a GPU, the longest in all first."""
     jax.block_until_ready(run())
     durations = collections.defaultdict(list)
-    for name, duration in _launches([run] * repeats):
+    for name, duration in launches([run] * repeats):
         durations[name].append(duration)
     times = {name: (sum(each) / len(each), len(each) / repeats) for name, each in durations.items()}
     return dict(sorted(times.items(), key=lambda item: -item[1][0] * item[1][1]))
 
 
-def launch_times(runs: list[Callable], kernel: str, launches: int) -> list[list[float]]:
-    """For each run, microseconds of its `launches` kernels whose names begin with `kernel`: one trace, which takes seconds, for many runs.
-
-    RuntimeError where the trace has another number of them.
-    """
-    found = [duration for name, duration in _launches(runs) if name.startswith(kernel)]
-    if len(found) != len(runs) * launches:
-        raise RuntimeError(f"{len(runs)} runs of {launches} launches of {kernel}: the trace has {len(found)}")
-    return [found[i : i + launches] for i in range(0, len(found), launches)]
-
-
-def _launches(runs) -> list[tuple[str, float]]:
-    """(kernel, microseconds) of all that runs start, in order."""
+def launches(runs: list[Callable]) -> list[tuple[str, float]]:
+    """(kernel, microseconds) of all that the runs start on a GPU, in order. One trace, which takes seconds, may have many runs."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = options.host_tracer_level = 0  # what the host does is not looked at, and slow to write
     with tempfile.TemporaryDirectory() as folder:
@@ -43,8 +32,8 @@ def _launches(runs) -> list[tuple[str, float]]:
         events = json.loads(gzip.decompress(file.read_bytes()))
     events = events["traceEvents"] if isinstance(events, dict) else events
     streams = _streams(events)
-    launches = [event for event in events if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams]
-    return [(event["name"], event["dur"]) for event in sorted(launches, key=lambda event: event["ts"])]
+    found = [event for event in events if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams]
+    return [(event["name"], event["dur"]) for event in sorted(found, key=lambda event: event["ts"])]
 
 
 def _streams(events) -> set:

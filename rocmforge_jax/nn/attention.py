@@ -168,7 +168,7 @@ def _kernel_error(several, group, width, dtype, target):
         found, exact = _new_token_kernel(rope.interleaved, target, None, *operands), _new_xla(rope, None, *operands)
         pairs += zip(jax.tree.leaves(found), jax.tree.leaves(exact))
     norm = lambda a: jnp.linalg.norm(a.astype(jnp.float32))
-    return max(float(norm(a - b) / norm(b)) for a, b in pairs)
+    return jnp.stack([norm(a - b) / norm(b) for a, b in pairs]).max()
 
 
 def dot_product_attention(q, k, v, mask=None, *, scale: float | None = None):

@@ -1,34 +1,25 @@
 """The products in C++, compiled for this processor, against float64."""
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pallas_kernels
 from pallas_kernels.dequantize import reference
-from pallas_kernels.native import api
+from pallas_kernels.native import api, build
 from pallas_kernels.qmatmul.api import Product, Weight
 from pallas_kernels.samples import random_planes
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
 from tests.pallas_kernels.conftest import PACKED_TYPES
 
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 ERRORS = {"int16": 1e-4, "int8": 1.2e-2}
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler here")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def library(tmp_path_factory):
-    source, built = Path(pallas_kernels.__file__).parent / "native" / "multiply.cc", tmp_path_factory.mktemp("native") / "multiply.so"
-    flags = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w", "-isystem", jax.ffi.include_dir()]
-    subprocess.run([COMPILER, *flags, str(source), "-o", str(built)], check=True)
-    assert api.load(built)
+    assert api.load(build.build(tmp_path_factory.mktemp("native")))
 
 
 def made(name, rows, inputs, seed=0):

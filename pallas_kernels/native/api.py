@@ -1,10 +1,11 @@
 """Products with packed weights on a CPU: `multiply.cc` as a JAX function. It computes what `pallas_kernels.qmatmul` does on a GPU.
 
-The models do not use it yet: whoever calls it compiles `multiply.cc` with `jax.ffi.include_dir()` and loads it.
+Whoever calls it has it compiled by `build.build` and loads what that made.
 """
 
 import ctypes
 import functools
+import itertools
 from pathlib import Path
 
 import jax
@@ -24,11 +25,30 @@ _PLANES = ("codes", "d", "scale")
 
 @functools.cache
 def load(library: Path) -> str:
-    """Make a compiled `multiply.cc` known to JAX -> the instructions it uses. OSError: it is no such library."""
-    loaded = ctypes.CDLL(str(library))
+    """Make a compiled library known to JAX -> the instructions it uses. OSError: it is no such library."""
+    loaded = _opened(library)
     jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(loaded.Multiply), platform="cpu")
-    loaded.instruction_set.restype = ctypes.c_char_p
-    return loaded.instruction_set().decode()
+    return loaded.kernels_in_use().decode()
+
+
+def instructions(library: Path) -> list[str]:
+    """The sets of instructions that the library has kernels for and this processor can run, the quickest first."""
+    names = iter(lambda index=itertools.count(): _opened(library).kernels_that_run(next(index)), None)
+    return [name.decode() for name in names]
+
+
+def use(library: Path, name: str) -> None:
+    """Have all products use these instructions from now on: for tests and measurements. ValueError: none of `instructions`."""
+    if not _opened(library).use_kernels(name.encode()):
+        raise ValueError(f"{name!r} is none of the instructions of this processor: {', '.join(instructions(library))}")
+
+
+@functools.cache
+def _opened(library: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(library))
+    loaded.kernels_in_use.restype = loaded.kernels_that_run.restype = ctypes.c_char_p
+    loaded.use_kernels.restype = ctypes.c_bool
+    return loaded
 
 
 def multiply(x_MK, products: list[Product], *, mode: str, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
@@ -48,7 +68,7 @@ def multiply(x_MK, products: list[Product], *, mode: str, norm=None, epsilon: fl
         operands += [a.astype(jnp.float32) for a in (product.bias, product.residual) if a is not None]
     M, K = x_MK.shape
     norm = jnp.zeros((0,), jnp.float32) if norm is None else norm.astype(jnp.float32)
-    call = jax.ffi.ffi_call(_TARGET, [jax.ShapeDtypeStruct((M, product.weights[0].rows), jnp.float32) for product in products])
+    call = jax.ffi.ffi_call(_TARGET, [jax.ShapeDtypeStruct((M, product.weights[0].rows), jnp.float32) for product in products], vmap_method="sequential")
     return call(
         x_MK.astype(jnp.float32), norm, *operands,
         jobs=np.array(numbers, np.int64), tables=np.array(tables, np.uint8), parts=np.int64(MODES[mode]), epsilon=np.float32(epsilon),

@@ -12,10 +12,17 @@ from pathlib import Path
 SOURCES = Path(__file__).parent
 #: The compilers that are looked for, in this order. The environment variable CXX names another.
 COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-w")
-#: Compiled one beside the other: (name, source, flags).
-_OBJECTS = {"x86_64": (("multiply", "multiply.cc", ("-march=native",)),)}
-_OTHERS = (("multiply", "multiply.cc", ()),)
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+#: The sets of instructions that `kernels.cc` is compiled for, by machine, and the flags of each; `processor.cc` chooses. One that the
+#: compiler does not know is left out; "plain" is always there.
+_VARIANTS = {
+    "x86_64": {
+        "avx512": (*_AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")), "-mprefer-vector-width=512"),
+        "avxvnni": (*_AVX2, "-mavxvnni"),
+        "avx2": _AVX2,
+    }
+}
 #: Lines of a compiler's complaint that an error repeats.
 _LAST_LINES = 20
 
@@ -48,17 +55,24 @@ def build(folder: Path) -> Path:
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
-        objects = _OBJECTS.get(platform.machine(), _OTHERS)
-        outputs = [str(Path(scratch) / f"{name}.o") for name, _, _ in objects]
-        include = ["-isystem", _headers()]
-        _run([
-            [program, *_FLAGS, *flags, *include, "-c", str(SOURCES / source), "-o", output]
-            for (_, source, flags), output in zip(objects, outputs)
-        ])  # fmt: skip
+        objects = _objects(program)
+        outputs = [str(Path(scratch) / f"{i}.o") for i in range(len(objects))]
+        _run([[program, *_FLAGS, *flags, "-c", str(SOURCES / name), "-o", output] for (name, flags), output in zip(objects, outputs)])
         linked = Path(scratch) / "multiply.so"
         _run([[program, "-shared", *outputs, "-o", str(linked)]])
         os.replace(linked, library)
     return library
+
+
+def _objects(program: str) -> list[tuple[str, tuple[str, ...]]]:
+    """What is compiled, side by side: (source, flags)."""
+    variants = {name: flags for name, flags in _VARIANTS.get(platform.machine(), {}).items() if _knows(program, flags)} | {"plain": ()}
+    kernels = [("kernels.cc", (*flags, f"-DVARIANT=kernels_{name}")) for name, flags in variants.items()]
+    return [*kernels, ("multiply.cc", ("-isystem", _headers())), ("processor.cc", tuple(f"-DHAS_{name}" for name in variants))]
+
+
+def _knows(program: str, flags: tuple[str, ...]) -> bool:
+    return subprocess.run([program, *flags, "-E", "-x", "c++", os.devnull], capture_output=True).returncode == 0
 
 
 def _headers() -> str:

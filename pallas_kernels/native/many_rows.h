@@ -1,0 +1,212 @@
+// Many rows of activations: a panel of a weight is unpacked once and multiplied with all of them, and the time is that of multiplying.
+//
+// A vector holds LANES rows of a weight. Integers of 15 bits are multiplied two at a time with codes of 16 bits; bytes, where the
+// processor can, four at a time with codes of a byte, then made unsigned by adding 128, for which the sums start at what this adds.
+#pragma once
+
+#include "quantize.h"
+#include "finish.h"
+#include "weights.h"
+
+namespace many_rows {
+namespace {
+
+// Rows of activations, and vectors of rows of a weight, that are multiplied side by side: their sums fill the registers.
+constexpr int kTile = LANES == 16 ? 8 : 4, kVectors = 2, kUnit = kVectors * LANES;
+// Groups of a panel: with it, what a tile needs of the activations stays in the first cache.
+constexpr int kPanel = 16;
+
+inline bool of_bytes(const Inputs& in) { return in.parts == 1 && BYTE_DOTS; }
+
+// Activations of a tile lie group after group: the integers of each row, [kTile][16 words] or [kTile][8 words]; then their scales
+// [kTile]; then the sums of each half and of all, times the scale, [3][kTile].
+inline int64_t words_of_group(bool bytes) { return kTile * (bytes ? 8 : 16); }
+inline int64_t stride(bool bytes) { return words_of_group(bytes) + 4 * kTile; }
+
+int64_t bytes(const Inputs& in) { return in.groups * stride(of_bytes(in)) * 4; }
+
+void quantize(const Inputs& in, int64_t row, void* tile, int64_t row_of_tile) {
+  const bool bytes = of_bytes(in);
+  const float *x = in.x + row * in.groups * kGroup, factor = factor_of_norm(in, x);
+  for (int64_t g = 0; g < in.groups; g++) {
+    Group group;
+    quantize_group(in, x, g, factor, group);
+    uint32_t* block = (uint32_t*)tile + g * stride(bytes);
+    if (bytes) {
+      uint8_t* to = (uint8_t*)(block + row_of_tile * 8);
+      for (int j = 0; j < kGroup; j++) to[j] = group.integers[j] + 128;
+    } else {  // in the order in which `widen` has the codes
+      uint32_t* to = block + row_of_tile * 16;
+      for (int p = 0; p < kPositions; p++)
+        for (int odd = 0; odd < 2; odd++)
+          to[2 * p + odd] = (group.integers[4 * p + odd] & 0xFFFF) | (uint32_t)group.integers[4 * p + odd + 2] << 16;
+    }
+    float* scale = (float*)block + words_of_group(bytes);
+    scale[row_of_tile] = group.scale;
+    for (int half = 0; half < 2; half++) scale[(1 + half) * kTile + row_of_tile] = group.sums[half] * group.scale;
+    scale[3 * kTile + row_of_tile] = (group.sums[0] + group.sums[1]) * group.scale;
+  }
+}
+
+// kUnit rows of kPanel groups: signed codes, [group][position][vector], in bytes or in pairs of 16 bits; what sums start at; scales.
+struct Panel {
+  Words codes[kPanel][2 * kPositions][kVectors];
+  Ints start[kPanel][2][kVectors];
+  Floats scale[kPanel][2][kVectors], minimum[kPanel][2][kVectors];
+};
+
+// Codes of LANES groups of a row from g on, as signed bytes.
+template <int kBits, bool kTable>
+void read_codes(const Weight& w, int64_t row, int64_t g, int count, Words* positions) {
+  Words words[kBits];
+#pragma GCC unroll 8
+  for (int i = 0; i < kBits; i++) words[i] = load(w.codes + (row * kBits + i) * w.groups + g, count);
+  Words codes[kPositions];
+  unpack<kBits>(words, codes);
+#pragma GCC unroll 8
+  for (int p = 0; p < kPositions; p++) {
+    if (kTable) codes[p] = look_up(codes[p], w.table);
+    else if (kBits < 8) codes[p] = (Words)((Bytes)codes[p] - (int8_t)w.offset);
+    positions[p * LANES] = codes[p];
+  }
+}
+
+using ReadCodes = void (*)(const Weight&, int64_t, int64_t, int, Words*);
+template <int kBits, bool kTable>
+struct ReadCodesOf {
+  static constexpr ReadCodes value = read_codes<kBits, kTable>;
+};
+
+// Codes of LANES rows of a position of a group, the first vector of a panel that they go to.
+inline void put_codes(Words codes, bool bytes, int position, Words (*to)[kVectors], Ints* ones) {
+  if (bytes) {
+    to[position][0] = codes;
+    *ones = dot4<true>(*ones, Words{} + 0x01010101u, codes);
+  } else {  // bytes 0 and 2, then 1 and 3, with their signs
+    to[2 * position][0] = (Words)((Shorts)(codes << 8) >> 8);
+    to[2 * position + 1][0] = (Words)((Shorts)codes >> 8);
+  }
+}
+
+// LANES rows from `row` on, LANES groups of the panel from `g` on.
+void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t first, int count, int vector, Panel& to) {
+  const ReadCodes read = by_codes<ReadCodesOf, ReadCodes>(w);
+  Words codes[kPositions][LANES];
+  for (int r = 0; r < LANES; r++) read(w, row + r < w.rows ? row + r : w.rows - 1, g, count, &codes[0][r]);
+  Ints ones[LANES][2] = {};
+  for (int p = 0; p < kPositions; p++) {
+    transpose(codes[p]);
+    for (int i = 0; i < LANES; i++)
+      put_codes(codes[p][i], bytes, p, (Words(*)[kVectors]) & to.codes[first + i][0][vector], &ones[i][w.halves == 2 ? p / 4 : 0]);
+  }
+  for (int i = 0; i < LANES; i++)
+    for (int h = 0; h < 2; h++) to.start[first + i][h][vector] = ones[i][h] * -128;
+}
+
+template <bool kMinimum>
+void fill_scales(const Weight& w, int64_t row, int64_t g, int64_t count, int vector, Panel& to) {
+  Scales scales[LANES];
+  for (int r = 0; r < LANES; r++) read_scales<kMinimum>(w, row + r < w.rows ? row + r : w.rows - 1, g, count, scales[r]);
+  Words columns[LANES];
+  for (int h = 0; h < w.halves; h++)
+    for (int64_t first = 0; first < count; first += LANES)
+      for (int minimum = 0; minimum < 1 + kMinimum; minimum++) {
+        for (int r = 0; r < LANES; r++) columns[r] = whole<Words>((minimum ? scales[r].minimum[h] : scales[r].scale[h]) + first);
+        transpose(columns);
+        for (int i = 0; i < LANES; i++) (minimum ? to.minimum : to.scale)[first + i][h][vector] = (Floats)columns[i];
+      }
+}
+
+void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Panel& to) {
+  for (int vector = 0; vector < kVectors; vector++, row += LANES) {
+    for (int64_t first = 0; first < count; first += LANES)
+      fill_codes(w, bytes, row, g + first, first, count - first < LANES ? count - first : LANES, vector, to);
+    if (w.minimum) fill_scales<true>(w, row, g, count, vector, to);
+    else fill_scales<false>(w, row, g, count, vector, to);
+  }
+}
+
+// totals[m][vector] += the products of `count` groups of a panel with those of a tile.
+template <bool kOfBytes, int kHalves, bool kMinimum>
+void add_products(const Panel& panel, const uint32_t* x, int64_t count, Floats (*totals)[kVectors]) {
+  constexpr int kWords = kOfBytes ? 8 : 16, kSteps = kWords / kHalves;
+  for (int64_t g = 0; g < count; g++, x += stride(kOfBytes)) {
+    const float* x_scale = (const float*)x + words_of_group(kOfBytes);
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; h++) {
+      Ints sums[kTile][kVectors];
+#pragma GCC unroll 8
+      for (int m = 0; m < kTile; m++)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; v++) sums[m][v] = kOfBytes ? panel.start[g][h][v] : Ints{};
+#pragma GCC unroll 4
+      for (int i = 0; i < kSteps; i++) {
+        const Words* codes = panel.codes[g][h * kSteps + i];
+#pragma GCC unroll 8
+        for (int m = 0; m < kTile; m++) {
+          const Words values = Words{} + x[m * kWords + h * kSteps + i];
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; v++)
+            sums[m][v] = kOfBytes ? dot4<true>(sums[m][v], values, codes[v]) : dot2(sums[m][v], codes[v], values);
+        }
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kTile; m++)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; v++) {
+          totals[m][v] += to_float(sums[m][v]) * panel.scale[g][h][v] * x_scale[m];
+          if (kMinimum) totals[m][v] += panel.minimum[g][h][v] * x_scale[((kHalves == 1 ? 3 : 1 + h)) * kTile + m];
+        }
+    }
+  }
+}
+
+using AddProducts = void (*)(const Panel&, const uint32_t*, int64_t, Floats (*)[kVectors]);
+
+AddProducts add_products_of(const Weight& w, bool bytes) {
+#if BYTE_DOTS
+  if (bytes && w.halves == 2) return w.minimum ? add_products<true, 2, true> : add_products<true, 2, false>;
+  if (bytes) return w.minimum ? add_products<true, 1, true> : add_products<true, 1, false>;
+#endif
+  if (w.halves == 2) return w.minimum ? add_products<false, 2, true> : add_products<false, 2, false>;
+  return w.minimum ? add_products<false, 1, true> : add_products<false, 1, false>;
+}
+
+inline int64_t tiles_of(int64_t count) { return (count + kTile - 1) / kTile; }
+inline int64_t totals_of(int64_t count) { return tiles_of(count) * kTile * kVectors; }
+
+int64_t scratch(const Job& job, int64_t count) { return sizeof(Panel) + job.weight_count * totals_of(count) * sizeof(Floats); }
+
+// Products of kUnit rows from `row` on with all tiles -> totals [count rounded up to tiles][kVectors].
+void multiply_unit(const Weight& w, const Inputs& in, const char* tiles, int64_t count, int64_t row, Panel& panel, Floats* totals) {
+  const bool of_bytes = many_rows::of_bytes(in);
+  const AddProducts add = add_products_of(w, of_bytes);
+  const int64_t tile_bytes = bytes(in);
+  for (int64_t i = 0; i < totals_of(count); i++) totals[i] = Floats{};
+  for (int64_t g = 0; g < w.groups; g += kPanel) {
+    const int64_t groups = w.groups - g < kPanel ? w.groups - g : kPanel;
+    fill(w, of_bytes, row, g, groups, panel);
+    for (int64_t tile = 0; tile < tiles_of(count); tile++) {
+      const uint32_t* x = (const uint32_t*)(tiles + tile * tile_bytes) + g * stride(of_bytes);
+      add(panel, x, groups, (Floats(*)[kVectors])(totals + tile * kTile * kVectors));
+    }
+  }
+}
+
+void multiply(const Job& job, const Inputs& in, const void* tiles, int64_t m0, int64_t count, int64_t first, int64_t last, void* scratch) {
+  Panel& panel = *(Panel*)scratch;
+  Floats* totals[2] = {(Floats*)(&panel + 1), (Floats*)(&panel + 1) + totals_of(count)};
+  for (int64_t row = first; row < last; row += kUnit) {
+    for (int i = 0; i < job.weight_count; i++) multiply_unit(job.weights[i], in, (const char*)tiles, count, row, panel, totals[i]);
+    for (int64_t m = 0; m < count; m++)
+      for (int v = 0; v < kVectors; v++) {
+        const int64_t r = row + v * LANES;
+        if (r >= last) break;
+        finish(job, m0 + m, r, last - r < LANES ? last - r : LANES, totals[0][m * kVectors + v],
+               job.weight_count == 2 ? totals[1][m * kVectors + v] : Floats{});
+      }
+  }
+}
+
+}  // namespace
+}  // namespace many_rows

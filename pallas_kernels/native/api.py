@@ -68,7 +68,8 @@ def multiply(x_MK, products: list[Product], *, mode: str, norm=None, epsilon: fl
         operands += [a.astype(jnp.float32) for a in (product.bias, product.residual) if a is not None]
     M, K = x_MK.shape
     norm = jnp.zeros((0,), jnp.float32) if norm is None else norm.astype(jnp.float32)
-    call = jax.ffi.ffi_call(_TARGET, [jax.ShapeDtypeStruct((M, product.weights[0].rows), jnp.float32) for product in products], vmap_method="sequential")
+    outputs = [jax.ShapeDtypeStruct((M, product.weights[0].rows), jnp.float32) for product in products]
+    call = jax.ffi.ffi_call(_TARGET, outputs, vmap_method="sequential")
     return call(
         x_MK.astype(jnp.float32), norm, *operands,
         jobs=np.array(numbers, np.int64), tables=np.array(tables, np.uint8), parts=np.int64(MODES[mode]), epsilon=np.float32(epsilon),

@@ -1,7 +1,8 @@
-"""Several products of one input, with what comes before and after them: two launches where there are kernels."""
+"""Several products of one input, with what comes before and after them: two launches where there are kernels, one call of C++."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from pallas_kernels.targets import Target
 from rocmforge_jax import quant
 from rocmforge_jax.nn.mlp import silu_gate
 from rocmforge_jax.nn.norm import rms_norm
-from rocmforge_jax.quant import kernels
+from rocmforge_jax.quant import kernels, native
 from rocmforge_jax.quant.qtensor import value_of
 
 
@@ -44,9 +45,10 @@ def products(
     wanted = [Product(*map(value_of, product)) for product in wanted]
     normed_by = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
     dtype = jnp.dtype(dtype or x.dtype)
-    if implementation == "triton" or implementation is None and "triton" in kernels.order():
+    for each in kernels.order() if implementation is None else (implementation,):
         try:
-            return _fused(x, wanted, *normed_by, dtype, activations)
+            if each in _FUSED:
+                return _FUSED[each](x, wanted, *normed_by, dtype, activations)
         except NotImplementedError:  # many rows, say: product by product, each as it can
             pass
     return _one_by_one(x, wanted, *normed_by, dtype, activations, implementation)
@@ -71,11 +73,26 @@ def _fused(x, wanted, scale, epsilon, dtype, mode):
     target = kernels.target_of(*weights, mode=mode)
     if not all(weight.transposed for weight in weights):
         raise NotImplementedError("a weight is seen as it is stored, the kernel multiplies with its transpose")
-    flat = lambda a: None if a is None else a.reshape(-1, a.shape[-1])
-    if not 0 < (rows := flat(x).shape[0]) <= (most := kernels.few_rows_limit(x.dtype)):
+    if not 0 < (rows := math.prod(x.shape[:-1])) <= (most := kernels.few_rows_limit(x.dtype)):
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {most}")
+    return _in_rows(_Fused(epsilon, dtype, mode, target), x, scale, wanted)
+
+
+def _native(x, wanted, scale, epsilon, dtype, mode):
+    """The same in one call of C++, any number of rows."""
+    weights = [weight for product in wanted for weight in (product.weight, product.up) if weight is not None]
+    native.require(*weights, mode=mode, rows=math.prod(x.shape[:-1]))
+    return _in_rows(_Native(epsilon, dtype, mode), x, scale, wanted)
+
+
+_FUSED = {"triton": _fused, "native": _native}
+
+
+def _in_rows(kernel, x, scale, wanted):
+    """A kernel that takes matrices."""
+    flat = lambda a: None if a is None else a.reshape(-1, a.shape[-1])
     wanted = [product._replace(residual=flat(product.residual)) for product in wanted]
-    outputs = kernels.differentiable(_Fused(epsilon, dtype, mode, target), flat(x), scale, wanted)
+    outputs = kernels.differentiable(kernel, flat(x), scale, wanted)
     return [output.reshape(*x.shape[:-1], -1) for output in outputs]
 
 
@@ -86,7 +103,7 @@ class _Fused:
     epsilon: float
     dtype: jnp.dtype
     mode: str
-    target: Target
+    target: Target | None = None
 
     def __call__(self, x, scale, wanted):
         jobs = list(map(_job, wanted))
@@ -94,6 +111,16 @@ class _Fused:
 
     def plain(self, x, scale, wanted):
         return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, None)
+
+
+class _Native(_Fused):
+    """The products in C++ likewise."""
+
+    def __call__(self, x, scale, wanted):
+        return native.multiply(x, list(map(_job, wanted)), mode=self.mode, dtype=self.dtype, norm=scale, epsilon=self.epsilon)
+
+    def plain(self, x, scale, wanted):
+        return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, "xla")
 
 
 def _job(product):

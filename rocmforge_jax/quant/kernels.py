@@ -1,7 +1,7 @@
 """The kernels of `pallas_kernels` as implementations: which one runs, and whether it works on this device.
 
-ROCMFORGE_KERNELS is read when an operation is traced: "auto" (kernels where there are some, else plain XLA), "triton" (an
-operation without a kernel is an error) or "xla" (no kernels). Before a kernel is used on a device it has computed a small product there
+ROCMFORGE_KERNELS is read when an operation is traced: "auto" (kernels where there are some, else plain XLA), "triton" or "native" (a
+product, or what else that has, without a kernel is an error) or "xla" (no kernels). Before a kernel is used on a device it has computed a small product there
 that was compared with plain XLA's. One that failed is named in a warning, once, and its work is XLA's.
 """
 
@@ -28,7 +28,7 @@ MODES, DEFAULT_MODE = ("int16", "int8", "float"), "int16"
 _ERRORS = {"int16": 1e-4, "int8": 2e-2, "float": 2e-6}
 #: Rows of a narrow float type from which on the matrix units multiply, and up to which they take the weight packed.
 MATRIX_ROWS, PACKED_ROWS = 9, 64
-_CHOICES = {"auto": ("triton", "xla"), "triton": ("triton",), "xla": ("xla",)}
+_CHOICES = {"auto": ("triton", "native", "xla"), "triton": ("triton",), "native": ("native",), "xla": ("xla",)}
 
 
 def order() -> tuple[str, ...]:
@@ -47,7 +47,8 @@ def dispatch(implementations: dict, name: str | None, *args, **kwargs):
     if name is not None and name not in implementations:
         raise ValueError(f"no implementation {name!r} here; there are {', '.join(implementations)}")
     reasons = []
-    for each in order() if name is None else (name,):
+    names = order() if name is None else (name,)
+    for each in [each for each in names if each in implementations] or ["xla"]:
         try:
             return implementations[each](*args, **kwargs)
         except NotImplementedError as reason:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.once import once
 from rocmforge_jax.nn import (
     Cache, Embedding, Experts, LayerCache, Linear, Product, RMSNorm, ScalarGate, apply_rope, causal_attention, mixture, products,
     rope_table, rotate_and_store, route, silu_gate, swiglu_mlp,
@@ -151,11 +152,11 @@ class Decoder(nnx.Module):
     """Token ids to logits.
 
     `dtype` is what activations and the cache are computed in; weights keep their own. `activations` is what kernels turn the inputs of
-    products with quantised weights into, see `quant.matmul`. A fresh decoder has random weights in float32 and can be trained;
-    `rocmforge_jax.load` gives one with a file's.
+    products with quantised weights into, see `quant.matmul`. A fresh decoder has random weights in float32 and can be trained; rngs
+    may be None inside `nn.only_shapes`. `rocmforge_jax.load` gives one with a file's.
     """
 
-    def __init__(self, config: DecoderConfig, *, dtype=jnp.float32, activations: str = DEFAULT_MODE, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, dtype=jnp.float32, activations: str = DEFAULT_MODE, rngs: nnx.Rngs | None):
         self.config, self.dtype, self.activations = config, dtype, activations
         self.token_embd = Embedding(config.vocabulary, config.width, rngs=rngs)
         self.blk = nnx.List([Block(config, activations=activations, rngs=rngs) for _ in range(config.layers)])
@@ -185,7 +186,7 @@ class Decoder(nnx.Module):
 
         x_BTD, layers = self.token_embd(tokens_BT, self.dtype), []
         for block, layer in zip(self.blk, cache.layers if cache else [None] * len(self.blk)):
-            x_BTD, layer = block(x_BTD, rope, layer, starts_B)
+            x_BTD, layer = once(block, x_BTD, rope, layer, starts_B)
             layers.append(layer)
 
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)

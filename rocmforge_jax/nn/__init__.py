@@ -2,6 +2,7 @@
 
 from rocmforge_jax.nn.attention import attend, causal_attention, causal_mask, dot_product_attention, validate_attention_dims
 from rocmforge_jax.nn.cache import Cache, LayerCache
+from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.linear import Embedding, Linear
 from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import Experts, ScalarGate, mixture, route
@@ -26,6 +27,7 @@ __all__ = [
     "causal_mask",
     "dot_product_attention",
     "mixture",
+    "only_shapes",
     "products",
     "rms_norm",
     "rope_table",

@@ -13,8 +13,8 @@ namespace {
 
 // Rows of a weight that are multiplied side by side: what the registers hold.
 constexpr int kRows = LANES == 16 ? 2 : 1;
-// How far ahead of what is multiplied memory is asked for, in bytes.
-constexpr int64_t kAhead = 2048;
+// At least how far ahead of what is multiplied memory is asked for, in bytes.
+constexpr int64_t kAhead = 4096;
 
 // Rows of a weight whose products wait for what comes after them.
 constexpr int kOut = 64;
@@ -33,37 +33,36 @@ inline int64_t blocks(int64_t groups) { return (groups + LANES - 1) / LANES; }
 
 int64_t bytes(const Inputs& in) { return blocks(in.groups) * (in.parts == 2 ? sizeof(Block<2>) : sizeof(Block<1>)); }
 
+// Four integers as the bytes of a word.
+inline Words word_of(const Ints* integers) {
+  Words word = (Words)integers[3] << 24;
+#pragma GCC unroll 4
+  for (int i = 0; i < 3; i++) word |= ((Words)integers[i] & 255) << 8 * i;
+  return word;
+}
+
 template <int kParts>
 void quantize_row(const Inputs& in, int64_t row, Block<kParts>* to) {
   const float *x = in.x + row * in.groups * kGroup, factor = factor_of_norm(in, x);
-  for (int64_t g = 0; g < in.groups; g++) {
-    Group group;
-    quantize_group(in, x, g, factor, group);
-    Block<kParts>& block = to[g / LANES];
-    const int lane = g % LANES;
-    for (int part = 0; part < kParts; part++) {
-      int8_t bytes[kGroup];
-      for (int j = 0; j < kGroup; j++) {
-        const int32_t q = group.integers[j], high = (q + 64) >> 7;
-        bytes[j] = kParts == 1 ? q : part == 0 ? high : q - high * 128;
-      }
-      for (int p = 0; p < kPositions; p++) __builtin_memcpy((char*)&block.words[part][p] + 4 * lane, bytes + 4 * p, 4);
+  for (int64_t g = 0; g < in.groups; g += LANES, to++) {
+    Groups groups;
+    quantize_groups(in, x, g, factor, groups);
+    for (int p = 0; p < kPositions; p++) {
+      Ints high[4], low[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) high[i] = (groups.integers[4 * p + i] + 64) >> 7, low[i] = groups.integers[4 * p + i] - (high[i] << 7);
+      to->words[0][p] = word_of(kParts == 2 ? high : groups.integers + 4 * p);
+      if (kParts == 2) to->words[kParts - 1][p] = word_of(low);
     }
-    const int32_t sums[3] = {group.sums[0], group.sums[1], group.sums[0] + group.sums[1]};
-    block.scale[lane] = group.scale;
-    for (int i = 0; i < 3; i++) block.sums[i][lane] = sums[i], block.scaled_sums[i][lane] = sums[i] * group.scale;
+    const Ints sums[3] = {groups.sums[0], groups.sums[1], groups.sums[0] + groups.sums[1]};
+    to->scale = groups.scale;
+    for (int i = 0; i < 3; i++) to->sums[i] = sums[i], to->scaled_sums[i] = to_float(sums[i]) * groups.scale;
   }
 }
 
 void quantize(const Inputs& in, int64_t row, void* tile, int64_t) {
-  const int64_t last = blocks(in.groups) - 1;  // behind the last group are zeros
-  if (in.parts == 2) {
-    ((Block<2>*)tile)[last] = Block<2>{};
-    quantize_row(in, row, (Block<2>*)tile);
-  } else {
-    ((Block<1>*)tile)[last] = Block<1>{};
-    quantize_row(in, row, (Block<1>*)tile);
-  }
+  if (in.parts == 2) quantize_row(in, row, (Block<2>*)tile);
+  else quantize_row(in, row, (Block<1>*)tile);
 }
 
 // The products of kRows rows of a weight, from `first` on, with kBatch rows of activations that lie `stride` bytes apart: out[m][r],
@@ -75,6 +74,8 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
   const int64_t second = kRows == 1 || first + 1 < w.rows ? 1 : 0;
   Floats total[kBatch][kRows] = {};
   Scales scales[kRows];
+  // Whole steps ahead: half a step would ask for what the other of the rows side by side reads already.
+  const int64_t step = kRows * kBits * w.groups * 4, ahead = (kAhead + step - 1) / step * step;
   for (int64_t g = 0; g < w.groups; g += LANES) {
     const int count = w.groups - g < LANES ? w.groups - g : LANES;
     const int64_t in_chunk = g % kChunk;
@@ -90,7 +91,7 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
       for (int i = 0; i < kBits; i++) {
         const uint32_t* from = w.codes + ((first + r * second) * kBits + i) * w.groups + g;
         words[i] = load(from, count);
-        __builtin_prefetch((const char*)from + kAhead);
+        __builtin_prefetch((const char*)from + ahead);
       }
       unpack<kBits>(words, codes[r]);
 #pragma GCC unroll 8

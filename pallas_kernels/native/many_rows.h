@@ -20,32 +20,50 @@ inline bool of_bytes(const Inputs& in) { return in.parts == 1 && BYTE_DOTS; }
 
 // Activations of a tile lie group after group: the integers of each row, [kTile][16 words] or [kTile][8 words]; then their scales
 // [kTile]; then the sums of each half and of all, times the scale, [3][kTile].
-inline int64_t words_of_group(bool bytes) { return kTile * (bytes ? 8 : 16); }
-inline int64_t stride(bool bytes) { return words_of_group(bytes) + 4 * kTile; }
+constexpr int64_t words_of_group(bool bytes) { return kTile * (bytes ? 8 : 16); }
+constexpr int64_t stride(bool bytes) { return words_of_group(bytes) + 4 * kTile; }
 
 int64_t bytes(const Inputs& in) { return in.groups * stride(of_bytes(in)) * 4; }
 
-void quantize(const Inputs& in, int64_t row, void* tile, int64_t row_of_tile) {
-  const bool bytes = of_bytes(in);
+// Word `i` of the groups of a block: four bytes, or two numbers of 16 bits in the order in which `put_codes` has the codes.
+template <bool kOfBytes>
+inline Words word_of(const Ints* integers, int i) {
+  if (!kOfBytes) return ((Words)integers[i / 2 * 4 + i % 2] & 0xFFFF) | (Words)integers[i / 2 * 4 + i % 2 + 2] << 16;
+  Words word = {};
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) word |= (Words)(integers[4 * i + j] + 128) << 8 * j;
+  return word;
+}
+
+template <bool kOfBytes>
+void quantize_row(const Inputs& in, int64_t row, uint32_t* to, int64_t row_of_tile) {
+  constexpr int kWords = kOfBytes ? 8 : 16, kSome = kWords < LANES ? kWords : LANES;
   const float *x = in.x + row * in.groups * kGroup, factor = factor_of_norm(in, x);
-  for (int64_t g = 0; g < in.groups; g++) {
-    Group group;
-    quantize_group(in, x, g, factor, group);
-    uint32_t* block = (uint32_t*)tile + g * stride(bytes);
-    if (bytes) {
-      uint8_t* to = (uint8_t*)(block + row_of_tile * 8);
-      for (int j = 0; j < kGroup; j++) to[j] = group.integers[j] + 128;
-    } else {  // in the order in which `widen` has the codes
-      uint32_t* to = block + row_of_tile * 16;
-      for (int p = 0; p < kPositions; p++)
-        for (int odd = 0; odd < 2; odd++)
-          to[2 * p + odd] = (group.integers[4 * p + odd] & 0xFFFF) | (uint32_t)group.integers[4 * p + odd + 2] << 16;
+  for (int64_t g = 0; g < in.groups; g += LANES, to += LANES * stride(kOfBytes)) {
+    Groups groups;
+    quantize_groups(in, x, g, factor, groups);
+    const int count = in.groups - g < LANES ? in.groups - g : LANES;
+#pragma GCC unroll 4
+    for (int first = 0; first < kWords; first += LANES) {
+      Words by_group[LANES];
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i++) by_group[i] = i < kSome ? word_of<kOfBytes>(groups.integers, first + i) : Words{};
+      transpose(by_group);
+      for (int i = 0; i < count; i++)
+        __builtin_memcpy(to + i * stride(kOfBytes) + row_of_tile * kWords + first, by_group + i, 4 * kSome);
     }
-    float* scale = (float*)block + words_of_group(bytes);
-    scale[row_of_tile] = group.scale;
-    for (int half = 0; half < 2; half++) scale[(1 + half) * kTile + row_of_tile] = group.sums[half] * group.scale;
-    scale[3 * kTile + row_of_tile] = (group.sums[0] + group.sums[1]) * group.scale;
+    const Floats scaled[4] = {groups.scale, to_float(groups.sums[0]) * groups.scale, to_float(groups.sums[1]) * groups.scale,
+                              to_float(groups.sums[0] + groups.sums[1]) * groups.scale};
+    float* scales = (float*)to + words_of_group(kOfBytes) + row_of_tile;
+    for (int i = 0; i < count; i++)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; k++) scales[i * stride(kOfBytes) + k * kTile] = ((const float*)&scaled[k])[i];
   }
+}
+
+void quantize(const Inputs& in, int64_t row, void* tile, int64_t row_of_tile) {
+  if (of_bytes(in)) quantize_row<true>(in, row, (uint32_t*)tile, row_of_tile);
+  else quantize_row<false>(in, row, (uint32_t*)tile, row_of_tile);
 }
 
 // kUnit rows of kPanel groups: signed codes, [group][position][vector], in bytes or in pairs of 16 bits; what sums start at; scales.

@@ -6,13 +6,6 @@
 
 namespace {
 
-// One group. integers: at most 127 * 128, or 127. sums: of the integers of the first half and of the second.
-struct Group {
-  alignas(64) int32_t integers[kGroup];
-  float scale;
-  int32_t sums[2];
-};
-
 inline float mean_square(const float* x, int64_t count) {
   Floats partial[kGroup / LANES] = {};
   for (int64_t i = 0; i < count; i += kGroup)
@@ -29,30 +22,38 @@ inline float factor_of_norm(const Inputs& in, const float* x) {
   return in.norm ? 1 / __builtin_sqrtf(mean_square(x, in.groups * kGroup) + in.epsilon) : 1;
 }
 
-inline void quantize_group(const Inputs& in, const float* x, int64_t g, float factor, Group& to) {
-  Floats values[kGroup / LANES], largest = {}, poison = {};
-  for (int j = 0; j < kGroup / LANES; j++) {
-    values[j] = whole<Floats>(x + g * kGroup + j * LANES);
-    if (in.norm) values[j] = values[j] * factor * whole<Floats>(in.norm + g * kGroup + j * LANES);
-    largest = larger(absolute(values[j]), largest);
-    poison += values[j] * 0.0f;  // NaN where a value is none or infinite, which then every output is
+// LANES groups, one to a lane. integers: at most 127 * 128, or 127. sums: of the integers of the first half and of the second.
+struct Groups {
+  Ints integers[kGroup];
+  Floats scale;
+  Ints sums[2];
+};
+
+// Groups from g on; those that there are not are zeros.
+inline void quantize_groups(const Inputs& in, const float* x, int64_t g, float factor, Groups& to) {
+  Words values[kGroup];
+#pragma GCC unroll 8
+  for (int first = 0; first < kGroup; first += LANES) {
+    for (int i = 0; i < LANES; i++) {
+      const int64_t at = (g + i) * kGroup + first;
+      if (g + i >= in.groups) values[first + i] = Words{};
+      else if (in.norm) values[first + i] = (Words)(whole<Floats>(x + at) * factor * whole<Floats>(in.norm + at));
+      else values[first + i] = whole<Words>(x + at);
+    }
+    transpose(values + first);
   }
-  float top = 0;
-  for (int i = 0; i < LANES; i++) top = largest[i] > top ? largest[i] : top;
-  const float most = in.parts == 2 ? 127 * 128 : 127;
-  const float inverse = top > 0 ? most / top : 0;
-  Ints sums[2] = {};
-  for (int j = 0; j < kGroup / LANES; j++) {
-    const Ints q = round_to_int(values[j] * inverse);
-    store(to.integers + j * LANES, q);
-    if (LANES <= 16) sums[j * LANES / 16] += q;
+  Ints largest = {};  // the bits of a float without its sign are in the order of floats, those of infinity and NaN the last
+#pragma GCC unroll 32
+  for (int j = 0; j < kGroup; j++) largest = larger(largest, (Ints)values[j] & 0x7FFFFFFF);
+  const float most = in.parts == 2 ? 127 * 128 : 127;  // over less than 2^-110 it might be infinite
+  const Floats top = (Floats)largest, inverse = (Floats)((Ints)(most / top) & (largest > 17 << 23));
+  to.scale = (Floats)((Ints)(top * (1 / most)) | (largest >= 0x7F800000));  // NaN where a number is none, which then every output is
+  to.sums[0] = to.sums[1] = Ints{};
+#pragma GCC unroll 32
+  for (int j = 0; j < kGroup; j++) {
+    to.integers[j] = round_to_int((Floats)values[j] * inverse);
+    to.sums[j / 16] += to.integers[j];
   }
-  for (int half = 0; half < 2; half++) {
-    int32_t total = 0;
-    for (int i = 0; i < LANES; i++) total += sums[half][i];
-    to.sums[half] = total;
-  }
-  to.scale = top / most + sum(poison);
 }
 
 }  // namespace

@@ -57,8 +57,7 @@ inline Ints round_to_int(Floats a) { return (Ints)(a + 12582912.0f) - 0x4B400000
 
 inline Floats absolute(Floats a) { return (Floats)((Ints)a & 0x7FFFFFFF); }
 
-// The larger; b where a is no number.
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
 
 // The sum of the products of two signed 16-bit numbers of `a` and two of `b`, added to each lane of `sum`.
 inline Ints dot2(Ints sum, Words a, Words b) {
@@ -124,20 +123,32 @@ inline Words load(const uint32_t* p, int count) {
 #endif
 }
 
+// GCC converts vectors of narrow numbers one number at a time.
+#if LANES == 16
+inline Ints widen(__m128i a, int8_t) { return (Ints)_mm512_cvtepi8_epi32(a); }
+inline Ints widen(__m128i a, uint8_t) { return (Ints)_mm512_cvtepu8_epi32(a); }
+inline Ints widen(__m256i a, uint16_t) { return (Ints)_mm512_cvtepu16_epi32(a); }
+#elif LANES == 8
+inline Ints widen(__m128i a, int8_t) { return (Ints)_mm256_cvtepi8_epi32(a); }
+inline Ints widen(__m128i a, uint8_t) { return (Ints)_mm256_cvtepu8_epi32(a); }
+inline Ints widen(__m128i a, uint16_t) { return (Ints)_mm256_cvtepu16_epi32(a); }
+#endif
+
 template <typename Narrow>
 inline Ints load_narrow(const Narrow* p, int count) {
-  typedef Narrow Vector __attribute__((vector_size(sizeof(Narrow) * LANES)));
-  Vector narrow = {};
 #if LANES == 16
-  __mmask16 mask = (1u << count) - 1;
-  if constexpr (sizeof(Narrow) == 1) narrow = (Vector)_mm_maskz_loadu_epi8(mask, p);
-  else narrow = (Vector)_mm256_maskz_loadu_epi16(mask, p);
+  const __mmask16 mask = (1u << count) - 1;
+  if constexpr (sizeof(Narrow) == 1) return widen(_mm_maskz_loadu_epi8(mask, p), Narrow{});
+  else return widen(_mm256_maskz_loadu_epi16(mask, p), Narrow{});
+#elif LANES == 8
+  __m128i narrow = {};
+  __builtin_memcpy(&narrow, p, count == LANES ? sizeof(Narrow) * LANES : sizeof(Narrow) * count);
+  return widen(narrow, Narrow{});
 #else
-  if (count == LANES) narrow = whole<Vector>(p);
-  else
-    for (int i = 0; i < count; i++) narrow[i] = p[i];
+  Ints all = {};
+  for (int i = 0; i < count; i++) all[i] = p[i];
+  return all;
 #endif
-  return __builtin_convertvector(narrow, Ints);
 }
 
 // float16 numbers in the lower halves of lanes, as float32.

@@ -30,85 +30,86 @@ inline void unpack(const Words* words, Words* positions) {
   }
 }
 
-// ggml's half of an unsigned float of 4 + 3 bits: `packing.half_float`.
-inline float half_float(uint8_t code) {
-  code &= 127;
-  if (code == 127) return 0;
-  return code >> 3 ? __builtin_ldexpf(8 + (code & 7), (code >> 3) - 11) : __builtin_ldexpf(code & 7, -10);
-}
-
 // Scales of some groups that follow one another in a row, and their minima; zeros from the last group to the end of its vector.
 constexpr int64_t kChunk = 128;
 struct Scales {
   alignas(64) float scale[2][kChunk], minimum[2][kChunk];
 };
 
+// ggml's half of an unsigned float of 4 + 3 bits: `packing.half_float`.
+inline Floats half_float(Ints code) {
+  code &= 127;
+  const Ints exponent = code >> 3, fraction = code & 7;
+  const Ints normal = (exponent + 119) << 23 | fraction << 20, subnormal = (Ints)(to_float(fraction) * 0x1p-10f);
+  return (Floats)(((normal & (exponent > 0)) | (subnormal & (exponent == 0))) & (code != 127));
+}
+
+// 2^(e - 128): `packing.power_of_two`.
+inline Floats power_of_two(Ints e) { return (Floats)(((e - 1) << 23) & (e > 1)); }
+
 // d, or m, of `count` entries: the lower or the upper half of words where there are both.
-inline void halves(const Weight& w, int64_t first, int64_t count, int shift, float* to) {
+template <bool kMinimum>
+inline void read_halves(const Weight& w, int64_t first, int64_t count, int shift, float* to) {
   for (int64_t i = 0; i < count; i += LANES) {
     const int some = count - i < LANES ? count - i : LANES;
-    const Ints bits = w.minimum ? (Ints)((load((const uint32_t*)w.d + first + i, some) >> shift) & 0xFFFF)
-                                : load_narrow((const uint16_t*)w.d + first + i, some);
+    const Ints bits = kMinimum ? (Ints)((load((const uint32_t*)w.d + first + i, some) >> shift) & 0xFFFF)
+                               : load_narrow((const uint16_t*)w.d + first + i, some);
     store(to + i, half_to_float(bits));
   }
 }
 
-// to[i] = shared[i / span] * factor * part(small[i]), for whole spans.
-template <typename Small, typename Part>
-inline void times_shared(const float* shared, float factor, const Small* small, int64_t count, int64_t span, float* to, Part part) {
-  if (span == 8) {
-    for (int64_t i = 0; i < count; i += 8) {
-      const float d = shared[i / 8] * factor;
-#pragma GCC unroll 8
-      for (int64_t j = 0; j < 8; j++) to[i + j] = d * (float)part(small[i + j]);
-    }
-    return;
+// What the LANES groups from i on share with their neighbours.
+inline Floats shared(const float* entries, int64_t i, int64_t span) {
+#if LANES == 16
+  if (span == 8)
+    return (Floats)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_broadcast_ss(entries + i / 8)), _mm256_broadcast_ss(entries + i / 8 + 1), 1);
+#else
+  if (span == 8) return Floats{} + entries[i / 8];
+#endif
+  Floats all;
+  for (int64_t lane = 0; lane < LANES; lane++) all[lane] = entries[(i + lane) / span];
+  return all;
+}
+
+// Scales and minima where they are small multiples of d and m: `kBits` bits of a number each.
+template <bool kMinimum, int kBits, typename Small>
+inline void multiples(const float* d, const float* m, const Small* small, int64_t count, int64_t span, float* scale, float* minimum) {
+  for (int64_t i = 0; i < count; i += LANES) {
+    const Ints both = load_narrow(small + i, count - i < LANES ? count - i : LANES);
+    store(scale + i, shared(d, i, span) * to_float(kMinimum ? both & ((1 << kBits) - 1) : both));
+    if (kMinimum) store(minimum + i, -shared(m, i, span) * to_float(both >> kBits));
   }
-  for (int64_t i = 0; i < count; i++) to[i] = shared[i / span] * factor * (float)part(small[i]);
 }
 
 // Of `count` groups from g on, at most kChunk; g is a multiple of kChunk. kMinimum: whether there are minima.
 template <bool kMinimum>
 void read_scales(const Weight& w, int64_t row, int64_t g, int64_t count, Scales& to) {
   const int64_t first = (row * w.groups + g) / w.span, entries = (count + w.span - 1) / w.span;
-  const int64_t end = (count + LANES - 1) / LANES * LANES;
-  alignas(64) float d[kChunk], m[kChunk];
-  if (w.scale_kind == kD && w.span == 1) {
-    halves(w, first, count, 0, to.scale[0]);
-    if (kMinimum) halves(w, first, count, 16, to.minimum[0]);
-  } else if (w.scale_kind != kE8M0 && w.scale_kind != kE4M3) {
-    halves(w, first, entries, 0, d);
-    if (kMinimum) halves(w, first, entries, 16, m);
+  alignas(64) float own_d[kChunk], own_m[kChunk];
+  const bool alone = w.scale_kind == kD && w.span == 1;
+  float *d = alone ? to.scale[0] : own_d, *m = alone ? to.minimum[0] : own_m;
+  if (w.d) {
+    read_halves<kMinimum>(w, first, entries, 0, d);
+    if (kMinimum) read_halves<kMinimum>(w, first, entries, 16, m);
   }
+  if (alone) return;
   for (int half = 0; half < w.halves; half++) {
-    const uint8_t* small = w.scale + ((row * w.halves + half) * w.groups + g) * (w.scale_kind == kBytes ? 2 : 1);
+    const int64_t at = (row * w.halves + half) * w.groups + g;
     float *scale = to.scale[half], *minimum = to.minimum[half];
     switch (w.scale_kind) {
-      case kD:
-        if (w.span == 1) continue;
-        for (int64_t i = 0; i < count; i++) scale[i] = d[i / w.span];
-        break;
-      case kE8M0:
-        for (int64_t i = 0; i < count; i++) {
-          const uint32_t bits = small[i] > 1 ? (uint32_t)(small[i] - 1) << 23 : 0;
-          __builtin_memcpy(scale + i, &bits, 4);
+      case kInt8: multiples<false, 8>(d, m, (const int8_t*)w.scale + at, count, w.span, scale, minimum); break;
+      case kNibbles: multiples<kMinimum, 4>(d, m, w.scale + at, count, w.span, scale, minimum); break;
+      case kBytes: multiples<kMinimum, 8>(d, m, (const uint16_t*)w.scale + at, count, w.span, scale, minimum); break;
+      default:
+        for (int64_t i = 0; i < count; i += LANES) {
+          if (w.scale_kind == kD) {
+            store(scale + i, shared(d, i, w.span));
+            continue;
+          }
+          const Ints code = load_narrow(w.scale + at + i, count - i < LANES ? count - i : LANES);
+          store(scale + i, w.scale_kind == kE8M0 ? power_of_two(code) : half_float(code));
         }
-        break;
-      case kE4M3:
-        for (int64_t i = 0; i < count; i++) scale[i] = half_float(small[i]);
-        break;
-      case kInt8:
-        times_shared(d, 1, (const int8_t*)small, count, w.span, scale, [](int8_t s) { return s; });
-        break;
-      case kNibbles:
-        times_shared(d, 1, small, count, w.span, scale, [](uint8_t s) { return s & 15; });
-        if (kMinimum) times_shared(m, -1, small, count, w.span, minimum, [](uint8_t s) { return s >> 4; });
-        break;
-      case kBytes:
-        times_shared(d, 1, (const uint16_t*)small, count, w.span, scale, [](uint16_t s) { return s & 255; });
-        if (kMinimum) times_shared(m, -1, (const uint16_t*)small, count, w.span, minimum, [](uint16_t s) { return s >> 8; });
     }
-    for (int64_t i = count; i < end; i++) scale[i] = minimum[i] = 0;
   }
 }
 

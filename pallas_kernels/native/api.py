@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.packing import Packing
+from pallas_kernels.packing import GROUP, Packing
 from pallas_kernels.qmatmul.api import Product
 
 #: The modes of activations that there are, and in how many bytes each has a number: see `qmatmul.activations`.
@@ -21,6 +21,11 @@ _TARGET = "rocmforge_multiply"
 #: In the order of `enum Scale`.
 _SCALES = ("d", "int8", "nibbles", "bytes", "e8m0", "e4m3")
 _PLANES = ("codes", "d", "scale")
+#: What there is code for, as `functions` in few_rows.h: (bits, table, halves, minimum).
+_FORMS = {
+    (2, False, 1, False), (2, False, 2, True), (3, False, 2, False), (4, False, 1, False), (4, False, 1, True), (4, True, 1, False),
+    (4, True, 2, False), (5, False, 1, False), (5, False, 1, True), (6, False, 2, False), (8, False, 1, False),
+}  # fmt: skip
 
 
 @functools.cache
@@ -52,12 +57,14 @@ def _opened(library: Path) -> ctypes.CDLL:
 
 
 def multiply(x_MK, products: list[Product], *, mode: str, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
-    """All products of one float32 input [M, K] in one call -> float32 [M, N] each.
+    """All products of one input [M, K] in one call, in float32 -> float32 [M, N] each.
 
-    norm: the scale [K] of an RMSNorm that x goes through first, or None. NotImplementedError: a mode that is none of MODES.
+    norm: the scale [K] of an RMSNorm that x goes through first, or None. NotImplementedError: a mode that is none of MODES, a packing
+    that there is no code for. ValueError: shapes that do not fit.
     """
     if mode not in MODES:
         raise NotImplementedError(f"{mode} activations; there are {', '.join(MODES)}")
+    validate(x_MK, products, norm)
     operands, numbers, tables = [], [], []
     for product in products:
         numbers += [len(product.weights), product.bias is not None, product.residual is not None]
@@ -66,14 +73,53 @@ def multiply(x_MK, products: list[Product], *, mode: str, norm=None, epsilon: fl
             numbers += _numbers(weight.packing)
             tables += [byte & 255 for byte in weight.packing.table or [0] * 16]
         operands += [a.astype(jnp.float32) for a in (product.bias, product.residual) if a is not None]
-    M, K = x_MK.shape
     norm = jnp.zeros((0,), jnp.float32) if norm is None else norm.astype(jnp.float32)
-    outputs = [jax.ShapeDtypeStruct((M, product.weights[0].rows), jnp.float32) for product in products]
+    outputs = [jax.ShapeDtypeStruct((x_MK.shape[0], product.weights[0].rows), jnp.float32) for product in products]
     call = jax.ffi.ffi_call(_TARGET, outputs, vmap_method="sequential")
     return call(
         x_MK.astype(jnp.float32), norm, *operands,
         jobs=np.array(numbers, np.int64), tables=np.array(tables, np.uint8), parts=np.int64(MODES[mode]), epsilon=np.float32(epsilon),
     )  # fmt: skip
+
+
+def validate(x_MK, products: list[Product], norm=None) -> None:
+    """What `multiply` takes, from shapes alone: the code in C++ reads memory as they say. Errors as there."""
+    if x_MK.ndim != 2 or 0 in x_MK.shape or x_MK.shape[1] % GROUP:
+        raise ValueError(f"x has shape {list(x_MK.shape)}: expected [M, K] with M at least 1 and K a multiple of {GROUP}")
+    M, K = x_MK.shape
+    if norm is not None and norm.shape != (K,):
+        raise ValueError(f"norm has shape {list(norm.shape)}, x has {K} inputs: expected [{K}]")
+    if not products:
+        raise ValueError("there is no product to compute")
+    for product in products:
+        if len(product.weights) not in (1, 2):
+            raise ValueError(f"a product has {len(product.weights)} weights: expected 1, or 2 for SwiGLU")
+        N = product.weights[0].rows
+        for weight in product.weights:
+            _validate_weight(weight, N, K)
+        for name, array, shape in (("bias", product.bias, (N,)), ("residual", product.residual, (M, N))):
+            if array is not None and array.shape != shape:
+                raise ValueError(f"{name} has shape {list(array.shape)}: expected {list(shape)}")
+
+
+def _validate_weight(weight, N: int, K: int) -> None:
+    packing, groups = weight.packing, K // GROUP
+    if _form(packing) not in _FORMS:
+        raise NotImplementedError(f"no code for {packing}")
+    if groups % packing.span:
+        raise ValueError(f"{groups} groups of a row share scales by {packing.span}: {K} inputs are no whole number of them")
+    shapes = {"codes": (N, packing.bits, groups), "d": (N, groups // packing.span), "scale": (N, packing.halves, groups)}
+    for name, dtype in packing.planes().items():
+        if name not in weight.planes:
+            raise ValueError(f"the plane {name} is missing, there are {', '.join(weight.planes)}")
+        plane = weight.planes[name]
+        if plane.shape != shapes[name] or plane.dtype != dtype:
+            got, expected = (f"{dtype}{list(shape)}" for dtype, shape in ((plane.dtype, plane.shape), (dtype, shapes[name])))
+            raise ValueError(f"the plane {name} is {got}: expected {expected} for {N} rows of {K} inputs")
+
+
+def _form(packing: Packing):
+    return packing.bits, packing.table is not None, packing.halves, packing.minimum
 
 
 def _numbers(packing: Packing) -> list[int]:

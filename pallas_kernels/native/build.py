@@ -47,7 +47,9 @@ def build(folder: Path) -> Path:
     """
     program = compiler()
     if program is None:
-        raise RuntimeError(f"no C++ compiler: none of {', '.join(COMPILERS)} is found, and the variable CXX names none that is")
+        named = os.environ.get("CXX")
+        looked_for = f"the variable CXX names {named!r}, which is not found" if named else f"none of {', '.join(COMPILERS)} is found"
+        raise RuntimeError(f"no C++ compiler: {looked_for}")
     folder = Path(folder)
     said = _run([[program, "--version"]])[0]
     library = folder / f"multiply-{_source_key()}-{_hash([said.encode()])}.so"

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.native import attention
 from pallas_kernels.packing import GROUP, Packing
 from pallas_kernels.qmatmul.api import Product
 
@@ -32,7 +33,8 @@ _FORMS = {
 def load(library: Path) -> str:
     """Make a compiled library known to JAX -> the instructions it uses. OSError: it is no such library."""
     loaded = _opened(library)
-    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(loaded.Multiply), platform="cpu")
+    for name, symbol in {_TARGET: "Multiply", **attention.TARGETS}.items():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")
     return loaded.kernels_in_use().decode()
 
 

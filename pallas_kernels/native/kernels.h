@@ -46,8 +46,21 @@ struct Way {
   void (*multiply)(const Job&, const Inputs&, const void* tiles, int64_t m, int64_t count, int64_t first, int64_t last, void* scratch);
 };
 
+// One call of attention: see `attention.py`. group: heads of q that share a KV head; width: of a head.
+struct Attention {
+  const float *q, *keys, *values;
+  const int32_t* starts;
+  float* out;
+  int64_t tokens, kv_heads, group, width, slots;
+  float scale;
+};
+
 struct Kernels {
   const char* name;
   bool (*supports)(const Weight&);
   Way few, many;
+  // Queries first to last, at most `queries`, of a KV head of sequence b, counted with the heads of the group as the minor axis.
+  int64_t queries;
+  int64_t (*attend_scratch)(int64_t width);  // floats that it needs
+  void (*attend)(const Attention&, int64_t b, int64_t head, int64_t first, int64_t last, float* scratch);
 };

@@ -25,7 +25,7 @@ constexpr int64_t stride(bool bytes) { return words_of_group(bytes) + 4 * kTile;
 
 int64_t bytes(const Inputs& in) { return in.groups * stride(of_bytes(in)) * 4; }
 
-// Word `i` of the groups of a block: four bytes, or two numbers of 16 bits in the order in which `put_codes` has the codes.
+// Word `i` of the groups of a block: four bytes, or two numbers of 16 bits in the order in which `fill_codes` has the codes.
 template <bool kOfBytes>
 inline Words word_of(const Ints* integers, int i) {
   if (!kOfBytes) return ((Words)integers[i / 2 * 4 + i % 2] & 0xFFFF) | (Words)integers[i / 2 * 4 + i % 2 + 2] << 16;
@@ -73,58 +73,54 @@ struct Panel {
   Floats scale[kPanel][2][kVectors], minimum[kPanel][2][kVectors];
 };
 
-// Codes of LANES groups of a row from g on, as signed bytes.
+// LANES rows of a weight from `row` on, of which the last may stand in for what lies behind it.
+inline int64_t row_or_last(const Weight& w, int64_t row) { return row < w.rows ? row : w.rows - 1; }
+
+// Codes of `count` groups from g on, into the panel from its group `first` on. Words are transposed before they are unpacked: they are
+// fewer then.
 template <int kBits, bool kTable>
-void read_codes(const Weight& w, int64_t row, int64_t g, int count, Words* positions) {
-  Words words[kBits];
+void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int count, int first, int vector, Panel& to) {
+  Words words[kBits][LANES];
 #pragma GCC unroll 8
-  for (int i = 0; i < kBits; i++) words[i] = load(w.codes + (row * kBits + i) * w.groups + g, count);
-  Words codes[kPositions];
-  unpack<kBits>(words, codes);
+  for (int i = 0; i < kBits; i++) {
+    for (int r = 0; r < LANES; r++) words[i][r] = load(w.codes + (row_or_last(w, row + r) * kBits + i) * w.groups + g, count);
+    transpose(words[i]);
+  }
+  for (int i = 0; i < count; i++) {
+    Words of_group[kBits], codes[kPositions];
 #pragma GCC unroll 8
-  for (int p = 0; p < kPositions; p++) {
-    if (kTable) codes[p] = look_up(codes[p], w.table);
-    else if (kBits < 8) codes[p] = (Words)((Bytes)codes[p] - (int8_t)w.offset);
-    positions[p * LANES] = codes[p];
+    for (int k = 0; k < kBits; k++) of_group[k] = words[k][i];
+    unpack<kBits>(of_group, codes);
+    Words(*put)[kVectors] = (Words(*)[kVectors]) & to.codes[first + i][0][vector];
+    Ints ones[2] = {};
+#pragma GCC unroll 8
+    for (int p = 0; p < kPositions; p++) {
+      if (kTable) codes[p] = look_up(codes[p], w.table);
+      else if (kBits < 8) codes[p] = (Words)((Bytes)codes[p] - (int8_t)w.offset);
+      if (bytes) {
+        put[p][0] = codes[p];
+        ones[p / 4] = dot4<true>(ones[p / 4], Words{} + 0x01010101u, codes[p]);
+      } else {  // bytes 0 and 2, then 1 and 3, with their signs
+        put[2 * p][0] = (Words)((Shorts)(codes[p] << 8) >> 8);
+        put[2 * p + 1][0] = (Words)((Shorts)codes[p] >> 8);
+      }
+    }
+    if (!bytes) continue;
+    to.start[first + i][0][vector] = (w.halves == 2 ? ones[0] : ones[0] + ones[1]) * -128;
+    to.start[first + i][1][vector] = ones[1] * -128;
   }
 }
 
-using ReadCodes = void (*)(const Weight&, int64_t, int64_t, int, Words*);
+using FillCodes = void (*)(const Weight&, bool, int64_t, int64_t, int, int, int, Panel&);
 template <int kBits, bool kTable>
-struct ReadCodesOf {
-  static constexpr ReadCodes value = read_codes<kBits, kTable>;
+struct FillCodesOf {
+  static constexpr FillCodes value = fill_codes<kBits, kTable>;
 };
-
-// Codes of LANES rows of a position of a group, the first vector of a panel that they go to.
-inline void put_codes(Words codes, bool bytes, int position, Words (*to)[kVectors], Ints* ones) {
-  if (bytes) {
-    to[position][0] = codes;
-    *ones = dot4<true>(*ones, Words{} + 0x01010101u, codes);
-  } else {  // bytes 0 and 2, then 1 and 3, with their signs
-    to[2 * position][0] = (Words)((Shorts)(codes << 8) >> 8);
-    to[2 * position + 1][0] = (Words)((Shorts)codes >> 8);
-  }
-}
-
-// LANES rows from `row` on, LANES groups of the panel from `g` on.
-void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t first, int count, int vector, Panel& to) {
-  const ReadCodes read = by_codes<ReadCodesOf, ReadCodes>(w);
-  Words codes[kPositions][LANES];
-  for (int r = 0; r < LANES; r++) read(w, row + r < w.rows ? row + r : w.rows - 1, g, count, &codes[0][r]);
-  Ints ones[LANES][2] = {};
-  for (int p = 0; p < kPositions; p++) {
-    transpose(codes[p]);
-    for (int i = 0; i < LANES; i++)
-      put_codes(codes[p][i], bytes, p, (Words(*)[kVectors]) & to.codes[first + i][0][vector], &ones[i][w.halves == 2 ? p / 4 : 0]);
-  }
-  for (int i = 0; i < LANES; i++)
-    for (int h = 0; h < 2; h++) to.start[first + i][h][vector] = ones[i][h] * -128;
-}
 
 template <bool kMinimum>
 void fill_scales(const Weight& w, int64_t row, int64_t g, int64_t count, int vector, Panel& to) {
   Scales scales[LANES];
-  for (int r = 0; r < LANES; r++) read_scales<kMinimum>(w, row + r < w.rows ? row + r : w.rows - 1, g, count, scales[r]);
+  for (int r = 0; r < LANES; r++) read_scales<kMinimum>(w, row_or_last(w, row + r), g, count, scales[r]);
   Words columns[LANES];
   for (int h = 0; h < w.halves; h++)
     for (int64_t first = 0; first < count; first += LANES)
@@ -136,9 +132,10 @@ void fill_scales(const Weight& w, int64_t row, int64_t g, int64_t count, int vec
 }
 
 void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Panel& to) {
+  const FillCodes fill_codes = by_codes<FillCodesOf, FillCodes>(w);
   for (int vector = 0; vector < kVectors; vector++, row += LANES) {
     for (int64_t first = 0; first < count; first += LANES)
-      fill_codes(w, bytes, row, g + first, first, count - first < LANES ? count - first : LANES, vector, to);
+      fill_codes(w, bytes, row, g + first, count - first < LANES ? count - first : LANES, first, vector, to);
     if (w.minimum) fill_scales<true>(w, row, g, count, vector, to);
     else fill_scales<false>(w, row, g, count, vector, to);
   }

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.api import decode_attention, prefill_attention
+from pallas_kernels.native import attention as native_attention
 from pallas_kernels.targets import Target
 from rocmforge_jax.nn.cache import LayerCache
-from rocmforge_jax.quant import kernels
+from rocmforge_jax.quant import kernels, native
 
 #: XLA addresses arrays with 32-bit elements counts in places; no operand of attention may have more elements.
 MAX_ELEMENTS = 2**31 - 1
@@ -45,9 +46,9 @@ def attend(q_BTNH, cache: LayerCache, mask_BTS, *, scale: float | None = None):
 def causal_attention(q_BTNH, cache: LayerCache, starts_B, *, implementation: str | None = None):
     """Attention of T new tokens, which the cache holds from slot starts_B[b] on: each sees the slots up to its own -> [B, T, N, H].
 
-    implementation: None, "triton" (see `pallas_kernels.attention`) or "xla", as for `quant.matmul`. Differentiable.
+    implementation: None, "triton" (see `pallas_kernels.attention`), "native" (C++, on CPUs) or "xla", as for `quant.matmul`. Differentiable.
     """
-    implementations = {"triton": _causal_triton, "xla": _causal_xla}
+    implementations = {"triton": _causal_triton, "native": _causal_native, "xla": _causal_xla}
     return kernels.dispatch(implementations, implementation, q_BTNH, cache, starts_B)
 
 
@@ -78,6 +79,22 @@ class _Causal:
 
     def __call__(self, q_BTNH, cache, starts_B):
         return _causal_kernel(self.target, q_BTNH, cache, starts_B)
+
+    def plain(self, q_BTNH, cache, starts_B):
+        return _causal_xla(q_BTNH, cache, starts_B)
+
+
+def _causal_native(q_BTNH, cache, starts_B):
+    native.require_float32(q_BTNH, cache.keys)
+    return kernels.differentiable(_CausalNative(), q_BTNH, cache, starts_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class _CausalNative:
+    """The same of the function in C++, which reads the slots that hold tokens."""
+
+    def __call__(self, q_BTNH, cache, starts_B):
+        return native_attention.attend(q_BTNH, cache.keys, cache.values, starts_B, scale=q_BTNH.shape[-1] ** -0.5)
 
     def plain(self, q_BTNH, cache, starts_B):
         return _causal_xla(q_BTNH, cache, starts_B)

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.store import rotate_and_store as _kernel
+from pallas_kernels.native import attention as native_attention
 from pallas_kernels.targets import Target
 from rocmforge_jax.nn.cache import LayerCache
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope
-from rocmforge_jax.quant import kernels
+from rocmforge_jax.quant import kernels, native
 
 
 def rotate_and_store(
@@ -18,9 +19,9 @@ def rotate_and_store(
 ) -> tuple[jax.Array, LayerCache]:
     """-> (q_BTNH rotated, the cache with T tokens more from slot starts_B[b] on). table: `rope_table` of their positions.
 
-    implementation: None, "triton" (one token of each sequence) or "xla", as for `quant.matmul`. Differentiable.
+    implementation: None, "triton" (one token of each sequence), "native" (C++, on CPUs) or "xla", as for `quant.matmul`. Differentiable.
     """
-    implementations = {"triton": _in_one_launch, "xla": _in_plain_xla}
+    implementations = {"triton": _in_one_launch, "native": _in_place, "xla": _in_plain_xla}
     return kernels.dispatch(implementations, implementation, q_BTNH, k_BTKH, v_BTKH, table, config, cache, starts_B)
 
 
@@ -49,6 +50,28 @@ class _Stored:
 
     def __call__(self, *operands):
         return _run(self.config.interleaved, self.target, *operands)
+
+    def plain(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+        return _in_plain_xla(q_BTNH, k_BTKH, v_BTKH, table, self.config, cache, starts_B)
+
+
+def _in_place(q_BTNH, k_BTKH, v_BTKH, table, config, cache, starts_B):
+    native.require_float32(q_BTNH, k_BTKH, v_BTKH, cache.keys)
+    if q_BTNH.shape[-1] < config.width:
+        raise ValueError(f"rope rotates {config.width} elements of a head, the head has {q_BTNH.shape[-1]}")
+    return kernels.differentiable(_Native(config), q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Native:
+    """The function in C++, and plain XLA's."""
+
+    config: RopeConfig
+
+    def __call__(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+        operands = (*table, cache.keys, cache.values, starts_B)
+        q_BTNH, *kept = native_attention.rotate_and_store(q_BTNH, k_BTKH, v_BTKH, *operands, interleaved=self.config.interleaved)
+        return q_BTNH, LayerCache(*kept)
 
     def plain(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
         return _in_plain_xla(q_BTNH, k_BTKH, v_BTKH, table, self.config, cache, starts_B)

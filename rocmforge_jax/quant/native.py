@@ -86,6 +86,13 @@ def require(*weights, mode: str, rows: int = 1) -> None:
             raise NotImplementedError("the weight is seen as it is stored, the C++ products multiply with its transpose")
 
 
+def require_float32(*operands) -> None:
+    """NotImplementedError, with the reason, where attention in C++ cannot be used."""
+    instructions()
+    if other := [str(a.dtype) for a in operands if a.dtype != jnp.float32]:
+        raise NotImplementedError(f"attention in C++ computes in float32, not {other[0]}")
+
+
 def multiply(x_MK, wanted: list[Product], *, mode: str, dtype, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
     """`pallas_kernels.native.api.multiply`, traced once for all layers of the same shapes; in `dtype`."""
     packings = tuple(tuple(weight.packing for weight in product.weights) for product in wanted)

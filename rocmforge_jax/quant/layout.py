@@ -24,9 +24,9 @@ def default_layout(fmt: Format, device: jax.Device | None = None, *, activations
     from rocmforge_jax.quant import native
 
     platform = jax.default_backend() if device is None else device.platform
-    if platform == "cpu" and not native.wanted(activations):
-        return "columns"
-    return "groups" if groups.can_hold(fmt) else "rows"
+    if groups.can_hold(fmt) and (platform != "cpu" or native.wanted(activations)):
+        return "groups"
+    return "columns" if platform == "cpu" else "rows"
 
 
 def check_layout(layout: str, fmt: Format) -> str:

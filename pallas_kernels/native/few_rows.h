@@ -19,11 +19,15 @@ constexpr int64_t kAhead = 4096;
 // Rows of a weight whose products wait for what comes after them.
 constexpr int kOut = 64;
 
-// A vector of groups of a row of activations: bytes by position, high ones before low ones, and of each group the scale, and the sums of
-// the integers of each half and of all, as they are and times the scale. Integers are 128 * high + low where there are two parts.
+// Whether activations are numbers of 16 bits: where the processor cannot multiply bytes.
+constexpr bool kPairs = LANES == 4;
+
+// A vector of groups of a row of activations: its integers by position; and of each group the scale, and the sums of the integers of each
+// half and of all, as they are and times the scale. Integers are bytes, where there are two parts 128 * a high one + a low one; or they
+// are numbers of 16 bits, those of even bytes of codes before those of odd ones.
 template <int kParts>
 struct Block {
-  Words words[kParts][kPositions];
+  Words words[kPairs ? 2 : kParts][kPositions];
   Floats scale;
   Ints sums[3];
   Floats scaled_sums[3];
@@ -48,6 +52,10 @@ void quantize_row(const Inputs& in, int64_t row, Block<kParts>* to) {
     Groups groups;
     quantize_groups(in, x, g, factor, groups);
     for (int p = 0; p < kPositions; p++) {
+      if (kPairs) {
+        for (int odd = 0; odd < 2; odd++) to->words[odd * kPairs][p] = pair_of(groups.integers, p, odd);
+        continue;
+      }
       Ints high[4], low[4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) high[i] = (groups.integers[4 * p + i] + 64) >> 7, low[i] = groups.integers[4 * p + i] - (high[i] << 7);
@@ -65,12 +73,49 @@ void quantize(const Inputs& in, int64_t row, void* tile, int64_t) {
   else quantize_row(in, row, (Block<1>*)tile);
 }
 
+// The products of the codes of a weight with the integers of activations, at kCount positions from `first` on, added up and to `start`.
+// Codes are signed only where kSigned says so and bytes are not multiplied by VNNI, which takes unsigned ones.
+template <int kBits, bool kSigned, int kParts, int kCount>
+inline Ints dots(Ints start, const Words* codes, const Block<kParts>& x, int first) {
+#if BYTE_DOTS
+  Ints high = {};
+#pragma GCC unroll 8
+  for (int p = first; p < first + kCount; p++) {
+    if (kParts == 2) high = dot4(high, codes[p], x.words[0][p]);
+    start = dot4(start, codes[p], x.words[kParts - 1][p]);
+  }
+  return kParts == 2 ? (high << 7) + start : start;
+#elif LANES == 8
+  // Products of two bytes are added up in 16 bits: at first so many as fit, 127 being the largest byte of activations.
+  constexpr int kMost = (1 << kBits) - 1, kFit = kSigned ? 1 : 32767 / (kMost * 2 * 127), kRun = kFit < kCount ? kFit : kCount;
+  Ints parts[2] = {};
+#pragma GCC unroll 2
+  for (int part = 0; part < kParts; part++)
+#pragma GCC unroll 8
+    for (int p = first; p < first + kCount; p += kRun) {
+      Shorts run = {};
+#pragma GCC unroll 8
+      for (int i = p; i < p + kRun; i++) {
+        const __m256i code = (__m256i)codes[i], value = (__m256i)x.words[part][i];
+        run += (Shorts)(kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(value, code)) : _mm256_maddubs_epi16(code, value));
+      }
+      parts[part] += (Ints)_mm256_madd_epi16((__m256i)run, _mm256_set1_epi16(1));
+    }
+  return start + (kParts == 2 ? (parts[0] << 7) + parts[1] : parts[0]);
+#else
+#pragma GCC unroll 8
+  for (int p = first; p < first + kCount; p++)
+    for (int odd = 0; odd < 2; odd++) start = dot2(start, pair_of_bytes<kSigned>(codes[p], odd), x.words[odd * kPairs][p]);
+  return start;
+#endif
+}
+
 // The products of kRows rows of a weight, from `first` on, with kBatch rows of activations that lie `stride` bytes apart: out[m][r],
 // a row of a weight in turn where there is but one left.
 template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts, int kBatch>
 void block(const Weight& w, int64_t first, const char* x, int64_t stride, float (*out)[kOut]) {
-  constexpr bool kSigned = kBits == 8 || kTable;  // bytes are made unsigned by adding 128
-  const int32_t offset = kSigned ? 128 : (int32_t)w.offset;
+  constexpr bool kSigned = kBits == 8 || kTable, kLifted = kSigned && BYTE_DOTS;  // bytes are made unsigned by adding 128
+  const int32_t offset = kSigned ? 128 * kLifted : (int32_t)w.offset;
   const int64_t second = kRows == 1 || first + 1 < w.rows ? 1 : 0;
   Floats total[kBatch][kRows] = {};
   Scales scales[kRows];
@@ -97,7 +142,7 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
 #pragma GCC unroll 8
       for (int p = 0; p < kPositions; p++) {
         if (kTable) codes[r][p] = look_up(codes[r][p], w.table);
-        if (kSigned) codes[r][p] ^= 0x80808080u;
+        if (kLifted) codes[r][p] ^= 0x80808080u;
       }
     }
 #pragma GCC unroll 4
@@ -106,21 +151,11 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
 #pragma GCC unroll 2
       for (int h = 0; h < kHalves; h++) {
         const int of_sum = kHalves == 1 ? 2 : h;
-        Ints high[kRows] = {}, low[kRows];
-#pragma GCC unroll 2
-        for (int r = 0; r < kRows; r++) low[r] = -(xs.sums[of_sum] * offset);
-#pragma GCC unroll 8
-        for (int i = 0; i < kPositions / kHalves; i++) {
-          const int p = h * (kPositions / kHalves) + i;
-#pragma GCC unroll 2
-          for (int r = 0; r < kRows; r++) {
-            if (kParts == 2) high[r] = dot4<kSigned>(high[r], codes[r][p], xs.words[0][p]);
-            low[r] = dot4<kSigned>(low[r], codes[r][p], xs.words[kParts - 1][p]);
-          }
-        }
+        const Ints lifted = -(xs.sums[of_sum] * offset);
 #pragma GCC unroll 2
         for (int r = 0; r < kRows; r++) {
-          const Ints dot = kParts == 2 ? (high[r] << 7) + low[r] : low[r];
+          constexpr int kCount = kPositions / kHalves;
+          const Ints dot = dots<kBits, kSigned, kParts, kCount>(lifted, codes[r], xs, h * kCount);
           total[m][r] += to_float(dot) * (whole<Floats>(scales[r].scale[h] + in_chunk) * xs.scale);
           if (kMinimum) total[m][r] += whole<Floats>(scales[r].minimum[h] + in_chunk) * xs.scaled_sums[of_sum];
         }

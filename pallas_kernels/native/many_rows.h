@@ -25,10 +25,10 @@ constexpr int64_t stride(bool bytes) { return words_of_group(bytes) + 4 * kTile;
 
 int64_t bytes(const Inputs& in) { return in.groups * stride(of_bytes(in)) * 4; }
 
-// Word `i` of the groups of a block: four bytes, or two numbers of 16 bits in the order in which `fill_codes` has the codes.
+// Word `i` of the groups of a block.
 template <bool kOfBytes>
 inline Words word_of(const Ints* integers, int i) {
-  if (!kOfBytes) return ((Words)integers[i / 2 * 4 + i % 2] & 0xFFFF) | (Words)integers[i / 2 * 4 + i % 2 + 2] << 16;
+  if (!kOfBytes) return pair_of(integers, i / 2, i % 2);
   Words word = {};
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) word |= (Words)(integers[4 * i + j] + 128) << 8 * j;
@@ -97,13 +97,14 @@ void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int count, 
     for (int p = 0; p < kPositions; p++) {
       if (kTable) codes[p] = look_up(codes[p], w.table);
       else if (kBits < 8) codes[p] = (Words)((Bytes)codes[p] - (int8_t)w.offset);
+#if BYTE_DOTS
       if (bytes) {
         put[p][0] = codes[p];
-        ones[p / 4] = dot4<true>(ones[p / 4], Words{} + 0x01010101u, codes[p]);
-      } else {  // bytes 0 and 2, then 1 and 3, with their signs
-        put[2 * p][0] = (Words)((Shorts)(codes[p] << 8) >> 8);
-        put[2 * p + 1][0] = (Words)((Shorts)codes[p] >> 8);
+        ones[p / 4] = dot4(ones[p / 4], Words{} + 0x01010101u, codes[p]);
+        continue;
       }
+#endif
+      for (int odd = 0; odd < 2; odd++) put[2 * p + odd][0] = pair_of_bytes<true>(codes[p], odd);
     }
     if (!bytes) continue;
     to.start[first + i][0][vector] = (w.halves == 2 ? ones[0] : ones[0] + ones[1]) * -128;
@@ -162,7 +163,11 @@ void add_products(const Panel& panel, const uint32_t* x, int64_t count, Floats (
           const Words values = Words{} + x[m * kWords + h * kSteps + i];
 #pragma GCC unroll 2
           for (int v = 0; v < kVectors; v++)
-            sums[m][v] = kOfBytes ? dot4<true>(sums[m][v], values, codes[v]) : dot2(sums[m][v], codes[v], values);
+#if BYTE_DOTS
+            sums[m][v] = kOfBytes ? dot4(sums[m][v], values, codes[v]) : dot2(sums[m][v], codes[v], values);
+#else
+            sums[m][v] = dot2(sums[m][v], codes[v], values);
+#endif
         }
       }
 #pragma GCC unroll 8

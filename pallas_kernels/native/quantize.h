@@ -56,4 +56,16 @@ inline void quantize_groups(const Inputs& in, const float* x, int64_t g, float f
   }
 }
 
+// Two of the four integers at a position as numbers of 16 bits: those of even bytes of codes, or of odd ones.
+inline Words pair_of(const Ints* integers, int position, int odd) {
+  return ((Words)integers[4 * position + odd] & 0xFFFF) | (Words)integers[4 * position + odd + 2] << 16;
+}
+
+// The even, or the odd, of the bytes of words, as numbers of 16 bits.
+template <bool kSigned>
+inline Words pair_of_bytes(Words bytes, int odd) {
+  if (!kSigned) return (odd ? bytes >> 8 : bytes) & 0x00FF00FF;
+  return (Words)((Shorts)(odd ? bytes : bytes << 8) >> 8);
+}
+
 }  // namespace

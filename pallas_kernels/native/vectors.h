@@ -74,25 +74,16 @@ inline Ints dot2(Ints sum, Words a, Words b) {
 #endif
 }
 
-// The sum of the products of four unsigned bytes of `codes` and four signed ones of `x`, added to each lane of `sum`.
-// wide: bytes of `codes` may be above 127.
-template <bool wide>
-inline Ints dot4(Ints sum, Words codes, Words x) {
+#if BYTE_DOTS
+// The sum of the products of four unsigned bytes of `a` and four signed ones of `b`, added to each lane of `sum`.
+inline Ints dot4(Ints sum, Words a, Words b) {
 #if LANES == 16
-  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
-#elif BYTE_DOTS
-  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)x);
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #else
-#if LANES == 8
-  if constexpr (!wide) {  // no sum of two products leaves 16 bits
-    __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)x);
-    return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-  }
-#endif
-  const Words even = codes & 0x00FF00FF, odd = codes >> 8 & 0x00FF00FF;
-  return dot2(dot2(sum, even, (Words)((Shorts)(x << 8) >> 8)), odd, (Words)((Shorts)x >> 8));
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
 #endif
 }
+#endif
 
 // The entry of a table of 16 bytes for each byte, 0 to 15.
 inline Words look_up(Words indices, const uint8_t* table) {
@@ -112,13 +103,15 @@ inline Words look_up(Words indices, const uint8_t* table) {
 inline Words load(const uint32_t* p, int count) {
 #if LANES == 16
   return (Words)_mm512_maskz_loadu_epi32((__mmask16)((1u << count) - 1), p);
-#elif LANES == 8
+#else
   if (count == LANES) return whole<Words>(p);
+#endif
+#if LANES == 8
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return (Words)_mm256_maskload_epi32((const int*)p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane));
-#else
+#elif LANES == 4
   Words words = {};
-  __builtin_memcpy(&words, p, count == LANES ? sizeof words : 4 * count);
+  for (int i = 0; i < count; i++) words[i] = p[i];
   return words;
 #endif
 }
@@ -141,10 +134,13 @@ inline Ints load_narrow(const Narrow* p, int count) {
   if constexpr (sizeof(Narrow) == 1) return widen(_mm_maskz_loadu_epi8(mask, p), Narrow{});
   else return widen(_mm256_maskz_loadu_epi16(mask, p), Narrow{});
 #elif LANES == 8
-  __m128i narrow = {};
-  __builtin_memcpy(&narrow, p, count == LANES ? sizeof(Narrow) * LANES : sizeof(Narrow) * count);
-  return widen(narrow, Narrow{});
+  if (count == LANES && sizeof(Narrow) == 2) return widen(whole<__m128i>(p), Narrow{});
+  if (count == LANES) return widen(_mm_loadl_epi64((const __m128i*)p), Narrow{});
+  Narrow some[16] = {};
+  for (int i = 0; i < count; i++) some[i] = p[i];
+  return widen(whole<__m128i>(some), Narrow{});
 #else
+  if (count == LANES) return Ints{p[0], p[1], p[2], p[3]};
   Ints all = {};
   for (int i = 0; i < count; i++) all[i] = p[i];
   return all;

@@ -158,6 +158,22 @@ def test_numbers_that_are_all_tiny_or_huge(instructions):
         np.testing.assert_allclose(y, exact, rtol=0, atol=2e-4 * np.abs(exact).max() + 1e-32)
 
 
+@pytest.mark.parametrize("name", PACKED_TYPES)
+def test_the_largest_integers(name, instructions):
+    """No sum within 16 or 32 bits overflows: all codes and all activations at either end of their range."""
+    made_of = made(name, 4, 512)[0]
+    for word in (0xFFFFFFFF, 0x80808080, 0x7F7F7F7F, 0):
+        planes = {key: np.asarray(plane) for key, plane in made_of.planes.items()}
+        planes["codes"] = np.full_like(planes["codes"], word)
+        weight, values = Weight({key: jnp.asarray(plane) for key, plane in planes.items()}, made_of.packing), dense(made_of.packing, planes)
+        for mode, count in (("int16", 1), ("int16", 9), ("int8", 1), ("int8", 9)):
+            for x in (np.ones(512), -np.ones(512), np.where(np.arange(512) % 32, 16191 / 16256, -1)):
+                x = np.repeat(x[None].astype(np.float32), count, axis=0)
+                (y,) = api.multiply(jnp.asarray(x), [Product((weight,))], mode=mode)
+                exact = np.float64(x) @ values.T
+                np.testing.assert_allclose(y, exact, rtol=0, atol=(1e-5 if mode == "int16" else 5e-3) * np.abs(values).sum(axis=1).max())
+
+
 def test_rows_of_a_batch_are_as_one_by_one(instructions):
     """Whichever way they are multiplied: sums differ in their order only."""
     weight, values = made("Q5_1", 70, 5376)

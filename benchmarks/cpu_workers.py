@@ -27,12 +27,13 @@ class RocmforgeJax:
     """The engine as the command line uses it, with the user's compilation cache."""
 
     def __init__(self, path: Path, threads: int):
-        from rocmforge_jax.cli.common import use_compilation_cache
+        from rocmforge_jax.cli.common import prepare_jax
+
+        prepare_jax()
         from rocmforge_jax.generate import Engine, SamplingParams
         from rocmforge_jax.gguf import open_gguf
         from rocmforge_jax.models import load_decoder
 
-        use_compilation_cache()
         self._engine, self._greedy = Engine(load_decoder(open_gguf(path))), SamplingParams(temperature=0.0)
         self.vocabulary = self._engine.config.vocabulary
 

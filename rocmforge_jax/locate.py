@@ -1,10 +1,15 @@
-"""Which file a model's name means. Imports no jax."""
+"""Which file a model's name means, and where files of our own are kept. Imports no jax."""
 
 import os
 from pathlib import Path
 
 #: The file behind the name "demo".
 DEMO = Path(__file__).parent / "demo" / "demo.gguf"
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be made again: $XDG_CACHE_HOME/rocmforge-jax, by default in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rocmforge-jax"
 
 
 def resolve(path: str | os.PathLike) -> Path:

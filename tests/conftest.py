@@ -11,6 +11,10 @@ os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
+# Products in C++ are hidden where they are built, so that the suite says the same on every machine: numbers are plain XLA's, which are
+# the more exact ones. The fixture `native` shows them to a test.
+LIBRARIES = os.environ.get("ROCMFORGE_NATIVE_FOLDER")
+os.environ["ROCMFORGE_NATIVE_FOLDER"] = str(ROOT / "build" / "no-library")
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +24,27 @@ def reference() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}: set ROCMFORGE_REFERENCE")
     return folder
+
+
+@pytest.fixture(scope="session")
+def native_folder() -> str:
+    """Where the products in C++ are, compiled if they are not current."""
+    from pallas_kernels.native import build
+    from rocmforge_jax.locate import cache_folder
+
+    if build.compiler() is None:
+        pytest.skip("no C++ compiler here")
+    folder = LIBRARIES or str(cache_folder() / "native")
+    build.build(folder)
+    return folder
+
+
+@pytest.fixture
+def native(native_folder, monkeypatch):
+    """The products in C++ are there, also for programs that the test starts."""
+    if (found := os.environ.get("ROCMFORGE_KERNELS")) not in (None, "", "auto", "native"):
+        pytest.skip(f"ROCMFORGE_KERNELS is {found}")
+    monkeypatch.setenv("ROCMFORGE_NATIVE_FOLDER", native_folder)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "locate": set(),
     "gguf": {"formats"},
     "text": {"gguf"},
-    "quant": {"formats"},
+    "quant": {"formats", "locate"},
     "nn": {"quant"},
     "models": {"formats", "gguf", "quant", "nn"},
     "generate": {"models", "nn", "quant"},

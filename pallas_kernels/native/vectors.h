@@ -1,6 +1,8 @@
 // Vectors of LANES 32-bit numbers: what the products need, on the processor that this is compiled for.
 //
-// Arithmetic is GCC's and Clang's vector extension; what that lacks is written for AVX-512 with VNNI, for AVX2, and plainly.
+// Arithmetic is GCC's and Clang's vector extension; what that lacks is written for AVX-512 with VNNI, for AVX2 with and without VNNI,
+// for SSE2, and plainly. Everything is in a namespace without a name, as in all headers of `kernels.cc`: code for different processors
+// is linked together, and a function of one must not stand in for that of another.
 #pragma once
 
 #include <cstdint>
@@ -13,42 +15,75 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #define LANES 16
 #define ISA "AVX-512 VNNI"
-#elif defined(__AVX2__) && defined(__F16C__)
+#define BYTE_DOTS 1
+#elif defined(__AVXVNNI__)
+#define LANES 8
+#define ISA "AVX2 VNNI"
+#define BYTE_DOTS 1
+#elif defined(__AVX2__) && defined(__F16C__) && defined(__FMA__)
 #define LANES 8
 #define ISA "AVX2"
+#define BYTE_DOTS 0
 #else
 #define LANES 4
 #define ISA "plain C++"
+#define BYTE_DOTS 0
 #endif
+
+namespace {
 
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(4 * LANES)));
+typedef int8_t Bytes __attribute__((vector_size(4 * LANES)));
+
+template <typename Vector>
+inline Vector whole(const void* p) {
+  Vector vector;
+  __builtin_memcpy(&vector, p, sizeof vector);
+  return vector;
+}
+
+template <typename Vector>
+inline void store(void* p, Vector vector) {
+  __builtin_memcpy(p, &vector, sizeof vector);
+}
 
 inline Floats to_float(Ints a) { return __builtin_convertvector(a, Floats); }
 
-// The sum of the products of four unsigned bytes of `codes` and four signed ones of `x`, added to each lane of `sum`.
-// wide: bytes of `codes` may be above 127.
-template <bool wide>
-inline Ints dot4(Ints sum, Words codes, Words x) {
+// Whole numbers nearest to floats of less than 2^22.
+inline Ints round_to_int(Floats a) { return (Ints)(a + 12582912.0f) - 0x4B400000; }
+
+inline Floats absolute(Floats a) { return (Floats)((Ints)a & 0x7FFFFFFF); }
+
+inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
+
+// The sum of the products of two signed 16-bit numbers of `a` and two of `b`, added to each lane of `sum`.
+inline Ints dot2(Ints sum, Words a, Words b) {
 #if LANES == 16
-  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
-#elif LANES == 8 && defined(__AVXVNNI__)
-  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)x);
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif LANES == 8 && BYTE_DOTS
+  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
 #elif LANES == 8
-  if constexpr (!wide) {  // no sum of two products leaves 16 bits
-    __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)x);
-    return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-  }
-  __m256i even = _mm256_and_si256((__m256i)codes, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16((__m256i)codes, 8);
-  __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)x, 8), 8), x_odd = _mm256_srai_epi16((__m256i)x, 8);
-  return sum + (Ints)_mm256_madd_epi16(even, x_even) + (Ints)_mm256_madd_epi16(odd, x_odd);
+  return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
-  for (int shift = 0; shift < 32; shift += 8)
-    sum += (Ints)((codes >> shift) & 255) * ((Ints)(x << (24 - shift)) >> 24);
-  return sum;
+  return sum + ((Ints)(a << 16) >> 16) * ((Ints)(b << 16) >> 16) + ((Ints)a >> 16) * ((Ints)b >> 16);
 #endif
 }
+
+#if BYTE_DOTS
+// The sum of the products of four unsigned bytes of `a` and four signed ones of `b`, added to each lane of `sum`.
+inline Ints dot4(Ints sum, Words a, Words b) {
+#if LANES == 16
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#else
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#endif
+}
+#endif
 
 // The entry of a table of 16 bytes for each byte, 0 to 15.
 inline Words look_up(Words indices, const uint8_t* table) {
@@ -58,36 +93,58 @@ inline Words look_up(Words indices, const uint8_t* table) {
   return (Words)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table)), (__m256i)indices);
 #else
   uint8_t bytes[4 * LANES];
-  std::memcpy(bytes, &indices, sizeof bytes);
+  store(bytes, indices);
   for (uint8_t& byte : bytes) byte = table[byte];
-  std::memcpy(&indices, bytes, sizeof bytes);
-  return indices;
+  return whole<Words>(bytes);
 #endif
 }
 
 // The first `count` numbers from p on, zeros behind them. Nothing behind them is read.
 inline Words load(const uint32_t* p, int count) {
-  Words words = {};
 #if LANES == 16
-  words = (Words)_mm512_maskz_loadu_epi32((__mmask16)((1u << count) - 1), p);
+  return (Words)_mm512_maskz_loadu_epi32((__mmask16)((1u << count) - 1), p);
 #else
-  std::memcpy(&words, p, count == LANES ? sizeof words : 4 * count);
+  if (count == LANES) return whole<Words>(p);
 #endif
+#if LANES == 8
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return (Words)_mm256_maskload_epi32((const int*)p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane));
+#elif LANES == 4
+  Words words = {};
+  for (int i = 0; i < count; i++) words[i] = p[i];
   return words;
+#endif
 }
+
+// GCC converts vectors of narrow numbers one number at a time.
+#if LANES == 16
+inline Ints widen(__m128i a, int8_t) { return (Ints)_mm512_cvtepi8_epi32(a); }
+inline Ints widen(__m128i a, uint8_t) { return (Ints)_mm512_cvtepu8_epi32(a); }
+inline Ints widen(__m256i a, uint16_t) { return (Ints)_mm512_cvtepu16_epi32(a); }
+#elif LANES == 8
+inline Ints widen(__m128i a, int8_t) { return (Ints)_mm256_cvtepi8_epi32(a); }
+inline Ints widen(__m128i a, uint8_t) { return (Ints)_mm256_cvtepu8_epi32(a); }
+inline Ints widen(__m128i a, uint16_t) { return (Ints)_mm256_cvtepu16_epi32(a); }
+#endif
 
 template <typename Narrow>
 inline Ints load_narrow(const Narrow* p, int count) {
-  typedef Narrow Vector __attribute__((vector_size(sizeof(Narrow) * LANES)));
-  Vector narrow = {};
 #if LANES == 16
-  __mmask16 mask = (1u << count) - 1;
-  if constexpr (sizeof(Narrow) == 1) narrow = (Vector)_mm_maskz_loadu_epi8(mask, p);
-  else narrow = (Vector)_mm256_maskz_loadu_epi16(mask, p);
+  const __mmask16 mask = (1u << count) - 1;
+  if constexpr (sizeof(Narrow) == 1) return widen(_mm_maskz_loadu_epi8(mask, p), Narrow{});
+  else return widen(_mm256_maskz_loadu_epi16(mask, p), Narrow{});
+#elif LANES == 8
+  if (count == LANES && sizeof(Narrow) == 2) return widen(whole<__m128i>(p), Narrow{});
+  if (count == LANES) return widen(_mm_loadl_epi64((const __m128i*)p), Narrow{});
+  Narrow some[16] = {};
+  for (int i = 0; i < count; i++) some[i] = p[i];
+  return widen(whole<__m128i>(some), Narrow{});
 #else
-  std::memcpy(&narrow, p, count == LANES ? sizeof narrow : sizeof(Narrow) * count);
+  if (count == LANES) return Ints{p[0], p[1], p[2], p[3]};
+  Ints all = {};
+  for (int i = 0; i < count; i++) all[i] = p[i];
+  return all;
 #endif
-  return __builtin_convertvector(narrow, Ints);
 }
 
 // float16 numbers in the lower halves of lanes, as float32.
@@ -116,3 +173,31 @@ inline float sum(Floats a) {
   return total;
 #endif
 }
+
+// The lanes of a and b in turn: the first LANES of them, the others.
+inline void interleave(Words a, Words b, Words* first, Words* second) {
+#if LANES == 16
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  *first = (Words)_mm512_permutex2var_epi32((__m512i)a, low, (__m512i)b);
+  *second = (Words)_mm512_permutex2var_epi32((__m512i)a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), (__m512i)b);
+#elif LANES == 8
+  __m256i low = _mm256_unpacklo_epi32((__m256i)a, (__m256i)b), high = _mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+  *first = (Words)_mm256_permute2x128_si256(low, high, 0x20), *second = (Words)_mm256_permute2x128_si256(low, high, 0x31);
+#else
+  *first = Words{a[0], b[0], a[1], b[1]}, *second = Words{a[2], b[2], a[3], b[3]};
+#endif
+}
+
+// Transposes LANES vectors: each round of interleaving turns the index of a number, row and lane, by one bit.
+inline void transpose(Words* rows) {
+#pragma GCC unroll 4
+  for (int round = 1; round < LANES; round *= 2) {
+    Words turned[LANES];
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES / 2; i++) interleave(rows[i], rows[i + LANES / 2], &turned[2 * i], &turned[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) rows[i] = turned[i];
+  }
+}
+
+}  // namespace

@@ -9,10 +9,10 @@ import os
 import sys
 import warnings
 
-from rocmforge_jax.cli import bench, chat, doctor, generate, inspect, perplexity, tokenize
+from rocmforge_jax.cli import bench, build_native, chat, doctor, generate, inspect, perplexity, tokenize
 from rocmforge_jax.cli.common import UsageError, version
 
-COMMANDS = (generate, chat, inspect, tokenize, perplexity, bench, doctor)
+COMMANDS = (generate, chat, inspect, tokenize, perplexity, bench, doctor, build_native)
 PROGRAM = "rocmforge-jax"
 
 

@@ -14,7 +14,7 @@ def add_arguments(parser):
 
 
 def run(options):
-    common.use_compilation_cache()
+    common.prepare_jax()
     generation = common.generation_options(options)
     import rocmforge_jax
     from rocmforge_jax.gguf import open_gguf

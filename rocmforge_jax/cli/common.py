@@ -2,11 +2,14 @@
 
 import argparse
 import contextlib
+import gc
 import importlib.metadata
 import json
 import os
 import sys
 from pathlib import Path
+
+from rocmforge_jax.locate import cache_folder
 
 
 class UsageError(Exception):
@@ -56,11 +59,17 @@ def version(package: str) -> str:
         return "not installed"
 
 
+def prepare_jax():
+    """What makes a command start quickly; call it before jax is imported."""
+    gc.set_threshold(200_000, 50, 50)  # importing and tracing make a million objects that stay
+    use_compilation_cache()
+
+
 def use_compilation_cache():
     """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another. Call it before jax is used."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rocmforge-jax"
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -68,7 +77,7 @@ def use_compilation_cache():
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a dozen small programs take as long as the large ones
 
 
 #: Field of `SamplingParams` -> type, default and meaning, so that help does not import jax; a test compares the defaults.

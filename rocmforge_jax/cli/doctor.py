@@ -94,17 +94,29 @@ def gather() -> Facts:
 def operations() -> dict[str, str]:
     """What each operation on a quantised weight would run on here, where its type has a kernel."""
     from rocmforge_jax import formats
-    from rocmforge_jax.quant import default_layout, kernels
+    from rocmforge_jax.quant import default_layout, kernels, native
 
     layout = default_layout(formats.get("Q4_K"))
     try:
         kernel = f"triton for {kernels.current_target()}" if "triton" in kernels.order() else "xla (ROCMFORGE_KERNELS=xla)"
+        product = kernel
     except NotImplementedError:  # no GPU
-        kernel = "xla"
-    return dict.fromkeys(("dequantize", "matmul"), f"{kernel}, planes in {layout}") | {
+        kernel, product = "xla", _on_cpu(native, kernels.order())
+    return {
+        "dequantize": f"{kernel}, planes in {layout}",
+        "matmul": f"{product}, planes in {layout}",
         "take_rows": f"xla, planes in {layout}",
-        "attention": kernel,
+        "attention": product,
     }
+
+
+def _on_cpu(native, order) -> str:
+    if "native" not in order:
+        return "xla"
+    try:
+        return f"native, C++ with {native.instructions()}"
+    except NotImplementedError as reason:
+        return f"xla; {reason}"
 
 
 def problems(facts: Facts) -> Iterator[Problem]:

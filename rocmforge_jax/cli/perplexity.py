@@ -16,7 +16,7 @@ def add_arguments(parser):
 
 def run(options):
     text = common.read_text(options.text)
-    common.use_compilation_cache()
+    common.prepare_jax()
     import rocmforge_jax
 
     lm = rocmforge_jax.load(options.model)

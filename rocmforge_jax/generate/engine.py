@@ -272,7 +272,7 @@ def _decode(merge, leaves, cache, tokens_B, recent_BW, sampler, count):
     def step(carry, _):
         cache, tokens_B, recent_BW = carry
         logits_BV, cache = decoder(tokens_B[:, None], cache, last_only=True)
-        tokens_B, logprobs_B, recent_BW = _next(logits_BV, sampler, cache.lengths_B, recent_BW)
+        tokens_B, logprobs_B, recent_BW = _first(logits_BV, sampler, cache.lengths_B, recent_BW)  # traced once
         return (cache, tokens_B, recent_BW), (tokens_B, logprobs_B)
 
     carry, (ids_TB, logprobs_TB) = jax.lax.scan(step, (cache, tokens_B, recent_BW), length=count)

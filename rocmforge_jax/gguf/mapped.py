@@ -24,6 +24,12 @@ class MappedFile:
         self._check(stop)
         return self._map[start:stop]
 
+    def forget(self, start, stop):
+        """Give back the pages that lie between two bytes; they are read from the file again when they are touched."""
+        start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and stop > start and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
     def close(self):
         """Forget the map; it goes away with the last view on it."""
         self._map = None

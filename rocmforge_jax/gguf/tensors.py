@@ -48,6 +48,10 @@ class TensorInfo:
             blocks = to_little_endian(blocks, self.format)
         return blocks.reshape(*self.shape[:-1], self.format.row_bytes(self.shape[-1]))
 
+    def forget(self) -> None:
+        """Let the system take back the memory that reading `data` took. Arrays on it stay valid: they are read from the file again."""
+        self._mapped.forget(self.offset, self.offset + self.nbytes)
+
     def __repr__(self):
         return f"TensorInfo({self.name!r}, {self.format} {list(self.shape)}, {self.nbytes} bytes at {self.offset})"
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.once import once
 from rocmforge_jax.nn import (
     AS_IT_IS, Cache, Embedding, Experts, LayerCache, Linear, Prepared, Product, RMSNorm, ScalarGate, apply_rope, array_of,
     attend_to_new, causal_attention, mixture, products, rope_table, route, silu_gate, swiglu_mlp,
@@ -145,7 +146,7 @@ class Block(nnx.Module):
 def _run(block, x_BTD, rope, layer, starts_B, next_norm):
     """A block; one that a user put there takes and gives arrays."""
     if type(block) is Block:
-        return block(x_BTD, rope, layer, starts_B, next_norm)
+        return once(block, x_BTD, rope, layer, starts_B, next_norm)
     return block(array_of(x_BTD), rope, layer, starts_B)
 
 
@@ -166,11 +167,11 @@ class Decoder(nnx.Module):
     """Token ids to logits.
 
     `dtype` is what activations and the cache are computed in; weights keep their own. `activations` is what kernels turn the inputs of
-    products with quantised weights into, see `quant.matmul`. A fresh decoder has random weights in float32 and can be trained;
-    `rocmforge_jax.load` gives one with a file's.
+    products with quantised weights into, see `quant.matmul`. A fresh decoder has random weights in float32 and can be trained; rngs
+    may be None inside `nn.only_shapes`. `rocmforge_jax.load` gives one with a file's.
     """
 
-    def __init__(self, config: DecoderConfig, *, dtype=jnp.float32, activations: str = DEFAULT_MODE, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, dtype=jnp.float32, activations: str = DEFAULT_MODE, rngs: nnx.Rngs | None):
         self.config, self.dtype, self.activations = config, dtype, activations
         self.token_embd = Embedding(config.vocabulary, config.width, rngs=rngs)
         self.blk = nnx.List([Block(config, activations=activations, rngs=rngs) for _ in range(config.layers)])

@@ -1,6 +1,7 @@
 """From an open file to a Decoder: every tensor is claimed by a variable and every variable by a tensor, or all that is
 wrong is said at once, before a weight is read."""
 
+import contextlib
 import functools
 import warnings
 
@@ -12,7 +13,8 @@ from flax import nnx
 from rocmforge_jax.gguf import GGUFError, GGUFFile, TensorInfo
 from rocmforge_jax.models.architectures import read_config
 from rocmforge_jax.models.decoder import Decoder
-from rocmforge_jax.quant import DEFAULT_MODE, QParam, QTensor, default_layout
+from rocmforge_jax.nn import only_shapes
+from rocmforge_jax.quant import DEFAULT_MODE, QParam, QTensor, default_layout, repack
 
 #: What a variable's last name is called in a file.
 _SUFFIX = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
@@ -36,11 +38,13 @@ def load_decoder(
     """
     config, unused = read_config(gguf)
     _report_unknown_keys(gguf, [key for key, why in unused.items() if why == "unknown"], strict)
-    decoder = nnx.eval_shape(lambda: Decoder(config, dtype=dtype or default_dtype(), activations=activations, rngs=nnx.Rngs(0)))
+    with only_shapes():
+        decoder = Decoder(config, dtype=dtype or default_dtype(), activations=activations, rngs=None)
     claims = _claim(decoder, gguf)
     total, done = sum(tensor.nbytes for _, _, tensor in claims), 0
     for module, attribute, tensor in claims:
-        setattr(module, attribute, _variable(tensor, attribute, layout))
+        setattr(module, attribute, _variable(tensor, attribute, layout, activations))
+        tensor.forget()
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
@@ -87,15 +91,22 @@ def _file_shape(shape, attribute):
     return (*shape[:-2], *shape[:-3:-1]) if attribute == "kernel" and len(shape) > 1 else tuple(shape)
 
 
-def _variable(tensor: TensorInfo, attribute: str, layout: str | None) -> nnx.Variable:
+def _variable(tensor: TensorInfo, attribute: str, layout: str | None, activations: str) -> nnx.Variable:
     """Quantised matrices stay packed; everything else becomes an nnx.Param in the file's dtype, kernels transposed to (in, out)."""
     transposed = attribute == "kernel"
     if tensor.format.is_quantized and len(tensor.shape) > 1:
-        return QParam(_split(tensor.data, tensor.format.name, layout or default_layout(tensor.format), transposed))
+        return QParam(_packed(tensor, layout or default_layout(tensor.format, activations=activations), transposed))
     if tensor.format.is_quantized or tensor.format.name not in ("F32", "F16", "BF16"):
         raise GGUFError(f"{tensor.name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight of a model")
     values = jnp.asarray(tensor.data.view(np.dtype(tensor.format.fields[0].dtype)))
     return nnx.Param(jnp.swapaxes(values, -1, -2) if transposed and values.ndim > 1 else values)
+
+
+def _packed(tensor, layout, transposed) -> QTensor:
+    if layout == "groups":
+        with contextlib.suppress(NotImplementedError):
+            return repack.from_host(tensor.data, tensor.format, transposed=transposed)
+    return _split(tensor.data, tensor.format.name, layout, transposed)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

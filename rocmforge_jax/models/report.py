@@ -2,22 +2,25 @@
 
 import collections
 import dataclasses
+import functools
+import os
 import re
 
+import jax
 import numpy as np
 from flax import nnx
 
 from rocmforge_jax.models.decoder import Decoder
 from rocmforge_jax.models.load import tensor_name
 from rocmforge_jax.nn.attention import kernel_target
-from rocmforge_jax.quant import QTensor, kernels
+from rocmforge_jax.quant import QTensor, kernels, native
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """name: a tensor of the file, or "attention". kind: its type, or a dtype. operation: "few rows" (up to 3, or 16 in float32), "many
-    rows" or "product"; of attention, "one token" or "many tokens". implementation: "triton" or "xla". why: what the kernel does, or
-    why there is none."""
+    rows" or "product"; of attention, "one token" or "many tokens". implementation: "triton", "native" (C++, on CPUs) or "xla". why:
+    what the kernel does, or why there is none."""
 
     name: str
     kind: str
@@ -48,28 +51,44 @@ def kernel_report(model: Decoder) -> KernelReport:
         for attribute, variable in vars(module).items():
             if isinstance(variable, nnx.Variable) and len(variable.shape) > 1:
                 entries += _of_weight(tensor_name((*path, attribute)), variable.get_value(), model.activations)
+    return KernelReport([*entries, *_of_attention(model)])
+
+
+def _of_attention(model) -> list[Entry]:
     config, dtype = model.config, np.dtype(model.dtype)
-    shape = config.heads // config.kv_heads, config.head_width, dtype
+    group = config.heads // config.kv_heads
+    in_cpp = functools.partial(_in_cpp, lambda: native.require_float32(np.zeros(0, dtype)), "reads the slots that hold tokens")
     whats = (False, "one token", "reads the cache once for all heads of a group"), (True, "many tokens", "flash attention")
-    for several, tokens, what in whats:
-        found = _tried(lambda: kernel_target(several, *shape), what)
-        entries.append(Entry("attention", dtype.name, tokens, *found))
-    return KernelReport(entries)
+    on_gpu = lambda several, what: f"{what}, {kernel_target(several, group, config.head_width, dtype)}"
+    tried = lambda *of: _tried({"triton": functools.partial(on_gpu, *of), "native": in_cpp})
+    return [Entry("attention", dtype.name, tokens, *tried(several, what)) for several, tokens, what in whats]
 
 
-def _of_weight(name, weight, mode):
+def _of_weight(name, weight, mode) -> list[Entry]:
     if not isinstance(weight, QTensor):
         return [Entry(name, str(weight.dtype), "product", "xla", "the weight is not packed")]
-    few = _tried(lambda: kernels.target_of(weight, mode=mode), f"packed weight, {mode} activations")
-    many = _tried(lambda: kernels.target_of(weight, mode=mode), "matrix units; from 65 rows on dequantised first")
-    return [Entry(name, weight.type_name, operation, *found) for operation, found in (("few rows", few), ("many rows", many))]
+    kernel, entries = weight if weight.transposed else weight.T, []
+    in_cpp = functools.partial(_in_cpp, lambda: native.require(kernel, mode=mode), f"packed weight, {mode} activations")
+    whats = ("few rows", f"packed weight, {mode} activations"), ("many rows", "matrix units; from 65 rows on dequantised first")
+    for operation, what in whats:
+        found = _tried({"triton": lambda: f"{what}, {kernels.target_of(weight, mode=mode)}", "native": in_cpp})
+        entries.append(Entry(name, weight.type_name, operation, *found))
+    return entries
 
 
-def _tried(target, what: str) -> tuple[str, str]:
-    if "triton" not in kernels.order():
-        return "xla", "ROCMFORGE_KERNELS=xla"
-    try:
-        return "triton", f"{what}, {target()}"
-    except NotImplementedError as reason:
-        return "xla", str(reason)
+def _in_cpp(check, what) -> str:
+    check()
+    return f"{what}, C++, {native.instructions()}"
 
+
+def _tried(implementations: dict) -> tuple[str, str]:
+    """The first of `kernels.order` that can, and what it does; "xla", and why not what this kind of device has."""
+    reasons = {}
+    for name in kernels.order():
+        try:
+            if name in implementations:
+                return name, implementations[name]()
+        except NotImplementedError as reason:
+            reasons[name] = str(reason)
+    wanted = "native" if jax.default_backend() == "cpu" else "triton"
+    return "xla", reasons.get(wanted, f"ROCMFORGE_KERNELS={os.environ.get('ROCMFORGE_KERNELS')}")

@@ -4,6 +4,7 @@ from rocmforge_jax.nn.attention import (
     attend, attend_to_new, causal_attention, causal_mask, dot_product_attention, validate_attention_dims,
 )  # fmt: skip
 from rocmforge_jax.nn.cache import Cache, LayerCache
+from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.linear import Embedding, Linear
 from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import Experts, ScalarGate, mixture, route
@@ -32,6 +33,7 @@ __all__ = [
     "causal_mask",
     "dot_product_attention",
     "mixture",
+    "only_shapes",
     "products",
     "rms_norm",
     "rope_table",

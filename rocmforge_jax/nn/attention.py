@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.api import NewTokens, decode_attention, prefill_attention
+from pallas_kernels.native import attention as native_attention
 from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.targets import Target
 from rocmforge_jax.nn.cache import LayerCache
 from rocmforge_jax.nn.prepared import Prepared
-from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
-from rocmforge_jax.quant import kernels
+from rocmforge_jax.nn.rope import RopeConfig, rope_table
+from rocmforge_jax.nn.store import rotate_and_store
+from rocmforge_jax.quant import kernels, native
 
 #: XLA addresses arrays with 32-bit elements counts in places; no operand of attention may have more elements.
 MAX_ELEMENTS = 2**31 - 1
@@ -49,9 +51,9 @@ def attend(q_BTNH, cache: LayerCache, mask_BTS, *, scale: float | None = None):
 def causal_attention(q_BTNH, cache: LayerCache, starts_B, *, implementation: str | None = None):
     """Attention of T new tokens, which the cache holds from slot starts_B[b] on: each sees the slots up to its own -> [B, T, N, H].
 
-    implementation: None, "triton" (see `pallas_kernels.attention`) or "xla", as for `quant.matmul`. Differentiable.
+    implementation: None, "triton" (see `pallas_kernels.attention`), "native" (C++, on CPUs) or "xla", as for `quant.matmul`. Differentiable.
     """
-    implementations = {"triton": _causal_triton, "xla": _causal_xla}
+    implementations = {"triton": _causal_triton, "native": _causal_native, "xla": _causal_xla}
     return kernels.dispatch(implementations, implementation, q_BTNH, cache, starts_B)
 
 
@@ -61,26 +63,27 @@ def attend_to_new(
     """T new tokens enter the cache at slots starts_B[b] on, rotated, and attend to it -> (attention [B, T, N * H], the cache with them).
 
     table: `rope_table` of their positions. mode: of the activations of the product that follows, for which a kernel prepares the result.
-    implementation: None, "triton" (one token of each sequence: all in two launches) or "xla", as for `quant.matmul`. Differentiable.
+    implementation: None, "triton" (one token of each sequence: all in two launches), "native" (C++, on CPUs) or "xla", as for
+    `quant.matmul`. Differentiable.
     """
-    operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B
     if rope.width > q_BTNH.shape[-1]:
         raise ValueError(f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}")
-    implementations = {"triton": _new_token_triton, "xla": _new_xla}
+    implementations = {"triton": _new_triton} | {name: functools.partial(_in_two_steps, name) for name in ("native", "xla")}
+    operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B
     (out_BTNH, found), cache = kernels.dispatch(implementations, implementation, rope, mode, *operands)
     return Prepared(out_BTNH.reshape(*out_BTNH.shape[:2], -1), found), cache
 
 
-def _new_xla(rope, mode, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
-    q_BTNH, k_BTKH = (apply_rope(heads, table, rope) for heads in (q_BTNH, k_BTKH))
-    cache = cache.write(k_BTKH, v_BTKH, starts_B)
-    return (causal_attention(q_BTNH, cache, starts_B), None), cache
+def _in_two_steps(name, rope, mode, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+    stored_by = "xla" if name == "triton" else name
+    q_BTNH, cache = rotate_and_store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B, implementation=stored_by)
+    return (causal_attention(q_BTNH, cache, starts_B, implementation=name), None), cache
 
 
-def _new_token_triton(rope, mode, q_BTNH, *operands):
+def _new_triton(rope, mode, q_BTNH, *operands):
     (B, T, N, H), cache = q_BTNH.shape, operands[3]
     if T > 1:
-        raise NotImplementedError(f"{T} tokens, the kernel takes one")
+        return _in_two_steps("triton", rope, mode, q_BTNH, *operands)
     target = kernel_target(False, N // cache.keys.shape[1], H, cache.keys.dtype)
     prepares = B <= kernels.few_rows_limit(q_BTNH.dtype) and H % GROUP == 0
     return kernels.differentiable(_NewToken(rope, target, mode if prepares else None), q_BTNH, *operands)
@@ -98,7 +101,7 @@ class _NewToken:
         return _new_token_kernel(self.rope.interleaved, self.target, self.mode, *operands)
 
     def plain(self, *operands):
-        (out, _), cache = _new_xla(self.rope, self.mode, *operands)
+        (out, _), cache = _in_two_steps("xla", self.rope, self.mode, *operands)
         return (out, None if self.mode is None else quantize_reference(out.reshape(len(out), -1), self.mode)), cache
 
 
@@ -145,6 +148,22 @@ class _Causal:
         return _causal_xla(q_BTNH, cache, starts_B)
 
 
+def _causal_native(q_BTNH, cache, starts_B):
+    native.require_float32(q_BTNH, cache.keys)
+    return kernels.differentiable(_CausalNative(), q_BTNH, cache, starts_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class _CausalNative:
+    """The same of the function in C++, which reads the slots that hold tokens."""
+
+    def __call__(self, q_BTNH, cache, starts_B):
+        return native_attention.attend(q_BTNH, cache.keys, cache.values, starts_B, scale=q_BTNH.shape[-1] ** -0.5)
+
+    def plain(self, q_BTNH, cache, starts_B):
+        return _causal_xla(q_BTNH, cache, starts_B)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _causal_kernel(target, q_BTNH, cache, starts_B):
     scale = q_BTNH.shape[-1] ** -0.5
@@ -165,7 +184,7 @@ def _kernel_error(several, group, width, dtype, target):
     if not several:
         rope = RopeConfig(width // 2 * 2)
         operands = q, k, v, rope_table(starts[:, None], rope), cache, starts
-        found, exact = _new_token_kernel(rope.interleaved, target, None, *operands), _new_xla(rope, None, *operands)
+        found, exact = _new_token_kernel(rope.interleaved, target, None, *operands), _in_two_steps("xla", rope, None, *operands)
         pairs += zip(jax.tree.leaves(found), jax.tree.leaves(exact))
     norm = lambda a: jnp.linalg.norm(a.astype(jnp.float32))
     return jnp.stack([norm(a - b) / norm(b) for a, b in pairs]).max()

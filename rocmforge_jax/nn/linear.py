@@ -1,10 +1,10 @@
 """Linear layers and embeddings whose weights may be quantised."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax import quant
+from rocmforge_jax.nn.fresh import filled, normal
 
 
 class Linear(nnx.Module):
@@ -14,10 +14,9 @@ class Linear(nnx.Module):
     standard deviation 1/sqrt(in). Products are accumulated in float32.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, use_bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
-        scale = in_features**-0.5
-        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (in_features, out_features), dtype))
-        self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if use_bias else None
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs | None):
+        self.kernel = nnx.Param(normal(rngs, (in_features, out_features), in_features**-0.5, dtype))
+        self.bias = nnx.Param(filled((out_features,), 0, dtype)) if use_bias else None
 
     def __call__(self, x, dtype=None):
         """[..., in] -> [..., out] in `dtype` (default x's)."""
@@ -28,8 +27,8 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """Token embeddings (V, D), an nnx.Param or a QParam; `attend` uses them as the output head of a tied model."""
 
-    def __init__(self, vocabulary: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocabulary, width), dtype))
+    def __init__(self, vocabulary: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs | None):
+        self.embedding = nnx.Param(normal(rngs, (vocabulary, width), 0.02, dtype))
 
     def __call__(self, tokens_BT, dtype=jnp.float32):
         """Integer ids -> [..., D] in `dtype`. Ids outside the table are clipped."""

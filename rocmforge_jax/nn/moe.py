@@ -5,15 +5,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax import quant
+from rocmforge_jax.nn.fresh import normal
 from rocmforge_jax.nn.mlp import silu_gate
 
 
 class Experts(nnx.Module):
     """The same linear layer of every expert. kernel: (E, in, out), an nnx.Param or a QParam."""
 
-    def __init__(self, experts: int, in_features: int, out_features: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, experts: int, in_features: int, out_features: int, *, dtype=jnp.float32, rngs: nnx.Rngs | None):
         shape = (experts, in_features, out_features)
-        self.kernel = nnx.Param(in_features**-0.5 * jax.random.normal(rngs.params(), shape, dtype))
+        self.kernel = nnx.Param(normal(rngs, shape, in_features**-0.5, dtype))
 
     def __call__(self, x, expert):
         """x [..., in] through one expert, an integer scalar -> [..., out]."""
@@ -23,8 +24,8 @@ class Experts(nnx.Module):
 class ScalarGate(nnx.Module):
     """sigmoid(x @ kernel), one number a token: how much of a shared expert it takes. kernel: (in,)."""
 
-    def __init__(self, in_features: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(in_features**-0.5 * jax.random.normal(rngs.params(), (in_features,), dtype))
+    def __init__(self, in_features: int, *, dtype=jnp.float32, rngs: nnx.Rngs | None):
+        self.kernel = nnx.Param(normal(rngs, (in_features,), in_features**-0.5, dtype))
 
     def __call__(self, x):
         """[..., in] -> [..., 1] in x's dtype."""

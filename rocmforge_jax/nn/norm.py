@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rocmforge_jax.nn.fresh import filled
+
 
 def rms_norm(x, scale, epsilon: float):
     """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, computed in float32, in x's dtype. scale: [x.shape[-1]]."""
@@ -16,7 +18,7 @@ class RMSNorm(nnx.Module):
     """`rms_norm` with a learned scale, named as in Flax; a GGUF file calls it `weight`."""
 
     def __init__(self, width: int, *, epsilon: float, dtype=jnp.float32, rngs: nnx.Rngs | None = None):
-        self.scale = nnx.Param(jnp.ones((width,), dtype))
+        self.scale = nnx.Param(filled((width,), 1, dtype))
         self.epsilon = epsilon
 
     def __call__(self, x):

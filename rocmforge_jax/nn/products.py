@@ -1,7 +1,8 @@
-"""Several products of one input, with what comes before and after them: one or two launches where there are kernels."""
+"""Several products of one input, with what comes before and after them: one or two launches where there are kernels, one call of C++."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from rocmforge_jax import quant
 from rocmforge_jax.nn.mlp import silu_gate
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.nn.prepared import Prepared
-from rocmforge_jax.quant import kernels
+from rocmforge_jax.quant import kernels, native
 from rocmforge_jax.quant.qtensor import value_of
 
 #: As `next` of a product: its output goes into products without an RMSNorm.
@@ -53,9 +54,10 @@ def products(
     x = x if isinstance(x, Prepared) else Prepared(x)
     wanted = [Product(*map(value_of, product)) for product in wanted]
     dtype = jnp.dtype(dtype or x.array.dtype)
-    if implementation == "triton" or implementation is None and "triton" in kernels.order():
+    for each in kernels.order() if implementation is None else (implementation,):
         try:
-            return _fused(x, wanted, norm, dtype, activations)
+            if each in _FUSED:
+                return _FUSED[each](x, wanted, norm, dtype, activations)
         except NotImplementedError:  # many rows, say: product by product, each as it can
             pass
     outputs = _one_by_one(x.array, wanted, *_scale_of(norm), dtype, activations, implementation)
@@ -81,16 +83,34 @@ def _one_by_one(x, wanted, scale, epsilon, dtype, activations, implementation):
 
 def _fused(x, wanted, norm, dtype, mode):
     """The same in kernels. NotImplementedError, with the reason, for what they cannot do."""
-    weights = [weight for product in wanted for weight in (product.weight, product.up) if weight is not None]
-    target = kernels.target_of(*weights, mode=mode)
-    if not all(weight.transposed for weight in weights):
+    target = kernels.target_of(*_weights(wanted), mode=mode)
+    if not all(weight.transposed for weight in _weights(wanted)):
         raise NotImplementedError("a weight is seen as it is stored, the kernel multiplies with its transpose")
-    flat = lambda a: None if a is None else a.reshape(-1, a.shape[-1])
-    if not 0 < (rows := flat(x.array).shape[0]) <= (most := kernels.few_rows_limit(x.array.dtype)):
+    if not 0 < (rows := math.prod(x.array.shape[:-1])) <= (most := kernels.few_rows_limit(x.array.dtype)):
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {most}")
-    scale, epsilon = _scale_of(norm)
-    jobs = [product._replace(residual=flat(product.residual), next=_next(product, rows)) for product in wanted]
-    outputs = kernels.differentiable(_Fused(epsilon, dtype, mode, target), flat(x.array), x.for_products(norm, mode), scale, jobs)
+    return _in_rows(_Fused, target, x, wanted, norm, dtype, mode)
+
+
+def _native(x, wanted, norm, dtype, mode):
+    """The same in one call of C++, any number of rows."""
+    native.require(*_weights(wanted), mode=mode, rows=math.prod(x.array.shape[:-1]))
+    return _in_rows(_Native, None, x, wanted, norm, dtype, mode)
+
+
+_FUSED = {"triton": _fused, "native": _native}
+
+
+def _weights(wanted):
+    return [weight for product in wanted for weight in (product.weight, product.up) if weight is not None]
+
+
+def _in_rows(kind, target, x, wanted, norm, dtype, mode):
+    """A kernel that takes matrices. Without a target, in C++, it prepares nothing."""
+    flat = lambda a: None if a is None else a.reshape(-1, a.shape[-1])
+    (scale, epsilon), rows = _scale_of(norm), flat(x.array).shape[0]
+    jobs = [product._replace(residual=flat(product.residual), next=_next(product, rows) if target else None) for product in wanted]
+    kernel = kind(epsilon, dtype, mode, target)
+    outputs = kernels.differentiable(kernel, flat(x.array), x.for_products(norm, mode), scale, jobs)
     return [_output(output, product, x.array.shape[:-1]) for output, product in zip(outputs, wanted)]
 
 
@@ -104,7 +124,7 @@ def _next(product, rows: int) -> api.Next | None:
 def _output(output, product, lead):
     y, found = output if isinstance(output, tuple) else (output, None)
     y = y.reshape(*lead, -1)
-    return y if product.next is None else Prepared(y, found, None if product.next == AS_IT_IS else product.next)
+    return y if product.next is None else Prepared(y, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +134,7 @@ class _Fused:
     epsilon: float
     dtype: jnp.dtype
     mode: str
-    target: Target
+    target: Target | None
 
     def __call__(self, x, ready: Activations | None, scale, wanted):
         how = dict(mode=self.mode, dtype=self.dtype, target=self.target)
@@ -127,6 +147,16 @@ class _Fused:
 
     def _activations(self, y, next):
         return quantize_reference(y, self.mode, norm=next.norm, epsilon=next.epsilon)
+
+
+class _Native(_Fused):
+    """The products in C++ likewise."""
+
+    def __call__(self, x, _, scale, wanted):
+        return native.multiply(x, list(map(_job, wanted)), mode=self.mode, dtype=self.dtype, norm=scale, epsilon=self.epsilon)
+
+    def plain(self, x, _, scale, wanted):
+        return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, "xla")
 
 
 def _job(product):

@@ -1,4 +1,4 @@
-"""Matrices in "groups" layout, for GPUs: repacked once, at load, so that the kernels of `pallas_kernels` read them word by word.
+"""Matrices in "groups" layout: repacked once, at load, so that the kernels of `pallas_kernels` read them word by word.
 
 The planes are those of `pallas_kernels.packing`. They hold the same numbers as the file's blocks, so `join` gives the file's bytes
 again; the 6-bit scales of some K-quants become bytes, at most 4 % more memory. Types whose codes are entries of a large codebook,
@@ -44,7 +44,16 @@ def can_hold(fmt: Format) -> bool:
 
 
 def packing(fmt: Format) -> Packing:
-    return _REPACKINGS[fmt.name].packing
+    return repacking(fmt).packing
+
+
+def repacking(fmt: Format) -> Repacking:
+    return _REPACKINGS[fmt.name]
+
+
+def packings() -> list[Packing]:
+    """All that there are, each once."""
+    return list(dict.fromkeys(how.packing for how in _REPACKINGS.values()))
 
 
 def split(fields, fmt: Format):

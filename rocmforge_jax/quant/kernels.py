@@ -1,7 +1,7 @@
 """The kernels of `pallas_kernels` as implementations: which one runs, and whether it works on this device.
 
-ROCMFORGE_KERNELS is read when an operation is traced: "auto" (kernels where there are some, else plain XLA), "triton" (an
-operation without a kernel is an error) or "xla" (no kernels). Before a kernel is used on a device it has computed a small product there
+ROCMFORGE_KERNELS is read when an operation is traced: "auto" (kernels where there are some, else plain XLA), "triton" or "native" (a
+product, or what else that has, without a kernel is an error) or "xla" (no kernels). Before a kernel is used on a device it has computed a small product there
 that was compared with plain XLA's. One that failed is named in a warning, once, and its work is XLA's.
 """
 
@@ -29,7 +29,7 @@ _ERRORS = {"int16": 1e-4, "int8": 2e-2, "float": 2e-6}
 #: Rows of a narrow float type from which on the matrix units multiply, and up to which they take the weight packed. Measured on an H100,
 #: Q4_0, 14336 x 4096: 12 us for one row, 21 us for 4 to 16 rows on the matrix units.
 MATRIX_ROWS, PACKED_ROWS = 4, 64
-_CHOICES = {"auto": ("triton", "xla"), "triton": ("triton",), "xla": ("xla",)}
+_CHOICES = {"auto": ("triton", "native", "xla"), "triton": ("triton",), "native": ("native",), "xla": ("xla",)}
 
 
 def order() -> tuple[str, ...]:
@@ -50,10 +50,11 @@ def dispatch(implementations: dict, name: str | None, *args, **kwargs):
     reasons = []
     for each in order() if name is None else (name,):
         try:
-            return implementations[each](*args, **kwargs)
+            if each in implementations:
+                return implementations[each](*args, **kwargs)
         except NotImplementedError as reason:
             reasons.append(f"{each}: {reason}")
-    raise NotImplementedError("; ".join(reasons))
+    raise NotImplementedError("; ".join(reasons) or f"no implementation of {', '.join(order())} here; there are {', '.join(implementations)}")
 
 
 def current_target() -> Target:

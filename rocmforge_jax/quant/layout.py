@@ -2,9 +2,9 @@
 
 Of a matrix of N rows with K/block blocks each:
 
-    "groups"   see `quant.groups`           32 inputs side by side: what the kernels for GPUs read
+    "groups"   see `quant.groups`           32 inputs side by side: what the kernels for GPUs and the products in C++ read
     "rows"     [..., N, K/block, *field]    input axis minor: on GPUs, for types that "groups" cannot hold
-    "columns"  [..., K/block, *field, N]    output axis minor: a CPU vectorises over the outputs
+    "columns"  [..., K/block, *field, N]    output axis minor: what XLA vectorises for a CPU
 
 In the last two a plane holds one field of every block, and fields keep their order. `split` and the implementations of matmul know
 this; nobody else.
@@ -19,12 +19,14 @@ from rocmforge_jax.quant import groups
 LAYOUTS = ("groups", "rows", "columns")
 
 
-def default_layout(fmt: Format, device: jax.Device | None = None) -> str:
-    """The layout of a type that is fast on a device (default: the one jax computes on)."""
+def default_layout(fmt: Format, device: jax.Device | None = None, *, activations: str | None = None) -> str:
+    """The layout of a type that is fast on a device (default: the one jax computes on) for a mode of activations (default: the default)."""
+    from rocmforge_jax.quant import native
+
     platform = jax.default_backend() if device is None else device.platform
-    if platform == "cpu":
-        return "columns"
-    return "groups" if groups.can_hold(fmt) else "rows"
+    if groups.can_hold(fmt) and (platform != "cpu" or native.wanted(activations)):
+        return "groups"
+    return "columns" if platform == "cpu" else "rows"
 
 
 def check_layout(layout: str, fmt: Format) -> str:

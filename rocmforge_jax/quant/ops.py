@@ -1,6 +1,6 @@
 """Operations on quantised matrices: dequantize, matmul, expert_matmul, take_rows.
 
-Each takes implementation=None, "xla" or, where it has a kernel, "triton". None tries them in the order that `kernels` says: one that
+Each takes implementation=None, "xla" or, where it has a kernel, "triton" or "native" (C++, on CPUs). None tries them in the order that `kernels` says: one that
 cannot do a case raises NotImplementedError with its reason and the next one is tried. What is wrong with the operands is a
 ValueError with the numbers, raised while tracing.
 """
@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.quant import columns, groups, kernels, rows
+from rocmforge_jax.quant import columns, groups, kernels, native, rows
 from rocmforge_jax.quant.layout import take_rows as take_packed_rows
 from rocmforge_jax.quant.qtensor import QTensor, as_qtensor, value_of
 
@@ -56,21 +56,26 @@ def matmul(x, weight, *, dtype=None, activations: str = kernels.DEFAULT_MODE, im
     """x [..., in] @ weight (in, out) -> [..., out] in `dtype` (default x's), accumulated in float32.
 
     weight: a QTensor, a QParam or an array. A quantised weight is never written out dense for up to eight rows of x.
-    activations: what a kernel for few rows turns x into, "int16" (relative error 1e-4), "int8" (8e-3) or "float" (1e-6); plain XLA
-    always computes with x itself. Few rows are up to 16, or up to 3 of bfloat16 and float16: more go to the matrix units, for which the
-    weight is rounded to x's type (2e-3, 2e-4). Differentiable in x; the weight is a constant.
+    activations: what a kernel for few rows, or the products in C++, turn x into, "int16" (relative error 1e-4), "int8" (8e-3) or
+    "float" (1e-6, which on CPUs is plain XLA's); plain XLA always computes with x itself. On GPUs few rows are up to 16, or up to 3 of
+    bfloat16 and float16: more go to the matrix units, for which the weight is rounded to x's type (2e-3, 2e-4). Differentiable in x; the
+    weight is a constant.
     """
     x, weight = jnp.asarray(x), value_of(weight)
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
         raise ValueError(f"matmul: x {list(x.shape)} @ weight {list(weight.shape)}: the last axis of x must be the first of a matrix")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"matmul: x must be floating point, got {x.dtype}")
-    if implementation not in (None, "triton", "xla"):
-        raise ValueError(f"no implementation {implementation!r} here; there are triton, xla")
+    if implementation not in (None, "triton", "native", "xla"):
+        raise ValueError(f"no implementation {implementation!r} here; there are triton, native, xla")
     if not isinstance(weight, QTensor):
         return jnp.matmul(x, weight.astype(x.dtype), precision="highest", preferred_element_type=jnp.float32).astype(dtype or x.dtype)
     dtype = jnp.dtype(dtype or x.dtype)
-    products = {"triton": lambda x: _matmul(x, weight, activations, dtype), "xla": lambda x: _matmul(x, weight, "xla", dtype)}
+    products = {
+        "triton": lambda x: _matmul(x, weight, activations, dtype),
+        "native": lambda x: _matmul(x, weight, f"native {activations}", dtype),
+        "xla": lambda x: _matmul(x, weight, "xla", dtype),
+    }
     flat = kernels.dispatch(products, implementation, x.reshape(-1, x.shape[-1]))
     return flat.astype(dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
@@ -91,9 +96,14 @@ def expert_matmul(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmul(x, w, how, dtype):
-    """x [M, in] @ w -> [M, out] in float32, or in `dtype` where that saves a pass. how: "xla" or the mode of a kernel's activations."""
+    """x [M, in] @ w -> [M, out] in float32, or in `dtype` where that saves a pass.
+
+    how: "xla", or the mode of a kernel's activations, after "native " for the products in C++.
+    """
     if how == "xla":
         return _matmul_xla(x, w)
+    if how.startswith("native "):
+        return _matmul_native(x, w, how.removeprefix("native "))
     return _matmul_triton(x, w, how, dtype)
 
 
@@ -117,12 +127,18 @@ def _matmul_triton(x, w, mode, dtype):
     return jnp.matmul(x, dense, precision="highest", preferred_element_type=given)
 
 
+def _matmul_native(x, w, mode):
+    native.require(w, mode=mode, rows=x.shape[0])
+    return native.multiply(x, [kernels.Product((kernels.as_weight(w),))], mode=mode, dtype=jnp.float32)[0]
+
+
 def _matmul_forward(x, w, how, dtype):
     return _matmul(x, w, how, dtype), (w, jnp.zeros((0,), x.dtype))
 
 
 def _matmul_backward(how, dtype, residuals, gradient):
     w, like = residuals
+    how = "xla" if how.startswith("native ") else how  # which multiplies with no weight as it is stored
     return _matmul(gradient, w.T, how, like.dtype).astype(like.dtype), None
 
 

@@ -24,8 +24,15 @@ def test_this_machine(run):
     report = json.loads(run("doctor", "--json").out)
     assert report["devices"][0]["platform"] == "cpu" and report["devices"][0]["memory_bytes"] > 0
     assert set(report["operations"]) == {"dequantize", "matmul", "take_rows", "attention"}
-    assert report["operations"]["matmul"] == "xla, planes in columns"
+    built = r"not built (build it once with: rocmforge-jax build-native)"
+    assert report["operations"]["matmul"] == f"xla; the C++ products are {built}, planes in columns"
     assert report["versions"]["jax"][0].isdigit()
+
+
+def test_this_machine_with_the_products_in_cpp(run, native):
+    operations = json.loads(run("doctor", "--json").out)["operations"]
+    assert all(operations[name].startswith("native, C++ with ") for name in ("matmul", "attention"))
+    assert operations["matmul"].endswith("planes in groups") and operations["dequantize"] == "xla, planes in groups"
 
 
 def test_text_names_every_version_and_device(run):

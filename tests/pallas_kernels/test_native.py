@@ -1,62 +1,119 @@
-"""The products in C++, compiled for this processor, against float64."""
+"""The products in C++, for all sets of instructions that this processor can run, against float64."""
 
-import shutil
-import subprocess
-from pathlib import Path
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pallas_kernels
-from pallas_kernels.dequantize import reference
-from pallas_kernels.native import api
+from pallas_kernels.native import api, build
+from pallas_kernels.packing import GROUP, position_words
 from pallas_kernels.qmatmul.api import Product, Weight
-from pallas_kernels.samples import random_planes
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import groups, native
 from tests.pallas_kernels.conftest import PACKED_TYPES
 
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 ERRORS = {"int16": 1e-4, "int8": 1.2e-2}
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler here")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory):
-    source, built = Path(pallas_kernels.__file__).parent / "native" / "multiply.cc", tmp_path_factory.mktemp("native") / "multiply.so"
-    flags = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w", "-isystem", jax.ffi.include_dir()]
-    subprocess.run([COMPILER, *flags, str(source), "-o", str(built)], check=True)
-    assert api.load(built)
+def library():
+    library = native.build_library()
+    yield library, api.load(library)
 
 
+@pytest.fixture(params=["AVX-512 VNNI", "AVX2 VNNI", "AVX2", "plain C++"])
+def instructions(request, library):
+    library, quickest = library
+    if request.param not in api.instructions(library):
+        pytest.skip(f"this processor has no {request.param}, or the compiler does not know it")
+    api.use(library, request.param)
+    yield request.param
+    api.use(library, quickest)
+
+
+def random_planes(rng, packing, rows, count) -> dict[str, np.ndarray]:
+    """Every bit pattern of the codes, scales of a sensible size. Rows of `count` groups."""
+    small = lambda *shape: rng.uniform(0.5e-3, 1.5e-3, shape).astype(np.float16)
+    shapes = {"codes": (rows, packing.bits, count), "d": (rows, count // packing.span), "scale": (rows, packing.halves, count)}
+    ranges = {"nibbles": (0, 256), "int8": (-32, 32), "e8m0": (116, 124), "e4m3": (0, 128)}
+    planes = {}
+    for name, dtype in packing.planes().items():
+        if name == "codes":
+            planes[name] = rng.integers(0, 2**32, shapes[name], np.uint32)
+        elif name == "d":
+            planes[name] = small(*shapes[name]) if dtype == "float16" else small(*shapes[name], 2).view(np.uint32)[..., 0]
+        elif dtype == "uint16":
+            planes[name] = rng.integers(0, 64, (*shapes[name], 2), np.uint8).view(np.uint16)[..., 0]
+        else:
+            planes[name] = rng.integers(*ranges[packing.scale], shapes[name]).astype(dtype)
+    return planes
+
+
+def dense(packing, planes) -> np.ndarray:
+    """The values of a matrix as `packing` defines them, float64 [N, K]."""
+    words = position_words([planes["codes"][:, i] for i in range(packing.bits)], packing.bits)
+    codes = np.stack(words, axis=-1).view(np.uint8).reshape(*words[0].shape, GROUP)
+    codes = codes.view(np.int8).astype(np.float64) if packing.bits == 8 else codes.astype(np.float64)
+    codes = np.array(packing.table, np.float64)[codes.astype(int)] if packing.table else codes - packing.offset
+    by_half = codes.reshape(*codes.shape[:2], packing.halves, -1)
+    scale, minimum = _scale_and_minimum(packing, planes)
+    return (by_half * np.moveaxis(scale, 1, 2)[..., None] + np.moveaxis(minimum, 1, 2)[..., None]).reshape(len(codes), -1)
+
+
+def _scale_and_minimum(packing, planes):
+    """Each float64 [N, halves, groups]."""
+    small = planes.get("scale")
+    if packing.scale == "e8m0":
+        return np.ldexp(1.0, small.astype(int) - 128), np.zeros(small.shape)
+    if packing.scale == "e4m3":
+        exponent, fraction = (small & 127).astype(int) >> 3, small & 7
+        value = np.where(exponent > 0, np.ldexp(8.0 + fraction, exponent - 11), fraction * 2.0**-10)
+        return np.where(small & 127 == 127, 0, value), np.zeros(small.shape)
+    entries = np.repeat(planes["d"], packing.span, axis=1)[:, None]
+    if not packing.minimum:
+        d = entries.view(np.float16).astype(np.float64)
+        return d * (1 if small is None else small.astype(np.float64)), np.zeros(entries.shape)
+    d, m = np.moveaxis(np.ascontiguousarray(entries)[..., None].view(np.float16), -1, 0).astype(np.float64)
+    if small is None:
+        return d, m
+    bits = 4 if packing.scale == "nibbles" else 8
+    return d * (small & ((1 << bits) - 1)), -m * (small >> bits)
+
+
+@functools.cache
 def made(name, rows, inputs, seed=0):
     """A random weight and its values."""
     packing = groups.packing(formats.get(name))
-    planes = random_planes(jax.random.key(seed), packing, rows, inputs // 32)
-    return Weight(planes, packing), np.asarray(reference.dequantize(planes, packing), np.float64)
+    planes = random_planes(np.random.default_rng(seed), packing, rows, inputs // GROUP)
+    return Weight({name: jnp.asarray(plane) for name, plane in planes.items()}, packing), dense(packing, planes)
+
+
+def drawn(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("mode", ERRORS)
 @pytest.mark.parametrize("name", PACKED_TYPES)
-def test_a_product(name, mode):
-    """Rows and groups that fill no vector, rows of activations that fill no batch and no slab."""
-    for rows, inputs, count in [(37, 1280, 1), (66, 768, 19), (5, 1024, 70)]:
-        weight, dense = made(name, rows, inputs)
-        x = jax.random.normal(jax.random.key(1), (count, inputs), jnp.float32)
-        (y,) = jax.jit(lambda x, w=weight: api.multiply(x, [Product((w,))], mode=mode))(x)
-        exact = np.float64(x) @ dense.T
-        assert np.linalg.norm(y - exact) < ERRORS[mode] * np.linalg.norm(exact)
+def test_a_product(name, mode, instructions):
+    """Rows and groups that fill no vector, rows of activations that fill no tile and no slab."""
+    for rows, inputs, count in [(37, 1280, 1), (70, 5376, 1), (66, 768, 7), (66, 768, 19), (5, 1024, 70), (3, 256, 520)]:
+        weight, values = made(name, rows, inputs)
+        x = drawn(1, count, inputs)
+        (y,) = api.multiply(jnp.asarray(x), [Product((weight,))], mode=mode)
+        exact = np.float64(x) @ values.T
+        assert np.linalg.norm(y - exact) < ERRORS[mode] * np.linalg.norm(exact), (rows, inputs, count)
 
 
-def test_what_comes_before_and_after():
+@pytest.mark.parametrize("count", [3, 21])
+def test_what_comes_before_and_after(count, instructions):
     """An RMSNorm, SwiGLU, a bias, a residual; several products of one input."""
     gate, up, other = made("Q4_K", 70, 512), made("Q6_K", 70, 512, 1), made("Q8_0", 33, 512, 2)
-    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.float32)
-    x, norm, bias, residual = draw(3, 3, 512), draw(4, 512), draw(5, 33), draw(6, 3, 33)
-    wanted = [Product((gate[0], up[0])), Product((other[0],), bias, residual)]
-    first, second = api.multiply(x, wanted, mode="int16", norm=norm, epsilon=1e-5)
+    x, norm, bias, residual = drawn(3, count, 512), drawn(4, 512), drawn(5, 33), drawn(6, count, 33)
+    wanted = [Product((gate[0], up[0])), Product((other[0],), jnp.asarray(bias), jnp.asarray(residual))]
+    first, second = api.multiply(jnp.asarray(x), wanted, mode="int16", norm=jnp.asarray(norm), epsilon=1e-5)
     normed = np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(axis=1, keepdims=True) + 1e-5) * np.float64(norm)
     g, u = normed @ gate[1].T, normed @ up[1].T
     np.testing.assert_allclose(first, g / (1 + np.exp(-g)) * u, rtol=0, atol=1e-3 * np.abs(g * u).max())
@@ -64,12 +121,140 @@ def test_what_comes_before_and_after():
     np.testing.assert_allclose(second, exact, rtol=0, atol=2e-4 * np.abs(exact).max())
 
 
-def test_what_is_no_number_stays_none():
-    weight, _ = made("Q4_0", 8, 64)
-    (y,) = api.multiply(jnp.full((1, 64), jnp.nan), [Product((weight,))], mode="int16")
-    assert np.isnan(y).all()
+@pytest.mark.parametrize("count", [1, 9])
+def test_swiglu_far_from_zero(count, instructions):
+    """Where e^-x leaves the range of float32 at either end."""
+    rows, inputs = 5, 64
+    weight, values = made("Q8_0", rows, inputs)
+    for size in (1e2, 1e4, 1e8):
+        x = size * drawn(7, count, inputs)
+        (y,) = api.multiply(jnp.asarray(x), [Product((weight, weight))], mode="int16")
+        g = np.float64(x) @ values.T
+        exact = np.where(g > 0, g, g * np.exp(np.minimum(g, 0))) / (1 + np.exp(-np.abs(g))) * g
+        np.testing.assert_allclose(y, exact, rtol=5e-3, atol=1e-3 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_what_is_no_number_stays_none(bad, instructions):
+    """In its row; the other rows are as without it. SwiGLU, which has an exponential of its own, hides none."""
+    weight, values = made("Q4_0", 37, 1280)
+    x = drawn(8, 20, 1280)
+    for count in (2, 20):
+        poisoned = x[:count].copy()
+        poisoned[1, 1000] = bad
+        for weights in ((weight,), (weight, weight)):
+            (y,) = api.multiply(jnp.asarray(poisoned), [Product(weights)], mode="int16")
+            (clean,) = api.multiply(jnp.asarray(x[:count]), [Product(weights)], mode="int16")
+            assert np.isnan(y[1]).all()
+            np.testing.assert_array_equal(np.delete(y, 1, axis=0), np.delete(clean, 1, axis=0))
+
+
+def test_numbers_that_are_all_tiny_or_huge(instructions):
+    weight, values = made("Q8_0", 5, 64)
+    for size, count in [(1e-38, 1), (1e-38, 9), (0, 1), (1e30, 1), (1e30, 9)]:
+        x = (size * drawn(9, count, 64)).astype(np.float32)
+        (y,) = api.multiply(jnp.asarray(x), [Product((weight,))], mode="int16")
+        exact = np.float64(x) @ values.T
+        np.testing.assert_allclose(y, exact, rtol=0, atol=2e-4 * np.abs(exact).max() + 1e-32)
+
+
+@pytest.mark.parametrize("name", PACKED_TYPES)
+def test_the_largest_integers(name, instructions):
+    """No sum within 16 or 32 bits overflows: all codes and all activations at either end of their range."""
+    made_of = made(name, 4, 512)[0]
+    for word in (0xFFFFFFFF, 0x80808080, 0x7F7F7F7F, 0):
+        planes = {key: np.asarray(plane) for key, plane in made_of.planes.items()}
+        planes["codes"] = np.full_like(planes["codes"], word)
+        weight, values = Weight({key: jnp.asarray(plane) for key, plane in planes.items()}, made_of.packing), dense(made_of.packing, planes)
+        for mode, count in (("int16", 1), ("int16", 9), ("int8", 1), ("int8", 9)):
+            for x in (np.ones(512), -np.ones(512), np.where(np.arange(512) % 32, 16191 / 16256, -1)):
+                x = np.repeat(x[None].astype(np.float32), count, axis=0)
+                (y,) = api.multiply(jnp.asarray(x), [Product((weight,))], mode=mode)
+                exact = np.float64(x) @ values.T
+                np.testing.assert_allclose(y, exact, rtol=0, atol=(1e-5 if mode == "int16" else 5e-3) * np.abs(values).sum(axis=1).max())
+
+
+def test_rows_of_a_batch_are_as_one_by_one(instructions):
+    """Whichever way they are multiplied: sums differ in their order only."""
+    weight, values = made("Q5_1", 70, 5376)
+    x = jnp.asarray(drawn(10, 33, 5376))
+    (whole,) = api.multiply(x, [Product((weight,))], mode="int16")
+    for m in (0, 15, 32):
+        (one,) = api.multiply(x[m : m + 1], [Product((weight,))], mode="int16")
+        np.testing.assert_allclose(whole[m], one[0], rtol=0, atol=1e-5 * np.abs(one).max())
+
+
+def test_vmap():
+    weight, _ = made("Q4_0", 37, 1280)
+    x = jnp.asarray(drawn(11, 3, 2, 1280))
+    multiply = lambda x: api.multiply(x, [Product((weight,))], mode="int16")[0]
+    np.testing.assert_array_equal(jax.vmap(multiply)(x), jnp.stack([multiply(one) for one in x]))
+
+
+def test_instructions(library):
+    library, quickest = library
+    names = api.instructions(library)
+    assert names[0] == quickest and names[-1] == "plain C++"
+    with pytest.raises(ValueError, match="'AMX' is none of the instructions of this processor: .*plain C"):
+        api.use(library, "AMX")
 
 
 def test_a_mode_that_there_is_not():
     with pytest.raises(NotImplementedError, match="float activations; there are int16, int8"):
         api.multiply(jnp.ones((1, 64)), [Product((made("Q4_0", 8, 64)[0],))], mode="float")
+
+
+WRONG = {
+    r"x has shape \[64\]: expected \[M, K\]": lambda w: (jnp.ones(64), [Product((w,))]),
+    r"x has shape \[0, 64\]: expected": lambda w: (jnp.ones((0, 64)), [Product((w,))]),
+    r"x has shape \[1, 48\]: expected": lambda w: (jnp.ones((1, 48)), [Product((w,))]),
+    r"codes is uint32\[8, 4, 2\]: expected uint32\[8, 4, 4\] for 8 rows of 128 inputs": lambda w: (jnp.ones((1, 128)), [Product((w,))]),
+    r"codes is uint32\[8, 4, 2\]: expected uint32\[6, 4, 2\]": lambda w: (jnp.ones((1, 64)), [Product((made("Q4_0", 6, 64)[0], w))]),
+    r"d is float32\[8, 2\]: expected float16\[8, 2\]": lambda w: (
+        jnp.ones((1, 64)), [Product((Weight(w.planes | {"d": jnp.ones((8, 2), jnp.float32)}, w.packing),))],
+    ),
+    "the plane d is missing, there are codes": lambda w: (
+        jnp.ones((1, 64)), [Product((Weight({"codes": w.planes["codes"]}, w.packing),))],
+    ),
+    r"bias has shape \[7\]: expected \[8\]": lambda w: (jnp.ones((1, 64)), [Product((w,), jnp.ones(7))]),
+    r"residual has shape \[1, 8\]: expected \[2, 8\]": lambda w: (jnp.ones((2, 64)), [Product((w,), None, jnp.ones((1, 8)))]),
+    "a product has 3 weights: expected 1, or 2": lambda w: (jnp.ones((1, 64)), [Product((w, w, w))]),
+    "there is no product": lambda w: (jnp.ones((1, 64)), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_shapes_that_do_not_fit(message):
+    with pytest.raises(ValueError, match=message):
+        api.multiply(*WRONG[message](made("Q4_0", 8, 64)[0]), mode="int16")
+
+
+def test_a_norm_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"norm has shape \[32\], x has 64 inputs: expected \[64\]"):
+        api.multiply(jnp.ones((1, 64)), [Product((made("Q4_0", 8, 64)[0],))], mode="int16", norm=jnp.ones(32))
+
+
+def test_groups_that_share_scales_are_whole():
+    weight = made("Q4_K", 8, 256)[0]
+    with pytest.raises(ValueError, match="9 groups of a row share scales by 8: 288 inputs"):
+        api.multiply(jnp.ones((1, 288)), [Product((weight,))], mode="int16")
+
+
+def test_a_packing_without_code():
+    weight, _ = made("Q4_0", 8, 64)
+    with pytest.raises(NotImplementedError, match="no code for Packing.*halves=2"):
+        packing = weight.packing.__class__(bits=4, halves=2)
+        api.multiply(jnp.ones((1, 64)), [Product((Weight(weight.planes, packing),))], mode="int16")
+
+
+def test_a_compiler_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(RuntimeError, match="false failed with exit code 1"):
+        build.build(tmp_path)
+    assert not list(tmp_path.iterdir()) and build.find(tmp_path) is None
+
+
+def test_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="no C.. compiler: the variable CXX names 'no-such-compiler', which is not found"):
+        build.build(tmp_path)

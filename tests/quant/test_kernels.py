@@ -113,7 +113,7 @@ def test_the_environment_chooses(choice, expected, made, interpreted, calls, nor
 def test_a_choice_that_is_none_is_refused(made, normal, monkeypatch):
     monkeypatch.setenv("ROCMFORGE_KERNELS", "cuda")
     for call in (matmul, lambda x, w: dequantize(w), lambda x, w: products(x, [Product(w)])):
-        with pytest.raises(ValueError, match="ROCMFORGE_KERNELS is one of auto, triton, xla, got 'cuda'"):
+        with pytest.raises(ValueError, match="ROCMFORGE_KERNELS is one of auto, triton, native, xla, got 'cuda'"):
             call(normal(1, 96), made("Q4_0", 7, 3)[0])
 
 

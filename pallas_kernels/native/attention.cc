@@ -1,0 +1,113 @@
+// Attention over a cache, and what puts new tokens into it, as XLA custom calls: `attention.h` is the arithmetic.
+
+#include <algorithm>
+#include <vector>
+
+#include "processor.h"
+#include "team.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+// Multiplications that are worth waking a thread for.
+constexpr int64_t kWorthAThread = 1 << 17;
+
+using F32 = ffi::Buffer<ffi::F32>;
+using S32 = ffi::Buffer<ffi::S32>;
+
+int64_t threads_for(ffi::ThreadPool& pool, int64_t work) {
+  return std::clamp<int64_t>(work / kWorthAThread, 1, std::max<int64_t>(pool.num_threads(), 1));
+}
+
+// q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], starts [B] -> [B, T, N, H].
+ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts, ffi::Result<F32> out, float scale) {
+  const auto shape = q.dimensions();
+  const int64_t B = shape[0], T = shape[1], N = shape[2], K = keys.dimensions()[1];
+  const Attention of{q.typed_data(), keys.typed_data(), values.typed_data(), starts.typed_data(), out->typed_data(),
+                     T, K, N / K, shape[3], keys.dimensions()[3], scale};
+  for (int64_t b = 0; b < B; b++)
+    if (of.starts[b] < 0 || of.starts[b] + T > of.slots) return ffi::Error::InvalidArgument("tokens beyond the cache");
+  const Kernels& use = kernels();
+  const int64_t rows = T * (N / K), tiles = (rows + use.queries - 1) / use.queries;
+  int64_t work = 0;
+  for (int64_t b = 0; b < B; b++) work += (of.starts[b] + T) * T * N * of.width;
+  Team team(pool, std::min(threads_for(pool, work), B * K * tiles) - 1);
+  team.run(B * K * tiles, [&](int64_t i) {
+    static thread_local std::vector<float> memory;
+    memory.resize(std::max<size_t>(memory.size(), use.attend_scratch(of.width)));
+    const int64_t head = i / tiles, tile = tiles - 1 - i % tiles;  // the longest first
+    use.attend(of, head / K, head % K, tile * use.queries, std::min(rows, (tile + 1) * use.queries), memory.data());
+  });
+  return ffi::Error::Success();
+}
+
+// Rotates the first 2 * R numbers of a head by R angles, the others pass. interleaved: pairs are neighbours.
+void rotate(const float* x, const float* cos, const float* sin, int64_t R, int64_t H, bool interleaved, float* out) {
+  if (interleaved) {
+    for (int64_t i = 0; i < R; i++) {
+      const float first = x[2 * i], second = x[2 * i + 1];
+      out[2 * i] = first * cos[i] - second * sin[i], out[2 * i + 1] = second * cos[i] + first * sin[i];
+    }
+  } else {
+    for (int64_t i = 0; i < R; i++) {
+      const float first = x[i], second = x[R + i];
+      out[i] = first * cos[i] - second * sin[i], out[R + i] = second * cos[i] + first * sin[i];
+    }
+  }
+  std::copy(x + 2 * R, x + H, out + 2 * R);
+}
+
+// q [B, T, N, H], k and v [B, T, K, H], cos and sin [B, T, R], keys, values, starts -> q rotated, and the same keys and values with the
+// tokens in them from slot starts[b] on.
+ffi::Error rotate_and_store(ffi::ThreadPool pool, F32 q, F32 k, F32 v, F32 cos, F32 sin, F32 keys, F32 values, S32 starts,
+                            ffi::Result<F32> q_out, ffi::Result<F32> keys_out, ffi::Result<F32> values_out, bool interleaved) {
+  const auto shape = q.dimensions();
+  const int64_t B = shape[0], T = shape[1], N = shape[2], H = shape[3], K = k.dimensions()[2], S = keys.dimensions()[3];
+  const int64_t R = cos.dimensions()[2];
+  if (keys.typed_data() != keys_out->typed_data()) std::copy_n(keys.typed_data(), keys.element_count(), keys_out->typed_data());
+  if (values.typed_data() != values_out->typed_data()) std::copy_n(values.typed_data(), values.element_count(), values_out->typed_data());
+  for (int64_t b = 0; b < B; b++)
+    if (starts.typed_data()[b] < 0 || starts.typed_data()[b] + T > S) return ffi::Error::InvalidArgument("tokens beyond the cache");
+  constexpr int64_t kTokens = 16;  // of a task: a cache line of each row of keys
+  const int64_t pieces = (T + kTokens - 1) / kTokens;
+  Team team(pool, std::min(threads_for(pool, B * T * (N + 2 * K) * H), B * pieces) - 1);
+  team.run(B * pieces, [&](int64_t i) {
+    static thread_local std::vector<float> rotated;
+    rotated.resize(std::max<size_t>(rotated.size(), kTokens * H));
+    const int64_t b = i / pieces, first = i % pieces * kTokens, last = std::min(T, first + kTokens), start = starts.typed_data()[b];
+    const auto turn = [&](const float* x, int64_t t, float* to) {
+      const int64_t angles = (b * T + t) * R;
+      rotate(x, cos.typed_data() + angles, sin.typed_data() + angles, R, H, interleaved, to);
+    };
+    for (int64_t t = first; t < last; t++)
+      for (int64_t n = 0; n < N; n++) turn(q.typed_data() + ((b * T + t) * N + n) * H, t, q_out->typed_data() + ((b * T + t) * N + n) * H);
+    for (int64_t head = 0; head < K; head++) {
+      for (int64_t t = first; t < last; t++) {
+        const int64_t from = ((b * T + t) * K + head) * H;
+        turn(k.typed_data() + from, t, rotated.data() + (t - first) * H);
+        std::copy_n(v.typed_data() + from, H, values_out->typed_data() + ((b * K + head) * S + start + t) * H);
+      }
+      for (int64_t h = 0; h < H; h++)
+        for (int64_t t = first; t < last; t++)
+          keys_out->typed_data()[((b * K + head) * H + h) * S + start + t] = rotated[(t - first) * H + h];
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* Attend(XLA_FFI_CallFrame*);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    Attend, attend,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<S32>().Ret<F32>().Attr<float>("scale"));
+
+extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* RotateAndStore(XLA_FFI_CallFrame*);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RotateAndStore, rotate_and_store,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<S32>()
+                                  .Ret<F32>().Ret<F32>().Ret<F32>()
+                                  .Attr<bool>("interleaved"));

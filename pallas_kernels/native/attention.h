@@ -1,0 +1,129 @@
+// Attention of new tokens over a cache, the heads of a group together: softmax(q k^T) v, a tile of slots at a time, so that scores stay
+// in the first cache (Dao et al., 2022, arXiv:2205.14135).
+#pragma once
+
+#include <cmath>
+
+#include "finish.h"
+#include "kernels.h"
+#include "vectors.h"
+
+namespace attention {
+namespace {
+
+// Columns of a tile of a product, and its rows: what the registers hold.
+constexpr int kColumns = 4 * LANES, kRows = 6;
+// The most queries of a call. Slots that are scored together: for few queries, whose time is that of reading the cache, more of them.
+constexpr int kQueries = 48, kFew = 16, kSlots = 64, kSlotsOfFew = 256;
+static_assert(kSlots % kColumns == 0 && kSlotsOfFew % kColumns == 0 && kQueries % kRows == 0);
+
+// c [rows, columns] += a [rows, depth] b [depth, columns], columns a multiple of kColumns; all are dense but for a and c, whose rows
+// are a_stride and c_stride apart.
+template <int rows>
+inline void add_product(const float* a, int64_t a_stride, const float* b, int64_t columns, int64_t depth, float* c, int64_t c_stride) {
+  for (int64_t j = 0; j < columns; j += kColumns) {
+    Floats sums[rows][4];
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < 4; i++) sums[r][i] = whole<Floats>(c + r * c_stride + j + i * LANES);
+    for (int64_t k = 0; k < depth; k++) {
+      Floats row[4];
+      for (int i = 0; i < 4; i++) row[i] = whole<Floats>(b + k * columns + j + i * LANES);
+      for (int r = 0; r < rows; r++)
+        for (int i = 0; i < 4; i++) sums[r][i] += a[r * a_stride + k] * row[i];
+    }
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < 4; i++) store(c + r * c_stride + j + i * LANES, sums[r][i]);
+  }
+}
+
+inline void add_products(int rows, const float* a, int64_t a_stride, const float* b, int64_t columns, int64_t depth, float* c,
+                         int64_t c_stride) {
+  for (; rows >= kRows; rows -= kRows, a += kRows * a_stride, c += kRows * c_stride)
+    add_product<kRows>(a, a_stride, b, columns, depth, c, c_stride);
+  switch (rows) {
+    case 1: return add_product<1>(a, a_stride, b, columns, depth, c, c_stride);
+    case 2: return add_product<2>(a, a_stride, b, columns, depth, c, c_stride);
+    case 3: return add_product<3>(a, a_stride, b, columns, depth, c, c_stride);
+    case 4: return add_product<4>(a, a_stride, b, columns, depth, c, c_stride);
+    case 5: return add_product<5>(a, a_stride, b, columns, depth, c, c_stride);
+  }
+}
+
+inline int64_t padded(int64_t width) { return (width + kColumns - 1) / kColumns * kColumns; }
+
+// Floats of scratch memory.
+inline int64_t scratch(int64_t width) {
+  return kQueries * 2 * padded(width) + (kQueries > kFew * 4 ? kQueries : kFew * 4) * kSlots + kSlotsOfFew * 2 * padded(width);
+}
+
+// Scores of a query, of which the first `seen` count, -> their weights, and the largest score and the sum of all weights so far, and the
+// factor by which what was summed before is to be multiplied.
+inline float soften(float* scores, int slots, int seen, float& largest, float& total) {
+  Floats highest = Floats{} - INFINITY;
+  for (int i = 0; i < slots; i += LANES) {
+    Floats s = whole<Floats>(scores + i);
+    for (int j = 0; j < LANES && i + LANES > seen; j++)
+      if (i + j >= seen) s[j] = -INFINITY;
+    highest = s > highest ? s : highest;
+  }
+  float now = largest;
+  for (int j = 0; j < LANES; j++) now = highest[j] > now ? highest[j] : now;
+  Floats sums = {};
+  for (int i = 0; i < slots; i += LANES) {
+    Floats weight = exponential(whole<Floats>(scores + i) - now);
+    for (int j = 0; j < LANES && i + LANES > seen; j++)
+      if (i + j >= seen) weight[j] = 0;
+    sums += weight;
+    store(scores + i, weight);
+  }
+  const float factor = std::exp(largest - now);
+  largest = now, total = total * factor + sum(sums);
+  return factor;
+}
+
+// Queries first to last of KV head `head` of sequence b, counted with the heads of the group as the minor axis.
+void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t last, float* memory) {
+  const int64_t H = of.width, P = padded(H), G = of.group, N = of.kv_heads * G, count = last - first;
+  const int slots = count <= kFew ? kSlotsOfFew : kSlots;
+  float *q = memory, *out = q + kQueries * P, *scores = out + kQueries * P;
+  float *keys = scores + (count <= kFew ? kFew : kQueries) * slots, *values = keys + P * slots;
+  float largest[kQueries], total[kQueries];
+  const auto place = [&](int64_t i) { return ((b * of.tokens + (first + i) / G) * N + head * G + (first + i) % G) * H; };
+  for (int64_t i = 0; i < count; i++) {
+    for (int64_t h = 0; h < H; h++) q[i * H + h] = of.q[place(i) + h] * of.scale;
+    largest[i] = -INFINITY, total[i] = 0;
+  }
+  __builtin_memset(out, 0, count * P * sizeof(float));
+
+  const float* all_keys = of.keys + (b * of.kv_heads + head) * H * of.slots;
+  const float* all_values = of.values + (b * of.kv_heads + head) * of.slots * H;
+  const int64_t end = of.starts[b] + (last - 1) / G + 1;  // slots that the last query sees
+  for (int64_t s = 0; s < end; s += slots) {
+    const int64_t here = end - s < slots ? end - s : slots;
+    for (int64_t h = 0; h < H; h++) {
+      __builtin_memcpy(keys + h * slots, all_keys + h * of.slots + s, here * sizeof(float));
+      if (here < slots) __builtin_memset(keys + h * slots + here, 0, (slots - here) * sizeof(float));
+    }
+    for (int64_t i = 0; i < here && P != H; i++) {
+      __builtin_memcpy(values + i * P, all_values + (s + i) * H, H * sizeof(float));
+      __builtin_memset(values + i * P + H, 0, (P - H) * sizeof(float));
+    }
+    __builtin_memset(scores, 0, count * slots * sizeof(float));
+    add_products(count, q, H, keys, slots, H, scores, slots);
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t seen = of.starts[b] + (first + i) / G + 1 - s;
+      if (seen <= 0) {  // in a tile that only later queries see
+        __builtin_memset(scores + i * slots, 0, slots * sizeof(float));
+        continue;
+      }
+      const float factor = soften(scores + i * slots, slots, (int)(seen < slots ? seen : slots), largest[i], total[i]);
+      for (int64_t h = 0; h < P; h += LANES) store(out + i * P + h, whole<Floats>(out + i * P + h) * factor);
+    }
+    add_products(count, scores, slots, P == H ? all_values + s * H : values, P, here, out, P);
+  }
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t h = 0; h < H; h++) of.out[place(i) + h] = out[i * P + h] / total[i];
+}
+
+}  // namespace
+}  // namespace attention

@@ -1,0 +1,105 @@
+"""Compile the C++ products of this folder into one shared object. Needs a C++17 compiler and JAX's headers, no network. Imports no jax."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+#: The compilers that are looked for, in this order. The environment variable CXX names another.
+COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+#: The sets of instructions that `kernels.cc` is compiled for, by machine, and the flags of each; `processor.cc` chooses. One that the
+#: compiler does not know is left out; "plain" is always there.
+_VARIANTS = {
+    "x86_64": {
+        "avx512": (*_AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")), "-mprefer-vector-width=512"),
+        "avxvnni": (*_AVX2, "-mavxvnni"),
+        "avx2": _AVX2,
+    }
+}
+#: Lines of a compiler's complaint that an error repeats.
+_LAST_LINES = 20
+
+
+def compiler() -> str | None:
+    """The C++ compiler that is used, or None."""
+    named = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
+
+
+def find(folder: Path) -> Path | None:
+    """The library that `build` made in `folder` from this source for this JAX, or None. Needs no compiler."""
+    found = sorted(Path(folder).glob(f"multiply-{_source_key()}-*.so"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def build(folder: Path) -> Path:
+    """Compile into `folder`, or find what an earlier call compiled -> the library, to be loaded with `native.api.load`.
+
+    Processes may do so at the same time: each compiles in a folder of its own and moves the whole library to its name.
+    RuntimeError: there is no compiler, or it fails, with the last lines of what it says.
+    """
+    program = compiler()
+    if program is None:
+        named = os.environ.get("CXX")
+        looked_for = f"the variable CXX names {named!r}, which is not found" if named else f"none of {', '.join(COMPILERS)} is found"
+        raise RuntimeError(f"no C++ compiler: {looked_for}")
+    folder = Path(folder)
+    said = _run([[program, "--version"]])[0]
+    library = folder / f"multiply-{_source_key()}-{_hash([said.encode()])}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
+        objects = _objects(program)
+        outputs = [str(Path(scratch) / f"{i}.o") for i in range(len(objects))]
+        _run([[program, *_FLAGS, *flags, "-c", str(SOURCES / name), "-o", output] for (name, flags), output in zip(objects, outputs)])
+        linked = Path(scratch) / "multiply.so"
+        _run([[program, "-shared", *outputs, "-o", str(linked)]])
+        os.replace(linked, library)
+    return library
+
+
+def _objects(program: str) -> list[tuple[str, tuple[str, ...]]]:
+    """What is compiled, side by side: (source, flags)."""
+    variants = {name: flags for name, flags in _VARIANTS.get(platform.machine(), {}).items() if _knows(program, flags)} | {"plain": ()}
+    kernels = [("kernels.cc", (*flags, f"-DVARIANT=kernels_{name}")) for name, flags in variants.items()]
+    return [*kernels, ("multiply.cc", ("-isystem", _headers())), ("attention.cc", ("-isystem", _headers())), ("repack.cc", ()), ("processor.cc", tuple(f"-DHAS_{name}" for name in variants))]
+
+
+def _knows(program: str, flags: tuple[str, ...]) -> bool:
+    return subprocess.run([program, *flags, "-E", "-x", "c++", os.devnull], capture_output=True).returncode == 0
+
+
+def _headers() -> str:
+    """Where JAX's headers are: `jax.ffi.include_dir()`, without importing jax."""
+    import jaxlib
+
+    return str(Path(jaxlib.__file__).parent / "include")
+
+
+def _source_key() -> str:
+    """Of all that the library is made from, but for the compiler."""
+    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cc", ".h") or path.name == "build.py")
+    return _hash([path.read_bytes() for path in sources] + [version("jaxlib").encode(), platform.machine().encode()])
+
+
+def _hash(parts: list[bytes]) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+def _run(commands: list[list[str]]) -> list[str]:
+    """Run commands side by side -> what each said."""
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands]
+    said = [process.communicate()[0] for process in running]
+    for process, command, text in zip(running, commands, said):
+        if process.returncode:
+            lines = text.strip().splitlines()[-_LAST_LINES:]
+            raise RuntimeError("\n".join([f"{command[0]} failed with exit code {process.returncode}:", *lines]))
+    return said

@@ -1,0 +1,222 @@
+// Few rows of activations: weights are read once, row after row, and the time is that of reading them.
+//
+// A vector holds the words of LANES groups of one row of a weight, so the sums over a group stay in their lane, scales are multiplied
+// LANES at a time, and lanes are added up once a row.
+#pragma once
+
+#include "finish.h"
+#include "quantize.h"
+#include "weights.h"
+
+namespace few_rows {
+namespace {
+
+// Rows of a weight that are multiplied side by side: what the registers hold.
+constexpr int kRows = LANES == 16 ? 2 : 1;
+// At least how far ahead of what is multiplied memory is asked for, in bytes.
+constexpr int64_t kAhead = 4096;
+
+// Rows of a weight whose products wait for what comes after them.
+constexpr int kOut = 64;
+
+// Whether activations are numbers of 16 bits: where the processor cannot multiply bytes.
+constexpr bool kPairs = LANES == 4;
+
+// A vector of groups of a row of activations: its integers by position; and of each group the scale, and the sums of the integers of each
+// half and of all, as they are and times the scale. Integers are bytes, where there are two parts 128 * a high one + a low one; or they
+// are numbers of 16 bits, those of even bytes of codes before those of odd ones.
+template <int kParts>
+struct Block {
+  Words words[kPairs ? 2 : kParts][kPositions];
+  Floats scale;
+  Ints sums[3];
+  Floats scaled_sums[3];
+};
+
+inline int64_t blocks(int64_t groups) { return (groups + LANES - 1) / LANES; }
+
+int64_t bytes(const Inputs& in) { return blocks(in.groups) * (in.parts == 2 ? sizeof(Block<2>) : sizeof(Block<1>)); }
+
+// Four integers as the bytes of a word.
+inline Words word_of(const Ints* integers) {
+  Words word = (Words)integers[3] << 24;
+#pragma GCC unroll 4
+  for (int i = 0; i < 3; i++) word |= ((Words)integers[i] & 255) << 8 * i;
+  return word;
+}
+
+template <int kParts>
+void quantize_row(const Inputs& in, int64_t row, Block<kParts>* to) {
+  const float *x = in.x + row * in.groups * kGroup, factor = factor_of_norm(in, x);
+  for (int64_t g = 0; g < in.groups; g += LANES, to++) {
+    Groups groups;
+    quantize_groups(in, x, g, factor, groups);
+    for (int p = 0; p < kPositions; p++) {
+      if (kPairs) {
+        for (int odd = 0; odd < 2; odd++) to->words[odd * kPairs][p] = pair_of(groups.integers, p, odd);
+        continue;
+      }
+      Ints high[4], low[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) high[i] = (groups.integers[4 * p + i] + 64) >> 7, low[i] = groups.integers[4 * p + i] - (high[i] << 7);
+      to->words[0][p] = word_of(kParts == 2 ? high : groups.integers + 4 * p);
+      if (kParts == 2) to->words[kParts - 1][p] = word_of(low);
+    }
+    const Ints sums[3] = {groups.sums[0], groups.sums[1], groups.sums[0] + groups.sums[1]};
+    to->scale = groups.scale;
+    for (int i = 0; i < 3; i++) to->sums[i] = sums[i], to->scaled_sums[i] = to_float(sums[i]) * groups.scale;
+  }
+}
+
+void quantize(const Inputs& in, int64_t row, void* tile, int64_t) {
+  if (in.parts == 2) quantize_row(in, row, (Block<2>*)tile);
+  else quantize_row(in, row, (Block<1>*)tile);
+}
+
+// The products of the codes of a weight with the integers of activations, at kCount positions from `first` on, added up and to `start`.
+// Codes are signed only where kSigned says so and bytes are not multiplied by VNNI, which takes unsigned ones.
+template <int kBits, bool kSigned, int kParts, int kCount>
+inline Ints dots(Ints start, const Words* codes, const Block<kParts>& x, int first) {
+#if BYTE_DOTS
+  Ints high = {};
+#pragma GCC unroll 8
+  for (int p = first; p < first + kCount; p++) {
+    if (kParts == 2) high = dot4(high, codes[p], x.words[0][p]);
+    start = dot4(start, codes[p], x.words[kParts - 1][p]);
+  }
+  return kParts == 2 ? (high << 7) + start : start;
+#elif LANES == 8
+  // Products of two bytes are added up in 16 bits: at first so many as fit, 127 being the largest byte of activations.
+  constexpr int kMost = (1 << kBits) - 1, kFit = kSigned ? 1 : 32767 / (kMost * 2 * 127), kRun = kFit < kCount ? kFit : kCount;
+  Ints parts[2] = {};
+#pragma GCC unroll 2
+  for (int part = 0; part < kParts; part++)
+#pragma GCC unroll 8
+    for (int p = first; p < first + kCount; p += kRun) {
+      Shorts run = {};
+#pragma GCC unroll 8
+      for (int i = p; i < p + kRun; i++) {
+        const __m256i code = (__m256i)codes[i], value = (__m256i)x.words[part][i];
+        run += (Shorts)(kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(value, code)) : _mm256_maddubs_epi16(code, value));
+      }
+      parts[part] += (Ints)_mm256_madd_epi16((__m256i)run, _mm256_set1_epi16(1));
+    }
+  return start + (kParts == 2 ? (parts[0] << 7) + parts[1] : parts[0]);
+#else
+#pragma GCC unroll 8
+  for (int p = first; p < first + kCount; p++)
+    for (int odd = 0; odd < 2; odd++) start = dot2(start, pair_of_bytes<kSigned>(codes[p], odd), x.words[odd * kPairs][p]);
+  return start;
+#endif
+}
+
+// The products of kRows rows of a weight, from `first` on, with kBatch rows of activations that lie `stride` bytes apart: out[m][r],
+// a row of a weight in turn where there is but one left.
+template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts, int kBatch>
+void block(const Weight& w, int64_t first, const char* x, int64_t stride, float (*out)[kOut]) {
+  constexpr bool kSigned = kBits == 8 || kTable, kLifted = kSigned && BYTE_DOTS;  // bytes are made unsigned by adding 128
+  const int32_t offset = kSigned ? 128 * kLifted : (int32_t)w.offset;
+  const int64_t second = kRows == 1 || first + 1 < w.rows ? 1 : 0;
+  Floats total[kBatch][kRows] = {};
+  Scales scales[kRows];
+  // Whole steps ahead: half a step would ask for what the other of the rows side by side reads already.
+  const int64_t step = kRows * kBits * w.groups * 4, ahead = (kAhead + step - 1) / step * step;
+  for (int64_t g = 0; g < w.groups; g += LANES) {
+    const int count = w.groups - g < LANES ? w.groups - g : LANES;
+    const int64_t in_chunk = g % kChunk;
+    if (in_chunk == 0) {
+      const int64_t of_chunk = w.groups - g < kChunk ? w.groups - g : kChunk;
+      for (int r = 0; r < kRows; r++) read_scales<kMinimum>(w, first + r * second, g, of_chunk, scales[r]);
+    }
+    Words codes[kRows][kPositions];
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; r++) {
+      Words words[kBits];
+#pragma GCC unroll 8
+      for (int i = 0; i < kBits; i++) {
+        const uint32_t* from = w.codes + ((first + r * second) * kBits + i) * w.groups + g;
+        words[i] = load(from, count);
+        __builtin_prefetch((const char*)from + ahead);
+      }
+      unpack<kBits>(words, codes[r]);
+#pragma GCC unroll 8
+      for (int p = 0; p < kPositions; p++) {
+        if (kTable) codes[r][p] = look_up(codes[r][p], w.table);
+        if (kLifted) codes[r][p] ^= 0x80808080u;
+      }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < kBatch; m++) {
+      const Block<kParts>& xs = ((const Block<kParts>*)(x + m * stride))[g / LANES];
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; h++) {
+        const int of_sum = kHalves == 1 ? 2 : h;
+        const Ints lifted = -(xs.sums[of_sum] * offset);
+#pragma GCC unroll 2
+        for (int r = 0; r < kRows; r++) {
+          constexpr int kCount = kPositions / kHalves;
+          const Ints dot = dots<kBits, kSigned, kParts, kCount>(lifted, codes[r], xs, h * kCount);
+          total[m][r] += to_float(dot) * (whole<Floats>(scales[r].scale[h] + in_chunk) * xs.scale);
+          if (kMinimum) total[m][r] += whole<Floats>(scales[r].minimum[h] + in_chunk) * xs.scaled_sums[of_sum];
+        }
+      }
+    }
+  }
+  for (int m = 0; m < kBatch; m++)
+    for (int r = 0; r < kRows; r++) out[m][r] = sum(total[m][r]);
+}
+
+// Rows of activations that are multiplied side by side.
+constexpr int kTile = 4;
+using Function = void (*)(const Weight&, int64_t, const char*, int64_t, float (*)[kOut]);
+
+// One for each number of rows of activations: 1, 2, 4.
+template <int kBits, bool kTable, int kHalves, bool kMinimum>
+constexpr Function kFunctions[2][3] = {
+    {block<kBits, kTable, kHalves, kMinimum, 1, 1>, block<kBits, kTable, kHalves, kMinimum, 1, 2>, block<kBits, kTable, kHalves, kMinimum, 1, 4>},
+    {block<kBits, kTable, kHalves, kMinimum, 2, 1>, block<kBits, kTable, kHalves, kMinimum, 2, 2>, block<kBits, kTable, kHalves, kMinimum, 2, 4>}};
+
+// [parts - 1][0 to 2] of the packings that there are; nullptr for others.
+const Function (*functions(const Weight& w))[3] {
+  const int64_t key = w.bits * 1000 + w.has_table * 100 + w.halves * 10 + w.minimum;
+  switch (key) {
+    case 2010: return kFunctions<2, false, 1, false>;
+    case 2021: return kFunctions<2, false, 2, true>;
+    case 3020: return kFunctions<3, false, 2, false>;
+    case 4010: return kFunctions<4, false, 1, false>;
+    case 4011: return kFunctions<4, false, 1, true>;
+    case 4110: return kFunctions<4, true, 1, false>;
+    case 4120: return kFunctions<4, true, 2, false>;
+    case 5010: return kFunctions<5, false, 1, false>;
+    case 5011: return kFunctions<5, false, 1, true>;
+    case 6020: return kFunctions<6, false, 2, false>;
+    case 8010: return kFunctions<8, false, 1, false>;
+  }
+  return nullptr;
+}
+
+int64_t scratch(const Job&, int64_t) { return 0; }
+
+void multiply(const Job& job, const Inputs& in, const void* tiles, int64_t m0, int64_t count, int64_t first, int64_t last, void*) {
+  const int64_t stride = bytes(in);
+  for (int64_t m = 0, batch; m < count; m += batch) {
+    batch = count - m >= 4 ? 4 : count - m >= 2 ? 2 : 1;
+    const char* x = (const char*)tiles + m * stride;
+    for (int64_t row = first; row < last; row += kOut) {
+      const int64_t rows = last - row < kOut ? last - row : kOut;
+      alignas(64) float y[2][kTile][kOut];
+      for (int i = 0; i < job.weight_count; i++) {
+        const Function block = functions(job.weights[i])[in.parts - 1][batch / 2];
+        for (int64_t r = 0; r < rows; r += kRows) block(job.weights[i], row + r, x, stride, (float(*)[kOut]) & y[i][0][r]);
+      }
+      for (int64_t b = 0; b < batch; b++)
+        for (int64_t r = 0; r < rows; r += LANES) {
+          const Floats value = whole<Floats>(&y[0][b][r]), up = whole<Floats>(&y[job.weight_count - 1][b][r]);
+          finish(job, m0 + m + b, row + r, rows - r < LANES ? rows - r : LANES, value, up);
+        }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace few_rows

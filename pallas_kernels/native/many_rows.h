@@ -1,0 +1,232 @@
+// Many rows of activations: a panel of a weight is unpacked once and multiplied with all of them, and the time is that of multiplying.
+//
+// A vector holds LANES rows of a weight. Integers of 15 bits are multiplied two at a time with codes of 16 bits; bytes, where the
+// processor can, four at a time with codes of a byte, then made unsigned by adding 128, for which the sums start at what this adds.
+#pragma once
+
+#include "quantize.h"
+#include "finish.h"
+#include "weights.h"
+
+namespace many_rows {
+namespace {
+
+// Rows of activations, and vectors of rows of a weight, that are multiplied side by side: their sums fill the registers.
+constexpr int kTile = LANES == 16 ? 8 : 4, kVectors = 2, kUnit = kVectors * LANES;
+// Groups of a panel: with it, what a tile needs of the activations stays in the first cache.
+constexpr int kPanel = 16;
+
+inline bool of_bytes(const Inputs& in) { return in.parts == 1 && BYTE_DOTS; }
+
+// Activations of a tile lie group after group: the integers of each row, [kTile][16 words] or [kTile][8 words]; then their scales
+// [kTile]; then the sums of each half and of all, times the scale, [3][kTile].
+constexpr int64_t words_of_group(bool bytes) { return kTile * (bytes ? 8 : 16); }
+constexpr int64_t stride(bool bytes) { return words_of_group(bytes) + 4 * kTile; }
+
+int64_t bytes(const Inputs& in) { return in.groups * stride(of_bytes(in)) * 4; }
+
+// Word `i` of the groups of a block.
+template <bool kOfBytes>
+inline Words word_of(const Ints* integers, int i) {
+  if (!kOfBytes) return pair_of(integers, i / 2, i % 2);
+  Words word = {};
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) word |= (Words)(integers[4 * i + j] + 128) << 8 * j;
+  return word;
+}
+
+template <bool kOfBytes>
+void quantize_row(const Inputs& in, int64_t row, uint32_t* to, int64_t row_of_tile) {
+  constexpr int kWords = kOfBytes ? 8 : 16, kSome = kWords < LANES ? kWords : LANES;
+  const float *x = in.x + row * in.groups * kGroup, factor = factor_of_norm(in, x);
+  for (int64_t g = 0; g < in.groups; g += LANES, to += LANES * stride(kOfBytes)) {
+    Groups groups;
+    quantize_groups(in, x, g, factor, groups);
+    const int count = in.groups - g < LANES ? in.groups - g : LANES;
+#pragma GCC unroll 4
+    for (int first = 0; first < kWords; first += LANES) {
+      Words by_group[LANES];
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i++) by_group[i] = i < kSome ? word_of<kOfBytes>(groups.integers, first + i) : Words{};
+      transpose(by_group);
+      for (int i = 0; i < count; i++)
+        __builtin_memcpy(to + i * stride(kOfBytes) + row_of_tile * kWords + first, by_group + i, 4 * kSome);
+    }
+    const Floats scaled[4] = {groups.scale, to_float(groups.sums[0]) * groups.scale, to_float(groups.sums[1]) * groups.scale,
+                              to_float(groups.sums[0] + groups.sums[1]) * groups.scale};
+    float* scales = (float*)to + words_of_group(kOfBytes) + row_of_tile;
+    for (int i = 0; i < count; i++)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; k++) scales[i * stride(kOfBytes) + k * kTile] = ((const float*)&scaled[k])[i];
+  }
+}
+
+void quantize(const Inputs& in, int64_t row, void* tile, int64_t row_of_tile) {
+  if (of_bytes(in)) quantize_row<true>(in, row, (uint32_t*)tile, row_of_tile);
+  else quantize_row<false>(in, row, (uint32_t*)tile, row_of_tile);
+}
+
+// kUnit rows of kPanel groups: signed codes, [group][position][vector], in bytes or in pairs of 16 bits; what sums start at; scales.
+struct Panel {
+  Words codes[kPanel][2 * kPositions][kVectors];
+  Ints start[kPanel][2][kVectors];
+  Floats scale[kPanel][2][kVectors], minimum[kPanel][2][kVectors];
+};
+
+// LANES rows of a weight from `row` on, of which the last may stand in for what lies behind it.
+inline int64_t row_or_last(const Weight& w, int64_t row) { return row < w.rows ? row : w.rows - 1; }
+
+// Codes of `count` groups from g on, into the panel from its group `first` on. Words are transposed before they are unpacked: they are
+// fewer then.
+template <int kBits, bool kTable>
+void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int count, int first, int vector, Panel& to) {
+  Words words[kBits][LANES];
+#pragma GCC unroll 8
+  for (int i = 0; i < kBits; i++) {
+    for (int r = 0; r < LANES; r++) words[i][r] = load(w.codes + (row_or_last(w, row + r) * kBits + i) * w.groups + g, count);
+    transpose(words[i]);
+  }
+  for (int i = 0; i < count; i++) {
+    Words of_group[kBits], codes[kPositions];
+#pragma GCC unroll 8
+    for (int k = 0; k < kBits; k++) of_group[k] = words[k][i];
+    unpack<kBits>(of_group, codes);
+    Words(*put)[kVectors] = (Words(*)[kVectors]) & to.codes[first + i][0][vector];
+    Ints ones[2] = {};
+#pragma GCC unroll 8
+    for (int p = 0; p < kPositions; p++) {
+      if (kTable) codes[p] = look_up(codes[p], w.table);
+      else if (kBits < 8) codes[p] = (Words)((Bytes)codes[p] - (int8_t)w.offset);
+#if BYTE_DOTS
+      if (bytes) {
+        put[p][0] = codes[p];
+        ones[p / 4] = dot4(ones[p / 4], Words{} + 0x01010101u, codes[p]);
+        continue;
+      }
+#endif
+      for (int odd = 0; odd < 2; odd++) put[2 * p + odd][0] = pair_of_bytes<true>(codes[p], odd);
+    }
+    if (!bytes) continue;
+    to.start[first + i][0][vector] = (w.halves == 2 ? ones[0] : ones[0] + ones[1]) * -128;
+    to.start[first + i][1][vector] = ones[1] * -128;
+  }
+}
+
+using FillCodes = void (*)(const Weight&, bool, int64_t, int64_t, int, int, int, Panel&);
+template <int kBits, bool kTable>
+struct FillCodesOf {
+  static constexpr FillCodes value = fill_codes<kBits, kTable>;
+};
+
+template <bool kMinimum>
+void fill_scales(const Weight& w, int64_t row, int64_t g, int64_t count, int vector, Panel& to) {
+  Scales scales[LANES];
+  for (int r = 0; r < LANES; r++) read_scales<kMinimum>(w, row_or_last(w, row + r), g, count, scales[r]);
+  Words columns[LANES];
+  for (int h = 0; h < w.halves; h++)
+    for (int64_t first = 0; first < count; first += LANES)
+      for (int minimum = 0; minimum < 1 + kMinimum; minimum++) {
+        for (int r = 0; r < LANES; r++) columns[r] = whole<Words>((minimum ? scales[r].minimum[h] : scales[r].scale[h]) + first);
+        transpose(columns);
+        for (int i = 0; i < LANES; i++) (minimum ? to.minimum : to.scale)[first + i][h][vector] = (Floats)columns[i];
+      }
+}
+
+void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Panel& to) {
+  const FillCodes fill_codes = by_codes<FillCodesOf, FillCodes>(w);
+  for (int vector = 0; vector < kVectors; vector++, row += LANES) {
+    for (int64_t first = 0; first < count; first += LANES)
+      fill_codes(w, bytes, row, g + first, count - first < LANES ? count - first : LANES, first, vector, to);
+    if (w.minimum) fill_scales<true>(w, row, g, count, vector, to);
+    else fill_scales<false>(w, row, g, count, vector, to);
+  }
+}
+
+// totals[m][vector] += the products of `count` groups of a panel with those of a tile.
+template <bool kOfBytes, int kHalves, bool kMinimum>
+void add_products(const Panel& panel, const uint32_t* x, int64_t count, Floats (*totals)[kVectors]) {
+  constexpr int kWords = kOfBytes ? 8 : 16, kSteps = kWords / kHalves;
+  for (int64_t g = 0; g < count; g++, x += stride(kOfBytes)) {
+    const float* x_scale = (const float*)x + words_of_group(kOfBytes);
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; h++) {
+      Ints sums[kTile][kVectors];
+#pragma GCC unroll 8
+      for (int m = 0; m < kTile; m++)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; v++) sums[m][v] = kOfBytes ? panel.start[g][h][v] : Ints{};
+#pragma GCC unroll 4
+      for (int i = 0; i < kSteps; i++) {
+        const Words* codes = panel.codes[g][h * kSteps + i];
+#pragma GCC unroll 8
+        for (int m = 0; m < kTile; m++) {
+          const Words values = Words{} + x[m * kWords + h * kSteps + i];
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; v++)
+#if BYTE_DOTS
+            sums[m][v] = kOfBytes ? dot4(sums[m][v], values, codes[v]) : dot2(sums[m][v], codes[v], values);
+#else
+            sums[m][v] = dot2(sums[m][v], codes[v], values);
+#endif
+        }
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kTile; m++)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; v++) {
+          totals[m][v] += to_float(sums[m][v]) * panel.scale[g][h][v] * x_scale[m];
+          if (kMinimum) totals[m][v] += panel.minimum[g][h][v] * x_scale[((kHalves == 1 ? 3 : 1 + h)) * kTile + m];
+        }
+    }
+  }
+}
+
+using AddProducts = void (*)(const Panel&, const uint32_t*, int64_t, Floats (*)[kVectors]);
+
+AddProducts add_products_of(const Weight& w, bool bytes) {
+#if BYTE_DOTS
+  if (bytes && w.halves == 2) return w.minimum ? add_products<true, 2, true> : add_products<true, 2, false>;
+  if (bytes) return w.minimum ? add_products<true, 1, true> : add_products<true, 1, false>;
+#endif
+  if (w.halves == 2) return w.minimum ? add_products<false, 2, true> : add_products<false, 2, false>;
+  return w.minimum ? add_products<false, 1, true> : add_products<false, 1, false>;
+}
+
+inline int64_t tiles_of(int64_t count) { return (count + kTile - 1) / kTile; }
+inline int64_t totals_of(int64_t count) { return tiles_of(count) * kTile * kVectors; }
+
+int64_t scratch(const Job& job, int64_t count) { return sizeof(Panel) + job.weight_count * totals_of(count) * sizeof(Floats); }
+
+// Products of kUnit rows from `row` on with all tiles -> totals [count rounded up to tiles][kVectors].
+void multiply_unit(const Weight& w, const Inputs& in, const char* tiles, int64_t count, int64_t row, Panel& panel, Floats* totals) {
+  const bool of_bytes = many_rows::of_bytes(in);
+  const AddProducts add = add_products_of(w, of_bytes);
+  const int64_t tile_bytes = bytes(in);
+  for (int64_t i = 0; i < totals_of(count); i++) totals[i] = Floats{};
+  for (int64_t g = 0; g < w.groups; g += kPanel) {
+    const int64_t groups = w.groups - g < kPanel ? w.groups - g : kPanel;
+    fill(w, of_bytes, row, g, groups, panel);
+    for (int64_t tile = 0; tile < tiles_of(count); tile++) {
+      const uint32_t* x = (const uint32_t*)(tiles + tile * tile_bytes) + g * stride(of_bytes);
+      add(panel, x, groups, (Floats(*)[kVectors])(totals + tile * kTile * kVectors));
+    }
+  }
+}
+
+void multiply(const Job& job, const Inputs& in, const void* tiles, int64_t m0, int64_t count, int64_t first, int64_t last, void* scratch) {
+  Panel& panel = *(Panel*)scratch;
+  Floats* totals[2] = {(Floats*)(&panel + 1), (Floats*)(&panel + 1) + totals_of(count)};
+  for (int64_t row = first; row < last; row += kUnit) {
+    for (int i = 0; i < job.weight_count; i++) multiply_unit(job.weights[i], in, (const char*)tiles, count, row, panel, totals[i]);
+    for (int64_t m = 0; m < count; m++)
+      for (int v = 0; v < kVectors; v++) {
+        const int64_t r = row + v * LANES;
+        if (r >= last) break;
+        finish(job, m0 + m, r, last - r < LANES ? last - r : LANES, totals[0][m * kVectors + v],
+               job.weight_count == 2 ? totals[1][m * kVectors + v] : Floats{});
+      }
+  }
+}
+
+}  // namespace
+}  // namespace many_rows

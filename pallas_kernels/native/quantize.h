@@ -1,0 +1,71 @@
+// Activations as `pallas_kernels.qmatmul.activations` has them: 32 consecutive inputs become integers and a scale.
+#pragma once
+
+#include "kernels.h"
+#include "vectors.h"
+
+namespace {
+
+inline float mean_square(const float* x, int64_t count) {
+  Floats partial[kGroup / LANES] = {};
+  for (int64_t i = 0; i < count; i += kGroup)
+    for (int j = 0; j < kGroup / LANES; j++) {
+      const Floats values = whole<Floats>(x + i + j * LANES);
+      partial[j] += values * values;
+    }
+  Floats total = {};
+  for (Floats part : partial) total += part;
+  return sum(total) / count;
+}
+
+inline float factor_of_norm(const Inputs& in, const float* x) {
+  return in.norm ? 1 / __builtin_sqrtf(mean_square(x, in.groups * kGroup) + in.epsilon) : 1;
+}
+
+// LANES groups, one to a lane. integers: at most 127 * 128, or 127. sums: of the integers of the first half and of the second.
+struct Groups {
+  Ints integers[kGroup];
+  Floats scale;
+  Ints sums[2];
+};
+
+// Groups from g on; those that there are not are zeros.
+inline void quantize_groups(const Inputs& in, const float* x, int64_t g, float factor, Groups& to) {
+  Words values[kGroup];
+#pragma GCC unroll 8
+  for (int first = 0; first < kGroup; first += LANES) {
+    for (int i = 0; i < LANES; i++) {
+      const int64_t at = (g + i) * kGroup + first;
+      if (g + i >= in.groups) values[first + i] = Words{};
+      else if (in.norm) values[first + i] = (Words)(whole<Floats>(x + at) * factor * whole<Floats>(in.norm + at));
+      else values[first + i] = whole<Words>(x + at);
+    }
+    transpose(values + first);
+  }
+  Ints largest = {};  // the bits of a float without its sign are in the order of floats, those of infinity and NaN the last
+#pragma GCC unroll 32
+  for (int j = 0; j < kGroup; j++) largest = larger(largest, (Ints)values[j] & 0x7FFFFFFF);
+  const float most = in.parts == 2 ? 127 * 128 : 127;  // over less than 2^-110 it might be infinite
+  const Floats top = (Floats)largest, inverse = (Floats)((Ints)(most / top) & (largest > 17 << 23));
+  to.scale = (Floats)((Ints)(top * (1 / most)) | (largest >= 0x7F800000));  // NaN where a number is none, which then every output is
+  to.sums[0] = to.sums[1] = Ints{};
+#pragma GCC unroll 32
+  for (int j = 0; j < kGroup; j++) {
+    to.integers[j] = round_to_int((Floats)values[j] * inverse);
+    to.sums[j / 16] += to.integers[j];
+  }
+}
+
+// Two of the four integers at a position as numbers of 16 bits: those of even bytes of codes, or of odd ones.
+inline Words pair_of(const Ints* integers, int position, int odd) {
+  return ((Words)integers[4 * position + odd] & 0xFFFF) | (Words)integers[4 * position + odd + 2] << 16;
+}
+
+// The even, or the odd, of the bytes of words, as numbers of 16 bits.
+template <bool kSigned>
+inline Words pair_of_bytes(Words bytes, int odd) {
+  if (!kSigned) return (odd ? bytes >> 8 : bytes) & 0x00FF00FF;
+  return (Words)((Shorts)(odd ? bytes : bytes << 8) >> 8);
+}
+
+}  // namespace

@@ -1,0 +1,69 @@
+// The threads that share the work of one call.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#include "xla/ffi/api/ffi.h"
+
+// Threads of XLA's pool and the calling one. Those of the pool are woken when the team is made and wait for work, and go back when it is
+// destroyed, so one call wakes them once. They take the next task when they are ready: one that wakes late costs nothing.
+class Team {
+ public:
+  // helpers: threads besides the calling one.
+  Team(xla::ffi::ThreadPool& pool, int64_t helpers) : shared_(std::make_shared<Shared>()) {
+    for (int64_t i = 0; i < helpers; i++) pool.Schedule([shared = shared_] { help(*shared); });
+  }
+  ~Team() { shared_->closed.store(true, std::memory_order_release); }
+
+  // Calls task(0) to task(count - 1), and returns when all are done.
+  template <typename Task>
+  void run(int64_t count, const Task& task) {
+    Shared& s = *shared_;
+    s.first = s.end.load(std::memory_order_relaxed);
+    s.task = &task;
+    s.call = [](const void* of, int64_t i) { (*(const Task*)of)(i); };
+    s.end.store(s.first + count, std::memory_order_release);
+    while (work(s)) {
+    }
+    for (int spins = 0; s.done.load(std::memory_order_acquire) < s.first + count; spins++) wait(spins);
+  }
+
+ private:
+  // Tasks are numbered through all runs. A number below `end` can be taken only while its run lasts, since that waits for all it has.
+  struct Shared {
+    std::atomic<int64_t> next{0}, end{0}, done{0};
+    std::atomic<bool> closed{false};
+    int64_t first = 0;
+    const void* task = nullptr;
+    void (*call)(const void*, int64_t) = nullptr;
+  };
+
+  static void wait(int spins) {
+    if (spins > 1000) std::this_thread::yield();
+#if defined(__x86_64__)
+    else __builtin_ia32_pause();
+#endif
+  }
+
+  // Does one task, if there is one.
+  static bool work(Shared& s) {
+    int64_t i = s.next.load(std::memory_order_relaxed);
+    do {
+      if (i >= s.end.load(std::memory_order_acquire)) return false;
+    } while (!s.next.compare_exchange_weak(i, i + 1, std::memory_order_acquire));
+    s.call(s.task, i - s.first);
+    s.done.fetch_add(1, std::memory_order_release);
+    return true;
+  }
+
+  static void help(Shared& s) {
+    for (int spins = 0; !s.closed.load(std::memory_order_acquire); spins++)
+      if (work(s)) spins = 0;
+      else wait(spins);
+  }
+
+  std::shared_ptr<Shared> shared_;
+};

@@ -1,0 +1,38 @@
+"""Compile the products in C++ that make CPUs several times faster; needs a C++ compiler."""
+
+import sys
+import time
+
+from rocmforge_jax.cli import common
+
+NAME = "build-native"
+
+
+def add_arguments(parser):
+    parser.add_argument("--if-possible", action="store_true", help="where there is no compiler, say so and succeed")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: library, instructions, seconds")
+
+
+def run(options):
+    from rocmforge_jax.quant import native
+
+    start = time.perf_counter()
+    try:
+        library = native.find() or _built(native)
+    except RuntimeError as error:
+        if not options.if_possible:
+            raise common.UsageError(str(error)) from error
+        print(f"not built, plain XLA does the work: {error}", file=sys.stderr)
+        return
+    used, seconds = native.instructions(), time.perf_counter() - start
+    if options.json:
+        common.print_json({"library": str(library), "instructions": used, "seconds": seconds})
+    else:
+        print(f"{library}: {used}")
+
+
+def _built(native):
+    print("compiling the products in C++, which takes up to a minute ...", file=sys.stderr, flush=True)
+    library = native.build_library()
+    print("trying them ...", file=sys.stderr, flush=True)
+    return library

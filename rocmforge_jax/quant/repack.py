@@ -1,0 +1,48 @@
+"""A file's blocks -> planes in "groups" layout, in C++ where that is built: straight from the mapped file into the arrays that JAX uses.
+
+It computes what `groups.split` does, a few gigabytes a second and without temporaries; that needs a copy of the file's bytes on the
+device, a compiled program for each shape, and arrays between.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from pallas_kernels.native import repack as native_repack
+from rocmforge_jax.formats import Format
+from rocmforge_jax.quant import groups, native
+from rocmforge_jax.quant.qtensor import QTensor
+
+#: The function of `groups` that reads a type's small scales -> how `native.repack` calls that, and the fields.
+_SCALES = {
+    groups._six_bit_pairs: ("six_bit_pairs", "scales"),
+    groups._six_bits: ("six_bits", "scales"),
+    groups._high_and_low: ("high_and_low", "scales_h", "scales_l"),
+    groups._nibble_pairs: ("bytes", "scales"),
+}
+
+
+def from_host(row_bytes: np.ndarray, fmt: Format, *, transposed: bool = False) -> QTensor:
+    """uint8 [..., N, row bytes] in the host's memory -> QTensor in "groups". NotImplementedError, with the reason, where there is no C++."""
+    native.instructions()
+    *lead, rows, nbytes = row_bytes.shape
+    stacked = np.ascontiguousarray(row_bytes).reshape(-1, nbytes)
+    planes = native_repack.repack(native.find(), stacked, blocks_of(fmt), groups.packing(fmt))
+    put = lambda plane: jax.device_put(plane.reshape(*lead, rows, *plane.shape[1:]))
+    return QTensor({name: put(plane) for name, plane in planes.items()}, fmt.name, "groups", transposed)
+
+
+@functools.cache
+def blocks_of(fmt: Format) -> native_repack.Blocks:
+    """Where the fields of a type are that "groups" can hold."""
+    how, offsets, at = groups.repacking(fmt), {}, 0
+    for field in fmt.fields:
+        offsets[field.name], at = at, at + field.nbytes
+    halves = {field.name for field in fmt.fields if field.dtype == "float16"}
+    codes = tuple((offsets[name], bits, run) for name, bits, run in how.codes)
+    small = [field.name for field in fmt.fields if field.name not in {name for name, *_ in how.codes} | halves]
+    kind, *fields = _SCALES.get(how.scales, ("bytes", *small)) if small else (None,)
+    named = dict(zip(("at", "more_at"), (offsets[name] for name in fields)))
+    one_of = lambda *names: next((offsets[name] for name in names if name in halves), None)
+    return native_repack.Blocks(fmt.block, fmt.block_bytes, codes, d=one_of("d"), m=one_of("m", "dmin"), scales=kind, **named)

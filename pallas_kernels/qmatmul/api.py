@@ -15,14 +15,15 @@ FEW_ROWS = 16
 
 
 class Weight(NamedTuple):
-    """A packed matrix [N, K]: planes as in `packing`."""
+    """A packed matrix [N, K], or a stack of them: planes as in `packing`, the stack's axis before theirs."""
 
     planes: dict[str, jax.Array]
     packing: Packing
 
     @property
     def rows(self) -> int:
-        return self.planes["codes"].shape[0]
+        """N."""
+        return self.planes["codes"].shape[-3]
 
 
 @jax.tree_util.register_dataclass
@@ -37,13 +38,15 @@ class Next:
 class Product(NamedTuple):
     """One output [M, N]: x @ weight.T, or with two weights silu(x @ gate.T) * (x @ up.T); then + bias [N], then + residual [M, N].
 
-    next: makes the output Activations too, for the products that it goes into; N is a multiple of 32 then.
+    next: makes the output Activations too, for the products that it goes into; N is a multiple of 32 then. experts: int32 [P], P a multiple
+    of the M rows of x, for weights that are stacks: row p of the output, [P, N] then, is row p // (P / M) of x times matrix experts[p].
     """
 
     weights: tuple[Weight, ...]
     bias: jax.Array | None = None
     residual: jax.Array | None = None
     next: Next | None = None
+    experts: jax.Array | None = None
 
     @property
     def rows(self) -> int:
@@ -56,13 +59,14 @@ def multiply(
     """All products of one input, in one launch for Activations, in two for x [M, K]: one quantises x (after an RMSNorm, if norm [K] is given).
 
     -> for each product its output [M, N] in `dtype`, with the Activations that it becomes where it has a `next`. mode: of the activations,
-    see `activations`. tile: `blocks.Tile`, default that of the target. NotImplementedError: no row or more than FEW_ROWS, planes beyond
-    32-bit offsets, outputs to be quantised that are no multiple of 32.
+    see `activations`. tile: `blocks.Tile`, default that of the target. NotImplementedError: no row or more than FEW_ROWS (of experts, any
+    number), planes beyond 32-bit offsets, outputs to be quantised that are no multiple of 32.
     """
     if mode not in activations.MODES:
         raise ValueError(f"activations are {', '.join(activations.MODES)}, got {mode!r}")
     rows = x.rows if isinstance(x, Activations) else x.shape[0]
-    if not 0 < rows <= FEW_ROWS:
+    pairs = _pairs(products, rows)
+    if not rows or pairs is None and rows > FEW_ROWS:
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {FEW_ROWS}")
     for product in products:
         if product.next is not None and product.rows % GROUP:
@@ -72,11 +76,24 @@ def multiply(
     if not isinstance(x, Activations):
         x = activations.quantize(x, mode, norm=norm, epsilon=epsilon, target=target)
     operands = [
-        few_rows.Operands([weight.planes for weight in p.weights], p.bias, p.residual, None if p.next is None else p.next.norm)
+        few_rows.Operands([weight.planes for weight in p.weights], p.bias, p.residual, None if p.next is None else p.next.norm, p.experts)
         for p in products
     ]
-    outputs = few_rows.multiply(x, list(map(_job, products)), operands, dtype, target, tile)
+    outputs = few_rows.multiply(x, list(map(_job, products)), operands, dtype, target, tile, pairs)
     return [y if acts is None else (y, acts) for y, acts in outputs]
+
+
+def _pairs(products, rows: int) -> int | None:
+    """Rows of the outputs where the products name experts, None where they name none."""
+    (pairs, *others) = {None if p.experts is None else p.experts.shape[0] for p in products}
+    if others or pairs is not None and (not rows or pairs % rows):
+        counts = ["none" if p.experts is None else p.experts.shape[0] for p in products]
+        raise ValueError(f"all products of a launch have experts for the same multiple of {rows} rows, or none; got {counts}")
+    for product in products:
+        for weight in product.weights:
+            if weight.planes["codes"].ndim != (axes := 3 if pairs is None else 4):
+                raise ValueError(f"a product with{'out' if pairs is None else ''} experts has planes of {axes} axes, got {weight.planes['codes'].ndim}")
+    return pairs
 
 
 def _job(product: Product) -> few_rows.Job:

@@ -45,33 +45,42 @@ class Job:
 
 
 class Operands(NamedTuple):
-    """Arrays of a job. planes: of each weight, [rows, ..., G]; bias: [rows]; residual: [M, rows]; norm: [rows], of the RMSNorm after it."""
+    """Arrays of a job. planes: of each weight, [rows, ..., G]; bias: [rows]; residual: [M, rows]; norm: [rows], of the RMSNorm after it.
+
+    experts: int32 [P], for planes [E, rows, ..., G]: the one of each row of the output.
+    """
 
     planes: list[dict]
     bias: object = None
     residual: object = None
     norm: object = None
+    experts: object = None
 
 
-def multiply(x: Activations, jobs: list[Job], operands: list[Operands], dtype, target: Target, tile=None) -> list[tuple]:
+def multiply(
+    x: Activations, jobs: list[Job], operands: list[Operands], dtype, target: Target, tile=None, pairs: int | None = None
+) -> list[tuple]:
     """-> for each job, (output [M, rows] in `dtype`, the Activations it becomes or None).
 
-    Optional operands are None where the job has none. tile: `blocks.Tile`, default that of the target.
+    Optional operands are None where the job has none. tile: `blocks.Tile`, default that of the target. pairs: P where the operands have
+    experts, a multiple of M: rows of the outputs then, P / M for each row of x, which share no weight, so one at a time.
     """
-    tile = tile or blocks.few_rows(x.rows, jobs, target)
-    batch = min(tile.batch, x.rows)
+    rows = pairs or x.rows
+    tile = tile or blocks.few_rows(1 if pairs else rows, jobs, target)
+    batch = 1 if pairs else min(tile.batch, rows)
     shares = [_Share.of(job, tile) for job in jobs]
     inputs, structure = jax.tree.flatten([[x.words, x.scale, x.sums, x.squares], operands])
-    outputs = [[jax.ShapeDtypeStruct((x.rows, job.rows), dtype), *_shapes_of_quantized(x, job)] for job in jobs]
+    outputs = [[jax.ShapeDtypeStruct((rows, job.rows), dtype), *_shapes_of_quantized(rows, x.mode, job)] for job in jobs]
     outputs, structure_out = jax.tree.flatten(outputs)
 
     def kernel(*refs):
         act_refs, job_refs = jax.tree.unflatten(structure, refs[: len(inputs)])
         out_refs = jax.tree.unflatten(structure_out, refs[len(inputs) :])
-        acts = _Rows(*act_refs, x.mode, x.groups, x.epsilon, jnp.minimum(pl.program_id(1) * batch, x.rows - batch), batch)
+        row = jnp.minimum(pl.program_id(1) * batch, rows - batch)
+        acts = _Rows(*act_refs, x.mode, x.groups, x.epsilon, row // (rows // x.rows) if rows > x.rows else row, batch)
         program, first = pl.program_id(0), 0
         for job, of_job, outs, share in zip(jobs, job_refs, out_refs, shares):
-            run = functools.partial(_run, job, of_job, outs, acts, program - first, share, tile, target)
+            run = functools.partial(_run, job, of_job, outs, acts, row, program - first, share, tile, target)
             if len(jobs) == 1:
                 run()
             else:
@@ -80,15 +89,15 @@ def multiply(x: Activations, jobs: list[Job], operands: list[Operands], dtype, t
 
     programs = sum(share.programs(job) for job, share in zip(jobs, shares))
     found = triton.call(
-        kernel, outputs, grid=(programs, pl.cdiv(x.rows, batch)),
+        kernel, outputs, grid=(programs, pl.cdiv(rows, batch)),
         target=target, warps=tile.warps, name=f"multiply_{x.mode}",
     )(*inputs)  # fmt: skip
     found = jax.tree.unflatten(structure_out, found)
     return [(y, activations.of_arrays(rest, x.mode, job.epsilon) if rest else None) for job, (y, *rest) in zip(jobs, found)]
 
 
-def _shapes_of_quantized(x, job):
-    return activations.shapes(x.rows, job.rows // GROUP, x.mode, job.normed) if job.quantized else []
+def _shapes_of_quantized(rows, mode, job):
+    return activations.shapes(rows, job.rows // GROUP, mode, job.normed) if job.quantized else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,16 +124,18 @@ class _Share:
         return pl.cdiv(job.rows, self.outputs)
 
 
-def _run(job, refs, outs, acts, tile_index, share, tile, target):
+def _run(job, refs, outs, acts, first_row, tile_index, share, tile, target):
     """Compute the outputs of a program. The last program overlaps its neighbour: both write the same numbers."""
     start = jnp.minimum(tile_index * share.outputs, job.rows - share.outputs)
     at = start + jnp.arange(share.outputs, dtype=jnp.int32)
-    rows = [acts.first + i for i in range(acts.batch)]
+    rows = [first_row + i for i in range(acts.batch)]
+    expert = () if refs.experts is None else (refs.experts[first_row],)
     # What the end needs is read now: its wait would come on top of that for the weight.
     bias, norm = (None if ref is None else triton.load(ref, (at,)).astype(jnp.float32) for ref in (refs.bias, refs.norm))
     residuals = [None if refs.residual is None else triton.load(refs.residual, (row, at)).astype(jnp.float32) for row in rows]
     squares = [acts.squares_of(i) for i in range(acts.batch)]
-    sums = [_product(acts, planes, packing, start, share, tile, target) for planes, packing in zip(refs.planes, job.packings)]
+    weights = [_Weight(planes, packing, expert) for planes, packing in zip(refs.planes, job.packings)]
+    sums = [_product(acts, weight, start, share, tile, target) for weight in weights]
     out_ref, *quantized_refs = outs
     for row, of_weights, squares_G, residual in zip(rows, zip(*sums), squares, residuals):
         if squares_G is not None:
@@ -152,11 +163,11 @@ def _silu(x):
     return x / (1 + jnp.exp(-x))
 
 
-def _product(acts, refs, packing, start, share, tile, target):
+def _product(acts, weight, start, share, tile, target):
     """For each row of activations: float32 [V, rows], the products with the outputs of a program."""
     width = min(tile.groups, pl.next_power_of_2(acts.groups))
     starts = start + share.rows * jnp.arange(share.spread, dtype=jnp.int32)[:, None]
-    weight, steps = _Weight(refs, packing), pl.cdiv(acts.groups, width)
+    steps = pl.cdiv(acts.groups, width)
 
     def step(j, totals):
         at = _Columns(j * width, width, acts.groups)
@@ -185,13 +196,9 @@ class _Columns:
         self.numbers = (first + jnp.arange(width, dtype=jnp.int32))[None]
         self.mask = self.numbers < groups if groups % width else None
 
-    def load(self, ref, row, *index):
-        """Entries [V, W] of some rows [V, 1], or [1, W] of one."""
-        return self._load(ref, row, *index, self.numbers)
-
-    def load_shared(self, ref, row, span):
-        """Entries that `span` groups share."""
-        return self._load(ref, row, self.numbers // span if span > 1 else self.numbers)
+    def load(self, ref, *index, span=1):
+        """Entries [V, W] of some rows [V, 1], or [1, W] of one; those that `span` groups share."""
+        return self._load(ref, *index, self.numbers // span if span > 1 else self.numbers)
 
     def _load(self, ref, *index):
         mask = self.mask
@@ -213,16 +220,19 @@ class _Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Weight:
+    """Refs of a matrix, or of a stack and (the number of one in it,)."""
+
     refs: dict
     packing: Packing
+    expert: tuple = ()
 
     def read(self, row, at: _Columns) -> _Part:
         def get(half, name):
             if name == "d":
-                return at.load_shared(self.refs[name], row, self.packing.span)
-            return at.load(self.refs[name], row, half)
+                return at.load(self.refs[name], *self.expert, row, span=self.packing.span)
+            return at.load(self.refs[name], *self.expert, row, half)
 
-        words = [at.load(self.refs["codes"], row, i) for i in range(self.packing.bits)]
+        words = [at.load(self.refs["codes"], *self.expert, row, i) for i in range(self.packing.bits)]
         scales = [scale_and_minimum(self.packing, functools.partial(get, half)) for half in range(self.packing.halves)]
         return _Part(self.packing, words, scales)
 

@@ -91,15 +91,19 @@ class Block(nnx.Module):
         if _fusible(*linears, norm=norm):
             return self._products(x, list(map(_product, linears)), norm)
         x = norm(array_of(x))
-        return [linear(x) for linear in linears]
+        return [self._linear(x, linear) for linear in linears]
+
+    def _linear(self, x, linear):
+        return linear(x, activations=self.activations) if type(linear) is Linear else linear(x)
 
     def _add(self, x, y, linear, post_norm, next_norm):
         """x + linear(y), normed before the sum where the architecture has such a norm. next_norm: of the result."""
         x_BTD = array_of(x)
-        if self.config.post_norms:
-            return x_BTD + getattr(self, post_norm)(linear(array_of(y)))
         if not _fusible(linear):
-            return x_BTD + linear(array_of(y))
+            y_BTD = linear(array_of(y))
+            return x_BTD + (getattr(self, post_norm)(y_BTD) if self.config.post_norms else y_BTD)
+        if self.config.post_norms:
+            return x_BTD + getattr(self, post_norm)(self._products(y, [_product(linear)])[0])
         next_norm = next_norm if type(next_norm) is RMSNorm else None
         return self._products(y, [_product(linear, residual=x_BTD, next=next_norm)])[0]
 
@@ -135,10 +139,12 @@ class Block(nnx.Module):
 
     def _experts(self, x_TD):
         moe = self.config.moe
-        weights, experts = route(self.ffn_gate_inp(x_TD, jnp.float32), moe.used, renormalize=moe.renormalize)
-        out_TD = mixture(x_TD, weights, experts, self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps)
+        weights, experts = route(self.ffn_gate_inp(x_TD, jnp.float32, self.activations), moe.used, renormalize=moe.renormalize)
+        stacks = self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps
+        out_TD = mixture(x_TD, weights, experts, *stacks, activations=self.activations)
         if moe.shared_hidden:
-            shared = swiglu_mlp(x_TD, self.ffn_gate_shexp.kernel, self.ffn_up_shexp.kernel, self.ffn_down_shexp.kernel)
+            parts = (linear.kernel for linear in (self.ffn_gate_shexp, self.ffn_up_shexp, self.ffn_down_shexp))
+            shared = swiglu_mlp(x_TD, *parts, self.activations)
             out_TD = out_TD + self.ffn_gate_inp_shexp(x_TD) * shared
         return out_TD
 

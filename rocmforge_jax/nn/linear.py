@@ -18,9 +18,9 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(normal(rngs, (in_features, out_features), in_features**-0.5, dtype))
         self.bias = nnx.Param(filled((out_features,), 0, dtype)) if use_bias else None
 
-    def __call__(self, x, dtype=None):
-        """[..., in] -> [..., out] in `dtype` (default x's)."""
-        y = quant.matmul(x, self.kernel, dtype=dtype)
+    def __call__(self, x, dtype=None, activations: str = quant.DEFAULT_MODE):
+        """[..., in] -> [..., out] in `dtype` (default x's). activations: as for `quant.matmul`."""
+        y = quant.matmul(x, self.kernel, dtype=dtype, activations=activations)
         return y if self.bias is None else y + self.bias.get_value().astype(y.dtype)[(None,) * (y.ndim - 1)]
 
 

@@ -134,6 +134,59 @@ def test_a_conversation_that_goes_on_is_that_computed_anew(engine, answer):
     assert [answer(engine, prompt, GREEDY, max_tokens=12)[0] for prompt in (longer, other, longer[:30], IDS[:20])] == expected
 
 
+@pytest.fixture(scope="module")
+def ahead(decoder):
+    """ahead[n]: an engine that begins n dispatches before it reads."""
+    return [Engine(decoder, ahead=count) for count in range(3)]
+
+
+def together(engine, prompts, **options):
+    """(ids, reason) of each prompt, and what each dispatch added."""
+    dispatches = list(engine.generate(prompts, [DRAWN, GREEDY][: len(prompts)], **options))
+    texts = [([id for dispatch in dispatches for id in dispatch[i].ids], dispatches[-1][i].finish_reason) for i in range(len(prompts))]
+    return texts, dispatches
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("count", [1, 8, 9, 13, 25])
+@pytest.mark.parametrize("prompts", [[IDS[:5]], [IDS[:5], IDS[20:40]]], ids=["one", "two"])
+def test_dispatches_begun_ahead_change_nothing(ahead, prompts, count):
+    """Not what one dispatch after the other gives, nor how many there are."""
+    expected = together(ahead[0], prompts, max_tokens=count)
+    assert [(len(ids), reason) for ids, reason in expected[0]] == [(count, "length")] * len(prompts)
+    for engine in ahead[1:]:
+        assert together(engine, prompts, max_tokens=count) == expected
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("place", [0, 3, 8, 12])
+def test_a_stop_token_with_dispatches_begun_ahead(ahead, place):
+    """One of two sequences ends there; the other goes on."""
+    prompts = [IDS[:5], IDS[20:40]]
+    (free, _), _ = together(ahead[0], prompts, max_tokens=20)[0]
+    expected = together(ahead[0], prompts, max_tokens=20, stop_ids={free[place]})
+    assert expected[0][0] == (free[: free.index(free[place])], "stop")
+    for engine in ahead[1:]:
+        assert together(engine, prompts, max_tokens=20, stop_ids={free[place]}) == expected
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("read", [1, 2, 3])
+def test_nothing_is_lost_where_dispatches_begun_ahead_are_abandoned(ahead, answer, read):
+    """The cache that is kept holds tokens that nobody has read: the text goes on as it would have."""
+    for engine in ahead:
+        engine.forget()
+        whole = answer(engine, IDS[:20], GREEDY, max_tokens=40)[0]
+        engine.forget()
+        dispatches = engine.generate([IDS[:20]], GREEDY, max_tokens=40)
+        begun = [id for _ in range(read) for id in next(dispatches)[0].ids]
+        dispatches.close()
+        assert begun == whole[: len(begun)] and len(begun) == 1 + 8 * (read - 1)
+        assert engine._kept.common(IDS[:20] + whole) >= 20 + len(begun) - 1  # what was read is not computed again
+        assert answer(engine, IDS[:20] + begun, GREEDY, max_tokens=40 - len(begun))[0] == whole[len(begun) :]
+        assert answer(engine, IDS[:20], GREEDY, max_tokens=40)[0] == whole
+
+
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),

@@ -1,18 +1,23 @@
 """Mixtures of experts against float64, token by token."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from pallas_kernels import targets
 from rocmforge_jax import formats
 from rocmforge_jax.nn import Experts, ScalarGate, mixture, route
-from rocmforge_jax.quant import QParam, QTensor
+from rocmforge_jax.quant import QParam, QTensor, kernels
 
 pytestmark = pytest.mark.core
 
 E, D, F = 6, 32, 64
+#: Relative error of a mixture by the mode of its activations: each number goes through two products.
+ERRORS = {"float": 1e-6, "int16": 2e-4}
 
 
 def test_route_takes_the_likeliest_of_a_softmax_over_all(normal, distance):
@@ -26,7 +31,7 @@ def test_route_takes_the_likeliest_of_a_softmax_over_all(normal, distance):
         assert weights.dtype == jnp.float32 and distance(weights, truth) < 1e-6
 
 
-def experts(values, quantised):
+def experts(values, quantised, layout=None):
     """values: [E, out, in] -> (Experts, what it holds in float64 [E, in, out])."""
     module = Experts(E, values.shape[2], values.shape[1], rngs=nnx.Rngs(0))
     assert module.kernel.shape == (E, values.shape[2], values.shape[1])
@@ -34,24 +39,78 @@ def experts(values, quantised):
         module.kernel = nnx.Param(jnp.asarray(values.swapaxes(1, 2)))
         return module, np.float64(values).swapaxes(1, 2)
     packed = formats.quantize(values.reshape(-1, values.shape[2]), "Q8_0").reshape(E, values.shape[1], -1)
-    module.kernel = QParam(QTensor.from_bytes(packed, "Q8_0", transposed=True))
+    module.kernel = QParam(QTensor.from_bytes(packed, "Q8_0", layout=layout, transposed=True))
     return module, np.float64(formats.dequantize(packed, "Q8_0")).swapaxes(1, 2)
+
+
+@pytest.fixture
+def case(normal):
+    """(tokens, ...) -> operands of a mixture of two experts each, and its value in float64."""
+
+    def make(tokens, quantised=True, layout=None):
+        shapes = ((F, D), (F, D), (D, F))
+        stacks, dense = zip(*(experts(normal(E, *shape, seed=i) / np.float32(6), quantised, layout) for i, shape in enumerate(shapes)))
+        x, logits = jnp.asarray(normal(tokens, D, seed=5)), jnp.asarray(normal(tokens, E, seed=6))
+        weights, chosen = route(logits, 2, renormalize=True)
+        return (x, weights, chosen, *stacks), _weighted_sum(np.asarray(x), weights, chosen, *dense)
+
+    return make
+
+
+def _weighted_sum(x, weights, chosen, gate64, up64, down64):
+    truth = np.zeros(x.shape)
+    for t in range(len(x)):
+        for weight, e in zip(np.float64(weights[t]), np.asarray(chosen[t])):
+            linear = x[t] @ gate64[e]
+            truth[t] += weight * (linear / (1 + np.exp(-linear)) * (x[t] @ up64[e]) @ down64[e])
+    return truth
 
 
 @pytest.mark.parametrize("quantised", [False, True])
 @pytest.mark.parametrize("tokens", [1, 3, 4, 9])
-def test_a_mixture_is_the_weighted_sum_of_its_experts(tokens, quantised, normal, distance):
+def test_a_mixture_is_the_weighted_sum_of_its_experts(tokens, quantised, case, distance):
     """Up to three tokens of two experts each go pair by pair, more go expert by expert."""
-    parts = [experts(normal(E, *shape, seed=i) / np.float32(6), quantised) for i, shape in enumerate(((F, D), (F, D), (D, F)))]
-    (gate, gate64), (up, up64), (down, down64) = parts
-    x, logits = normal(tokens, D, seed=5), jnp.asarray(normal(tokens, E, seed=6))
-    weights, chosen = route(logits, 2, renormalize=True)
-    truth = np.zeros((tokens, D))
-    for t in range(tokens):
-        for weight, e in zip(np.float64(weights[t]), np.asarray(chosen[t])):
-            linear = x[t] @ gate64[e]
-            truth[t] += weight * (linear / (1 + np.exp(-linear)) * (x[t] @ up64[e]) @ down64[e])
-    assert distance(jax.jit(mixture)(jnp.asarray(x), weights, chosen, gate, up, down), truth) < 1e-6
+    operands, truth = case(tokens, quantised)
+    assert distance(jax.jit(mixture)(*operands), truth) < 1e-6
+
+
+@pytest.mark.parametrize(("tokens", "mode"), [(1, "float"), (3, "float"), (1, "int16")])
+def test_pairs_in_kernels(tokens, mode, case, distance, monkeypatch):
+    """In the interpreter: all pairs in two launches, which read the stacks where they lie."""
+    operands, truth = case(tokens, layout="groups")
+    asked, few_rows = [], kernels.few_rows
+    monkeypatch.setattr(kernels, "few_rows", lambda *args, **how: asked.append(args) or few_rows(*args, **how))
+    with targets.use(targets.INTERPRET):
+        y = jax.jit(functools.partial(mixture, activations=mode))(*operands)
+    assert len(asked) == 2
+    assert distance(y, truth) < ERRORS[mode]
+
+
+def test_the_gradient_of_pairs_in_kernels(case):
+    (x, weights, *rest), _ = case(3, layout="groups")
+    gradient = lambda **how: jax.grad(lambda x, weights: (mixture(x, weights, *rest, **how) ** 2).sum(), argnums=(0, 1))(x, weights)
+    expected = gradient()
+    with targets.use(targets.INTERPRET):
+        found = gradient(activations="float")
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("why", ["addresses", "switched off"])
+def test_where_no_kernel_reads_a_stack_each_expert_is_copied_out(why, case, distance, monkeypatch):
+    operands, truth = case(1, layout="groups")
+
+    def refuse(planes):
+        if planes["codes"].ndim > 3:
+            raise NotImplementedError("too large")
+
+    if why == "addresses":
+        monkeypatch.setattr(kernels, "check_offsets", refuse)
+    else:
+        monkeypatch.setenv("ROCMFORGE_KERNELS", "xla")
+    with targets.use(targets.INTERPRET):
+        y = jax.jit(functools.partial(mixture, activations="float"))(*operands)
+    assert distance(y, truth) < ERRORS["float"]
 
 
 def test_a_scalar_gate_is_one_sigmoid_a_token(normal, distance):

@@ -47,8 +47,11 @@ def test_no_plane_of_bytes_comes_near_the_limit(name):
 
 
 @pytest.mark.parametrize("name", PACKED_TYPES)
-def test_one_expert_of_a_stack_is_what_a_kernel_sees(name):
-    """The stack of all of them is taken apart before: some of its planes might not be addressed."""
+def test_a_stack_of_experts_can_be_addressed_or_one_expert_of_it(name):
+    """That of 128 experts; and where a stack is refused, each expert is copied out of it."""
+    check_offsets(planes_of(name, EXPERTS, 768, 2048))
+    with pytest.raises(NotImplementedError, match="the plane codes has .* elements, a kernel addresses fewer than 2147483648"):
+        check_offsets(planes_of(name, EXPERTS * 128, 768 * 4, 2048))
     stack = planes_of(name, EXPERTS, 768 * 4, 2048)
     one = jax.eval_shape(lambda planes: jax.tree.map(lambda plane: plane[0], planes), stack)
     assert one["codes"].shape[0] == 768 * 4

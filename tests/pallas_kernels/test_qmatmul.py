@@ -199,6 +199,53 @@ def test_an_output_that_goes_into_other_products(mode, count, dtype, matrix, nor
         assert off(end, numbers(acts), values) < FLOAT32
 
 
+def stack_of(matrix, name, experts, rows, blocks):
+    """A stack of matrices of a type, and its values [E, N, K]."""
+    weight, values = matrix(name, experts * rows, blocks)
+    planes = {plane: array.reshape(experts, rows, *array.shape[1:]) for plane, array in weight.planes.items()}
+    return Weight(planes, weight.packing), values.reshape(experts, rows, -1)
+
+
+@pytest.mark.parametrize(("mode", "pairs"), [("int16", 2), ("float", 6)])
+def test_experts_of_a_stack_and_what_they_give_to_those_of_the_next(mode, pairs, matrix, normal):
+    """Two rows of x; one, or three experts each, some of them the same one. Each pair's output goes through another stack."""
+    made = [stack_of(matrix, *of) for of in (("Q4_0", 4, 64, 5), ("Q5_1", 4, 64, 5), ("Q2_K", 4, 9, 1), ("Q5_0", 4, 7, 2))]
+    (gate, gate_values), (up, up_values), (other, other_values), (down, down_values) = made
+    x, wide = normal(2, 160), normal(2, 256)
+    experts = np.array([2, 3, 0, 2, 2, 1][:pairs], np.int32)
+    how = dict(mode=mode, dtype=jnp.float32, target=INTERPRET)
+
+    def run(x, wide, experts, planes):
+        weights = [Weight(of, weight.packing) for of, (weight, _) in zip(planes, made)]
+        ((hidden, acts),) = multiply(x, [Product(tuple(weights[:2]), next=Next(), experts=experts)], tile=Tile(1, 4, spread=32), **how)
+        ends = multiply(acts, [Product((weights[3],), experts=experts)], **how)
+        return activations.quantize(x, mode, target=INTERPRET), hidden, acts, ends[0], multiply(wide, [Product((weights[2],), experts=experts)], **how)[0]
+
+    acts, hidden, hidden_acts, ends, others = jax.jit(run)(x, wide, experts, [weight.planes for weight, _ in made])
+    assert (hidden.shape, ends.shape, others.shape) == ((pairs, 64), (pairs, 7), (pairs, 9))
+    for p, e in enumerate(experts):
+        of_x = p // (pairs // 2)
+        row = numbers(acts)[of_x]
+        g, u = (np.float64(values[e]) @ row for values in (gate_values, up_values))
+        np.testing.assert_allclose(hidden[p], g / (1 + np.exp(-g)) * u, rtol=1e-5, atol=FLOAT32 * np.abs(g * u).max())
+        assert off(ends[p : p + 1], numbers(hidden_acts)[p : p + 1], down_values[e]) < FLOAT32
+        assert off(others[p : p + 1], wide[of_x : of_x + 1], other_values[e]) < ERRORS[mode]
+
+
+def test_experts_that_do_not_fit_are_refused(matrix):
+    (stack, _), (one, _) = stack_of(matrix, "Q4_0", 4, 64, 5), matrix("Q4_0", 64, 5)
+    call = functools.partial(multiply, jnp.zeros((2, 160)), mode="int16", dtype=jnp.float32, target=INTERPRET)
+    of = lambda count: jnp.zeros(count, jnp.int32)
+    with pytest.raises(ValueError, match=r"experts for the same multiple of 2 rows, or none; got \[3\]"):
+        call([Product((stack,), experts=of(3))])
+    with pytest.raises(ValueError, match=r"experts for the same multiple of 2 rows, or none; got \[4, 'none'\]"):
+        call([Product((stack,), experts=of(4)), Product((one,))])
+    with pytest.raises(ValueError, match="a product without experts has planes of 3 axes, got 4"):
+        call([Product((stack,))])
+    with pytest.raises(ValueError, match="a product with experts has planes of 4 axes, got 3"):
+        call([Product((one,), experts=of(2))])
+
+
 def test_outputs_that_are_no_whole_groups_go_into_nothing(matrix):
     weight, _ = matrix("Q4_0", 7, 3)
     with pytest.raises(NotImplementedError, match="7 outputs, only multiples of 32 can be quantised"):
@@ -297,6 +344,27 @@ def test_kernels_lower_to_triton(target, name, inputs, mode):
         return one, multiply(x, [pair, Product((Weight(planes, packing),), bias=jnp.ones(12))], **how)
 
     assert lowered_to_triton(target, run, x, norm, planes).count("__gpu$xla.gpu.triton") == 4
+
+
+@pytest.mark.parametrize("target", GPUS, ids=str)
+@pytest.mark.parametrize(("tokens", "used"), [(1, 8), (3, 2)])
+def test_experts_lower_to_triton(target, tokens, used):
+    """Two launches and that which quantises, whatever the number of pairs; a stack is read where it lies."""
+    packings = [groups.packing(formats.get(name)) for name in ("Q4_K", "Q6_K")]
+    stacks = [
+        jax.eval_shape(lambda: jax.tree.map(lambda *a: jnp.stack(a), *[random_planes(jax.random.key(0), packing, *shape)] * 16))
+        for packing, shape in zip(packings, ((768, 64), (2048, 24)))
+    ]
+    x, experts = jax.ShapeDtypeStruct((tokens, 2048), jnp.bfloat16), jax.ShapeDtypeStruct((tokens * used,), jnp.int32)
+
+    def run(x, experts, gate, down):
+        how, (first, second) = dict(mode="int16", target=target), packings
+        wanted = Product((Weight(gate, first),) * 2, next=Next(), experts=experts)
+        ((_, hidden),) = multiply(x, [wanted], dtype=jnp.bfloat16, **how)
+        return multiply(hidden, [Product((Weight(down, second),), experts=experts)], dtype=jnp.float32, **how)
+
+    text = lowered_to_triton(target, run, x, experts, *stacks)
+    assert text.count("__gpu$xla.gpu.triton") == 3 and "dynamic_slice" not in text
 
 
 def test_what_cannot_be_multiplied(matrix):

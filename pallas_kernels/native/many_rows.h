@@ -171,12 +171,14 @@ void add_products(const Panel& panel, const uint32_t* x, int64_t count, Floats (
         }
       }
 #pragma GCC unroll 8
-      for (int m = 0; m < kTile; m++)
+      for (int m = 0; m < kTile; m++) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; v++) {
-          totals[m][v] += to_float(sums[m][v]) * panel.scale[g][h][v] * x_scale[m];
-          if (kMinimum) totals[m][v] += panel.minimum[g][h][v] * x_scale[((kHalves == 1 ? 3 : 1 + h)) * kTile + m];
+          Floats total = totals[m][v] + to_float(sums[m][v]) * panel.scale[g][h][v] * x_scale[m];
+          if (kMinimum) total += panel.minimum[g][h][v] * x_scale[(kHalves == 1 ? 3 : 1 + h) * kTile + m];
+          totals[m][v] = total;
         }
+      }
     }
   }
 }

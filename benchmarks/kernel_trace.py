@@ -4,28 +4,36 @@ import collections
 import gzip
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 
-def kernel_times(run, repeats: int = 10) -> dict[str, tuple[float, float]]:
+def kernel_times(run: Callable, repeats: int = 10) -> dict[str, tuple[float, float]]:
     """{kernel: (microseconds a launch, launches a run)} of the kernels that run() starts on a GPU, the longest in all first."""
     jax.block_until_ready(run())
+    durations = collections.defaultdict(list)
+    for name, duration in launches([run] * repeats):
+        durations[name].append(duration)
+    times = {name: (sum(each) / len(each), len(each) / repeats) for name, each in durations.items()}
+    return dict(sorted(times.items(), key=lambda item: -item[1][0] * item[1][1]))
+
+
+def launches(runs: list[Callable]) -> list[tuple[str, float]]:
+    """(kernel, microseconds) of all that the runs start on a GPU, in order. One trace, which takes seconds, may have many runs."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = options.host_tracer_level = 0  # what the host does is not looked at, and slow to write
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder, create_perfetto_trace=True):
-            for _ in range(repeats):
+        with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
+            for run in runs:
                 jax.block_until_ready(run())
         (file,) = Path(folder).rglob("perfetto_trace.json.gz")
         events = json.loads(gzip.decompress(file.read_bytes()))
     events = events["traceEvents"] if isinstance(events, dict) else events
-    durations = collections.defaultdict(list)
     streams = _streams(events)
-    for event in events:
-        if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams:
-            durations[event["name"]].append(event["dur"])
-    times = {name: (sum(each) / len(each), len(each) / repeats) for name, each in durations.items()}
-    return dict(sorted(times.items(), key=lambda item: -item[1][0] * item[1][1]))
+    found = [event for event in events if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams]
+    return [(event["name"], event["dur"]) for event in sorted(found, key=lambda event: event["ts"])]
 
 
 def _streams(events) -> set:

@@ -29,6 +29,7 @@ GROUP = 32
 POSITIONS = 8
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Packing:
     """What the planes of a matrix hold. The value of a code is

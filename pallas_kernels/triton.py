@@ -81,9 +81,29 @@ def _family(target):
     return "gfx11" if target.architecture.startswith(("gfx11", "gfx12")) else "gfx9"
 
 
-def _assembly(text, constraints, *args):
+def multiply_add(a, b, c, target: Target):
+    """a * b + c of float32 arrays in one instruction, rounded once (by the interpreter twice): Triton does not fuse the two by itself."""
+    a, b, c = jnp.broadcast_arrays(a, b, c)
+    if target.interpret:
+        return a * b + c
+    return _assembly(_MULTIPLY_ADD[target.platform], _FLOATS[target.platform], a, b, c, dtype=jnp.float32)
+
+
+_MULTIPLY_ADD = {"cuda": "fma.rn.f32 $0, $1, $2, $3;", "rocm": "v_fma_f32 $0, $1, $2, $3"}
+_FLOATS = {"cuda": "=f,f,f,f", "rocm": "=v,v,v,v"}
+
+
+def and_or(a, b, c, target: Target):
+    """a & b | c of uint32 arrays. NVIDIA's compiler makes two instructions of it where b and c are constants, and of this one."""
+    if target.platform != "cuda":
+        return a & b | c
+    a, b, c = (x.astype(jnp.int32) for x in jnp.broadcast_arrays(a, b, c))
+    return _assembly("lop3.b32 $0, $1, $2, $3, 0xEA;", _CONSTRAINTS["cuda"], a, b, c).astype(jnp.uint32)
+
+
+def _assembly(text, constraints, *args, dtype=jnp.int32):
     (result,) = backend.elementwise_inline_asm(
-        text, args=args, constraints=constraints, pack=1, result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, jnp.int32)]
+        text, args=args, constraints=constraints, pack=1, result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, dtype)]
     )
     return result
 

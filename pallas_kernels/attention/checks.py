@@ -59,6 +59,18 @@ def check_scoring(scoring: Scoring) -> None:
         raise ValueError(f"soft_cap must be a positive number or None, got {scoring.soft_cap}")
 
 
+def checked_new_tokens(new, keys_shape):
+    """NewTokens whose shapes fit a cache, angles in float32. keys_shape: [B, K, H, S]."""
+    B, K, H, _ = keys_shape
+    for name, array in (("k_BKH", new.k_BKH), ("v_BKH", new.v_BKH)):
+        if array.shape != (B, K, H):
+            raise ValueError(f"{name} of the new tokens is {list(array.shape)}, the cache needs {[B, K, H]}")
+    cos, sin = new.cos_BR, new.sin_BR
+    if cos.shape != sin.shape or cos.ndim != 2 or cos.shape[0] != B or not 0 < 2 * cos.shape[1] <= H:
+        raise ValueError(f"angles of {list(cos.shape)} and {list(sin.shape)} for {B} sequences with heads of {H}")
+    return new._replace(cos_BR=cos.astype(jnp.float32), sin_BR=sin.astype(jnp.float32))
+
+
 def require_kernels(target: Target | None, q, keys, values) -> None:
     """Refuse what the Triton kernels cannot do."""
     if target is None:

@@ -2,8 +2,14 @@
 
 All query heads of a KV group are rows of one tile, so a group of any size reads its cache once. One sequence has few KV heads, a GPU
 many multiprocessors: the filled slots are split evenly over programs, which write their largest exponent, sum of weights and weighted
-values; a second kernel combines them. What is to follow attention can follow `combined` in that kernel.
+values; a second kernel combines them, and quantises what it has for the product that follows.
+
+The new token may come along, still to be rotated and put into the cache: a launch less. The first share attends to it and stores it, the
+others to what was there before, so that no program waits for another.
 """
+
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +19,41 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 from pallas_kernels.attention.blocks import Blocks
 from pallas_kernels.attention.scoring import LOG2_E, LOWEST, Scoring
-from pallas_kernels.attention.slots import Slots, attend, normalised, padded, seen_blocks, within
+from pallas_kernels.attention.slots import Part, Slots, attend, normalised, nothing_seen, padded, seen_blocks, whole, within
+from pallas_kernels.packing import GROUP
+from pallas_kernels.qmatmul import activations
 from pallas_kernels.targets import Target
 
 #: Numbers of a tile of the second kernel: 64 registers of a thread.
 _COMBINED_TILE, _COMBINED_THREADS = 8192, 128
 
 
-def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, scoring: Scoring, blocks: Blocks, target: Target):
-    """-> [B, N, H] in q's dtype. Checked by `api`."""
-    parts = attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring, blocks, target)
-    return combine(*parts, sinks_N, q_BNH.dtype, target)
+class NewTokens(NamedTuple):
+    """One token of each sequence that the cache does not hold yet.
+
+    k_BKH, v_BKH. cos_BR, sin_BR: float32, of the angles of the R pairs that rotate in queries and keys: elements 2i and 2i + 1 of a head
+    where interleaved, else i and R + i; elements from 2R on stay.
+    """
+
+    k_BKH: jax.Array
+    v_BKH: jax.Array
+    cos_BR: jax.Array
+    sin_BR: jax.Array
+    interleaved: bool
+
+    @property
+    def arrays(self):
+        return self[:4]
+
+
+def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, scoring: Scoring, blocks: Blocks, target: Target, mode=None, new=None):
+    """-> [B, N, H] in q's dtype, with a mode also the Activations that it becomes. Checked by `api`.
+
+    new: NewTokens, which lengths_B count: then (that, keys, values).
+    """
+    parts, caches = attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring, blocks, target, new)
+    out = combine(*parts, sinks_N, q_BNH.dtype, target, mode)
+    return out if new is None else (out, *caches)
 
 
 def split_count(shape, G: int, window: int | None, blocks: Blocks) -> int:
@@ -39,43 +69,112 @@ def _row_tiles(G, blocks):
     return rows, pl.cdiv(G, rows)
 
 
-def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, blocks: Blocks, target: Target):
+def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, blocks: Blocks, target: Target, new=None):
     """-> float32: largest exponents [B, N, splits], -inf for an empty share; sums of weights, likewise; weighted values [B, N, splits, H].
 
-    The values of an empty share are not written.
+    The values of an empty share are not written. And with new tokens the caches that hold them.
     """
     (B, N, H), K = q_BNH.shape, keys_BKHS.shape[1]
     G, splits = N // K, split_count(values_BKSH.shape, N // K, scoring.window, blocks)
     rows, tiles = _row_tiles(G, blocks)
+    new_arrays = [] if new is None else list(new.arrays)
 
-    def kernel(q_ref, keys_ref, values_ref, lengths_ref, highest_ref, total_ref, sums_ref):
+    def kernel(q_ref, keys_ref, values_ref, lengths_ref, *refs):
+        new_refs, (highest_ref, total_ref, sums_ref, *caches) = refs[: len(new_arrays)], refs[len(new_arrays) :]
         b, head, split = pl.program_id(0) // K, pl.program_id(0) % K, pl.program_id(1)
         row = pl.program_id(2) * rows + jnp.arange(rows, dtype=jnp.int32)
-        column = jnp.arange(padded(H), dtype=jnp.int32)[None]
-        heads, of_group = head * G + row, within((row, G if G % rows else None))
-        mask = within((row[:, None], G if G % rows else None), (column, H if H < column.size else None))
+        (column,) = whole(H)
+        heads, of_group = head * G + row, (row, G if G % rows else None)
+        load_q = lambda part: triton.load(
+            q_ref, (b, heads[:, None], part.columns[None]), mask=within((row[:, None], of_group[1]), part.limit(1))
+        )
         position = lengths_ref[b] - 1
-        slots = Slots(keys_ref, values_ref, b, head, blocks.slots)
-        seen = _share(seen_blocks(slots, position, position, scoring.window), split, splits)
+        if new is None:
+            before, seen_as, parts = position, scoring, [column]
+        else:  # what lies before the new token, for a window that has one slot less
+            seen_as = scoring if scoring.window is None else dataclasses.replace(scoring, window=scoring.window - 1)
+            before, parts = position - 1, _rotated_parts(H, new)
+        slots = Slots(keys_ref, values_ref, b, head, blocks.slots, parts)
+        seen = _share(seen_blocks(slots, before, before, seen_as.window), split, splits)
+        takes_new = None if new is None else split == 0
+        sees = seen[0] < seen[-1] if new is None else takes_new | (seen[0] < seen[-1])
 
-        @pl.when(seen[0] < seen[-1])
+        @pl.when(sees)
         def _():
-            q = triton.load(q_ref, (b, heads[:, None], column), mask=mask).astype(keys_ref.dtype)
-            highest, total, sums = attend(q, slots, seen, position, position, scoring)
-            triton.store(highest_ref, (b, heads, split), highest, mask=of_group)
-            triton.store(total_ref, (b, heads, split), total, mask=of_group)
-            triton.store(sums_ref, (b, heads[:, None], split, column), sums, mask=mask)
+            q, state = [load_q(part) for part in parts], nothing_seen(rows, H)
+            if new is not None:
+                token = _Token(new_refs, b, head, parts, column)
+                q = token.rotated(q, keys_ref.dtype)
+                state = tuple(jnp.where(takes_new, *both) for both in zip(token.seen(q, keys_ref.dtype, scoring), state))
+                pl.when(takes_new)(lambda: token.store(*caches, position))
+            q = [part.astype(keys_ref.dtype) for part in q]
+            highest, total, sums = attend(q, slots, seen, before, before, seen_as, state)
+            triton.store(highest_ref, (b, heads, split), highest, mask=within(of_group))
+            triton.store(total_ref, (b, heads, split), total, mask=within(of_group))
+            mask = within((row[:, None], of_group[1]), column.limit(1))
+            triton.store(sums_ref, (b, heads[:, None], split, column.columns[None]), sums, mask=mask)
 
-        @pl.when(seen[0] >= seen[-1])
+        @pl.when(jnp.logical_not(sees))
         def _():
-            triton.store(highest_ref, (b, heads, split), jnp.full((rows,), -jnp.inf, jnp.float32), mask=of_group)
-            triton.store(total_ref, (b, heads, split), jnp.zeros((rows,), jnp.float32), mask=of_group)
+            triton.store(highest_ref, (b, heads, split), jnp.full((rows,), -jnp.inf, jnp.float32), mask=within(of_group))
+            triton.store(total_ref, (b, heads, split), jnp.zeros((rows,), jnp.float32), mask=within(of_group))
 
     out = [jax.ShapeDtypeStruct((B, N, splits, *tail), jnp.float32) for tail in ((), (), (H,))]
-    return triton.call(
-        kernel, out, grid=(B * K, splits, tiles),
-        target=target, warps=blocks.warps(target), stages=blocks.stages, name="decode_attention",
-    )(q_BNH, keys_BKHS, values_BKSH, lengths_B)  # fmt: skip
+    caches = [] if new is None else [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (keys_BKHS, values_BKSH)]
+    found = triton.call(
+        kernel, out + caches, grid=(B * K, splits, tiles), target=target, warps=blocks.warps(target), stages=blocks.stages,
+        name="decode_attention", aliases={} if new is None else {1: 3, 2: 4},
+    )(q_BNH, keys_BKHS, values_BKSH, lengths_B, *new_arrays)  # fmt: skip
+    return found[:3], found[3:]
+
+
+def _rotated_parts(H, new):
+    """A head as what rotates into each other and what stays."""
+    R = new.cos_BR.shape[-1]
+    pair = jnp.arange(padded(R), dtype=jnp.int32)
+    first, second = (2 * pair, 2 * pair + 1) if new.interleaved else (pair, R + pair)
+    rest = [Part(2 * R + jnp.arange(padded(H - 2 * R), dtype=jnp.int32), H - 2 * R)] if 2 * R < H else []
+    return [Part(first, R), Part(second, R), *rest]
+
+
+class _Token:
+    """The new token of a sequence, as one KV head sees it. parts: those of `_rotated_parts`; column: a whole head."""
+
+    def __init__(self, refs, b, head, parts, column):
+        self.b, self.head, self.parts, self.column = b, head, parts, column
+        k_ref, v_ref, cos_ref, sin_ref = refs
+        pairs = jnp.arange(parts[0].columns.size, dtype=jnp.int32)
+        self.cos, self.sin = (triton.load(ref, (b, pairs), mask=within((pairs, parts[0].count))) for ref in (cos_ref, sin_ref))
+        load = lambda ref, part: triton.load(ref, (b, head, part.columns), mask=self._exists(part))
+        self.k, self.v = [load(k_ref, part) for part in parts], load(v_ref, column)
+
+    @staticmethod
+    def _exists(part):
+        index, count = part.limit(0)
+        return within((index[:, 0], count))
+
+    def rotated(self, parts, dtype):
+        """Parts [..., P] of a query or key, rotated, in `dtype`."""
+        first, second, *rest = (part.astype(jnp.float32) for part in parts)
+        cos, sin = (a[(None,) * (first.ndim - 1)] for a in (self.cos, self.sin))
+        return [part.astype(dtype) for part in (first * cos - second * sin, second * cos + first * sin, *rest)]
+
+    def seen(self, q, dtype, scoring):
+        """The state of `attend` for queries, rotated, that have seen this token."""
+        k, wide = self.rotated(self.k, dtype), lambda a: a.astype(jnp.float32)
+        products = sum((wide(a) * wide(b)[None]).sum(axis=1) for a, b in zip(q, k))
+        sums = jnp.broadcast_to(wide(self.v.astype(dtype))[None], (products.size, self.v.size))
+        return scoring.exponents(products), jnp.ones_like(products), sums
+
+    def store(self, keys_ref, values_ref, slot):
+        """Into the cache; a slot outside it is not written."""
+
+        @pl.when((slot >= 0) & (slot < values_ref.shape[2]))
+        def _():
+            for part, k in zip(self.parts, self.rotated(self.k, keys_ref.dtype)):
+                triton.store(keys_ref, (self.b, self.head, part.columns, slot), k, mask=self._exists(part))
+            value = self.v.astype(values_ref.dtype)
+            triton.store(values_ref, (self.b, self.head, slot, self.column.columns), value, mask=self._exists(self.column))
 
 
 def _share(blocks, split, splits):
@@ -87,23 +186,33 @@ def _share(blocks, split, splits):
     return tuple(jnp.clip(bound, first, last) for bound in blocks)
 
 
-def combine(highest, total, sums, sinks_N, dtype, target: Target):
-    """What `attend_in_parts` returns, and sinks [N] or None -> [B, N, H] in `dtype`."""
+def combine(highest, total, sums, sinks_N, dtype, target: Target, mode: str | None = None):
+    """What `attend_in_parts` returns, and sinks [N] or None -> [B, N, H] in `dtype`.
+
+    mode: where it is given, H is a multiple of 32, and the Activations in that mode of the rows [B, N * H] come as well.
+    """
     B, N, splits, H = sums.shape
-    width = min(pl.next_power_of_2(H), max(16, _COMBINED_TILE // pl.next_power_of_2(splits)))
-
-    def kernel(highest_ref, total_ref, sums_ref, *refs):
-        *sinks_ref, out_ref = refs
-        b, n = pl.program_id(0) // N, pl.program_id(0) % N
-        columns = pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
-        out = combined(highest_ref, total_ref, sums_ref, *sinks_ref, b=b, n=n, columns=columns)
-        triton.store(out_ref, (b, n, columns), out.astype(out_ref.dtype), mask=within((columns, H if H % width else None)))
-
+    width = min(pl.next_power_of_2(H), max(GROUP, _COMBINED_TILE // pl.next_power_of_2(splits)))
     operands = [highest, total, sums] + ([] if sinks_N is None else [sinks_N])
-    return triton.call(
-        kernel, jax.ShapeDtypeStruct((B, N, H), dtype), grid=(B * N, pl.cdiv(H, width)),
+
+    def kernel(*refs):
+        (out_ref, *act_refs), programs = refs[len(operands) :], pl.program_id(0)
+        b, n = programs // N, programs % N
+        first = pl.program_id(1) * width
+        columns = first + jnp.arange(width, dtype=jnp.int32)
+        out = combined(*refs[: len(operands)], b=b, n=n, columns=columns).astype(out_ref.dtype)
+        triton.store(out_ref, (b, n, columns), out, mask=within((columns, H if H % width else None)))
+        if mode is not None:
+            g = jnp.arange(width // GROUP, dtype=jnp.int32) + first // GROUP
+            of_groups = out.astype(jnp.float32).reshape(-1, GROUP)
+            activations.store(act_refs, b, g + n * (H // GROUP), of_groups, mode, mask=within((g, H // GROUP if H % width else None)))
+
+    shapes = [] if mode is None else activations.shapes(B, N * H // GROUP, mode, False)
+    out, *found = triton.call(
+        kernel, [jax.ShapeDtypeStruct((B, N, H), dtype), *shapes], grid=(B * N, pl.cdiv(H, width)),
         target=target, warps=_COMBINED_THREADS // target.wave, name="combine_attention",
     )(*operands)  # fmt: skip
+    return out if mode is None else (out, activations.of_arrays(found, mode))
 
 
 def combined(highest_ref, total_ref, sums_ref, sinks_ref=None, *, b, n, columns):

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 from pallas_kernels.attention.blocks import Blocks
 from pallas_kernels.attention.scoring import LOG2_E, Scoring
-from pallas_kernels.attention.slots import Slots, attend, normalised, padded, seen_blocks, within
+from pallas_kernels.attention.slots import Slots, attend, normalised, nothing_seen, padded, seen_blocks, whole, within
 from pallas_kernels.targets import Target
 
 
@@ -34,8 +34,9 @@ def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, sinks_N, scoring: Scoring,
         q = triton.load(q_ref, at, mask=mask).astype(keys_ref.dtype)
         start = starts_ref[b]
         first, last = start + first_row // G, start + jnp.minimum((first_row + rows - 1) // G, T - 1)
-        slots = Slots(keys_ref, values_ref, b, head, blocks.slots)
-        state = attend(q, slots, seen_blocks(slots, first, last, scoring.window), start + tokens[:, None], last, scoring)
+        slots = Slots(keys_ref, values_ref, b, head, blocks.slots, whole(H))
+        seen = seen_blocks(slots, first, last, scoring.window)
+        state = attend([q], slots, seen, start + tokens[:, None], last, scoring, nothing_seen(rows, H))
         for ref in sinks_ref:
             state = _with_sink(state, triton.load(ref, (heads,), mask=within((row, rows_end))))
         _, total, sums = state

@@ -5,6 +5,7 @@ from reading 16 bytes at once. Only the blocks at the ends of what is seen are m
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +20,36 @@ def padded(size: int) -> int:
     return max(16, pl.next_power_of_2(size))
 
 
+class Part(NamedTuple):
+    """Some elements of a head: those at `columns`, int32 [P], of which the first `count` exist."""
+
+    columns: jax.Array
+    count: int
+
+    def limit(self, axis: int) -> tuple:
+        """For `within`: what exists, along an axis of two."""
+        index = jnp.arange(self.columns.size, dtype=jnp.int32)
+        return jnp.expand_dims(index, 1 - axis), self.count if self.count < index.size else None
+
+
+def whole(width: int) -> list[Part]:
+    """A head as it lies."""
+    return [Part(jnp.arange(padded(width), dtype=jnp.int32), width)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Keys and values of KV head `head` of sequence `b`, in blocks of `block` slots. keys: ref [B, K, H, S]; values: ref [B, K, S, H]."""
+    """Keys and values of KV head `head` of sequence `b`, in blocks of `block` slots. keys: ref [B, K, H, S]; values: ref [B, K, S, H].
+
+    parts: in which keys are read, with queries to match.
+    """
 
     keys: object
     values: object
     b: object
     head: object
     block: int
+    parts: list[Part]
 
     @property
     def length(self) -> int:
@@ -38,15 +60,16 @@ class Slots:
         return self.values.shape[3]
 
     def read(self, i, bounded: bool):
-        """Block i: its slots [block], keys [P, block] and values [block, P], P the padded head width. bounded: may pass the last slot."""
+        """Block i: its slots [block], keys [P, block] of each part and values [block, P], P padded widths. bounded: may pass the last slot."""
         slots = i * self.block + jnp.arange(self.block, dtype=jnp.int32)
-        columns = jnp.arange(padded(self.width), dtype=jnp.int32)
-        bounded = bounded and self.length % self.block != 0
-        limits = lambda c, s: within((c, self.width if self.width < columns.size else None), (s, self.length if bounded else None))
-        c, s = columns[:, None], slots[None]
-        keys = triton.load(self.keys, (self.b, self.head, c, s), mask=limits(c, s))
-        c, s = columns[None], slots[:, None]
-        return slots, keys, triton.load(self.values, (self.b, self.head, s, c), mask=limits(c, s))
+        end = self.length if bounded and self.length % self.block else None
+        keys = [
+            triton.load(self.keys, (self.b, self.head, part.columns[:, None], slots[None]), mask=within(part.limit(0), (slots[None], end)))
+            for part in self.parts
+        ]
+        (head,) = whole(self.width)
+        values_mask = within(head.limit(1), (slots[:, None], end))
+        return slots, keys, triton.load(self.values, (self.b, self.head, slots[:, None], head.columns[None]), mask=values_mask)
 
 
 def within(*limits):
@@ -70,18 +93,23 @@ def seen_blocks(slots: Slots, first, last, window: int | None):
     return begin, whole, jnp.clip(clip(first + 1) // slots.block, whole, end), end
 
 
-def attend(q, slots: Slots, blocks, positions, last, scoring: Scoring):
+def nothing_seen(rows: int, width: int):
+    """The state of `attend` before any slot."""
+    return jnp.full((rows,), LOWEST), jnp.zeros((rows,), jnp.float32), jnp.zeros((rows, padded(width)), jnp.float32)
+
+
+def attend(q, slots: Slots, blocks, positions, last, scoring: Scoring, state):
     """Online softmax of rows over blocks of slots -> float32 (largest exponent [R], sum of weights [R], weighted values [R, P]).
 
-    q: [R, P] in the cache's dtype. blocks: of `seen_blocks`. positions: int32, scalar or [R, 1]; last: the highest of them.
-    A row that sees nothing has the sum 0.
+    q: [R, P] in the cache's dtype for each part of the slots. blocks: of `seen_blocks`. positions: int32, scalar or [R, 1]; last: the
+    highest of them. state: what was seen before. A row that sees nothing has the sum 0.
     """
-    precision = "highest" if q.dtype == jnp.float32 else None
+    precision = "highest" if q[0].dtype == jnp.float32 else None
 
     def step(i, state, masked):
         highest, total, sums = state
         at, keys, values = slots.read(i, bounded=masked)
-        exponents = scoring.exponents(triton.dot(q, keys, precision=precision))
+        exponents = scoring.exponents(sum(triton.dot(*pair, precision=precision) for pair in zip(q, keys)))
         if masked:
             exponents = jnp.where(scoring.sees(positions, at[None]), exponents, -jnp.inf)
             # A weight of 0 does not hide what a slot holds that was never filled: 0 * NaN is NaN.
@@ -91,8 +119,6 @@ def attend(q, slots: Slots, blocks, positions, last, scoring: Scoring):
         added = triton.dot(weights.astype(values.dtype), values, precision=precision)
         return higher, total * fade + weights.sum(axis=1), sums * fade[:, None] + added
 
-    rows = q.shape[0]
-    state = jnp.full((rows,), LOWEST), jnp.zeros((rows,), jnp.float32), jnp.zeros(q.shape, jnp.float32)
     begin, whole, masked, end = blocks
     below = whole - begin
     edge = lambda j: jnp.where(j < below, begin + j, masked + j - below)

@@ -6,7 +6,8 @@ Three modes, by what a group becomes:
     "int8"   signed bytes times a scale, as llama.cpp has them: exact to 4e-3 of the largest
     "float"  float32
 
-Quantising comes with the RMSNorm before it where there is one: both read x once.
+Where an RMSNorm comes first, x is multiplied by its scale here; that a row is divided by its root mean square can wait until the product is
+there. So activations carry the sums of squares of their groups, and nothing has to have seen all of a row before it is quantised.
 """
 
 import dataclasses
@@ -34,12 +35,16 @@ class Activations:
 
     words: int32 [M, 2 or 1, 8, G], four bytes each, high bytes before low ones; float32 [M, 1, 32, G] in mode "float".
     scale: float32 [M, G], ones in mode "float". sums: int32 (float32) [M, 2, G], of the integers (numbers) of each half of a group.
+    squares: float32 [M, G], the sum of the squares of each group before an RMSNorm's scale, or None: no norm. With them, all numbers of a
+    row are still to be multiplied by 1 / sqrt(mean square + epsilon).
     """
 
     words: jax.Array
     scale: jax.Array
     sums: jax.Array
+    squares: jax.Array | None
     mode: str = dataclasses.field(metadata=dict(static=True))
+    epsilon: float = dataclasses.field(default=0.0, metadata=dict(static=True))
 
     @property
     def rows(self) -> int:
@@ -50,12 +55,18 @@ class Activations:
         return self.words.shape[-1]
 
 
-def _shapes(rows, groups, mode):
-    """Of words, scale, sums."""
+def shapes(rows: int, groups: int, mode: str, normed: bool) -> list[jax.ShapeDtypeStruct]:
+    """Of words, scale, sums and, where `normed`, squares."""
     number = jnp.float32 if mode == "float" else jnp.int32
     words = {"int16": (2, POSITIONS), "int8": (1, POSITIONS), "float": (1, GROUP)}[mode]
     of = jax.ShapeDtypeStruct
-    return of((rows, *words, groups), number), of((rows, groups), jnp.float32), of((rows, 2, groups), number)
+    arrays = [of((rows, *words, groups), number), of((rows, groups), jnp.float32), of((rows, 2, groups), number)]
+    return arrays + [of((rows, groups), jnp.float32)] * normed
+
+
+def of_arrays(arrays, mode: str, epsilon: float = 0.0) -> Activations:
+    """Activations of arrays as `shapes` lists them."""
+    return Activations(*arrays, *[None] * (4 - len(arrays)), mode, epsilon)
 
 
 def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, target: Target) -> Activations:
@@ -65,49 +76,48 @@ def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, target: Target
     tile = min(GROUPS_PER_PROGRAM, pl.next_power_of_2(groups))
 
     def kernel(x_ref, *refs):
-        norm_ref, (words_ref, scale_ref, sums_ref) = (refs[0] if norm is not None else None), refs[-3:]
+        norm_ref, outputs = (None, refs) if norm is None else (refs[0], refs[1:])
         m, g = pl.program_id(0), pl.program_id(1) * tile + jnp.arange(tile)
-        inputs = jnp.arange(GROUP)[None]
-        x = triton.load(x_ref, (m, g[:, None], inputs), mask=_below(g, groups)).astype(jnp.float32)
+        inputs, mask = jnp.arange(GROUP)[None], (g < groups)[:, None]
+        x = triton.load(x_ref, (m, g[:, None], inputs), mask=mask).astype(jnp.float32)
+        squares = (x * x).sum(axis=1)
         if norm is not None:
-            scale = triton.load(norm_ref, (g[:, None], inputs), mask=_below(g, groups)).astype(jnp.float32)
-            x = x * jax.lax.rsqrt(_mean_square(x_ref, m, groups) + np.float32(epsilon)) * scale
-        words, scale, sums = _quantized(x, mode)
-        for i, part in enumerate(words):
-            position = jnp.arange(part.shape[1])[None]
-            triton.store(words_ref, (m, i, position, g[:, None]), part, mask=_below(g, groups) & (position >= 0))
-        triton.store(scale_ref, (m, g), scale, mask=g < groups)
-        half = jnp.arange(2)[None]
-        triton.store(sums_ref, (m, half, g[:, None]), sums, mask=_below(g, groups) & (half >= 0))
+            x = x * triton.load(norm_ref, (g[:, None], inputs), mask=mask).astype(jnp.float32)
+        store(outputs, m, g, x, mode, mask=g < groups)
+        for ref in outputs[3:]:
+            triton.store(ref, (m, g), squares, mask=g < groups)
 
     run = triton.call(
-        kernel, _shapes(M, groups, mode), grid=(M, pl.cdiv(groups, tile)), target=target, warps=4, name=f"quantize_{mode}",
+        kernel, shapes(M, groups, mode, norm is not None), grid=(M, pl.cdiv(groups, tile)), target=target, warps=4,
+        name=f"quantize_{mode}",
     )  # fmt: skip
     by_group = lambda a: a.reshape(*a.shape[:-1], groups, GROUP)
-    return Activations(*run(by_group(x_MK), *([] if norm is None else [by_group(norm)])), mode)
+    return of_arrays(run(by_group(x_MK), *([] if norm is None else [by_group(norm)])), mode, epsilon)
+
+
+def store(refs, row, g, x, mode: str, mask=None):
+    """In a kernel: quantise x, float32 [n, 32], and write it as the groups g [n] of a row. refs: of words, scale, sums."""
+    words_ref, scale_ref, sums_ref = refs[:3]
+    words, scale, sums = _quantized(x, mode)
+    wide = lambda index: None if mask is None else mask[:, None] & (index >= 0)
+    for i, part in enumerate(words):
+        position = jnp.arange(part.shape[1])[None]
+        triton.store(words_ref, (row, i, position, g[:, None]), part, mask=wide(position))
+    triton.store(scale_ref, (row, g), scale, mask=mask)
+    half = jnp.arange(2)[None]
+    triton.store(sums_ref, (row, half, g[:, None]), sums, mask=wide(half))
 
 
 def quantize_reference(x_MK, mode: str, *, norm=None, epsilon: float = 0.0) -> Activations:
     """`quantize` in plain jnp."""
     x = x_MK.astype(jnp.float32)
+    (M, K), squares = x.shape, (x * x).reshape(x.shape[0], -1, GROUP).sum(axis=2)
     if norm is not None:
-        x = x * jax.lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + epsilon) * norm.astype(jnp.float32)[None]
-    M, K = x.shape
+        x = x * norm.astype(jnp.float32)[None]
     words, scale, sums = _quantized(x.reshape(-1, GROUP), mode)
     by_row = lambda a: jnp.moveaxis(a.reshape(M, K // GROUP, -1), 1, 2)
-    return Activations(jnp.stack([by_row(part) for part in words], axis=1), scale.reshape(M, -1), by_row(sums), mode)
-
-
-def _below(g, groups):
-    """Mask of rows [tile, 1]."""
-    return (g < groups)[:, None]
-
-
-def _mean_square(x_ref, m, groups):
-    """Of the whole row m: every program computes it, which is quicker than waiting for one that does."""
-    g = jnp.arange(pl.next_power_of_2(groups))
-    x = triton.load(x_ref, (m, g[:, None], jnp.arange(GROUP)[None]), mask=_below(g, groups)).astype(jnp.float32)
-    return (x * x).sum() / np.float32(groups * GROUP)
+    arrays = jnp.stack([by_row(part) for part in words], axis=1), scale.reshape(M, -1), by_row(sums)
+    return of_arrays(arrays if norm is None else (*arrays, squares), mode, epsilon)
 
 
 def _quantized(x, mode):
@@ -115,13 +125,29 @@ def _quantized(x, mode):
     halves = lambda a: a.reshape(-1, 2, GROUP // 2).sum(axis=2)
     if mode == "float":
         return [x], jnp.ones(x.shape[0], jnp.float32), halves(x)
-    largest, top = jnp.abs(x).max(axis=1), np.float32(LARGEST[mode])
+    inverse, scale = steps(jnp.abs(x).max(axis=1), mode)
+    q = to_integers(x, inverse[:, None])
+    return [_as_words(part) for part in as_bytes(q, mode)], scale, halves(q)
+
+
+def steps(largest, mode: str):
+    """The largest numbers of groups, float32, -> (what a number of the group is multiplied by to become an integer, the inverse of that)."""
+    top = np.float32(LARGEST[mode])
     inverse = jnp.where(largest > 0, top / jnp.where(largest > 0, largest, np.float32(1)), np.float32(0))
-    q = jnp.floor(x * inverse[:, None] + np.float32(0.5)).astype(jnp.int32)
+    return inverse, largest / top
+
+
+def to_integers(x, inverse):
+    """float32 numbers -> int32."""
+    return jnp.floor(x * inverse + np.float32(0.5)).astype(jnp.int32)
+
+
+def as_bytes(q, mode: str) -> list:
+    """int32 -> its parts, each a signed byte in an int32: high before low, or itself."""
     if mode == "int8":
-        return [_as_words(q)], largest / top, halves(q)
+        return [q]
     high = (q + 64) >> 7
-    return [_as_words(high), _as_words(q - (high << 7))], largest / top, halves(q)
+    return [high, q - (high << 7)]
 
 
 def _as_words(q):

@@ -1,47 +1,48 @@
-"""How the products of few rows are cut into programs: tuned sizes, as data.
+"""How products are cut into programs: tuned sizes, as data.
 
 A table is for a family of GPUs: the longest name that a target's begins with counts, "" is any other GPU. The sizes for NVIDIA were
-measured on an H200; those for AMD are the largest that need no spilled registers with XLA's compiler, not tuned on hardware.
+measured on an H100; those for AMD are the largest that need no spilled registers with XLA's compiler, not tuned on hardware.
 """
 
 import dataclasses
 
-from pallas_kernels.packing import Packing
 from pallas_kernels.targets import Target
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Of a program: rows of the weight, groups that are read at once, rows of activations, and warps that share the work."""
+    """Of a program: rows of the weight after each other, how many such runs there are side by side (one a warp, so that it is what a warp
+    does), groups that are read at once, rows of activations, and warps."""
 
     rows: int
     groups: int
     warps: int = 1
     batch: int = 1
+    spread: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class MatrixTile(Tile):
-    """Of a program on the matrix units; `batch` is the most columns of its tile. splits: programs that share the inputs of a row."""
+    """Of a program on the matrix units; `groups` are those of one product, `batch` is the most columns of its tile.
+
+    splits: programs that share the inputs of a row. stages: of the loop over groups, 1 where nothing is loaded ahead. lanes, run: how
+    the matrix units take a row of the tile, `run` inputs from a thread, the next from another, of `lanes`; see `many_rows`. All but
+    splits are powers of two.
+    """
 
     splits: int = 1
+    stages: int = 1
+    lanes: int = 4
+    run: int = 2
 
 
-#: For one row of activations, by what the codes of a weight are; see `_kind`.
-ONE_ROW = {
-    "": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 64)),
-    "cuda": {
-        "table": Tile(8, 128, warps=2),
-        "minimum": Tile(8, 128),
-        1: Tile(4, 128),
-        2: Tile(4, 128),
-        3: Tile(4, 128),
-        4: Tile(8, 64),
-        5: Tile(4, 64),
-        6: Tile(4, 64),
-        8: Tile(4, 128),
-    },
-    "rocm gfx9": dict.fromkeys(("table", "minimum", 1, 2, 3, 4, 5, 6, 8), Tile(4, 128)),
+#: For one row of activations. Programs of one warp keep most reads in flight.
+ONE_ROW = {"": Tile(4, 64), "cuda": Tile(2, 128), "rocm gfx9": Tile(4, 128)}
+#: Where outputs become activations, for which a program needs 32 of them. On an H100 that takes 1 to 2 us longer, a launch less 2 us.
+QUANTIZED = {
+    "": Tile(4, 64, warps=8, spread=8),
+    "cuda": Tile(4, 128, warps=8, spread=8),
+    "rocm gfx9": Tile(4, 128, warps=8, spread=8),
 }
 #: For several rows of activations: (up to so many rows, tile).
 SEVERAL_ROWS = {
@@ -49,51 +50,40 @@ SEVERAL_ROWS = {
     "cuda": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
     "rocm gfx9": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
 }
-#: Of rows of so many groups or more, so many groups at least are read at once: each step of the loop over them waits for its own reads.
-LONG_ROW = {"": (256, 0), "cuda": (256, 128)}
-#: Programs that a launch should have at least: with fewer, rows of the weight are spread over more.
-PROGRAMS = 2000
 
 
-def few_rows(rows: int, groups: int, jobs, target: Target) -> Tile:
-    """The tile for so many rows of activations, of so many groups, and the jobs of a launch."""
+def few_rows(rows: int, jobs, target: Target) -> Tile:
+    """The tile for so many rows of activations and the jobs of a launch."""
+    if any(job.quantized for job in jobs):
+        return _of_family(QUANTIZED, target)
     if rows == 1:
-        sizes = _of_family(ONE_ROW, target)
-        tiles = [sizes[_kind(packing)] for job in jobs for packing in job.packings]
-        tile = min(tiles, key=lambda tile: tile.rows * tile.groups / tile.warps)
-    else:
-        tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
-    long, at_once = _of_family(LONG_ROW, target)
-    if groups >= long and rows == 1:
-        tile = dataclasses.replace(tile, groups=max(tile.groups, at_once))
-    outputs, count = sum(job.rows for job in jobs), tile.rows
-    while count > 2 and outputs < PROGRAMS * count:
-        count //= 2
-    return dataclasses.replace(tile, rows=count)
+        return _of_family(ONE_ROW, target)
+    return next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
 
 
-#: For tens of rows of activations.
+#: For tens of rows of activations: (up to so many rows, tile). On NVIDIA GPUs a warp has 16 rows of the weight, and no other has them too.
 MANY_ROWS = {
-    "": MatrixTile(32, 16, warps=4, batch=32),
-    "cuda": MatrixTile(64, 32, warps=4, batch=64),
-    "rocm gfx9": MatrixTile(64, 32, warps=4, batch=64),
+    "": ((16, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)), (64, MatrixTile(32, 4, warps=2, batch=32, lanes=1, run=32))),
+    "cuda": ((64, MatrixTile(64, 4, warps=4, batch=64, stages=2)),),
+    "cuda 9": ((32, MatrixTile(64, 8, warps=4, batch=32, stages=3)), (64, MatrixTile(64, 8, warps=4, batch=64, stages=2))),
+    "rocm gfx9": ((64, MatrixTile(64, 8, warps=2, batch=32, run=4)),),
+    "rocm gfx12": ((64, MatrixTile(32, 4, warps=2, batch=32, lanes=2, run=8)),),
 }
+
+
+#: Programs that such a launch should have at least: with fewer, several share the inputs of a row.
+PROGRAMS = 192
 
 
 def many_rows(rows: int, outputs: int, groups: int, target: Target) -> MatrixTile:
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
-    tile = _of_family(MANY_ROWS, target)
+    tiles = _of_family(MANY_ROWS, target)
+    tile = next((tile for most, tile in tiles if rows <= most), tiles[-1][1])
     programs = -(-outputs // tile.rows) * -(-rows // tile.batch)
     splits = 1
-    while programs * splits < 256 and splits < 8 and groups // tile.groups >= 4 * splits:
+    while programs * splits < PROGRAMS and splits < 8 and groups // tile.groups >= 4 * splits:
         splits *= 2
     return dataclasses.replace(tile, splits=splits)
-
-
-def _kind(packing: Packing):
-    if packing.table is not None:
-        return "table"
-    return "minimum" if packing.minimum and packing.bits >= 4 else packing.bits
 
 
 def _of_family(table, target):

@@ -2,7 +2,10 @@
 
 The time of such a product is that of reading the weight, so a program reads some rows of it once, word by word, and multiplies what is
 in registers: in the integer modes with 4-way dot products of bytes, which are exact, then by the scales of both sides. Several
-products of one input are one launch; what follows a product (bias, SwiGLU, residual sum) is done before it is written.
+products of one input are one launch; what follows a product (bias, SwiGLU, residual sum) is done before it is written. A program with 32
+outputs also makes them what the next product takes, quantised: a launch less for each product of a chain.
+
+Arrays of a kernel are [V, W]: V rows of a weight, one a warp, and W groups of each. That is repeated for `rows` rows of each of the V.
 
 It loses to the matrix units where the rows are many: each row of activations costs as much arithmetic as the first.
 """
@@ -19,7 +22,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
 from pallas_kernels.packing import GROUP, POSITIONS, Packing, position_words, scale_and_minimum
-from pallas_kernels.qmatmul import blocks
+from pallas_kernels.qmatmul import activations, blocks
 from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.targets import Target
 
@@ -29,103 +32,176 @@ MAGIC = np.uint32(0x4B000000)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One output of a launch, [M, rows]: the product with a weight, or silu(product with the first) * product with the second."""
+    """One output of a launch, [M, rows]: the product with a weight, or silu(product with the first) * product with the second.
+
+    quantized: the output also becomes Activations, for which `rows` is a multiple of 32; normed, epsilon: after an RMSNorm.
+    """
 
     packings: tuple[Packing, ...]
     rows: int
-    has_bias: bool = False
-    has_residual: bool = False
+    quantized: bool = False
+    normed: bool = False
+    epsilon: float = 0.0
 
 
-def multiply(x: Activations, jobs: list[Job], planes: list[list[dict]], biases: list, residuals: list, dtype, target: Target, tile=None):
-    """-> one array [M, rows] in `dtype` for each job.
+class Operands(NamedTuple):
+    """Arrays of a job. planes: of each weight, [rows, ..., G]; bias: [rows]; residual: [M, rows]; norm: [rows], of the RMSNorm after it."""
 
-    planes: for each job, those of its weights, [rows, ..., G]. biases: [rows] or None (for jobs of one weight). residuals: [M, rows] or
-    None. tile: `blocks.Tile`, default that of the target.
+    planes: list[dict]
+    bias: object = None
+    residual: object = None
+    norm: object = None
+
+
+def multiply(x: Activations, jobs: list[Job], operands: list[Operands], dtype, target: Target, tile=None) -> list[tuple]:
+    """-> for each job, (output [M, rows] in `dtype`, the Activations it becomes or None).
+
+    Optional operands are None where the job has none. tile: `blocks.Tile`, default that of the target.
     """
-    tile = tile or blocks.few_rows(x.rows, x.groups, jobs, target)
-    names = [[sorted(weight) for weight in weights] for weights in planes]
-    rows = [min(tile.rows, 1 << (job.rows.bit_length() - 1)) for job in jobs]
-    tiles = [pl.cdiv(job.rows, count) for job, count in zip(jobs, rows)]
+    tile = tile or blocks.few_rows(x.rows, jobs, target)
     batch = min(tile.batch, x.rows)
+    shares = [_Share.of(job, tile) for job in jobs]
+    inputs, structure = jax.tree.flatten([[x.words, x.scale, x.sums, x.squares], operands])
+    outputs = [[jax.ShapeDtypeStruct((x.rows, job.rows), dtype), *_shapes_of_quantized(x, job)] for job in jobs]
+    outputs, structure_out = jax.tree.flatten(outputs)
 
     def kernel(*refs):
-        refs, program = list(refs), pl.program_id(0)
-        take = lambda: refs.pop(0)
-        acts = _Rows(take(), take(), take(), x.mode, x.groups, jnp.minimum(pl.program_id(1) * batch, x.rows - batch), batch)
-        weights = [[{name: take() for name in of_weight} for of_weight in of_job] for of_job in names]
-        bias_refs = [take() if job.has_bias else None for job in jobs]
-        residual_refs = [take() if job.has_residual else None for job in jobs]
-        first = 0
-        for job, weight, bias, residual, out, count, programs in zip(jobs, weights, bias_refs, residual_refs, refs, rows, tiles):
-            run = lambda: _run(job, weight, bias, residual, out, acts, program - first, count, tile, target)
+        act_refs, job_refs = jax.tree.unflatten(structure, refs[: len(inputs)])
+        out_refs = jax.tree.unflatten(structure_out, refs[len(inputs) :])
+        acts = _Rows(*act_refs, x.mode, x.groups, x.epsilon, jnp.minimum(pl.program_id(1) * batch, x.rows - batch), batch)
+        program, first = pl.program_id(0), 0
+        for job, of_job, outs, share in zip(jobs, job_refs, out_refs, shares):
+            run = functools.partial(_run, job, of_job, outs, acts, program - first, share, tile, target)
             if len(jobs) == 1:
                 run()
             else:
-                pl.when((program >= first) & (program < first + programs))(run)
-            first += programs
+                pl.when((program >= first) & (program < first + share.programs(job)))(run)
+            first += share.programs(job)
 
-    operands = [x.words, x.scale, x.sums]
-    operands += [weight[name] for of_job, weights in zip(names, planes) for of_weight, weight in zip(of_job, weights) for name in of_weight]
-    operands += [a for a in (*biases, *residuals) if a is not None]
-    return triton.call(
-        kernel, [jax.ShapeDtypeStruct((x.rows, job.rows), dtype) for job in jobs], grid=(sum(tiles), pl.cdiv(x.rows, batch)),
+    programs = sum(share.programs(job) for job, share in zip(jobs, shares))
+    found = triton.call(
+        kernel, outputs, grid=(programs, pl.cdiv(x.rows, batch)),
         target=target, warps=tile.warps, name=f"multiply_{x.mode}",
-    )(*operands)  # fmt: skip
+    )(*inputs)  # fmt: skip
+    found = jax.tree.unflatten(structure_out, found)
+    return [(y, activations.of_arrays(rest, x.mode, job.epsilon) if rest else None) for job, (y, *rest) in zip(jobs, found)]
 
 
-def _run(job, weights, bias_ref, residual_ref, out_ref, acts, tile_index, count, tile, target):
-    """Compute `count` outputs of a job. The last program overlaps its neighbour: both write the same numbers."""
-    start = jnp.minimum(tile_index * count, job.rows - count)
-    sums = [_product(acts, weight, packing, start, count, tile, target) for weight, packing in zip(weights, job.packings)]
-    for i, r in itertools.product(range(acts.batch), range(count)):
-        y = sums[0][i][r] if len(sums) == 1 else _silu(sums[0][i][r]) * sums[1][i][r]
-        if bias_ref is not None:
-            y = y + bias_ref[start + r].astype(jnp.float32)
-        if residual_ref is not None:
-            y = y + residual_ref[acts.first + i, start + r].astype(jnp.float32)
-        out_ref[acts.first + i, start + r] = y.astype(out_ref.dtype)
+def _shapes_of_quantized(x, job):
+    return activations.shapes(x.rows, job.rows // GROUP, x.mode, job.normed) if job.quantized else []
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """Outputs of a program: `rows` from each of the starts start, start + rows, ... of which there are `spread`."""
+
+    rows: int
+    spread: int
+
+    @classmethod
+    def of(cls, job: Job, tile) -> "_Share":
+        """As the tile says, less where the job has fewer outputs."""
+        largest = 1 << (job.rows.bit_length() - 1)
+        share = cls(rows := min(tile.rows, largest), min(tile.spread, largest // rows))
+        if job.quantized and (share.outputs != GROUP or job.rows % GROUP):
+            raise ValueError(f"a program has {rows} x {share.spread} of {job.rows} outputs: to be quantised they must come in groups of {GROUP}")
+        return share
+
+    @property
+    def outputs(self) -> int:
+        return self.rows * self.spread
+
+    def programs(self, job: Job) -> int:
+        return pl.cdiv(job.rows, self.outputs)
+
+
+def _run(job, refs, outs, acts, tile_index, share, tile, target):
+    """Compute the outputs of a program. The last program overlaps its neighbour: both write the same numbers."""
+    start = jnp.minimum(tile_index * share.outputs, job.rows - share.outputs)
+    at = start + jnp.arange(share.outputs, dtype=jnp.int32)
+    rows = [acts.first + i for i in range(acts.batch)]
+    # What the end needs is read now: its wait would come on top of that for the weight.
+    bias, norm = (None if ref is None else triton.load(ref, (at,)).astype(jnp.float32) for ref in (refs.bias, refs.norm))
+    residuals = [None if refs.residual is None else triton.load(refs.residual, (row, at)).astype(jnp.float32) for row in rows]
+    squares = [acts.squares_of(i) for i in range(acts.batch)]
+    sums = [_product(acts, planes, packing, start, share, tile, target) for planes, packing in zip(refs.planes, job.packings)]
+    out_ref, *quantized_refs = outs
+    for row, of_weights, squares_G, residual in zip(rows, zip(*sums), squares, residuals):
+        if squares_G is not None:
+            factor = acts.factor(squares_G)
+            of_weights = [y * factor for y in of_weights]
+        y = of_weights[0] if len(of_weights) == 1 else _silu(of_weights[0]) * of_weights[1]
+        y = y.reshape(share.outputs)
+        for addend in (bias, residual):
+            y = y if addend is None else y + addend
+        y = y.astype(out_ref.dtype)
+        triton.store(out_ref, (row, at), y)
+        if quantized_refs:
+            _quantize(y.astype(jnp.float32), norm, quantized_refs, row, tile_index, acts.mode)
+
+
+def _quantize(y, norm, refs, row, group, mode):
+    """Write 32 outputs, float32, as a group of activations."""
+    for ref in refs[3:]:
+        ref[row, group] = (y * y).sum()
+    y = y if norm is None else y * norm
+    activations.store(refs, row, group + jnp.arange(1, dtype=jnp.int32), y.reshape(1, GROUP), mode)
 
 
 def _silu(x):
     return x / (1 + jnp.exp(-x))
 
 
-def _product(acts, refs, packing, start, count, tile, target):
-    """For each row of activations and each of `count` rows of a weight from `start` on: a float32 number."""
+def _product(acts, refs, packing, start, share, tile, target):
+    """For each row of activations: float32 [V, rows], the products with the outputs of a program."""
     width = min(tile.groups, pl.next_power_of_2(acts.groups))
-    weight, steps = _Weight(refs, packing, acts.groups), pl.cdiv(acts.groups, width)
+    starts = start + share.rows * jnp.arange(share.spread, dtype=jnp.int32)[:, None]
+    weight, steps = _Weight(refs, packing), pl.cdiv(acts.groups, width)
 
     def step(j, totals):
         at = _Columns(j * width, width, acts.groups)
-        parts = [weight.read(start + r, at) for r in range(count)]
+        parts = [weight.read(starts + r, at) for r in range(share.rows)]
         rows = [acts.read(i, at) for i in range(acts.batch)]
         return tuple(tuple(total + row.times(part, target) for total, part in zip(of_row, parts)) for of_row, row in zip(totals, rows))
 
-    totals = ((jnp.zeros(width, jnp.float32),) * count,) * acts.batch
+    totals = ((jnp.zeros((share.spread, width), jnp.float32),) * share.rows,) * acts.batch
     totals = step(0, totals) if steps == 1 else jax.lax.fori_loop(0, steps, step, totals)
-    return [[total.sum() for total in of_row] for of_row in totals]
+    return [_side_by_side([total.sum(axis=1) for total in of_row]) for of_row in totals]
+
+
+def _side_by_side(columns):
+    """Arrays [V] as the columns of one [V, n]."""
+    n = jax.lax.broadcasted_iota(jnp.int32, (1, len(columns)), 1)
+    together = jnp.broadcast_to(columns[0][:, None], (columns[0].size, n.size))
+    for i, column in enumerate(columns[1:], 1):
+        together = jnp.where(n == i, column[:, None], together)
+    return together
 
 
 class _Columns:
     """`width` groups from `first` on; those from `groups` on are masked."""
 
     def __init__(self, first, width, groups):
-        self.slice, self.numbers, self.mask = pl.ds(first, width), first + jnp.arange(width), None
-        if groups % width:
-            # From JAX 0.12 on, a slice that starts at a Python integer may not overhang, masked or not.
-            self.slice, self.mask = pl.ds(jnp.int32(first), width), self.numbers < groups
+        self.numbers = (first + jnp.arange(width, dtype=jnp.int32))[None]
+        self.mask = self.numbers < groups if groups % width else None
 
-    def load(self, ref, *index):
-        return triton.load(ref, (*index, self.slice), mask=self.mask)
+    def load(self, ref, row, *index):
+        """Entries [V, W] of some rows [V, 1], or [1, W] of one."""
+        return self._load(ref, row, *index, self.numbers)
 
     def load_shared(self, ref, row, span):
         """Entries that `span` groups share."""
-        return self.load(ref, row) if span == 1 else triton.load(ref, (row, self.numbers // span), mask=self.mask)
+        return self._load(ref, row, self.numbers // span if span > 1 else self.numbers)
+
+    def _load(self, ref, *index):
+        mask = self.mask
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(*(jnp.shape(i) for i in index)))
+        return triton.load(ref, index, mask=mask)
 
 
 class _Part(NamedTuple):
-    """Some groups of one row of a weight: words by position, and (scale, minimum) for each half or for all of a group."""
+    """Some groups of rows of a weight, [V, W]: words by position, and (scale, minimum) for each half or for all of a group."""
 
     packing: Packing
     words: list
@@ -139,7 +215,6 @@ class _Part(NamedTuple):
 class _Weight:
     refs: dict
     packing: Packing
-    groups: int
 
     def read(self, row, at: _Columns) -> _Part:
         def get(half, name):
@@ -159,10 +234,23 @@ class _Rows:
     words: object
     scale: object
     sums: object
+    squares: object
     mode: str
     groups: int
+    epsilon: float
     first: object
     batch: int
+
+    def squares_of(self, i):
+        """Of row i, by group, padded with zeros; None where no norm comes first."""
+        if self.squares is None:
+            return None
+        g = jnp.arange(pl.next_power_of_2(self.groups), dtype=jnp.int32)
+        return triton.load(self.squares, (self.first + i, g), mask=g < self.groups)
+
+    def factor(self, squares):
+        """1 / root mean square."""
+        return jax.lax.rsqrt(squares.sum() / np.float32(self.groups * GROUP) + np.float32(self.epsilon))
 
     def read(self, i, at: _Columns) -> "_Row":
         row, count = self.first + i, GROUP if self.mode == "float" else POSITIONS
@@ -173,7 +261,7 @@ class _Rows:
 
 
 class _Row(NamedTuple):
-    """Some groups of one row of activations, in registers."""
+    """Some groups of one row of activations, [1, W], in registers."""
 
     words: list
     scale: object
@@ -183,7 +271,7 @@ class _Row(NamedTuple):
         return self.sums[half] if part.packing.halves == 2 else self.sums[0] + self.sums[1]
 
     def times(self, part: _Part, target):
-        """float32 [width]: the products of these groups with those of a weight."""
+        """float32 [V, W]: the products of these groups with those of a weight."""
         dots = self._float_dots(part, target) if self.scale is None else self._integer_dots(part, target)
         total = None
         for half, (dot, (scale, minimum)) in enumerate(zip(dots, part.scales)):
@@ -197,12 +285,14 @@ class _Row(NamedTuple):
         codes = [word.astype(jnp.int32) for word in _signed_words(part.words, part.packing, target)]
         for half in range(part.packing.halves):
             dot = None
-            for words in self.words:
-                bytes_dot = jnp.zeros(codes[0].shape, jnp.int32)
+            for i, words in enumerate(self.words):
+                of_bytes = jnp.zeros_like(self.sums[0])
+                if part.packing.offset and i == len(self.words) - 1:
+                    of_bytes = -part.packing.offset * self._sum(part, half)
                 for p in part.positions(half):
-                    bytes_dot = triton.dot4(codes[p], words[p], bytes_dot, target)
-                dot = bytes_dot if dot is None else (dot << 7) + bytes_dot
-            yield dot - part.packing.offset * self._sum(part, half) if part.packing.offset else dot
+                    of_bytes = triton.dot4(codes[p], words[p], of_bytes, target)
+                dot = of_bytes if dot is None else (dot << 7) + of_bytes
+            yield dot
 
     def _float_dots(self, part, target):
         words, offset = unsigned_words(part.words, part.packing, target)

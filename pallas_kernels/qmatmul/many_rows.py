@@ -1,8 +1,9 @@
 """Products of some tens of rows of activations with packed weights: batches, short prompts.
 
-The weight is dequantised in registers, to the activations' narrow float type, and goes to the matrix units from there. A sum over inputs
-may be taken in any order: one input of each of many groups makes a tile, which is what a mask and a shift of a word of each group
-give, so nothing is ever moved within a tile.
+The weight is dequantised in registers, to the activations' narrow float type, and goes to the matrix units from there: one product a
+step, of `rows` outputs with all inputs of some groups. A sum over inputs may be taken in any order, and the one taken leaves a group
+in the thread that read it: the matrix units take `run` inputs of a row from one thread, the next from another, of `lanes`, and so each
+of these has groups of its own. x is brought into the same order before the kernel.
 
 It loses to dequantising once and XLA's product where the rows are hundreds: each tile of rows of activations dequantises again.
 """
@@ -13,11 +14,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
-from pallas_kernels.packing import GROUP, POSITIONS, Packing, scale_and_minimum
+from pallas_kernels.packing import GROUP, POSITIONS, Packing, field_of_position, parts, scale_and_minimum
 from pallas_kernels.qmatmul import blocks
-from pallas_kernels.qmatmul.few_rows import MAGIC, unsigned_words
 from pallas_kernels.targets import Target
-
 
 def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None):
     """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N]. Weights are rounded to x's type."""
@@ -25,52 +24,140 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None):
     groups, names = K // GROUP, sorted(planes)
     tile = tile or blocks.many_rows(M, N, groups, target)
     columns = min(max(16, pl.next_power_of_2(M)), tile.batch)
-    steps = pl.cdiv(groups, tile.groups)
+    steps, width = pl.cdiv(groups, tile.groups), GROUP * tile.groups
     share = pl.cdiv(steps, tile.splits)
 
     def kernel(x_ref, *refs):
         refs, out_ref = dict(zip(names, refs)), refs[-1]
-        n = pl.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)[:, None]
-        m = pl.program_id(1) * columns + jnp.arange(columns, dtype=jnp.int32)
+        n = pl.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
+        m = pl.program_id(1) * columns
         split = pl.program_id(2)
 
         def step(j, total):
-            g = j * tile.groups + jnp.arange(tile.groups, dtype=jnp.int32)
-            inside = (n < N) & (g < groups)[None]
-            load = lambda name, *index: triton.load(refs[name], (n, *index), mask=inside)
-            values = _values(load, g[None], packing, x_ref.dtype, target)
-            for element, value in enumerate(values):
-                x = triton.load(x_ref, (element, g[:, None], m[None]), mask=(g < groups)[:, None] & (m < M)[None])
-                total = total + triton.dot(value, x)
-            return total
+            read = _Tile(refs, packing, jnp.minimum(n, N - 1) if N % tile.rows else n, j * tile.groups, tile.groups, groups)
+            weight = _in_order(list(_values(read, x_ref.dtype, target)), tile)
+            return total + triton.dot(weight, x_ref[pl.ds(m, columns), pl.ds(j * width, width)].T)
 
         first = split * share
         last = jnp.minimum(first + share, steps)
         total = jax.lax.fori_loop(first, last, step, jnp.zeros((tile.rows, columns), jnp.float32))
-        triton.store(out_ref, (split, m[None], n), total, mask=(m < M)[None] & (n < N))
+        m, n = m + jnp.arange(columns, dtype=jnp.int32)[None], n[:, None]
+        inside = None if M % columns == N % tile.rows == 0 else (m < M) & (n < N)
+        triton.store(out_ref, (split, m, n), total, mask=inside)
 
-    by_element = x_MK.reshape(M, groups, GROUP).transpose(2, 1, 0)
-    parts = triton.call(
+    sums = triton.call(
         kernel, jax.ShapeDtypeStruct((tile.splits, M, N), jnp.float32),
-        grid=(pl.cdiv(N, tile.rows), pl.cdiv(M, columns), tile.splits), target=target, warps=tile.warps, stages=1, name="multiply_many",
-    )(by_element, *(planes[name] for name in names))  # fmt: skip
-    return parts[0] if tile.splits == 1 else parts.sum(axis=0)
+        grid=(pl.cdiv(N, tile.rows), pl.cdiv(M, columns), tile.splits),
+        target=target, warps=tile.warps, stages=tile.stages, name="multiply_many",
+    )(_as_tiles(x_MK, tile, steps, pl.cdiv(M, columns) * columns), *(planes[name] for name in names))  # fmt: skip
+    return sums[0] if tile.splits == 1 else sums.sum(axis=0)
 
 
-def _values(load, g, packing, dtype, target):
-    """One after the other, for each of the 32 inputs of a group: the values of [rows, groups] in `dtype`."""
+def _as_tiles(x, tile, steps, rows):
+    """x [M, K] with zeros to `rows` rows and whole tiles, the inputs of each tile in the order of `_in_order`."""
+    M, K = x.shape
+    x = jnp.pad(x, ((0, rows - M), (0, steps * tile.groups * GROUP - K)))
+    x = x.reshape(rows, steps, tile.lanes, tile.groups // tile.lanes, GROUP // tile.run, tile.run)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(rows, -1)
 
-    def get(half, name):
-        return load("d", jnp.broadcast_to(g // packing.span, g.shape)) if name == "d" else load(name, jnp.full_like(g, half), g)
 
-    scales = [scale_and_minimum(packing, lambda name, half=half: get(half, name)) for half in range(packing.halves)]
-    words, offset = unsigned_words([load("codes", jnp.full_like(g, i), g) for i in range(packing.bits)], packing, target)
-    lifted = np.float32(2**23 + offset)
+def _in_order(values, tile):
+    """For each input of a group [rows, groups] -> [rows, inputs of all groups]: `run` of a group, then `run` of the next of `lanes` groups.
+    """
+    rows, groups = values[0].shape
+    values = [value.reshape(rows, tile.lanes, groups // tile.lanes) for value in values]
+    while len(values) > 1:  # the highest bit of an input's number becomes an axis first
+        half = len(values) // 2
+        values = [jnp.stack(pair, axis=-1) for pair in zip(values[:half], values[half:])]
+    axes = values[0].ndim - tile.run.bit_length() + 1
+    return values[0].transpose(0, *range(2, axes), 1, *range(axes, values[0].ndim)).reshape(rows, groups * GROUP)
+
+
+class _Tile:
+    """What is loaded of a weight's rows n, for `count` groups from `first` on: arrays [rows, count]."""
+
+    def __init__(self, refs, packing, n, first, count, groups):
+        self.refs, self.packing, self.n, self.first, self.count, self.groups = refs, packing, n[:, None], first, count, groups
+
+    def codes(self, word):
+        return self._load("codes", word)
+
+    def scale(self, half):
+        return scale_and_minimum(self.packing, lambda name: self._shared("d") if name == "d" else self._load(name, half))
+
+    def _shared(self, plane):
+        """Entries that `span` groups share, each loaded once."""
+        span = min(self.packing.span, self.count)
+        loaded = self._load(plane, span=span, first=self.first // self.packing.span)
+        return jnp.broadcast_to(loaded[:, :, None], (*loaded.shape, span)).reshape(-1, self.count)
+
+    def _load(self, plane, *index, span=1, first=None):
+        g = jnp.arange(self.count // span, dtype=jnp.int32)[None]
+        g = (self.first if first is None else first) + g
+        shape = (self.n.shape[0], self.count // span)
+        mask = jnp.broadcast_to(g < self.groups // self.packing.span if plane == "d" else g < self.groups, shape)
+        index = tuple(jnp.broadcast_to(jnp.int32(i), shape) for i in (self.n, *index, g))
+        return triton.load(self.refs[plane], index, mask=mask if self.groups % self.count else None)
+
+
+def _values(read, dtype, target):
+    """One after the other, for each of the 32 inputs of a group: the values [rows, groups] in `dtype`."""
+    packing = read.packing
+    scales = [read.scale(half) for half in range(packing.halves)]
+    words, offset = [read.codes(i) for i in range(packing.bits)], packing.offset
+    if packing.table is not None or packing.bits == 8:
+        words, offset = [word ^ np.uint32(0x80808080) for word in _signed_words(words, packing, target)], 128
     for element in range(GROUP):
+        lifted, power = _lifted(words, element, packing, target)
         scale, minimum = scales[element // (GROUP // packing.halves)]
-        bits = ((words[element // 4] >> np.uint32(8 * (element % 4))) & np.uint32(255)) | MAGIC
-        value = (jax.lax.bitcast_convert_type(bits, jnp.float32) - lifted) * scale
-        yield (value if minimum is None else value + minimum).astype(dtype)
+        above = np.float32(power + offset)
+        if minimum is not None:
+            value = triton.multiply_add(lifted - above, scale, minimum, target)
+        elif packing.scale == "e8m0" or target.interpret:
+            value = (lifted - above) * scale
+        else:
+            value = triton.multiply_add(lifted, scale, scale * -above, target)  # exact: `above` is 2^n times a number of few bits
+        yield value.astype(dtype)
 
 
-assert GROUP == 4 * POSITIONS
+def _signed_words(words, packing, target):
+    """uint32 words of four signed bytes, for each position."""
+    if packing.table is None:
+        return words
+    pairs = [triton.bytes_of_table(word, packing.table, target) for word in words]
+    return [low.astype(jnp.uint32) for low, _ in pairs] + [high.astype(jnp.uint32) for _, high in pairs]
+
+
+def _lifted(words, element, packing, target):
+    """The codes of an input of each group plus a power of two, as float32, and that power: code bits put where its own are zero."""
+    position, byte = divmod(element, 4)
+    if len(words) == POSITIONS:
+        fields = [(words[position], 0, 8, 0)]
+    else:
+        held = [(first, part, low, *field_of_position(position, part)) for first, part, low in parts(packing.bits)]
+        fields = [(words[first + word], shift, part, low) for first, part, low, word, shift in held]
+    at = place(packing, len(words) == POSITIONS, position, byte)
+    power = np.float32(2.0 ** (23 - at))
+    bits = power.view(np.uint32)
+    for word, shift, part, low in fields:
+        mask = np.uint32((1 << part) - 1 << at + low)
+        bits = triton.and_or(_shifted(word, at + low - shift - 8 * byte), mask, bits, target)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32), power
+
+
+def place(packing, signed, position, byte) -> int:
+    """Where in the 23 bits of a fraction a code begins. One shift of a word serves several codes where their places differ as in it.
+
+    Codes end below bit 23, and the power of two, 2^(23 - place), plus the offset has few bits: times a scale it is exact in 24.
+    """
+    if signed:
+        return 15 if packing.scale == "int8" else 7 + 8 * (byte % 2)
+    high, low = divmod(position, 4)
+    first, for_high, for_low = {1: (13, 4, 1), 2: (13, 0, 2), 3: (14, 0, 2), 4: (12, 4, 0), 5: (11, 4, 1), 6: (13, 4, 0)}[packing.bits]
+    return first + for_high * high + for_low * low
+
+
+def _shifted(words, left):
+    if left == 0:
+        return words
+    return words << np.uint32(left) if left > 0 else words >> np.uint32(-left)

@@ -19,8 +19,9 @@ from rocmforge_jax.generate.sampling import PENALTY_WINDOW, Sampler, SamplingPar
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.nn import Cache, LayerCache
 
-#: Longest piece of a prompt that is computed at once; a longer prompt comes in several.
-PREFILL_CHUNK = 512
+#: Longest piece of a prompt that is computed at once, on CPUs and on others; a longer prompt comes in several. A GPU dequantises every weight
+#: once for each piece.
+PREFILL_CHUNK, PREFILL_CHUNK_ON_GPUS = 512, 2048
 #: Shorter pieces are padded to a power of two from here on.
 SMALLEST_BUCKET = 16
 #: Slots of the smallest cache; a cache grows to the next power of two.
@@ -68,7 +69,7 @@ class Engine:
                 f"a context of {self.context_length} tokens is longer than the {self.config.context_length} the model was trained for",
                 stacklevel=3,
             )
-        self._init_cache = decoder.init_cache
+        self._init_cache = jax.jit(decoder.init_cache, static_argnums=(0, 1))  # one launch, not two a layer
         graphdef, state = nnx.split(decoder)
         self._leaves, treedef = jax.tree.flatten(state)
         merge = lambda leaves: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
@@ -76,7 +77,9 @@ class Engine:
         self._decode = jax.jit(functools.partial(_decode, merge), static_argnums=5, donate_argnums=1)
         self._score = jax.jit(functools.partial(_score, merge), static_argnums=2)
         self._kept = _Kept([], None)
-        self._ahead = (0 if jax.default_backend() == "cpu" else 1) if ahead is None else ahead
+        on_cpu = jax.default_backend() == "cpu"
+        self._ahead = (0 if on_cpu else 1) if ahead is None else ahead
+        self._chunk = PREFILL_CHUNK if on_cpu else PREFILL_CHUNK_ON_GPUS
 
     def generate(
         self,
@@ -155,7 +158,7 @@ class Engine:
         """
         cache, known = self._begin(prompts)
         lengths = np.array([len(prompt) - known for prompt in prompts])
-        pieces = _pieces(int(lengths.max()))
+        pieces = _pieces(int(lengths.max()), self._chunk)
         tokens = np.zeros((len(prompts), sum(pieces)), np.int32)
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt) - known] = prompt[known:]
@@ -247,10 +250,10 @@ def _longer_than(tokens: int, open_: list[_Open]) -> bool:
     return any(one.finish_reason is None and one.left > tokens for one in open_)
 
 
-def _pieces(length: int) -> list[int]:
+def _pieces(length: int, chunk: int) -> list[int]:
     """Padded lengths of the pieces of a prompt: full chunks, then a power of two."""
-    full, rest = divmod(length, PREFILL_CHUNK)
-    return [PREFILL_CHUNK] * full + ([bucket(rest, SMALLEST_BUCKET)] if rest else [])
+    full, rest = divmod(length, chunk)
+    return [chunk] * full + ([bucket(rest, SMALLEST_BUCKET)] if rest else [])
 
 
 def _prefill(merge, leaves, cache, tokens_BT, added_B, before_BV):

@@ -13,8 +13,8 @@ from flax import nnx
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.once import once
 from rocmforge_jax.nn import (
-    Cache, Embedding, Experts, LayerCache, Linear, Product, RMSNorm, ScalarGate, apply_rope, causal_attention, mixture, products,
-    rope_table, rotate_and_store, route, silu_gate, swiglu_mlp,
+    AS_IT_IS, Cache, Embedding, Experts, LayerCache, Linear, Prepared, Product, RMSNorm, ScalarGate, apply_rope, array_of,
+    attend_to_new, causal_attention, mixture, products, rope_table, route, silu_gate, swiglu_mlp,
 )  # fmt: skip
 from rocmforge_jax.quant import DEFAULT_MODE
 
@@ -68,42 +68,50 @@ class Block(nnx.Module):
             self.ffn_up_shexp = Linear(width, moe.shared_hidden, rngs=rngs)
             self.ffn_down_shexp = Linear(moe.shared_hidden, width, rngs=rngs)
 
-    def __call__(self, x_BTD, rope, cache: LayerCache | None = None, starts_B=None):
-        """-> (x_BTD, the cache with the T new tokens in it from slots starts_B on, or None). Without a cache the tokens see one another."""
+    def __call__(self, x_BTD, rope, cache: LayerCache | None = None, starts_B=None, next_norm: RMSNorm | None = None):
+        """-> (x_BTD, the cache with the T new tokens in it from slots starts_B on, or None). Without a cache the tokens see one another.
+
+        next_norm: what the result goes through next. It is a `Prepared` then, as x_BTD may be.
+        """
         attended_BTN, cache = self.attention(x_BTD, rope, cache, starts_B)
-        x_BTD = self._add(x_BTD, attended_BTN, self.attn_output, "post_attention_norm")
+        x_BTD = self._add(x_BTD, attended_BTN, self.attn_output, "post_attention_norm", self.ffn_norm)
         if self.config.moe:
+            x_BTD = array_of(x_BTD)
             fed = self._experts(self.ffn_norm(x_BTD).reshape(-1, x_BTD.shape[-1])).reshape(x_BTD.shape)
-            return x_BTD + (self.post_ffw_norm(fed) if self.config.post_norms else fed), cache
-        return self._add(x_BTD, self._gated(x_BTD), self.ffn_down, "post_ffw_norm"), cache
+            x_BTD = x_BTD + (self.post_ffw_norm(fed) if self.config.post_norms else fed)
+        else:
+            x_BTD = self._add(x_BTD, self._gated(x_BTD), self.ffn_down, "post_ffw_norm", next_norm)
+        return (array_of(x_BTD) if next_norm is None else x_BTD), cache
 
     def _products(self, x, wanted, norm=None):
         return products(x, wanted, norm=norm, activations=self.activations)
 
     def _linears(self, x, linears, norm):
         """Each of them at norm(x)."""
-        if _fusible(*linears):
+        if _fusible(*linears, norm=norm):
             return self._products(x, list(map(_product, linears)), norm)
-        x = norm(x)
+        x = norm(array_of(x))
         return [linear(x) for linear in linears]
 
-    def _add(self, x_BTD, y, linear, post_norm):
-        """x + linear(y), normed before the sum where the architecture has such a norm."""
+    def _add(self, x, y, linear, post_norm, next_norm):
+        """x + linear(y), normed before the sum where the architecture has such a norm. next_norm: of the result."""
+        x_BTD = array_of(x)
         if self.config.post_norms:
-            return x_BTD + getattr(self, post_norm)(linear(y))
-        return self._products(y, [_product(linear, residual=x_BTD)])[0] if _fusible(linear) else x_BTD + linear(y)
+            return x_BTD + getattr(self, post_norm)(linear(array_of(y)))
+        if not _fusible(linear):
+            return x_BTD + linear(array_of(y))
+        next_norm = next_norm if type(next_norm) is RMSNorm else None
+        return self._products(y, [_product(linear, residual=x_BTD, next=next_norm)])[0]
 
     def attention(self, x_BTD, rope, cache, starts_B):
-        """Normed attention, its heads side by side: [B, T, N * H], before the output projection; and the cache."""
+        """Normed attention, its heads side by side: [B, T, N * H] or Prepared, before the output projection; and the cache."""
         q_BTNH, k_BTKH, v_BTKH = self._qkv(x_BTD)
         if cache is None:
             q_BTNH, k_BTKH = (apply_rope(heads, rope, self.config.rope) for heads in (q_BTNH, k_BTKH))
-            from_the_first_B = jnp.zeros(x_BTD.shape[:1], jnp.int32)
+            from_the_first_B = jnp.zeros(q_BTNH.shape[:1], jnp.int32)
             out_BTNH = causal_attention(q_BTNH, LayerCache.of(k_BTKH, v_BTKH), from_the_first_B)
-            return out_BTNH.reshape(*x_BTD.shape[:2], -1), None
-        q_BTNH, cache = rotate_and_store(q_BTNH, k_BTKH, v_BTKH, rope, self.config.rope, cache, starts_B)
-        out_BTNH = causal_attention(q_BTNH, cache, starts_B)
-        return out_BTNH.reshape(*x_BTD.shape[:2], -1), cache
+            return out_BTNH.reshape(*q_BTNH.shape[:2], -1), None
+        return attend_to_new(q_BTNH, k_BTKH, v_BTKH, rope, self.config.rope, cache, starts_B, mode=self.activations)
 
     def _qkv(self, x_BTD):
         config = self.config
@@ -121,8 +129,8 @@ class Block(nnx.Module):
         """The hidden layer of the feed-forward, [B, T, F]."""
         if self.config.fused_gate_up:
             return silu_gate(*jnp.split(self._linears(x_BTD, [self.ffn_up], self.ffn_norm)[0], 2, axis=-1))
-        if _fusible(self.ffn_gate, self.ffn_up):
-            return self._products(x_BTD, [Product(self.ffn_gate.kernel, self.ffn_up.kernel)], self.ffn_norm)[0]
+        if _fusible(self.ffn_gate, self.ffn_up, norm=self.ffn_norm):
+            return self._products(x_BTD, [Product(self.ffn_gate.kernel, self.ffn_up.kernel, next=AS_IT_IS)], self.ffn_norm)[0]
         return silu_gate(*self._linears(x_BTD, [self.ffn_gate, self.ffn_up], self.ffn_norm))
 
     def _experts(self, x_TD):
@@ -135,13 +143,20 @@ class Block(nnx.Module):
         return out_TD
 
 
-def _fusible(*linears) -> bool:
+def _run(block, x_BTD, rope, layer, starts_B, next_norm):
+    """A block; one that a user put there takes and gives arrays."""
+    if type(block) is Block:
+        return once(block, x_BTD, rope, layer, starts_B, next_norm)
+    return block(array_of(x_BTD), rope, layer, starts_B)
+
+
+def _fusible(*linears, norm=None) -> bool:
     """Whether these are what this file made them: a user may have put others in their place, say `nnx.LoRA`."""
-    return all(type(linear) is Linear for linear in linears)
+    return all(type(linear) is Linear for linear in linears) and type(norm) in (RMSNorm, type(None))
 
 
-def _product(linear: Linear, residual=None) -> Product:
-    return Product(linear.kernel, bias=linear.bias, residual=residual)
+def _product(linear: Linear, residual=None, next=None) -> Product:
+    return Product(linear.kernel, bias=linear.bias, residual=residual, next=next)
 
 
 def _norm(config: DecoderConfig, width: int) -> RMSNorm:
@@ -185,18 +200,22 @@ class Decoder(nnx.Module):
         rope = rope_table(slots_BT if positions_BT is None else positions_BT, self.config.rope)
 
         x_BTD, layers = self.token_embd(tokens_BT, self.dtype), []
-        for block, layer in zip(self.blk, cache.layers if cache else [None] * len(self.blk)):
-            x_BTD, layer = once(block, x_BTD, rope, layer, starts_B)
+        norms = [getattr(block, "attn_norm", None) for block in self.blk[1:]] + [self.output_norm]
+        for block, layer, next_norm in zip(self.blk, cache.layers if cache else [None] * len(self.blk), norms):
+            x_BTD, layer = _run(block, x_BTD, rope, layer, starts_B, next_norm)
             layers.append(layer)
 
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)
-        if last_only:
-            x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
+        if last_only and T == 1 and isinstance(x_BTD, Prepared):
+            x_BTD = x_BTD.last_token()
+        elif last_only:
+            x_BTD = jnp.take_along_axis(array_of(x_BTD), (added_B - 1)[:, None, None], axis=1)[:, 0]
         return self._head(x_BTD), cache and Cache(tuple(layers), starts_B + added_B)
 
     def _head(self, x):
-        if self.output is not None and not _fusible(self.output):
-            return self.output(self.output_norm(x)).astype(jnp.float32)
+        if not _fusible(*[] if self.output is None else [self.output], norm=self.output_norm):
+            x = self.output_norm(array_of(x))
+            return (x @ self.token_embd.embedding.get_value().T if self.output is None else self.output(x)).astype(jnp.float32)
         product = Product(self.token_embd.embedding.get_value().T) if self.output is None else _product(self.output)
         return products(x, [product], norm=self.output_norm, dtype=jnp.float32, activations=self.activations)[0]
 

@@ -18,7 +18,7 @@ from rocmforge_jax.quant import QTensor, kernels, native
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """name: a tensor of the file, or "attention". kind: its type, or a dtype. operation: "few rows" (up to 8, or 16 in float32), "many
+    """name: a tensor of the file, or "attention". kind: its type, or a dtype. operation: "few rows" (up to 3, or 16 in float32), "many
     rows" or "product"; of attention, "one token" or "many tokens". implementation: "triton", "native" (C++, on CPUs) or "xla". why:
     what the kernel does, or why there is none."""
 

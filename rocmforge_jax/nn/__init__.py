@@ -1,28 +1,34 @@
 """Flax NNX building blocks of language models. They know no architecture and no file."""
 
-from rocmforge_jax.nn.attention import attend, causal_attention, causal_mask, dot_product_attention, validate_attention_dims
+from rocmforge_jax.nn.attention import (
+    attend, attend_to_new, causal_attention, causal_mask, dot_product_attention, validate_attention_dims,
+)  # fmt: skip
 from rocmforge_jax.nn.cache import Cache, LayerCache
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.linear import Embedding, Linear
 from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import Experts, ScalarGate, mixture, route
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
-from rocmforge_jax.nn.products import Product, products
+from rocmforge_jax.nn.prepared import Prepared, array_of
+from rocmforge_jax.nn.products import AS_IT_IS, Product, products
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
-from rocmforge_jax.nn.store import rotate_and_store
 
 __all__ = [
+    "AS_IT_IS",
     "Cache",
     "Embedding",
     "Experts",
     "LayerCache",
     "Linear",
+    "Prepared",
     "Product",
     "RMSNorm",
     "RopeConfig",
     "ScalarGate",
     "apply_rope",
+    "array_of",
     "attend",
+    "attend_to_new",
     "causal_attention",
     "causal_mask",
     "dot_product_attention",
@@ -31,7 +37,6 @@ __all__ = [
     "products",
     "rms_norm",
     "rope_table",
-    "rotate_and_store",
     "route",
     "silu_gate",
     "swiglu",

@@ -6,10 +6,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention.api import decode_attention, prefill_attention
+from pallas_kernels.attention.api import NewTokens, decode_attention, prefill_attention
 from pallas_kernels.native import attention as native_attention
+from pallas_kernels.packing import GROUP
+from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.targets import Target
 from rocmforge_jax.nn.cache import LayerCache
+from rocmforge_jax.nn.prepared import Prepared
+from rocmforge_jax.nn.rope import RopeConfig, rope_table
+from rocmforge_jax.nn.store import rotate_and_store
 from rocmforge_jax.quant import kernels, native
 
 #: XLA addresses arrays with 32-bit elements counts in places; no operand of attention may have more elements.
@@ -50,6 +55,65 @@ def causal_attention(q_BTNH, cache: LayerCache, starts_B, *, implementation: str
     """
     implementations = {"triton": _causal_triton, "native": _causal_native, "xla": _causal_xla}
     return kernels.dispatch(implementations, implementation, q_BTNH, cache, starts_B)
+
+
+def attend_to_new(
+    q_BTNH, k_BTKH, v_BTKH, table, rope: RopeConfig, cache: LayerCache, starts_B, *, mode: str, implementation: str | None = None
+) -> tuple[Prepared, LayerCache]:
+    """T new tokens enter the cache at slots starts_B[b] on, rotated, and attend to it -> (attention [B, T, N * H], the cache with them).
+
+    table: `rope_table` of their positions. mode: of the activations of the product that follows, for which a kernel prepares the result.
+    implementation: None, "triton" (one token of each sequence: all in two launches), "native" (C++, on CPUs) or "xla", as for
+    `quant.matmul`. Differentiable.
+    """
+    if rope.width > q_BTNH.shape[-1]:
+        raise ValueError(f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}")
+    implementations = {"triton": _new_triton} | {name: functools.partial(_in_two_steps, name) for name in ("native", "xla")}
+    operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B
+    (out_BTNH, found), cache = kernels.dispatch(implementations, implementation, rope, mode, *operands)
+    return Prepared(out_BTNH.reshape(*out_BTNH.shape[:2], -1), found), cache
+
+
+def _in_two_steps(name, rope, mode, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+    stored_by = "xla" if name == "triton" else name
+    q_BTNH, cache = rotate_and_store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B, implementation=stored_by)
+    return (causal_attention(q_BTNH, cache, starts_B, implementation=name), None), cache
+
+
+def _new_triton(rope, mode, q_BTNH, *operands):
+    (B, T, N, H), cache = q_BTNH.shape, operands[3]
+    if T > 1:
+        return _in_two_steps("triton", rope, mode, q_BTNH, *operands)
+    target = kernel_target(False, N // cache.keys.shape[1], H, cache.keys.dtype)
+    prepares = B <= kernels.few_rows_limit(q_BTNH.dtype) and H % GROUP == 0
+    return kernels.differentiable(_NewToken(rope, target, mode if prepares else None), q_BTNH, *operands)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewToken:
+    """The kernels as a function, and plain XLA's. mode: None, or of the Activations that are wanted as well."""
+
+    rope: RopeConfig
+    target: Target
+    mode: str | None
+
+    def __call__(self, *operands):
+        return _new_token_kernel(self.rope.interleaved, self.target, self.mode, *operands)
+
+    def plain(self, *operands):
+        (out, _), cache = _in_two_steps("xla", self.rope, self.mode, *operands)
+        return (out, None if self.mode is None else quantize_reference(out.reshape(len(out), -1), self.mode)), cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _new_token_kernel(interleaved, target, mode, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+    q_BNH, *new = (a[:, 0] for a in (q_BTNH, k_BTKH, v_BTKH, *table))
+    out, keys, values = decode_attention(
+        q_BNH, cache.keys, cache.values, starts_B + 1, scale=q_BNH.shape[-1] ** -0.5, target=target, activations=mode,
+        new=NewTokens(*new, interleaved),
+    )  # fmt: skip
+    out, found = (out, None) if mode is None else out
+    return (out[:, None], found), LayerCache(keys, values)
 
 
 def _causal_xla(q_BTNH, cache, starts_B):
@@ -109,15 +173,21 @@ def _causal_kernel(target, q_BTNH, cache, starts_B):
 
 
 def _kernel_error(several, group, width, dtype, target):
-    """Relative error of a kernel on a small random cache."""
+    """Relative error of a kernel on a small random cache; of one token, of what it does with a new one as well."""
     T, K, S = (5 if several else 1), 2, 100
-    q, keys, values = (
+    q, keys, values, k, v = (
         jax.random.normal(jax.random.key(i), shape, dtype)
-        for i, shape in enumerate(((1, T, K * group, width), (1, K, width, S), (1, K, S, width)))
+        for i, shape in enumerate(((1, T, K * group, width), (1, K, width, S), (1, K, S, width), (1, T, K, width), (1, T, K, width)))
     )
     cache, starts = LayerCache(keys, values), jnp.array([70], jnp.int32)
-    out, exact = (f(q, cache, starts).astype(jnp.float32) for f in (functools.partial(_causal_kernel, target), _causal_xla))
-    return jnp.linalg.norm(out - exact) / jnp.linalg.norm(exact)
+    pairs = [(_causal_kernel(target, q, cache, starts), _causal_xla(q, cache, starts))]
+    if not several:
+        rope = RopeConfig(width // 2 * 2)
+        operands = q, k, v, rope_table(starts[:, None], rope), cache, starts
+        found, exact = _new_token_kernel(rope.interleaved, target, None, *operands), _in_two_steps("xla", rope, None, *operands)
+        pairs += zip(jax.tree.leaves(found), jax.tree.leaves(exact))
+    norm = lambda a: jnp.linalg.norm(a.astype(jnp.float32))
+    return jnp.stack([norm(a - b) / norm(b) for a, b in pairs]).max()
 
 
 def dot_product_attention(q, k, v, mask=None, *, scale: float | None = None):

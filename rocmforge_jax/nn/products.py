@@ -1,4 +1,4 @@
-"""Several products of one input, with what comes before and after them: two launches where there are kernels, one call of C++."""
+"""Several products of one input, with what comes before and after them: one or two launches where there are kernels, one call of C++."""
 
 import dataclasses
 import functools
@@ -9,49 +9,63 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.packing import GROUP
+from pallas_kernels.qmatmul import api
+from pallas_kernels.qmatmul.activations import Activations, quantize_reference
 from pallas_kernels.targets import Target
 from rocmforge_jax import quant
 from rocmforge_jax.nn.mlp import silu_gate
-from rocmforge_jax.nn.norm import rms_norm
+from rocmforge_jax.nn.norm import RMSNorm, rms_norm
+from rocmforge_jax.nn.prepared import Prepared
 from rocmforge_jax.quant import kernels, native
 from rocmforge_jax.quant.qtensor import value_of
+
+#: As `next` of a product: its output goes into products without an RMSNorm.
+AS_IT_IS = "as it is"
 
 
 class Product(NamedTuple):
     """One output: x @ weight, or silu(x @ weight) * (x @ up) where there is an `up`; then + bias (out,), then + residual [..., out].
 
-    weight, up: (in, out), arrays or quantised.
+    weight, up: (in, out), arrays or quantised. next: the RMSNorm that the output goes through next, or AS_IT_IS: the output comes as a
+    `Prepared`.
     """
 
     weight: object
     up: object = None
     bias: object = None
     residual: jax.Array | None = None
+    next: RMSNorm | str | None = None
 
 
 def products(
-    x,
+    x: jax.Array | Prepared,
     wanted: Sequence[Product],
     *,
     norm=None,
     dtype=None,
     activations: str = quant.DEFAULT_MODE,
     implementation: str | None = None,
-) -> list[jax.Array]:
+) -> list[jax.Array | Prepared]:
     """The outputs [..., out] of one x [..., in], in `dtype` (default x's). norm: an RMSNorm that x goes through first, or None.
 
     activations, implementation: as for `quant.matmul`. Differentiable in everything but quantised weights.
     """
+    x = x if isinstance(x, Prepared) else Prepared(x)
     wanted = [Product(*map(value_of, product)) for product in wanted]
-    normed_by = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
-    dtype = jnp.dtype(dtype or x.dtype)
+    dtype = jnp.dtype(dtype or x.array.dtype)
     for each in kernels.order() if implementation is None else (implementation,):
         try:
             if each in _FUSED:
-                return _FUSED[each](x, wanted, *normed_by, dtype, activations)
+                return _FUSED[each](x, wanted, norm, dtype, activations)
         except NotImplementedError:  # many rows, say: product by product, each as it can
             pass
-    return _one_by_one(x, wanted, *normed_by, dtype, activations, implementation)
+    outputs = _one_by_one(x.array, wanted, *_scale_of(norm), dtype, activations, implementation)
+    return [y if product.next is None else Prepared(y) for y, product in zip(outputs, wanted)]
+
+
+def _scale_of(norm):
+    return (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
 
 
 def _one_by_one(x, wanted, scale, epsilon, dtype, activations, implementation):
@@ -67,33 +81,50 @@ def _one_by_one(x, wanted, scale, epsilon, dtype, activations, implementation):
     return list(map(one, wanted))
 
 
-def _fused(x, wanted, scale, epsilon, dtype, mode):
+def _fused(x, wanted, norm, dtype, mode):
     """The same in kernels. NotImplementedError, with the reason, for what they cannot do."""
-    weights = [weight for product in wanted for weight in (product.weight, product.up) if weight is not None]
-    target = kernels.target_of(*weights, mode=mode)
-    if not all(weight.transposed for weight in weights):
+    target = kernels.target_of(*_weights(wanted), mode=mode)
+    if not all(weight.transposed for weight in _weights(wanted)):
         raise NotImplementedError("a weight is seen as it is stored, the kernel multiplies with its transpose")
-    if not 0 < (rows := math.prod(x.shape[:-1])) <= (most := kernels.few_rows_limit(x.dtype)):
+    if not 0 < (rows := math.prod(x.array.shape[:-1])) <= (most := kernels.few_rows_limit(x.array.dtype)):
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {most}")
-    return _in_rows(_Fused(epsilon, dtype, mode, target), x, scale, wanted)
+    return _in_rows(_Fused, target, x, wanted, norm, dtype, mode)
 
 
-def _native(x, wanted, scale, epsilon, dtype, mode):
+def _native(x, wanted, norm, dtype, mode):
     """The same in one call of C++, any number of rows."""
-    weights = [weight for product in wanted for weight in (product.weight, product.up) if weight is not None]
-    native.require(*weights, mode=mode, rows=math.prod(x.shape[:-1]))
-    return _in_rows(_Native(epsilon, dtype, mode), x, scale, wanted)
+    native.require(*_weights(wanted), mode=mode, rows=math.prod(x.array.shape[:-1]))
+    return _in_rows(_Native, None, x, wanted, norm, dtype, mode)
 
 
 _FUSED = {"triton": _fused, "native": _native}
 
 
-def _in_rows(kernel, x, scale, wanted):
-    """A kernel that takes matrices."""
+def _weights(wanted):
+    return [weight for product in wanted for weight in (product.weight, product.up) if weight is not None]
+
+
+def _in_rows(kind, target, x, wanted, norm, dtype, mode):
+    """A kernel that takes matrices. Without a target, in C++, it prepares nothing."""
     flat = lambda a: None if a is None else a.reshape(-1, a.shape[-1])
-    wanted = [product._replace(residual=flat(product.residual)) for product in wanted]
-    outputs = kernels.differentiable(kernel, flat(x), scale, wanted)
-    return [output.reshape(*x.shape[:-1], -1) for output in outputs]
+    (scale, epsilon), rows = _scale_of(norm), flat(x.array).shape[0]
+    jobs = [product._replace(residual=flat(product.residual), next=_next(product, rows) if target else None) for product in wanted]
+    kernel = kind(epsilon, dtype, mode, target)
+    outputs = kernels.differentiable(kernel, flat(x.array), x.for_products(norm, mode), scale, jobs)
+    return [_output(output, product, x.array.shape[:-1]) for output, product in zip(outputs, wanted)]
+
+
+def _next(product, rows: int) -> api.Next | None:
+    """What the kernel is to make of an output, where that is whole groups. Its tile is one for one row."""
+    if product.next is None or rows > 1 or product.weight.shape[1] % GROUP:
+        return None
+    return api.Next() if product.next == AS_IT_IS else api.Next(product.next.scale.get_value(), product.next.epsilon)
+
+
+def _output(output, product, lead):
+    y, found = output if isinstance(output, tuple) else (output, None)
+    y = y.reshape(*lead, -1)
+    return y if product.next is None else Prepared(y, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,26 +134,31 @@ class _Fused:
     epsilon: float
     dtype: jnp.dtype
     mode: str
-    target: Target | None = None
+    target: Target | None
 
-    def __call__(self, x, scale, wanted):
-        jobs = list(map(_job, wanted))
-        return list(kernels.few_rows(x, jobs, mode=self.mode, dtype=self.dtype, target=self.target, norm=scale, epsilon=self.epsilon))
+    def __call__(self, x, ready: Activations | None, scale, wanted):
+        how = dict(mode=self.mode, dtype=self.dtype, target=self.target)
+        x, norm = (x, dict(norm=scale, epsilon=self.epsilon)) if ready is None else (ready, {})
+        return kernels.few_rows(x, list(map(_job, wanted)), **how, **norm)
 
-    def plain(self, x, scale, wanted):
-        return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, None)
+    def plain(self, x, ready, scale, wanted):
+        outputs = _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, None)
+        return [y if product.next is None else (y, self._activations(y, product.next)) for y, product in zip(outputs, wanted)]
+
+    def _activations(self, y, next):
+        return quantize_reference(y, self.mode, norm=next.norm, epsilon=next.epsilon)
 
 
 class _Native(_Fused):
     """The products in C++ likewise."""
 
-    def __call__(self, x, scale, wanted):
+    def __call__(self, x, _, scale, wanted):
         return native.multiply(x, list(map(_job, wanted)), mode=self.mode, dtype=self.dtype, norm=scale, epsilon=self.epsilon)
 
-    def plain(self, x, scale, wanted):
+    def plain(self, x, _, scale, wanted):
         return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, "xla")
 
 
 def _job(product):
     weights = [weight for weight in (product.weight, product.up) if weight is not None]
-    return kernels.Product(tuple(map(kernels.as_weight, weights)), product.bias, product.residual)
+    return api.Product(tuple(map(kernels.as_weight, weights)), product.bias, product.residual, product.next)

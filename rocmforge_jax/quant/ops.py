@@ -57,7 +57,9 @@ def matmul(x, weight, *, dtype=None, activations: str = kernels.DEFAULT_MODE, im
 
     weight: a QTensor, a QParam or an array. A quantised weight is never written out dense for up to eight rows of x.
     activations: what a kernel for few rows, or the products in C++, turn x into, "int16" (relative error 1e-4), "int8" (8e-3) or
-    "float" (1e-6, which on CPUs is plain XLA's); plain XLA always computes with x itself. Differentiable in x; the weight is a constant.
+    "float" (1e-6, which on CPUs is plain XLA's); plain XLA always computes with x itself. On GPUs few rows are up to 16, or up to 3 of
+    bfloat16 and float16: more go to the matrix units, for which the weight is rounded to x's type (2e-3, 2e-4). Differentiable in x; the
+    weight is a constant.
     """
     x, weight = jnp.asarray(x), value_of(weight)
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
@@ -68,13 +70,14 @@ def matmul(x, weight, *, dtype=None, activations: str = kernels.DEFAULT_MODE, im
         raise ValueError(f"no implementation {implementation!r} here; there are triton, native, xla")
     if not isinstance(weight, QTensor):
         return jnp.matmul(x, weight.astype(x.dtype), precision="highest", preferred_element_type=jnp.float32).astype(dtype or x.dtype)
+    dtype = jnp.dtype(dtype or x.dtype)
     products = {
-        "triton": lambda x: _matmul(x, weight, activations),
-        "native": lambda x: _matmul(x, weight, f"native {activations}"),
-        "xla": lambda x: _matmul(x, weight, "xla"),
+        "triton": lambda x: _matmul(x, weight, activations, dtype),
+        "native": lambda x: _matmul(x, weight, f"native {activations}", dtype),
+        "xla": lambda x: _matmul(x, weight, "xla", dtype),
     }
     flat = kernels.dispatch(products, implementation, x.reshape(-1, x.shape[-1]))
-    return flat.astype(dtype or x.dtype).reshape(*x.shape[:-1], weight.shape[-1])
+    return flat.astype(dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
 
 def expert_matmul(
@@ -91,14 +94,17 @@ def expert_matmul(
     return matmul(x, one, dtype=dtype, activations=activations, implementation=implementation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul(x, w, how):
-    """x [M, in] @ w -> [M, out] in float32. how: "xla", or the mode of a kernel's activations, after "native " for the products in C++."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _matmul(x, w, how, dtype):
+    """x [M, in] @ w -> [M, out] in float32, or in `dtype` where that saves a pass.
+
+    how: "xla", or the mode of a kernel's activations, after "native " for the products in C++.
+    """
     if how == "xla":
         return _matmul_xla(x, w)
     if how.startswith("native "):
         return _matmul_native(x, w, how.removeprefix("native "))
-    return _matmul_triton(x, w, how)
+    return _matmul_triton(x, w, how, dtype)
 
 
 def _matmul_xla(x, w):
@@ -106,16 +112,19 @@ def _matmul_xla(x, w):
     return module.matmul(x, w) if w.transposed else module.matmul_transposed(x, w)
 
 
-def _matmul_triton(x, w, mode):
+def _matmul_triton(x, w, mode, dtype):
     target = kernels.target_of(w, mode=mode)
-    if w.transposed and 0 < x.shape[0] <= kernels.FEW_ROWS:
+    if w.transposed and 0 < x.shape[0] <= kernels.few_rows_limit(x.dtype):
         product = kernels.Product((kernels.as_weight(w),))
-        return kernels.few_rows(x, [product], mode=mode, dtype=jnp.float32, target=target)[0]
+        return kernels.few_rows(x, [product], mode=mode, dtype=dtype, target=target)[0]
     if w.transposed and x.shape[0] <= kernels.PACKED_ROWS and x.dtype.itemsize == 2:
         return kernels.many_rows(x, w, target)
-    dense_NK = kernels.dequantize(w, x.dtype, target)
+    # Behind a barrier: products of one x would be merged, which writes their dense weights out a second time, side by side.
+    x, dense_NK = jax.lax.optimization_barrier((x, kernels.dequantize(w, x.dtype, target)))
     dense = dense_NK.T if w.transposed else dense_NK
-    return jnp.matmul(x, dense, precision="highest", preferred_element_type=jnp.float32)
+    # The matrix units sum in float32 whatever they give.
+    given = x.dtype if x.dtype == dtype else jnp.float32
+    return jnp.matmul(x, dense, precision="highest", preferred_element_type=given)
 
 
 def _matmul_native(x, w, mode):
@@ -123,14 +132,14 @@ def _matmul_native(x, w, mode):
     return native.multiply(x, [kernels.Product((kernels.as_weight(w),))], mode=mode, dtype=jnp.float32)[0]
 
 
-def _matmul_forward(x, w, how):
-    return _matmul(x, w, how), (w, jnp.zeros((0,), x.dtype))
+def _matmul_forward(x, w, how, dtype):
+    return _matmul(x, w, how, dtype), (w, jnp.zeros((0,), x.dtype))
 
 
-def _matmul_backward(how, residuals, gradient):
+def _matmul_backward(how, dtype, residuals, gradient):
     w, like = residuals
     how = "xla" if how.startswith("native ") else how  # which multiplies with no weight as it is stored
-    return _matmul(gradient, w.T, how).astype(like.dtype), None
+    return _matmul(gradient, w.T, how, like.dtype).astype(like.dtype), None
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -10,6 +10,8 @@ import pytest
 
 from pallas_kernels.attention import blocks, decode_attention, prefill_attention
 from pallas_kernels.attention.blocks import Blocks
+from pallas_kernels.attention.decode import NewTokens
+from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.targets import INTERPRET, Target
 
 pytestmark = pytest.mark.core
@@ -104,6 +106,83 @@ def test_decode_in_any_number_of_shares(programs, operands, distance):
     q, keys, values = operands(2, 1, 2, 1, 32, 75)
     out = decoded(q, keys, values, [75, 18], scale=0.2, blocks=Blocks(16, rows=16, threads=64, programs=programs))
     assert distance(out, truth(q, keys, values, [74, 17], scale=0.2)) < 1e-6
+
+
+def rotated(heads_BNH, cos_BR, sin_BR, interleaved):
+    """In float64."""
+    heads, R = np.asarray(heads_BNH).astype(np.float64), cos_BR.shape[1]
+    first, second = (slice(0, 2 * R, 2), slice(1, 2 * R, 2)) if interleaved else (slice(0, R), slice(R, 2 * R))
+    a, b, out, cos, sin = heads[..., first], heads[..., second], heads.copy(), np.float64(cos_BR)[:, None], np.float64(sin_BR)[:, None]
+    out[..., first], out[..., second] = a * cos - b * sin, b * cos + a * sin
+    return out
+
+
+@pytest.mark.parametrize(
+    ("N", "K", "H", "R", "interleaved", "options"),
+    [(4, 2, 64, 32, True, "plain"), (7, 1, 80, 20, False, "window-20"), (6, 2, 32, 16, True, "all"), (20, 1, 40, 10, False, "window-1")],
+)
+def test_decode_of_new_tokens(N, K, H, R, interleaved, options, operands, normal, distance):
+    """They are rotated, attended to and stored; nothing else of the caches changes. At the first slot, borders of blocks, the last slot."""
+    slots = np.array([0, 1, 15, 16, 31, 79])
+    B, settings = len(slots), dict(scale=H**-0.5, **with_sinks(OPTIONS[options], N, normal))
+    q, keys, values = operands(B, 1, N, K, H, 80)
+    k, v, angles = normal(B, K, H, seed=5), normal(B, K, H, seed=6), normal(B, R, seed=7)
+    new = NewTokens(k, v, np.cos(angles), np.sin(angles), interleaved)
+    dirty = jnp.where((np.arange(80) >= slots[:, None])[:, None, :, None], jnp.nan, values)  # from the new token's slot on
+
+    call = lambda q, keys, values, lengths, *arrays: decode_attention(
+        q, keys, values, lengths, new=NewTokens(*arrays, interleaved), target=INTERPRET, blocks=SMALL, **settings
+    )
+    out, found_keys, found_values = jax.jit(call)(q[:, 0], keys, dirty, jnp.int32(slots + 1), *new.arrays)
+    turn = lambda heads: rotated(heads, new.cos_BR, new.sin_BR, interleaved)
+    all_keys, all_values = np.array(keys), np.array(values)
+    for b, slot in enumerate(slots):
+        all_keys[b, :, :, slot], all_values[b, :, slot] = turn(k)[b], v[b]
+    assert distance(out[:, None], truth(turn(q[:, 0])[:, None], all_keys, all_values, slots, **settings)) < 1e-6
+    np.testing.assert_allclose(found_keys, all_keys, atol=1e-6)
+    for b, slot in enumerate(slots):
+        np.testing.assert_array_equal(found_values[b, :, : slot + 1], all_values[b, :, : slot + 1])
+
+
+def test_a_new_token_beyond_the_cache_is_not_stored(operands):
+    q, keys, values = operands(1, 1, 2, 1, 32, 20)
+    ones = jnp.ones((1, 1, 32), jnp.float32)
+    new = NewTokens(ones, ones, jnp.ones((1, 8)), jnp.zeros((1, 8)), True)
+    _, found_keys, found_values = jax.jit(
+        lambda q, keys, values, lengths: decode_attention(q, keys, values, lengths, new=new, scale=0.1, target=INTERPRET)
+    )(q[:, 0], keys, values, jnp.int32([21]))
+    np.testing.assert_array_equal(found_keys, keys)
+    np.testing.assert_array_equal(found_values, values)
+
+
+def test_new_tokens_that_do_not_fit():
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    call = lambda k, cos, sin: jax.eval_shape(
+        lambda q, keys, values, lengths, *arrays: decode_attention(
+            q, keys, values, lengths, scale=0.1, target=INTERPRET, new=NewTokens(arrays[0], arrays[0], *arrays[1:], True)
+        ), *shapes(), k, cos, sin,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"k_BKH of the new tokens is \[2, 4, 64\], the cache needs \[2, 2, 64\]"):
+        call(of(2, 4, 64), of(2, 8), of(2, 8))
+    for angles in ((of(2, 8), of(2, 7)), (of(1, 8), of(1, 8)), (of(2, 33), of(2, 33))):
+        with pytest.raises(ValueError, match="angles of .* for 2 sequences with heads of 64"):
+            call(of(2, 2, 64), *angles)
+    with pytest.raises(NotImplementedError, match="only the kernels give Activations and take new tokens"):
+        decode_shapes(shapes(), implementation="xla", activations="int16")
+
+
+@pytest.mark.parametrize("mode", ["int16", "float"])
+def test_what_decode_gives_to_products(mode, operands, distance):
+    q, keys, values = operands(2, 1, 6, 2, 64, 80)
+    plain = decoded(q, keys, values, [80, 18], scale=0.125)
+    call = lambda q, keys, values, lengths: decode_attention(q, keys, values, lengths, scale=0.125, target=INTERPRET, activations=mode)
+    out, found = jax.jit(call)(q[:, 0], keys, values, jnp.int32([80, 18]))
+    np.testing.assert_array_equal(out, plain[:, 0])
+    expected = quantize_reference(out.reshape(2, -1), mode)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    with pytest.raises(NotImplementedError, match="heads of 80, only multiples of 32 can be quantised"):
+        decode_shapes(shapes(q=(2, 4, 80), keys=(2, 2, 80, 32), values=(2, 2, 32, 80)), activations="int16")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

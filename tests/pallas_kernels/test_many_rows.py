@@ -1,6 +1,7 @@
 """Products of tens of rows with packed weights, in Pallas's interpreter, against float64 NumPy products with ggml's values."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from pallas_kernels.samples import random_planes
 from pallas_kernels.targets import INTERPRET
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
-from tests.pallas_kernels.conftest import GPUS, lowered_to_triton
+from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, lowered_to_triton
 
 pytestmark = pytest.mark.core
 
@@ -36,14 +37,41 @@ def check(matrix, normal, distance):
     return check
 
 
-def tile(rows=16, groups=16, batch=16, splits=1):
-    return MatrixTile(rows=rows, groups=groups, batch=batch, splits=splits, warps=4)
+def tile(rows=16, groups=16, batch=16, **how):
+    return MatrixTile(rows=rows, groups=groups, batch=batch, warps=4, **how)
 
 
-@pytest.mark.parametrize("name", ["Q5_1", "Q8_0", "Q2_K", "Q6_K", "NVFP4"])
-def test_types_of_every_kind(name, check):
+@pytest.mark.parametrize("name", PACKED_TYPES)
+def test_every_type(name, check):
     """Neither rows nor outputs nor groups fill their tiles."""
     check(name, 21, 3, 9, tile())
+
+
+@pytest.mark.parametrize("name", ["Q5_0", "Q6_K"])
+def test_float16_keeps_more_of_each_value(name, check):
+    check(name, 21, 5, 64, tile(groups=4, batch=32), jnp.float16)
+
+
+@pytest.mark.parametrize(("groups", "lanes", "run"), [(4, 1, 32), (8, 2, 8), (4, 4, 4), (8, 4, 1)])
+def test_orders_of_the_inputs(groups, lanes, run, check):
+    """As the matrix units of several GPUs take them; a tile lies within the groups that share a scale, or holds several of these."""
+    check("Q2_K", 9, 2, 3, tile(groups=groups, lanes=lanes, run=run))
+
+
+@pytest.mark.parametrize("name", PACKED_TYPES)
+def test_what_is_taken_off_a_code_is_exact(name):
+    """Times a scale it has at most 24 bits, so that a fused multiply-add of the code that is too large rounds once."""
+    packing = groups.packing(formats.get(name))
+    signed = packing.table is not None or packing.bits == 8
+    bits, offset = (8, 128) if signed else (packing.bits, packing.offset)
+    bits_of_scale = {"d": 11, "int8": 18 if name == "Q6_K" else 16, "e4m3": 4}
+    for position, byte in itertools.product(range(8), range(4)):
+        place = many_rows.place(packing, signed, position, byte)
+        assert 0 <= place <= 23 - bits
+        if packing.minimum or packing.scale == "e8m0":
+            continue  # taken off before it is multiplied
+        above = 2 ** (23 - place) + offset
+        assert (above // (above & -above)).bit_length() + bits_of_scale[packing.scale] <= 24
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.qmatmul import activations, few_rows
-from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, multiply
+from pallas_kernels.qmatmul.api import FEW_ROWS, Next, Product, Weight, multiply
 from pallas_kernels.qmatmul.blocks import Tile
 from pallas_kernels.samples import random_planes
 from pallas_kernels.targets import INTERPRET
@@ -29,14 +29,14 @@ FLOAT32 = 1e-6
 #: weights is off by as much; one with few outputs, or weights of one sign, by chance by more.
 ERRORS = {"int16": 1e-4, "int8": 8e-3, "float": FLOAT32}
 #: Programs of few rows and groups: small matrices have many.
-SMALL = Tile(rows=2, groups=4, batch=2)
+SMALL = Tile(rows=2, groups=4, batch=2, spread=2)
 
 
 @functools.partial(jax.jit, static_argnames=("packing", "mode", "tile", "dtype"))
 def _run(x, planes, packing, mode, tile=None, dtype=jnp.float32):
     acts = activations.quantize(x, mode, target=INTERPRET)
     job = few_rows.Job((packing,), planes["codes"].shape[0])
-    (y,) = few_rows.multiply(acts, [job], [[planes]], [None], [None], dtype, INTERPRET, tile)
+    ((y, _),) = few_rows.multiply(acts, [job], [few_rows.Operands([planes])], dtype, INTERPRET, tile)
     return acts, y
 
 
@@ -58,8 +58,12 @@ def integers(acts):
 def numbers(acts):
     """What activations stand for, float64 [M, K]."""
     if acts.mode == "float":
-        return np.moveaxis(np.float64(acts.words)[:, 0], 1, 2).reshape(acts.rows, -1)
-    return (integers(acts) * np.float64(acts.scale)[..., None]).reshape(acts.rows, -1)
+        unnormed = np.moveaxis(np.float64(acts.words)[:, 0], 1, 2).reshape(acts.rows, -1)
+    else:
+        unnormed = (integers(acts) * np.float64(acts.scale)[..., None]).reshape(acts.rows, -1)
+    if acts.squares is None:
+        return unnormed
+    return unnormed / np.sqrt(np.float64(acts.squares).sum(axis=1, keepdims=True) / unnormed.shape[1] + acts.epsilon)
 
 
 def off(y, x, values):
@@ -160,6 +164,51 @@ def test_several_products_of_one_normed_input(mode, matrix, normal):
     truth = g / (1 + np.exp(-g)) * u + gate_residual
     # The error of either factor is relative to itself, but for sums that cancel.
     np.testing.assert_allclose(gated, truth, rtol=1e-5, atol=FLOAT32 * np.abs(g * u).max())
+
+
+@pytest.mark.parametrize(("mode", "count", "dtype"), [("int16", 1, "bfloat16"), ("int16", 3, "float32"), ("int8", 2, "float32"), ("float", 1, "float32")])
+def test_an_output_that_goes_into_other_products(mode, count, dtype, matrix, normal):
+    """It is quantised as the kernel for that would do it, after a norm or not; and products take it."""
+    made = [matrix(*of) for of in (("Q4_0", 96, 5), ("Q5_1", 64, 5), ("Q8_0", 64, 5), ("Q5_0", 7, 3), ("Q4_0", 9, 2))]
+    (added, _), (gate, _), (up, _), (after_norm, after_norm_values), (after, after_values) = made
+    x, residual, norm = normal(count, 160), normal(count, 96, seed=1), 1 + 0.1 * normal(96)
+    how = dict(mode=mode, target=INTERPRET)
+    tile = Tile(4, 4, batch=2, spread=8)
+
+    # Weights are arguments: the interpreter would compute with constants while it compiles.
+    def run(x, norm, residual, planes):
+        with_planes = lambda weights: tuple(Weight(planes[i], w.packing) for i, w in weights)
+        wanted = [
+            Product(with_planes([(0, added)]), residual=residual, next=Next(norm, 1e-3)), Product(with_planes([(1, gate), (2, up)]), next=Next())
+        ]  # fmt: skip
+        (sum_, sum_acts), (hidden, hidden_acts) = multiply(x, wanted, dtype=jnp.dtype(dtype), tile=tile, **how)
+        alone = [activations.quantize(sum_, mode, norm=norm, epsilon=1e-3, target=INTERPRET), activations.quantize(hidden, mode, target=INTERPRET)]
+        ends = [multiply(acts, [Product(with_planes([end]))], dtype=jnp.float32, **how)[0] for acts, end in
+                ((sum_acts, (3, after_norm)), (hidden_acts, (4, after)))]  # fmt: skip
+        return (sum_acts, hidden_acts), alone, ends
+
+    found, alone, ends = jax.jit(run)(x, norm, residual, [weight.planes for weight, _ in made])
+    for acts, other, end, values in zip(found, alone, ends, (after_norm_values, after_values)):
+        assert (acts.squares is None) == (other.squares is None) and acts.epsilon == other.epsilon
+        for one, two in zip(jax.tree.leaves((acts.scale, acts.squares)), jax.tree.leaves((other.scale, other.squares))):
+            np.testing.assert_allclose(one, two, rtol=1e-6)
+        if mode != "float":
+            np.testing.assert_array_equal(acts.sums, np.moveaxis(integers(acts).reshape(count, -1, 2, 16).sum(axis=-1), 1, 2))
+            assert np.abs(integers(acts) - integers(other)).max() <= 1
+        np.testing.assert_allclose(numbers(acts), numbers(other), atol=np.float64(acts.scale).max() * 4, rtol=1e-6)
+        assert off(end, numbers(acts), values) < FLOAT32
+
+
+def test_outputs_that_are_no_whole_groups_go_into_nothing(matrix):
+    weight, _ = matrix("Q4_0", 7, 3)
+    with pytest.raises(NotImplementedError, match="7 outputs, only multiples of 32 can be quantised"):
+        multiply(jnp.zeros((1, 96)), [Product((weight,), next=Next())], mode="int16", dtype=jnp.float32, target=INTERPRET)
+    weight, _ = matrix("Q4_0", 96, 5)
+    with pytest.raises(ValueError, match="a program has 2 x 4 of 96 outputs: to be quantised they must come in groups of 32"):
+        multiply(
+            jnp.zeros((1, 160)), [Product((weight,), next=Next())], mode="int16", dtype=jnp.float32, target=INTERPRET,
+            tile=Tile(2, 4, spread=4),
+        )  # fmt: skip
 
 
 def test_the_output_is_rounded_once_to_its_dtype(matrix, normal):

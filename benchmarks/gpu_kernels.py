@@ -1,0 +1,155 @@
+"""Speed and error of each kernel on a GPU, by type and shape: `python benchmarks/gpu_kernels.py [--types Q4_0 Q6_K ...]`.
+
+A line of benchmarks/results/gpu_kernels.jsonl is one kernel at one shape: the median time of its launches in a profiler trace, bytes moved
+in that time beside the device's copy bandwidth, measured in the same run, and at the smallest shape the relative error against float32
+products with exact values. Launches take turns with several weights, 200 MB together, so that no cache holds them.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import datetime
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from gpu_models import copy_bandwidth
+from kernel_trace import launches
+
+from pallas_kernels import samples, targets
+from pallas_kernels.dequantize import kernel as dequantize_kernel
+from pallas_kernels.dequantize import reference
+from pallas_kernels.packing import Packing
+from pallas_kernels.qmatmul import activations, many_rows
+from pallas_kernels.qmatmul.api import Product, Weight, multiply
+from rocmforge_jax import formats
+from rocmforge_jax.quant import groups
+
+RESULTS = Path(__file__).parent / "results" / "gpu_kernels.jsonl"
+TYPES = tuple(name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and groups.can_hold(fmt))
+#: Outputs and inputs: of an attention projection and of a feed-forward of an 8B model; and one that is over 60 MB in every type.
+SHAPES = ((4096, 4096), (4096, 14336), (57344, 4096))
+#: Kernel -> rows of activations, 0 where there are none, and how its launches' names begin.
+KERNELS = {
+    "int16": (1, "multiply_int16"), "int8": (1, "multiply_int8"), "float": (1, "multiply_float"), "many rows": (32, "multiply_many"),
+    "dequantize": (0, "dequantize"),
+}  # fmt: skip
+BYTES, REPEATS = 200e6, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A kernel at a shape, (N, K)."""
+
+    kernel: str
+    type_name: str
+    shape: tuple[int, int]
+
+    @property
+    def packing(self) -> Packing:
+        return groups.packing(formats.get(self.type_name))
+
+    @property
+    def rows(self) -> int:
+        return KERNELS[self.kernel][0]
+
+    def planes(self, key):
+        return samples.random_planes(key, self.packing, self.shape[0], self.shape[1] // 32)
+
+    def operand(self):
+        """What a weight is multiplied with."""
+        x = jax.random.normal(jax.random.key(7), (max(self.rows, 1), self.shape[1]), jnp.bfloat16)
+        return activations.quantize(x, self.kernel, target=targets.current()) if self.kernel in activations.MODES else x
+
+    def run(self, x, planes):
+        target = targets.current()
+        if self.kernel == "dequantize":
+            return dequantize_kernel.dequantize(planes, self.packing, jnp.bfloat16, target=target)
+        if self.kernel == "many rows":
+            return many_rows.multiply(x, planes, self.packing, target=target)
+        weight = Weight(planes, self.packing)
+        return multiply(x, [Product((weight,))], mode=self.kernel, dtype=jnp.float32, target=target)[0]
+
+    def compiled(self) -> tuple:
+        """`run` and, at the smallest shape, `error`, compiled."""
+        x, planes = jax.eval_shape(self.operand), jax.eval_shape(self.planes, jax.random.key(0))
+        error = jax.jit(self.error).trace(x, planes).lower().compile() if self.shape == SHAPES[0] else None
+        return jax.jit(self.run).trace(x, planes).lower().compile(), error
+
+    def error(self, x, planes) -> float:
+        """Relative error of a result of `run`: of the values themselves, or of a product."""
+        exact = reference.dequantize(planes, self.packing)
+        if self.kernel != "dequantize":
+            dense = jax.random.normal(jax.random.key(7), (self.rows, self.shape[1]), jnp.bfloat16).astype(jnp.float32)
+            exact = jnp.dot(dense, exact.T, precision="highest")
+        return jnp.linalg.norm(self.run(x, planes).astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
+
+    def bytes(self, planes) -> int:
+        """Read and written: the weight, and where it is dequantised its values."""
+        written = 2 * self.shape[0] * self.shape[1] if self.kernel == "dequantize" else 0
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(planes)) + written
+
+
+def measure(cases: list[Case], programs: dict, bandwidth: float) -> list[dict]:
+    """Results of all kernels for one type and shape, from one trace: that takes seconds."""
+    make = jax.jit(cases[0].planes)
+    weights = [make(jax.random.key(0))]
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights[0]))
+    weights += [make(jax.random.key(i)) for i in range(1, max(2, min(24, -(-int(BYTES) // size))))]
+    operands = {case: jax.jit(case.operand)() for case in cases}
+    errors = {case: programs[case][1] for case in cases if programs[case][1]}
+    errors = {case: float(error(operands[case], weights[0])) for case, error in errors.items()}
+    run = lambda case: [programs[case][0](operands[case], planes) for planes in weights]
+    jax.block_until_ready([run(case) for case in cases])
+    times = collections.defaultdict(list)
+    for name, duration in launches([lambda case=case: run(case) for case in cases] * REPEATS):
+        times[next((kernel for kernel, (_, begins) in KERNELS.items() if name.startswith(begins)), None)].append(duration)
+    return [_result(case, statistics.median(times[case.kernel]), case.bytes(weights[0]), bandwidth, errors.get(case)) for case in cases]
+
+
+def _result(case, microseconds, moved, bandwidth, error) -> dict:
+    speed = moved / microseconds / 1e3
+    line = {"kernel": case.kernel, "type": case.type_name, "shape": case.shape, "rows": case.rows, "microseconds": microseconds}
+    return line | {"gb_per_s": speed, "share_of_copy_bandwidth": speed / bandwidth} | ({} if error is None else {"error": error})
+
+
+def compiled(cases: list[Case]) -> dict:
+    """{case: program} of those that compile; what does not is said. None is timed while another is compiled."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        futures = {case: pool.submit(case.compiled) for case in cases}
+        concurrent.futures.wait(futures.values())
+    for case, future in futures.items():
+        if future.exception():
+            print(f"{case}: {future.exception()}", file=sys.stderr)
+    return {case: future.result() for case, future in futures.items() if not future.exception()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--types", nargs="+", default=TYPES, choices=TYPES, metavar="TYPE", help="default: all that kernels read")
+    parser.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS, metavar="KERNEL", help="default: all")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to append to (default: %(default)s)")
+    options = parser.parse_args()
+    facts = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__}, "copy_gb_per_s": copy_bandwidth(),
+    }  # fmt: skip
+    cases = [Case(kernel, name, shape) for name in options.types for shape in SHAPES for kernel in options.kernels]
+    programs, by_weight = compiled(cases), collections.defaultdict(list)
+    for case in programs:
+        by_weight[case.type_name, case.shape].append(case)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    with options.results.open("a") as results:
+        for of_weight in by_weight.values():
+            for line in measure(of_weight, programs, facts["copy_gb_per_s"]):
+                print(json.dumps(facts | line), file=results, flush=True)
+                text = "{kernel:>10} {type:<7} {shape[0]:>5} x {shape[1]:<5} {microseconds:8.1f} us, {share_of_copy_bandwidth:4.2f} of a copy"
+                print(text.format(**line) + (f", error {line['error']:.1e}" if "error" in line else ""), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""An array with what a kernel made of it for the products that it goes into."""
+
+import dataclasses
+
+import jax
+
+from pallas_kernels.qmatmul.activations import Activations
+from rocmforge_jax.nn.norm import RMSNorm
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """x [..., D], and perhaps its Activations, rows flattened, for the one norm or the products that it goes into: a launch less."""
+
+    array: jax.Array
+    activations: Activations | None = None
+
+    def for_products(self, norm: RMSNorm | None, mode: str) -> Activations | None:
+        """The Activations, if they are of this mode and after such a norm, whose scale whoever made them knew."""
+        found = self.activations
+        if found is None or found.mode != mode:
+            return None
+        fits = found.squares is None if norm is None else found.squares is not None and found.epsilon == norm.epsilon
+        return found if fits else None
+
+    def last_token(self) -> "Prepared":
+        """[B, 1, D] -> [B, D]."""
+        return dataclasses.replace(self, array=self.array[:, 0])
+
+
+def array_of(x: jax.Array | Prepared) -> jax.Array:
+    """The array itself."""
+    return x.array if isinstance(x, Prepared) else x

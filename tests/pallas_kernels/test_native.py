@@ -11,7 +11,7 @@ from pallas_kernels.native import api, build
 from pallas_kernels.packing import GROUP, position_words
 from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups, native
+from rocmforge_jax.quant import groups
 from tests.pallas_kernels.conftest import PACKED_TYPES
 
 ERRORS = {"int16": 1e-4, "int8": 1.2e-2}
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compile
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library():
-    library = native.build_library()
+def library(native_folder):
+    library = build.build(native_folder)
     yield library, api.load(library)
 
 

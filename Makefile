@@ -4,6 +4,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV := .venv/$(VERSION)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NATIVE := $(VENV)/.native
 # A folder of its own: among the installed packages the plugin prints a traceback at each start without an AMD GPU.
 ROCM := $(VENV)/rocm
 
@@ -26,13 +27,13 @@ help:
 	@echo "make fuzz-atheris  the same, guided by what the reader does"
 	@echo "make clean      remove environments and what was built"
 
-demo: $(INSTALLED)
+demo: $(NATIVE)
 	$(BIN)/rocmforge-jax generate --prompt "$(PROMPT)"
 
-test: $(INSTALLED)
+test: $(NATIVE)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-core: $(INSTALLED)
+test-core: $(NATIVE)
 	$(BIN)/python -m pytest -m "core and not heavy and not gpu" $(PYTEST_ARGS)
 
 # With the machine's own Python and jax: a GPU's jax is not for this file to install.
@@ -42,7 +43,7 @@ test-gpu:
 test-rocm: $(ROCM)
 	ROCMFORGE_ROCM_PLUGIN=$(ROCM) $(BIN)/python -m pytest tests/rocm -m rocm $(ARGS)
 
-bench: $(INSTALLED)
+bench: $(NATIVE)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
 	$(BIN)/python benchmarks/table.py
 
@@ -67,6 +68,11 @@ $(INSTALLED): pyproject.toml
 	@echo "installing into $(VENV), once ..." >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --quiet --editable ".[test]"
+	@touch $@
+
+# The products in C++, in the user's cache folder; without a compiler plain XLA does the work and their tests are skipped.
+$(NATIVE): $(INSTALLED) $(wildcard pallas_kernels/native/*.cc pallas_kernels/native/*.h) pallas_kernels/native/build.py
+	@$(BIN)/rocmforge-jax build-native --if-possible >/dev/null
 	@touch $@
 
 # The compiler of the installed jax: 0.12.0 or a post-release of it for jax 0.12.0.1.

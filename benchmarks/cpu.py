@@ -28,7 +28,7 @@ from opening import processor
 
 from rocmforge_jax.cli.common import version
 from rocmforge_jax.gguf import open_gguf
-from rocmforge_jax.locate import resolve
+from rocmforge_jax.locate import cache_folder, resolve
 
 HERE = Path(__file__).parent
 RESULTS, PYTHON = HERE / "results" / "cpu.jsonl", platform.python_version()
@@ -49,6 +49,7 @@ class Worker:
     def __init__(self, package: str, path: Path, threads: int, cache: Path):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        environment.setdefault("ROCMFORGE_NATIVE_FOLDER", str(cache_folder() / "native"))  # the user's, wherever XLA's cache is
         command = [sys.executable, HERE / "cpu_workers.py", package, path, "--threads", str(threads)]
         self.name, start = f"{package} on {path.name}", time.perf_counter()
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -140,10 +141,16 @@ def measure(path: Path, packages: tuple, threads: int, repeats: int, cold: int) 
     medians = {name: {package: statistics.median(each) for package, each in both.items() if each} for name, both in samples.items()}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "model": path.name, "bytes": path.stat().st_size,
-        "device": f"{processor()}, {threads} threads", "repeats": repeats, "cold_starts": cold, "idle_share": idle,
+        "device": f"{processor()}, {threads} threads", "products": products(), "repeats": repeats, "cold_starts": cold, "idle_share": idle,
         "versions": {name: version(name) for name in ("rocmforge-jax", "jax", "jaxlib", "llama-cpp-python")} | {"python": PYTHON},
         "medians": medians, "samples": samples,
     }  # fmt: skip
+
+
+def products() -> str:
+    """What multiplies here: C++ or XLA."""
+    doctor = [sys.executable, "-m", "rocmforge_jax", "doctor", "--json"]
+    return json.loads(subprocess.run(doctor, stdout=subprocess.PIPE, check=True).stdout)["operations"]["matmul"]
 
 
 def installed() -> tuple[str, ...]:

@@ -97,7 +97,8 @@ inline Ints dots(Ints start, const Words* codes, const Block<kParts>& x, int fir
 #pragma GCC unroll 8
       for (int i = p; i < p + kRun; i++) {
         const __m256i code = (__m256i)codes[i], value = (__m256i)x.words[part][i];
-        run += (Shorts)(kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(value, code)) : _mm256_maddubs_epi16(code, value));
+        run += (Shorts)(kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(value, code))
+                                : _mm256_maddubs_epi16(code, value));
       }
       parts[part] += (Ints)_mm256_madd_epi16((__m256i)run, _mm256_set1_epi16(1));
     }
@@ -171,26 +172,32 @@ constexpr int kTile = 4;
 using Function = void (*)(const Weight&, int64_t, const char*, int64_t, float (*)[kOut]);
 
 // One for each number of rows of activations: 1, 2, 4.
-template <int kBits, bool kTable, int kHalves, bool kMinimum>
-constexpr Function kFunctions[2][3] = {
-    {block<kBits, kTable, kHalves, kMinimum, 1, 1>, block<kBits, kTable, kHalves, kMinimum, 1, 2>, block<kBits, kTable, kHalves, kMinimum, 1, 4>},
-    {block<kBits, kTable, kHalves, kMinimum, 2, 1>, block<kBits, kTable, kHalves, kMinimum, 2, 2>, block<kBits, kTable, kHalves, kMinimum, 2, 4>}};
+template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts>
+constexpr Function kOfParts[3] = {block<kBits, kTable, kHalves, kMinimum, kParts, 1>, block<kBits, kTable, kHalves, kMinimum, kParts, 2>,
+                                  block<kBits, kTable, kHalves, kMinimum, kParts, 4>};
 
-// [parts - 1][0 to 2] of the packings that there are; nullptr for others.
-const Function (*functions(const Weight& w))[3] {
+struct Functions {
+  const Function* of_parts[2];
+};
+
+template <int kBits, bool kTable, int kHalves, bool kMinimum>
+constexpr Functions kFunctions = {{kOfParts<kBits, kTable, kHalves, kMinimum, 1>, kOfParts<kBits, kTable, kHalves, kMinimum, 2>}};
+
+// Of the packings that there are; nullptr for others.
+const Functions* functions(const Weight& w) {
   const int64_t key = w.bits * 1000 + w.has_table * 100 + w.halves * 10 + w.minimum;
   switch (key) {
-    case 2010: return kFunctions<2, false, 1, false>;
-    case 2021: return kFunctions<2, false, 2, true>;
-    case 3020: return kFunctions<3, false, 2, false>;
-    case 4010: return kFunctions<4, false, 1, false>;
-    case 4011: return kFunctions<4, false, 1, true>;
-    case 4110: return kFunctions<4, true, 1, false>;
-    case 4120: return kFunctions<4, true, 2, false>;
-    case 5010: return kFunctions<5, false, 1, false>;
-    case 5011: return kFunctions<5, false, 1, true>;
-    case 6020: return kFunctions<6, false, 2, false>;
-    case 8010: return kFunctions<8, false, 1, false>;
+    case 2010: return &kFunctions<2, false, 1, false>;
+    case 2021: return &kFunctions<2, false, 2, true>;
+    case 3020: return &kFunctions<3, false, 2, false>;
+    case 4010: return &kFunctions<4, false, 1, false>;
+    case 4011: return &kFunctions<4, false, 1, true>;
+    case 4110: return &kFunctions<4, true, 1, false>;
+    case 4120: return &kFunctions<4, true, 2, false>;
+    case 5010: return &kFunctions<5, false, 1, false>;
+    case 5011: return &kFunctions<5, false, 1, true>;
+    case 6020: return &kFunctions<6, false, 2, false>;
+    case 8010: return &kFunctions<8, false, 1, false>;
   }
   return nullptr;
 }
@@ -206,7 +213,7 @@ void multiply(const Job& job, const Inputs& in, const void* tiles, int64_t m0, i
       const int64_t rows = last - row < kOut ? last - row : kOut;
       alignas(64) float y[2][kTile][kOut];
       for (int i = 0; i < job.weight_count; i++) {
-        const Function block = functions(job.weights[i])[in.parts - 1][batch / 2];
+        const Function block = functions(job.weights[i])->of_parts[in.parts - 1][batch / 2];
         for (int64_t r = 0; r < rows; r += kRows) block(job.weights[i], row + r, x, stride, (float(*)[kOut]) & y[i][0][r]);
       }
       for (int64_t b = 0; b < batch; b++)

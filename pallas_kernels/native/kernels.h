@@ -39,9 +39,9 @@ struct Inputs {
 struct Way {
   int64_t tile;       // rows of activations that lie together
   int64_t unit;       // rows of a weight that are multiplied together
-  int64_t (*bytes)(const Inputs&);                                                    // of a tile of quantised activations
-  void (*quantize)(const Inputs&, int64_t row, void* tile, int64_t row_of_tile);      // one row
-  int64_t (*scratch)(const Job&, int64_t count);                                      // bytes that multiply needs
+  int64_t (*bytes)(const Inputs&);  // of a tile of quantised activations
+  void (*quantize)(const Inputs&, int64_t row, void* tile, int64_t row_of_tile);
+  int64_t (*scratch)(const Job&, int64_t count);  // bytes that multiply needs for so many rows of activations
   // Outputs [count, first to last] of `count` rows of activations, the first of them row m of the output.
   void (*multiply)(const Job&, const Inputs&, const void* tiles, int64_t m, int64_t count, int64_t first, int64_t last, void* scratch);
 };

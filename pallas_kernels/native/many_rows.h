@@ -13,8 +13,9 @@ namespace {
 
 // Rows of activations, and vectors of rows of a weight, that are multiplied side by side: their sums fill the registers.
 constexpr int kTile = LANES == 16 ? 8 : 4, kVectors = 2, kUnit = kVectors * LANES;
-// Groups of a panel: with it, what a tile needs of the activations stays in the first cache.
-constexpr int kPanel = 16;
+// Groups of a panel, which are unpacked at a time, and those that are multiplied with one tile after the other: what they need of the panel
+// and of two tiles, of which one is only asked for yet, fits into the first cache.
+constexpr int kPanel = 16, kDepth = 8;
 
 inline bool of_bytes(const Inputs& in) { return in.parts == 1 && BYTE_DOTS; }
 
@@ -142,11 +143,15 @@ void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Pa
   }
 }
 
-// totals[m][vector] += the products of `count` groups of a panel with those of a tile.
+using Totals = Floats (*)[kVectors];
+
+// totals[m][vector] += the products of groups first to last of a panel with those of a tile, which x starts with. `next` bytes behind it
+// is what comes next.
 template <bool kOfBytes, int kHalves, bool kMinimum>
-void add_products(const Panel& panel, const uint32_t* x, int64_t count, Floats (*totals)[kVectors]) {
+void add_products(const Panel& panel, int64_t first, int64_t last, const uint32_t* x, int64_t next, Totals totals) {
   constexpr int kWords = kOfBytes ? 8 : 16, kSteps = kWords / kHalves;
-  for (int64_t g = 0; g < count; g++, x += stride(kOfBytes)) {
+  for (int64_t g = first; g < last; g++, x += stride(kOfBytes)) {
+    for (int i = 0; i < stride(kOfBytes); i += 16) __builtin_prefetch((const char*)(x + i) + next);
     const float* x_scale = (const float*)x + words_of_group(kOfBytes);
 #pragma GCC unroll 2
     for (int h = 0; h < kHalves; h++) {
@@ -171,17 +176,19 @@ void add_products(const Panel& panel, const uint32_t* x, int64_t count, Floats (
         }
       }
 #pragma GCC unroll 8
-      for (int m = 0; m < kTile; m++)
+      for (int m = 0; m < kTile; m++) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; v++) {
-          totals[m][v] += to_float(sums[m][v]) * panel.scale[g][h][v] * x_scale[m];
-          if (kMinimum) totals[m][v] += panel.minimum[g][h][v] * x_scale[((kHalves == 1 ? 3 : 1 + h)) * kTile + m];
+          Floats total = totals[m][v] + to_float(sums[m][v]) * panel.scale[g][h][v] * x_scale[m];
+          if (kMinimum) total += panel.minimum[g][h][v] * x_scale[(kHalves == 1 ? 3 : 1 + h) * kTile + m];
+          totals[m][v] = total;
         }
+      }
     }
   }
 }
 
-using AddProducts = void (*)(const Panel&, const uint32_t*, int64_t, Floats (*)[kVectors]);
+using AddProducts = void (*)(const Panel&, int64_t, int64_t, const uint32_t*, int64_t, Totals);
 
 AddProducts add_products_of(const Weight& w, bool bytes) {
 #if BYTE_DOTS
@@ -206,10 +213,11 @@ void multiply_unit(const Weight& w, const Inputs& in, const char* tiles, int64_t
   for (int64_t g = 0; g < w.groups; g += kPanel) {
     const int64_t groups = w.groups - g < kPanel ? w.groups - g : kPanel;
     fill(w, of_bytes, row, g, groups, panel);
-    for (int64_t tile = 0; tile < tiles_of(count); tile++) {
-      const uint32_t* x = (const uint32_t*)(tiles + tile * tile_bytes) + g * stride(of_bytes);
-      add(panel, x, groups, (Floats(*)[kVectors])(totals + tile * kTile * kVectors));
-    }
+    for (int64_t first = 0; first < groups; first += kDepth)
+      for (int64_t tile = 0; tile < tiles_of(count); tile++) {
+        const uint32_t* x = (const uint32_t*)(tiles + tile * tile_bytes) + (g + first) * stride(of_bytes);
+        add(panel, first, groups - first < kDepth ? groups : first + kDepth, x, tile_bytes, (Totals)(totals + tile * kTile * kVectors));
+      }
   }
 }
 

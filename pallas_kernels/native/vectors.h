@@ -1,8 +1,8 @@
 // Vectors of LANES 32-bit numbers: what the products need, on the processor that this is compiled for.
 //
 // Arithmetic is GCC's and Clang's vector extension; what that lacks is written for AVX-512 with VNNI, for AVX2 with and without VNNI,
-// for SSE2, and plainly. Everything is in a namespace without a name, as in all headers of `kernels.cc`: code for different processors
-// is linked together, and a function of one must not stand in for that of another.
+// for SSE2, for NEON, and plainly. Everything is in a namespace without a name, as in all headers of `kernels.cc`: code for different
+// processors is linked together, and a function of one must not stand in for that of another.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
@@ -26,7 +28,11 @@
 #define BYTE_DOTS 0
 #else
 #define LANES 4
+#if defined(__aarch64__)
+#define ISA "NEON"
+#else
 #define ISA "plain C++"
+#endif
 #define BYTE_DOTS 0
 #endif
 
@@ -69,6 +75,9 @@ inline Ints dot2(Ints sum, Words a, Words b) {
   return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
   return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__)
+  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  return sum + (Ints)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
 #else
   return sum + ((Ints)(a << 16) >> 16) * ((Ints)(b << 16) >> 16) + ((Ints)a >> 16) * ((Ints)b >> 16);
 #endif
@@ -154,6 +163,8 @@ inline Floats half_to_float(Ints half) {
 #elif LANES == 8
   __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)half, _mm256_setzero_si256()), 0xD8);
   return (Floats)_mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+#elif defined(__aarch64__)
+  return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32((uint32x4_t)half)));
 #else
   Ints sign = (half & 0x8000) << 16, rest = half & 0x7FFF;
   Floats normal = (Floats)((rest << 13) + (112 << 23)), subnormal = to_float(rest) * 0x1p-24f;

@@ -61,8 +61,10 @@ inline void read_halves(const Weight& w, int64_t first, int64_t count, int shift
 // What the LANES groups from i on share with their neighbours.
 inline Floats shared(const float* entries, int64_t i, int64_t span) {
 #if LANES == 16
-  if (span == 8)
-    return (Floats)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_broadcast_ss(entries + i / 8)), _mm256_broadcast_ss(entries + i / 8 + 1), 1);
+  if (span == 8) {
+    const __m256 first = _mm256_broadcast_ss(entries + i / 8), second = _mm256_broadcast_ss(entries + i / 8 + 1);
+    return (Floats)_mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
+  }
 #else
   if (span == 8) return Floats{} + entries[i / 8];
 #endif

@@ -24,11 +24,14 @@ def run(options):
             raise common.UsageError(str(error)) from error
         print(f"not built, plain XLA does the work: {error}", file=sys.stderr)
         return
-    used, seconds = native.instructions(), time.perf_counter() - start
+    try:
+        used = native.instructions()
+    except NotImplementedError as reason:  # on a GPU's machine, say
+        used, why = None, f"not used: {reason}"
     if options.json:
-        common.print_json({"library": str(library), "instructions": used, "seconds": seconds})
+        common.print_json({"library": str(library), "instructions": used, "seconds": time.perf_counter() - start})
     else:
-        print(f"{library}: {used}")
+        print(f"{library}: {used or why}")
 
 
 def _built(native):

@@ -46,6 +46,22 @@ def gpu_table(measured: list[dict]) -> str:
     return _markdown(lines)
 
 
+def kernels_table(measured: list[dict]) -> str:
+    """One row for each device, type and version of jax: shares of the copy bandwidth, at the largest and the smallest shape."""
+    shapes = sorted({tuple(one["shape"]) for one in measured}, key=lambda shape: shape[0] * shape[1])
+    ends = [(shape, "x".join(map(str, shape))) for shape in ([shapes[-1], shapes[0]] if shapes else [])]
+    columns = {f"{kernel}, {text}": (kernel, shape) for shape, text in ends for kernel in ("int16", "int8", "float", "dequantize")}
+    rows = {}
+    for one in measured:
+        row = rows.setdefault((one["device"], one["type"], one["versions"]["jax"]), {})
+        row[one["kernel"], tuple(one["shape"])] = f"{one['share_of_copy_bandwidth']:.2f}"
+        row["date"] = one["date"]
+    lines = [("device", "type", *columns, "jax", "date")]
+    for (device, name, jax), row in rows.items():
+        lines.append((device, name, *(row.get(key, "-") for key in columns.values()), jax, row["date"]))
+    return _markdown(lines)
+
+
 def _compared(goal, medians: dict) -> str:
     """12 / 24 (0.50), or 12 where llama.cpp was not measured."""
     if OURS not in medians:
@@ -62,7 +78,9 @@ def _markdown(lines: list[tuple]) -> str:
 
 
 #: Name between the marks of a page -> the file of results and how it becomes a table.
-TABLES = {"cpu": ("cpu.jsonl", cpu_table), "gpu": ("gpu_models.jsonl", gpu_table)}
+TABLES = {
+    "cpu": ("cpu.jsonl", cpu_table), "gpu": ("gpu_models.jsonl", gpu_table), "kernels": ("gpu_kernels.jsonl", kernels_table),
+}  # fmt: skip
 
 
 def renewed(page: str, tables: dict[str, str]) -> str:

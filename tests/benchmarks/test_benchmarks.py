@@ -55,6 +55,18 @@ def test_runs_on_a_gpu_that_measured_other_things_share_a_row(program):
 
 
 @pytest.mark.core
+def test_kernels_of_a_type_share_a_row_the_largest_shape_first(program):
+    facts = {"device": "g", "type": "Q4_0", "versions": {"jax": "0.12"}, "date": "d"}
+    measured = [
+        facts | {"kernel": kernel, "shape": shape, "share_of_copy_bandwidth": share}
+        for kernel, shape, share in (("int16", [64, 32], 0.456), ("dequantize", [640, 32], 0.8), ("int16", [640, 32], 0.9), ("int8", [128, 32], 0.7))
+    ]
+    header, _, *rows = program("table").kernels_table(measured).splitlines()
+    assert header.startswith("| device | type | int16, 640x32 | int8, 640x32 |") and "int16, 64x32" in header
+    assert rows == ["| g | Q4_0 | 0.90 | - | - | 0.80 | 0.46 | - | - | - | 0.12 | d |"]
+
+
+@pytest.mark.core
 def test_goals_bound_speeds_below_and_times_above(program):
     rows = program("cpu_goals").rows(RESULT)
     assert [row[1:] for row in rows] == [

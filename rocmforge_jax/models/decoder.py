@@ -14,7 +14,7 @@ from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.once import once
 from rocmforge_jax.nn import (
     AS_IT_IS, Cache, Embedding, Experts, LayerCache, Linear, Prepared, Product, RMSNorm, ScalarGate, apply_rope, array_of,
-    attend_to_new, causal_attention, mixture, products, rope_table, route, silu_gate, swiglu_mlp,
+    attend_to_new, causal_attention, mixture, products, rope_table, route, silu_gate,
 )  # fmt: skip
 from rocmforge_jax.quant import DEFAULT_MODE
 
@@ -76,9 +76,8 @@ class Block(nnx.Module):
         attended_BTN, cache = self.attention(x_BTD, rope, cache, starts_B)
         x_BTD = self._add(x_BTD, attended_BTN, self.attn_output, "post_attention_norm", self.ffn_norm)
         if self.config.moe:
-            x_BTD = array_of(x_BTD)
-            fed = self._experts(self.ffn_norm(x_BTD).reshape(-1, x_BTD.shape[-1])).reshape(x_BTD.shape)
-            x_BTD = x_BTD + (self.post_ffw_norm(fed) if self.config.post_norms else fed)
+            fed_BTD = self._experts(x_BTD).reshape(array_of(x_BTD).shape)
+            x_BTD = array_of(x_BTD) + (self.post_ffw_norm(fed_BTD) if self.config.post_norms else fed_BTD)
         else:
             x_BTD = self._add(x_BTD, self._gated(x_BTD), self.ffn_down, "post_ffw_norm", next_norm)
         return (array_of(x_BTD) if next_norm is None else x_BTD), cache
@@ -137,15 +136,18 @@ class Block(nnx.Module):
             return self._products(x_BTD, [Product(self.ffn_gate.kernel, self.ffn_up.kernel, next=AS_IT_IS)], self.ffn_norm)[0]
         return silu_gate(*self._linears(x_BTD, [self.ffn_gate, self.ffn_up], self.ffn_norm))
 
-    def _experts(self, x_TD):
-        moe = self.config.moe
+    def _experts(self, x_BTD):
+        """Of what the norm makes of x, [B * T, D]."""
+        moe, x_TD = self.config.moe, self.ffn_norm(array_of(x_BTD)).reshape(-1, self.config.width)
+        ready = x_BTD.for_products(self.ffn_norm, self.activations) if isinstance(x_BTD, Prepared) else None
+        x = Prepared(x_TD, ready, normed=True)
         weights, experts = route(self.ffn_gate_inp(x_TD, jnp.float32, self.activations), moe.used, renormalize=moe.renormalize)
         stacks = self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps
-        out_TD = mixture(x_TD, weights, experts, *stacks, activations=self.activations)
+        out_TD = mixture(x, weights, experts, *stacks, activations=self.activations)
         if moe.shared_hidden:
-            parts = (linear.kernel for linear in (self.ffn_gate_shexp, self.ffn_up_shexp, self.ffn_down_shexp))
-            shared = swiglu_mlp(x_TD, *parts, self.activations)
-            out_TD = out_TD + self.ffn_gate_inp_shexp(x_TD) * shared
+            hidden = self._products(x, [Product(self.ffn_gate_shexp.kernel, self.ffn_up_shexp.kernel, next=AS_IT_IS)])[0]
+            shared_TD = self._products(hidden, [Product(self.ffn_down_shexp.kernel)])[0]
+            out_TD = out_TD + self.ffn_gate_inp_shexp(x_TD) * shared_TD
         return out_TD
 
 

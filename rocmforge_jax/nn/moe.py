@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pallas_kernels.qmatmul.api import Next, Product
+from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.targets import Target
 from rocmforge_jax import quant
 from rocmforge_jax.nn.fresh import normal
 from rocmforge_jax.nn.mlp import silu_gate
+from rocmforge_jax.nn.prepared import Prepared, array_of
 from rocmforge_jax.quant import kernels
 
 
@@ -46,16 +48,16 @@ def route(logits_TE, used: int, *, renormalize: bool):
     return weights / weights.sum(axis=-1, keepdims=True) if renormalize else weights, experts
 
 
-def mixture(x_TD, weights, experts, gate: Experts, up: Experts, down: Experts, *, activations: str = quant.DEFAULT_MODE):
-    """The weighted sum of the chosen experts' SwiGLU -> [T, D] in x's dtype. weights, experts: [T, used] of `route`.
+def mixture(x, weights, experts, gate: Experts, up: Experts, down: Experts, *, activations: str = quant.DEFAULT_MODE):
+    """The weighted sum of the chosen experts' SwiGLU -> [T, D] in x's dtype. x: [T, D] or Prepared; weights, experts: [T, used] of `route`.
 
     Few tokens: all (token, expert) pairs in two launches where there are kernels, else one step a pair, which reads that expert alone.
     Many: one step an expert, over all tokens. activations: as for `quant.matmul`.
     """
-    (T, used), E = experts.shape, gate.kernel.shape[0]
+    (T, used), E, x_TD = experts.shape, gate.kernel.shape[0], array_of(x)
     if T * used <= E and kernels.order()[0] == "triton" and all(type(stack) is Experts for stack in (gate, up, down)):
         try:
-            y_PD = _in_two_launches(x_TD, experts.reshape(-1), gate, up, down, activations)
+            y_PD = _in_two_launches(x, experts.reshape(-1), gate, up, down, activations)
             return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
         except NotImplementedError:  # stacks that no kernel can address, say: each expert is copied out of them
             pass
@@ -76,13 +78,14 @@ def mixture(x_TD, weights, experts, gate: Experts, up: Experts, down: Experts, *
     return total.astype(x_TD.dtype)
 
 
-def _in_two_launches(x_TD, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
+def _in_two_launches(x, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
     """P pairs, those of a token one after another -> float32 [P, D]. NotImplementedError, with the reason, where there are no kernels."""
     stacks = [stack.kernel.get_value() for stack in (gate, up, down)]
     target = kernels.target_of(*stacks, mode=mode)
     if not all(stack.transposed for stack in stacks):
         raise NotImplementedError("a stack is seen as it is stored, the kernel multiplies with its transpose")
-    return kernels.differentiable(_Pairs(mode, target), x_TD, experts_P.astype(jnp.int32), *stacks)
+    ready = x.for_products(None, mode) if isinstance(x, Prepared) else None
+    return kernels.differentiable(_Pairs(mode, target), array_of(x), ready, experts_P.astype(jnp.int32), *stacks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +95,14 @@ class _Pairs:
     mode: str
     target: Target
 
-    def __call__(self, x_TD, experts_P, *stacks):
+    def __call__(self, x_TD, ready: Activations | None, experts_P, *stacks):
         how = dict(mode=self.mode, target=self.target)
         gate, up, down = map(kernels.as_weight, stacks)
-        ((_, hidden),) = kernels.few_rows(x_TD, [Product((gate, up), next=Next(), experts=experts_P)], dtype=x_TD.dtype, **how)
+        hidden = Product((gate, up), next=Next(), experts=experts_P)
+        ((_, hidden),) = kernels.few_rows(x_TD if ready is None else ready, [hidden], dtype=x_TD.dtype, **how)
         return kernels.few_rows(hidden, [Product((down,), experts=experts_P)], dtype=jnp.float32, **how)[0]
 
-    def plain(self, x_TD, experts_P, gate, up, down):
+    def plain(self, x_TD, ready, experts_P, gate, up, down):
         def pair(x_D, e):
             one = lambda x, stack: quant.expert_matmul(x, stack, e, activations=self.mode)
             return one(silu_gate(one(x_D, gate), one(x_D, up)), down).astype(jnp.float32)

@@ -134,6 +134,10 @@ def half_float(codes):
     return jnp.where(code == 127, jnp.float32(0), value)
 
 
+#: e from which on 2^(e - 128) is a normal float32.
+SUBNORMAL_BELOW = 2
+
+
 def power_of_two(e):
     """2^(e - 128) as float32 for e from 0 to 255; the two subnormal ones count as zero."""
     return jax.lax.bitcast_convert_type(jnp.maximum(e.astype(jnp.int32) - 1, 0) << 23, jnp.float32)

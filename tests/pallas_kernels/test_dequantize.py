@@ -67,6 +67,20 @@ def test_both_agree_on_random_planes(name, matrix):
     np.testing.assert_array_equal(bits(_kernel(planes, packing, jnp.float32)), bits(_reference(planes, packing, jnp.float32)))
 
 
+@pytest.mark.parametrize("lowest", [0, 1, 2, 100])
+def test_powers_of_two_of_every_size(lowest, matrix):
+    """Values down to subnormal ones, by integers, and where there are none by a multiplication; up to infinite ones. The last program
+    overhangs its row, where it reads the exponent 0."""
+    packing = matrix("MXFP4", 1, 1)[0].packing
+    planes = random_planes(jax.random.key(3), packing, 3, 136)
+    exponents = np.random.default_rng(lowest).integers(lowest, 256, (3, 1, 136), dtype=np.uint8)
+    exponents[:, 0, 5], exponents[:, 0, 6] = lowest, 255
+    planes["scale"] = jnp.asarray(exponents)
+    found, expected = (np.asarray(f(planes, packing, jnp.float32)) for f in (_kernel, _reference))
+    np.testing.assert_array_equal(bits(found), bits(expected))
+    assert np.isinf(expected).any() and (np.abs(expected[expected != 0]).min() < 2.0**-126) == (lowest < 2)
+
+
 def test_the_reference_takes_stacks(matrix):
     (weight, values), (other, other_values) = matrix("Q6_K", 7, 3), matrix("Q6_K", 7, 3)
     stacked = jax.tree.map(lambda *planes: jnp.stack(planes), weight.planes, {k: v[::-1] for k, v in other.planes.items()})

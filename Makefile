@@ -13,7 +13,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help demo test test-core test-gpu test-rocm bench notebooks fuzz fuzz-atheris clean
+.PHONY: help demo test test-core test-gpu test-rocm rocm-compiler bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -39,6 +39,8 @@ test-core: $(NATIVE)
 # With the machine's own Python and jax: a GPU's jax is not for this file to install.
 test-gpu:
 	$(PYTHON) -m pytest tests/quant tests/nn tests/models tests/generate -m gpu $(ARGS)
+
+rocm-compiler: $(ROCM)
 
 test-rocm: $(ROCM)
 	ROCMFORGE_ROCM_PLUGIN=$(ROCM) $(BIN)/python -m pytest tests/rocm -m rocm $(ARGS)

@@ -9,7 +9,6 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
-import datetime
 import json
 import statistics
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from gpu_models import copy_bandwidth
+from gpu_models import facts
 from kernel_trace import launches
 
 from pallas_kernels import samples, targets
@@ -134,10 +133,7 @@ def main():
     parser.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS, metavar="KERNEL", help="default: all")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file to append to (default: %(default)s)")
     options = parser.parse_args()
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "device": jax.devices()[0].device_kind,
-        "versions": {"jax": jax.__version__}, "copy_gb_per_s": copy_bandwidth(),
-    }  # fmt: skip
+    known = facts()
     cases = [Case(kernel, name, shape) for name in options.types for shape in SHAPES for kernel in options.kernels]
     programs, by_weight = compiled(cases), collections.defaultdict(list)
     for case in programs:
@@ -145,8 +141,8 @@ def main():
     options.results.parent.mkdir(parents=True, exist_ok=True)
     with options.results.open("a") as results:
         for of_weight in by_weight.values():
-            for line in measure(of_weight, programs, facts["copy_gb_per_s"]):
-                print(json.dumps(facts | line), file=results, flush=True)
+            for line in measure(of_weight, programs, known["copy_gb_per_s"]):
+                print(json.dumps(known | line), file=results, flush=True)
                 text = "{kernel:>10} {type:<7} {shape[0]:>5} x {shape[1]:<5} {microseconds:8.1f} us, {share_of_copy_bandwidth:4.2f} of a copy"
                 print(text.format(**line) + (f", error {line['error']:.1e}" if "error" in line else ""), flush=True)
 

@@ -39,6 +39,14 @@ def copy_bandwidth() -> float:
 _increment = jax.jit(lambda array: array + 1)
 
 
+def facts() -> dict:
+    """What every result says: when, on what, with which versions, and the ceiling. The date is UTC's."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__}, "copy_gb_per_s": copy_bandwidth(),
+    }  # fmt: skip
+
+
 def measure(shape: str, mix: str, activations: str, bandwidth: float, wanted: set[str]) -> dict:
     """What is wanted of MEASUREMENTS, for a model that is made for it."""
     decoder = made.decoder(shape, mix, activations=activations)
@@ -116,14 +124,11 @@ def main():
     parser.add_argument("--measure", nargs="+", default=list(MEASUREMENTS), choices=MEASUREMENTS, metavar="NAME", help="default: all")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file to append to (default: %(default)s)")
     options = parser.parse_args()
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "device": jax.devices()[0].device_kind,
-        "versions": {"jax": jax.__version__}, "copy_gb_per_s": copy_bandwidth(),
-    }  # fmt: skip
+    known = facts()
     for shape in options.shapes:
         for mix in options.mixes:
             for activations in options.activations:
-                line = json.dumps(facts | measure(shape, mix, activations, facts["copy_gb_per_s"], set(options.measure)))
+                line = json.dumps(known | measure(shape, mix, activations, known["copy_gb_per_s"], set(options.measure)))
                 print(line, flush=True)
                 options.results.parent.mkdir(parents=True, exist_ok=True)
                 with options.results.open("a") as results:

@@ -20,6 +20,9 @@ def rotate_and_store(
 
     implementation: None, "triton" (one token of each sequence) or "xla", as for `quant.matmul`. Differentiable.
     """
+    if implementation is None and q_BTNH.shape[1] > 1:
+        # The launches that one kernel would save are those of a single token.
+        return _in_plain_xla(q_BTNH, k_BTKH, v_BTKH, table, config, cache, starts_B)
     implementations = {"triton": _in_one_launch, "xla": _in_plain_xla}
     return kernels.dispatch(implementations, implementation, q_BTNH, k_BTKH, v_BTKH, table, config, cache, starts_B)
 

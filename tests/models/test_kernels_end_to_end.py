@@ -84,7 +84,7 @@ def _variable(packed, normal, path, name, shape, seed):
 
 
 def continued(decoder, tokens_BT, new, given=None):
-    """Prefill, then one token at a time, the likeliest or those `given` [B, new] -> (logits [B, T + new, V], the likeliest ids [B, new])."""
+    """Prefill, then a token at a time, the likeliest or those `given` [B, new] -> (logits [B, T + new, V], the likeliest ids [B, new])."""
     # Without jit around it all, layers share the kernels that are compiled.
     logits, cache = decoder(jnp.asarray(tokens_BT), decoder.init_cache(len(tokens_BT), tokens_BT.shape[1] + new))
     every, ids = [logits], [logits[:, -1].argmax(axis=-1)]
@@ -113,6 +113,16 @@ def test_kernels_give_the_logits_of_plain_xla(variant, mode, batch, random_decod
     assert 0 < error < ERRORS[mode]
     if mode == "float":
         np.testing.assert_array_equal(found_ids, ids)
+
+
+@pytest.mark.parametrize("tokens", [1, 17])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_decoder_runs_where_kernels_are_all_there_is(variant, tokens, random_decoder, interpreted, monkeypatch):
+    """Nothing in it asks for a kernel that is not there."""
+    monkeypatch.setenv("ROCMFORGE_KERNELS", "triton")
+    decoder = random_decoder("int16", **VARIANTS[variant])
+    logits, _ = jax.eval_shape(decoder, jnp.zeros((1, tokens), jnp.int32), decoder.init_cache(1, 32))
+    assert logits.shape == (1, tokens, 160)
 
 
 @pytest.mark.parametrize("target", GPUS, ids=str)

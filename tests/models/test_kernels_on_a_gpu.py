@@ -1,0 +1,84 @@
+"""Whole models on a GPU: kernels against plain XLA on the same device, and against llama.cpp's logits; `make test-gpu`."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rocmforge_jax
+from rocmforge_jax.generate import Sampler, SamplingParams
+from rocmforge_jax.generate.engine import TOKENS_PER_DISPATCH
+from rocmforge_jax.generate.sampling import PENALTY_WINDOW
+from rocmforge_jax.gguf import open_gguf
+from rocmforge_jax.models import kernel_report, load_decoder
+from tests.models.test_logits import CORE, OTHERS
+
+pytestmark = pytest.mark.gpu
+
+#: Relative error of logits with activations in 15 bits; float32 alone stays below 1e-5.
+INT16 = 5e-4
+#: Tokens of the prompt that go in one by one, after a prefill of the others.
+SINGLE = 40
+PROMPTS = ("ROMEO:", "The king", "Enter a messenger.")
+
+
+def stepped(decoder, tokens_BT, single):
+    """Logits [B, 1 + single, V] of the last `single` tokens of a text, one at a time, and of the token before them."""
+    graphdef, state = nnx.split(decoder)
+    leaves, treedef = jax.tree.flatten(state)
+    run = lambda leaves, tokens, cache: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(tokens, cache, last_only=True)
+    step, T = jax.jit(run, donate_argnums=2), tokens_BT.shape[1]
+    logits, cache = step(leaves, tokens_BT[:, : T - single], decoder.init_cache(len(tokens_BT), T))
+    every = [logits]
+    for t in range(T - single, T):
+        logits, cache = step(leaves, tokens_BT[:, t : t + 1], cache)
+        every.append(logits)
+    return np.float64(jnp.stack(every, axis=1))
+
+
+def test_greedy_text_of_the_demo_is_that_of_plain_xla(monkeypatch):
+    texts = {}
+    for choice in ("xla", "triton"):
+        monkeypatch.setenv("ROCMFORGE_KERNELS", choice)
+        model = rocmforge_jax.load("demo", dtype=jnp.float32, activations="float", progress=False)
+        used = {entry.implementation for entry in kernel_report(model.model) if entry.kind.startswith("Q") or entry.name == "attention"}
+        assert used == {choice}
+        texts[choice] = [model.generate(prompt, max_tokens=64, params=SamplingParams(temperature=0)).ids for prompt in PROMPTS]
+    assert all(map(len, texts["xla"])) and texts["triton"] == texts["xla"]
+
+
+@pytest.mark.parametrize("name", [*CORE, *OTHERS])
+def test_logits_of_single_tokens_are_llama_cpp_s(name, reference, relative, monkeypatch):
+    """The last tokens of the long prompt, each of them a step with kernels; where llama.cpp's logits of them are stored."""
+    monkeypatch.delenv("ROCMFORGE_KERNELS", raising=False)
+    files = [reference / "models" / file for file in ("index.json", f"{name}.gguf", f"{name}.npy")]
+    if missing := [file.name for file in files if not file.is_file()]:
+        pytest.skip(f"no {', '.join(missing)} in the reference data")
+    index = json.loads(files[0].read_text())
+    ids, first = np.array(index["ids"], np.int32)[None], len(index["ids"]) - SINGLE - 1
+    decoder = load_decoder(open_gguf(files[1]), dtype=jnp.float32, activations="int16")
+    logits = stepped(decoder, jnp.asarray(ids), SINGLE)[0]
+    stored = [(row, position) for row, position in enumerate(index["rows"]) if position > first]
+    assert stored
+    expected = np.load(files[2])[[row for row, _ in stored]]
+    assert relative(logits[[position - first for _, position in stored]], expected) < INT16
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_takes_nothing_to_the_host(dtype, batch, monkeypatch):
+    """Compiling, where kernels are tried, comes before."""
+    monkeypatch.delenv("ROCMFORGE_KERNELS", raising=False)
+    engine = rocmforge_jax.load("demo", dtype=jnp.dtype(dtype), progress=False).engine
+    _, cache = engine.prefill([[1, 2, 3]] * batch, slots=64)
+    operands = jnp.zeros(batch, jnp.int32), jnp.full((batch, PENALTY_WINDOW), -1, jnp.int32), Sampler.of([SamplingParams(seed=1)] * batch)
+    dispatch = lambda cache: engine._decode(engine._leaves, cache, *operands, TOKENS_PER_DISPATCH)
+    _, cache, *_ = dispatch(cache)
+    with jax.transfer_guard_device_to_host("disallow"):
+        ids = jax.block_until_ready(dispatch(cache))[3]
+        with pytest.raises(Exception, match="Disallowed device-to-host transfer"):
+            np.asarray(ids)
+    assert np.asarray(ids).shape == (batch, TOKENS_PER_DISPATCH)

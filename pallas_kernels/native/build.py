@@ -70,7 +70,8 @@ def _objects(program: str) -> list[tuple[str, tuple[str, ...]]]:
     """What is compiled, side by side: (source, flags)."""
     variants = {name: flags for name, flags in _VARIANTS.get(platform.machine(), {}).items() if _knows(program, flags)} | {"plain": ()}
     kernels = [("kernels.cc", (*flags, f"-DVARIANT=kernels_{name}")) for name, flags in variants.items()]
-    return [*kernels, ("multiply.cc", ("-isystem", _headers())), ("attention.cc", ("-isystem", _headers())), ("repack.cc", ()), ("processor.cc", tuple(f"-DHAS_{name}" for name in variants))]
+    calls = [(name, ("-isystem", _headers())) for name in ("multiply.cc", "attention.cc")]
+    return [*kernels, *calls, ("repack.cc", ()), ("processor.cc", tuple(f"-DHAS_{name}" for name in variants))]
 
 
 def _knows(program: str, flags: tuple[str, ...]) -> bool:

@@ -4,18 +4,11 @@
 // processor can, four at a time with codes of a byte, then made unsigned by adding 128, for which the sums start at what this adds.
 #pragma once
 
-#include "quantize.h"
 #include "finish.h"
-#include "weights.h"
+#include "panel.h"
 
 namespace many_rows {
 namespace {
-
-// Rows of activations, and vectors of rows of a weight, that are multiplied side by side: their sums fill the registers.
-constexpr int kTile = LANES == 16 ? 8 : 4, kVectors = 2, kUnit = kVectors * LANES;
-// Groups of a panel, which are unpacked at a time, and those that are multiplied with one tile after the other: what they need of the panel
-// and of two tiles, of which one is only asked for yet, fits into the first cache.
-constexpr int kPanel = 16, kDepth = 8;
 
 inline bool of_bytes(const Inputs& in) { return in.parts == 1 && BYTE_DOTS; }
 
@@ -65,82 +58,6 @@ void quantize_row(const Inputs& in, int64_t row, uint32_t* to, int64_t row_of_ti
 void quantize(const Inputs& in, int64_t row, void* tile, int64_t row_of_tile) {
   if (of_bytes(in)) quantize_row<true>(in, row, (uint32_t*)tile, row_of_tile);
   else quantize_row<false>(in, row, (uint32_t*)tile, row_of_tile);
-}
-
-// kUnit rows of kPanel groups: signed codes, [group][position][vector], in bytes or in pairs of 16 bits; what sums start at; scales.
-struct Panel {
-  Words codes[kPanel][2 * kPositions][kVectors];
-  Ints start[kPanel][2][kVectors];
-  Floats scale[kPanel][2][kVectors], minimum[kPanel][2][kVectors];
-};
-
-// LANES rows of a weight from `row` on, of which the last may stand in for what lies behind it.
-inline int64_t row_or_last(const Weight& w, int64_t row) { return row < w.rows ? row : w.rows - 1; }
-
-// Codes of `count` groups from g on, into the panel from its group `first` on. Words are transposed before they are unpacked: they are
-// fewer then.
-template <int kBits, bool kTable>
-void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int count, int first, int vector, Panel& to) {
-  Words words[kBits][LANES];
-#pragma GCC unroll 8
-  for (int i = 0; i < kBits; i++) {
-    for (int r = 0; r < LANES; r++) words[i][r] = load(w.codes + (row_or_last(w, row + r) * kBits + i) * w.groups + g, count);
-    transpose(words[i]);
-  }
-  for (int i = 0; i < count; i++) {
-    Words of_group[kBits], codes[kPositions];
-#pragma GCC unroll 8
-    for (int k = 0; k < kBits; k++) of_group[k] = words[k][i];
-    unpack<kBits>(of_group, codes);
-    Words(*put)[kVectors] = (Words(*)[kVectors]) & to.codes[first + i][0][vector];
-    Ints ones[2] = {};
-#pragma GCC unroll 8
-    for (int p = 0; p < kPositions; p++) {
-      if (kTable) codes[p] = look_up(codes[p], w.table);
-      else if (kBits < 8) codes[p] = (Words)((Bytes)codes[p] - (int8_t)w.offset);
-#if BYTE_DOTS
-      if (bytes) {
-        put[p][0] = codes[p];
-        ones[p / 4] = dot4(ones[p / 4], Words{} + 0x01010101u, codes[p]);
-        continue;
-      }
-#endif
-      for (int odd = 0; odd < 2; odd++) put[2 * p + odd][0] = pair_of_bytes<true>(codes[p], odd);
-    }
-    if (!bytes) continue;
-    to.start[first + i][0][vector] = (w.halves == 2 ? ones[0] : ones[0] + ones[1]) * -128;
-    to.start[first + i][1][vector] = ones[1] * -128;
-  }
-}
-
-using FillCodes = void (*)(const Weight&, bool, int64_t, int64_t, int, int, int, Panel&);
-template <int kBits, bool kTable>
-struct FillCodesOf {
-  static constexpr FillCodes value = fill_codes<kBits, kTable>;
-};
-
-template <bool kMinimum>
-void fill_scales(const Weight& w, int64_t row, int64_t g, int64_t count, int vector, Panel& to) {
-  Scales scales[LANES];
-  for (int r = 0; r < LANES; r++) read_scales<kMinimum>(w, row_or_last(w, row + r), g, count, scales[r]);
-  Words columns[LANES];
-  for (int h = 0; h < w.halves; h++)
-    for (int64_t first = 0; first < count; first += LANES)
-      for (int minimum = 0; minimum < 1 + kMinimum; minimum++) {
-        for (int r = 0; r < LANES; r++) columns[r] = whole<Words>((minimum ? scales[r].minimum[h] : scales[r].scale[h]) + first);
-        transpose(columns);
-        for (int i = 0; i < LANES; i++) (minimum ? to.minimum : to.scale)[first + i][h][vector] = (Floats)columns[i];
-      }
-}
-
-void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Panel& to) {
-  const FillCodes fill_codes = by_codes<FillCodesOf, FillCodes>(w);
-  for (int vector = 0; vector < kVectors; vector++, row += LANES) {
-    for (int64_t first = 0; first < count; first += LANES)
-      fill_codes(w, bytes, row, g + first, count - first < LANES ? count - first : LANES, first, vector, to);
-    if (w.minimum) fill_scales<true>(w, row, g, count, vector, to);
-    else fill_scales<false>(w, row, g, count, vector, to);
-  }
 }
 
 using Totals = Floats (*)[kVectors];

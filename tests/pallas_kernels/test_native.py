@@ -247,6 +247,12 @@ def test_a_packing_without_code():
         api.multiply(jnp.ones((1, 64)), [Product((Weight(weight.planes, packing),))], mode="int16")
 
 
+def test_what_is_built_is_found_without_a_compiler(library, native_folder, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert build.compiler() is None
+    assert build.find(native_folder) == library[0]
+
+
 def test_a_compiler_that_fails(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(RuntimeError, match="false failed with exit code 1"):

@@ -29,7 +29,7 @@ class RocmforgeJax:
     def __init__(self, path: Path, threads: int):
         from rocmforge_jax.cli.common import prepare_jax
 
-        prepare_jax()
+        prepare_jax(str(path))
         from rocmforge_jax.generate import Engine, SamplingParams
         from rocmforge_jax.gguf import open_gguf
         from rocmforge_jax.models import load_decoder

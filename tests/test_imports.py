@@ -16,14 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "formats": set(),
     "locate": set(),
+    "ahead": {"gguf", "quant"},
     "gguf": {"formats"},
     "text": {"gguf"},
     "quant": {"formats", "locate"},
     "nn": {"quant"},
-    "models": {"formats", "gguf", "quant", "nn"},
+    "models": {"formats", "gguf", "quant", "nn", "ahead"},
     "generate": {"models", "nn", "quant"},
     "language_model": {"generate", "models", "gguf", "text", "locate"},
-    "cli": {"language_model", "generate", "models", "nn", "quant", "text", "gguf", "formats", "locate"},
+    "cli": {"language_model", "generate", "models", "nn", "quant", "text", "gguf", "formats", "locate", "ahead"},
     "__main__": {"cli"},
 }
 MAY_IMPORT["demo"] = set(MAY_IMPORT)  # a leaf on top: nobody imports it

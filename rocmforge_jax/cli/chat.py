@@ -14,7 +14,7 @@ def add_arguments(parser):
 
 
 def run(options):
-    common.prepare_jax()
+    common.prepare_jax(options.model)
     generation = common.generation_options(options)
     import rocmforge_jax
     from rocmforge_jax.gguf import open_gguf

@@ -9,7 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from rocmforge_jax.locate import cache_folder
+from rocmforge_jax.ahead import read_ahead
+from rocmforge_jax.locate import cache_folder, resolve
 
 
 class UsageError(Exception):
@@ -59,9 +60,11 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def prepare_jax():
-    """What makes a command start quickly; call it before jax is imported."""
+def prepare_jax(model: str | None = None):
+    """What makes a command start quickly; call it before jax is imported. model: what will be loaded, of which reading begins."""
     gc.set_threshold(200_000, 50, 50)  # importing and tracing make a million objects that stay
+    if model is not None and (path := Path(resolve(model) if model == "demo" else model)).is_file():
+        read_ahead(path)
     use_compilation_cache()
 
 

@@ -19,7 +19,7 @@ def add_arguments(parser):
 
 def run(options):
     prompt = options.prompt if options.prompt_file is None else common.read_text(options.prompt_file)
-    common.prepare_jax()
+    common.prepare_jax(options.model)
     generation = common.generation_options(options)
     import rocmforge_jax
 

@@ -16,7 +16,7 @@ def add_arguments(parser):
 
 def run(options):
     text = common.read_text(options.text)
-    common.prepare_jax()
+    common.prepare_jax(options.model)
     import rocmforge_jax
 
     lm = rocmforge_jax.load(options.model)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rocmforge_jax import ahead
 from rocmforge_jax.gguf import GGUFError, GGUFFile, TensorInfo
 from rocmforge_jax.models.architectures import read_config
 from rocmforge_jax.models.decoder import Decoder
@@ -48,6 +49,7 @@ def load_decoder(
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
+    ahead.stop()
     return decoder
 
 
@@ -104,6 +106,8 @@ def _variable(tensor: TensorInfo, attribute: str, layout: str | None, activation
 
 def _packed(tensor, layout, transposed) -> QTensor:
     if layout == "groups":
+        if (planes := ahead.take(tensor)) is not None:
+            return repack.from_planes(planes, tensor.format, transposed=transposed)
         with contextlib.suppress(NotImplementedError):
             return repack.from_host(tensor.data, tensor.format, transposed=transposed)
     return _split(tensor.data, tensor.format.name, layout, transposed)

@@ -1,18 +1,30 @@
-"""Arrays that stay quantised on the device: `QTensor`, the variable `QParam`, and what can be done with them."""
+"""Arrays that stay quantised on the device: `QTensor`, the variable `QParam`, and what can be done with them.
 
-from rocmforge_jax.quant.kernels import DEFAULT_MODE
-from rocmforge_jax.quant.layout import default_layout
-from rocmforge_jax.quant.ops import dequantize, expert_matmul, matmul, take_rows, validate_matmul_dims
-from rocmforge_jax.quant.qtensor import QParam, QTensor
+Names are imported when they are first used: `ahead` reads weights while flax, which most of them need, is being imported.
+"""
 
-__all__ = [
-    "DEFAULT_MODE",
-    "QParam",
-    "QTensor",
-    "default_layout",
-    "dequantize",
-    "expert_matmul",
-    "matmul",
-    "take_rows",
-    "validate_matmul_dims",
-]
+import importlib
+
+_WHERE = {
+    "DEFAULT_MODE": "kernels",
+    "QParam": "qtensor",
+    "QTensor": "qtensor",
+    "default_layout": "layout",
+    "dequantize": "ops",
+    "expert_matmul": "ops",
+    "matmul": "ops",
+    "take_rows": "ops",
+    "validate_matmul_dims": "ops",
+}
+__all__ = list(_WHERE)
+
+
+def __getattr__(name):
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return globals()[name]
+
+
+def __dir__():
+    return sorted(__all__)

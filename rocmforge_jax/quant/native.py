@@ -20,7 +20,7 @@ from pallas_kernels.dequantize import reference
 from pallas_kernels.native import api, build
 from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax.locate import cache_folder
-from rocmforge_jax.quant import groups, kernels
+from rocmforge_jax.quant import groups
 
 #: What to say where there is no library.
 HOW = "build it once with: rocmforge-jax build-native"
@@ -67,6 +67,8 @@ def usable() -> bool:
 
 def wanted(activations: str | None = None) -> bool:
     """Whether products with a mode of activations (default: the default) are the library's, where their planes allow it."""
+    from rocmforge_jax.quant import kernels  # which needs flax
+
     return "native" in kernels.order() and (activations or kernels.DEFAULT_MODE) in api.MODES and usable()
 
 

@@ -5,6 +5,7 @@ device, a compiled program for each shape, and arrays between.
 """
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -12,7 +13,9 @@ import numpy as np
 from pallas_kernels.native import repack as native_repack
 from rocmforge_jax.formats import Format
 from rocmforge_jax.quant import groups, native
-from rocmforge_jax.quant.qtensor import QTensor
+
+if TYPE_CHECKING:
+    from rocmforge_jax.quant.qtensor import QTensor
 
 #: The function of `groups` that reads a type's small scales -> how `native.repack` calls that, and the fields.
 _SCALES = {
@@ -23,14 +26,25 @@ _SCALES = {
 }
 
 
-def from_host(row_bytes: np.ndarray, fmt: Format, *, transposed: bool = False) -> QTensor:
-    """uint8 [..., N, row bytes] in the host's memory -> QTensor in "groups". NotImplementedError, with the reason, where there is no C++."""
+def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
+    """uint8 [..., N, row bytes] in the host's memory -> planes in "groups", there too. NotImplementedError, with the reason, without C++."""
     native.instructions()
     *lead, rows, nbytes = row_bytes.shape
     stacked = np.ascontiguousarray(row_bytes).reshape(-1, nbytes)
     planes = native_repack.repack(native.find(), stacked, blocks_of(fmt), groups.packing(fmt))
-    put = lambda plane: jax.device_put(plane.reshape(*lead, rows, *plane.shape[1:]))
-    return QTensor({name: put(plane) for name, plane in planes.items()}, fmt.name, "groups", transposed)
+    return {name: plane.reshape(*lead, rows, *plane.shape[1:]) for name, plane in planes.items()}
+
+
+def from_host(row_bytes: np.ndarray, fmt: Format, *, transposed: bool = False) -> "QTensor":
+    """The QTensor of rows in the host's memory, in "groups". NotImplementedError as `planes_of`."""
+    return from_planes(planes_of(row_bytes, fmt), fmt, transposed=transposed)
+
+
+def from_planes(planes: dict[str, np.ndarray], fmt: Format, *, transposed: bool = False) -> "QTensor":
+    """The QTensor of planes that `planes_of` made, which are not copied."""
+    from rocmforge_jax.quant.qtensor import QTensor  # which needs flax
+
+    return QTensor({name: jax.device_put(plane) for name, plane in planes.items()}, fmt.name, "groups", transposed)
 
 
 @functools.cache

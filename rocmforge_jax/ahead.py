@@ -1,0 +1,96 @@
+"""A model's weights are read while jax and flax are still being imported, which takes a second and one processor.
+
+`read_ahead` begins in a thread; `models.load_decoder` takes what that has made. It is for programs that know their model before they
+have imported anything, as the command line does. Importing this imports no jax.
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+#: Share of the memory that is available up to which a file is read before anybody has checked whether it fits.
+MOST = 0.4
+
+
+def read_ahead(path) -> None:
+    """Begin to turn a GGUF file's quantised matrices into planes for a CPU. Nothing happens, and nothing is said, where there is no file,
+    no C++ or little memory: `load_decoder` reads what is missing."""
+    global _reader
+    _reader = _Reader(Path(path))
+
+
+def take(tensor) -> dict[str, np.ndarray] | None:
+    """The planes of a TensorInfo, waited for; None if nobody reads it ahead. They are given once."""
+    return _reader and _reader.take(tensor)
+
+
+def stop() -> None:
+    """Let go of what was read and not taken."""
+    global _reader
+    if _reader:
+        _reader.stop()
+    _reader = None
+
+
+class _Reader:
+    def __init__(self, path: Path):
+        self._path, self._made, self._changed, self._ended = path, {}, threading.Condition(), False
+        threading.Thread(target=self._run, daemon=True, name="read-ahead").start()
+
+    def take(self, tensor):
+        if tensor.path != self._path:
+            return None
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or tensor.offset in self._made)
+            return self._made.pop(tensor.offset, None)
+
+    def stop(self):
+        with self._changed:
+            self._ended = True
+            self._made.clear()
+
+    def _run(self):
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-4)  # of the usual 5 ms, each return from C++ would wait one for the thread that imports
+        try:
+            self._read()
+        except Exception:  # whatever is wrong with the file or the machine is said by who loads it
+            pass
+        finally:
+            sys.setswitchinterval(interval)
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _read(self):
+        from rocmforge_jax.gguf import open_gguf
+
+        gguf = open_gguf(self._path)
+        if sum(tensor.nbytes for tensor in gguf.tensors.values()) > MOST * _available_bytes():
+            return
+        from rocmforge_jax.quant import groups, native, repack
+
+        native.instructions()  # NotImplementedError where there are none
+        for tensor in gguf.tensors.values():
+            if len(tensor.shape) > 1 and tensor.format.is_quantized and groups.can_hold(tensor.format) and tensor.path == self._path:
+                planes = repack.planes_of(tensor.data, tensor.format)
+                tensor.forget()
+                with self._changed:
+                    if self._ended:
+                        return
+                    self._made[tensor.offset] = planes
+                    self._changed.notify_all()
+
+
+def _available_bytes() -> int:
+    """0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+_reader: _Reader | None = None

@@ -5,7 +5,8 @@ import functools
 import jax
 from flax import nnx
 
-from rocmforge_jax.quant import QParam
+from pallas_kernels import targets
+from rocmforge_jax.quant import QParam, kernels, native
 
 
 def once(block: nnx.Module, *operands):
@@ -17,11 +18,13 @@ def once(block: nnx.Module, *operands):
     if not all(type(variable) in (nnx.Param, QParam) for variable in _variables(block)):
         return block(*operands)
     graphdef, state = nnx.split(block)
-    return _call(graphdef, state, operands)
+    # Which implementations are traced is decided by more than the block: another choice is another trace.
+    chosen_by = kernels.order(), targets.current(), native.usable()
+    return _call(graphdef, chosen_by, state, operands)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _call(graphdef, state, operands):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _call(graphdef, chosen_by, state, operands):
     return nnx.merge(graphdef, state)(*operands)
 
 

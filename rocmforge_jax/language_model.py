@@ -184,8 +184,8 @@ def load(
 
     path: a GGUF file; or "demo", the small model that ships with the package; or "owner/repository/file.gguf" on the Hugging
     Face hub (needs the extra `hub`). dtype: of the computation, default bfloat16 on GPUs and float32 on CPUs. activations: what
-    GPU kernels for one to a few tokens turn activations into, "int16", "int8" or "float", see `quant.matmul`. context_length: most tokens
-    of a text, default what the model was trained for. strict: refuse what is only warned about otherwise. progress: show a
+    GPU kernels for one to a few tokens, and the products in C++ on CPUs, turn activations into, "int16", "int8" or "float", see
+    `quant.matmul`. context_length: most tokens of a text, default what the model was trained for. strict: refuse what is only warned about otherwise. progress: show a
     bar on stderr, default: if that is a terminal. FileNotFoundError or GGUFError say what is wrong with the file, MemoryError how
     much a model that cannot fit would take.
     """

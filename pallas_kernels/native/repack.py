@@ -47,7 +47,8 @@ def repack(library: Path, row_bytes: np.ndarray, blocks: Blocks, packing: Packin
     """uint8 [N, row bytes] -> planes of a matrix [N, K], aligned for XLA. ValueError: rows that are no whole blocks."""
     rows, nbytes = row_bytes.shape
     if row_bytes.dtype != np.uint8 or nbytes % blocks.bytes or not row_bytes.flags.c_contiguous:
-        raise ValueError(f"rows are uint8, whole blocks of {blocks.bytes} bytes and contiguous, got {row_bytes.dtype} {list(row_bytes.shape)}")
+        found = f"{row_bytes.dtype} {list(row_bytes.shape)}"
+        raise ValueError(f"rows are uint8, whole blocks of {blocks.bytes} bytes and contiguous, got {found}")
     count = nbytes // blocks.bytes
     groups = count * blocks.block // GROUP
     shapes = {"codes": (rows, packing.bits, groups), "d": (rows, count), "scale": (rows, packing.halves, groups)}

@@ -51,7 +51,8 @@ def attend(q_BTNH, cache: LayerCache, mask_BTS, *, scale: float | None = None):
 def causal_attention(q_BTNH, cache: LayerCache, starts_B, *, implementation: str | None = None):
     """Attention of T new tokens, which the cache holds from slot starts_B[b] on: each sees the slots up to its own -> [B, T, N, H].
 
-    implementation: None, "triton" (see `pallas_kernels.attention`), "native" (C++, on CPUs) or "xla", as for `quant.matmul`. Differentiable.
+    implementation: None, "triton" (see `pallas_kernels.attention`), "native" (C++, on CPUs) or "xla", as for `quant.matmul`.
+    Differentiable.
     """
     implementations = {"triton": _causal_triton, "native": _causal_native, "xla": _causal_xla}
     return kernels.dispatch(implementations, implementation, q_BTNH, cache, starts_B)

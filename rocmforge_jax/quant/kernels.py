@@ -1,8 +1,8 @@
 """The kernels of `pallas_kernels` as implementations: which one runs, and whether it works on this device.
 
 ROCMFORGE_KERNELS is read when an operation is traced: "auto" (kernels where there are some, else plain XLA), "triton" or "native" (a
-product, or what else that has, without a kernel is an error) or "xla" (no kernels). Before a kernel is used on a device it has computed a small product there
-that was compared with plain XLA's. One that failed is named in a warning, once, and its work is XLA's.
+product, or what else that has, without a kernel is an error) or "xla" (no kernels). Before a kernel is used on a device it has computed
+a small product there that was compared with plain XLA's. One that failed is named in a warning, once, and its work is XLA's.
 """
 
 import concurrent.futures

@@ -27,7 +27,7 @@ _SCALES = {
 
 
 def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
-    """uint8 [..., N, row bytes] in the host's memory -> planes in "groups", there too. NotImplementedError, with the reason, without C++."""
+    """uint8 [..., N, row bytes] in the host's memory -> planes in "groups", there too. NotImplementedError without C++."""
     native.instructions()
     *lead, rows, nbytes = row_bytes.shape
     stacked = np.ascontiguousarray(row_bytes).reshape(-1, nbytes)

@@ -15,7 +15,10 @@ from rocmforge_jax.quant import QParam
 
 pytestmark = pytest.mark.core
 #: Architectures, KV heads from one to all, types that C++ has and one that it has not, experts.
-NAMES = ("llama-gqa.Q4_1", "llama-mqa.Q5_0", "llama-rope3.Q5_1", "qwen2.Q4_K_M", "qwen3.Q8_0", "glm4.Q5_1", "llama-gqa.IQ2_XS", "mixtral.Q4_K_M")
+NAMES = (
+    "llama-gqa.Q4_1", "llama-mqa.Q5_0", "llama-rope3.Q5_1", "qwen2.Q4_K_M", "qwen3.Q8_0", "glm4.Q5_1", "llama-gqa.IQ2_XS",
+    "mixtral.Q4_K_M",
+)  # fmt: skip
 
 
 @pytest.fixture

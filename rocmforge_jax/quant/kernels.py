@@ -48,13 +48,13 @@ def dispatch(implementations: dict, name: str | None, *args, **kwargs):
     if name is not None and name not in implementations:
         raise ValueError(f"no implementation {name!r} here; there are {', '.join(implementations)}")
     reasons = []
-    for each in order() if name is None else (name,):
+    names = order() if name is None else (name,)
+    for each in [each for each in names if each in implementations] or ["xla"]:  # "native" has no dequantisation, say
         try:
-            if each in implementations:
-                return implementations[each](*args, **kwargs)
+            return implementations[each](*args, **kwargs)
         except NotImplementedError as reason:
             reasons.append(f"{each}: {reason}")
-    raise NotImplementedError("; ".join(reasons) or f"no implementation of {', '.join(order())} here; there are {', '.join(implementations)}")
+    raise NotImplementedError("; ".join(reasons))
 
 
 def current_target() -> Target:

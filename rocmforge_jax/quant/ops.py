@@ -1,8 +1,8 @@
 """Operations on quantised matrices: dequantize, matmul, expert_matmul, take_rows.
 
 Each takes implementation=None, "xla" or, where it has a kernel, "triton" or "native" (C++, on CPUs). None tries them in the order
-that `kernels` says: one that cannot do a case raises NotImplementedError with its reason and the next one is tried. What is wrong with the operands is a
-ValueError with the numbers, raised while tracing.
+that `kernels` says: one that cannot do a case raises NotImplementedError with its reason and the next one is tried. What is wrong
+with the operands is a ValueError with the numbers, raised while tracing.
 """
 
 import functools

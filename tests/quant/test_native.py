@@ -14,7 +14,7 @@ import pytest
 
 from rocmforge_jax import formats
 from rocmforge_jax.nn import Product, products
-from rocmforge_jax.quant import QTensor, default_layout, expert_matmul, matmul
+from rocmforge_jax.quant import QTensor, default_layout, dequantize, expert_matmul, matmul
 from rocmforge_jax.quant import native as library
 
 pytestmark = pytest.mark.core
@@ -133,6 +133,12 @@ def test_the_environment_chooses(made, native, normal, monkeypatch):
     for choice, expected in (("", 1), ("auto", 1), ("native", 1), ("xla", 0)):
         monkeypatch.setenv("ROCMFORGE_KERNELS", choice)
         assert calls() == expected
+
+
+def test_chosen_alone_it_leaves_what_it_has_not_to_plain_xla(made, native, monkeypatch):
+    w, dense = made("Q4_0", 7, 3)
+    monkeypatch.setenv("ROCMFORGE_KERNELS", "native")
+    np.testing.assert_array_equal(dequantize(w), np.float32(dense))
 
 
 def test_without_a_library_it_says_how_to_get_one(made, none_built, normal, monkeypatch):

@@ -37,7 +37,8 @@ def stop() -> None:
 class _Reader:
     def __init__(self, path: Path):
         self._path, self._made, self._changed, self._ended = path, {}, threading.Condition(), False
-        threading.Thread(target=self._run, daemon=True, name="read-ahead").start()
+        # Python waits for it at the end: a thread that is cut off while it loads jax's libraries would keep the loader's lock for ever.
+        threading.Thread(target=self._run, name="read-ahead").start()
 
     def take(self, tensor):
         if tensor.path != self._path:
@@ -74,6 +75,8 @@ class _Reader:
 
         native.instructions()  # NotImplementedError where there are none
         for tensor in gguf.tensors.values():
+            if self._ended:
+                return
             if len(tensor.shape) > 1 and tensor.format.is_quantized and groups.can_hold(tensor.format) and tensor.path == self._path:
                 planes = repack.planes_of(tensor.data, tensor.format)
                 tensor.forget()

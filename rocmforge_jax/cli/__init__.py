@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 
+from rocmforge_jax import ahead
 from rocmforge_jax.cli import bench, build_native, chat, doctor, generate, inspect, perplexity, tokenize
 from rocmforge_jax.cli.common import UsageError, version
 
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
             return 130
         except Exception as error:
             return _fail(error)
+        finally:
+            ahead.stop()  # the process ends when whatever reads ahead has noticed
     return 0
 
 

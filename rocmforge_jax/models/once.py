@@ -5,7 +5,6 @@ import functools
 import jax
 from flax import nnx
 
-from pallas_kernels import targets
 from rocmforge_jax.quant import QParam, kernels, native
 
 
@@ -19,7 +18,7 @@ def once(block: nnx.Module, *operands):
         return block(*operands)
     graphdef, state = nnx.split(block)
     # Which implementations are traced is decided by more than the block: another choice is another trace.
-    chosen_by = kernels.order(), targets.current(), native.usable()
+    chosen_by = kernels.order(), kernels.targets.current(), native.usable()
     return _call(graphdef, chosen_by, state, operands)
 
 

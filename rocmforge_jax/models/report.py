@@ -9,7 +9,6 @@ import re
 import numpy as np
 from flax import nnx
 
-from pallas_kernels import targets
 from rocmforge_jax.models.decoder import Decoder
 from rocmforge_jax.models.load import tensor_name
 from rocmforge_jax.nn.attention import kernel_target
@@ -90,5 +89,5 @@ def _tried(implementations: dict) -> tuple[str, str]:
                 return name, implementations[name]()
         except NotImplementedError as reason:
             reasons[name] = str(reason)
-    wanted = "native" if targets.current() is None else "triton"
+    wanted = "native" if kernels.targets.current() is None else "triton"
     return "xla", reasons.get(wanted, f"ROCMFORGE_KERNELS={os.environ.get('ROCMFORGE_KERNELS')}")

@@ -63,7 +63,7 @@ def few_rows(rows: int, jobs, target: Target) -> Tile:
 
 #: For tens of rows of activations: (up to so many rows, tile). On NVIDIA GPUs a warp has 16 rows of the weight, and no other has them too.
 MANY_ROWS = {
-    "": ((16, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)), (64, MatrixTile(32, 4, warps=2, batch=32, lanes=1, run=32))),
+    "": ((16, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)), (64, MatrixTile(32, 4, warps=4, batch=32, lanes=1, run=32))),
     "cuda": ((64, MatrixTile(64, 4, warps=4, batch=64, stages=2)),),
     "cuda 9": ((32, MatrixTile(64, 8, warps=4, batch=32, stages=3)), (64, MatrixTile(64, 8, warps=4, batch=64, stages=2))),
     "rocm gfx9": ((64, MatrixTile(64, 8, warps=2, batch=32, run=4)),),

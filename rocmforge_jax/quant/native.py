@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import samples
+from pallas_kernels import samples, targets
 from pallas_kernels.dequantize import reference
 from pallas_kernels.native import api, build
 from pallas_kernels.qmatmul.api import Product, Weight
@@ -50,6 +50,8 @@ def instructions() -> str:
     """Which instructions the products use here. NotImplementedError, with the reason, where they cannot be used."""
     if jax.default_backend() != "cpu":
         raise NotImplementedError(f"the C++ products are for CPUs, this is a {jax.default_backend()}")
+    if (target := targets.current()) is not None:
+        raise NotImplementedError(f"the C++ products are for CPUs, this is traced for {target}")
     if (library := find()) is None:
         raise NotImplementedError(f"the C++ products are not built ({HOW})")
     used, problem = _loaded(library)

@@ -198,10 +198,7 @@ class _Columns:
 
     def load(self, ref, *index, span=1):
         """Entries [V, W] of some rows [V, 1], or [1, W] of one; those that `span` groups share."""
-        return self._load(ref, *index, self.numbers // span if span > 1 else self.numbers)
-
-    def _load(self, ref, *index):
-        mask = self.mask
+        index, mask = (*index, self.numbers // span if span > 1 else self.numbers), self.mask
         if mask is not None:
             mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(*(jnp.shape(i) for i in index)))
         return triton.load(ref, index, mask=mask)

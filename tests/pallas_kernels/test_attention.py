@@ -139,7 +139,7 @@ def test_decode_of_new_tokens(N, K, H, R, interleaved, options, operands, normal
     for b, slot in enumerate(slots):
         all_keys[b, :, :, slot], all_values[b, :, slot] = turn(k)[b], v[b]
     assert distance(out[:, None], truth(turn(q[:, 0])[:, None], all_keys, all_values, slots, **settings)) < 1e-6
-    np.testing.assert_allclose(found_keys, all_keys, atol=1e-6)
+    np.testing.assert_allclose(found_keys, all_keys, atol=1e-6)  # of size 1, rotated in float32
     for b, slot in enumerate(slots):
         np.testing.assert_array_equal(found_values[b, :, : slot + 1], all_values[b, :, : slot + 1])
 
@@ -180,6 +180,7 @@ def test_what_decode_gives_to_products(mode, operands, distance):
     np.testing.assert_array_equal(out, plain[:, 0])
     expected = quantize_reference(out.reshape(2, -1), mode)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        # Words and sums are integers in "int16": equal. In "float" sums of 16 numbers of size 1 are taken in another order.
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
     with pytest.raises(NotImplementedError, match="heads of 80, only multiples of 32 can be quantised"):
         decode_shapes(shapes(q=(2, 4, 80), keys=(2, 2, 80, 32), values=(2, 2, 32, 80)), activations="int16")

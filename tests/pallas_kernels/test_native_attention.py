@@ -69,7 +69,7 @@ def test_large_scores_and_what_is_no_number(normal):
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tokens_are_rotated_and_put_into_the_cache(case, interleaved, normal):
-    (B, T, N, K, H, *_), half = case, case[4] // 4
+    (B, T, _, K, H, *_), half = case, case[4] // 4
     q, keys, values, starts = operands(*case, normal)
     k, v, angles = normal(B, T, K, H, seed=3), normal(B, T, K, H, seed=4), normal(B, T, half, seed=5)
     cos, sin = np.cos(angles), np.sin(angles)

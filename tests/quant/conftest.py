@@ -1,10 +1,11 @@
 """Packed matrices with known values, and what the suites share about types and layouts."""
 
+import numpy as np
 import pytest
 
 from pallas_kernels import targets
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import QTensor, groups
 from tests.reference_blocks import ggml_blocks, packed
 
 __all__ = ["ggml_blocks", "interpreted", "packed"]
@@ -30,3 +31,14 @@ def interpreted():
     """Kernels are there, in Pallas's interpreter."""
     with targets.use(targets.INTERPRET) as target:
         yield target
+
+
+@pytest.fixture
+def made(packed):
+    """(type, outputs, blocks) -> (QTensor (in, out) in groups, its values in float64)."""
+
+    def make(name, outputs, blocks):
+        rows, values = packed(name, outputs, blocks)
+        return QTensor.from_bytes(rows, name, layout="groups", transposed=True), np.float64(values.T)
+
+    return make

@@ -23,17 +23,6 @@ DEVICE = targets.Target("interpret", "of this device")
 
 
 @pytest.fixture
-def made(packed):
-    """(type, outputs, blocks) -> (QTensor (in, out) in groups, its values in float64)."""
-
-    def make(name, outputs, blocks):
-        rows, values = packed(name, outputs, blocks)
-        return QTensor.from_bytes(rows, name, layout="groups", transposed=True), np.float64(values.T)
-
-    return make
-
-
-@pytest.fixture
 def calls(monkeypatch):
     """What kernels were asked for, in order, by name."""
     calls = []

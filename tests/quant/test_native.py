@@ -24,17 +24,6 @@ FLOAT32 = 1e-6
 
 
 @pytest.fixture
-def made(packed):
-    """(type, outputs, blocks) -> (QTensor (in, out) in groups, its values in float64)."""
-
-    def make(name, outputs, blocks):
-        rows, values = packed(name, outputs, blocks)
-        return QTensor.from_bytes(rows, name, layout="groups", transposed=True), np.float64(values.T)
-
-    return make
-
-
-@pytest.fixture
 def none_built(monkeypatch, tmp_path):
     monkeypatch.setenv("ROCMFORGE_NATIVE_FOLDER", str(tmp_path))
 

@@ -38,6 +38,7 @@ test-core: $(NATIVE)
 
 # With the machine's own Python and jax: a GPU's jax is not for this file to install.
 test-gpu:
+	$(PYTHON) -m pytest tests/pallas_kernels $(ARGS)
 	$(PYTHON) -m pytest tests/quant tests/nn tests/models tests/generate -m gpu $(ARGS)
 
 rocm-compiler: $(ROCM)

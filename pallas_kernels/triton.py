@@ -35,9 +35,16 @@ def call(kernel, out_shape, *, grid, target: Target, warps: int, stages: int = 1
     )
 
 
-def load(ref, index, mask=None, other=0):
-    """ref[index], `other` where the mask is false: there nothing is read."""
-    return ref[index] if mask is None else backend.load(ref.at[_traced(index)], mask=mask, other=other)
+def load(ref, index, mask=None, other=0, hint=None):
+    """ref[index], `other` where the mask is false: there nothing is read. hint: what HINTS is of the caches, or None."""
+    hints = HINTS.get(hint, {})
+    if mask is None and not hints:
+        return ref[index]
+    return backend.load(ref.at[_traced(index)], mask=mask, other=None if mask is None else other, **hints)
+
+
+#: "once": what no program reads again; "again": what all do.
+HINTS = {"once": {"eviction_policy": "evict_first"}, "again": {"eviction_policy": "evict_last"}}
 
 
 def store(ref, index, value, mask=None):
@@ -101,6 +108,32 @@ def and_or(a, b, c, target: Target):
     return _assembly("lop3.b32 $0, $1, $2, $3, 0xEA;", _CONSTRAINTS["cuda"], a, b, c).astype(jnp.uint32)
 
 
+def zero_after(loaded: list, shape, target: Target):
+    """int32 zeros that are there only when all of `loaded` is: arrays of 32-bit numbers that broadcast to `shape`.
+
+    NVIDIA's compiler saves registers by loading late, again and again before a use, each time for the whole latency of memory. What begins
+    with these zeros begins after all loads, so nothing is gained by that.
+    """
+    if target.platform != "cuda":
+        return jnp.zeros(shape, jnp.int32)
+    words = [jnp.broadcast_to(jax.lax.bitcast_convert_type(array, jnp.int32), shape) for array in loaded]
+    words += words[-1:] * (1 - len(words) % 2)
+    some, pairs = words[0], zip(words[1::2], words[2::2])
+    for pair in pairs:
+        some = _assembly("lop3.b32 $0, $1, $2, $3, 0xFE;", "=r,r,r,r", some, *pair)
+    return _assembly(_NONE_OF, "=r,r", some)
+
+
+#: Zero is what the compiler does not know to be zero.
+_NONE_OF = """{
+.reg .b32 zero, below;
+mov.u32 zero, %lanemask_eq;
+mov.u32 below, %lanemask_lt;
+and.b32 zero, zero, below;
+and.b32 $0, $1, zero;
+}"""
+
+
 def _assembly(text, constraints, *args, dtype=jnp.int32):
     (result,) = backend.elementwise_inline_asm(
         text, args=args, constraints=constraints, pack=1, result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, dtype)]
@@ -114,12 +147,11 @@ def _byte(words, i):
 
 
 def bytes_of_table(nibbles, table: tuple[int, ...], target: Target):
-    """uint32 words of eight 4-bit codes -> two int32 arrays of four signed bytes: table[code] of the low and of the high nibbles."""
+    """uint32 words of eight 4-bit codes -> two int32 arrays of four bytes: table[code] of the low and of the high nibbles."""
     if target.interpret:
         return tuple(_looked_up((nibbles >> np.uint32(shift)) & np.uint32(0x0F0F0F0F), table) for shift in (0, 4))
-    entries = np.array(table, np.int8).view(np.int32)
     select = _select_cuda if target.platform == "cuda" else _select_rocm
-    return select(nibbles.astype(jnp.int32), entries, _CONSTRAINTS[target.platform])
+    return select(nibbles.astype(jnp.int32), np.array(table).astype(np.uint8).view(np.int32))
 
 
 def _looked_up(codes, table):
@@ -130,28 +162,35 @@ def _looked_up(codes, table):
     return (look_up(0) | look_up(1) | look_up(2) | look_up(3)).astype(jnp.int32)
 
 
-def _select_cuda(words, entries, constraints):
+def _select_cuda(words, entries):
     """`prmt` takes four bytes out of eight by nibbles: twice for each half of the table, then the half by the codes' top bits."""
-
-    def pick(low, high, selector):
-        low, high = (jnp.full(words.shape, part) if np.ndim(part) == 0 else part for part in (low, high))
-        return _assembly("prmt.b32 $0, $1, $2, $3;", constraints, low, high, jnp.broadcast_to(selector, words.shape))
-
-    lower_bits, halves = words & 0x77777777, ((words >> 1) & 0x44444444) | 0x32103210
-    picked = []
-    for shift in (0, 16):
-        selector = jax.lax.shift_right_logical(lower_bits, shift)
-        lower, upper = (pick(entries[2 * half], entries[2 * half + 1], selector) for half in (0, 1))
-        picked.append(pick(lower, upper, jax.lax.shift_right_logical(halves, shift)))
-    return pick(*picked, jnp.int32(0x6420)), pick(*picked, jnp.int32(0x7531))
+    look_up = _LOOK_UP.format(*(f"{entry & 0xFFFFFFFF:#x}" for entry in entries.tolist()))
+    codes, tops = words & 0x77777777, ((words >> 1) & 0x44444444) | 0x32103210
+    shifted = lambda a: jax.lax.shift_right_logical(a, 16)
+    first, second = _assembly(look_up, "=r,r,r", codes, tops), _assembly(look_up, "=r,r,r", shifted(codes), shifted(tops))
+    return tuple(_assembly(f"prmt.b32 $0, $1, $2, {bytes:#x};", "=r,r,r", first, second) for bytes in (0x6420, 0x7531))
 
 
-def _select_rocm(words, entries, constraints):
+#: A register holds half of each table: one that the compiler does not know to be the same in all threads, else it makes a copy each time.
+_LOOK_UP = """{{
+.reg .b32 lower, upper, zero;
+mov.u32 zero, %lanemask_eq;
+mov.u32 lower, %lanemask_lt;
+and.b32 zero, zero, lower;
+or.b32 lower, zero, {0};
+or.b32 upper, zero, {2};
+prmt.b32 lower, lower, {1}, $1;
+prmt.b32 upper, upper, {3}, $1;
+prmt.b32 $0, lower, upper, $2;
+}}"""
+
+
+def _select_rocm(words, entries):
     """`v_perm_b32` takes four bytes out of eight by bytes."""
 
     def pick(low, high, selector):
         operands = (jnp.full(words.shape, high), jnp.full(words.shape, low), selector)
-        return _assembly("v_perm_b32 $0, $1, $2, $3", constraints, *operands)
+        return _assembly("v_perm_b32 $0, $1, $2, $3", _CONSTRAINTS["rocm"], *operands)
 
     def look_up(codes):
         lower, upper = (pick(entries[2 * half], entries[2 * half + 1], codes & 0x07070707) for half in (0, 1))

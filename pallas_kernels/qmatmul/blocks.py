@@ -1,24 +1,27 @@
 """How products are cut into programs: tuned sizes, as data.
 
 A table is for a family of GPUs: the longest name that a target's begins with counts, "" is any other GPU. The sizes for NVIDIA were
-measured on an H100; those for AMD are the largest that need no spilled registers with XLA's compiler, not tuned on hardware.
+measured on an H100 and an H200; those for AMD are the largest that need no spilled registers with XLA's compiler, not tuned on hardware.
 """
 
 import dataclasses
 
+from pallas_kernels.packing import Packing
 from pallas_kernels.targets import Target
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """Of a program: rows of the weight after each other, how many such runs there are side by side (one a warp, so that it is what a warp
-    does), groups that are read at once, rows of activations, and warps."""
+    does), groups that are read at once, rows of activations, and warps. load_first: all that is read at once is read before any of it is
+    computed with."""
 
     rows: int
     groups: int
     warps: int = 1
     batch: int = 1
     spread: int = 1
+    load_first: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +39,15 @@ class MatrixTile(Tile):
     run: int = 2
 
 
-#: For one row of activations. Programs of one warp keep most reads in flight.
-ONE_ROW = {"": Tile(4, 64), "cuda": Tile(2, 128), "rocm gfx9": Tile(4, 128)}
+#: For one row of activations, by the kind of a packing's scale, "" is any other. Programs of one warp keep most reads in flight.
+ONE_ROW = {
+    "": {"": Tile(4, 64)},
+    "cuda": {"": Tile(2, 64), "nibbles": Tile(2, 128)},
+    "rocm gfx9": {"": Tile(4, 128)},
+}
+#: Programs of one warp that a GPU has room for at once, on NVIDIA's 32 for each of an H100's 132 processors. A launch of no more of them
+#: has no others to compute while one waits for what it reads.
+RESIDENT = {"": 0, "cuda": 4224}
 #: Where outputs become activations, for which a program needs 32 of them. On an H100 that takes 1 to 2 us longer, a launch less 2 us.
 QUANTIZED = {
     "": Tile(4, 64, warps=8, spread=8),
@@ -52,22 +62,35 @@ SEVERAL_ROWS = {
 }
 
 
-def few_rows(rows: int, jobs, target: Target) -> Tile:
-    """The tile for so many rows of activations and the jobs of a launch."""
+def few_rows(rows: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
+    """The tile for so many rows of activations, the jobs of a launch and a mode of activations. pairs: how often the jobs are done."""
     if any(job.quantized for job in jobs):
         return _of_family(QUANTIZED, target)
-    if rows == 1:
-        return _of_family(ONE_ROW, target)
-    return next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
+    if rows > 1:
+        return next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
+    tiles, kinds = _of_family(ONE_ROW, target), {packing.scale for job in jobs for packing in job.packings}
+    tile = tiles.get(kinds.pop() if len(kinds) == 1 else "", tiles[""])
+    resident = _of_family(RESIDENT, target)
+    # Floats fill the registers: the compiler reads part of the weights late.
+    few = pairs * sum(-(-job.rows // tile.rows) for job in jobs) <= resident or mode == "float" and resident > 0
+    return dataclasses.replace(tile, load_first=few)
 
 
-#: For tens of rows of activations: (up to so many rows, tile). On NVIDIA GPUs a warp has 16 rows of the weight, and no other has them too.
+#: For tens of rows of activations: (up to so many rows, up to so many scales of a group, tile). On NVIDIA GPUs a warp has 16 rows of the
+#: weight, and no other has them too.
 MANY_ROWS = {
-    "": ((16, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)), (64, MatrixTile(32, 4, warps=4, batch=32, lanes=1, run=32))),
-    "cuda": ((64, MatrixTile(64, 4, warps=4, batch=64, stages=2)),),
-    "cuda 9": ((32, MatrixTile(64, 8, warps=4, batch=32, stages=3)), (64, MatrixTile(64, 8, warps=4, batch=64, stages=2))),
-    "rocm gfx9": ((64, MatrixTile(64, 8, warps=2, batch=32, run=4)),),
-    "rocm gfx12": ((64, MatrixTile(32, 4, warps=2, batch=32, lanes=2, run=8)),),
+    "": (
+        (16, 2, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)),
+        (64, 2, MatrixTile(32, 4, warps=4, batch=32, lanes=1, run=32)),
+    ),
+    "cuda": ((64, 2, MatrixTile(64, 4, warps=4, batch=64, stages=2)),),
+    "cuda 9": (
+        (16, 1, MatrixTile(32, 8, warps=2, batch=16, stages=3)),
+        (32, 2, MatrixTile(64, 8, warps=4, batch=32, stages=3)),
+        (64, 2, MatrixTile(64, 8, warps=4, batch=64, stages=2)),
+    ),
+    "rocm gfx9": ((64, 2, MatrixTile(64, 8, warps=2, batch=32, run=4)),),
+    "rocm gfx12": ((64, 2, MatrixTile(32, 4, warps=2, batch=32, lanes=2, run=8)),),
 }
 
 
@@ -75,10 +98,10 @@ MANY_ROWS = {
 PROGRAMS = 192
 
 
-def many_rows(rows: int, outputs: int, groups: int, target: Target) -> MatrixTile:
+def many_rows(rows: int, outputs: int, groups: int, packing: Packing, target: Target) -> MatrixTile:
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
     tiles = _of_family(MANY_ROWS, target)
-    tile = next((tile for most, tile in tiles if rows <= most), tiles[-1][1])
+    tile = next((tile for most, halves, tile in tiles if rows <= most and packing.halves <= halves), tiles[-1][2])
     programs = -(-outputs // tile.rows) * -(-rows // tile.batch)
     splits = 1
     while programs * splits < PROGRAMS and splits < 8 and groups // tile.groups >= 4 * splits:

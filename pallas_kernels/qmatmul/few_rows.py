@@ -21,13 +21,10 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
-from pallas_kernels.packing import GROUP, POSITIONS, Packing, position_words, scale_and_minimum
-from pallas_kernels.qmatmul import activations, blocks
+from pallas_kernels.packing import GROUP, POSITIONS, Packing, scale_and_minimum
+from pallas_kernels.qmatmul import activations, blocks, codes
 from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.targets import Target
-
-#: The bits of 2^23 as float32: with an integer below 2^23 in the low bits it is that integer more.
-MAGIC = np.uint32(0x4B000000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +63,7 @@ def multiply(
     experts, a multiple of M: rows of the outputs then, P / M for each row of x, which share no weight, so one at a time.
     """
     rows = pairs or x.rows
-    tile = tile or blocks.few_rows(1 if pairs else rows, jobs, target)
+    tile = tile or blocks.few_rows(1 if pairs else rows, jobs, x.mode, target, pairs or 1)
     batch = 1 if pairs else min(tile.batch, rows)
     shares = [_Share.of(job, tile) for job in jobs]
     inputs, structure = jax.tree.flatten([[x.words, x.scale, x.sums, x.squares], operands])
@@ -173,11 +170,19 @@ def _product(acts, weight, start, share, tile, target):
         at = _Columns(j * width, width, acts.groups)
         parts = [weight.read(starts + r, at) for r in range(share.rows)]
         rows = [acts.read(i, at) for i in range(acts.batch)]
-        return tuple(tuple(total + row.times(part, target) for total, part in zip(of_row, parts)) for of_row, row in zip(totals, rows))
+        zero = _zero_after(parts, rows, target) if tile.load_first else jnp.zeros((share.spread, width), jnp.int32)
+        return tuple(tuple(row.add(total, part, zero, target) for total, part in zip(of_row, parts)) for of_row, row in zip(totals, rows))
 
     totals = ((jnp.zeros((share.spread, width), jnp.float32),) * share.rows,) * acts.batch
     totals = step(0, totals) if steps == 1 else jax.lax.fori_loop(0, steps, step, totals)
     return [_side_by_side([total.sum(axis=1) for total in of_row]) for of_row in totals]
+
+
+def _zero_after(parts, rows, target):
+    """`triton.zero_after` what was read of the weights and, where they are few, of the activations."""
+    loaded = [array for part in parts for array in (*part.words, *itertools.chain(*part.scales)) if array is not None]
+    loaded += [array for row in rows if row.scale is not None for array in (*itertools.chain(*row.words), *row.sums, row.scale)]
+    return triton.zero_after(loaded, parts[0].words[0].shape, target)
 
 
 def _side_by_side(columns):
@@ -196,12 +201,12 @@ class _Columns:
         self.numbers = (first + jnp.arange(width, dtype=jnp.int32))[None]
         self.mask = self.numbers < groups if groups % width else None
 
-    def load(self, ref, *index, span=1):
+    def load(self, ref, *index, span=1, hint=None):
         """Entries [V, W] of some rows [V, 1], or [1, W] of one; those that `span` groups share."""
         index, mask = (*index, self.numbers // span if span > 1 else self.numbers), self.mask
         if mask is not None:
             mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(*(jnp.shape(i) for i in index)))
-        return triton.load(ref, index, mask=mask)
+        return triton.load(ref, index, mask=mask, hint=hint)
 
 
 class _Part(NamedTuple):
@@ -226,10 +231,10 @@ class _Weight:
     def read(self, row, at: _Columns) -> _Part:
         def get(half, name):
             if name == "d":
-                return at.load(self.refs[name], *self.expert, row, span=self.packing.span)
-            return at.load(self.refs[name], *self.expert, row, half)
+                return at.load(self.refs[name], *self.expert, row, span=self.packing.span, hint="once")
+            return at.load(self.refs[name], *self.expert, row, half, hint="once")
 
-        words = [at.load(self.refs["codes"], *self.expert, row, i) for i in range(self.packing.bits)]
+        words = [at.load(self.refs["codes"], *self.expert, row, i, hint="once") for i in range(self.packing.bits)]
         scales = [scale_and_minimum(self.packing, functools.partial(get, half)) for half in range(self.packing.halves)]
         return _Part(self.packing, words, scales)
 
@@ -261,9 +266,9 @@ class _Rows:
 
     def read(self, i, at: _Columns) -> "_Row":
         row, count = self.first + i, GROUP if self.mode == "float" else POSITIONS
-        words = [[at.load(self.words, row, part, p) for p in range(count)] for part in range(self.words.shape[1])]
-        sums = [at.load(self.sums, row, half) for half in range(2)]
-        scale = None if self.mode == "float" else at.load(self.scale, row)
+        words = [[at.load(self.words, row, part, p, hint="again") for p in range(count)] for part in range(self.words.shape[1])]
+        sums = [at.load(self.sums, row, half, hint="again") for half in range(2)]
+        scale = None if self.mode == "float" else at.load(self.scale, row, hint="again")
         return _Row(words, scale, sums)
 
 
@@ -277,53 +282,35 @@ class _Row(NamedTuple):
     def _sum(self, part, half):
         return self.sums[half] if part.packing.halves == 2 else self.sums[0] + self.sums[1]
 
-    def times(self, part: _Part, target):
-        """float32 [V, W]: the products of these groups with those of a weight."""
-        dots = self._float_dots(part, target) if self.scale is None else self._integer_dots(part, target)
-        total = None
+    def add(self, total, part: _Part, zero, target):
+        """float32 [V, W]: `total` and the products of these groups with those of a weight. zero: int32 [V, W], what they begin with."""
+        dots = (self._float_dots if self.scale is None else self._integer_dots)(part, zero, target)
+        of_groups = None
         for half, (dot, (scale, minimum)) in enumerate(zip(dots, part.scales)):
-            term = dot.astype(jnp.float32) * scale
+            dot = dot.astype(jnp.float32)
+            of_groups = dot * scale if of_groups is None else triton.multiply_add(dot, scale, of_groups, target)
             if minimum is not None:
-                term = term + self._sum(part, half).astype(jnp.float32) * minimum
-            total = term if total is None else total + term
-        return total if self.scale is None else total * self.scale
+                of_groups = triton.multiply_add(self._sum(part, half).astype(jnp.float32), minimum, of_groups, target)
+        return total + of_groups if self.scale is None else triton.multiply_add(of_groups, self.scale, total, target)
 
-    def _integer_dots(self, part, target):
-        codes = [word.astype(jnp.int32) for word in _signed_words(part.words, part.packing, target)]
+    def _integer_dots(self, part, zero, target):
+        of_weight = [word.astype(jnp.int32) for word in codes.signed_bytes(part.words, part.packing, target)]
         for half in range(part.packing.halves):
             dot = None
             for i, words in enumerate(self.words):
-                of_bytes = jnp.zeros_like(self.sums[0])
+                of_bytes = zero
                 if part.packing.offset and i == len(self.words) - 1:
-                    of_bytes = -part.packing.offset * self._sum(part, half)
+                    of_bytes = zero - part.packing.offset * self._sum(part, half)
                 for p in part.positions(half):
-                    of_bytes = triton.dot4(codes[p], words[p], of_bytes, target)
+                    of_bytes = triton.dot4(of_weight[p], words[p], of_bytes, target)
                 dot = of_bytes if dot is None else (dot << 7) + of_bytes
             yield dot
 
-    def _float_dots(self, part, target):
-        words, offset = unsigned_words(part.words, part.packing, target)
-        lifted = np.float32(2**23 + offset)
+    def _float_dots(self, part, zero, target):
+        floats = list(codes.lifted(part.words, part.packing, target))
         for half in range(part.packing.halves):
-            dot = None
-            for p, byte in itertools.product(part.positions(half), range(4)):
-                bits = ((words[p] >> np.uint32(8 * byte)) & np.uint32(255)) | MAGIC
-                term = (jax.lax.bitcast_convert_type(bits, jnp.float32) - lifted) * self.words[0][4 * p + byte]
-                dot = term if dot is None else dot + term
+            dot = jax.lax.bitcast_convert_type(zero, jnp.float32)
+            for element in range(4 * part.positions(half).start, 4 * part.positions(half).stop):
+                lifted, above = floats[element]
+                dot = triton.multiply_add(lifted - above, self.words[0][element], dot, target)
             yield dot
-
-
-def _signed_words(words, packing, target):
-    """Words of a group -> for each position, words of signed bytes; the packing's offset is not taken off."""
-    if packing.table is None:
-        return position_words(words, packing.bits)
-    pairs = [triton.bytes_of_table(word, packing.table, target) for word in words]
-    return [low for low, _ in pairs] + [high for _, high in pairs]
-
-
-def unsigned_words(words, packing: Packing, target: Target):
-    """Words of a group -> for each position, uint32 words of unsigned bytes; and what each byte is too large by."""
-    words = _signed_words(words, packing, target)
-    if packing.table is None and packing.bits < 8:
-        return words, packing.offset
-    return [word.astype(jnp.uint32) ^ np.uint32(0x80808080) for word in words], 128

@@ -14,15 +14,16 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
-from pallas_kernels.packing import GROUP, POSITIONS, Packing, field_of_position, parts, scale_and_minimum
-from pallas_kernels.qmatmul import blocks
+from pallas_kernels.packing import GROUP, Packing, scale_and_minimum
+from pallas_kernels.qmatmul import blocks, codes
 from pallas_kernels.targets import Target
+
 
 def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None):
     """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N]. Weights are rounded to x's type."""
     (M, K), N = x_MK.shape, planes["codes"].shape[0]
     groups, names = K // GROUP, sorted(planes)
-    tile = tile or blocks.many_rows(M, N, groups, target)
+    tile = tile or blocks.many_rows(M, N, groups, packing, target)
     columns = min(max(16, pl.next_power_of_2(M)), tile.batch)
     steps, width = pl.cdiv(groups, tile.groups), GROUP * tile.groups
     share = pl.cdiv(steps, tile.splits)
@@ -97,20 +98,16 @@ class _Tile:
         shape = (self.n.shape[0], self.count // span)
         mask = jnp.broadcast_to(g < self.groups // self.packing.span if plane == "d" else g < self.groups, shape)
         index = tuple(jnp.broadcast_to(jnp.int32(i), shape) for i in (self.n, *index, g))
-        return triton.load(self.refs[plane], index, mask=mask if self.groups % self.count else None)
+        return triton.load(self.refs[plane], index, mask=mask if self.groups % self.count else None, hint="once")
 
 
 def _values(read, dtype, target):
     """One after the other, for each of the 32 inputs of a group: the values [rows, groups] in `dtype`."""
     packing = read.packing
     scales = [read.scale(half) for half in range(packing.halves)]
-    words, offset = [read.codes(i) for i in range(packing.bits)], packing.offset
-    if packing.table is not None or packing.bits == 8:
-        words, offset = [word ^ np.uint32(0x80808080) for word in _signed_words(words, packing, target)], 128
-    for element in range(GROUP):
-        lifted, power = _lifted(words, element, packing, target)
+    words = [read.codes(i) for i in range(packing.bits)]
+    for element, (lifted, above) in enumerate(codes.lifted(words, packing, target)):
         scale, minimum = scales[element // (GROUP // packing.halves)]
-        above = np.float32(power + offset)
         if minimum is not None:
             value = triton.multiply_add(lifted - above, scale, minimum, target)
         elif packing.scale == "e8m0" or target.interpret:
@@ -118,46 +115,3 @@ def _values(read, dtype, target):
         else:
             value = triton.multiply_add(lifted, scale, scale * -above, target)  # exact: `above` is 2^n times a number of few bits
         yield value.astype(dtype)
-
-
-def _signed_words(words, packing, target):
-    """uint32 words of four signed bytes, for each position."""
-    if packing.table is None:
-        return words
-    pairs = [triton.bytes_of_table(word, packing.table, target) for word in words]
-    return [low.astype(jnp.uint32) for low, _ in pairs] + [high.astype(jnp.uint32) for _, high in pairs]
-
-
-def _lifted(words, element, packing, target):
-    """The codes of an input of each group plus a power of two, as float32, and that power: code bits put where its own are zero."""
-    position, byte = divmod(element, 4)
-    if len(words) == POSITIONS:
-        fields = [(words[position], 0, 8, 0)]
-    else:
-        held = [(first, part, low, *field_of_position(position, part)) for first, part, low in parts(packing.bits)]
-        fields = [(words[first + word], shift, part, low) for first, part, low, word, shift in held]
-    at = place(packing, len(words) == POSITIONS, position, byte)
-    power = np.float32(2.0 ** (23 - at))
-    bits = power.view(np.uint32)
-    for word, shift, part, low in fields:
-        mask = np.uint32((1 << part) - 1 << at + low)
-        bits = triton.and_or(_shifted(word, at + low - shift - 8 * byte), mask, bits, target)
-    return jax.lax.bitcast_convert_type(bits, jnp.float32), power
-
-
-def place(packing, signed, position, byte) -> int:
-    """Where in the 23 bits of a fraction a code begins. One shift of a word serves several codes where their places differ as in it.
-
-    Codes end below bit 23, and the power of two, 2^(23 - place), plus the offset has few bits: times a scale it is exact in 24.
-    """
-    if signed:
-        return 15 if packing.scale == "int8" else 7 + 8 * (byte % 2)
-    high, low = divmod(position, 4)
-    first, for_high, for_low = {1: (13, 4, 1), 2: (13, 0, 2), 3: (14, 0, 2), 4: (12, 4, 0), 5: (11, 4, 1), 6: (13, 4, 0)}[packing.bits]
-    return first + for_high * high + for_low * low
-
-
-def _shifted(words, left):
-    if left == 0:
-        return words
-    return words << np.uint32(left) if left > 0 else words >> np.uint32(-left)

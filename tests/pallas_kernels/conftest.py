@@ -1,4 +1,4 @@
-"""Packed matrices whose values ggml gave, as the kernels take them."""
+"""What kernels run on here, and packed matrices whose values ggml gave."""
 
 import contextlib
 import functools
@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from pallas_kernels.qmatmul.api import Weight
-from pallas_kernels.targets import Target
+from pallas_kernels.targets import INTERPRET, Target, current
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
 from tests.reference_blocks import ggml_blocks, packed
@@ -15,6 +15,8 @@ from tests.reference_blocks import ggml_blocks, packed
 __all__ = ["ggml_blocks", "matrix", "packed"]
 
 PACKED_TYPES = [name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and groups.can_hold(fmt)]
+#: Kernels run on the GPU that jax computes on, in Pallas's interpreter where there is none.
+TARGET = current() or INTERPRET
 #: A GPU of each set of instructions that kernels are written for.
 GPUS = [Target("cuda", "9.0"), Target("rocm", "gfx942"), Target("rocm", "gfx1100")]
 

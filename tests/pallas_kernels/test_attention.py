@@ -1,4 +1,4 @@
-"""Attention kernels, in Pallas's interpreter, and their plain form, against softmax(q k) v in float64."""
+"""Attention kernels, and their plain form, against softmax(q k) v in float64."""
 
 import contextlib
 import functools
@@ -13,6 +13,7 @@ from pallas_kernels.attention.blocks import Blocks
 from pallas_kernels.attention.decode import NewTokens
 from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.targets import INTERPRET, Target
+from tests.pallas_kernels.conftest import TARGET
 
 pytestmark = pytest.mark.core
 
@@ -54,11 +55,11 @@ def operands(normal):
 
 
 def decoded(q, keys, values, lengths, **settings):
-    return decode_jit(q[:, 0], keys, values, jnp.int32(lengths), target=INTERPRET, **settings)[:, None]
+    return decode_jit(q[:, 0], keys, values, jnp.int32(lengths), target=TARGET, **settings)[:, None]
 
 
 def prefilled(q, keys, values, starts, **settings):
-    return prefill_jit(q, keys, values, jnp.int32(starts), target=INTERPRET, **settings)
+    return prefill_jit(q, keys, values, jnp.int32(starts), target=TARGET, **settings)
 
 
 # Lengths on both sides of every border of a block of 16, nothing and everything.
@@ -131,7 +132,7 @@ def test_decode_of_new_tokens(N, K, H, R, interleaved, options, operands, normal
     dirty = jnp.where((np.arange(80) >= slots[:, None])[:, None, :, None], jnp.nan, values)  # from the new token's slot on
 
     call = lambda q, keys, values, lengths, *arrays: decode_attention(
-        q, keys, values, lengths, new=NewTokens(*arrays, interleaved), target=INTERPRET, blocks=SMALL, **settings
+        q, keys, values, lengths, new=NewTokens(*arrays, interleaved), target=TARGET, blocks=SMALL, **settings
     )
     out, found_keys, found_values = jax.jit(call)(q[:, 0], keys, dirty, jnp.int32(slots + 1), *new.arrays)
     turn = lambda heads: rotated(heads, new.cos_BR, new.sin_BR, interleaved)
@@ -149,7 +150,7 @@ def test_a_new_token_beyond_the_cache_is_not_stored(operands):
     ones = jnp.ones((1, 1, 32), jnp.float32)
     new = NewTokens(ones, ones, jnp.ones((1, 8)), jnp.zeros((1, 8)), True)
     _, found_keys, found_values = jax.jit(
-        lambda q, keys, values, lengths: decode_attention(q, keys, values, lengths, new=new, scale=0.1, target=INTERPRET)
+        lambda q, keys, values, lengths: decode_attention(q, keys, values, lengths, new=new, scale=0.1, target=TARGET)
     )(q[:, 0], keys, values, jnp.int32([21]))
     np.testing.assert_array_equal(found_keys, keys)
     np.testing.assert_array_equal(found_values, values)
@@ -159,7 +160,7 @@ def test_new_tokens_that_do_not_fit():
     of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     call = lambda k, cos, sin: jax.eval_shape(
         lambda q, keys, values, lengths, *arrays: decode_attention(
-            q, keys, values, lengths, scale=0.1, target=INTERPRET, new=NewTokens(arrays[0], arrays[0], *arrays[1:], True)
+            q, keys, values, lengths, scale=0.1, target=TARGET, new=NewTokens(arrays[0], arrays[0], *arrays[1:], True)
         ), *shapes(), k, cos, sin,
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"k_BKH of the new tokens is \[2, 4, 64\], the cache needs \[2, 2, 64\]"):
@@ -175,7 +176,7 @@ def test_new_tokens_that_do_not_fit():
 def test_what_decode_gives_to_products(mode, operands, distance):
     q, keys, values = operands(2, 1, 6, 2, 64, 80)
     plain = decoded(q, keys, values, [80, 18], scale=0.125)
-    call = lambda q, keys, values, lengths: decode_attention(q, keys, values, lengths, scale=0.125, target=INTERPRET, activations=mode)
+    call = lambda q, keys, values, lengths: decode_attention(q, keys, values, lengths, scale=0.125, target=TARGET, activations=mode)
     out, found = jax.jit(call)(q[:, 0], keys, values, jnp.int32([80, 18]))
     np.testing.assert_array_equal(out, plain[:, 0])
     expected = quantize_reference(out.reshape(2, -1), mode)
@@ -319,14 +320,14 @@ def test_wrong_shapes(implementation, wrong, message):
         decode_shapes(shapes(**wrong), implementation=implementation)
 
 
-def decode_shapes(arrays, *, target=INTERPRET, scale=0.1, sinks_N=None, **settings):
+def decode_shapes(arrays, *, target=TARGET, scale=0.1, sinks_N=None, **settings):
     call = functools.partial(decode_attention, scale=scale, target=target, **settings)
     return jax.eval_shape(lambda *arrays: call(*arrays[:4], sinks_N=None if sinks_N is None else arrays[4]), *arrays, sinks_N)
 
 
 def test_wrong_operands_of_prefill():
     q, keys, values, starts = shapes(q=(2, 3, 4, 64))
-    call = functools.partial(prefill_attention, scale=0.1, target=INTERPRET)
+    call = functools.partial(prefill_attention, scale=0.1, target=TARGET)
     assert jax.eval_shape(call, q, keys, values, starts).shape == q.shape
     with pytest.raises(ValueError, match="q_BTNH needs 4 axes, got 3"):
         jax.eval_shape(call, shapes()[0], keys, values, starts)

@@ -1,4 +1,4 @@
-"""Values of packed planes, by the kernel in Pallas's interpreter and in plain jnp: equal to ggml's to the bit."""
+"""Values of packed planes, by the kernel and in plain jnp: equal to ggml's to the bit."""
 
 import functools
 
@@ -9,14 +9,13 @@ import pytest
 
 from pallas_kernels.dequantize import kernel, reference
 from pallas_kernels.samples import random_planes
-from pallas_kernels.targets import INTERPRET
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
-from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, lowered_to_triton
+from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to_triton
 
 pytestmark = pytest.mark.core
 
-_kernel = jax.jit(functools.partial(kernel.dequantize, target=INTERPRET), static_argnums=(1, 2))
+_kernel = jax.jit(functools.partial(kernel.dequantize, target=TARGET), static_argnums=(1, 2))
 _reference = jax.jit(reference.dequantize, static_argnums=(1, 2))
 IMPLEMENTATIONS = {"triton": _kernel, "xla": _reference}
 

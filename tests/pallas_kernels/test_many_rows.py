@@ -1,4 +1,4 @@
-"""Products of tens of rows with packed weights, in Pallas's interpreter, against float64 NumPy products with ggml's values."""
+"""Products of tens of rows with packed weights against float64 NumPy products with ggml's values."""
 
 import functools
 import itertools
@@ -8,20 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.qmatmul import many_rows
+from pallas_kernels.qmatmul import codes, many_rows
 from pallas_kernels.qmatmul.blocks import MatrixTile
 from pallas_kernels.samples import random_planes
-from pallas_kernels.targets import INTERPRET
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
-from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, lowered_to_triton
+from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to_triton
 
 pytestmark = pytest.mark.core
 
 #: Values are rounded to x's type, their products are exact in float32: what is left is the order of the sum.
 FLOAT32 = 1e-6
 
-_multiply = jax.jit(functools.partial(many_rows.multiply, target=INTERPRET), static_argnames=("packing", "tile"))
+_multiply = jax.jit(functools.partial(many_rows.multiply, target=TARGET), static_argnames=("packing", "tile"))
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_what_is_taken_off_a_code_is_exact(name):
     bits, offset = (8, 128) if signed else (packing.bits, packing.offset)
     bits_of_scale = {"d": 11, "int8": 18 if name == "Q6_K" else 16, "e4m3": 4}
     for position, byte in itertools.product(range(8), range(4)):
-        place = many_rows.place(packing, signed, position, byte)
+        place = codes.place(packing, position, byte)
         assert 0 <= place <= 23 - bits
         if packing.minimum or packing.scale == "e8m0":
             continue  # taken off before it is multiplied

@@ -1,4 +1,4 @@
-"""Products of a few rows with packed weights, in Pallas's interpreter, against float64 NumPy products with ggml's values.
+"""Products of a few rows with packed weights against float64 NumPy products with ggml's values.
 
 Most are held to the product with what the activations became, integers times scales: the kernel computes it exactly but for the
 rounding of float32 sums, in every mode. What the activations lose by that is tested by itself.
@@ -15,10 +15,9 @@ from pallas_kernels.qmatmul import activations, few_rows
 from pallas_kernels.qmatmul.api import FEW_ROWS, Next, Product, Weight, multiply
 from pallas_kernels.qmatmul.blocks import Tile
 from pallas_kernels.samples import random_planes
-from pallas_kernels.targets import INTERPRET
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
-from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, lowered_to_triton
+from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to_triton
 
 pytestmark = pytest.mark.core
 
@@ -34,17 +33,17 @@ SMALL = Tile(rows=2, groups=4, batch=2, spread=2)
 
 @functools.partial(jax.jit, static_argnames=("packing", "mode", "tile", "dtype"))
 def _run(x, planes, packing, mode, tile=None, dtype=jnp.float32):
-    acts = activations.quantize(x, mode, target=INTERPRET)
+    acts = activations.quantize(x, mode, target=TARGET)
     job = few_rows.Job((packing,), planes["codes"].shape[0])
-    ((y, _),) = few_rows.multiply(acts, [job], [few_rows.Operands([planes])], dtype, INTERPRET, tile)
+    ((y, _),) = few_rows.multiply(acts, [job], [few_rows.Operands([planes])], dtype, TARGET, tile)
     return acts, y
 
 
 @functools.partial(jax.jit, static_argnames=("packings", "mode", "epsilon"))
 def _run_several(x, planes, rest, norm, packings, mode, epsilon):
     products = [Product(tuple(map(Weight, *weights)), *others) for *weights, others in zip(planes, packings, rest)]
-    outputs = multiply(x, products, mode=mode, dtype=jnp.float32, norm=norm, epsilon=epsilon, target=INTERPRET)
-    return activations.quantize(x, mode, norm=norm, epsilon=epsilon, target=INTERPRET), outputs
+    outputs = multiply(x, products, mode=mode, dtype=jnp.float32, norm=norm, epsilon=epsilon, target=TARGET)
+    return activations.quantize(x, mode, norm=norm, epsilon=epsilon, target=TARGET), outputs
 
 
 def integers(acts):
@@ -172,7 +171,7 @@ def test_an_output_that_goes_into_other_products(mode, count, dtype, matrix, nor
     made = [matrix(*of) for of in (("Q4_0", 96, 5), ("Q5_1", 64, 5), ("Q8_0", 64, 5), ("Q5_0", 7, 3), ("Q4_0", 9, 2))]
     (added, _), (gate, _), (up, _), (after_norm, after_norm_values), (after, after_values) = made
     x, residual, norm = normal(count, 160), normal(count, 96, seed=1), 1 + 0.1 * normal(96)
-    how = dict(mode=mode, target=INTERPRET)
+    how = dict(mode=mode, target=TARGET)
     tile = Tile(4, 4, batch=2, spread=8)
 
     # Weights are arguments: the interpreter would compute with constants while it compiles.
@@ -182,7 +181,7 @@ def test_an_output_that_goes_into_other_products(mode, count, dtype, matrix, nor
             Product(with_planes([(0, added)]), residual=residual, next=Next(norm, 1e-3)), Product(with_planes([(1, gate), (2, up)]), next=Next())
         ]  # fmt: skip
         (sum_, sum_acts), (hidden, hidden_acts) = multiply(x, wanted, dtype=jnp.dtype(dtype), tile=tile, **how)
-        alone = [activations.quantize(sum_, mode, norm=norm, epsilon=1e-3, target=INTERPRET), activations.quantize(hidden, mode, target=INTERPRET)]
+        alone = [activations.quantize(sum_, mode, norm=norm, epsilon=1e-3, target=TARGET), activations.quantize(hidden, mode, target=TARGET)]
         ends = [multiply(acts, [Product(with_planes([end]))], dtype=jnp.float32, **how)[0] for acts, end in
                 ((sum_acts, (3, after_norm)), (hidden_acts, (4, after)))]  # fmt: skip
         return (sum_acts, hidden_acts), alone, ends
@@ -213,13 +212,13 @@ def test_experts_of_a_stack_and_what_they_give_to_those_of_the_next(mode, pairs,
     (gate, gate_values), (up, up_values), (other, other_values), (down, down_values) = made
     x, wide = normal(2, 160), normal(2, 256)
     experts = np.array([2, 3, 0, 2, 2, 1][:pairs], np.int32)
-    how = dict(mode=mode, dtype=jnp.float32, target=INTERPRET)
+    how = dict(mode=mode, dtype=jnp.float32, target=TARGET)
 
     def run(x, wide, experts, planes):
         weights = [Weight(of, weight.packing) for of, (weight, _) in zip(planes, made)]
         ((hidden, acts),) = multiply(x, [Product(tuple(weights[:2]), next=Next(), experts=experts)], tile=Tile(1, 4, spread=32), **how)
         ends = multiply(acts, [Product((weights[3],), experts=experts)], **how)
-        return activations.quantize(x, mode, target=INTERPRET), hidden, acts, ends[0], multiply(wide, [Product((weights[2],), experts=experts)], **how)[0]
+        return activations.quantize(x, mode, target=TARGET), hidden, acts, ends[0], multiply(wide, [Product((weights[2],), experts=experts)], **how)[0]
 
     acts, hidden, hidden_acts, ends, others = jax.jit(run)(x, wide, experts, [weight.planes for weight, _ in made])
     assert (hidden.shape, ends.shape, others.shape) == ((pairs, 64), (pairs, 7), (pairs, 9))
@@ -234,7 +233,7 @@ def test_experts_of_a_stack_and_what_they_give_to_those_of_the_next(mode, pairs,
 
 def test_experts_that_do_not_fit_are_refused(matrix):
     (stack, _), (one, _) = stack_of(matrix, "Q4_0", 4, 64, 5), matrix("Q4_0", 64, 5)
-    call = functools.partial(multiply, jnp.zeros((2, 160)), mode="int16", dtype=jnp.float32, target=INTERPRET)
+    call = functools.partial(multiply, jnp.zeros((2, 160)), mode="int16", dtype=jnp.float32, target=TARGET)
     of = lambda count: jnp.zeros(count, jnp.int32)
     with pytest.raises(ValueError, match=r"experts for the same multiple of 2 rows, or none; got \[3\]"):
         call([Product((stack,), experts=of(3))])
@@ -249,11 +248,11 @@ def test_experts_that_do_not_fit_are_refused(matrix):
 def test_outputs_that_are_no_whole_groups_go_into_nothing(matrix):
     weight, _ = matrix("Q4_0", 7, 3)
     with pytest.raises(NotImplementedError, match="7 outputs, only multiples of 32 can be quantised"):
-        multiply(jnp.zeros((1, 96)), [Product((weight,), next=Next())], mode="int16", dtype=jnp.float32, target=INTERPRET)
+        multiply(jnp.zeros((1, 96)), [Product((weight,), next=Next())], mode="int16", dtype=jnp.float32, target=TARGET)
     weight, _ = matrix("Q4_0", 96, 5)
     with pytest.raises(ValueError, match="a program has 2 x 4 of 96 outputs: to be quantised they must come in groups of 32"):
         multiply(
-            jnp.zeros((1, 160)), [Product((weight,), next=Next())], mode="int16", dtype=jnp.float32, target=INTERPRET,
+            jnp.zeros((1, 160)), [Product((weight,), next=Next())], mode="int16", dtype=jnp.float32, target=TARGET,
             tile=Tile(2, 4, spread=4),
         )  # fmt: skip
 
@@ -293,7 +292,7 @@ def test_quantize_equals_its_reference(mode, normed, dtype, normal, distance):
     compiler fuses a multiplication with the addition of a half, such a number is rounded to the other side."""
     x, settings = jnp.asarray(normal(3, 2400), dtype), dict(norm=1 + 0.1 * normal(2400), epsilon=1e-6) if normed else {}
     x = x.at[1, 64:96].set(0)
-    kernel = jax.jit(functools.partial(activations.quantize, mode=mode, target=INTERPRET, **settings))(x)
+    kernel = jax.jit(functools.partial(activations.quantize, mode=mode, target=TARGET, **settings))(x)
     plain = jax.jit(functools.partial(activations.quantize_reference, mode=mode, **settings))(x)
     wide = np.asarray(x).astype(np.float64)
     if normed:
@@ -369,7 +368,7 @@ def test_experts_lower_to_triton(target, tokens, used):
 
 def test_what_cannot_be_multiplied(matrix):
     weight, _ = matrix("Q4_0", 7, 3)
-    call = functools.partial(multiply, products=[Product((weight,))], dtype=jnp.float32, target=INTERPRET)
+    call = functools.partial(multiply, products=[Product((weight,))], dtype=jnp.float32, target=TARGET)
     with pytest.raises(ValueError, match="activations are int16, int8, float, got 'int4'"):
         call(jnp.zeros((1, 96)), mode="int4")
     for count in (0, FEW_ROWS + 1):

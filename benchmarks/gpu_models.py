@@ -50,9 +50,7 @@ def facts() -> dict:
 def measure(shape: str, mix: str, activations: str, bandwidth: float, wanted: set[str]) -> dict:
     """What is wanted of MEASUREMENTS, for a model that is made for it."""
     decoder = made.decoder(shape, mix, activations=activations)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(decoder)))
-    embedding = 0 if decoder.output is None else decoder.token_embd.embedding.get_value().nbytes
-    engine, result = Engine(decoder), {"shape": shape, "mix": mix, "activations": activations, "bytes": weights}
+    engine, result = Engine(decoder), {"shape": shape, "mix": mix, "activations": activations, "bytes": _bytes(nnx.state(decoder))}
     start = time.perf_counter()
     engine.warm_up()
     result["compile_seconds"] = time.perf_counter() - start
@@ -61,8 +59,21 @@ def measure(shape: str, mix: str, activations: str, bandwidth: float, wanted: se
             result[name] = run(engine)
             print(f"{shape} {mix} {activations}: {name} {result[name]}", file=sys.stderr, flush=True)
     if "decode_tokens_per_s" in result:
-        result["share_of_copy_bandwidth"] = (weights - embedding) * result["decode_tokens_per_s"] / 1e9 / bandwidth
+        result["share_of_copy_bandwidth"] = _bytes_of_a_token(decoder) * result["decode_tokens_per_s"] / 1e9 / bandwidth
     return result | {"peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}
+
+
+def _bytes(state) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def _bytes_of_a_token(decoder) -> int:
+    """Of the weights that a step for one sequence reads: all but an embedding that is not the head as well, and experts not chosen."""
+    bytes = _bytes(nnx.state(decoder)) - (0 if decoder.output is None else _bytes(nnx.state(decoder.token_embd)))
+    if (moe := decoder.config.moe) is not None:
+        experts = _bytes([nnx.state(module) for path, module in nnx.iter_modules(decoder) if path and str(path[-1]).endswith("_exps")])
+        bytes -= experts * (moe.experts - moe.used) // moe.experts
+    return bytes
 
 
 def decode_speed(engine, batch: int, depth: int) -> float:

@@ -1,16 +1,18 @@
 """Models with the shapes of well-known ones and random packed weights, made on the device in seconds: for measuring GPUs."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from mixes import type_of
-from synthetic import SHAPES
+from synthetic import MIXTURES, ROUTER, SHAPES
 
 from pallas_kernels import samples
 from rocmforge_jax import formats
 from rocmforge_jax.models import Decoder, DecoderConfig
+from rocmforge_jax.models.config import MoEConfig
 from rocmforge_jax.models.load import tensor_name
 from rocmforge_jax.nn import RopeConfig
 from rocmforge_jax.quant import QParam, QTensor, groups
@@ -21,7 +23,8 @@ def config(shape_name: str) -> DecoderConfig:
     return DecoderConfig(
         layers=layers, width=width, hidden=hidden, heads=heads, kv_heads=kv_heads, head_width=head, vocabulary=vocabulary,
         context_length=32768, norm_epsilon=1e-5, rope=RopeConfig(width=head, base=base, interleaved=architecture == "llama"),
-        qkv_bias=architecture.startswith("qwen"), tied=layers < 28,
+        qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3moe", tied=layers < 28, architecture=architecture,
+        moe=MoEConfig(*MIXTURES[shape_name]) if shape_name in MIXTURES else None,
     )  # fmt: skip
 
 
@@ -32,16 +35,21 @@ def decoder(shape_name: str, mix: str, dtype=jnp.bfloat16, **settings) -> Decode
     for path, module in list(nnx.iter_modules(made)):
         for attribute, variable in list(vars(module).items()):
             if isinstance(variable, nnx.Variable):
-                fmt = formats.get(type_of(tensor_name((*path, attribute)), made.config.layers, made.config.tied, mix))
-                setattr(module, attribute, _variable(variable.shape, fmt, attribute == "kernel", next(keys)))
+                name = tensor_name((*path, attribute))
+                if len(variable.shape) < 2 or name.endswith(ROUTER):
+                    made_here = nnx.Param(jax.random.normal(next(keys), variable.shape) if name.endswith(ROUTER) else jnp.ones(variable.shape))
+                else:
+                    fmt = formats.get(type_of(name, made.config.layers, made.config.tied, mix))
+                    made_here = _packed(variable.shape, fmt, attribute == "kernel", next(keys))
+                setattr(module, attribute, made_here)
     return made
 
 
-def _variable(shape, fmt, transposed, key):
-    if len(shape) < 2:
-        return nnx.Param(jnp.ones(shape, jnp.float32))
-    rows, columns = reversed(shape) if transposed else shape
-    return QParam(QTensor(_planes(key, fmt, rows, columns), fmt.name, "groups", transposed))
+def _packed(shape, fmt, transposed, key):
+    *stack, rows, columns = (*shape[:-2], *reversed(shape[-2:])) if transposed else shape
+    planes = _planes(key, fmt, math.prod(stack) * rows, columns)
+    planes = jax.tree.map(lambda plane: plane.reshape(*stack, rows, *plane.shape[1:]), planes)
+    return QParam(QTensor(planes, fmt.name, "groups", transposed))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

@@ -21,7 +21,12 @@ SHAPES = {
     "llama-3.2-1b": ("llama", 16, 2048, 8192, 32, 8, 64, 128256, 5e5),
     "llama-3.1-8b": ("llama", 32, 4096, 14336, 32, 8, 128, 128256, 5e5),
     "qwen2.5-7b": ("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 1e6),
+    "qwen3-30b-a3b": ("qwen3moe", 48, 2048, 6144, 32, 4, 128, 151936, 1e6),
 }
+#: What chooses among experts. It is never quantised.
+ROUTER = "ffn_gate_inp.weight"
+#: name -> experts, those of a token, hidden units of each.
+MIXTURES = {"qwen3-30b-a3b": (128, 8, 768)}
 #: name -> how much longer than the 8192 tokens of its pretraining a Llama 3 was made to read, which is in its `rope_freqs.weight`.
 STRETCHED = {"llama-3.2-1b": 32, "llama-3.1-8b": 8}
 
@@ -49,6 +54,14 @@ def tensor_shapes(shape_name: str) -> dict[str, tuple[int, ...]]:
         "attn_v.weight": (kv_heads * head, width), "attn_output.weight": (width, heads * head), "ffn_norm.weight": (width,),
         "ffn_gate.weight": (hidden, width), "ffn_up.weight": (hidden, width), "ffn_down.weight": (width, hidden),
     }  # fmt: skip
+    if shape_name in MIXTURES:
+        experts, _, each = MIXTURES[shape_name]
+        for name in ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"):
+            del block[name]
+        block |= {
+            "attn_q_norm.weight": (head,), "attn_k_norm.weight": (head,), ROUTER: (experts, width), "ffn_gate_exps.weight": (experts, each, width),
+            "ffn_up_exps.weight": (experts, each, width), "ffn_down_exps.weight": (experts, width, each),
+        }  # fmt: skip
     if architecture == "qwen2":
         block |= {"attn_q.bias": (heads * head,), "attn_k.bias": (kv_heads * head,), "attn_v.bias": (kv_heads * head,)}
     for i in range(layers):
@@ -72,6 +85,9 @@ def metadata(shape_name: str, type_name: str) -> dict:
         "attention.value_length": head, "attention.layer_norm_rms_epsilon": np.float32(1e-6), "rope.freq_base": np.float32(base),
         "rope.dimension_count": head, "vocab_size": vocabulary,
     }  # fmt: skip
+    if shape_name in MIXTURES:
+        experts, used, each = MIXTURES[shape_name]
+        values |= {"expert_count": experts, "expert_used_count": used, "expert_feed_forward_length": each}
     general = {"architecture": architecture, "name": f"synthetic {shape_name} {type_name.upper()}"}
     return (
         {f"general.{key}": value for key, value in general.items()}
@@ -84,7 +100,7 @@ def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
     """Write the file; matrices have the type `type_name` or those of that mix, vectors F32."""
     layers, random, tensors = SHAPES[shape_name][1], np.random.default_rng(seed), {}
     for name, shape in tensor_shapes(shape_name).items():
-        if len(shape) > 1:
+        if len(shape) > 1 and not name.endswith(ROUTER):
             fmt = formats.get(type_of(name, layers, True, type_name))
             tensors[name] = (fmt, random_blocks(fmt, shape, random))
         else:

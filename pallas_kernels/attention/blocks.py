@@ -48,7 +48,7 @@ DECODE = {
     },
     "cuda": {
         (2, 64): Blocks(64, rows=64, threads=128, stages=2),
-        (2, 128): Blocks(64, rows=64, threads=128, stages=2),
+        (2, 128): Blocks(32, rows=64, threads=128, stages=2, programs=528),
         (2, 256): Blocks(32, rows=64, threads=128, stages=2),
         (4, 64): Blocks(32, rows=64, threads=128),
         (4, 128): Blocks(32, rows=32, threads=256),

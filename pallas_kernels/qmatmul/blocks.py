@@ -67,7 +67,9 @@ def few_rows(rows: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile
     if any(job.quantized for job in jobs):
         return _of_family(QUANTIZED, target)
     if rows > 1:
-        return next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
+        tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
+        # Floats are 32 operations for each group and row: a kernel of more rows compiles for 10 s.
+        return dataclasses.replace(tile, batch=min(tile.batch, 4)) if mode == "float" else tile
     tiles, kinds = _of_family(ONE_ROW, target), {packing.scale for job in jobs for packing in job.packings}
     tile = tiles.get(kinds.pop() if len(kinds) == 1 else "", tiles[""])
     resident = _of_family(RESIDENT, target)
@@ -76,21 +78,22 @@ def few_rows(rows: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile
     return dataclasses.replace(tile, load_first=few)
 
 
-#: For tens of rows of activations: (up to so many rows, up to so many scales of a group, tile). On NVIDIA GPUs a warp has 16 rows of the
-#: weight, and no other has them too.
+#: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first that fits. On NVIDIA GPUs a warp has 16 rows
+#: of the weight, and no other has them too.
 MANY_ROWS = {
     "": (
-        (16, 2, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)),
-        (64, 2, MatrixTile(32, 4, warps=4, batch=32, lanes=1, run=32)),
+        (16, {}, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)),
+        (64, {}, MatrixTile(32, 4, warps=4, batch=32, lanes=1, run=32)),
     ),
-    "cuda": ((64, 2, MatrixTile(64, 4, warps=4, batch=64, stages=2)),),
+    "cuda": ((64, {}, MatrixTile(64, 4, warps=4, batch=64, stages=2)),),
     "cuda 9": (
-        (16, 1, MatrixTile(32, 8, warps=2, batch=16, stages=3)),
-        (32, 2, MatrixTile(64, 8, warps=4, batch=32, stages=3)),
-        (64, 2, MatrixTile(64, 8, warps=4, batch=64, stages=2)),
+        (16, {"bits": 8}, MatrixTile(32, 16, warps=2, batch=16, stages=3)),
+        (16, {"halves": 1}, MatrixTile(32, 8, warps=2, batch=16, stages=3)),
+        (32, {}, MatrixTile(64, 8, warps=4, batch=32, stages=3)),
+        (64, {}, MatrixTile(64, 8, warps=4, batch=64, stages=2)),
     ),
-    "rocm gfx9": ((64, 2, MatrixTile(64, 8, warps=2, batch=32, run=4)),),
-    "rocm gfx12": ((64, 2, MatrixTile(32, 4, warps=2, batch=32, lanes=2, run=8)),),
+    "rocm gfx9": ((64, {}, MatrixTile(64, 8, warps=2, batch=32, run=4)),),
+    "rocm gfx12": ((64, {}, MatrixTile(32, 4, warps=2, batch=32, lanes=2, run=8)),),
 }
 
 
@@ -101,12 +104,19 @@ PROGRAMS = 192
 def many_rows(rows: int, outputs: int, groups: int, packing: Packing, target: Target) -> MatrixTile:
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
     tiles = _of_family(MANY_ROWS, target)
-    tile = next((tile for most, halves, tile in tiles if rows <= most and packing.halves <= halves), tiles[-1][2])
+    fits = lambda wanted: all(getattr(packing, name) == value for name, value in wanted.items())
+    tile = next((tile for most, wanted, tile in tiles if rows <= most and fits(wanted)), tiles[-1][2])
     programs = -(-outputs // tile.rows) * -(-rows // tile.batch)
     splits = 1
     while programs * splits < PROGRAMS and splits < 8 and groups // tile.groups >= 4 * splits:
         splits *= 2
     return dataclasses.replace(tile, splits=splits)
+
+
+def rows_of_an_expert(pairs: int, experts: int, target: Target) -> int:
+    """Rows of activations of a program, where `pairs` rows are for one of so many experts each: about as many as an expert has."""
+    most = _of_family(MANY_ROWS, target)[-1][2].batch
+    return min(max(16, 1 << (-(-pairs // experts) - 1).bit_length()), most)
 
 
 def _of_family(table, target):

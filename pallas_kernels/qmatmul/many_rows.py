@@ -8,6 +8,8 @@ of these has groups of its own. x is brought into the same order before the kern
 It loses to dequantising once and XLA's product where the rows are hundreds: each tile of rows of activations dequantises again.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,38 +21,53 @@ from pallas_kernels.qmatmul import blocks, codes
 from pallas_kernels.targets import Target
 
 
-def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None):
-    """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N]. Weights are rounded to x's type."""
-    (M, K), N = x_MK.shape, planes["codes"].shape[0]
+def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, experts=None):
+    """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N]. Weights are rounded to x's type.
+
+    experts: int32 [M / R], R a power of two from 16, for planes [E, N, ...]: the matrix of R rows of x each. Where it is negative, what
+    becomes of these rows is not written.
+    """
+    (M, K), N = x_MK.shape, planes["codes"].shape[-3]
     groups, names = K // GROUP, sorted(planes)
-    tile = tile or blocks.many_rows(M, N, groups, packing, target)
-    columns = min(max(16, pl.next_power_of_2(M)), tile.batch)
+    together = M if experts is None else M // experts.shape[0]
+    tile = tile or blocks.many_rows(together, N, groups, packing, target)
+    if experts is not None:
+        tile = dataclasses.replace(tile, splits=1, batch=together)
+    columns = min(max(16, pl.next_power_of_2(together)), tile.batch)
     steps, width = pl.cdiv(groups, tile.groups), GROUP * tile.groups
     share = pl.cdiv(steps, tile.splits)
 
     def kernel(x_ref, *refs):
-        refs, out_ref = dict(zip(names, refs)), refs[-1]
+        refs, (*of_tiles, out_ref) = dict(zip(names, refs)), refs[len(names) :]
         n = pl.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
         m = pl.program_id(1) * columns
         split = pl.program_id(2)
 
-        def step(j, total):
-            read = _Tile(refs, packing, jnp.minimum(n, N - 1) if N % tile.rows else n, j * tile.groups, tile.groups, groups)
-            weight = _in_order(list(_values(read, x_ref.dtype, target)), tile)
-            return total + triton.dot(weight, x_ref[pl.ds(m, columns), pl.ds(j * width, width)].T)
+        def run(*expert):
+            def step(j, total):
+                row = jnp.minimum(n, N - 1) if N % tile.rows else n
+                read = _Tile(refs, packing, (*expert, row[:, None]), j * tile.groups, tile.groups, groups)
+                weight = _in_order(list(_values(read, x_ref.dtype, target)), tile)
+                return total + triton.dot(weight, x_ref[pl.ds(m, columns), pl.ds(j * width, width)].T)
 
-        first = split * share
-        last = jnp.minimum(first + share, steps)
-        total = jax.lax.fori_loop(first, last, step, jnp.zeros((tile.rows, columns), jnp.float32))
-        m, n = m + jnp.arange(columns, dtype=jnp.int32)[None], n[:, None]
-        inside = None if M % columns == N % tile.rows == 0 else (m < M) & (n < N)
-        triton.store(out_ref, (split, m, n), total, mask=inside)
+            first = split * share
+            last = jnp.minimum(first + share, steps)
+            total = jax.lax.fori_loop(first, last, step, jnp.zeros((tile.rows, columns), jnp.float32))
+            at = m + jnp.arange(columns, dtype=jnp.int32)[None], n[:, None]
+            inside = None if M % columns == N % tile.rows == 0 else (at[0] < M) & (at[1] < N)
+            triton.store(out_ref, (split, *at), total, mask=inside)
+
+        if not of_tiles:
+            run()
+        else:
+            expert = of_tiles[0][pl.program_id(1)]
+            pl.when(expert >= 0)(lambda: run(expert))
 
     sums = triton.call(
         kernel, jax.ShapeDtypeStruct((tile.splits, M, N), jnp.float32),
         grid=(pl.cdiv(N, tile.rows), pl.cdiv(M, columns), tile.splits),
         target=target, warps=tile.warps, stages=tile.stages, name="multiply_many",
-    )(_as_tiles(x_MK, tile, steps, pl.cdiv(M, columns) * columns), *(planes[name] for name in names))  # fmt: skip
+    )(_as_tiles(x_MK, tile, steps, pl.cdiv(M, columns) * columns), *(planes[name] for name in names), *([] if experts is None else [experts]))  # fmt: skip
     return sums[0] if tile.splits == 1 else sums.sum(axis=0)
 
 
@@ -75,10 +92,10 @@ def _in_order(values, tile):
 
 
 class _Tile:
-    """What is loaded of a weight's rows n, for `count` groups from `first` on: arrays [rows, count]."""
+    """What is loaded of some rows, for `count` groups from `first` on: arrays [rows, count]. index: of the rows, [rows, 1], last."""
 
-    def __init__(self, refs, packing, n, first, count, groups):
-        self.refs, self.packing, self.n, self.first, self.count, self.groups = refs, packing, n[:, None], first, count, groups
+    def __init__(self, refs, packing, index, first, count, groups):
+        self.refs, self.packing, self.index, self.first, self.count, self.groups = refs, packing, index, first, count, groups
 
     def codes(self, word):
         return self._load("codes", word)
@@ -95,9 +112,9 @@ class _Tile:
     def _load(self, plane, *index, span=1, first=None):
         g = jnp.arange(self.count // span, dtype=jnp.int32)[None]
         g = (self.first if first is None else first) + g
-        shape = (self.n.shape[0], self.count // span)
+        shape = (self.index[-1].shape[0], self.count // span)
         mask = jnp.broadcast_to(g < self.groups // self.packing.span if plane == "d" else g < self.groups, shape)
-        index = tuple(jnp.broadcast_to(jnp.int32(i), shape) for i in (self.n, *index, g))
+        index = tuple(jnp.broadcast_to(jnp.int32(i), shape) for i in (*self.index, *index, g))
         return triton.load(self.refs[plane], index, mask=mask if self.groups % self.count else None, hint="once")
 
 

@@ -1,6 +1,7 @@
 """A mixture of experts: each token goes through the few experts that a router chooses for it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 
 from pallas_kernels.qmatmul.api import Next, Product
 from pallas_kernels.qmatmul.activations import Activations
+from pallas_kernels.qmatmul.blocks import rows_of_an_expert
 from pallas_kernels.targets import Target
 from rocmforge_jax import quant
 from rocmforge_jax.nn.fresh import normal
@@ -51,13 +53,15 @@ def route(logits_TE, used: int, *, renormalize: bool):
 def mixture(x, weights, experts, gate: Experts, up: Experts, down: Experts, *, activations: str = quant.DEFAULT_MODE):
     """The weighted sum of the chosen experts' SwiGLU -> [T, D] in x's dtype. x: [T, D] or Prepared; weights, experts: [T, used] of `route`.
 
-    Few tokens: all (token, expert) pairs in two launches where there are kernels, else one step a pair, which reads that expert alone.
-    Many: one step an expert, over all tokens. activations: as for `quant.matmul`.
+    Where there are kernels, few tokens take two launches for all (token, expert) pairs; many, in a narrow float type, are brought into the
+    order of their experts and take three. Else few tokens take a step a pair, which reads that expert alone, many a step an expert, over all
+    tokens. activations: as for `quant.matmul`.
     """
     (T, used), E, x_TD = experts.shape, gate.kernel.shape[0], array_of(x)
-    if T * used <= E and kernels.order()[0] == "triton" and all(type(stack) is Experts for stack in (gate, up, down)):
+    if kernels.order()[0] == "triton" and all(type(stack) is Experts for stack in (gate, up, down)):
         try:
-            y_PD = _in_two_launches(x, experts.reshape(-1), gate, up, down, activations)
+            of_pairs = _in_two_launches if T * used <= E else _by_expert
+            y_PD = of_pairs(x, experts.reshape(-1), gate, up, down, activations)
             return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
         except NotImplementedError:  # stacks that no kernel can address, say: each expert is copied out of them
             pass
@@ -80,12 +84,26 @@ def mixture(x, weights, experts, gate: Experts, up: Experts, down: Experts, *, a
 
 def _in_two_launches(x, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
     """P pairs, those of a token one after another -> float32 [P, D]. NotImplementedError, with the reason, where there are no kernels."""
+    stacks, target = _for_kernels(gate, up, down, mode)
+    ready = x.for_products(None, mode) if isinstance(x, Prepared) else None
+    return kernels.differentiable(_Pairs(mode, target), array_of(x), ready, experts_P.astype(jnp.int32), *stacks)
+
+
+def _by_expert(x, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
+    """As `_in_two_launches`, for many pairs."""
+    if array_of(x).dtype.itemsize > 2:
+        raise NotImplementedError("the matrix units do not keep float32")
+    stacks, target = _for_kernels(gate, up, down, mode)
+    return kernels.differentiable(_ByExpert(mode, target), array_of(x), experts_P.astype(jnp.int32), *stacks)
+
+
+def _for_kernels(gate, up, down, mode):
+    """The stacks and the target of their kernels."""
     stacks = [stack.kernel.get_value() for stack in (gate, up, down)]
     target = kernels.target_of(*stacks, mode=mode)
     if not all(stack.transposed for stack in stacks):
         raise NotImplementedError("a stack is seen as it is stored, the kernel multiplies with its transpose")
-    ready = x.for_products(None, mode) if isinstance(x, Prepared) else None
-    return kernels.differentiable(_Pairs(mode, target), array_of(x), ready, experts_P.astype(jnp.int32), *stacks)
+    return stacks, target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,3 +127,49 @@ class _Pairs:
 
         each = jnp.repeat(x_TD, len(experts_P) // len(x_TD), axis=0)
         return jax.lax.map(lambda of: pair(*of), (each, experts_P))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByExpert:
+    """Pairs in the order of their experts, each expert's in whole tiles of rows, as a function of arrays; and expert by expert."""
+
+    mode: str
+    target: Target
+
+    def __call__(self, x_TD, experts_P, gate, up, down):
+        P, T, E = len(experts_P), len(x_TD), gate.shape[0]
+        rows = rows_of_an_expert(P, E, self.target)
+        place_P, expert_of_tile = _places(experts_P, E, rows)
+        token_P = jnp.arange(P, dtype=jnp.int32) // (P // T)
+        token_of_row = jnp.zeros(len(expert_of_tile) * rows, jnp.int32).at[place_P].set(token_P)
+        multiply = functools.partial(kernels.many_rows, target=self.target, experts=expert_of_tile)
+        x = x_TD[token_of_row]
+        hidden = silu_gate(multiply(x, gate), multiply(x, up)).astype(x_TD.dtype)
+        return multiply(hidden, down)[place_P]
+
+    def plain(self, x_TD, experts_P, gate, up, down):
+        experts_TU = experts_P.reshape(len(x_TD), -1)
+
+        def expert(y_TUD, e):
+            one = lambda x, stack: quant.expert_matmul(x, stack, e, activations=self.mode)
+            y_TD = one(silu_gate(one(x_TD, gate), one(x_TD, up)), down).astype(jnp.float32)
+            return jnp.where((experts_TU == e)[..., None], y_TD[:, None], y_TUD), None
+
+        start = jnp.zeros((*experts_TU.shape, x_TD.shape[1]), jnp.float32)
+        y_TUD, _ = jax.lax.scan(expert, start, jnp.arange(gate.shape[0]))
+        return y_TUD.reshape(len(experts_P), -1)
+
+
+def _places(experts_P, E: int, rows: int):
+    """Rows for pairs such that each tile of `rows` has pairs of one expert -> (int32 [P], the row of each; int32 [tiles], the expert of each
+    tile, -1 for those left over)."""
+    P = len(experts_P)
+    count_E = jnp.zeros(E, jnp.int32).at[experts_P].add(1)
+    order_P = jnp.argsort(experts_P)  # stable: by expert, then as they were
+    rank_P = jnp.arange(P, dtype=jnp.int32) - (jnp.cumsum(count_E) - count_E)[experts_P[order_P]]
+    tiles_E = (count_E + rows - 1) // rows
+    end_E = jnp.cumsum(tiles_E)
+    place = (end_E - tiles_E)[experts_P[order_P]] * rows + rank_P
+    tile = jnp.arange(P // rows + min(E, P), dtype=jnp.int32)  # whole tiles, and one that is not of each expert
+    expert_of_tile = jnp.searchsorted(end_E, tile, side="right").astype(jnp.int32)
+    return jnp.zeros(P, jnp.int32).at[order_P].set(place), jnp.where(expert_of_tile < E, expert_of_tile, -1)

@@ -102,14 +102,14 @@ def _few_rows(x, products, norm, mode, dtype, target, epsilon):
     return multiply(x, products, mode=mode, dtype=dtype, target=target, norm=norm, epsilon=epsilon)
 
 
-def many_rows(x_MK, weight: QTensor, target: Target) -> jax.Array:
-    """x [M, K], bfloat16 or float16, times a weight's stored [N, K] -> float32 [M, N]."""
-    return _many_rows(x_MK, weight.planes, groups.packing(weight.format), target)
+def many_rows(x_MK, weight: QTensor, target: Target, experts=None) -> jax.Array:
+    """x [M, K], bfloat16 or float16, times a weight's stored [N, K] -> float32 [M, N]. experts: for a stack, as the kernel takes them."""
+    return _many_rows(x_MK, weight.planes, groups.packing(weight.format), target, experts)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _many_rows(x_MK, planes, packing, target):
-    return many_rows_kernel.multiply(x_MK, planes, packing, target=target)
+def _many_rows(x_MK, planes, packing, target, experts=None):
+    return many_rows_kernel.multiply(x_MK, planes, packing, target=target, experts=experts)
 
 
 def dequantize(weight: QTensor, dtype, target: Target) -> jax.Array:

@@ -19,7 +19,7 @@ help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
 	@echo "make test       install, then run the tests (PYTHON=... picks the interpreter, ARGS=... goes to pytest)"
 	@echo "make test-core  the quicker, essential half of the tests"
-	@echo "make test-gpu   the tests that need a GPU, with the jax that PYTHON=... has"
+	@echo "make test-gpu   the kernels and what else needs a GPU, on one, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"

@@ -38,6 +38,8 @@ KERNELS = {
     "dequantize": (0, "dequantize"),
 }  # fmt: skip
 BYTES, REPEATS = 200e6, 3
+#: Activations that an error is taken over.
+ERRORS_OF = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Case:
 
     def operand(self):
         """What a weight is multiplied with."""
-        x = jax.random.normal(jax.random.key(7), (max(self.rows, 1), self.shape[1]), jnp.bfloat16)
+        return self.prepared(jax.random.normal(jax.random.key(7), (max(self.rows, 1), self.shape[1]), jnp.bfloat16))
+
+    def prepared(self, x):
         return activations.quantize(x, self.kernel, target=targets.current()) if self.kernel in activations.MODES else x
 
     def run(self, x, planes):
@@ -76,21 +80,30 @@ class Case:
     def compiled(self) -> tuple:
         """`run` and, at the smallest shape, `error`, compiled."""
         x, planes = jax.eval_shape(self.operand), jax.eval_shape(self.planes, jax.random.key(0))
-        error = jax.jit(self.error).trace(x, planes).lower().compile() if self.shape == SHAPES[0] else None
+        error = jax.jit(self.error).trace(jax.eval_shape(self.several), planes).lower().compile() if self.shape == SHAPES[0] else None
         return jax.jit(self.run).trace(x, planes).lower().compile(), error
 
-    def error(self, x, planes) -> float:
-        """Relative error of a result of `run`: of the values themselves, or of a product."""
+    def several(self):
+        """What an error is taken over. An operand of `error`: within one program XLA might not round it."""
+        return jax.random.normal(jax.random.key(7), (ERRORS_OF, self.rows, self.shape[1]), jnp.bfloat16)
+
+    def error(self, several, planes) -> float:
+        """Relative error of results of `run`: of the values themselves, or of products, of one row with several x: one may be nearly a
+        multiple of what all rows of a weight have in common."""
         exact = reference.dequantize(planes, self.packing)
-        if self.kernel != "dequantize":
-            dense = jax.random.normal(jax.random.key(7), (self.rows, self.shape[1]), jnp.bfloat16).astype(jnp.float32)
-            exact = jnp.dot(dense, exact.T, precision="highest")
-        return jnp.linalg.norm(self.run(x, planes).astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
+        if self.kernel == "dequantize":
+            return _distance(self.run(None, planes), exact)
+        found = jax.lax.map(lambda x: self.run(self.prepared(x), planes), several)
+        return _distance(found, jnp.dot(several.astype(jnp.float32), exact.T, precision="highest"))
 
     def bytes(self, planes) -> int:
         """Read and written: the weight, and where it is dequantised its values."""
         written = 2 * self.shape[0] * self.shape[1] if self.kernel == "dequantize" else 0
         return sum(leaf.nbytes for leaf in jax.tree.leaves(planes)) + written
+
+
+def _distance(found, exact):
+    return jnp.linalg.norm((found.astype(jnp.float32) - exact).ravel()) / jnp.linalg.norm(exact.ravel())
 
 
 def measure(cases: list[Case], programs: dict, bandwidth: float) -> list[dict]:
@@ -101,7 +114,7 @@ def measure(cases: list[Case], programs: dict, bandwidth: float) -> list[dict]:
     weights += [make(jax.random.key(i)) for i in range(1, max(2, min(24, -(-int(BYTES) // size))))]
     operands = {case: jax.jit(case.operand)() for case in cases}
     errors = {case: programs[case][1] for case in cases if programs[case][1]}
-    errors = {case: float(error(operands[case], weights[0])) for case, error in errors.items()}
+    errors = {case: float(error(case.several(), weights[0])) for case, error in errors.items()}
     run = lambda case: [programs[case][0](operands[case], planes) for planes in weights]
     jax.block_until_ready([run(case) for case in cases])
     times = collections.defaultdict(list)

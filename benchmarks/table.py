@@ -34,20 +34,30 @@ def cpu_table(measured: list[dict]) -> str:
     return _markdown(lines)
 
 
-def gpu_table(measured: list[dict]) -> str:
-    """One row for each device, model, mode of activations and version of jax: its newest numbers, from whichever runs have them."""
-    rows = {}
+def gpu_table(measured: list[dict], llama_cpp: list[dict]) -> str:
+    """One row for each device, model, mode of activations and version of jax: its newest numbers, from whichever runs have them, with
+    llama.cpp's newest for that device and model and the ratio."""
+    model = lambda one: (one["device"], f"{one['shape']} {one['mix']}")
+    rows, theirs = {}, {}
+    for one in llama_cpp:
+        theirs.setdefault(model(one), {}).update(one)
     for one in measured:
-        row = rows.setdefault((one["device"], f"{one['shape']} {one['mix']}", one["activations"], one["versions"]["jax"]), {})
-        row |= {title: f"{one[key]:,.0f}" for title, key in GPU.items() if key in one} | {"date": one["date"]}
+        row = rows.setdefault((*model(one), one["activations"], one["versions"]["jax"]), {})
+        row |= {title: _beside(one[key], theirs.get(model(one), {}).get(key)) for title, key in GPU.items() if key in one}
+        row["date"] = one["date"]
     lines = [("device", "model", "activations", *GPU, "jax", "date")]
     for (*what, jax), row in sorted(rows.items()):
         lines.append((*what, *(row.get(title, "-") for title in GPU), jax, row["date"]))
     return _markdown(lines)
 
 
+def _beside(ours: float, theirs: float | None) -> str:
+    return f"{ours:,.0f}" if theirs is None else f"{ours:,.0f} / {theirs:,.0f} ({ours / theirs:.2f})"
+
+
 def kernels_table(measured: list[dict]) -> str:
-    """One row for each device, type and version of jax: shares of the copy bandwidth, at the largest and the smallest shape."""
+    """Of the device that was measured last, a row for each type: shares of the copy bandwidth, at the largest and the smallest shape."""
+    measured = [one for one in measured if one["device"] == measured[-1]["device"]]
     shapes = sorted({tuple(one["shape"]) for one in measured}, key=lambda shape: shape[0] * shape[1])
     ends = [(shape, "x".join(map(str, shape))) for shape in ([shapes[-1], shapes[0]] if shapes else [])]
     columns = {f"{kernel}, {text}": (kernel, shape) for shape, text in ends for kernel in ("int16", "int8", "float", "dequantize")}
@@ -77,9 +87,10 @@ def _markdown(lines: list[tuple]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-#: Name between the marks of a page -> the file of results and how it becomes a table.
+#: Name between the marks of a page -> the files of results and how they become a table.
 TABLES = {
-    "cpu": ("cpu.jsonl", cpu_table), "gpu": ("gpu_models.jsonl", gpu_table), "kernels": ("gpu_kernels.jsonl", kernels_table),
+    "cpu": (["cpu.jsonl"], cpu_table), "gpu": (["gpu_models.jsonl", "gpu_llama_cpp.jsonl"], gpu_table),
+    "kernels": (["gpu_kernels.jsonl"], kernels_table),
 }  # fmt: skip
 
 
@@ -96,7 +107,7 @@ def renewed(page: str, tables: dict[str, str]) -> str:
 
 
 def current() -> dict[str, str]:
-    return {name: table(results(file)) for name, (file, table) in TABLES.items()}
+    return {name: table(*map(results, files)) for name, (files, table) in TABLES.items()}
 
 
 if __name__ == "__main__":

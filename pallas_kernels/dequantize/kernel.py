@@ -37,7 +37,7 @@ def dequantize(planes, packing: Packing, dtype, *, target: Target):
 
         words = _codes(lambda i: load("codes", i, g), packing, position, target)
         codes = (words[:, None] << (24 - 8 * jax.lax.broadcasted_iota(jnp.int32, (1, 4), 1))) >> 24
-        out = _values(packing, codes - packing.offset, get, mask).astype(dtype)
+        out = _values(packing, codes - packing.offset, get, mask, target).astype(dtype)
         byte = jnp.arange(4)[None]
         wide = None if mask is None else mask[:, None] & (byte >= 0)
         triton.store(out_ref, (row, u[:, None], byte), out, mask=wide)
@@ -49,11 +49,15 @@ def dequantize(planes, packing: Packing, dtype, *, target: Target):
     return out.reshape(rows, groups * GROUP)
 
 
-def _values(packing, codes, get, mask):
-    """`packing.values` of [tile, 4] codes. Powers of two: by a multiplication, unless a value may be subnormal, which no model has."""
+def _values(packing, codes, get, mask, target):
+    """`packing.values` of [tile, 4] codes. Powers of two: by a multiplication, unless a value may be subnormal, which no model has, and
+    the GPU not known to keep it."""
     if packing.scale != "e8m0":
         return values(packing, codes, get)
     e, numbers = get("scale").astype(jnp.int32), codes.astype(jnp.float32)
+    if target.platform == "cuda":  # multiplies subnormal numbers as any other
+        power = jnp.where(e < SUBNORMAL_BELOW, jnp.int32(1 << 21) << jnp.minimum(e, SUBNORMAL_BELOW), (e - 1) << 23)
+        return numbers * jax.lax.bitcast_convert_type(power, jnp.float32)
     smallest = (e if mask is None else jnp.where(mask[:, None], e, 255)).min()
     exact, quick = lambda: times_power_of_two(numbers, e), lambda: numbers * power_of_two(e)
     return jax.lax.cond(smallest < SUBNORMAL_BELOW, exact, quick)

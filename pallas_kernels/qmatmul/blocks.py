@@ -68,8 +68,8 @@ def few_rows(rows: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile
         return _of_family(QUANTIZED, target)
     if rows > 1:
         tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
-        # Floats are 32 operations for each group and row: a kernel of more rows compiles for 10 s.
-        return dataclasses.replace(tile, batch=min(tile.batch, 4)) if mode == "float" else tile
+        # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one of 2 rows for 1 s.
+        return dataclasses.replace(tile, batch=min(tile.batch, 2)) if mode == "float" else tile
     tiles, kinds = _of_family(ONE_ROW, target), {packing.scale for job in jobs for packing in job.packings}
     tile = tiles.get(kinds.pop() if len(kinds) == 1 else "", tiles[""])
     resident = _of_family(RESIDENT, target)

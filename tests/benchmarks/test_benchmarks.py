@@ -49,9 +49,13 @@ def test_the_table_shows_the_newest_numbers_and_the_ratio(program):
 
 @pytest.mark.core
 def test_runs_on_a_gpu_that_measured_other_things_share_a_row(program):
-    one = {"device": "g", "shape": "s", "mix": "Q4_0", "activations": "int8", "versions": {"jax": "0.12"}, "date": "d"}
-    rows = program("table").gpu_table([one | {"decode_tokens_per_s": 400.4}, one | {"prefill_512_tokens_per_s": 12000}]).splitlines()[2:]
-    assert rows == ["| g | s Q4_0 | int8 | 400 | - | - | - | 12,000 | - | 0.12 | d |"]
+    """Beside llama.cpp's on the same device, of the same model, where it was measured."""
+    model = {"device": "g", "shape": "s", "mix": "Q4_0"}
+    one, other = model | {"activations": "int8", "versions": {"jax": "0.12"}, "date": "d"}, model | {"device": "h"}
+    measured = [one | {"decode_tokens_per_s": 400.4}, one | {"prefill_512_tokens_per_s": 12000}]
+    theirs = [model | {"decode_tokens_per_s": 300}, model | {"decode_tokens_per_s": 250}, other | {"prefill_512_tokens_per_s": 1}]
+    rows = program("table").gpu_table(measured, theirs).splitlines()[2:]
+    assert rows == ["| g | s Q4_0 | int8 | 400 / 250 (1.60) | - | - | - | 12,000 | - | 0.12 | d |"]
 
 
 @pytest.mark.core
@@ -61,7 +65,8 @@ def test_kernels_of_a_type_share_a_row_the_largest_shape_first(program):
         facts | {"kernel": kernel, "shape": shape, "share_of_copy_bandwidth": share}
         for kernel, shape, share in (("int16", [64, 32], 0.456), ("dequantize", [640, 32], 0.8), ("int16", [640, 32], 0.9), ("int8", [128, 32], 0.7))
     ]
-    header, _, *rows = program("table").kernels_table(measured).splitlines()
+    before = [one | {"device": "an older one"} for one in measured]
+    header, _, *rows = program("table").kernels_table(before + measured).splitlines()
     assert header.startswith("| device | type | int16, 640x32 | int8, 640x32 |") and "int16, 64x32" in header
     assert rows == ["| g | Q4_0 | 0.90 | - | - | 0.80 | 0.46 | - | - | - | 0.12 | d |"]
 

@@ -113,3 +113,7 @@ def test_it_lowers_to_triton(target, name, inputs):
     x = jax.ShapeDtypeStruct((33, inputs), jnp.bfloat16)
     lowered = lowered_to_triton(target, lambda x, planes: many_rows.multiply(x, planes, packing, target=target), x, planes)
     assert lowered.count("__gpu$xla.gpu.triton") == 1
+    stack = {name: jax.ShapeDtypeStruct((8, *plane.shape), plane.dtype) for name, plane in planes.items()}
+    x, experts = jax.ShapeDtypeStruct((96, inputs), jnp.bfloat16), jax.ShapeDtypeStruct((6,), jnp.int32)
+    run = lambda x, stack, experts: many_rows.multiply(x, stack, packing, target=target, experts=experts)
+    assert lowered_to_triton(target, run, x, stack, experts).count("__gpu$xla.gpu.triton") == 1

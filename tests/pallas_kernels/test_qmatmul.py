@@ -345,6 +345,17 @@ def test_kernels_lower_to_triton(target, name, inputs, mode):
     assert lowered_to_triton(target, run, x, norm, planes).count("__gpu$xla.gpu.triton") == 4
 
 
+@pytest.mark.parametrize(("rows", "mode", "waits"), [(4096, "int16", True), (57344, "int16", False), (57344, "float", True)])
+def test_where_loads_come_first(rows, mode, waits):
+    """On NVIDIA GPUs, where nothing else hides the latency of memory: in launches of few programs, and where floats fill the registers."""
+    packing = groups.packing(formats.get("Q4_0"))
+    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, rows, 128))
+    for target in GPUS:
+        run = lambda x, planes: multiply(x, [Product((Weight(planes, packing),))], mode=mode, dtype=jnp.float32, target=target)
+        text = lowered_to_triton(target, run, jax.ShapeDtypeStruct((1, 4096), jnp.bfloat16), planes)
+        assert ("%lanemask_eq" in text) == (waits and target.platform == "cuda")
+
+
 @pytest.mark.parametrize("target", GPUS, ids=str)
 @pytest.mark.parametrize(("tokens", "used"), [(1, 8), (3, 2)])
 def test_experts_lower_to_triton(target, tokens, used):

@@ -1,7 +1,7 @@
 """What is compiled: the engine's own steps and dequantisation, on abstract arrays. No weight is made.
 
-A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; or "dequantize TYPE". With "plain" in front, no kernels
-of ours are in it.
+A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "mixture TYPE"; or "dequantize TYPE". With "plain" in front,
+no kernels of ours are in it.
 """
 
 import functools
@@ -18,7 +18,7 @@ from rocmforge_jax.generate.sampling import PENALTY_WINDOW
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import Decoder, DecoderConfig, load_decoder
-from rocmforge_jax.nn import RopeConfig
+from rocmforge_jax.nn import Experts, RopeConfig, mixture
 from rocmforge_jax.quant import QParam, QTensor, matmul
 
 #: Two layers of Llama 3 8B; its vocabulary and the types of its matrices in a Q4_K_M file.
@@ -32,6 +32,9 @@ MATRIX = (4096, 4096)
 #: Shapes (in, out) of the demo model, of an 8B and of a 70B model.
 PRODUCTS = ((256, 768), (4096, 14336), (14336, 4096), (8192, 28672))
 
+#: Experts, those of a token, width and hidden units of a mixture: Qwen3-30B-A3B's. Tokens: as many as go pair by pair, and many.
+MIXTURE, TOKENS = (128, 8, 2048, 768), (1, 64)
+
 
 def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
     """A jitted function and what to trace it with, abstract but for static arguments. layout_of: a type's layout of planes."""
@@ -40,6 +43,10 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
         return jax.jit(dequantize, static_argnums=1), (_packed(MATRIX, how, layout_of, transposed=True), jnp.bfloat16)
     if what == "product":
         return jax.jit(_products), ([_packed(shape, how, layout_of, transposed=True) for shape in PRODUCTS],)
+    if what == "mixture":
+        experts, _, width, hidden = MIXTURE
+        shapes = (width, hidden), (width, hidden), (hidden, width)
+        return jax.jit(_mixture), ([_packed((experts, *shape), how, layout_of, transposed=True) for shape in shapes],)
     engine, tokens, slots = _engine(what, layout_of)
     return {"prefill": _prefill, "decode": _decode}[how](engine, tokens, slots)
 
@@ -50,6 +57,15 @@ def _products(weights):
     few = [matmul(rows(weight, count, jnp.float32), weight) for weight in weights for count in (1, 8)]
     modes = [matmul(rows(weights[0], 1, jnp.float32), weights[0], activations=mode) for mode in ("int8", "float")]
     return few, modes, matmul(rows(weights[0], 32, jnp.bfloat16), weights[0])
+
+
+def _mixture(stacks):
+    experts, used, width, _ = MIXTURE
+    modules = [nnx.eval_shape(lambda shape=stack.shape: Experts(*shape, rngs=nnx.Rngs(0))) for stack in stacks]
+    for module, stack in zip(modules, stacks):
+        module.kernel = QParam(stack)
+    of = lambda tokens: jnp.arange(tokens * used, dtype=jnp.int32).reshape(tokens, used) % experts
+    return [mixture(jnp.ones((tokens, width), jnp.bfloat16), jnp.ones((tokens, used)), of(tokens), *modules) for tokens in TOKENS]
 
 
 def _prefill(engine, tokens, slots):
@@ -96,8 +112,8 @@ MODELS = {"demo": _demo, "llama-8b": _llama_8b}
 
 
 def _packed(shape, type_name, layout_of, *, transposed) -> QTensor:
-    """An abstract packed matrix that is seen as `shape`."""
-    rows, columns = reversed(shape) if transposed else shape
-    row_bytes = jax.ShapeDtypeStruct((rows, formats.get(type_name).row_bytes(columns)), jnp.uint8)
+    """An abstract packed matrix, or stack of them, that is seen as `shape`."""
+    *stack, rows, columns = (*shape[:-2], *reversed(shape[-2:])) if transposed else shape
+    row_bytes = jax.ShapeDtypeStruct((*stack, rows, formats.get(type_name).row_bytes(columns)), jnp.uint8)
     layout = layout_of(formats.get(type_name))
     return jax.eval_shape(lambda data: QTensor.from_bytes(data, type_name, layout=layout, transposed=transposed), row_bytes)

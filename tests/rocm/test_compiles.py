@@ -16,6 +16,7 @@ STEPS = [
 ]
 #: Products of every type that has kernels, at the shapes of the demo, an 8B and a 70B model, a few rows and many, in each mode.
 PRODUCTS = tuple(f"product {name}" for name, fmt in formats.FORMATS.items() if groups.can_hold(fmt))
+MIXTURES = ("mixture Q4_K", "mixture Q6_K", "mixture MXFP4")
 DEQUANTIZE = tuple(f"dequantize {name}" for name, fmt in formats.FORMATS.items() if fmt.is_quantized)
 #: Bytes of the keys and values of `llama-8b`: two layers, 8 KV heads of 128, 4096 slots, bfloat16.
 CACHE_BYTES = 2 * 2 * 8 * 128 * 4096 * 2
@@ -46,7 +47,7 @@ def record(compiled, target, name, group):
     return record
 
 
-@programs(*STEPS, PRODUCTS, DEQUANTIZE)
+@programs(*STEPS, PRODUCTS, MIXTURES, DEQUANTIZE)
 def test_compiles_within_the_limits_of_the_target(record, target, name):
     """Code for this target and no other, for everything that is launched; threads, local data share and registers suffice."""
     (triple,) = record["targets"]
@@ -58,7 +59,7 @@ def test_compiles_within_the_limits_of_the_target(record, target, name):
     assert record["spills"] <= SPILLS.get(name, {}).get(target.isa, 0)
 
 
-@programs(*STEPS, PRODUCTS, where=lambda name: not name.endswith("prefill"))
+@programs(*STEPS, PRODUCTS, MIXTURES, where=lambda name: not name.endswith("prefill"))
 def test_products_with_kernels_are_integer_dot_products(record, name):
     """Of four bytes at a time, by one instruction. Without kernels there are none, so what counts them can say no."""
     assert (record["signed_dot4s"] > 0) == (not name.startswith("plain"))

@@ -124,14 +124,15 @@ def zero_after(loaded: list, shape, target: Target):
     return _assembly(_NONE_OF, "=r,r", some)
 
 
-#: Zero is what the compiler does not know to be zero.
-_NONE_OF = """{
+#: A zero that NVIDIA's compiler knows neither to be zero nor to be the same in all threads: a thread's own bit, and those of the threads
+#: below it.
+_ZERO = """
 .reg .b32 zero, below;
 mov.u32 zero, %lanemask_eq;
 mov.u32 below, %lanemask_lt;
 and.b32 zero, zero, below;
-and.b32 $0, $1, zero;
-}"""
+"""
+_NONE_OF = f"{{{_ZERO}and.b32 $0, $1, zero;}}"
 
 
 def _assembly(text, constraints, *args, dtype=jnp.int32):
@@ -164,25 +165,22 @@ def _looked_up(codes, table):
 
 def _select_cuda(words, entries):
     """`prmt` takes four bytes out of eight by nibbles: twice for each half of the table, then the half by the codes' top bits."""
-    look_up = _LOOK_UP.format(*(f"{entry & 0xFFFFFFFF:#x}" for entry in entries.tolist()))
+    look_up = "{" + _ZERO + _LOOK_UP.format(*(f"{entry & 0xFFFFFFFF:#x}" for entry in entries.tolist())) + "}"
     codes, tops = words & 0x77777777, ((words >> 1) & 0x44444444) | 0x32103210
     shifted = lambda a: jax.lax.shift_right_logical(a, 16)
     first, second = _assembly(look_up, "=r,r,r", codes, tops), _assembly(look_up, "=r,r,r", shifted(codes), shifted(tops))
     return tuple(_assembly(f"prmt.b32 $0, $1, $2, {bytes:#x};", "=r,r,r", first, second) for bytes in (0x6420, 0x7531))
 
 
-#: A register holds half of each table: one that the compiler does not know to be the same in all threads, else it makes a copy each time.
-_LOOK_UP = """{{
-.reg .b32 lower, upper, zero;
-mov.u32 zero, %lanemask_eq;
-mov.u32 lower, %lanemask_lt;
-and.b32 zero, zero, lower;
+#: A register holds half of each table. What is the same in all threads the compiler keeps elsewhere, and copies it before each use.
+_LOOK_UP = """
+.reg .b32 lower, upper;
 or.b32 lower, zero, {0};
 or.b32 upper, zero, {2};
 prmt.b32 lower, lower, {1}, $1;
 prmt.b32 upper, upper, {3}, $1;
 prmt.b32 $0, lower, upper, $2;
-}}"""
+"""
 
 
 def _select_rocm(words, entries):

@@ -39,7 +39,8 @@ class MatrixTile(Tile):
     run: int = 2
 
 
-#: For one row of activations, by the kind of a packing's scale, "" is any other. Programs of one warp keep most reads in flight.
+#: For one row of activations, by the kind of a packing's scale, "" is any other: "nibbles" are Q2_K's. Programs of one warp keep most reads
+#: in flight.
 ONE_ROW = {
     "": {"": Tile(4, 64)},
     "cuda": {"": Tile(2, 64), "nibbles": Tile(2, 128)},
@@ -73,9 +74,9 @@ def few_rows(rows: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile
     tiles, kinds = _of_family(ONE_ROW, target), {packing.scale for job in jobs for packing in job.packings}
     tile = tiles.get(kinds.pop() if len(kinds) == 1 else "", tiles[""])
     resident = _of_family(RESIDENT, target)
-    # Floats fill the registers: the compiler reads part of the weights late.
-    few = pairs * sum(-(-job.rows // tile.rows) for job in jobs) <= resident or mode == "float" and resident > 0
-    return dataclasses.replace(tile, load_first=few)
+    programs = pairs * sum(-(-job.rows // tile.rows) for job in jobs)
+    # Floats fill the registers, for which the compiler reads late in any launch.
+    return dataclasses.replace(tile, load_first=programs <= resident or mode == "float" and resident > 0)
 
 
 #: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first that fits. On NVIDIA GPUs a warp has 16 rows

@@ -1,6 +1,7 @@
 """Strict numbers for every test, and where the reference data is."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,20 @@ def distance():
         return np.linalg.norm(actual - truth) / np.linalg.norm(truth)
 
     return measure
+
+
+#: Of tests for each quantised type, those for these types are the essential ones: plain, with minima, of super-blocks, with a table, by powers of
+#: two, ternary, of a lattice.
+CORE_TYPES = ("Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "TQ1_0", "IQ2_XS")
+_TYPE = re.compile(r"(I?Q|TQ)\d\w*|MXFP4|NVFP4")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Asked for core tests, leave out those for other types."""
+    if not config.option.markexpr.startswith("core"):
+        return
+    types = lambda item: {value for value in item.callspec.params.values() if isinstance(value, str) and _TYPE.fullmatch(value)}
+    others = [item for item in items if hasattr(item, "callspec") and (found := types(item)) and found.isdisjoint(CORE_TYPES)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in set(others)]

@@ -10,6 +10,8 @@ import pytest
 
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import DEMO
+from rocmforge_jax.models import load_decoder
+from rocmforge_jax.models.config import MoEConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, THEIRS = "rocmforge_jax", "llama_cpp"
@@ -100,6 +102,36 @@ def test_a_made_file_has_no_vocabulary_and_the_factors_of_its_rope(program, tmp_
     factors = gguf.tensors["rope_freqs.weight"].data.view("<f4")
     assert factors.shape == (32,) and factors[0] == 1 and factors[-1] == 32 and (np.diff(factors) >= 0).all()
     assert gguf.metadata["tokenizer.ggml.model"] == "no_vocab" and gguf.tensors["token_embd.weight"].format.name == "Q6_K"
+
+
+@pytest.mark.core
+def test_a_made_mixture_is_one_that_loads(program, tmp_path, monkeypatch):
+    """All but the router is quantised, and a device makes the same shapes as the file has."""
+    synthetic, made = program("synthetic"), program("made")
+    monkeypatch.setitem(synthetic.SHAPES, "small", ("qwen3moe", 1, 256, 512, 4, 2, 64, 512, 1e6))
+    monkeypatch.setitem(synthetic.MIXTURES, "small", (4, 2, 256))
+    synthetic.write("small", "q4_k", tmp_path / "made.gguf")
+    gguf = open_gguf(tmp_path / "made.gguf")
+    plain = [name for name, tensor in gguf.tensors.items() if len(tensor.shape) > 1 and tensor.format.name == "F32"]
+    assert plain == ["blk.0.ffn_gate_inp.weight"]
+    of_file, of_device = load_decoder(gguf).config, made.config("small")
+    assert of_file.moe == of_device.moe == MoEConfig(experts=4, used=2, hidden=256)
+    assert (of_file.qk_norm, of_file.qkv_bias) == (of_device.qk_norm, of_device.qkv_bias) == (True, False)
+
+
+@pytest.mark.core
+def test_what_llama_cpp_prints_gets_our_names(program, tmp_path):
+    """In place of its programs: ones that print a line of each kind, and what is no JSON."""
+    kinds = [(512, 0, 0, 1.0), (2048, 0, 0, 2.0), (0, 128, 0, 3.0), (0, 128, 4096, 4.0)]
+    line = '{{"n_prompt": {}, "n_gen": {}, "n_depth": {}, "avg_ts": {}, "gpu_info": "g", "build_commit": "c"}}'
+    out = {"llama-bench": [line.format(*kind) for kind in kinds], "llama-batched-bench": ['{"pl": 8, "speed_tg": 5.0}', '{"pl": 32, "speed_tg": 6.0}']}
+    for name, lines in out.items():
+        (tmp_path / name).write_text("#!/bin/sh\necho loading\n" + "".join(f"echo '{each}'\n" for each in lines))
+        (tmp_path / name).chmod(0o755)
+    assert program("gpu_llama_cpp").measure(tmp_path, tmp_path / "model.gguf") == {
+        "device": "g", "llama_cpp": "c", "prefill_512_tokens_per_s": 1.0, "prefill_2048_tokens_per_s": 2.0, "decode_tokens_per_s": 3.0,
+        "decode_at_4096_tokens_per_s": 4.0, "decode_batch_8_tokens_per_s": 5.0, "decode_batch_32_tokens_per_s": 6.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("package", [OURS, THEIRS])

@@ -25,11 +25,11 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
     """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N]. Weights are rounded to x's type.
 
     experts: int32 [M / R], R a power of two from 16, for planes [E, N, ...]: the matrix of R rows of x each. Where it is negative, what
-    becomes of these rows is not written.
+    becomes of these rows is not written. ValueError: M is no such multiple.
     """
     (M, K), N = x_MK.shape, planes["codes"].shape[-3]
     groups, names = K // GROUP, sorted(planes)
-    together = M if experts is None else M // experts.shape[0]
+    together = M if experts is None else _rows_of_an_expert(M, experts.shape[0])
     tile = tile or blocks.many_rows(together, N, groups, packing, target)
     if experts is not None:
         tile = dataclasses.replace(tile, splits=1, batch=together)
@@ -69,6 +69,13 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
         target=target, warps=tile.warps, stages=tile.stages, name="multiply_many",
     )(_as_tiles(x_MK, tile, steps, pl.cdiv(M, columns) * columns), *(planes[name] for name in names), *([] if experts is None else [experts]))  # fmt: skip
     return sums[0] if tile.splits == 1 else sums.sum(axis=0)
+
+
+def _rows_of_an_expert(M, tiles):
+    rows, rest = divmod(M, tiles)
+    if rest or rows < 16 or rows & (rows - 1):
+        raise ValueError(f"{M} rows for {tiles} experts are {M / tiles:g} each: it must be a power of two from 16")
+    return rows
 
 
 def _as_tiles(x, tile, steps, rows):

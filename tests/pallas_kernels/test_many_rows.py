@@ -75,6 +75,14 @@ def test_matrices_of_a_stack(rows, dtype, normal, distance):
             assert distance(y[part], np.float64(alone)) < FLOAT32
 
 
+@pytest.mark.parametrize(("rows", "count"), [(33, 2), (24, 1), (16, 2)])
+def test_rows_that_experts_cannot_share_are_refused(rows, count, matrix):
+    (planes, packing), _ = matrix("Q4_0", 7, 1)
+    stack = {name: plane[None] for name, plane in planes.items()}
+    with pytest.raises(ValueError, match=f"{rows} rows for {count} experts are {rows / count:g} each: it must be a power of two from 16"):
+        many_rows.multiply(jnp.zeros((rows, 32), jnp.bfloat16), stack, packing, target=TARGET, experts=jnp.zeros(count, jnp.int32))
+
+
 @pytest.mark.parametrize("name", PACKED_TYPES)
 def test_what_is_taken_off_a_code_is_exact(name):
     """Times a scale it has at most 24 bits, so that a fused multiply-add of the code that is too large rounds once."""

@@ -7,13 +7,14 @@ INSTALLED := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 # A folder of its own: among the installed packages the plugin prints a traceback at each start without an AMD GPU.
 ROCM := $(VENV)/rocm
+CUDA := $(VENV)/cuda
 
 # Tests mostly compile, which takes one core: two processes halve the time. More would each take 2 GB.
 PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help demo test test-core test-gpu test-rocm rocm-compiler bench notebooks fuzz fuzz-atheris clean
+.PHONY: help demo test test-core test-gpu test-rocm rocm-compiler test-cuda bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -21,6 +22,7 @@ help:
 	@echo "make test-core  the quicker, essential half of the tests"
 	@echo "make test-gpu   the kernels and what else needs a GPU, on one, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
+	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 150 MB"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
@@ -45,6 +47,9 @@ rocm-compiler: $(ROCM)
 
 test-rocm: $(ROCM)
 	ROCMFORGE_ROCM_PLUGIN=$(ROCM) $(BIN)/python -m pytest tests/rocm -m rocm $(ARGS)
+
+test-cuda: $(CUDA)
+	ROCMFORGE_CUDA_PLUGIN=$(CUDA) $(BIN)/python -m pytest tests/cuda -m cuda $(ARGS)
 
 bench: $(NATIVE)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
@@ -84,4 +89,11 @@ $(ROCM): $(INSTALLED)
 	@rm -rf $@
 	@$(BIN)/python -m pip install --quiet --no-deps --target $@ \
 		"jax-rocm7-pjrt==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*"
+	@touch $@
+
+$(CUDA): $(INSTALLED)
+	@echo "installing XLA's CUDA plugin into $@, once ..." >&2
+	@rm -rf $@
+	@$(BIN)/python -m pip install --quiet --no-deps --target $@ \
+		"jax-cuda13-pjrt==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*"
 	@touch $@

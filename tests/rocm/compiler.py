@@ -41,7 +41,7 @@ def device(target: Target):
 
 def compile_for(target: Target, jitted, args) -> dict:
     """Compile a jitted function for a target: what its machine code needs, as numbers. args: abstract, or static."""
-    lowered = _lower(target, jitted, args)
+    lowered = lower(jitted, args, device(target), "rocm", target.isa)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
@@ -58,18 +58,19 @@ def compile_for(target: Target, jitted, args) -> dict:
     }
 
 
-def _lower(target, jitted, args):
-    sharding = jax.sharding.SingleDeviceSharding(device(target))
+def lower(jitted, args, device, platform: str, kind: str):
+    """A jitted function lowered for a described device of a platform. args: abstract, or static. kind: as jax names such devices."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
     place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) if hasattr(a, "shape") else a
-    with _abstract_mesh(target):
-        return jitted.trace(*jax.tree.map(place, args)).lower(lowering_platforms=("rocm",))
+    with _abstract_mesh(platform, kind):
+        return jitted.trace(*jax.tree.map(place, args)).lower(lowering_platforms=(platform,))
 
 
-def _abstract_mesh(target):
+def _abstract_mesh(platform, kind):
     """From JAX 0.11 on, Pallas asks the abstract mesh which GPU it lowers for."""
     if jax.__version_info__ < (0, 11):
         return contextlib.nullcontext()
-    described = jax.sharding.AbstractDevice(device_kind=target.isa, num_cores=None, platform="rocm")
+    described = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=described))
 
 

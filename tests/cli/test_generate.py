@@ -72,10 +72,11 @@ def test_from_a_cold_start_as_in_the_library(process, cache_home, lm):
 
 
 #: A model that never comes to an end, so that what happens meanwhile does not depend on how fast it is. Where the process does not end when
-#: it should, it says what it waits for.
+#: it should, it says what it waits for. Tests that a shell began in the background ignore SIGINT, as do the processes they start.
 ENDLESS = """
-import faulthandler, itertools, time, rocmforge_jax
+import faulthandler, itertools, signal, time, rocmforge_jax
 faulthandler.dump_traceback_later(45)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Endless:
     def generate(self, prompt, **_):

@@ -22,7 +22,7 @@ help:
 	@echo "make test-core  the quicker, essential half of the tests"
 	@echo "make test-gpu   the kernels and what else needs a GPU, on one, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
-	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 150 MB"
+	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
@@ -83,17 +83,14 @@ $(NATIVE): $(INSTALLED) $(wildcard pallas_kernels/native/*.cc pallas_kernels/nat
 	@$(BIN)/rocmforge-jax build-native --if-possible >/dev/null
 	@touch $@
 
-# The compiler of the installed jax: 0.12.0 or a post-release of it for jax 0.12.0.1.
-$(ROCM): $(INSTALLED)
-	@echo "installing XLA's ROCm plugin into $@, once ..." >&2
+# The compilers of the installed jax: 0.12.0 or a post-release of it for jax 0.12.0.1.
+$(ROCM): PLUGIN := jax-rocm7-pjrt
+$(CUDA): PLUGIN := jax-cuda13-pjrt
+# NVIDIA's assembler, which that needs.
+$(CUDA): ALSO := "nvidia-cuda-nvcc==13.0.*"
+$(ROCM) $(CUDA): $(INSTALLED)
+	@echo "installing $(PLUGIN), a compiler of XLA's, into $@, once ..." >&2
 	@rm -rf $@
 	@$(BIN)/python -m pip install --quiet --no-deps --target $@ \
-		"jax-rocm7-pjrt==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*"
-	@touch $@
-
-$(CUDA): $(INSTALLED)
-	@echo "installing XLA's CUDA plugin into $@, once ..." >&2
-	@rm -rf $@
-	@$(BIN)/python -m pip install --quiet --no-deps --target $@ \
-		"jax-cuda13-pjrt==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*"
+		"$(PLUGIN)==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*" $(ALSO)
 	@touch $@

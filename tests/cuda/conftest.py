@@ -1,4 +1,4 @@
-"""XLA's CUDA compiler, from JAX's plugin, without a GPU and without CUDA, for a described H100."""
+"""XLA's CUDA compiler, from JAX's plugin, without a GPU and without CUDA's toolkit, for a described H100."""
 
 import os
 import sys

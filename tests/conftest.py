@@ -81,6 +81,9 @@ def pytest_collection_modifyitems(config, items):
     if not config.option.markexpr.startswith("core"):
         return
     types = lambda item: {value for value in item.callspec.params.values() if isinstance(value, str) and _TYPE.fullmatch(value)}
-    others = [item for item in items if hasattr(item, "callspec") and (found := types(item)) and found.isdisjoint(CORE_TYPES)]
+    of_others = lambda item: hasattr(item, "callspec") and (found := types(item)) and found.isdisjoint(CORE_TYPES)
+    kept, others = [], []
+    for item in items:
+        (others if of_others(item) else kept).append(item)
     config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in set(others)]
+    items[:] = kept

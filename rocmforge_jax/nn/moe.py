@@ -106,6 +106,12 @@ def _for_kernels(gate, up, down, mode):
     return stacks, target
 
 
+def _one_expert(x, e, gate, up, down, mode: str):
+    """x [..., D] through expert e of the stacks, by plain XLA -> float32 [..., D]."""
+    linear = lambda x, stack: quant.expert_matmul(x, stack, e, activations=mode)
+    return linear(silu_gate(linear(x, gate), linear(x, up)), down).astype(jnp.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pairs:
     """The kernels as a function of arrays, and the pairs one by one."""
@@ -121,12 +127,8 @@ class _Pairs:
         return kernels.few_rows(hidden, [Product((down,), experts=experts_P)], dtype=jnp.float32, **how)[0]
 
     def plain(self, x_TD, ready, experts_P, gate, up, down):
-        def pair(x_D, e):
-            one = lambda x, stack: quant.expert_matmul(x, stack, e, activations=self.mode)
-            return one(silu_gate(one(x_D, gate), one(x_D, up)), down).astype(jnp.float32)
-
         each = jnp.repeat(x_TD, len(experts_P) // len(x_TD), axis=0)
-        return jax.lax.map(lambda of: pair(*of), (each, experts_P))
+        return jax.lax.map(lambda of: _one_expert(*of, gate, up, down, self.mode), (each, experts_P))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +153,7 @@ class _ByExpert:
         experts_TU = experts_P.reshape(len(x_TD), -1)
 
         def expert(y_TUD, e):
-            one = lambda x, stack: quant.expert_matmul(x, stack, e, activations=self.mode)
-            y_TD = one(silu_gate(one(x_TD, gate), one(x_TD, up)), down).astype(jnp.float32)
+            y_TD = _one_expert(x_TD, e, gate, up, down, self.mode)
             return jnp.where((experts_TU == e)[..., None], y_TD[:, None], y_TUD), None
 
         start = jnp.zeros((*experts_TU.shape, x_TD.shape[1]), jnp.float32)

@@ -38,6 +38,8 @@ KERNELS = {
     "dequantize": (0, "dequantize"),
 }  # fmt: skip
 BYTES, REPEATS = 200e6, 3
+#: A launch begins when the one before has ended, so that its time is its own.
+ALONE = {"xla_gpu_enable_pdl": False}
 #: Activations that an error is taken over.
 ERRORS_OF = 16
 
@@ -81,7 +83,7 @@ class Case:
         """`run` and, at the smallest shape, `error`, compiled."""
         x, planes = jax.eval_shape(self.operand), jax.eval_shape(self.planes, jax.random.key(0))
         error = jax.jit(self.error).trace(jax.eval_shape(self.several), planes).lower().compile() if self.shape == SHAPES[0] else None
-        return jax.jit(self.run).trace(x, planes).lower().compile(), error
+        return jax.jit(self.run).trace(x, planes).lower().compile(compiler_options=ALONE), error
 
     def several(self):
         """What an error is taken over. An operand of `error`: within one program XLA might not round it."""

@@ -21,7 +21,8 @@ def kernel_times(run: Callable, repeats: int = 10) -> dict[str, tuple[float, flo
 
 
 def launches(runs: list[Callable]) -> list[tuple[str, float]]:
-    """(kernel, microseconds) of all that the runs start on a GPU, in order. One trace, which takes seconds, may have many runs."""
+    """(kernel, microseconds) of all that the runs start on a GPU, in the order in which they end. One trace, which takes seconds, may have
+    many runs. What begins while another runs, as launches do that wait for the one before, counts from the end of that."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = options.host_tracer_level = 0  # what the host does is not looked at, and slow to write
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +34,11 @@ def launches(runs: list[Callable]) -> list[tuple[str, float]]:
     events = events["traceEvents"] if isinstance(events, dict) else events
     streams = _streams(events)
     found = [event for event in events if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams]
-    return [(event["name"], event["dur"]) for event in sorted(found, key=lambda event: event["ts"])]
+    times, last = [], 0
+    for end, start, name in sorted((event["ts"] + event["dur"], event["ts"], event["name"]) for event in found):
+        times.append((name, end - max(start, last)))
+        last = end
+    return times
 
 
 def _streams(events) -> set:

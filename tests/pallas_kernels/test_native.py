@@ -12,10 +12,10 @@ from pallas_kernels.packing import GROUP, position_words
 from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
-from tests.pallas_kernels.conftest import PACKED_TYPES
+from tests.pallas_kernels.conftest import NEEDS_NATIVE, PACKED_TYPES
 
 ERRORS = {"int16": 1e-4, "int8": 1.2e-2}
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler here")
+pytestmark = NEEDS_NATIVE
 
 
 @pytest.fixture(scope="module", autouse=True)

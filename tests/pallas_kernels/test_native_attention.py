@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels.native import api, attention, build
+from tests.pallas_kernels.conftest import NEEDS_NATIVE
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler here")
+pytestmark = NEEDS_NATIVE
 
 #: B, T, N, K, H, S, starts: one token and several, one KV head and as many as heads, widths and slots that fill no tile.
 CASES = [

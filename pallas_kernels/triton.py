@@ -35,6 +35,15 @@ def call(kernel, out_shape, *, grid, target: Target, warps: int, stages: int = 1
     )
 
 
+def program_id(target: Target):
+    """`pl.program_id(0)`. From then on the launch that follows may take processors that this one leaves, on GPUs that can: XLA has it wait
+    for the end of this one before it reads anything, so that only the time is saved which it takes to begin."""
+    program = pl.program_id(0)
+    if target.platform != "cuda" or int(target.architecture.partition(".")[0]) < 9:
+        return program
+    return _assembly("griddepcontrol.launch_dependents; mov.b32 $0, $1;", "=r,r", jnp.full(1, program)).sum()
+
+
 def load(ref, index, mask=None, other=0, hint=None):
     """ref[index], `other` where the mask is false: there nothing is read. hint: what HINTS is of the caches, or None."""
     hints = HINTS.get(hint, {})

@@ -81,7 +81,8 @@ def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, 
 
     def kernel(q_ref, keys_ref, values_ref, lengths_ref, *refs):
         new_refs, (highest_ref, total_ref, sums_ref, *caches) = refs[: len(new_arrays)], refs[len(new_arrays) :]
-        b, head, split = pl.program_id(0) // K, pl.program_id(0) % K, pl.program_id(1)
+        program, split = triton.program_id(target), pl.program_id(1)
+        b, head = program // K, program % K
         row = pl.program_id(2) * rows + jnp.arange(rows, dtype=jnp.int32)
         (column,) = whole(H)
         heads, of_group = head * G + row, (row, G if G % rows else None)
@@ -196,8 +197,8 @@ def combine(highest, total, sums, sinks_N, dtype, target: Target, mode: str | No
     operands = [highest, total, sums] + ([] if sinks_N is None else [sinks_N])
 
     def kernel(*refs):
-        (out_ref, *act_refs), programs = refs[len(operands) :], pl.program_id(0)
-        b, n = programs // N, programs % N
+        (out_ref, *act_refs), program = refs[len(operands) :], triton.program_id(target)
+        b, n = program // N, program % N
         first = pl.program_id(1) * width
         columns = first + jnp.arange(width, dtype=jnp.int32)
         out = combined(*refs[: len(operands)], b=b, n=n, columns=columns).astype(out_ref.dtype)

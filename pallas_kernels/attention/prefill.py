@@ -26,7 +26,8 @@ def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, sinks_N, scoring: Scoring,
 
     def kernel(q_ref, keys_ref, values_ref, starts_ref, *refs):
         *sinks_ref, out_ref = refs
-        b, head, first_row = pl.program_id(0) // K, pl.program_id(0) % K, (tiles - 1 - pl.program_id(1)) * rows
+        program, first_row = triton.program_id(target), (tiles - 1 - pl.program_id(1)) * rows
+        b, head = program // K, program % K
         row, column = first_row + jnp.arange(rows, dtype=jnp.int32), jnp.arange(padded(H), dtype=jnp.int32)[None]
         tokens, heads, rows_end = row // G, head * G + row % G, T * G if T * G % rows else None
         at = b, tokens[:, None], heads[:, None], column

@@ -23,7 +23,7 @@ def dequantize(planes, packing: Packing, dtype, *, target: Target):
 
     def kernel(*refs):
         refs, out_ref = dict(zip(names, refs)), refs[-1]
-        row, u = pl.program_id(0), pl.program_id(1) * tile + jnp.arange(tile)
+        row, u = triton.program_id(target), pl.program_id(1) * tile + jnp.arange(tile)
         mask = u < fours if fours % tile else None
         g, position = u // POSITIONS, u % POSITIONS
         load = lambda name, *index: triton.load(refs[name], (row, *index), mask=mask)

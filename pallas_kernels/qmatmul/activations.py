@@ -24,8 +24,8 @@ from pallas_kernels.targets import Target
 #: The largest integer of a mode.
 LARGEST = {"int16": 127 * 128, "int8": 127}
 MODES = ("int16", "int8", "float")
-#: Groups that one program quantises.
-GROUPS_PER_PROGRAM = 32
+#: Groups that one program of one warp quantises.
+GROUPS_PER_PROGRAM = 8
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +77,7 @@ def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, target: Target
 
     def kernel(x_ref, *refs):
         norm_ref, outputs = (None, refs) if norm is None else (refs[0], refs[1:])
-        m, g = pl.program_id(0), pl.program_id(1) * tile + jnp.arange(tile)
+        m, g = triton.program_id(target), pl.program_id(1) * tile + jnp.arange(tile)
         inputs, mask = jnp.arange(GROUP)[None], (g < groups)[:, None]
         x = triton.load(x_ref, (m, g[:, None], inputs), mask=mask).astype(jnp.float32)
         squares = (x * x).sum(axis=1)
@@ -88,7 +88,7 @@ def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, target: Target
             triton.store(ref, (m, g), squares, mask=g < groups)
 
     run = triton.call(
-        kernel, shapes(M, groups, mode, norm is not None), grid=(M, pl.cdiv(groups, tile)), target=target, warps=4,
+        kernel, shapes(M, groups, mode, norm is not None), grid=(M, pl.cdiv(groups, tile)), target=target, warps=1,
         name=f"quantize_{mode}",
     )  # fmt: skip
     by_group = lambda a: a.reshape(*a.shape[:-1], groups, GROUP)

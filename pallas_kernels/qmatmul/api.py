@@ -1,11 +1,10 @@
 """Products with packed weights: what the kernels are asked for."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 
-from pallas_kernels.packing import GROUP, Packing
+from pallas_kernels.packing import Packing
 from pallas_kernels.qmatmul import activations, few_rows
 from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.targets import Target
@@ -26,26 +25,16 @@ class Weight(NamedTuple):
         return self.planes["codes"].shape[-3]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Next:
-    """What an output goes into: products, after an RMSNorm of scale norm [N] and epsilon, or as it is."""
-
-    norm: jax.Array | None = None
-    epsilon: float = dataclasses.field(default=0.0, metadata=dict(static=True))
-
-
 class Product(NamedTuple):
     """One output [M, N]: x @ weight.T, or with two weights silu(x @ gate.T) * (x @ up.T); then + bias [N], then + residual [M, N].
 
-    next: makes the output Activations too, for the products that it goes into; N is a multiple of 32 then. experts: int32 [P], P a multiple
-    of the M rows of x, for weights that are stacks: row p of the output, [P, N] then, is row p // (P / M) of x times matrix experts[p].
+    experts: int32 [P], P a multiple of the M rows of x, for weights that are stacks: row p of the output, [P, N] then, is row p // (P / M) of
+    x times matrix experts[p].
     """
 
     weights: tuple[Weight, ...]
     bias: jax.Array | None = None
     residual: jax.Array | None = None
-    next: Next | None = None
     experts: jax.Array | None = None
 
     @property
@@ -55,12 +44,11 @@ class Product(NamedTuple):
 
 def multiply(
     x: jax.Array | Activations, products: list[Product], *, mode: str, dtype, target: Target, norm=None, epsilon: float = 0.0, tile=None
-) -> list[jax.Array | tuple[jax.Array, Activations]]:
+) -> list[jax.Array]:
     """All products of one input, in one launch for Activations, in two for x [M, K]: one quantises x (after an RMSNorm, if norm [K] is given).
 
-    -> for each product its output [M, N] in `dtype`, with the Activations that it becomes where it has a `next`. mode: of the activations,
-    see `activations`. tile: `blocks.Tile`, default that of the target. NotImplementedError: no row or more than FEW_ROWS (of experts, any
-    number), planes beyond 32-bit offsets, outputs to be quantised that are no multiple of 32.
+    -> the output of each product, [M, N] in `dtype`. mode: of the activations, see `activations`. tile: `blocks.Tile`, default that of the
+    target. NotImplementedError: no row or more than FEW_ROWS (of experts, any number), planes beyond 32-bit offsets.
     """
     if mode not in activations.MODES:
         raise ValueError(f"activations are {', '.join(activations.MODES)}, got {mode!r}")
@@ -69,18 +57,13 @@ def multiply(
     if not rows or pairs is None and rows > FEW_ROWS:
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {FEW_ROWS}")
     for product in products:
-        if product.next is not None and product.rows % GROUP:
-            raise NotImplementedError(f"{product.rows} outputs, only multiples of {GROUP} can be quantised")
         for weight in product.weights:
             check_offsets(weight.planes)
     if not isinstance(x, Activations):
         x = activations.quantize(x, mode, norm=norm, epsilon=epsilon, target=target)
-    operands = [
-        few_rows.Operands([weight.planes for weight in p.weights], p.bias, p.residual, None if p.next is None else p.next.norm, p.experts)
-        for p in products
-    ]
-    outputs = few_rows.multiply(x, list(map(_job, products)), operands, dtype, target, tile, pairs)
-    return [y if acts is None else (y, acts) for y, acts in outputs]
+    jobs = [few_rows.Job(tuple(weight.packing for weight in p.weights), p.rows) for p in products]
+    operands = [few_rows.Operands([weight.planes for weight in p.weights], p.bias, p.residual, p.experts) for p in products]
+    return few_rows.multiply(x, jobs, operands, dtype, target, tile, pairs)
 
 
 def _pairs(products, rows: int) -> int | None:
@@ -94,12 +77,6 @@ def _pairs(products, rows: int) -> int | None:
             if weight.planes["codes"].ndim != (axes := 3 if pairs is None else 4):
                 raise ValueError(f"a product with{'out' if pairs is None else ''} experts has planes of {axes} axes, got {weight.planes['codes'].ndim}")
     return pairs
-
-
-def _job(product: Product) -> few_rows.Job:
-    next = product.next
-    quantized = {} if next is None else dict(quantized=True, normed=next.norm is not None, epsilon=next.epsilon)
-    return few_rows.Job(tuple(weight.packing for weight in product.weights), product.rows, **quantized)
 
 
 def check_offsets(planes) -> None:

@@ -12,15 +12,13 @@ from pallas_kernels.targets import Target
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Of a program: rows of the weight after each other, how many such runs there are side by side (one a warp, so that it is what a warp
-    does), groups that are read at once, rows of activations, and warps. load_first: all that is read at once is read before any of it is
-    computed with."""
+    """Of a program: rows of the weight, groups that are read at once, rows of activations, and warps. load_first: all that is read at once
+    is read before any of it is computed with."""
 
     rows: int
     groups: int
     warps: int = 1
     batch: int = 1
-    spread: int = 1
     load_first: bool = False
 
 
@@ -49,12 +47,6 @@ ONE_ROW = {
 #: Programs of one warp that a GPU has room for at once, on NVIDIA's 32 for each of an H100's 132 processors. A launch of no more of them
 #: has no others to compute while one waits for what it reads.
 RESIDENT = {"": 0, "cuda": 4224}
-#: Where outputs become activations, for which a program needs 32 of them. On an H100 that takes 1 to 2 us longer, a launch less 2 us.
-QUANTIZED = {
-    "": Tile(4, 64, warps=8, spread=8),
-    "cuda": Tile(4, 128, warps=8, spread=8),
-    "rocm gfx9": Tile(4, 128, warps=8, spread=8),
-}
 #: For several rows of activations: (up to so many rows, tile).
 SEVERAL_ROWS = {
     "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
@@ -63,10 +55,9 @@ SEVERAL_ROWS = {
 }
 
 
-def few_rows(rows: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
-    """The tile for so many rows of activations, the jobs of a launch and a mode of activations. pairs: how often the jobs are done."""
-    if any(job.quantized for job in jobs):
-        return _of_family(QUANTIZED, target)
+def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
+    """The tile for so many rows of activations of so many groups, the jobs of a launch and a mode of activations. pairs: how often the jobs
+    are done."""
     if rows > 1:
         tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
         # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one of 2 rows for 1 s.
@@ -75,8 +66,10 @@ def few_rows(rows: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile
     tile = tiles.get(kinds.pop() if len(kinds) == 1 else "", tiles[""])
     resident = _of_family(RESIDENT, target)
     programs = pairs * sum(-(-job.rows // tile.rows) for job in jobs)
-    # Floats fill the registers, for which the compiler reads late in any launch.
-    return dataclasses.replace(tile, load_first=programs <= resident or mode == "float" and resident > 0)
+    # Floats fill the registers, for which the compiler reads late in any launch. So do two weights, but for the time that tables take.
+    packings = jobs[0].packings
+    late = mode == "float" or len(packings) > 1 and not any(packing.table for packing in packings)
+    return dataclasses.replace(tile, load_first=programs <= resident or late and resident > 0)
 
 
 #: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first that fits. On NVIDIA GPUs a warp has 16 rows

@@ -2,10 +2,9 @@
 
 The time of such a product is that of reading the weight, so a program reads some rows of it once, word by word, and multiplies what is
 in registers: in the integer modes with 4-way dot products of bytes, which are exact, then by the scales of both sides. Several
-products of one input are one launch; what follows a product (bias, SwiGLU, residual sum) is done before it is written. A program with 32
-outputs also makes them what the next product takes, quantised: a launch less for each product of a chain.
+products of one input are one launch; what follows a product (bias, SwiGLU, residual sum) is done before it is written.
 
-Arrays of a kernel are [V, W]: V rows of a weight, one a warp, and W groups of each. That is repeated for `rows` rows of each of the V.
+Arrays of a kernel are [W], of W groups of one row of a weight or of activations.
 
 It loses to the matrix units where the rows are many: each row of activations costs as much arithmetic as the first.
 """
@@ -22,27 +21,21 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
 from pallas_kernels.packing import GROUP, POSITIONS, Packing, scale_and_minimum
-from pallas_kernels.qmatmul import activations, blocks, codes
+from pallas_kernels.qmatmul import blocks, codes
 from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.targets import Target
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One output of a launch, [M, rows]: the product with a weight, or silu(product with the first) * product with the second.
-
-    quantized: the output also becomes Activations, for which `rows` is a multiple of 32; normed, epsilon: after an RMSNorm.
-    """
+    """One output of a launch, [M, rows]: the product with a weight, or silu(product with the first) * product with the second."""
 
     packings: tuple[Packing, ...]
     rows: int
-    quantized: bool = False
-    normed: bool = False
-    epsilon: float = 0.0
 
 
 class Operands(NamedTuple):
-    """Arrays of a job. planes: of each weight, [rows, ..., G]; bias: [rows]; residual: [M, rows]; norm: [rows], of the RMSNorm after it.
+    """Arrays of a job. planes: of each weight, [rows, ..., G]; bias: [rows]; residual: [M, rows].
 
     experts: int32 [P], for planes [E, rows, ..., G]: the one of each row of the output.
     """
@@ -50,132 +43,90 @@ class Operands(NamedTuple):
     planes: list[dict]
     bias: object = None
     residual: object = None
-    norm: object = None
     experts: object = None
 
 
 def multiply(
     x: Activations, jobs: list[Job], operands: list[Operands], dtype, target: Target, tile=None, pairs: int | None = None
-) -> list[tuple]:
-    """-> for each job, (output [M, rows] in `dtype`, the Activations it becomes or None).
+) -> list[jax.Array]:
+    """-> the output [M, rows] of each job, in `dtype`.
 
     Optional operands are None where the job has none. tile: `blocks.Tile`, default that of the target. pairs: P where the operands have
     experts, a multiple of M: rows of the outputs then, P / M for each row of x, which share no weight, so one at a time.
     """
     rows = pairs or x.rows
-    tile = tile or blocks.few_rows(1 if pairs else rows, jobs, x.mode, target, pairs or 1)
+    tile = tile or blocks.few_rows(1 if pairs else rows, x.groups, jobs, x.mode, target, pairs or 1)
     batch = 1 if pairs else min(tile.batch, rows)
-    shares = [_Share.of(job, tile) for job in jobs]
+    programs = [pl.cdiv(job.rows, _outputs_of_a_program(job, tile)) for job in jobs]
     inputs, structure = jax.tree.flatten([[x.words, x.scale, x.sums, x.squares], operands])
-    outputs = [[jax.ShapeDtypeStruct((rows, job.rows), dtype), *_shapes_of_quantized(rows, x.mode, job)] for job in jobs]
-    outputs, structure_out = jax.tree.flatten(outputs)
+    outputs = [jax.ShapeDtypeStruct((rows, job.rows), dtype) for job in jobs]
 
     def kernel(*refs):
         act_refs, job_refs = jax.tree.unflatten(structure, refs[: len(inputs)])
-        out_refs = jax.tree.unflatten(structure_out, refs[len(inputs) :])
         row = jnp.minimum(pl.program_id(1) * batch, rows - batch)
         acts = _Rows(*act_refs, x.mode, x.groups, x.epsilon, row // (rows // x.rows) if rows > x.rows else row, batch)
-        program, first = pl.program_id(0), 0
-        for job, of_job, outs, share in zip(jobs, job_refs, out_refs, shares):
-            run = functools.partial(_run, job, of_job, outs, acts, row, program - first, share, tile, target)
+        program, first = triton.program_id(target), 0
+        for job, of_job, out_ref, count in zip(jobs, job_refs, refs[len(inputs) :], programs):
+            run = functools.partial(_run, job, of_job, out_ref, acts, row, program - first, tile, target)
             if len(jobs) == 1:
                 run()
             else:
-                pl.when((program >= first) & (program < first + share.programs(job)))(run)
-            first += share.programs(job)
+                pl.when((program >= first) & (program < first + count))(run)
+            first += count
 
-    programs = sum(share.programs(job) for job, share in zip(jobs, shares))
-    found = triton.call(
-        kernel, outputs, grid=(programs, pl.cdiv(rows, batch)),
+    return triton.call(
+        kernel, outputs, grid=(sum(programs), pl.cdiv(rows, batch)),
         target=target, warps=tile.warps, name=f"multiply_{x.mode}",
     )(*inputs)  # fmt: skip
-    found = jax.tree.unflatten(structure_out, found)
-    return [(y, activations.of_arrays(rest, x.mode, job.epsilon) if rest else None) for job, (y, *rest) in zip(jobs, found)]
 
 
-def _shapes_of_quantized(rows, mode, job):
-    return activations.shapes(rows, job.rows // GROUP, mode, job.normed) if job.quantized else []
+def _outputs_of_a_program(job: Job, tile) -> int:
+    """As the tile says, less where the job has fewer."""
+    return min(tile.rows, 1 << (job.rows.bit_length() - 1))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Share:
-    """Outputs of a program: `rows` from each of the starts start, start + rows, ... of which there are `spread`."""
-
-    rows: int
-    spread: int
-
-    @classmethod
-    def of(cls, job: Job, tile) -> "_Share":
-        """As the tile says, less where the job has fewer outputs."""
-        largest = 1 << (job.rows.bit_length() - 1)
-        share = cls(rows := min(tile.rows, largest), min(tile.spread, largest // rows))
-        if job.quantized and (share.outputs != GROUP or job.rows % GROUP):
-            raise ValueError(f"a program has {rows} x {share.spread} of {job.rows} outputs: to be quantised they must come in groups of {GROUP}")
-        return share
-
-    @property
-    def outputs(self) -> int:
-        return self.rows * self.spread
-
-    def programs(self, job: Job) -> int:
-        return pl.cdiv(job.rows, self.outputs)
-
-
-def _run(job, refs, outs, acts, first_row, tile_index, share, tile, target):
+def _run(job, refs, out_ref, acts, first_row, tile_index, tile, target):
     """Compute the outputs of a program. The last program overlaps its neighbour: both write the same numbers."""
-    start = jnp.minimum(tile_index * share.outputs, job.rows - share.outputs)
-    at = start + jnp.arange(share.outputs, dtype=jnp.int32)
+    count = _outputs_of_a_program(job, tile)
+    start = jnp.minimum(tile_index * count, job.rows - count)
+    at = start + jnp.arange(count, dtype=jnp.int32)
     rows = [first_row + i for i in range(acts.batch)]
     expert = () if refs.experts is None else (refs.experts[first_row],)
     # What the end needs is read now: its wait would come on top of that for the weight.
-    bias, norm = (None if ref is None else triton.load(ref, (at,)).astype(jnp.float32) for ref in (refs.bias, refs.norm))
+    bias = None if refs.bias is None else triton.load(refs.bias, (at,)).astype(jnp.float32)
     residuals = [None if refs.residual is None else triton.load(refs.residual, (row, at)).astype(jnp.float32) for row in rows]
     squares = [acts.squares_of(i) for i in range(acts.batch)]
     weights = [_Weight(planes, packing, expert) for planes, packing in zip(refs.planes, job.packings)]
-    sums = [_product(acts, weight, start, share, tile, target) for weight in weights]
-    out_ref, *quantized_refs = outs
+    sums = [_product(acts, weight, start, count, tile, target) for weight in weights]
     for row, of_weights, squares_G, residual in zip(rows, zip(*sums), squares, residuals):
         if squares_G is not None:
             factor = acts.factor(squares_G)
             of_weights = [y * factor for y in of_weights]
         y = of_weights[0] if len(of_weights) == 1 else _silu(of_weights[0]) * of_weights[1]
-        y = y.reshape(share.outputs)
         for addend in (bias, residual):
             y = y if addend is None else y + addend
-        y = y.astype(out_ref.dtype)
-        triton.store(out_ref, (row, at), y)
-        if quantized_refs:
-            _quantize(y.astype(jnp.float32), norm, quantized_refs, row, tile_index, acts.mode)
-
-
-def _quantize(y, norm, refs, row, group, mode):
-    """Write 32 outputs, float32, as a group of activations."""
-    for ref in refs[3:]:
-        ref[row, group] = (y * y).sum()
-    y = y if norm is None else y * norm
-    activations.store(refs, row, group + jnp.arange(1, dtype=jnp.int32), y.reshape(1, GROUP), mode)
+        triton.store(out_ref, (row, at), y.astype(out_ref.dtype))
 
 
 def _silu(x):
     return x / (1 + jnp.exp(-x))
 
 
-def _product(acts, weight, start, share, tile, target):
-    """For each row of activations: float32 [V, rows], the products with the outputs of a program."""
+def _product(acts, weight, start, count, tile, target):
+    """For each row of activations: float32 [count], the products with `count` rows of a weight."""
     width = min(tile.groups, pl.next_power_of_2(acts.groups))
-    starts = start + share.rows * jnp.arange(share.spread, dtype=jnp.int32)[:, None]
     steps = pl.cdiv(acts.groups, width)
 
     def step(j, totals):
         at = _Columns(j * width, width, acts.groups)
-        parts = [weight.read(starts + r, at) for r in range(share.rows)]
+        parts = [weight.read(start + r, at) for r in range(count)]
         rows = [acts.read(i, at) for i in range(acts.batch)]
-        zero = _zero_after(parts, rows, target) if tile.load_first else jnp.zeros((share.spread, width), jnp.int32)
+        zero = _zero_after(parts, rows, target) if tile.load_first else jnp.zeros(width, jnp.int32)
         return tuple(tuple(row.add(total, part, zero, target) for total, part in zip(of_row, parts)) for of_row, row in zip(totals, rows))
 
-    totals = ((jnp.zeros((share.spread, width), jnp.float32),) * share.rows,) * acts.batch
+    totals = ((jnp.zeros(width, jnp.float32),) * count,) * acts.batch
     totals = step(0, totals) if steps == 1 else jax.lax.fori_loop(0, steps, step, totals)
-    return [_side_by_side([total.sum(axis=1) for total in of_row]) for of_row in totals]
+    return [_together([total.sum() for total in of_row]) for of_row in totals]
 
 
 def _zero_after(parts, rows, target):
@@ -185,12 +136,12 @@ def _zero_after(parts, rows, target):
     return triton.zero_after(loaded, parts[0].words[0].shape, target)
 
 
-def _side_by_side(columns):
-    """Arrays [V] as the columns of one [V, n]."""
-    n = jax.lax.broadcasted_iota(jnp.int32, (1, len(columns)), 1)
-    together = jnp.broadcast_to(columns[0][:, None], (columns[0].size, n.size))
-    for i, column in enumerate(columns[1:], 1):
-        together = jnp.where(n == i, column[:, None], together)
+def _together(numbers):
+    """Scalars as one array."""
+    n = jnp.arange(len(numbers), dtype=jnp.int32)
+    together = jnp.broadcast_to(numbers[0], n.shape)
+    for i, number in enumerate(numbers[1:], 1):
+        together = jnp.where(n == i, number, together)
     return together
 
 
@@ -198,19 +149,16 @@ class _Columns:
     """`width` groups from `first` on; those from `groups` on are masked."""
 
     def __init__(self, first, width, groups):
-        self.numbers = (first + jnp.arange(width, dtype=jnp.int32))[None]
+        self.numbers = first + jnp.arange(width, dtype=jnp.int32)
         self.mask = self.numbers < groups if groups % width else None
 
     def load(self, ref, *index, span=1, hint=None):
-        """Entries [V, W] of some rows [V, 1], or [1, W] of one; those that `span` groups share."""
-        index, mask = (*index, self.numbers // span if span > 1 else self.numbers), self.mask
-        if mask is not None:
-            mask = jnp.broadcast_to(mask, jnp.broadcast_shapes(*(jnp.shape(i) for i in index)))
-        return triton.load(ref, index, mask=mask, hint=hint)
+        """Entries [W] of a row; those that `span` groups share."""
+        return triton.load(ref, (*index, self.numbers // span if span > 1 else self.numbers), mask=self.mask, hint=hint)
 
 
 class _Part(NamedTuple):
-    """Some groups of rows of a weight, [V, W]: words by position, and (scale, minimum) for each half or for all of a group."""
+    """Some groups of a row of a weight, [W]: words by position, and (scale, minimum) for each half or for all of a group."""
 
     packing: Packing
     words: list
@@ -273,7 +221,7 @@ class _Rows:
 
 
 class _Row(NamedTuple):
-    """Some groups of one row of activations, [1, W], in registers."""
+    """Some groups of one row of activations, [W], in registers."""
 
     words: list
     scale: object
@@ -283,7 +231,7 @@ class _Row(NamedTuple):
         return self.sums[half] if part.packing.halves == 2 else self.sums[0] + self.sums[1]
 
     def add(self, total, part: _Part, zero, target):
-        """float32 [V, W]: `total` and the products of these groups with those of a weight. zero: int32 [V, W], what they begin with."""
+        """float32 [W]: `total` and the products of these groups with those of a weight. zero: int32 [W], what they begin with."""
         dots = (self._float_dots if self.scale is None else self._integer_dots)(part, zero, target)
         of_groups = None
         for half, (dot, (scale, minimum)) in enumerate(zip(dots, part.scales)):

@@ -39,7 +39,7 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
 
     def kernel(x_ref, *refs):
         refs, (*of_tiles, out_ref) = dict(zip(names, refs)), refs[len(names) :]
-        n = pl.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
+        n = triton.program_id(target) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
         m = pl.program_id(1) * columns
         split = pl.program_id(2)
 

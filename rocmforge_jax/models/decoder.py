@@ -13,7 +13,7 @@ from flax import nnx
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.once import once
 from rocmforge_jax.nn import (
-    AS_IT_IS, Cache, Embedding, Experts, LayerCache, Linear, Prepared, Product, RMSNorm, ScalarGate, apply_rope, array_of,
+    Cache, Embedding, Experts, LayerCache, Linear, Product, RMSNorm, ScalarGate, apply_rope, array_of,
     attend_to_new, causal_attention, mixture, products, rope_table, route, silu_gate,
 )  # fmt: skip
 from rocmforge_jax.quant import DEFAULT_MODE
@@ -68,19 +68,14 @@ class Block(nnx.Module):
             self.ffn_up_shexp = Linear(width, moe.shared_hidden, rngs=rngs)
             self.ffn_down_shexp = Linear(moe.shared_hidden, width, rngs=rngs)
 
-    def __call__(self, x_BTD, rope, cache: LayerCache | None = None, starts_B=None, next_norm: RMSNorm | None = None):
-        """-> (x_BTD, the cache with the T new tokens in it from slots starts_B on, or None). Without a cache the tokens see one another.
-
-        next_norm: what the result goes through next. It is a `Prepared` then, as x_BTD may be.
-        """
+    def __call__(self, x_BTD, rope, cache: LayerCache | None = None, starts_B=None):
+        """-> (x_BTD, the cache with the T new tokens in it from slots starts_B on, or None). Without a cache the tokens see one another."""
         attended_BTN, cache = self.attention(x_BTD, rope, cache, starts_B)
-        x_BTD = self._add(x_BTD, attended_BTN, self.attn_output, "post_attention_norm", self.ffn_norm)
-        if self.config.moe:
-            fed_BTD = self._experts(x_BTD).reshape(array_of(x_BTD).shape)
-            x_BTD = array_of(x_BTD) + (self.post_ffw_norm(fed_BTD) if self.config.post_norms else fed_BTD)
-        else:
-            x_BTD = self._add(x_BTD, self._gated(x_BTD), self.ffn_down, "post_ffw_norm", next_norm)
-        return (array_of(x_BTD) if next_norm is None else x_BTD), cache
+        x_BTD = self._add(x_BTD, attended_BTN, self.attn_output, "post_attention_norm")
+        if not self.config.moe:
+            return self._add(x_BTD, self._gated(x_BTD), self.ffn_down, "post_ffw_norm"), cache
+        fed_BTD = self._experts(x_BTD).reshape(x_BTD.shape)
+        return x_BTD + (self.post_ffw_norm(fed_BTD) if self.config.post_norms else fed_BTD), cache
 
     def _products(self, x, wanted, norm=None):
         return products(x, wanted, norm=norm, activations=self.activations)
@@ -89,22 +84,20 @@ class Block(nnx.Module):
         """Each of them at norm(x)."""
         if _fusible(*linears, norm=norm):
             return self._products(x, list(map(_product, linears)), norm)
-        x = norm(array_of(x))
+        x = norm(x)
         return [self._linear(x, linear) for linear in linears]
 
     def _linear(self, x, linear):
         return linear(x, activations=self.activations) if type(linear) is Linear else linear(x)
 
-    def _add(self, x, y, linear, post_norm, next_norm):
-        """x + linear(y), normed before the sum where the architecture has such a norm. next_norm: of the result."""
-        x_BTD = array_of(x)
+    def _add(self, x_BTD, y, linear, post_norm):
+        """x + linear(y), normed before the sum where the architecture has such a norm. y: an array or Prepared."""
         if not _fusible(linear):
             y_BTD = linear(array_of(y))
             return x_BTD + (getattr(self, post_norm)(y_BTD) if self.config.post_norms else y_BTD)
         if self.config.post_norms:
             return x_BTD + getattr(self, post_norm)(self._products(y, [_product(linear)])[0])
-        next_norm = next_norm if type(next_norm) is RMSNorm else None
-        return self._products(y, [_product(linear, residual=x_BTD, next=next_norm)])[0]
+        return self._products(y, [_product(linear, residual=x_BTD)])[0]
 
     def attention(self, x_BTD, rope, cache, starts_B):
         """Normed attention, its heads side by side: [B, T, N * H] or Prepared, before the output projection; and the cache."""
@@ -133,29 +126,20 @@ class Block(nnx.Module):
         if self.config.fused_gate_up:
             return silu_gate(*jnp.split(self._linears(x_BTD, [self.ffn_up], self.ffn_norm)[0], 2, axis=-1))
         if _fusible(self.ffn_gate, self.ffn_up, norm=self.ffn_norm):
-            return self._products(x_BTD, [Product(self.ffn_gate.kernel, self.ffn_up.kernel, next=AS_IT_IS)], self.ffn_norm)[0]
+            return self._products(x_BTD, [Product(self.ffn_gate.kernel, self.ffn_up.kernel)], self.ffn_norm)[0]
         return silu_gate(*self._linears(x_BTD, [self.ffn_gate, self.ffn_up], self.ffn_norm))
 
     def _experts(self, x_BTD):
         """Of what the norm makes of x, [B * T, D]."""
-        moe, x_TD = self.config.moe, self.ffn_norm(array_of(x_BTD)).reshape(-1, self.config.width)
-        ready = x_BTD.for_products(self.ffn_norm, self.activations) if isinstance(x_BTD, Prepared) else None
-        x = Prepared(x_TD, ready, normed=True)
+        moe, x_TD = self.config.moe, self.ffn_norm(x_BTD).reshape(-1, self.config.width)
         weights, experts = route(self.ffn_gate_inp(x_TD, jnp.float32, self.activations), moe.used, renormalize=moe.renormalize)
         stacks = self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps
-        out_TD = mixture(x, weights, experts, *stacks, activations=self.activations)
+        out_TD = mixture(x_TD, weights, experts, *stacks, activations=self.activations)
         if moe.shared_hidden:
-            hidden = self._products(x, [Product(self.ffn_gate_shexp.kernel, self.ffn_up_shexp.kernel, next=AS_IT_IS)])[0]
+            hidden = self._products(x_TD, [Product(self.ffn_gate_shexp.kernel, self.ffn_up_shexp.kernel)])[0]
             shared_TD = self._products(hidden, [Product(self.ffn_down_shexp.kernel)])[0]
             out_TD = out_TD + self.ffn_gate_inp_shexp(x_TD) * shared_TD
         return out_TD
-
-
-def _run(block, x_BTD, rope, layer, starts_B, next_norm):
-    """A block; one that a user put there takes and gives arrays."""
-    if type(block) is Block:
-        return once(block, x_BTD, rope, layer, starts_B, next_norm)
-    return block(array_of(x_BTD), rope, layer, starts_B)
 
 
 def _fusible(*linears, norm=None) -> bool:
@@ -163,8 +147,8 @@ def _fusible(*linears, norm=None) -> bool:
     return all(type(linear) is Linear for linear in linears) and type(norm) in (RMSNorm, type(None))
 
 
-def _product(linear: Linear, residual=None, next=None) -> Product:
-    return Product(linear.kernel, bias=linear.bias, residual=residual, next=next)
+def _product(linear: Linear, residual=None) -> Product:
+    return Product(linear.kernel, bias=linear.bias, residual=residual)
 
 
 def _norm(config: DecoderConfig, width: int) -> RMSNorm:
@@ -208,21 +192,19 @@ class Decoder(nnx.Module):
         rope = rope_table(slots_BT if positions_BT is None else positions_BT, self.config.rope)
 
         x_BTD, layers = self.token_embd(tokens_BT, self.dtype), []
-        norms = [getattr(block, "attn_norm", None) for block in self.blk[1:]] + [self.output_norm]
-        for block, layer, next_norm in zip(self.blk, cache.layers if cache else [None] * len(self.blk), norms):
-            x_BTD, layer = _run(block, x_BTD, rope, layer, starts_B, next_norm)
+        for block, layer in zip(self.blk, cache.layers if cache else [None] * len(self.blk)):
+            run = functools.partial(once, block) if type(block) is Block else block  # a user's may do anything
+            x_BTD, layer = run(x_BTD, rope, layer, starts_B)
             layers.append(layer)
 
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)
-        if last_only and T == 1 and isinstance(x_BTD, Prepared):
-            x_BTD = x_BTD.last_token()
-        elif last_only:
-            x_BTD = jnp.take_along_axis(array_of(x_BTD), (added_B - 1)[:, None, None], axis=1)[:, 0]
+        if last_only:
+            x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
         return self._head(x_BTD), cache and Cache(tuple(layers), starts_B + added_B)
 
     def _head(self, x):
         if not _fusible(*[] if self.output is None else [self.output], norm=self.output_norm):
-            x = self.output_norm(array_of(x))
+            x = self.output_norm(x)
             return (x @ self.token_embd.embedding.get_value().T if self.output is None else self.output(x)).astype(jnp.float32)
         product = Product(self.token_embd.embedding.get_value().T) if self.output is None else _product(self.output)
         return products(x, [product], norm=self.output_norm, dtype=jnp.float32, activations=self.activations)[0]

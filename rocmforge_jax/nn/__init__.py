@@ -10,11 +10,10 @@ from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import Experts, ScalarGate, mixture, route
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.nn.prepared import Prepared, array_of
-from rocmforge_jax.nn.products import AS_IT_IS, Product, products
+from rocmforge_jax.nn.products import Product, products
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
 
 __all__ = [
-    "AS_IT_IS",
     "Cache",
     "Embedding",
     "Experts",

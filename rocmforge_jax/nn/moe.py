@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.qmatmul.api import Next, Product
-from pallas_kernels.qmatmul.activations import Activations
+from pallas_kernels.qmatmul.api import Product
 from pallas_kernels.qmatmul.blocks import rows_of_an_expert
 from pallas_kernels.targets import Target
 from rocmforge_jax import quant
 from rocmforge_jax.nn.fresh import normal
 from rocmforge_jax.nn.mlp import silu_gate
-from rocmforge_jax.nn.prepared import Prepared, array_of
 from rocmforge_jax.quant import kernels
 
 
@@ -50,18 +48,18 @@ def route(logits_TE, used: int, *, renormalize: bool):
     return weights / weights.sum(axis=-1, keepdims=True) if renormalize else weights, experts
 
 
-def mixture(x, weights, experts, gate: Experts, up: Experts, down: Experts, *, activations: str = quant.DEFAULT_MODE):
-    """The weighted sum of the chosen experts' SwiGLU -> [T, D] in x's dtype. x: [T, D] or Prepared; weights, experts: [T, used] of `route`.
+def mixture(x_TD, weights, experts, gate: Experts, up: Experts, down: Experts, *, activations: str = quant.DEFAULT_MODE):
+    """The weighted sum of the chosen experts' SwiGLU -> [T, D] in x's dtype. weights, experts: [T, used] of `route`.
 
-    Where there are kernels, few tokens take two launches for all (token, expert) pairs; many, in a narrow float type, are brought into the
+    Where there are kernels, few tokens take two products for all (token, expert) pairs; many, in a narrow float type, are brought into the
     order of their experts and take three. Else few tokens take a step a pair, which reads that expert alone, many a step an expert, over all
     tokens. activations: as for `quant.matmul`.
     """
-    (T, used), E, x_TD = experts.shape, gate.kernel.shape[0], array_of(x)
+    (T, used), E = experts.shape, gate.kernel.shape[0]
     if kernels.order()[0] == "triton" and all(type(stack) is Experts for stack in (gate, up, down)):
         try:
-            of_pairs = _in_two_launches if T * used <= E else _by_expert
-            y_PD = of_pairs(x, experts.reshape(-1), gate, up, down, activations)
+            of_pairs = _pair_by_pair if T * used <= E else _by_expert
+            y_PD = of_pairs(x_TD, experts.reshape(-1), gate, up, down, activations)
             return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
         except NotImplementedError:  # stacks that no kernel can address, say: each expert is copied out of them
             pass
@@ -82,19 +80,18 @@ def mixture(x, weights, experts, gate: Experts, up: Experts, down: Experts, *, a
     return total.astype(x_TD.dtype)
 
 
-def _in_two_launches(x, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
+def _pair_by_pair(x_TD, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
     """P pairs, those of a token one after another -> float32 [P, D]. NotImplementedError, with the reason, where there are no kernels."""
     stacks, target = _for_kernels(gate, up, down, mode)
-    ready = x.for_products(None, mode) if isinstance(x, Prepared) else None
-    return kernels.differentiable(_Pairs(mode, target), array_of(x), ready, experts_P.astype(jnp.int32), *stacks)
+    return kernels.differentiable(_Pairs(mode, target), x_TD, experts_P.astype(jnp.int32), *stacks)
 
 
-def _by_expert(x, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
-    """As `_in_two_launches`, for many pairs."""
-    if array_of(x).dtype.itemsize > 2:
+def _by_expert(x_TD, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
+    """As `_pair_by_pair`, for many pairs."""
+    if x_TD.dtype.itemsize > 2:
         raise NotImplementedError("the matrix units do not keep float32")
     stacks, target = _for_kernels(gate, up, down, mode)
-    return kernels.differentiable(_ByExpert(mode, target), array_of(x), experts_P.astype(jnp.int32), *stacks)
+    return kernels.differentiable(_ByExpert(mode, target), x_TD, experts_P.astype(jnp.int32), *stacks)
 
 
 def _for_kernels(gate, up, down, mode):
@@ -119,14 +116,13 @@ class _Pairs:
     mode: str
     target: Target
 
-    def __call__(self, x_TD, ready: Activations | None, experts_P, *stacks):
+    def __call__(self, x_TD, experts_P, *stacks):
         how = dict(mode=self.mode, target=self.target)
         gate, up, down = map(kernels.as_weight, stacks)
-        hidden = Product((gate, up), next=Next(), experts=experts_P)
-        ((_, hidden),) = kernels.few_rows(x_TD if ready is None else ready, [hidden], dtype=x_TD.dtype, **how)
+        (hidden,) = kernels.few_rows(x_TD, [Product((gate, up), experts=experts_P)], dtype=x_TD.dtype, **how)
         return kernels.few_rows(hidden, [Product((down,), experts=experts_P)], dtype=jnp.float32, **how)[0]
 
-    def plain(self, x_TD, ready, experts_P, gate, up, down):
+    def plain(self, x_TD, experts_P, gate, up, down):
         each = jnp.repeat(x_TD, len(experts_P) // len(x_TD), axis=0)
         return jax.lax.map(lambda of: _one_expert(*of, gate, up, down, self.mode), (each, experts_P))
 

@@ -9,33 +9,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul import api
-from pallas_kernels.qmatmul.activations import Activations, quantize_reference
+from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.targets import Target
 from rocmforge_jax import quant
 from rocmforge_jax.nn.mlp import silu_gate
-from rocmforge_jax.nn.norm import RMSNorm, rms_norm
+from rocmforge_jax.nn.norm import rms_norm
 from rocmforge_jax.nn.prepared import Prepared
 from rocmforge_jax.quant import kernels, native
 from rocmforge_jax.quant.qtensor import value_of
 
-#: As `next` of a product: its output goes into products without an RMSNorm.
-AS_IT_IS = "as it is"
-
-
 class Product(NamedTuple):
     """One output: x @ weight, or silu(x @ weight) * (x @ up) where there is an `up`; then + bias (out,), then + residual [..., out].
 
-    weight, up: (in, out), arrays or quantised. next: the RMSNorm that the output goes through next, or AS_IT_IS: the output comes as a
-    `Prepared`.
+    weight, up: (in, out), arrays or quantised.
     """
 
     weight: object
     up: object = None
     bias: object = None
     residual: jax.Array | None = None
-    next: RMSNorm | str | None = None
 
 
 def products(
@@ -46,7 +39,7 @@ def products(
     dtype=None,
     activations: str = quant.DEFAULT_MODE,
     implementation: str | None = None,
-) -> list[jax.Array | Prepared]:
+) -> list[jax.Array]:
     """The outputs [..., out] of one x [..., in], in `dtype` (default x's). norm: an RMSNorm that x goes through first, or None.
 
     activations, implementation: as for `quant.matmul`. Differentiable in everything but quantised weights.
@@ -60,8 +53,7 @@ def products(
                 return _FUSED[each](x, wanted, norm, dtype, activations)
         except NotImplementedError:  # many rows, say: product by product, each as it can
             pass
-    outputs = _one_by_one(x.array, wanted, *_scale_of(norm), dtype, activations, implementation)
-    return [y if product.next is None else Prepared(y) for y, product in zip(outputs, wanted)]
+    return _one_by_one(x.array, wanted, *_scale_of(norm), dtype, activations, implementation)
 
 
 def _scale_of(norm):
@@ -105,26 +97,13 @@ def _weights(wanted):
 
 
 def _in_rows(kind, target, x, wanted, norm, dtype, mode):
-    """A kernel that takes matrices. Without a target, in C++, it prepares nothing."""
+    """A kernel that takes matrices."""
     flat = lambda a: None if a is None else a.reshape(-1, a.shape[-1])
-    (scale, epsilon), rows = _scale_of(norm), flat(x.array).shape[0]
-    jobs = [product._replace(residual=flat(product.residual), next=_next(product, rows) if target else None) for product in wanted]
-    kernel = kind(epsilon, dtype, mode, target)
-    outputs = kernels.differentiable(kernel, flat(x.array), x.for_products(norm, mode), scale, jobs)
-    return [_output(output, product, x.array.shape[:-1]) for output, product in zip(outputs, wanted)]
-
-
-def _next(product, rows: int) -> api.Next | None:
-    """What the kernel is to make of an output, where that is whole groups. Its tile is one for one row."""
-    if product.next is None or rows > 1 or product.weight.shape[1] % GROUP:
-        return None
-    return api.Next() if product.next == AS_IT_IS else api.Next(product.next.scale.get_value(), product.next.epsilon)
-
-
-def _output(output, product, lead):
-    y, found = output if isinstance(output, tuple) else (output, None)
-    y = y.reshape(*lead, -1)
-    return y if product.next is None else Prepared(y, found)
+    scale, epsilon = _scale_of(norm)
+    jobs = [product._replace(residual=flat(product.residual)) for product in wanted]
+    ready = x.for_products(mode) if norm is None else None
+    outputs = kernels.differentiable(kind(epsilon, dtype, mode, target), flat(x.array), ready, scale, jobs)
+    return [y.reshape(*x.array.shape[:-1], -1) for y in outputs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +121,7 @@ class _Fused:
         return kernels.few_rows(x, list(map(_job, wanted)), **how, **norm)
 
     def plain(self, x, ready, scale, wanted):
-        outputs = _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, None)
-        return [y if product.next is None else (y, self._activations(y, product.next)) for y, product in zip(outputs, wanted)]
-
-    def _activations(self, y, next):
-        return quantize_reference(y, self.mode, norm=next.norm, epsilon=next.epsilon)
+        return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, None)
 
 
 class _Native(_Fused):
@@ -161,4 +136,4 @@ class _Native(_Fused):
 
 def _job(product):
     weights = [weight for weight in (product.weight, product.up) if weight is not None]
-    return api.Product(tuple(map(kernels.as_weight, weights)), product.bias, product.residual, product.next)
+    return api.Product(tuple(map(kernels.as_weight, weights)), product.bias, product.residual)

@@ -40,9 +40,8 @@ PROMPT, NEW = 17, 3
 @pytest.fixture
 def interpreted(monkeypatch):
     """Kernels are there, in Pallas's interpreter; one row of a weight at a time, because it compiles for as long as a kernel is long."""
-    for table, tile in ((blocks.QUANTIZED, Tile(1, 8, spread=32)), (blocks.ONE_ROW, {"": Tile(1, 8, spread=8)})):
-        monkeypatch.setitem(table, "", tile)
-    monkeypatch.setitem(blocks.SEVERAL_ROWS, "", ((16, Tile(1, 8, batch=1, spread=8)),))
+    monkeypatch.setitem(blocks.ONE_ROW, "", {"": Tile(1, 8)})
+    monkeypatch.setitem(blocks.SEVERAL_ROWS, "", ((16, Tile(1, 8, batch=1)),))
     with targets.use(targets.INTERPRET) as target:
         yield target
 

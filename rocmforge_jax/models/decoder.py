@@ -14,7 +14,7 @@ from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.once import once
 from rocmforge_jax.nn import (
     Cache, Embedding, Experts, LayerCache, Linear, Product, RMSNorm, ScalarGate, apply_rope, array_of,
-    attend_to_new, causal_attention, mixture, products, rope_table, route, silu_gate,
+    attend_to_new, causal_attention, choose_experts, mixture, products, rope_table, silu_gate,
 )  # fmt: skip
 from rocmforge_jax.quant import DEFAULT_MODE
 
@@ -131,14 +131,16 @@ class Block(nnx.Module):
 
     def _experts(self, x_BTD):
         """Of what the norm makes of x, [B * T, D]."""
-        moe, x_TD = self.config.moe, self.ffn_norm(x_BTD).reshape(-1, self.config.width)
-        weights, experts = route(self.ffn_gate_inp(x_TD, jnp.float32, self.activations), moe.used, renormalize=moe.renormalize)
-        stacks = self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps
-        out_TD = mixture(x_TD, weights, experts, *stacks, activations=self.activations)
+        moe, norm, x_TD = self.config.moe, self.ffn_norm, x_BTD.reshape(-1, self.config.width)
+        if not _fusible(norm=norm):
+            x_TD, norm = norm(x_TD), None
+        how = dict(norm=norm, activations=self.activations)
+        weights, experts = choose_experts(x_TD, self.ffn_gate_inp, moe.used, renormalize=moe.renormalize, **how)
+        out_TD = mixture(x_TD, weights, experts, self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps, **how)
         if moe.shared_hidden:
-            hidden = self._products(x_TD, [Product(self.ffn_gate_shexp.kernel, self.ffn_up_shexp.kernel)])[0]
+            hidden = self._products(x_TD, [Product(self.ffn_gate_shexp.kernel, self.ffn_up_shexp.kernel)], norm)[0]
             shared_TD = self._products(hidden, [Product(self.ffn_down_shexp.kernel)])[0]
-            out_TD = out_TD + self.ffn_gate_inp_shexp(x_TD) * shared_TD
+            out_TD = out_TD + self.ffn_gate_inp_shexp(x_TD if norm is None else norm(x_TD)) * shared_TD
         return out_TD
 
 

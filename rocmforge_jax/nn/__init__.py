@@ -7,7 +7,7 @@ from rocmforge_jax.nn.cache import Cache, LayerCache
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.linear import Embedding, Linear
 from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
-from rocmforge_jax.nn.moe import Experts, ScalarGate, mixture, route
+from rocmforge_jax.nn.moe import Experts, ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.nn.prepared import Prepared, array_of
 from rocmforge_jax.nn.products import Product, products
@@ -30,6 +30,7 @@ __all__ = [
     "attend_to_new",
     "causal_attention",
     "causal_mask",
+    "choose_experts",
     "dot_product_attention",
     "mixture",
     "only_shapes",

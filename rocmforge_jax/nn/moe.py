@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.qmatmul.api import Product
+from pallas_kernels import router as router_kernel
+from pallas_kernels.qmatmul.api import FEW_ROWS, Product
 from pallas_kernels.qmatmul.blocks import rows_of_an_expert
 from pallas_kernels.targets import Target
 from rocmforge_jax import quant
 from rocmforge_jax.nn.fresh import normal
+from rocmforge_jax.nn.linear import Linear
 from rocmforge_jax.nn.mlp import silu_gate
+from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.quant import kernels
 
 
@@ -48,8 +51,70 @@ def route(logits_TE, used: int, *, renormalize: bool):
     return weights / weights.sum(axis=-1, keepdims=True) if renormalize else weights, experts
 
 
-def mixture(x_TD, weights, experts, gate: Experts, up: Experts, down: Experts, *, activations: str = quant.DEFAULT_MODE):
-    """The weighted sum of the chosen experts' SwiGLU -> [T, D] in x's dtype. weights, experts: [T, used] of `route`.
+def choose_experts(
+    x_TD, router: Linear, used: int, *, renormalize: bool, norm: RMSNorm | None = None, activations: str = quant.DEFAULT_MODE
+):
+    """`route` of what `router` makes of x, after `norm` if there is one: for few tokens in two kernels, where there are some.
+
+    activations: as for `quant.matmul`.
+    """
+    if kernels.order()[0] == "triton" and type(router) is Linear and type(norm) is RMSNorm:
+        try:
+            return _chosen_by_kernels(x_TD, router, norm, used, renormalize)
+        except NotImplementedError:  # many tokens, say
+            pass
+    x_TD = x_TD if norm is None else norm(x_TD)
+    return route(router(x_TD, jnp.float32, activations) if type(router) is Linear else router(x_TD), used, renormalize=renormalize)
+
+
+def _chosen_by_kernels(x_TD, router, norm, used, renormalize):
+    kernel = router.kernel.get_value()
+    if not 0 < len(x_TD) <= FEW_ROWS:
+        raise NotImplementedError(f"{len(x_TD)} tokens, the kernels take 1 to {FEW_ROWS}")
+    if isinstance(kernel, quant.QTensor) or router.bias is not None:
+        raise NotImplementedError("the router is quantised or has a bias")
+    target = kernels.current_target()
+    kernels.require_working("the kernel that chooses experts", target, functools.partial(_routing_error, target), 1e-5)
+    operands = x_TD, kernel, norm.scale.get_value()
+    return kernels.differentiable(_Routing(used, renormalize, norm.epsilon, target), *operands)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Routing:
+    """The kernels as a function of arrays, and plain XLA."""
+
+    used: int
+    renormalize: bool
+    epsilon: float
+    target: Target
+
+    def __call__(self, x_TD, kernel_DE, scale_D):
+        return _route(x_TD, kernel_DE, scale_D, self)
+
+    def plain(self, x_TD, kernel_DE, scale_D):
+        logits_TE = quant.matmul(rms_norm(x_TD, scale_D, self.epsilon), kernel_DE, dtype=jnp.float32)
+        return route(logits_TE, self.used, renormalize=self.renormalize)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _route(x_TD, kernel_DE, scale_D, how: _Routing):
+    settings = dict(used=how.used, renormalize=how.renormalize, epsilon=how.epsilon, target=how.target)
+    return router_kernel.route(x_TD, kernel_DE, scale_D, **settings)
+
+
+def _routing_error(target):
+    """Largest error of a weight on a small random router; infinite where another expert is chosen."""
+    x, kernel = jax.random.normal(jax.random.key(0), (2, 800)), jax.random.normal(jax.random.key(1), (800, 60)) / 30
+    how = _Routing(4, True, 1e-5, target)
+    (found, experts), (exact, others) = how(x, kernel, jnp.ones(800)), how.plain(x, kernel, jnp.ones(800))
+    return jnp.where((experts == others).all(), jnp.abs(found - exact).max(), jnp.inf)
+
+
+def mixture(
+    x_TD, weights, experts, gate: Experts, up: Experts, down: Experts, *, norm: RMSNorm | None = None, activations: str = quant.DEFAULT_MODE
+):
+    """The weighted sum of the chosen experts' SwiGLU -> [T, D] in x's dtype. weights, experts: [T, used] of `route`. norm: what x goes
+    through first, or None.
 
     Where there are kernels, few tokens take two products for all (token, expert) pairs; many, in a narrow float type, are brought into the
     order of their experts and take three. Else few tokens take a step a pair, which reads that expert alone, many a step an expert, over all
@@ -59,10 +124,11 @@ def mixture(x_TD, weights, experts, gate: Experts, up: Experts, down: Experts, *
     if kernels.order()[0] == "triton" and all(type(stack) is Experts for stack in (gate, up, down)):
         try:
             of_pairs = _pair_by_pair if T * used <= E else _by_expert
-            y_PD = of_pairs(x_TD, experts.reshape(-1), gate, up, down, activations)
+            y_PD = of_pairs(x_TD, norm, experts.reshape(-1), gate, up, down, activations)
             return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
         except NotImplementedError:  # stacks that no kernel can address, say: each expert is copied out of them
             pass
+    x_TD = x_TD if norm is None else norm(x_TD)
     linear = lambda stack, x, e: stack(x, e, activations) if type(stack) is Experts else stack(x, e)
     forward = lambda x, e: linear(down, silu_gate(linear(gate, x, e), linear(up, x, e)), e).astype(jnp.float32)
 
@@ -80,17 +146,19 @@ def mixture(x_TD, weights, experts, gate: Experts, up: Experts, down: Experts, *
     return total.astype(x_TD.dtype)
 
 
-def _pair_by_pair(x_TD, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
+def _pair_by_pair(x_TD, norm, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
     """P pairs, those of a token one after another -> float32 [P, D]. NotImplementedError, with the reason, where there are no kernels."""
     stacks, target = _for_kernels(gate, up, down, mode)
-    return kernels.differentiable(_Pairs(mode, target), x_TD, experts_P.astype(jnp.int32), *stacks)
+    scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
+    return kernels.differentiable(_Pairs(mode, target, epsilon), x_TD, scale, experts_P.astype(jnp.int32), *stacks)
 
 
-def _by_expert(x_TD, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
+def _by_expert(x_TD, norm, experts_P, gate: Experts, up: Experts, down: Experts, mode: str):
     """As `_pair_by_pair`, for many pairs."""
     if x_TD.dtype.itemsize > 2:
         raise NotImplementedError("the matrix units do not keep float32")
     stacks, target = _for_kernels(gate, up, down, mode)
+    x_TD = x_TD if norm is None else norm(x_TD)
     return kernels.differentiable(_ByExpert(mode, target), x_TD, experts_P.astype(jnp.int32), *stacks)
 
 
@@ -115,14 +183,16 @@ class _Pairs:
 
     mode: str
     target: Target
+    epsilon: float
 
-    def __call__(self, x_TD, experts_P, *stacks):
+    def __call__(self, x_TD, scale_D, experts_P, *stacks):
         how = dict(mode=self.mode, target=self.target)
         gate, up, down = map(kernels.as_weight, stacks)
-        (hidden,) = kernels.few_rows(x_TD, [Product((gate, up), experts=experts_P)], dtype=x_TD.dtype, **how)
+        (hidden,) = kernels.few_rows(x_TD, [Product((gate, up), experts=experts_P)], dtype=x_TD.dtype, norm=scale_D, epsilon=self.epsilon, **how)
         return kernels.few_rows(hidden, [Product((down,), experts=experts_P)], dtype=jnp.float32, **how)[0]
 
-    def plain(self, x_TD, experts_P, gate, up, down):
+    def plain(self, x_TD, scale_D, experts_P, gate, up, down):
+        x_TD = x_TD if scale_D is None else rms_norm(x_TD, scale_D, self.epsilon)
         each = jnp.repeat(x_TD, len(experts_P) // len(x_TD), axis=0)
         return jax.lax.map(lambda of: _one_expert(*of, gate, up, down, self.mode), (each, experts_P))
 

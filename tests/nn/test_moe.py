@@ -10,7 +10,7 @@ from flax import nnx
 
 from pallas_kernels import targets
 from rocmforge_jax import dequantize, formats
-from rocmforge_jax.nn import Experts, ScalarGate, mixture, route
+from rocmforge_jax.nn import Experts, Linear, RMSNorm, ScalarGate, choose_experts, mixture, moe, route
 from rocmforge_jax.quant import QParam, QTensor, kernels
 
 pytestmark = pytest.mark.core
@@ -29,6 +29,47 @@ def test_route_takes_the_likeliest_of_a_softmax_over_all(normal, distance):
         weights, experts = route(jnp.asarray(logits), 2, renormalize=renormalize)
         np.testing.assert_array_equal(experts, best)
         assert weights.dtype == jnp.float32 and distance(weights, truth) < 1e-6
+
+
+@pytest.fixture
+def normed(normal):
+    """A norm of width D, and a router after it."""
+    norm, router = RMSNorm(D, epsilon=1e-3), Linear(D, E, rngs=nnx.Rngs(3))
+    norm.scale.set_value(jnp.asarray(1 + 0.1 * normal(D)))
+    return norm, router
+
+
+@pytest.mark.parametrize(("tokens", "launches"), [(1, 1), (16, 1), (17, 0)])
+def test_few_tokens_choose_their_experts_in_kernels(tokens, launches, normed, normal, monkeypatch):
+    """As plain XLA chooses, which `test_route_...` holds to float64; and weights and gradients are equal."""
+    (norm, router), x = normed, jnp.asarray(normal(tokens, D))
+    asked, kernel = [], moe._route
+    monkeypatch.setattr(moe, "_route", lambda *args: asked.append(args) or kernel(*args))
+
+    def loss(norm, router, x):
+        weights, ids = choose_experts(x, router, 2, renormalize=True, norm=norm)
+        return (weights**2).sum(), (weights, ids)
+
+    run = nnx.grad(loss, argnums=(0, 1, 2), has_aux=True)
+    gradients, (weights, ids) = run(norm, router, x)
+    assert not asked
+    with targets.use(targets.INTERPRET):
+        found, (weights_there, ids_there) = run(norm, router, x)
+    assert len(asked) == launches
+    np.testing.assert_array_equal(ids, ids_there)
+    np.testing.assert_allclose(weights, weights_there, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_router_that_kernels_do_not_know_is_called(normed, normal):
+    """What a user put there, say one that is fine-tuned."""
+    (norm, router), x = normed, jnp.asarray(normal(3, D))
+    expected = choose_experts(x, router, 2, renormalize=False, norm=norm)
+    with targets.use(targets.INTERPRET):
+        found = choose_experts(x, nnx.LoRA(D, 4, E, base_module=router, rngs=nnx.Rngs(0)), 2, renormalize=False, norm=norm)
+    np.testing.assert_array_equal(found[1], expected[1])  # its second factor begins with zeros
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
 
 
 def experts(values, quantised, layout=None):
@@ -84,6 +125,16 @@ def test_pairs_in_kernels(tokens, mode, case, distance, monkeypatch):
         y = jax.jit(functools.partial(mixture, activations=mode))(*operands)
     assert len(asked) == 2
     assert distance(y, truth) < ERRORS[mode]
+
+
+@pytest.mark.parametrize("tokens", [3, 9])
+def test_a_mixture_of_what_a_norm_gives(tokens, case, normed, distance):
+    (x, *rest), _ = case(tokens, layout="groups")
+    norm, _ = normed
+    expected = mixture(norm(x), *rest)
+    assert distance(mixture(x, *rest, norm=norm), expected) < 1e-6
+    with targets.use(targets.INTERPRET):
+        assert distance(mixture(x, *rest, norm=norm, activations="float"), expected) < ERRORS["float"]
 
 
 def _rounded(x):

@@ -1,0 +1,88 @@
+"""Which experts a token goes through: an RMSNorm, a product with a small dense matrix, a softmax and its largest, in two launches.
+
+Plain XLA takes ten, one of them a sort, and decoding a mixture with small experts waits for them. The product is cut both ways, because it
+is too small to keep a GPU busy otherwise: a program has some experts and some inputs. The second kernel adds what these found.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+
+from pallas_kernels import triton
+from pallas_kernels.targets import Target
+
+#: Experts and inputs of a program: 32 bytes of a row, and 4096 numbers.
+_EXPERTS, _INPUTS = 8, 512
+#: Pairs of experts that are compared at once.
+_PAIRS = 8192
+_THREADS = 128
+
+
+def route(x_TD, kernel_DE, norm_D, *, used: int, renormalize: bool, epsilon: float, target: Target):
+    """RMSNorm of x, times a float32 kernel, softmax, the `used` likeliest -> (weights float32, ids int32), both [T, used], the first first.
+
+    Equal ones come in the order of their ids. renormalize: the chosen weights are scaled to sum to 1.
+    """
+    return _choose(*_logits(x_TD, kernel_DE, norm_D, target), x_TD.shape[1], used, renormalize, epsilon, target)
+
+
+def _logits(x_TD, kernel_DE, norm_D, target):
+    """Sums of parts of the inputs -> float32 [T, S, E], what becomes of these before the division of the norm; squares [T, S]."""
+    (T, D), E = x_TD.shape, kernel_DE.shape[1]
+    splits = pl.cdiv(D, _INPUTS)
+
+    def kernel(x_ref, kernel_ref, norm_ref, sums_ref, squares_ref):
+        e = triton.program_id(target) * _EXPERTS + jnp.arange(_EXPERTS, dtype=jnp.int32)
+        t, split = pl.program_id(1), pl.program_id(2)
+        d = split * _INPUTS + jnp.arange(_INPUTS, dtype=jnp.int32)
+        exists = d < D
+        weights = triton.load(kernel_ref, (d[:, None], e[None]), mask=exists[:, None] & (e < E)[None])
+        x, norm = (triton.load(ref, index, mask=exists).astype(jnp.float32) for ref, index in ((x_ref, (t, d)), (norm_ref, (d,))))
+        sums = ((x * norm)[:, None] * weights.astype(jnp.float32)).sum(axis=0)
+        triton.store(sums_ref, (t, split, e), sums, mask=e < E)
+        squares_ref[t, split] = (x * x).sum()
+
+    shapes = [jax.ShapeDtypeStruct((T, splits, *tail), jnp.float32) for tail in ((E,), ())]
+    return triton.call(
+        kernel, shapes, grid=(pl.cdiv(E, _EXPERTS), T, splits), target=target, warps=_THREADS // target.wave, name="route_logits"
+    )(x_TD, kernel_DE, norm_D)  # fmt: skip
+
+
+def _choose(sums, squares, width, used, renormalize, epsilon, target):
+    T, splits, E = sums.shape
+    padded, padded_splits = pl.next_power_of_2(E), pl.next_power_of_2(splits)
+    at_once = min(padded, max(1, _PAIRS // padded))
+
+    def kernel(sums_ref, squares_ref, weights_ref, ids_ref):
+        t, split = triton.program_id(target), jnp.arange(padded_splits, dtype=jnp.int32)
+        squares = triton.load(squares_ref, (t, split), mask=split < splits).sum()
+        factor = jax.lax.rsqrt(squares / np.float32(width) + np.float32(epsilon))
+
+        def logits_of(experts):
+            mask = (split < splits)[:, None] & (experts < E)[None]
+            logits = triton.load(sums_ref, (t, split[:, None], experts[None]), mask=mask).sum(axis=0) * factor
+            return jnp.where(experts < E, logits, -jnp.inf)
+
+        def ordered(logits):  # what is no number is never larger than another: places stay a permutation
+            return jnp.where(logits == logits, logits, -jnp.inf)
+
+        def count_above(j, place):
+            others = j * at_once + jnp.arange(at_once, dtype=jnp.int32)
+            theirs, own = ordered(logits_of(others))[None], ordered(logits)[:, None]
+            above = (theirs > own) | (theirs == own) & (others[None] < expert[:, None])
+            return place + above.astype(jnp.int32).sum(axis=1)
+
+        expert = jnp.arange(padded, dtype=jnp.int32)
+        logits = logits_of(expert)
+        place = jax.lax.fori_loop(0, padded // at_once, count_above, jnp.zeros(padded, jnp.int32))
+        weights = jnp.exp(logits - ordered(logits).max())
+        weights = weights / weights.sum()
+        chosen = place < used
+        if renormalize:
+            weights = weights / jnp.where(chosen, weights, 0).sum()
+        triton.store(weights_ref, (t, place), weights, mask=chosen)
+        triton.store(ids_ref, (t, place), expert, mask=chosen)
+
+    shapes = [jax.ShapeDtypeStruct((T, used), dtype) for dtype in (jnp.float32, jnp.int32)]
+    return triton.call(kernel, shapes, grid=(T,), target=target, warps=_THREADS // target.wave, name="route_choose")(sums, squares)

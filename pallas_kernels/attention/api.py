@@ -27,7 +27,7 @@ def decode_attention(
     and must be finite in "xla". target: what the kernels are compiled for. blocks: their sizes, unless those of the target.
 
     Of the kernels alone: activations, a mode of `qmatmul.activations`, gives the pair of the result and the Activations of its rows
-    [B, N * H]. new: the queries' own tokens are not in the cache yet, and neither they nor the queries are rotated; the result comes with
+    [B, N * H]. new: the queries' own tokens are not in the cache yet, and neither they nor the queries are normed or rotated; the result comes with
     the caches that hold them, in place where these are donated: (result, keys, values).
     """
     checks.check_operands(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, names=("q_BNH", "lengths_B"))

@@ -32,7 +32,8 @@ class NewTokens(NamedTuple):
     """One token of each sequence that the cache does not hold yet.
 
     k_BKH, v_BKH. cos_BR, sin_BR: float32, of the angles of the R pairs that rotate in queries and keys: elements 2i and 2i + 1 of a head
-    where interleaved, else i and R + i; elements from 2R on stay.
+    where interleaved, else i and R + i; elements from 2R on stay. norms: scales [H] and epsilon of RMSNorms that heads of queries and of
+    keys go through before, or None.
     """
 
     k_BKH: jax.Array
@@ -40,10 +41,11 @@ class NewTokens(NamedTuple):
     cos_BR: jax.Array
     sin_BR: jax.Array
     interleaved: bool
+    norms: tuple[jax.Array, jax.Array, float] | None = None
 
     @property
-    def arrays(self):
-        return self[:4]
+    def arrays(self) -> list:
+        return [*self[:4], *([] if self.norms is None else self.norms[:2])]
 
 
 def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, scoring: Scoring, blocks: Blocks, target: Target, mode=None, new=None):
@@ -77,7 +79,7 @@ def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, 
     (B, N, H), K = q_BNH.shape, keys_BKHS.shape[1]
     G, splits = N // K, split_count(values_BKSH.shape, N // K, scoring.window, blocks)
     rows, tiles = _row_tiles(G, blocks)
-    new_arrays = [] if new is None else list(new.arrays)
+    new_arrays = [] if new is None else new.arrays
 
     def kernel(q_ref, keys_ref, values_ref, lengths_ref, *refs):
         new_refs, (highest_ref, total_ref, sums_ref, *caches) = refs[: len(new_arrays)], refs[len(new_arrays) :]
@@ -104,8 +106,8 @@ def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, 
         def _():
             q, state = [load_q(part) for part in parts], nothing_seen(rows, H)
             if new is not None:
-                token = _Token(new_refs, b, head, parts, column)
-                q = token.rotated(q, keys_ref.dtype)
+                token = _Token(new_refs, b, head, parts, column, None if new.norms is None else new.norms[2])
+                q = token.queries(q, keys_ref.dtype)
                 state = tuple(jnp.where(takes_new, *both) for both in zip(token.seen(q, keys_ref.dtype, scoring), state))
                 pl.when(takes_new)(lambda: token.store(*caches, position))
             q = [part.astype(keys_ref.dtype) for part in q]
@@ -139,30 +141,44 @@ def _rotated_parts(H, new):
 
 
 class _Token:
-    """The new token of a sequence, as one KV head sees it. parts: those of `_rotated_parts`; column: a whole head."""
+    """The new token of a sequence, as one KV head sees it. parts: those of `_rotated_parts`; column: a whole head; epsilon: of the norms."""
 
-    def __init__(self, refs, b, head, parts, column):
-        self.b, self.head, self.parts, self.column = b, head, parts, column
-        k_ref, v_ref, cos_ref, sin_ref = refs
+    def __init__(self, refs, b, head, parts, column, epsilon):
+        self.b, self.head, self.parts, self.column, self.epsilon = b, head, parts, column, epsilon
+        k_ref, v_ref, cos_ref, sin_ref, *norm_refs = refs
         pairs = jnp.arange(parts[0].columns.size, dtype=jnp.int32)
         self.cos, self.sin = (triton.load(ref, (b, pairs), mask=within((pairs, parts[0].count))) for ref in (cos_ref, sin_ref))
         load = lambda ref, part: triton.load(ref, (b, head, part.columns), mask=self._exists(part))
         self.k, self.v = [load(k_ref, part) for part in parts], load(v_ref, column)
+        # Of queries and of keys, by part.
+        self.norms = [[triton.load(ref, (part.columns,), mask=self._exists(part)) for part in parts] for ref in norm_refs] or [None, None]
 
     @staticmethod
     def _exists(part):
         index, count = part.limit(0)
         return within((index[:, 0], count))
 
-    def rotated(self, parts, dtype):
-        """Parts [..., P] of a query or key, rotated, in `dtype`."""
-        first, second, *rest = (part.astype(jnp.float32) for part in parts)
+    def queries(self, parts, dtype):
+        """Parts [R, P] of queries, normed and rotated, in `dtype`."""
+        return self._rotated(parts, self.norms[0], dtype)
+
+    def key(self, dtype):
+        """The parts of the key likewise."""
+        return self._rotated(self.k, self.norms[1], dtype)
+
+    def _rotated(self, parts, scales, dtype):
+        parts = [part.astype(jnp.float32) for part in parts]
+        if scales is not None:
+            mean = sum((part * part).sum(axis=-1, keepdims=True) for part in parts) / np.float32(self.column.count)
+            factor = jax.lax.rsqrt(mean + np.float32(self.epsilon))
+            parts = [part * factor * scale.astype(jnp.float32)[(None,) * (part.ndim - 1)] for part, scale in zip(parts, scales)]
+        first, second, *rest = parts
         cos, sin = (a[(None,) * (first.ndim - 1)] for a in (self.cos, self.sin))
         return [part.astype(dtype) for part in (first * cos - second * sin, second * cos + first * sin, *rest)]
 
     def seen(self, q, dtype, scoring):
         """The state of `attend` for queries, rotated, that have seen this token."""
-        k, wide = self.rotated(self.k, dtype), lambda a: a.astype(jnp.float32)
+        k, wide = self.key(dtype), lambda a: a.astype(jnp.float32)
         products = sum((wide(a) * wide(b)[None]).sum(axis=1) for a, b in zip(q, k))
         sums = jnp.broadcast_to(wide(self.v.astype(dtype))[None], (products.size, self.v.size))
         return scoring.exponents(products), jnp.ones_like(products), sums
@@ -172,7 +188,7 @@ class _Token:
 
         @pl.when((slot >= 0) & (slot < values_ref.shape[2]))
         def _():
-            for part, k in zip(self.parts, self.rotated(self.k, keys_ref.dtype)):
+            for part, k in zip(self.parts, self.key(keys_ref.dtype)):
                 triton.store(keys_ref, (self.b, self.head, part.columns, slot), k, mask=self._exists(part))
             value = self.v.astype(values_ref.dtype)
             triton.store(values_ref, (self.b, self.head, slot, self.column.columns), value, mask=self._exists(self.column))

@@ -102,12 +102,15 @@ class Block(nnx.Module):
     def attention(self, x_BTD, rope, cache, starts_B):
         """Normed attention, its heads side by side: [B, T, N * H] or Prepared, before the output projection; and the cache."""
         q_BTNH, k_BTKH, v_BTKH = self._qkv(x_BTD)
+        norms = (self.attn_q_norm, self.attn_k_norm) if self.config.qk_norm else None
+        if norms is not None and (cache is None or not all(type(norm) is RMSNorm for norm in norms)):
+            q_BTNH, k_BTKH, norms = norms[0](q_BTNH), norms[1](k_BTKH), None
         if cache is None:
             q_BTNH, k_BTKH = (apply_rope(heads, rope, self.config.rope) for heads in (q_BTNH, k_BTKH))
             from_the_first_B = jnp.zeros(q_BTNH.shape[:1], jnp.int32)
             out_BTNH = causal_attention(q_BTNH, LayerCache.of(k_BTKH, v_BTKH), from_the_first_B)
             return out_BTNH.reshape(*q_BTNH.shape[:2], -1), None
-        return attend_to_new(q_BTNH, k_BTKH, v_BTKH, rope, self.config.rope, cache, starts_B, mode=self.activations)
+        return attend_to_new(q_BTNH, k_BTKH, v_BTKH, rope, self.config.rope, cache, starts_B, mode=self.activations, norms=norms)
 
     def _qkv(self, x_BTD):
         config = self.config
@@ -116,10 +119,7 @@ class Block(nnx.Module):
         if config.fused_qkv:
             q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
             parts = jnp.split(parts[0], [q, q + kv], axis=-1)
-        q_BTNH, k_BTKH, v_BTKH = (part.reshape(*part.shape[:2], -1, config.head_width) for part in parts)
-        if config.qk_norm:
-            q_BTNH, k_BTKH = self.attn_q_norm(q_BTNH), self.attn_k_norm(k_BTKH)
-        return q_BTNH, k_BTKH, v_BTKH
+        return [part.reshape(*part.shape[:2], -1, config.head_width) for part in parts]
 
     def _gated(self, x_BTD):
         """The hidden layer of the feed-forward, [B, T, F]."""

@@ -12,6 +12,7 @@ from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.targets import Target
 from rocmforge_jax.nn.cache import LayerCache
+from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.nn.prepared import Prepared
 from rocmforge_jax.nn.rope import RopeConfig, rope_table
 from rocmforge_jax.nn.store import rotate_and_store
@@ -59,61 +60,76 @@ def causal_attention(q_BTNH, cache: LayerCache, starts_B, *, implementation: str
 
 
 def attend_to_new(
-    q_BTNH, k_BTKH, v_BTKH, table, rope: RopeConfig, cache: LayerCache, starts_B, *, mode: str, implementation: str | None = None
-) -> tuple[Prepared, LayerCache]:
+    q_BTNH, k_BTKH, v_BTKH, table, rope: RopeConfig, cache: LayerCache, starts_B, *, mode: str, norms: tuple[RMSNorm, RMSNorm] | None = None,
+    implementation: str | None = None,
+) -> tuple[Prepared, LayerCache]:  # fmt: skip
     """T new tokens enter the cache at slots starts_B[b] on, rotated, and attend to it -> (attention [B, T, N * H], the cache with them).
 
-    table: `rope_table` of their positions. mode: of the activations of the product that follows, for which a kernel prepares the result.
+    table: `rope_table` of their positions. norms: of the heads of queries and of keys, before they are rotated, of one epsilon. mode: of the activations of the product that follows, for which a kernel prepares the result.
     implementation: None, "triton" (one token of each sequence: all in two launches), "native" (C++, on CPUs) or "xla", as for
     `quant.matmul`. Differentiable.
     """
     if rope.width > q_BTNH.shape[-1]:
         raise ValueError(f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}")
     implementations = {"triton": _new_triton} | {name: functools.partial(_in_two_steps, name) for name in ("native", "xla")}
-    operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B
-    (out_BTNH, found), cache = kernels.dispatch(implementations, implementation, rope, mode, *operands)
+    scales = None if norms is None else tuple(norm.scale.get_value() for norm in norms)
+    how = _How(rope, mode, None if norms is None else norms[0].epsilon)
+    operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, scales
+    (out_BTNH, found), cache = kernels.dispatch(implementations, implementation, how, *operands)
     return Prepared(out_BTNH.reshape(*out_BTNH.shape[:2], -1), found), cache
 
 
-def _in_two_steps(name, rope, mode, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """What new tokens go through before they attend, and the mode of the Activations that they become after it."""
+
+    rope: RopeConfig
+    mode: str
+    epsilon: float | None = None
+
+
+def _in_two_steps(name, how, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, scales):
+    if scales is not None:
+        q_BTNH, k_BTKH = (rms_norm(heads, scale, how.epsilon) for heads, scale in zip((q_BTNH, k_BTKH), scales))
     stored_by = "xla" if name == "triton" else name
-    q_BTNH, cache = rotate_and_store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B, implementation=stored_by)
+    q_BTNH, cache = rotate_and_store(q_BTNH, k_BTKH, v_BTKH, table, how.rope, cache, starts_B, implementation=stored_by)
     return (causal_attention(q_BTNH, cache, starts_B, implementation=name), None), cache
 
 
-def _new_triton(rope, mode, q_BTNH, *operands):
+def _new_triton(how, q_BTNH, *operands):
     (B, T, N, H), cache = q_BTNH.shape, operands[3]
     if T > 1:
-        return _in_two_steps("triton", rope, mode, q_BTNH, *operands)
+        return _in_two_steps("triton", how, q_BTNH, *operands)
     target = kernel_target(False, N // cache.keys.shape[1], H, cache.keys.dtype)
     prepares = B <= kernels.few_rows_limit(q_BTNH.dtype) and H % GROUP == 0
-    return kernels.differentiable(_NewToken(rope, target, mode if prepares else None), q_BTNH, *operands)
+    return kernels.differentiable(_NewToken(how, target, prepares), q_BTNH, *operands)
 
 
 @dataclasses.dataclass(frozen=True)
 class _NewToken:
-    """The kernels as a function, and plain XLA's. mode: None, or of the Activations that are wanted as well."""
+    """The kernels as a function, and plain XLA's. prepares: Activations are wanted as well."""
 
-    rope: RopeConfig
+    how: _How
     target: Target
-    mode: str | None
+    prepares: bool
 
     def __call__(self, *operands):
-        return _new_token_kernel(self.rope.interleaved, self.target, self.mode, *operands)
+        return _new_token_kernel(self, *operands)
 
     def plain(self, *operands):
-        (out, _), cache = _in_two_steps("xla", self.rope, self.mode, *operands)
-        return (out, None if self.mode is None else quantize_reference(out.reshape(len(out), -1), self.mode)), cache
+        (out, _), cache = _in_two_steps("xla", self.how, *operands)
+        return (out, quantize_reference(out.reshape(len(out), -1), self.how.mode) if self.prepares else None), cache
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _new_token_kernel(interleaved, target, mode, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+@functools.partial(jax.jit, static_argnums=0)
+def _new_token_kernel(of: _NewToken, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, scales):
     q_BNH, *new = (a[:, 0] for a in (q_BTNH, k_BTKH, v_BTKH, *table))
     out, keys, values = decode_attention(
-        q_BNH, cache.keys, cache.values, starts_B + 1, scale=q_BNH.shape[-1] ** -0.5, target=target, activations=mode,
-        new=NewTokens(*new, interleaved),
+        q_BNH, cache.keys, cache.values, starts_B + 1, scale=q_BNH.shape[-1] ** -0.5, target=of.target,
+        activations=of.how.mode if of.prepares else None,
+        new=NewTokens(*new, of.how.rope.interleaved, None if scales is None else (*scales, of.how.epsilon)),
     )  # fmt: skip
-    out, found = (out, None) if mode is None else out
+    out, found = out if of.prepares else (out, None)
     return (out[:, None], found), LayerCache(keys, values)
 
 
@@ -183,9 +199,9 @@ def _kernel_error(several, group, width, dtype, target):
     cache, starts = LayerCache(keys, values), jnp.array([70], jnp.int32)
     pairs = [(_causal_kernel(target, q, cache, starts), _causal_xla(q, cache, starts))]
     if not several:
-        rope = RopeConfig(width // 2 * 2)
-        operands = q, k, v, rope_table(starts[:, None], rope), cache, starts
-        found, exact = _new_token_kernel(rope.interleaved, target, None, *operands), _in_two_steps("xla", rope, None, *operands)
+        token = _NewToken(_How(RopeConfig(width // 2 * 2), "float", 1e-6), target, prepares=False)
+        operands = q, k, v, rope_table(starts[:, None], token.how.rope), cache, starts, (jnp.full(width, 1.1), jnp.full(width, 0.9))
+        found, exact = token(*operands), token.plain(*operands)
         pairs += zip(jax.tree.leaves(found), jax.tree.leaves(exact))
     norm = lambda a: jnp.linalg.norm(a.astype(jnp.float32))
     return jnp.stack([norm(a - b) / norm(b) for a, b in pairs]).max()

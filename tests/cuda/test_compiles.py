@@ -16,7 +16,7 @@ from tests.rocm.test_compiles import MIXTURES, PRODUCTS
 pytestmark = pytest.mark.cuda
 
 H100 = targets.Target("cuda", "9.0")
-STEPS = ("demo prefill", "demo decode", "llama-8b prefill", "llama-8b decode")
+STEPS = ("demo prefill", "demo decode", "llama-8b prefill", "llama-8b decode", "qwen3-30b-a3b decode")
 #: Bytes of memory in place of registers: none but what is named here.
 STACK = {}
 

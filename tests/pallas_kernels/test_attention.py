@@ -119,27 +119,35 @@ def rotated(heads_BNH, cos_BR, sin_BR, interleaved):
 
 
 @pytest.mark.parametrize(
-    ("N", "K", "H", "R", "interleaved", "options"),
-    [(4, 2, 64, 32, True, "plain"), (7, 1, 80, 20, False, "window-20"), (6, 2, 32, 16, True, "all"), (20, 1, 40, 10, False, "window-1")],
+    ("N", "K", "H", "R", "interleaved", "normed", "options"),
+    [
+        (4, 2, 64, 32, True, False, "plain"),
+        (7, 1, 80, 20, False, True, "window-20"),
+        (6, 2, 32, 16, True, True, "all"),
+        (20, 1, 40, 10, False, False, "window-1"),
+    ],
 )
-def test_decode_of_new_tokens(N, K, H, R, interleaved, options, operands, normal, distance):
-    """They are rotated, attended to and stored; nothing else of the caches changes. At the first slot, borders of blocks, the last slot."""
+def test_decode_of_new_tokens(N, K, H, R, interleaved, normed, options, operands, normal, distance):
+    """They are normed or not, rotated, attended to and stored; nothing else of the caches changes. At the first slot, borders of blocks, the last slot."""
     slots = np.array([0, 1, 15, 16, 31, 79])
     B, settings = len(slots), dict(scale=H**-0.5, **with_sinks(OPTIONS[options], N, normal))
     q, keys, values = operands(B, 1, N, K, H, 80)
     k, v, angles = normal(B, K, H, seed=5), normal(B, K, H, seed=6), normal(B, R, seed=7)
-    new = NewTokens(k, v, np.cos(angles), np.sin(angles), interleaved)
+    norms = (1 + 0.1 * normal(H, seed=8), 1 + 0.1 * normal(H, seed=9), 1e-3) if normed else None
+    new = NewTokens(k, v, np.cos(angles), np.sin(angles), interleaved, norms)
     dirty = jnp.where((np.arange(80) >= slots[:, None])[:, None, :, None], jnp.nan, values)  # from the new token's slot on
 
     call = lambda q, keys, values, lengths, *arrays: decode_attention(
-        q, keys, values, lengths, new=NewTokens(*arrays, interleaved), target=TARGET, blocks=SMALL, **settings
+        q, keys, values, lengths, new=NewTokens(*arrays, interleaved, norms), target=TARGET, blocks=SMALL, **settings
     )
-    out, found_keys, found_values = jax.jit(call)(q[:, 0], keys, dirty, jnp.int32(slots + 1), *new.arrays)
-    turn = lambda heads: rotated(heads, new.cos_BR, new.sin_BR, interleaved)
+    out, found_keys, found_values = jax.jit(call)(q[:, 0], keys, dirty, jnp.int32(slots + 1), *new[:4])
+    over_root = lambda heads: heads / np.sqrt((heads**2).mean(axis=-1, keepdims=True) + norms[2])
+    norm = lambda heads, i: over_root(np.float64(heads)) * norms[i] if normed else heads
+    turn = lambda heads, i: rotated(norm(heads, i), new.cos_BR, new.sin_BR, interleaved)
     all_keys, all_values = np.array(keys), np.array(values)
     for b, slot in enumerate(slots):
-        all_keys[b, :, :, slot], all_values[b, :, slot] = turn(k)[b], v[b]
-    assert distance(out[:, None], truth(turn(q[:, 0])[:, None], all_keys, all_values, slots, **settings)) < 1e-6
+        all_keys[b, :, :, slot], all_values[b, :, slot] = turn(k, 1)[b], v[b]
+    assert distance(out[:, None], truth(turn(q[:, 0], 0)[:, None], all_keys, all_values, slots, **settings)) < 1e-6
     np.testing.assert_allclose(found_keys, all_keys, atol=1e-6)  # of size 1, rotated in float32
     for b, slot in enumerate(slots):
         np.testing.assert_array_equal(found_values[b, :, : slot + 1], all_values[b, :, : slot + 1])
@@ -168,6 +176,9 @@ def test_new_tokens_that_do_not_fit():
     for angles in ((of(2, 8), of(2, 7)), (of(1, 8), of(1, 8)), (of(2, 33), of(2, 33))):
         with pytest.raises(ValueError, match="angles of .* for 2 sequences with heads of 64"):
             call(of(2, 2, 64), *angles)
+    with pytest.raises(ValueError, match=r"the scale of a norm is \[32\], heads are 64 wide"):
+        new = NewTokens(of(2, 2, 64), of(2, 2, 64), of(2, 8), of(2, 8), True, (of(64), of(32), 1e-6))
+        jax.eval_shape(functools.partial(decode_attention, scale=0.1, target=TARGET, new=new), *shapes())
     with pytest.raises(NotImplementedError, match="only the kernels give Activations and take new tokens"):
         decode_shapes(shapes(), implementation="xla", activations="int16")
 

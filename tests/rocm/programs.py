@@ -18,6 +18,7 @@ from rocmforge_jax.generate.sampling import PENALTY_WINDOW
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import Decoder, DecoderConfig, load_decoder
+from rocmforge_jax.models.config import MoEConfig
 from rocmforge_jax.nn import Experts, RopeConfig, mixture
 from rocmforge_jax.quant import QParam, QTensor, matmul
 
@@ -26,14 +27,19 @@ LLAMA_8B = DecoderConfig(
     layers=2, width=4096, hidden=14336, heads=32, kv_heads=8, head_width=128, vocabulary=128256, context_length=8192,
     norm_epsilon=1e-5, rope=RopeConfig(width=128, base=500000.0, interleaved=True), tied=False,
 )  # fmt: skip
+#: Two layers of Qwen3-30B-A3B, in Q4_K but for its router: what a Llama does not have is an own norm of each head, and experts.
+QWEN3_30B_A3B = DecoderConfig(
+    layers=2, width=2048, hidden=6144, heads=32, kv_heads=4, head_width=128, vocabulary=151936, context_length=8192, norm_epsilon=1e-6,
+    rope=RopeConfig(width=128, base=1e6), tied=False, qk_norm=True, moe=MoEConfig(experts=128, used=8, hidden=768),
+)  # fmt: skip
 Q6_K = {"attn_v", "ffn_down", "output"}
 #: Shape of the matrix that is dequantised.
 MATRIX = (4096, 4096)
 #: Shapes (in, out) of the demo model, of an 8B and of a 70B model.
 PRODUCTS = ((256, 768), (4096, 14336), (14336, 4096), (8192, 28672))
 
-#: Experts, those of a token, width and hidden units of a mixture: Qwen3-30B-A3B's. Tokens: as many as go pair by pair, and many.
-MIXTURE, TOKENS = (128, 8, 2048, 768), (1, 64)
+#: Tokens of a mixture: as many as go pair by pair, and many.
+TOKENS = (1, 64)
 
 
 def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
@@ -44,9 +50,9 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
     if what == "product":
         return jax.jit(_products), ([_packed(shape, how, layout_of, transposed=True) for shape in PRODUCTS],)
     if what == "mixture":
-        experts, _, width, hidden = MIXTURE
-        shapes = (width, hidden), (width, hidden), (hidden, width)
-        return jax.jit(_mixture), ([_packed((experts, *shape), how, layout_of, transposed=True) for shape in shapes],)
+        width, moe = QWEN3_30B_A3B.width, QWEN3_30B_A3B.moe
+        shapes = (width, moe.hidden), (width, moe.hidden), (moe.hidden, width)
+        return jax.jit(_mixture), ([_packed((moe.experts, *shape), how, layout_of, transposed=True) for shape in shapes],)
     engine, tokens, slots = _engine(what, layout_of)
     return {"prefill": _prefill, "decode": _decode}[how](engine, tokens, slots)
 
@@ -60,7 +66,7 @@ def _products(weights):
 
 
 def _mixture(stacks):
-    experts, used, width, _ = MIXTURE
+    experts, used, width = QWEN3_30B_A3B.moe.experts, QWEN3_30B_A3B.moe.used, QWEN3_30B_A3B.width
     modules = [nnx.eval_shape(lambda shape=stack.shape: Experts(*shape, rngs=nnx.Rngs(0))) for stack in stacks]
     for module, stack in zip(modules, stacks):
         module.kernel = QParam(stack)
@@ -99,16 +105,26 @@ def _demo(layout_of):
 
 @functools.cache
 def _llama_8b(layout_of):
-    decoder = nnx.eval_shape(lambda: Decoder(LLAMA_8B, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    return _packed_engine(LLAMA_8B, lambda name: "Q6_K" if name in Q6_K else "Q4_K", layout_of), PREFILL_CHUNK, 4096
+
+
+@functools.cache
+def _qwen3_30b_a3b(layout_of):
+    return _packed_engine(QWEN3_30B_A3B, lambda name: None if name == "ffn_gate_inp" else "Q4_K", layout_of), PREFILL_CHUNK, 4096
+
+
+MODELS = {"demo": _demo, "llama-8b": _llama_8b, "qwen3-30b-a3b": _qwen3_30b_a3b}
+
+
+def _packed_engine(config: DecoderConfig, type_of: Callable, layout_of) -> Engine:
+    """Of an abstract decoder. type_of: a matrix's name -> the name of its type, or None."""
+    decoder = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     for path, module in list(nnx.iter_modules(decoder)):
         for attribute, variable in list(vars(module).items()):
-            if isinstance(variable, nnx.Variable) and len(variable.shape) == 2:
-                type_name = "Q6_K" if path[-1] in Q6_K else "Q4_K"
-                setattr(module, attribute, QParam(_packed(variable.shape, type_name, layout_of, transposed=attribute == "kernel")))
-    return Engine(decoder), PREFILL_CHUNK, 4096
-
-
-MODELS = {"demo": _demo, "llama-8b": _llama_8b}
+            if isinstance(variable, nnx.Variable) and len(variable.shape) > 1 and type_of(path[-1]):
+                packed = _packed(variable.shape, type_of(path[-1]), layout_of, transposed=attribute == "kernel")
+                setattr(module, attribute, QParam(packed))
+    return Engine(decoder)
 
 
 def _packed(shape, type_name, layout_of, *, transposed) -> QTensor:

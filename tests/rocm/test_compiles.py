@@ -12,6 +12,7 @@ pytestmark = pytest.mark.rocm
 STEPS = [
     ("demo prefill", "demo decode"),
     ("llama-8b prefill", "llama-8b decode"),
+    ("qwen3-30b-a3b decode",),
     ("plain demo prefill", "plain demo decode", "plain llama-8b prefill", "plain llama-8b decode"),
 ]
 #: Products of every type that has kernels, at the shapes of the demo, an 8B and a 70B model, a few rows and many, in each mode.
@@ -73,7 +74,7 @@ def test_nothing_is_done_as_on_a_cpu(record, name):
 
 @pytest.mark.parametrize(
     ("name", "group", "dense"),
-    [("llama-8b decode", STEPS[1], DENSE_BYTES), ("plain llama-8b decode", STEPS[2], CODES_BYTES)],
+    [("llama-8b decode", STEPS[1], DENSE_BYTES), ("plain llama-8b decode", STEPS[3], CODES_BYTES)],
     ids=["kernels", "plain"],
 )
 def test_a_decode_step_writes_its_cache_in_place_and_no_dense_weight(record, dense):

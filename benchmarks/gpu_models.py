@@ -1,8 +1,9 @@
 """Speed of whole models on a GPU: `python benchmarks/gpu_models.py [--shapes llama-3.1-8b] [--mixes Q4_0 Q4_K_M ...]`.
 
-Models have random weights, made on the device. Each line of benchmarks/results/gpu_models.jsonl is one model in one mode of activations:
-tokens per second of wall clock while decoding (one sequence, at a depth, in batches: summed) and of prompts, compile time, memory, and the
-time of the kernels of a decode step. A step's ceiling is what the copy bandwidth, measured in the same run, allows.
+Models have random weights, made on the device. Each line of benchmarks/results/gpu_models.jsonl is one measurement of one model in one mode
+of activations: tokens per second of wall clock while decoding (one sequence, at a depth, in batches: summed) or of prompts, compile time, or
+the time of the kernels of a decode step; and the most memory until then. A step's ceiling is what the copy bandwidth, measured in the same
+run, allows.
 """
 
 import argparse
@@ -10,8 +11,8 @@ import collections
 import datetime
 import json
 import statistics
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -47,20 +48,19 @@ def facts() -> dict:
     }  # fmt: skip
 
 
-def measure(shape: str, mix: str, activations: str, bandwidth: float, wanted: set[str]) -> dict:
-    """What is wanted of MEASUREMENTS, for a model that is made for it."""
+def measure(shape: str, mix: str, activations: str, bandwidth: float, wanted: set[str]) -> Iterator[dict]:
+    """What is wanted of MEASUREMENTS, one after the other, for a model that is made for it."""
     decoder = made.decoder(shape, mix, activations=activations)
-    engine, result = Engine(decoder), {"shape": shape, "mix": mix, "activations": activations, "bytes": _bytes(nnx.state(decoder))}
+    engine, model = Engine(decoder), {"shape": shape, "mix": mix, "activations": activations, "bytes": _bytes(nnx.state(decoder))}
+    line = lambda **found: model | found | {"peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}
     start = time.perf_counter()
     engine.warm_up()
-    result["compile_seconds"] = time.perf_counter() - start
-    for name, run in MEASUREMENTS.items():
-        if name in wanted:
-            result[name] = run(engine)
-            print(f"{shape} {mix} {activations}: {name} {result[name]}", file=sys.stderr, flush=True)
-    if "decode_tokens_per_s" in result:
-        result["share_of_copy_bandwidth"] = _bytes_of_a_token(decoder) * result["decode_tokens_per_s"] / 1e9 / bandwidth
-    return result | {"peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}
+    yield line(compile_seconds=time.perf_counter() - start)
+    for name in [name for name in MEASUREMENTS if name in wanted]:
+        found = {name: MEASUREMENTS[name](engine)}
+        if name == "decode_tokens_per_s":
+            found["share_of_copy_bandwidth"] = _bytes_of_a_token(decoder) * found[name] / 1e9 / bandwidth
+        yield line(**found)
 
 
 def _bytes(state) -> int:
@@ -139,11 +139,12 @@ def main():
     for shape in options.shapes:
         for mix in options.mixes:
             for activations in options.activations:
-                line = json.dumps(known | measure(shape, mix, activations, known["copy_gb_per_s"], set(options.measure)))
-                print(line, flush=True)
-                options.results.parent.mkdir(parents=True, exist_ok=True)
-                with options.results.open("a") as results:
-                    print(line, file=results)
+                for found in measure(shape, mix, activations, known["copy_gb_per_s"], set(options.measure)):
+                    line = json.dumps(known | found)
+                    print(line, flush=True)
+                    options.results.parent.mkdir(parents=True, exist_ok=True)
+                    with options.results.open("a") as results:  # now: what is stopped keeps what it has
+                        print(line, file=results)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ NEEDS_NATIVE = pytest.mark.skipif(
 GPUS = [Target("cuda", "9.0"), Target("rocm", "gfx942"), Target("rocm", "gfx1100")]
 
 
-def lowered_to_triton(target, function, *args) -> str:
+def lowered_to_triton(target, function, *args, **kwargs) -> str:
     """StableHLO of a function of abstract arrays for a GPU that is not there; args may be nested."""
     with _as_if_on(target):
-        return jax.jit(function).trace(*args).lower(lowering_platforms=(target.platform,)).as_text()
+        return jax.jit(function).trace(*args, **kwargs).lower(lowering_platforms=(target.platform,)).as_text()
 
 
 def _as_if_on(target):

@@ -1,6 +1,5 @@
 """Attention kernels, and their plain form, against softmax(q k) v in float64."""
 
-import contextlib
 import functools
 
 import jax
@@ -13,7 +12,7 @@ from pallas_kernels.attention.blocks import Blocks
 from pallas_kernels.attention.decode import NewTokens
 from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.targets import INTERPRET, Target
-from tests.pallas_kernels.conftest import TARGET
+from tests.pallas_kernels.conftest import TARGET, lowered_to_triton
 
 pytestmark = pytest.mark.core
 
@@ -291,19 +290,8 @@ def test_kernels_lower_to_triton(target, dtype, function, q, kernels):
     """The interpreter runs what GPUs do not have: an operation without a rule is an error here."""
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in (q, (2, 2, 80, 100), (2, 2, 100, 80))]
     at, sinks_N = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((14,), jnp.float32)
-    with as_if_on(target):
-        traced = function.trace(*arrays, at, sinks_N=sinks_N, scale=0.1, window=50, soft_cap=30.0, target=target)
-        lowered = traced.lower(lowering_platforms=(target.platform,))
-    assert lowered.as_text().count("__gpu$xla.gpu.triton") == kernels
-
-
-def as_if_on(target):
-    """From JAX 0.11 on, Pallas asks the abstract mesh which GPU it lowers for."""
-    if jax.__version_info__ < (0, 11):
-        return contextlib.nullcontext()
-    kind = "NVIDIA H200" if target.platform == "cuda" else target.architecture
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=target.platform)
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+    run = lambda *arrays, sinks_N: function(*arrays, sinks_N=sinks_N, scale=0.1, window=50, soft_cap=30.0, target=target)
+    assert lowered_to_triton(target, run, *arrays, at, sinks_N=sinks_N).count("__gpu$xla.gpu.triton") == kernels
 
 
 def shapes(*, q=(2, 4, 64), keys=(2, 2, 64, 32), values=(2, 2, 32, 64), at=(2,), dtype=jnp.float32):

@@ -20,6 +20,11 @@ class Target:
         return 64 if self.architecture.startswith("gfx9") else 32
 
     @property
+    def overlaps(self) -> bool:
+        """Whether a launch may begin while the one before ends (NVIDIA's programmatic dependent launch)."""
+        return self.platform == "cuda" and int(self.architecture.partition(".")[0] or 0) >= 9
+
+    @property
     def interpret(self) -> bool:
         return self.platform == "interpret"
 

@@ -39,7 +39,7 @@ def program_id(target: Target):
     """`pl.program_id(0)`. From then on the launch that follows may take processors that this one leaves, on GPUs that can: XLA has it wait
     for the end of this one before it reads anything, so that only the time is saved which it takes to begin."""
     program = pl.program_id(0)
-    if target.platform != "cuda" or int(target.architecture.partition(".")[0]) < 9:
+    if not target.overlaps:
         return program
     return _assembly("griddepcontrol.launch_dependents; mov.b32 $0, $1;", "=r,r", jnp.full(1, program)).sum()
 

@@ -68,7 +68,7 @@ def checked_new_tokens(new, keys_shape):
     cos, sin = new.cos_BR, new.sin_BR
     if cos.shape != sin.shape or cos.ndim != 2 or cos.shape[0] != B or not 0 < 2 * cos.shape[1] <= H:
         raise ValueError(f"angles of {list(cos.shape)} and {list(sin.shape)} for {B} sequences with heads of {H}")
-    for scale in () if new.norms is None else new.norms[:2]:
+    for scale in () if new.norms is None else new.norms[0]:
         if scale.shape != (H,):
             raise ValueError(f"the scale of a norm is {list(scale.shape)}, heads are {H} wide")
     return new._replace(cos_BR=cos.astype(jnp.float32), sin_BR=sin.astype(jnp.float32))

@@ -32,8 +32,8 @@ class NewTokens(NamedTuple):
     """One token of each sequence that the cache does not hold yet.
 
     k_BKH, v_BKH. cos_BR, sin_BR: float32, of the angles of the R pairs that rotate in queries and keys: elements 2i and 2i + 1 of a head
-    where interleaved, else i and R + i; elements from 2R on stay. norms: scales [H] and epsilon of RMSNorms that heads of queries and of
-    keys go through before, or None.
+    where interleaved, else i and R + i; elements from 2R on stay. norms: scales [H] of RMSNorms that heads of queries and of keys go through
+    before, and their epsilons; or None.
     """
 
     k_BKH: jax.Array
@@ -41,11 +41,11 @@ class NewTokens(NamedTuple):
     cos_BR: jax.Array
     sin_BR: jax.Array
     interleaved: bool
-    norms: tuple[jax.Array, jax.Array, float] | None = None
+    norms: tuple[tuple[jax.Array, jax.Array], tuple[float, float]] | None = None
 
     @property
     def arrays(self) -> list:
-        return [*self[:4], *([] if self.norms is None else self.norms[:2])]
+        return [*self[:4], *([] if self.norms is None else self.norms[0])]
 
 
 def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, scoring: Scoring, blocks: Blocks, target: Target, mode=None, new=None):
@@ -106,7 +106,7 @@ def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, 
         def _():
             q, state = [load_q(part) for part in parts], nothing_seen(rows, H)
             if new is not None:
-                token = _Token(new_refs, b, head, parts, column, None if new.norms is None else new.norms[2])
+                token = _Token(new_refs, b, head, parts, column, None if new.norms is None else new.norms[1])
                 q = token.queries(q, keys_ref.dtype)
                 state = tuple(jnp.where(takes_new, *both) for both in zip(token.seen(q, keys_ref.dtype, scoring), state))
                 pl.when(takes_new)(lambda: token.store(*caches, position))
@@ -141,17 +141,17 @@ def _rotated_parts(H, new):
 
 
 class _Token:
-    """The new token of a sequence, as one KV head sees it. parts: those of `_rotated_parts`; column: a whole head; epsilon: of the norms."""
+    """The new token of a sequence, as one KV head sees it. parts: those of `_rotated_parts`; column: a whole head; epsilons: of the norms."""
 
-    def __init__(self, refs, b, head, parts, column, epsilon):
-        self.b, self.head, self.parts, self.column, self.epsilon = b, head, parts, column, epsilon
+    def __init__(self, refs, b, head, parts, column, epsilons):
+        self.b, self.head, self.parts, self.column = b, head, parts, column
         k_ref, v_ref, cos_ref, sin_ref, *norm_refs = refs
         pairs = jnp.arange(parts[0].columns.size, dtype=jnp.int32)
         self.cos, self.sin = (triton.load(ref, (b, pairs), mask=within((pairs, parts[0].count))) for ref in (cos_ref, sin_ref))
         load = lambda ref, part: triton.load(ref, (b, head, part.columns), mask=self._exists(part))
         self.k, self.v = [load(k_ref, part) for part in parts], load(v_ref, column)
-        # Of queries and of keys, by part.
-        self.norms = [[triton.load(ref, (part.columns,), mask=self._exists(part)) for part in parts] for ref in norm_refs] or [None, None]
+        scales = [[triton.load(ref, (part.columns,), mask=self._exists(part)).astype(jnp.float32) for part in parts] for ref in norm_refs]
+        self.norm_of_queries, self.norm_of_key = zip(scales, epsilons) if scales else (None, None)
 
     @staticmethod
     def _exists(part):
@@ -160,18 +160,19 @@ class _Token:
 
     def queries(self, parts, dtype):
         """Parts [R, P] of queries, normed and rotated, in `dtype`."""
-        return self._rotated(parts, self.norms[0], dtype)
+        return self._rotated(parts, self.norm_of_queries, dtype)
 
     def key(self, dtype):
         """The parts of the key likewise."""
-        return self._rotated(self.k, self.norms[1], dtype)
+        return self._rotated(self.k, self.norm_of_key, dtype)
 
-    def _rotated(self, parts, scales, dtype):
+    def _rotated(self, parts, norm, dtype):
         parts = [part.astype(jnp.float32) for part in parts]
-        if scales is not None:
+        if norm is not None:
+            scales, epsilon = norm
             mean = sum((part * part).sum(axis=-1, keepdims=True) for part in parts) / np.float32(self.column.count)
-            factor = jax.lax.rsqrt(mean + np.float32(self.epsilon))
-            parts = [part * factor * scale.astype(jnp.float32)[(None,) * (part.ndim - 1)] for part, scale in zip(parts, scales)]
+            factor = jax.lax.rsqrt(mean + np.float32(epsilon))
+            parts = [part * factor * scale[(None,) * (part.ndim - 1)] for part, scale in zip(parts, scales)]
         first, second, *rest = parts
         cos, sin = (a[(None,) * (first.ndim - 1)] for a in (self.cos, self.sin))
         return [part.astype(dtype) for part in (first * cos - second * sin, second * cos + first * sin, *rest)]

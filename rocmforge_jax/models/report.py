@@ -12,14 +12,15 @@ from flax import nnx
 from rocmforge_jax.models.decoder import Decoder
 from rocmforge_jax.models.load import tensor_name
 from rocmforge_jax.nn.attention import kernel_target
+from rocmforge_jax.nn.moe import router_target
 from rocmforge_jax.quant import QTensor, kernels, native
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """name: a tensor of the file, or "attention". kind: its type, or a dtype. operation: "few rows" (up to 3, or 16 in float32), "many
-    rows" or "product"; of attention, "one token" or "many tokens". implementation: "triton", "native" (C++, on CPUs) or "xla". why:
-    what the kernel does, or why there is none."""
+    rows" or "product"; of what chooses experts, "few tokens" (up to 16); of attention, "one token" or "many tokens". implementation:
+    "triton", "native" (C++, on CPUs) or "xla". why: what the kernel does, or why there is none."""
 
     name: str
     kind: str
@@ -65,7 +66,11 @@ def _of_attention(model) -> list[Entry]:
 
 def _of_weight(name, weight, mode) -> list[Entry]:
     if not isinstance(weight, QTensor):
-        return [Entry(name, str(weight.dtype), "product", "xla", "the weight is not packed")]
+        product = Entry(name, str(weight.dtype), "product", "xla", "the weight is not packed")
+        if not name.endswith("ffn_gate_inp.weight"):
+            return [product]
+        found = _tried({"triton": lambda: f"norm, product and choice in two launches, {router_target()}"})
+        return [Entry(name, str(weight.dtype), "few tokens", *found), product]
     kernel, entries = weight if weight.transposed else weight.T, []
     in_cpp = functools.partial(_in_cpp, lambda: native.require(kernel, mode=mode), f"packed weight, {mode} activations")
     whats = ("few rows", f"packed weight, {mode} activations"), ("many rows", "matrix units; from 65 rows on dequantised first")

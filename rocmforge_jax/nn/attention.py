@@ -65,15 +65,15 @@ def attend_to_new(
 ) -> tuple[Prepared, LayerCache]:  # fmt: skip
     """T new tokens enter the cache at slots starts_B[b] on, rotated, and attend to it -> (attention [B, T, N * H], the cache with them).
 
-    table: `rope_table` of their positions. norms: of the heads of queries and of keys, before they are rotated, of one epsilon. mode: of the activations of the product that follows, for which a kernel prepares the result.
-    implementation: None, "triton" (one token of each sequence: all in two launches), "native" (C++, on CPUs) or "xla", as for
-    `quant.matmul`. Differentiable.
+    table: `rope_table` of their positions. norms: of the heads of queries and of keys, before they are rotated. mode: of the activations of
+    the product that follows, for which a kernel prepares the result. implementation: None, "triton" (one token of each sequence: all in two
+    launches), "native" (C++, on CPUs) or "xla", as for `quant.matmul`. Differentiable.
     """
     if rope.width > q_BTNH.shape[-1]:
         raise ValueError(f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}")
     implementations = {"triton": _new_triton} | {name: functools.partial(_in_two_steps, name) for name in ("native", "xla")}
     scales = None if norms is None else tuple(norm.scale.get_value() for norm in norms)
-    how = _How(rope, mode, None if norms is None else norms[0].epsilon)
+    how = _How(rope, mode, None if norms is None else tuple(norm.epsilon for norm in norms))
     operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, scales
     (out_BTNH, found), cache = kernels.dispatch(implementations, implementation, how, *operands)
     return Prepared(out_BTNH.reshape(*out_BTNH.shape[:2], -1), found), cache
@@ -85,12 +85,12 @@ class _How:
 
     rope: RopeConfig
     mode: str
-    epsilon: float | None = None
+    epsilons: tuple[float, float] | None = None
 
 
 def _in_two_steps(name, how, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, scales):
     if scales is not None:
-        q_BTNH, k_BTKH = (rms_norm(heads, scale, how.epsilon) for heads, scale in zip((q_BTNH, k_BTKH), scales))
+        q_BTNH, k_BTKH = (rms_norm(*of) for of in zip((q_BTNH, k_BTKH), scales, how.epsilons))
     stored_by = "xla" if name == "triton" else name
     q_BTNH, cache = rotate_and_store(q_BTNH, k_BTKH, v_BTKH, table, how.rope, cache, starts_B, implementation=stored_by)
     return (causal_attention(q_BTNH, cache, starts_B, implementation=name), None), cache
@@ -127,7 +127,7 @@ def _new_token_kernel(of: _NewToken, q_BTNH, k_BTKH, v_BTKH, table, cache, start
     out, keys, values = decode_attention(
         q_BNH, cache.keys, cache.values, starts_B + 1, scale=q_BNH.shape[-1] ** -0.5, target=of.target,
         activations=of.how.mode if of.prepares else None,
-        new=NewTokens(*new, of.how.rope.interleaved, None if scales is None else (*scales, of.how.epsilon)),
+        new=NewTokens(*new, of.how.rope.interleaved, None if scales is None else (scales, of.how.epsilons)),
     )  # fmt: skip
     out, found = out if of.prepares else (out, None)
     return (out[:, None], found), LayerCache(keys, values)
@@ -199,7 +199,7 @@ def _kernel_error(several, group, width, dtype, target):
     cache, starts = LayerCache(keys, values), jnp.array([70], jnp.int32)
     pairs = [(_causal_kernel(target, q, cache, starts), _causal_xla(q, cache, starts))]
     if not several:
-        token = _NewToken(_How(RopeConfig(width // 2 * 2), "float", 1e-6), target, prepares=False)
+        token = _NewToken(_How(RopeConfig(width // 2 * 2), "float", (1e-6, 1e-6)), target, prepares=False)
         operands = q, k, v, rope_table(starts[:, None], token.how.rope), cache, starts, (jnp.full(width, 1.1), jnp.full(width, 0.9))
         found, exact = token(*operands), token.plain(*operands)
         pairs += zip(jax.tree.leaves(found), jax.tree.leaves(exact))

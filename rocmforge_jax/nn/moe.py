@@ -73,10 +73,15 @@ def _chosen_by_kernels(x_TD, router, norm, used, renormalize):
         raise NotImplementedError(f"{len(x_TD)} tokens, the kernels take 1 to {FEW_ROWS}")
     if isinstance(kernel, quant.QTensor) or router.bias is not None:
         raise NotImplementedError("the router is quantised or has a bias")
+    how = _Routing(used, renormalize, norm.epsilon, router_target())
+    return kernels.differentiable(how, x_TD, kernel, norm.scale.get_value())
+
+
+def router_target() -> Target:
+    """What to compile the kernels that choose experts for. NotImplementedError, with the reason, where there are none."""
     target = kernels.current_target()
     kernels.require_working("the kernel that chooses experts", target, functools.partial(_routing_error, target), 1e-5)
-    operands = x_TD, kernel, norm.scale.get_value()
-    return kernels.differentiable(_Routing(used, renormalize, norm.epsilon, target), *operands)
+    return target
 
 
 @dataclasses.dataclass(frozen=True)

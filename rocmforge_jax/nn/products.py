@@ -19,6 +19,7 @@ from rocmforge_jax.nn.prepared import Prepared
 from rocmforge_jax.quant import kernels, native
 from rocmforge_jax.quant.qtensor import value_of
 
+
 class Product(NamedTuple):
     """One output: x @ weight, or silu(x @ weight) * (x @ up) where there is an `up`; then + bias (out,), then + residual [..., out].
 

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from pallas_kernels import targets
 from rocmforge_jax import formats
-from rocmforge_jax.models import kernel_report, load_decoder
+from rocmforge_jax.models import Decoder, DecoderConfig, kernel_report, load_decoder
+from rocmforge_jax.models.config import MoEConfig
+from rocmforge_jax.nn import RopeConfig
 from rocmforge_jax.quant import kernels
 
 pytestmark = pytest.mark.core
@@ -68,6 +71,20 @@ def test_in_the_interpreter_each_says_what_its_kernel_does(decoder):
     assert of(report, name="attention") == [
         ("float32", "one token", "triton", "reads the cache once for all heads of a group, interpret"),
         ("float32", "many tokens", "triton", "flash attention, interpret"),
+    ]
+
+
+def test_what_chooses_experts_says_so_for_few_tokens():
+    config = DecoderConfig(
+        layers=1, width=32, hidden=32, heads=2, kv_heads=1, head_width=16, vocabulary=40, context_length=64, norm_epsilon=1e-5,
+        rope=RopeConfig(16), moe=MoEConfig(experts=4, used=2, hidden=32),
+    )  # fmt: skip
+    model = Decoder(config, rngs=nnx.Rngs(0))
+    with targets.use(targets.INTERPRET):
+        report = kernel_report(model)
+    assert of(report, name="blk.0.ffn_gate_inp.weight") == [
+        ("float32", "few tokens", "triton", "norm, product and choice in two launches, interpret"),
+        ("float32", "product", "xla", "the weight is not packed"),
     ]
 
 

@@ -132,7 +132,7 @@ def test_decode_of_new_tokens(N, K, H, R, interleaved, normed, options, operands
     B, settings = len(slots), dict(scale=H**-0.5, **with_sinks(OPTIONS[options], N, normal))
     q, keys, values = operands(B, 1, N, K, H, 80)
     k, v, angles = normal(B, K, H, seed=5), normal(B, K, H, seed=6), normal(B, R, seed=7)
-    norms = (1 + 0.1 * normal(H, seed=8), 1 + 0.1 * normal(H, seed=9), 1e-3) if normed else None
+    norms = ((1 + 0.1 * normal(H, seed=8), 1 + 0.1 * normal(H, seed=9)), (1e-3, 0.1)) if normed else None
     new = NewTokens(k, v, np.cos(angles), np.sin(angles), interleaved, norms)
     dirty = jnp.where((np.arange(80) >= slots[:, None])[:, None, :, None], jnp.nan, values)  # from the new token's slot on
 
@@ -140,8 +140,8 @@ def test_decode_of_new_tokens(N, K, H, R, interleaved, normed, options, operands
         q, keys, values, lengths, new=NewTokens(*arrays, interleaved, norms), target=TARGET, blocks=SMALL, **settings
     )
     out, found_keys, found_values = jax.jit(call)(q[:, 0], keys, dirty, jnp.int32(slots + 1), *new[:4])
-    over_root = lambda heads: heads / np.sqrt((heads**2).mean(axis=-1, keepdims=True) + norms[2])
-    norm = lambda heads, i: over_root(np.float64(heads)) * norms[i] if normed else heads
+    over_root = lambda heads, epsilon: heads / np.sqrt((heads**2).mean(axis=-1, keepdims=True) + epsilon)
+    norm = lambda heads, i: over_root(np.float64(heads), norms[1][i]) * norms[0][i] if normed else heads
     turn = lambda heads, i: rotated(norm(heads, i), new.cos_BR, new.sin_BR, interleaved)
     all_keys, all_values = np.array(keys), np.array(values)
     for b, slot in enumerate(slots):
@@ -176,7 +176,7 @@ def test_new_tokens_that_do_not_fit():
         with pytest.raises(ValueError, match="angles of .* for 2 sequences with heads of 64"):
             call(of(2, 2, 64), *angles)
     with pytest.raises(ValueError, match=r"the scale of a norm is \[32\], heads are 64 wide"):
-        new = NewTokens(of(2, 2, 64), of(2, 2, 64), of(2, 8), of(2, 8), True, (of(64), of(32), 1e-6))
+        new = NewTokens(of(2, 2, 64), of(2, 2, 64), of(2, 8), of(2, 8), True, ((of(64), of(32)), (1e-6, 1e-6)))
         jax.eval_shape(functools.partial(decode_attention, scale=0.1, target=TARGET, new=new), *shapes())
     with pytest.raises(NotImplementedError, match="only the kernels give Activations and take new tokens"):
         decode_shapes(shapes(), implementation="xla", activations="int16")

@@ -85,4 +85,5 @@ def _choose(sums, squares, width, used, renormalize, epsilon, target):
         triton.store(ids_ref, (t, place), expert, mask=chosen)
 
     shapes = [jax.ShapeDtypeStruct((T, used), dtype) for dtype in (jnp.float32, jnp.int32)]
-    return triton.call(kernel, shapes, grid=(T,), target=target, warps=_THREADS // target.wave, name="route_choose")(sums, squares)
+    run = triton.call(kernel, shapes, grid=(T,), target=target, warps=_THREADS // target.wave, name="route_choose")
+    return tuple(run(sums, squares))

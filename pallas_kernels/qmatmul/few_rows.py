@@ -74,10 +74,10 @@ def multiply(
                 pl.when((program >= first) & (program < first + count))(run)
             first += count
 
-    return triton.call(
-        kernel, outputs, grid=(sum(programs), pl.cdiv(rows, batch)),
-        target=target, warps=tile.warps, name=f"multiply_{x.mode}",
-    )(*inputs)  # fmt: skip
+    run = triton.call(
+        kernel, outputs, grid=(sum(programs), pl.cdiv(rows, batch)), target=target, warps=tile.warps, name=f"multiply_{x.mode}"
+    )  # fmt: skip
+    return list(run(*inputs))
 
 
 def _outputs_of_a_program(job: Job, tile) -> int:

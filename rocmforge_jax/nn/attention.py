@@ -16,7 +16,7 @@ from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.nn.prepared import Prepared
 from rocmforge_jax.nn.rope import RopeConfig, rope_table
 from rocmforge_jax.nn.store import rotate_and_store
-from rocmforge_jax.quant import kernels, native
+from rocmforge_jax.quant import kernels, native, trials
 
 #: XLA addresses arrays with 32-bit elements counts in places; no operand of attention may have more elements.
 MAX_ELEMENTS = 2**31 - 1
@@ -142,7 +142,7 @@ def kernel_target(several: bool, group: int, width: int, dtype):
     """What to compile the kernels for; several: tokens, or one. NotImplementedError, with the reason, where there are none."""
     target = kernels.current_target()
     what = f"{'prefill' if several else 'decode'} attention of {group} heads of {width} a group, {dtype}"
-    kernels.require_working(what, target, functools.partial(_kernel_error, several, group, width, dtype, target), 1e-2)
+    trials.require_working(what, target, functools.partial(_kernel_error, several, group, width, dtype, target), 1e-2)
     return target
 
 

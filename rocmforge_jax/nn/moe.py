@@ -16,7 +16,7 @@ from rocmforge_jax.nn.fresh import normal
 from rocmforge_jax.nn.linear import Linear
 from rocmforge_jax.nn.mlp import silu_gate
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
-from rocmforge_jax.quant import kernels
+from rocmforge_jax.quant import kernels, trials
 
 
 class Experts(nnx.Module):
@@ -80,7 +80,7 @@ def _chosen_by_kernels(x_TD, router, norm, used, renormalize):
 def router_target() -> Target:
     """What to compile the kernels that choose experts for. NotImplementedError, with the reason, where there are none."""
     target = kernels.current_target()
-    kernels.require_working("the kernel that chooses experts", target, functools.partial(_routing_error, target), 1e-5)
+    trials.require_working("the kernel that chooses experts", target, functools.partial(_routing_error, target), 1e-5)
     return target
 
 

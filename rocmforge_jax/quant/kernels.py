@@ -5,10 +5,8 @@ product, or what else that has, without a kernel is an error) or "xla" (no kerne
 a small product there that was compared with plain XLA's. One that failed is named in a warning, once, and its work is XLA's.
 """
 
-import concurrent.futures
 import functools
 import os
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ from pallas_kernels.dequantize import reference as dequantize_reference
 from pallas_kernels.qmatmul import many_rows as many_rows_kernel
 from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, check_offsets, multiply
 from pallas_kernels.targets import Target
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import groups, trials
 from rocmforge_jax.quant.qtensor import QTensor
 
 #: How activations meet packed weights in kernels (`pallas_kernels.qmatmul.activations`), and the mode where nobody says.
@@ -77,7 +75,7 @@ def target_of(*weights, mode: str = DEFAULT_MODE) -> Target:
             raise NotImplementedError(f"{weight.type_name} planes lie in {weight.layout}, kernels read groups")
         packing = groups.packing(weight.format)
         name = f"the kernel for {weight.type_name} and {mode} activations"
-        require_working(name, target, functools.partial(_error, packing, mode, target), _ERRORS[mode])
+        trials.require_working(name, target, functools.partial(_error, packing, mode, target), _ERRORS[mode])
         check_offsets(weight.planes)
     return target
 
@@ -133,35 +131,6 @@ def _backward(kernel, operands, gradients):
 
 
 differentiable.defvjp(lambda kernel, *operands: (kernel(*operands), operands), _backward)
-
-
-def require_working(what: str, target: Target, error, allowed: float) -> None:
-    """NotImplementedError for a kernel that does not compile on this device, or whose error() on a small case is above `allowed`.
-
-    what: its name, under which the finding is kept. Only the device itself can say: for any other target nothing is tried.
-    """
-    if target != targets.of_device(jax.devices()[0]):
-        return
-    if (what, target) not in _findings:
-        _findings[what, target] = _finding(what, target, error, allowed)
-        if _findings[what, target]:
-            warnings.warn(f"{_findings[what, target]}. Plain XLA stands in.", stacklevel=2)
-    if _findings[what, target]:
-        raise NotImplementedError(_findings[what, target])
-
-
-#: (kernel, target) -> why it cannot be used, None if it can.
-_findings: dict[tuple[str, Target], str | None] = {}
-
-
-def _finding(what, target, error, allowed):
-    # In a thread of its own, where nothing is being traced.
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        try:
-            found = float(thread.submit(jax.jit(error)).result())  # as one program: op by op it would be compiled for seconds
-        except Exception as problem:  # whatever a compiler or driver says
-            return f"{what} does not run on {target}: {type(problem).__name__}: {str(problem)[:500]}"
-    return None if found <= allowed else f"{what} is wrong on {target}: its relative error is {found:.1e}, allowed {allowed:.0e}"
 
 
 def _error(packing, mode, target) -> jax.Array:

@@ -9,7 +9,7 @@ from rocmforge_jax import formats
 from rocmforge_jax.models import Decoder, DecoderConfig, kernel_report, load_decoder
 from rocmforge_jax.models.config import MoEConfig
 from rocmforge_jax.nn import RopeConfig
-from rocmforge_jax.quant import kernels
+from rocmforge_jax.quant import kernels, trials
 
 pytestmark = pytest.mark.core
 
@@ -105,11 +105,12 @@ def test_switched_off(decoder, monkeypatch):
     assert all(entry.implementation == "xla" for entry in report)
 
 
-def test_a_kernel_that_fails_its_trial(decoder, monkeypatch):
+def test_a_kernel_that_fails_its_trial(decoder, monkeypatch, tmp_path):
     """Its type is plain XLA's and the report says why; the others keep their kernels. One warning, as at its first use."""
     model = decoder()
     monkeypatch.setattr(targets, "of_device", lambda device: DEVICE)
-    monkeypatch.setattr(kernels, "_findings", {})
+    monkeypatch.setattr(trials, "_findings", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kernels, "_error", lambda packing, mode, target: 1.0 if packing.bits == 8 else 0.0)
     monkeypatch.setattr("rocmforge_jax.nn.attention._kernel_error", lambda *args: 0.0)
     with pytest.warns(UserWarning, match="the kernel for Q8_0 and int16 activations is wrong") as warned:

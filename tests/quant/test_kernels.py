@@ -12,7 +12,7 @@ import pytest
 
 from pallas_kernels import targets
 from rocmforge_jax.nn import Product, RMSNorm, products
-from rocmforge_jax.quant import QTensor, dequantize, expert_matmul, kernels, matmul
+from rocmforge_jax.quant import QTensor, dequantize, expert_matmul, kernels, matmul, trials
 
 pytestmark = pytest.mark.core
 
@@ -142,10 +142,12 @@ def test_unknown_activations_are_refused(call, made, interpreted, normal):
 
 
 @pytest.fixture
-def device(monkeypatch):
-    """A device that runs kernels, of which nothing has been found out yet."""
+def device(monkeypatch, tmp_path):
+    """A device that runs kernels, of which nothing has been found out yet. -> the folder where it is remembered."""
     monkeypatch.setattr(targets, "of_device", lambda device: DEVICE)
-    monkeypatch.setattr(kernels, "_findings", {})
+    monkeypatch.setattr(trials, "_findings", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "rocmforge-jax" / "trials"
 
 
 def traced(x, w, **how):
@@ -199,12 +201,43 @@ def test_the_trial_itself_passes_in_the_interpreter_and_fails_with_a_broken_kern
     """On the real kernels, once while something else is being traced."""
     w, _ = made("Q4_0", 7, 3)
     traced(normal(1, 96), w)
-    assert list(kernels._findings.values()) == [None]
+    assert list(trials._findings.values()) == [None]
     few_rows = kernels._few_rows
     monkeypatch.setattr(kernels, "_few_rows", lambda *args: [1.001 * y for y in few_rows(*args)])
-    kernels._findings.clear()
+    forget(device)
     with pytest.warns(UserWarning, match="Q4_0 and int16 activations is wrong on .* its relative error is 1.0e-03, allowed 1e-04"):
         traced(normal(1, 96), w)
+
+
+def forget(folder):
+    trials._findings.clear()
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def test_what_passed_is_remembered_for_programs_that_start_later(device, made, normal, monkeypatch):
+    """Until the kernels' source, jax or the device is another, and where the folder can be written. What failed is tried again."""
+    tried, error = [], {4: 0.0, 8: 1.0}
+    monkeypatch.setattr(kernels, "_error", lambda packing, mode, target: tried.append(packing.bits) or error[packing.bits])
+    x, weights = normal(1, 96), [made(name, 7, 3)[0] for name in ("Q4_0", "Q8_0")]
+
+    def start():
+        """Which bits are tried by a program that starts now."""
+        trials._findings.clear()
+        tried.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for weight in weights:
+                traced(x, weight)
+        return list(tried)
+
+    assert start() == [4, 8] and start() == [8]
+    (file,) = device.iterdir()
+    assert file.read_text().splitlines() == ["the kernel for Q4_0 and int16 activations"]
+    monkeypatch.setattr(trials, "_key", lambda: "of another jax")
+    assert start() == [4, 8] and start() == [8]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert start() == [4, 8] and start() == [4, 8]
 
 
 def test_other_targets_than_the_device_are_not_tried(made, interpreted, normal, monkeypatch):

@@ -25,8 +25,8 @@ def layout_of(fmt) -> str:
     return "groups" if groups.can_hold(fmt) else "rows"
 
 
-def compiled(device, jitted, args) -> dict[str, cubins.Kernel]:
-    executable = compiler.lower(jitted, args, device, "cuda", "NVIDIA H100").compile()
+def compiled(device, jitted, args, **options) -> dict[str, cubins.Kernel]:
+    executable = compiler.lower(jitted, args, device, "cuda", "NVIDIA H100").compile(compiler_options=options)
     return cubins.kernels(executable._executable.xla_executable.serialize())
 
 
@@ -36,15 +36,28 @@ def test_compiles_into_registers(name, h100, monkeypatch):
     with targets.use(H100):
         kernels = compiled(h100, *programs.program(name, layout_of))
     ours = {kernel for kernel in kernels if kernel.startswith(("multiply_", "quantize_"))}
-    assert ours
+    assert ours and all(kernels[kernel].lets_next_begin for kernel in ours)
+    # XLA's part of launches that begin early: what does not wait would read what is not written yet.
+    assert all(used.waits for used in kernels.values())
     assert {kernel: used.stack for kernel, used in kernels.items() if used.stack > STACK.get(name, 0)} == {}
+
+
+def product(tile=None):
+    """A jitted product of floats with 4096 x 4096 in Q6_K, and its abstract operands."""
+    packing = groups.packing(formats.get("Q6_K"))
+    planes = jax.eval_shape(lambda: samples.random_planes(jax.random.key(0), packing, 4096, 128))
+    how = dict(mode="float", dtype=jnp.float32, target=H100, tile=tile)
+    run = jax.jit(lambda x, planes: multiply(x, [Product((Weight(planes, packing),))], **how))
+    return run, (jax.ShapeDtypeStruct((1, 4096), jnp.float32), planes)
 
 
 def test_a_tile_that_is_too_large_does_not(h100):
     """So what reads the sizes can say no."""
-    packing = groups.packing(formats.get("Q6_K"))
-    planes = jax.eval_shape(lambda: samples.random_planes(jax.random.key(0), packing, 4096, 128))
-    how = dict(mode="float", dtype=jnp.float32, target=H100, tile=Tile(4, 128))
-    run = jax.jit(lambda x, planes: multiply(x, [Product((Weight(planes, packing),))], **how))
-    kernel = compiled(h100, run, (jax.ShapeDtypeStruct((1, 4096), jnp.float32), planes))["multiply_float"]
+    kernel = compiled(h100, *product(Tile(4, 128)))["multiply_float"]
     assert kernel.registers == 255 and kernel.stack > 0
+
+
+def test_without_early_launches_none_waits(h100):
+    """So what reads instructions can say no."""
+    kernels = compiled(h100, *product(), xla_gpu_enable_pdl=False)
+    assert kernels and not any(kernel.waits for kernel in kernels.values())

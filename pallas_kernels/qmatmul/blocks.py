@@ -2,6 +2,7 @@
 
 A table is for a family of GPUs: the longest name that a target's begins with counts, "" is any other GPU. The sizes for NVIDIA were
 measured on an H100 and an H200; those for AMD are the largest that need no spilled registers with XLA's compiler, not tuned on hardware.
+The interpreter's are small, because what it runs is compiled for as long as a kernel is long.
 """
 
 import dataclasses
@@ -43,6 +44,7 @@ ONE_ROW = {
     "": {"": Tile(4, 64)},
     "cuda": {"": Tile(2, 64), "nibbles": Tile(2, 128)},
     "rocm gfx9": {"": Tile(4, 128)},
+    "interpret": {"": Tile(1, 32)},
 }
 #: Programs of one warp that a GPU has room for at once, on NVIDIA's 32 for each of an H100's 132 processors. A launch of no more of them
 #: has no others to compute while one waits for what it reads.
@@ -52,6 +54,7 @@ SEVERAL_ROWS = {
     "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
     "cuda": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
     "rocm gfx9": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
+    "interpret": ((16, Tile(1, 32, batch=2)),),
 }
 
 

@@ -10,8 +10,6 @@ import pytest
 from flax import nnx
 
 from pallas_kernels import targets
-from pallas_kernels.qmatmul import blocks
-from pallas_kernels.qmatmul.blocks import Tile
 from rocmforge_jax import formats
 from rocmforge_jax.models import Decoder, DecoderConfig
 from rocmforge_jax.models.config import MoEConfig
@@ -38,10 +36,8 @@ PROMPT, NEW = 17, 3
 
 
 @pytest.fixture
-def interpreted(monkeypatch):
-    """Kernels are there, in Pallas's interpreter; one row of a weight at a time, because it compiles for as long as a kernel is long."""
-    monkeypatch.setitem(blocks.ONE_ROW, "", {"": Tile(1, 8)})
-    monkeypatch.setitem(blocks.SEVERAL_ROWS, "", ((16, Tile(1, 8, batch=1)),))
+def interpreted():
+    """Kernels are there, in Pallas's interpreter."""
     with targets.use(targets.INTERPRET) as target:
         yield target
 

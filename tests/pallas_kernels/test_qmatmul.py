@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.qmatmul import activations, few_rows
+from pallas_kernels.qmatmul import activations, blocks, few_rows
 from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, multiply
 from pallas_kernels.qmatmul.blocks import Tile
 from pallas_kernels.samples import random_planes
@@ -140,7 +140,8 @@ def test_any_number_of_rows(count, dtype, batch, check):
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_the_tile_of_a_gpu_never_seen(count, check):
-    check("Q4_0", 7, 5, count, "int16", tile=None)
+    tile = blocks.few_rows(count, 5, [few_rows.Job((groups.packing(formats.get("Q4_0")),), 7)], "int16", Target("metal"))
+    check("Q4_0", 7, 5, count, "int16", tile=tile)
 
 
 @pytest.mark.parametrize("mode", ["int16", "float"])

@@ -140,12 +140,14 @@ def test_a_process_that_was_killed_is_replaced():
 
 @pytest.fixture
 def interrupt_soon():
-    """Ctrl-C in 0.3 s."""
-    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    """Ctrl-C in 0.3 s, also where the tests were begun in the background of a shell, which ignores it."""
+    handlers = {signal.SIGALRM: lambda *_: signal.raise_signal(signal.SIGINT), signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_an_interrupt_leaves_the_next_render_right(interrupt_soon):

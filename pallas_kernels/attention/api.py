@@ -27,8 +27,8 @@ def decode_attention(
     and must be finite in "xla". target: what the kernels are compiled for. blocks: their sizes, unless those of the target.
 
     Of the kernels alone: activations, a mode of `qmatmul.activations`, gives the pair of the result and the Activations of its rows
-    [B, N * H]. new: the queries' own tokens are not in the cache yet, and neither they nor the queries are normed or rotated; the result comes with
-    the caches that hold them, in place where these are donated: (result, keys, values).
+    [B, N * H]. new: the queries' own tokens are not in the cache yet, and neither they nor the queries are normed or rotated; the result
+    comes with the caches that hold them, in place where these are donated: (result, keys, values).
     """
     checks.check_operands(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, names=("q_BNH", "lengths_B"))
     operands = q_BNH, keys_BKHS, values_BKSH, lengths_B.astype(jnp.int32), _float32(sinks_N), _scoring(scale, window, soft_cap)

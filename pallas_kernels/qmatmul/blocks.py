@@ -58,9 +58,8 @@ SEVERAL_ROWS = {
 }
 
 
-def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
-    """The tile for so many rows of activations of so many groups, the jobs of a launch and a mode of activations. pairs: how often the jobs
-    are done."""
+def few_rows(rows: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
+    """The tile for so many rows of activations, the jobs of a launch and a mode of activations. pairs: how often the jobs are done."""
     if rows > 1:
         tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
         # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one of 2 rows for 1 s.

@@ -55,7 +55,7 @@ def multiply(
     experts, a multiple of M: rows of the outputs then, P / M for each row of x, which share no weight, so one at a time.
     """
     rows = pairs or x.rows
-    tile = tile or blocks.few_rows(1 if pairs else rows, x.groups, jobs, x.mode, target, pairs or 1)
+    tile = tile or blocks.few_rows(1 if pairs else rows, jobs, x.mode, target, pairs or 1)
     batch = 1 if pairs else min(tile.batch, rows)
     programs = [pl.cdiv(job.rows, _outputs_of_a_program(job, tile)) for job in jobs]
     inputs, structure = jax.tree.flatten([[x.words, x.scale, x.sums, x.squares], operands])

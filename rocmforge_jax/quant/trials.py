@@ -29,11 +29,9 @@ def require_working(what: str, target: Target, error, allowed: float) -> None:
     if target != targets.of_device(jax.devices()[0]):
         return
     if (what, target) not in _findings:
-        _findings[what, target] = None if what in _passed() else _finding(what, target, error, allowed)
+        _findings[what, target] = None if _passed(what) else _finding(what, target, error, allowed)
         if _findings[what, target]:
             warnings.warn(f"{_findings[what, target]}. Plain XLA stands in.", stacklevel=3)
-        else:
-            _remember(what)
     if _findings[what, target]:
         raise NotImplementedError(_findings[what, target])
 
@@ -49,7 +47,10 @@ def _finding(what, target, error, allowed):
             found = float(thread.submit(jax.jit(error)).result())  # as one program: op by op it would be compiled for seconds
         except Exception as problem:  # whatever a compiler or driver says
             return f"{what} does not run on {target}: {type(problem).__name__}: {str(problem)[:500]}"
-    return None if found <= allowed else f"{what} is wrong on {target}: its relative error is {found:.1e}, allowed {allowed:.0e}"
+    if not found <= allowed:
+        return f"{what} is wrong on {target}: its relative error is {found:.1e}, allowed {allowed:.0e}"
+    _remember(what)
+    return None
 
 
 def _file() -> Path:
@@ -64,17 +65,16 @@ def _key() -> str:
     return hashlib.sha256(b"\0".join([*map(str.encode, how), *sources])).hexdigest()[:16]
 
 
-def _passed() -> list[str]:
-    """Kernels that passed, in this program or one before."""
+def _passed(what: str) -> bool:
+    """In a program before this one."""
     try:
-        return _file().read_text().splitlines()
+        return what in _file().read_text().splitlines()
     except OSError:
-        return []
+        return False
 
 
 def _remember(what: str) -> None:
-    if what not in _passed():
-        with contextlib.suppress(OSError):  # a folder that is read only: every program tries
-            _file().parent.mkdir(parents=True, exist_ok=True)
-            with _file().open("a") as file:
-                file.write(f"{what}\n")
+    with contextlib.suppress(OSError):  # a folder that is read only: every program tries
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        with _file().open("a") as file:
+            file.write(f"{what}\n")

@@ -59,7 +59,7 @@ def test_few_tokens_choose_their_experts_in_kernels(tokens, launches, normed, no
     np.testing.assert_array_equal(ids, ids_there)
     np.testing.assert_allclose(weights, weights_there, rtol=1e-5)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+        assert np.linalg.norm(one - other) < 1e-4 * np.linalg.norm(other)  # so none may be zero
 
 
 def test_a_router_that_kernels_do_not_know_is_called(normed, normal):

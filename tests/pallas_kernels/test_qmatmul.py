@@ -140,7 +140,7 @@ def test_any_number_of_rows(count, dtype, batch, check):
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_the_tile_of_a_gpu_never_seen(count, check):
-    tile = blocks.few_rows(count, 5, [few_rows.Job((groups.packing(formats.get("Q4_0")),), 7)], "int16", Target("metal"))
+    tile = blocks.few_rows(count, [few_rows.Job((groups.packing(formats.get("Q4_0")),), 7)], "int16", Target("metal"))
     check("Q4_0", 7, 5, count, "int16", tile=tile)
 
 

@@ -161,7 +161,7 @@ def bytes_of_table(nibbles, table: tuple[int, ...], target: Target):
     if target.interpret:
         return tuple(_looked_up((nibbles >> np.uint32(shift)) & np.uint32(0x0F0F0F0F), table) for shift in (0, 4))
     select = _select_cuda if target.platform == "cuda" else _select_rocm
-    return select(nibbles.astype(jnp.int32), np.array(table).astype(np.uint8).view(np.int32))
+    return select(nibbles.astype(jnp.int32), np.array(table).astype(np.uint8))
 
 
 def _looked_up(codes, table):
@@ -173,11 +173,19 @@ def _looked_up(codes, table):
 
 
 def _select_cuda(words, entries):
-    """`prmt` takes four bytes out of eight by nibbles: twice for each half of the table, then the half by the codes' top bits."""
-    look_up = "{" + _ZERO + _LOOK_UP.format(*(f"{entry & 0xFFFFFFFF:#x}" for entry in entries.tolist())) + "}"
-    codes, tops = words & 0x77777777, ((words >> 1) & 0x44444444) | 0x32103210
+    """`prmt` takes four bytes out of eight by nibbles: a byte, or where a nibble's top bit is set eight times the sign of one.
+
+    So of each half of the table a code finds either its entry or the sign of that entry's pair in the other half, and both together,
+    by exclusive or, are the entry: where a pair is negative the one in the lower half is inverted for that.
+    """
+    lower, upper = entries[:8].view(np.int8), entries[8:].view(np.int8)
+    if ((lower < 0) != (upper < 0)).any():
+        raise ValueError(f"entries i and i + 8 of a table must have one sign, got {entries.view(np.int8).tolist()}")
+    halves = np.concatenate([np.where(lower < 0, ~lower, lower), upper]).view(np.uint32)
+    look_up = "{" + _ZERO + _LOOK_UP.format(*(f"{four:#x}" for four in halves.tolist())) + "}"
+    others = words ^ np.int32(0x88888888 - 2**32)
     shifted = lambda a: jax.lax.shift_right_logical(a, 16)
-    first, second = _assembly(look_up, "=r,r,r", codes, tops), _assembly(look_up, "=r,r,r", shifted(codes), shifted(tops))
+    first, second = _assembly(look_up, "=r,r,r", words, others), _assembly(look_up, "=r,r,r", shifted(words), shifted(others))
     return tuple(_assembly(f"prmt.b32 $0, $1, $2, {bytes:#x};", "=r,r,r", first, second) for bytes in (0x6420, 0x7531))
 
 
@@ -187,13 +195,14 @@ _LOOK_UP = """
 or.b32 lower, zero, {0};
 or.b32 upper, zero, {2};
 prmt.b32 lower, lower, {1}, $1;
-prmt.b32 upper, upper, {3}, $1;
-prmt.b32 $0, lower, upper, $2;
+prmt.b32 upper, upper, {3}, $2;
+xor.b32 $0, lower, upper;
 """
 
 
 def _select_rocm(words, entries):
     """`v_perm_b32` takes four bytes out of eight by bytes."""
+    entries = entries.view(np.int32)
 
     def pick(low, high, selector):
         operands = (jnp.full(words.shape, high), jnp.full(words.shape, low), selector)

@@ -22,7 +22,7 @@ def dequantize(planes, packing: Packing, dtype=jnp.float32):
 
 
 def signed_codes(codes, packing: Packing):
-    """uint8 codes -> int8, offset or table applied."""
+    """uint8 codes -> int8, table and offset applied."""
     if packing.table is not None:
-        return jnp.asarray(np.array(packing.table, np.int8)).at[codes].get(mode="promise_in_bounds")
+        codes = jnp.asarray(np.array(packing.table, np.int8)).at[codes].get(mode="promise_in_bounds")
     return codes.astype(jnp.int8) - jnp.int8(packing.offset)

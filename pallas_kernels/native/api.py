@@ -73,7 +73,7 @@ def multiply(x_MK, products: list[Product], *, mode: str, norm=None, epsilon: fl
         for weight in product.weights:
             operands += [weight.planes[name] for name in _PLANES if name in weight.planes]
             numbers += _numbers(weight.packing)
-            tables += [byte & 255 for byte in weight.packing.table or [0] * 16]
+            tables += _table(weight.packing)
         operands += [a.astype(jnp.float32) for a in (product.bias, product.residual) if a is not None]
     norm = jnp.zeros((0,), jnp.float32) if norm is None else norm.astype(jnp.float32)
     outputs = [jax.ShapeDtypeStruct((x_MK.shape[0], product.weights[0].rows), jnp.float32) for product in products]
@@ -124,6 +124,11 @@ def _form(packing: Packing):
     return packing.bits, packing.table is not None, packing.halves, packing.minimum
 
 
+def _table(packing: Packing) -> list[int]:
+    """16 bytes: the codes' values, which the C++ takes no offset off; zeros where the packing has none."""
+    return [(entry - packing.offset) & 255 for entry in packing.table] if packing.table else [0] * 16
+
+
 def _numbers(packing: Packing) -> list[int]:
     scale = _SCALES.index(packing.scale)
-    return [packing.bits, packing.offset, scale, packing.halves, packing.span, packing.minimum, packing.table is not None]
+    return [packing.bits, 0 if packing.table else packing.offset, scale, packing.halves, packing.span, packing.minimum, packing.table is not None]

@@ -16,7 +16,7 @@ struct Blocks {
   int64_t block, bytes, bits;
   int64_t d, m;
   int64_t scales, at, more_at, halves;
-  int64_t fields;
+  int64_t exchanged, fields;
   struct {
     int64_t at, bits, run;
   } codes[2];
@@ -89,6 +89,15 @@ inline void pack_row(const Blocks& how, const uint8_t* codes, int64_t groups, ui
     case 5: return pack_row<5>(codes, groups, positions, out);
     case 6: return pack_row<6>(codes, groups, positions, out);
     case 8: return pack_row<8>(codes, groups, positions, out);
+  }
+}
+
+// Bits 2 and 3 of codes of four bits change places, of eight codes at a time.
+inline void exchange(uint8_t* codes, int64_t count) {
+  for (int64_t i = 0; i < count; i += 8) {
+    uint64_t word = load(codes + i);
+    word = (word & 0x0303030303030303ull) | (word & 0x0404040404040404ull) << 1 | (word & 0x0808080808080808ull) >> 1;
+    std::memcpy(codes + i, &word, sizeof word);
   }
 }
 
@@ -175,6 +184,7 @@ extern "C" __attribute__((visibility("default"))) void rocmforge_repack(const ui
   std::vector<uint32_t> positions(how->bits == 8 ? 0 : groups * kPositions);
   for (int64_t row = 0; row < rows; row++, from += blocks * how->bytes) {
     unpack_row(*how, from, blocks, row_codes.data());
+    if (how->exchanged) exchange(row_codes.data(), groups * kGroup);
     pack_row(*how, row_codes.data(), groups, positions.data(), codes + row * how->bits * groups);
     if (how->d >= 0) shared_scales(*how, from, blocks, d + row * blocks * (how->m < 0 ? 2 : 4));
     uint8_t* scales = scale + row * how->halves * groups * (how->scales == kSixBitPairs ? 2 : 1);

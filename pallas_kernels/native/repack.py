@@ -23,7 +23,7 @@ ALIGNMENT = 64
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """Where the fields of a block are. block: elements; bytes: of a block. codes: (offset, bits, run) of each field, the lowest bits of
-    the codes first, as `formats._bits.unpack` takes them. d, m: offsets of float16 scales, None where there are none. scales: one of
+    the codes first, as `formats._bits.unpack` takes them; exchanged: whether bits 2 and 3 of a code then change places. d, m: offsets of float16 scales, None where there are none. scales: one of
     SCALES, which is at `at` and, for what has two fields, `more_at`."""
 
     block: int
@@ -34,12 +34,13 @@ class Blocks:
     scales: str | None = None
     at: int | None = None
     more_at: int | None = None
+    exchanged: bool = False
 
     def numbers(self, packing: Packing) -> np.ndarray:
         """As `struct Blocks` has them."""
         offsets = lambda *many: [-1 if offset is None else offset for offset in many]
         numbers = [self.block, self.bytes, packing.bits, *offsets(self.d, self.m), SCALES.index(self.scales)]
-        numbers += [*offsets(self.at, self.more_at), packing.halves, len(self.codes)]
+        numbers += [*offsets(self.at, self.more_at), packing.halves, self.exchanged, len(self.codes)]
         return np.array(numbers + [number for field in self.codes for number in field] + [0] * 3 * (2 - len(self.codes)), np.int64)
 
 

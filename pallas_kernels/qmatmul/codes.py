@@ -36,7 +36,7 @@ def lifted(words, packing: Packing, target: Target):
     """
     offset, whole = packing.offset, packing.table is not None or packing.bits == 8
     if whole:  # bytes, made unsigned
-        words, offset = _unsigned_bytes(words, packing, target), 128
+        words, offset = _unsigned_bytes(words, packing, target), offset + 128
     for element in range(GROUP):
         position, byte = divmod(element, 4)
         at = place(packing, position, byte)

@@ -20,15 +20,16 @@ from rocmforge_jax.formats import Format
 from rocmforge_jax.formats._bits import unpack
 from rocmforge_jax.formats.iq import IQ4_VALUES
 
-#: Twice the values of E2M1.
-_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+#: Twice the values of E2M1, plus 12.
+_E2M1 = (12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Repacking:
     """How the blocks of a type become groups.
 
-    codes: (field, bits, run) as `formats._bits.unpack` takes them, the lowest bits first. scales: the other fields, [..., N, blocks,
+    codes: (field, bits, run) as `formats._bits.unpack` takes them, the lowest bits first. exchanged: whether bits 2 and 3 of a code of
+    four bits change places, so that a table's entries i and i + 8 have one sign. scales: the other fields, [..., N, blocks,
     *field], -> the other planes, d [..., N, blocks] and scale [..., N, blocks, scales of a block]; fields: the inverse.
     """
 
@@ -36,6 +37,7 @@ class Repacking:
     codes: tuple[tuple[str, int, int], ...]
     scales: Callable
     fields: Callable
+    exchanged: bool = False
 
 
 def can_hold(fmt: Format) -> bool:
@@ -63,6 +65,8 @@ def split(fields, fmt: Format):
     for name, bits, run in how.codes:
         codes |= _unpacked(rest.pop(name), _field(fmt, name), bits, run) << low
         low += bits
+    if how.exchanged:
+        codes = _exchange(codes)
     groups = codes.reshape(*codes.shape[:-2], -1, GROUP)
     by_group = lambda plane: jnp.swapaxes(plane.reshape(*plane.shape[:-2], -1, how.packing.halves), -1, -2)
     scales = {name: plane if name == "d" else by_group(plane) for name, plane in how.scales(**rest).items()}
@@ -74,6 +78,8 @@ def join(planes, fmt: Format):
     how, rest = _REPACKINGS[fmt.name], dict(planes)
     groups = unpack_codes(rest.pop("codes"), how.packing.bits)
     codes = groups.reshape(*groups.shape[:-2], -1, fmt.block)
+    if how.exchanged:
+        codes = _exchange(codes)
     by_block = lambda plane: jnp.swapaxes(plane, -1, -2).reshape(*codes.shape[:-1], -1)
     fields = how.fields(**{name: plane if name == "d" else by_block(plane) for name, plane in rest.items()})
     for name, bits, run in how.codes:
@@ -96,6 +102,11 @@ def take_rows(planes, ids):
 def decode(planes, fmt: Format):
     """Planes of [..., N, K] -> values in float32."""
     return reference.dequantize(planes, packing(fmt))
+
+
+def _exchange(codes):
+    """Bits 2 and 3 of codes of four bits change places."""
+    return (codes & 3) | ((codes & 4) << 1) | ((codes & 8) >> 1)
 
 
 def _field(fmt, name):
@@ -212,6 +223,8 @@ def _one_per_block_packed(scale):
     return {"e": scale[..., 0]}
 
 
+#: By codes with the bits exchanged.
+_IQ4 = tuple(IQ4_VALUES[_exchange(np.arange(16))].tolist())
 _NIBBLES = ("qs", 4, 16)
 _CRUMBS = ("qs", 2, 32)
 
@@ -234,13 +247,13 @@ _REPACKINGS = {
         Packing(5, scale="bytes", span=8, minimum=True), (("qs", 4, 32), ("qh", 1, 32)), _six_bit_pairs, _six_bit_pairs_packed
     ),
     "Q6_K": Repacking(Packing(6, offset=32, scale="int8", halves=2, span=8), (("ql", 4, 64), ("qh", 2, 32)), *_entry("scales")),
-    "IQ4_NL": Repacking(Packing(4, table=tuple(IQ4_VALUES.tolist())), (_NIBBLES,), _same, _same),
+    "IQ4_NL": Repacking(Packing(4, table=_IQ4), (_NIBBLES,), _same, _same, exchanged=True),
     "IQ4_XS": Repacking(
-        Packing(4, table=tuple(IQ4_VALUES.tolist()), scale="int8", span=8), (_NIBBLES,), _high_and_low, _high_and_low_packed
+        Packing(4, table=_IQ4, scale="int8", span=8), (_NIBBLES,), _high_and_low, _high_and_low_packed, exchanged=True
     ),
-    "MXFP4": Repacking(Packing(4, table=_E2M1, scale="e8m0"), (_NIBBLES,), _one_per_block, _one_per_block_packed),
+    "MXFP4": Repacking(Packing(4, offset=12, table=_E2M1, scale="e8m0"), (_NIBBLES,), _one_per_block, _one_per_block_packed),
     "NVFP4": Repacking(
-        Packing(4, table=_E2M1, scale="e4m3", halves=2), (("qs", 4, 8),),
+        Packing(4, offset=12, table=_E2M1, scale="e4m3", halves=2), (("qs", 4, 8),),
         lambda d: {"scale": d}, lambda scale: {"d": scale},
     ),
     "TQ2_0": Repacking(Packing(2, offset=1, span=8), (_CRUMBS,), _same, _same),

@@ -57,7 +57,7 @@ def dense(packing, planes) -> np.ndarray:
     words = position_words([planes["codes"][:, i] for i in range(packing.bits)], packing.bits)
     codes = np.stack(words, axis=-1).view(np.uint8).reshape(*words[0].shape, GROUP)
     codes = codes.view(np.int8).astype(np.float64) if packing.bits == 8 else codes.astype(np.float64)
-    codes = np.array(packing.table, np.float64)[codes.astype(int)] if packing.table else codes - packing.offset
+    codes = (np.array(packing.table, np.float64)[codes.astype(int)] if packing.table else codes) - packing.offset
     by_half = codes.reshape(*codes.shape[:2], packing.halves, -1)
     scale, minimum = _scale_and_minimum(packing, planes)
     return (by_half * np.moveaxis(scale, 1, 2)[..., None] + np.moveaxis(minimum, 1, 2)[..., None]).reshape(len(codes), -1)

@@ -49,7 +49,7 @@ def test_without_the_library_it_says_how_to_get_one():
 
 
 def test_offsets_are_those_of_the_fields():
-    expected = 256, 210, ((0, 4, 64), (128, 2, 32)), 208, None, "bytes", 192, None
+    expected = 256, 210, ((0, 4, 64), (128, 2, 32)), 208, None, "bytes", 192, None, False
     assert dataclasses.astuple(repack.blocks_of(formats.get("Q6_K"))) == expected
 
 

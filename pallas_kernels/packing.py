@@ -19,6 +19,7 @@ So a mask and a shift give four codes, in the bytes of a word, as integer dot pr
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,23 +155,34 @@ def times_power_of_two(x, e):
     return jnp.where(x == 0, x, jax.lax.bitcast_convert_type(signed, jnp.float32))
 
 
-def scale_and_minimum(packing: Packing, get):
-    """The float32 scale and minimum (or None) of groups or of one of their halves, for arrays of any one shape.
+class Factors(NamedTuple):
+    """What scales or minima are products of: float32, and int32 or None for ones."""
+
+    unit: jax.Array
+    multiple: jax.Array | None = None
+
+    def product(self) -> jax.Array:
+        """float32."""
+        return self.unit if self.multiple is None else self.unit * self.multiple.astype(jnp.float32)
+
+
+def scale_and_minimum(packing: Packing, get) -> tuple[Factors, Factors | None]:
+    """The scale and the minimum, if there are any, of groups or of one of their halves, for arrays of any one shape.
 
     get(plane): that plane's entries for the groups, d repeated over its span.
     """
-    f32 = lambda a: a.astype(jnp.float32)
     if packing.scale == "e8m0":
-        return power_of_two(get("scale")), None
+        return Factors(power_of_two(get("scale"))), None
     if packing.scale == "e4m3":
-        return half_float(get("scale")), None
+        return Factors(half_float(get("scale"))), None
     if not packing.minimum:
-        return f32(get("d")) if packing.scale == "d" else f32(get("d")) * f32(get("scale")), None
-    scale, minimum = (f32(jax.lax.bitcast_convert_type(part, jnp.float16)) for part in _split(get("d"), 16, jnp.uint16))
+        multiple = None if packing.scale == "d" else get("scale").astype(jnp.int32)
+        return Factors(get("d").astype(jnp.float32), multiple), None
+    d, m = (jax.lax.bitcast_convert_type(part, jnp.float16).astype(jnp.float32) for part in _split(get("d"), 16, jnp.uint16))
     if packing.scale == "d":
-        return scale, minimum
+        return Factors(d), Factors(m)
     lower, upper = _split(get("scale"), 4 if packing.scale == "nibbles" else 8, jnp.int32)
-    return scale * f32(lower), -minimum * f32(upper)
+    return Factors(d, lower), Factors(-m, upper)
 
 
 def _split(words, bits: int, dtype):
@@ -188,4 +200,5 @@ def values(packing: Packing, codes, get):
     if packing.scale == "e8m0":
         return times_power_of_two(codes, get("scale"))
     scale, minimum = scale_and_minimum(packing, get)
-    return codes * scale if minimum is None else codes * scale + minimum
+    scaled = codes * scale.product()
+    return scaled if minimum is None else scaled + minimum.product()

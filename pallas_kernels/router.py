@@ -32,9 +32,9 @@ def _logits(x_TD, kernel_DE, norm_D, target):
     (T, D), E = x_TD.shape, kernel_DE.shape[1]
     splits = pl.cdiv(D, _INPUTS)
 
-    def kernel(x_ref, kernel_ref, norm_ref, sums_ref, squares_ref):
-        e = triton.program_id(target) * _EXPERTS + jnp.arange(_EXPERTS, dtype=jnp.int32)
-        t, split = pl.program_id(1), pl.program_id(2)
+    def kernel(point, x_ref, kernel_ref, norm_ref, sums_ref, squares_ref):
+        of_experts, t, split = point
+        e = of_experts * _EXPERTS + jnp.arange(_EXPERTS, dtype=jnp.int32)
         d = split * _INPUTS + jnp.arange(_INPUTS, dtype=jnp.int32)
         exists = d < D
         weights = triton.load(kernel_ref, (d[:, None], e[None]), mask=exists[:, None] & (e < E)[None])
@@ -54,8 +54,8 @@ def _choose(sums, squares, width, used, renormalize, epsilon, target):
     padded, padded_splits = pl.next_power_of_2(E), pl.next_power_of_2(splits)
     at_once = min(padded, max(1, _PAIRS // padded))
 
-    def kernel(sums_ref, squares_ref, weights_ref, ids_ref):
-        t, split = triton.program_id(target), jnp.arange(padded_splits, dtype=jnp.int32)
+    def kernel(point, sums_ref, squares_ref, weights_ref, ids_ref):
+        (t,), split = point, jnp.arange(padded_splits, dtype=jnp.int32)
         squares = triton.load(squares_ref, (t, split), mask=split < splits).sum()
         factor = jax.lax.rsqrt(squares / np.float32(width) + np.float32(epsilon))
 

@@ -81,11 +81,11 @@ def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, 
     rows, tiles = _row_tiles(G, blocks)
     new_arrays = [] if new is None else new.arrays
 
-    def kernel(q_ref, keys_ref, values_ref, lengths_ref, *refs):
+    def kernel(point, q_ref, keys_ref, values_ref, lengths_ref, *refs):
         new_refs, (highest_ref, total_ref, sums_ref, *caches) = refs[: len(new_arrays)], refs[len(new_arrays) :]
-        program, split = triton.program_id(target), pl.program_id(1)
+        program, split, of_rows = point
         b, head = program // K, program % K
-        row = pl.program_id(2) * rows + jnp.arange(rows, dtype=jnp.int32)
+        row = of_rows * rows + jnp.arange(rows, dtype=jnp.int32)
         (column,) = whole(H)
         heads, of_group = head * G + row, (row, G if G % rows else None)
         load_q = lambda part: triton.load(
@@ -213,10 +213,10 @@ def combine(highest, total, sums, sinks_N, dtype, target: Target, mode: str | No
     width = min(pl.next_power_of_2(H), max(GROUP, _COMBINED_TILE // pl.next_power_of_2(splits)))
     operands = [highest, total, sums] + ([] if sinks_N is None else [sinks_N])
 
-    def kernel(*refs):
-        (out_ref, *act_refs), program = refs[len(operands) :], triton.program_id(target)
-        b, n = program // N, program % N
-        first = pl.program_id(1) * width
+    def kernel(point, *refs):
+        out_ref, *act_refs = refs[len(operands) :]
+        b, n = point[0] // N, point[0] % N
+        first = point[1] * width
         columns = first + jnp.arange(width, dtype=jnp.int32)
         out = combined(*refs[: len(operands)], b=b, n=n, columns=columns).astype(out_ref.dtype)
         triton.store(out_ref, (b, n, columns), out, mask=within((columns, H if H % width else None)))

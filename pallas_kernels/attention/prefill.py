@@ -24,10 +24,9 @@ def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, sinks_N, scoring: Scoring,
     rows = min(blocks.rows, padded(T * G))
     tiles = pl.cdiv(T * G, rows)
 
-    def kernel(q_ref, keys_ref, values_ref, starts_ref, *refs):
+    def kernel(point, q_ref, keys_ref, values_ref, starts_ref, *refs):
         *sinks_ref, out_ref = refs
-        program, first_row = triton.program_id(target), (tiles - 1 - pl.program_id(1)) * rows
-        b, head = program // K, program % K
+        b, head, first_row = point[0] // K, point[0] % K, (tiles - 1 - point[1]) * rows
         row, column = first_row + jnp.arange(rows, dtype=jnp.int32), jnp.arange(padded(H), dtype=jnp.int32)[None]
         tokens, heads, rows_end = row // G, head * G + row % G, T * G if T * G % rows else None
         at = b, tokens[:, None], heads[:, None], column

@@ -21,9 +21,9 @@ def dequantize(planes, packing: Packing, dtype, *, target: Target):
     names, fours = sorted(planes), groups * POSITIONS
     tile = min(FOURS, pl.next_power_of_2(fours))
 
-    def kernel(*refs):
+    def kernel(point, *refs):
         refs, out_ref = dict(zip(names, refs)), refs[-1]
-        row, u = triton.program_id(target), pl.program_id(1) * tile + jnp.arange(tile)
+        row, u = point[0], point[1] * tile + jnp.arange(tile)
         mask = u < fours if fours % tile else None
         g, position = u // POSITIONS, u % POSITIONS
         load = lambda name, *index: triton.load(refs[name], (row, *index), mask=mask)

@@ -75,9 +75,9 @@ def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, target: Target
     groups = K // GROUP
     tile = min(GROUPS_PER_PROGRAM, pl.next_power_of_2(groups))
 
-    def kernel(x_ref, *refs):
+    def kernel(point, x_ref, *refs):
         norm_ref, outputs = (None, refs) if norm is None else (refs[0], refs[1:])
-        m, g = triton.program_id(target), pl.program_id(1) * tile + jnp.arange(tile)
+        m, g = point[0], point[1] * tile + jnp.arange(tile)
         inputs, mask = jnp.arange(GROUP)[None], (g < groups)[:, None]
         x = triton.load(x_ref, (m, g[:, None], inputs), mask=mask).astype(jnp.float32)
         squares = (x * x).sum(axis=1)

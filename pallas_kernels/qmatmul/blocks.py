@@ -6,6 +6,7 @@ The interpreter's are small, because what it runs is compiled for as long as a k
 """
 
 import dataclasses
+import math
 
 from pallas_kernels.packing import Packing
 from pallas_kernels.targets import Target
@@ -49,6 +50,8 @@ ONE_ROW = {
 #: Programs of one warp that a GPU has room for at once, on NVIDIA's 32 for each of an H100's 132 processors. A launch of no more of them
 #: has no others to compute while one waits for what it reads.
 RESIDENT = {"": 0, "cuda": 4224}
+#: Programs that are left at least where those of a launch take more rows, which are short.
+ENOUGH = {"": math.inf, "cuda": 1500}
 #: For several rows of activations: (up to so many rows, tile).
 SEVERAL_ROWS = {
     "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
@@ -58,20 +61,25 @@ SEVERAL_ROWS = {
 }
 
 
-def few_rows(rows: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
-    """The tile for so many rows of activations, the jobs of a launch and a mode of activations. pairs: how often the jobs are done."""
+def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
+    """The tile for so many rows of activations, of so many groups, the jobs of a launch and a mode of activations. pairs: how often the jobs
+    are done."""
     if rows > 1:
         tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
         # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one of 2 rows for 1 s.
         return dataclasses.replace(tile, batch=min(tile.batch, 2)) if mode == "float" else tile
     tiles, kinds = _of_family(ONE_ROW, target), {packing.scale for job in jobs for packing in job.packings}
     tile = tiles.get(kinds.pop() if len(kinds) == 1 else "", tiles[""])
+    programs = lambda: pairs * sum(-(-job.rows // tile.rows) for job in jobs)
+    width, most = max(32, 1 << (groups - 1).bit_length()), 2 * tile.rows * tile.groups
+    # A row that is one step is so little to do that starting programs takes longer.
+    while width * tile.rows < most and width <= tile.groups and programs() >= 2 * _of_family(ENOUGH, target) and mode != "float":
+        tile = dataclasses.replace(tile, rows=2 * tile.rows)
     resident = _of_family(RESIDENT, target)
-    programs = pairs * sum(-(-job.rows // tile.rows) for job in jobs)
     # Floats fill the registers, for which the compiler reads late in any launch. So do two weights, but for the time that tables take.
     packings = jobs[0].packings
     late = mode == "float" or len(packings) > 1 and not any(packing.table for packing in packings)
-    return dataclasses.replace(tile, load_first=programs <= resident or late and resident > 0)
+    return dataclasses.replace(tile, load_first=programs() <= resident or late and resident > 0)
 
 
 #: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first that fits. On NVIDIA GPUs a warp has 16 rows

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
-from pallas_kernels.packing import GROUP, POSITIONS, Packing, scale_and_minimum
+from pallas_kernels.packing import GROUP, POSITIONS, Factors, Packing, scale_and_minimum
 from pallas_kernels.qmatmul import blocks, codes
 from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.targets import Target
@@ -55,17 +55,17 @@ def multiply(
     experts, a multiple of M: rows of the outputs then, P / M for each row of x, which share no weight, so one at a time.
     """
     rows = pairs or x.rows
-    tile = tile or blocks.few_rows(1 if pairs else rows, jobs, x.mode, target, pairs or 1)
+    tile = tile or blocks.few_rows(1 if pairs else rows, x.groups, jobs, x.mode, target, pairs or 1)
     batch = 1 if pairs else min(tile.batch, rows)
     programs = [pl.cdiv(job.rows, _outputs_of_a_program(job, tile)) for job in jobs]
     inputs, structure = jax.tree.flatten([[x.words, x.scale, x.sums, x.squares], operands])
     outputs = [jax.ShapeDtypeStruct((rows, job.rows), dtype) for job in jobs]
 
-    def kernel(*refs):
+    def kernel(point, *refs):
         act_refs, job_refs = jax.tree.unflatten(structure, refs[: len(inputs)])
-        row = jnp.minimum(pl.program_id(1) * batch, rows - batch)
+        row = jnp.minimum(point[1] * batch, rows - batch)
         acts = _Rows(*act_refs, x.mode, x.groups, x.epsilon, row // (rows // x.rows) if rows > x.rows else row, batch)
-        program, first = triton.program_id(target), 0
+        program, first = point[0], 0
         for job, of_job, out_ref, count in zip(jobs, job_refs, refs[len(inputs) :], programs):
             run = functools.partial(_run, job, of_job, out_ref, acts, row, program - first, tile, target)
             if len(jobs) == 1:
@@ -131,7 +131,8 @@ def _product(acts, weight, start, count, tile, target):
 
 def _zero_after(parts, rows, target):
     """`triton.zero_after` what was read of the weights and, where they are few, of the activations."""
-    loaded = [array for part in parts for array in (*part.words, *itertools.chain(*part.scales)) if array is not None]
+    of_part = lambda part: (*part.words, *jax.tree.leaves(part.scales))
+    loaded = [array for part in parts for array in of_part(part)]
     loaded += [array for row in rows if row.scale is not None for array in (*itertools.chain(*row.words), *row.sums, row.scale)]
     return triton.zero_after(loaded, parts[0].words[0].shape, target)
 
@@ -158,11 +159,12 @@ class _Columns:
 
 
 class _Part(NamedTuple):
-    """Some groups of a row of a weight, [W]: words by position, and (scale, minimum) for each half or for all of a group."""
+    """Some groups of a row of a weight, [W]: words by position, and for each half or for all of a group its scale and its minimum, or None.
+    """
 
     packing: Packing
     words: list
-    scales: list
+    scales: list[tuple[Factors, Factors | None]]
 
     def positions(self, half: int) -> range:
         return range(POSITIONS) if self.packing.halves == 1 else range(4 * half, 4 * half + 4)
@@ -233,12 +235,12 @@ class _Row(NamedTuple):
     def add(self, total, part: _Part, zero, target):
         """float32 [W]: `total` and the products of these groups with those of a weight. zero: int32 [W], what they begin with."""
         dots = (self._float_dots if self.scale is None else self._integer_dots)(part, zero, target)
-        of_groups = None
-        for half, (dot, (scale, minimum)) in enumerate(zip(dots, part.scales)):
-            dot = dot.astype(jnp.float32)
-            of_groups = dot * scale if of_groups is None else triton.multiply_add(dot, scale, of_groups, target)
-            if minimum is not None:
-                of_groups = triton.multiply_add(self._sum(part, half).astype(jnp.float32), minimum, of_groups, target)
+        scales, minima = zip(*part.scales)
+        # Four factors of a group are more to convert than to multiply as integers.
+        together = target.platform == "cuda" and self.scale is not None and part.packing.scale == "nibbles"
+        of_groups = _scaled(list(dots), scales, None, together, target)
+        if minima[0] is not None:
+            of_groups = _scaled([self._sum(part, half) for half in range(len(minima))], minima, of_groups, together, target)
         return total + of_groups if self.scale is None else triton.multiply_add(of_groups, self.scale, total, target)
 
     def _integer_dots(self, part, zero, target):
@@ -262,3 +264,17 @@ class _Row(NamedTuple):
                 lifted, above = floats[element]
                 dot = triton.multiply_add(lifted - above, self.words[0][element], dot, target)
             yield dot
+
+
+def _scaled(numbers, scales: list[Factors], addend, together: bool, target):
+    """float32 [W]: the sum over halves of int32 or float32 numbers times their scale, plus the addend, if there is one.
+
+    together: halves of integers have one unit, and their multiples of it are below 16, so that the sum of both fits in 32 bits.
+    """
+    if together:
+        numbers = [sum(number * scale.multiple for number, scale in zip(numbers, scales))]
+        scales = [Factors(scales[0].unit)]
+    for number, scale in zip(numbers, scales):
+        number, factor = number.astype(jnp.float32), scale.product()
+        addend = number * factor if addend is None else triton.multiply_add(number, factor, addend, target)
+    return addend

@@ -37,11 +37,11 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
     steps, width = pl.cdiv(groups, tile.groups), GROUP * tile.groups
     share = pl.cdiv(steps, tile.splits)
 
-    def kernel(x_ref, *refs):
+    def kernel(point, x_ref, *refs):
         refs, (*of_tiles, out_ref) = dict(zip(names, refs)), refs[len(names) :]
-        n = triton.program_id(target) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
-        m = pl.program_id(1) * columns
-        split = pl.program_id(2)
+        n = point[0] * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
+        m = point[1] * columns
+        split = point[2]
 
         def run(*expert):
             def step(j, total):
@@ -60,7 +60,7 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
         if not of_tiles:
             run()
         else:
-            expert = of_tiles[0][pl.program_id(1)]
+            expert = of_tiles[0][point[1]]
             pl.when(expert >= 0)(lambda: run(expert))
 
     sums = triton.call(
@@ -108,7 +108,8 @@ class _Tile:
         return self._load("codes", word)
 
     def scale(self, half):
-        return scale_and_minimum(self.packing, lambda name: self._shared("d") if name == "d" else self._load(name, half))
+        found = scale_and_minimum(self.packing, lambda name: self._shared("d") if name == "d" else self._load(name, half))
+        return [factors and factors.product() for factors in found]
 
     def _shared(self, plane):
         """Entries that `span` groups share, each loaded once."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import triton
 from pallas_kernels.qmatmul import activations, blocks, few_rows
 from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, multiply
 from pallas_kernels.qmatmul.blocks import Tile
@@ -140,7 +141,7 @@ def test_any_number_of_rows(count, dtype, batch, check):
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_the_tile_of_a_gpu_never_seen(count, check):
-    tile = blocks.few_rows(count, [few_rows.Job((groups.packing(formats.get("Q4_0")),), 7)], "int16", Target("metal"))
+    tile = blocks.few_rows(count, 8, [few_rows.Job((groups.packing(formats.get("Q4_0")),), 7)], "int16", Target("metal"))
     check("Q4_0", 7, 5, count, "int16", tile=tile)
 
 
@@ -324,12 +325,30 @@ def test_where_loads_come_first(rows, name, weights, mode, waits):
 
 
 @pytest.mark.parametrize(("target", "can"), [*((target, target.platform == "cuda") for target in GPUS), (Target("cuda", "8.0"), False)], ids=str)
-def test_the_next_launch_begins_early_where_a_gpu_can(target, can):
+@pytest.mark.parametrize(("rows", "some"), [(64, 0), (20001, 1)])
+def test_the_next_launch_begins_early_where_a_gpu_can(target, can, rows, some):
+    """Both launches, quantising and multiplying, say so; of the programs of a long one only those that are last."""
     packing = groups.packing(formats.get("Q4_0"))
-    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 64, 8))
+    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, rows, 128))
     run = lambda x, planes: multiply(x, [Product((Weight(planes, packing),))], mode="int16", dtype=jnp.float32, target=target)
-    text = lowered_to_triton(target, run, jax.ShapeDtypeStruct((1, 256), jnp.bfloat16), planes)
+    text = lowered_to_triton(target, run, jax.ShapeDtypeStruct((1, 4096), jnp.bfloat16), planes)
     assert text.count("griddepcontrol.launch_dependents") == (2 if can else 0)
+    assert text.count("@last griddepcontrol.launch_dependents") == (some if can else 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "pairs", "mode", "outputs"),
+    [(2048, 768, 64, "int16", 8), (768, 2048, 8, "int8", 4), (768, 768, 1, "int16", 2), (2048, 768, 64, "float", 2), (57344, 4096, 1, "int16", 2)],
+)
+def test_short_rows_are_taken_together(rows, inputs, pairs, mode, outputs):
+    """Where there are many, and registers for it: starting a program takes as long as some rows of a step each."""
+    job = few_rows.Job((groups.packing(formats.get("Q4_K")),), rows)
+    assert blocks.few_rows(1, inputs // 32, [job], mode, Target("cuda", "9.0"), pairs).rows == outputs
+
+
+def test_tables_that_no_look_up_is_for():
+    with pytest.raises(ValueError, match=r"entries i and i \+ 8 of a table must have one sign, got \[0, 1, .*, -7\]"):
+        triton.bytes_of_table(jnp.zeros(4, jnp.uint32), (*range(8), *range(0, -8, -1)), Target("cuda", "9.0"))
 
 
 @pytest.mark.parametrize("target", GPUS, ids=str)

@@ -16,15 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "formats": set(),
     "locate": set(),
+    "settings": set(),
     "ahead": {"gguf", "quant"},
     "gguf": {"formats"},
     "text": {"gguf"},
-    "quant": {"formats", "locate"},
+    "quant": {"formats", "locate", "settings"},
     "nn": {"quant"},
     "models": {"formats", "gguf", "quant", "nn", "ahead"},
     "generate": {"models", "nn", "quant"},
     "language_model": {"generate", "models", "gguf", "text", "locate"},
-    "cli": {"language_model", "generate", "models", "nn", "quant", "text", "gguf", "formats", "locate", "ahead"},
+    "cli": {"language_model", "generate", "models", "nn", "quant", "text", "gguf", "formats", "locate", "settings", "ahead"},
     "__main__": {"cli"},
 }
 MAY_IMPORT["demo"] = set(MAY_IMPORT)  # a leaf on top: nobody imports it

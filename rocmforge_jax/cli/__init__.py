@@ -12,6 +12,7 @@ import warnings
 from rocmforge_jax import ahead
 from rocmforge_jax.cli import bench, build_native, chat, doctor, generate, inspect, perplexity, tokenize
 from rocmforge_jax.cli.common import UsageError, version
+from rocmforge_jax.settings import SettingError
 
 COMMANDS = (generate, chat, inspect, tokenize, perplexity, bench, doctor, build_native)
 PROGRAM = "rocmforge-jax"
@@ -55,7 +56,7 @@ def _fail(error: Exception) -> int:
 def _input_errors() -> tuple[type[Exception], ...]:
     from rocmforge_jax import ChatTemplateError, GGUFError
 
-    return (UsageError, GGUFError, ChatTemplateError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+    return (UsageError, SettingError, GGUFError, ChatTemplateError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 def _say(text: str):

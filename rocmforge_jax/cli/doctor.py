@@ -98,10 +98,10 @@ def operations() -> dict[str, str]:
 
     layout = default_layout(formats.get("Q4_K"))
     try:
-        kernel = f"triton for {kernels.current_target()}" if "triton" in kernels.order() else "xla (ROCMFORGE_KERNELS=xla)"
+        kernel = f"triton for {kernels.current_target()}" if "triton" in kernels.kernel_order() else "xla (ROCMFORGE_KERNELS=xla)"
         product = kernel
     except NotImplementedError:  # no GPU
-        kernel, product = "xla", _on_cpu(native, kernels.order())
+        kernel, product = "xla", _on_cpu(native, kernels.kernel_order())
     return {
         "dequantize": f"{kernel}, planes in {layout}",
         "matmul": f"{product}, planes in {layout}",

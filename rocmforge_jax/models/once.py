@@ -18,7 +18,7 @@ def once(block: nnx.Module, *operands):
         return block(*operands)
     graphdef, state = nnx.split(block)
     # Which implementations are traced is decided by more than the block: another choice is another trace.
-    chosen_by = kernels.order(), kernels.targets.current(), native.usable()
+    chosen_by = kernels.kernel_order(), kernels.targets.current(), native.usable()
     return _call(graphdef, chosen_by, state, operands)
 
 

@@ -86,9 +86,9 @@ def _in_cpp(check, what) -> str:
 
 
 def _tried(implementations: dict) -> tuple[str, str]:
-    """The first of `kernels.order` that can, and what it does; "xla", and why not what this kind of device has."""
+    """The first of `kernel_order` that can, and what it does; "xla", and why not what this kind of device has."""
     reasons = {}
-    for name in kernels.order():
+    for name in kernels.kernel_order():
         try:
             if name in implementations:
                 return name, implementations[name]()

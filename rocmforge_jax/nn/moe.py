@@ -58,16 +58,17 @@ def choose_experts(
 
     activations: as for `quant.matmul`.
     """
-    if kernels.order()[0] == "triton" and type(router) is Linear and type(norm) is RMSNorm:
-        try:
-            return _chosen_by_kernels(x_TD, router, norm, used, renormalize)
-        except NotImplementedError:  # many tokens, say
-            pass
-    x_TD = x_TD if norm is None else norm(x_TD)
-    return route(router(x_TD, jnp.float32, activations) if type(router) is Linear else router(x_TD), used, renormalize=renormalize)
+
+    def by_route(x_TD, router, norm, used, renormalize):
+        x_TD = x_TD if norm is None else norm(x_TD)
+        return route(router(x_TD, jnp.float32, activations) if type(router) is Linear else router(x_TD), used, renormalize=renormalize)
+
+    return kernels.dispatch_fused({"triton": _chosen_by_kernels}, None, by_route, x_TD, router, norm, used, renormalize)
 
 
 def _chosen_by_kernels(x_TD, router, norm, used, renormalize):
+    if type(router) is not Linear or type(norm) is not RMSNorm:
+        raise NotImplementedError(f"the router is a {type(router).__name__}, the norm a {type(norm).__name__}")
     kernel = router.kernel.get_value()
     if not 0 < len(x_TD) <= FEW_ROWS:
         raise NotImplementedError(f"{len(x_TD)} tokens, the kernels take 1 to {FEW_ROWS}")
@@ -125,14 +126,20 @@ def mixture(
     order of their experts and take three. Else few tokens take a step a pair, which reads that expert alone, many a step an expert, over all
     tokens. activations: as for `quant.matmul`.
     """
+    operands = x_TD, weights, experts, gate, up, down, norm, activations
+    return kernels.dispatch_fused({"triton": _mixture_by_kernels}, None, _mixture_one_by_one, *operands)
+
+
+def _mixture_by_kernels(x_TD, weights, experts, gate, up, down, norm, activations):
     (T, used), E = experts.shape, gate.kernel.shape[0]
-    if kernels.order()[0] == "triton" and all(type(stack) is Experts for stack in (gate, up, down)):
-        try:
-            of_pairs = _pair_by_pair if T * used <= E else _by_expert
-            y_PD = of_pairs(x_TD, norm, experts.reshape(-1), gate, up, down, activations)
-            return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
-        except NotImplementedError:  # stacks that no kernel can address, say: each expert is copied out of them
-            pass
+    of_pairs = _pair_by_pair if T * used <= E else _by_expert
+    y_PD = of_pairs(x_TD, norm, experts.reshape(-1), gate, up, down, activations)
+    return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
+
+
+def _mixture_one_by_one(x_TD, weights, experts, gate, up, down, norm, activations):
+    """Each expert is copied out of its stack, which no kernel can address, say."""
+    (T, used), E = experts.shape, gate.kernel.shape[0]
     x_TD = x_TD if norm is None else norm(x_TD)
     linear = lambda stack, x, e: stack(x, e, activations) if type(stack) is Experts else stack(x, e)
     forward = lambda x, e: linear(down, silu_gate(linear(gate, x, e), linear(up, x, e)), e).astype(jnp.float32)
@@ -169,6 +176,8 @@ def _by_expert(x_TD, norm, experts_P, gate: Experts, up: Experts, down: Experts,
 
 def _for_kernels(gate, up, down, mode):
     """The stacks and the target of their kernels."""
+    if others := [type(stack).__name__ for stack in (gate, up, down) if type(stack) is not Experts]:
+        raise NotImplementedError(f"a stack of experts is a {others[0]}")
     stacks = [stack.kernel.get_value() for stack in (gate, up, down)]
     target = kernels.target_of(*stacks, mode=mode)
     if not all(stack.transposed for stack in stacks):

@@ -48,13 +48,11 @@ def products(
     x = x if isinstance(x, Prepared) else Prepared(x)
     wanted = [Product(*map(value_of, product)) for product in wanted]
     dtype = jnp.dtype(dtype or x.array.dtype)
-    for each in kernels.order() if implementation is None else (implementation,):
-        try:
-            if each in _FUSED:
-                return _FUSED[each](x, wanted, norm, dtype, activations)
-        except NotImplementedError:  # many rows, say: product by product, each as it can
-            pass
-    return _one_by_one(x.array, wanted, *_scale_of(norm), dtype, activations, implementation)
+
+    def each_as_it_can(x, wanted, norm, dtype, activations):  # many rows, say
+        return _one_by_one(x.array, wanted, *_scale_of(norm), dtype, activations, implementation)
+
+    return kernels.dispatch_fused(_FUSED, implementation, each_as_it_can, x, wanted, norm, dtype, activations)
 
 
 def _scale_of(norm):

@@ -6,7 +6,6 @@ a small product there that was compared with plain XLA's. One that failed is nam
 """
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, check_offsets,
 from pallas_kernels.targets import Target
 from rocmforge_jax.quant import groups, trials
 from rocmforge_jax.quant.qtensor import QTensor
+from rocmforge_jax.settings import kernel_order
 
 #: How activations meet packed weights in kernels (`pallas_kernels.qmatmul.activations`), and the mode where nobody says.
 MODES, DEFAULT_MODE = ("int16", "int8", "float"), "int16"
@@ -27,32 +27,36 @@ _ERRORS = {"int16": 1e-4, "int8": 2e-2, "float": 2e-6}
 #: Rows of a narrow float type from which on the matrix units multiply, and up to which they take the weight packed. Measured on an H100,
 #: Q4_0, 14336 x 4096: 12 us for one row, 21 us for 4 to 16 rows on the matrix units.
 MATRIX_ROWS, PACKED_ROWS = 4, 64
-_CHOICES = {"auto": ("triton", "native", "xla"), "triton": ("triton",), "native": ("native",), "xla": ("xla",)}
-
-
-def order() -> tuple[str, ...]:
-    """The implementations to try, the first first."""
-    choice = os.environ.get("ROCMFORGE_KERNELS") or "auto"
-    if choice not in _CHOICES:
-        raise ValueError(f"ROCMFORGE_KERNELS is one of {', '.join(_CHOICES)}, got {choice!r}")
-    return _CHOICES[choice]
 
 
 def dispatch(implementations: dict, name: str | None, *args, **kwargs):
-    """Call the implementation of a name, or with None the first one in `order` that does not raise NotImplementedError.
+    """Call the implementation of a name, or with None the first one in `kernel_order` that does not raise NotImplementedError.
 
     ValueError: a name that is none of them. NotImplementedError: none can, with the reasons.
     """
     if name is not None and name not in implementations:
         raise ValueError(f"no implementation {name!r} here; there are {', '.join(implementations)}")
-    reasons = []
-    names = order() if name is None else (name,)
-    for each in [each for each in names if each in implementations] or ["xla"]:  # "native" has no dequantisation, say
+    found = _tried(implementations, name, args, kwargs, reasons := [], "xla")  # "native" has no dequantisation, say
+    if not found:
+        raise NotImplementedError("; ".join(reasons))
+    return found[0]
+
+
+def dispatch_fused(implementations: dict, name: str | None, otherwise, *args):
+    """As `dispatch`, of what does the work of several operations at once; where none can, `otherwise(*args)`, which does one by one."""
+    found = _tried(implementations, name, args, {}, [])
+    return found[0] if found else otherwise(*args)
+
+
+def _tried(implementations, name, args, kwargs, reasons, *last) -> tuple:
+    """(what the first implementation that can returns,), or () and each one's reason. last: those that are tried where no other is there."""
+    names = kernel_order() if name is None else (name,)
+    for each in [each for each in names if each in implementations] or last:
         try:
-            return implementations[each](*args, **kwargs)
+            return (implementations[each](*args, **kwargs),)
         except NotImplementedError as reason:
             reasons.append(f"{each}: {reason}")
-    raise NotImplementedError("; ".join(reasons))
+    return ()
 
 
 def current_target() -> Target:

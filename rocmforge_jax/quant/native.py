@@ -71,7 +71,7 @@ def wanted(activations: str | None = None) -> bool:
     """Whether products with a mode of activations (default: the default) are the library's, where their planes allow it."""
     from rocmforge_jax.quant import kernels  # which needs flax
 
-    return "native" in kernels.order() and (activations or kernels.DEFAULT_MODE) in api.MODES and usable()
+    return "native" in kernels.kernel_order() and (activations or kernels.DEFAULT_MODE) in api.MODES and usable()
 
 
 def require(*weights, mode: str, rows: int = 1) -> None:

@@ -34,9 +34,14 @@ def launches(runs: list[Callable]) -> list[tuple[str, float]]:
     events = events["traceEvents"] if isinstance(events, dict) else events
     streams = _streams(events)
     found = [event for event in events if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams]
+    return one_after_the_other([(event["name"], event["ts"], event["ts"] + event["dur"]) for event in found])
+
+
+def one_after_the_other(found: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
+    """(name, begin, end) -> (name, time of its own), in the order in which they end: what begins while another runs counts from its end."""
     times, last = [], 0
-    for end, start, name in sorted((event["ts"] + event["dur"], event["ts"], event["name"]) for event in found):
-        times.append((name, end - max(start, last)))
+    for name, begin, end in sorted(found, key=lambda launch: (launch[2], launch[1])):
+        times.append((name, end - max(begin, last)))
         last = end
     return times
 

@@ -139,9 +139,13 @@ def half_float(codes):
 SUBNORMAL_BELOW = 2
 
 
-def power_of_two(e):
-    """2^(e - 128) as float32 for e from 0 to 255; the two subnormal ones count as zero."""
-    return jax.lax.bitcast_convert_type(jnp.maximum(e.astype(jnp.int32) - 1, 0) << 23, jnp.float32)
+def power_of_two(e, subnormal: bool = False):
+    """2^(e - 128) as float32 for e from 0 to 255; of the two subnormal ones a zero, unless they are wanted."""
+    e = e.astype(jnp.int32)
+    bits = jnp.maximum(e - 1, 0) << 23
+    if subnormal:
+        bits = jnp.where(e < SUBNORMAL_BELOW, jnp.int32(1 << 21) << jnp.minimum(e, SUBNORMAL_BELOW), bits)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def times_power_of_two(x, e):

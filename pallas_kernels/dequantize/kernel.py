@@ -56,8 +56,7 @@ def _values(packing, codes, get, mask, target):
         return values(packing, codes, get)
     e, numbers = get("scale").astype(jnp.int32), codes.astype(jnp.float32)
     if target.platform == "cuda":  # multiplies subnormal numbers as any other
-        power = jnp.where(e < SUBNORMAL_BELOW, jnp.int32(1 << 21) << jnp.minimum(e, SUBNORMAL_BELOW), (e - 1) << 23)
-        return numbers * jax.lax.bitcast_convert_type(power, jnp.float32)
+        return numbers * power_of_two(e, subnormal=True)
     smallest = (e if mask is None else jnp.where(mask[:, None], e, 255)).min()
     exact, quick = lambda: times_power_of_two(numbers, e), lambda: numbers * power_of_two(e)
     return jax.lax.cond(smallest < SUBNORMAL_BELOW, exact, quick)

@@ -120,6 +120,12 @@ def test_a_made_mixture_is_one_that_loads(program, tmp_path, monkeypatch):
 
 
 @pytest.mark.core
+def test_a_launch_that_waits_for_another_counts_from_its_end(program):
+    found = [("c", 30, 35), ("a", 10, 20), ("b", 12, 27), ("inside", 31, 33)]
+    assert program("kernel_trace").one_after_the_other(found) == [("a", 10), ("b", 7), ("inside", 2), ("c", 2)]
+
+
+@pytest.mark.core
 def test_what_llama_cpp_prints_gets_our_names(program, tmp_path):
     """In place of its programs: ones that print a line of each kind, and what is no JSON."""
     kinds = [(512, 0, 0, 1.0), (2048, 0, 0, 2.0), (0, 128, 0, 3.0), (0, 128, 4096, 4.0)]

@@ -1,6 +1,5 @@
 """What kernels run on here, and packed matrices whose values ggml gave."""
 
-import contextlib
 import functools
 
 import jax
@@ -11,6 +10,7 @@ from pallas_kernels.qmatmul.api import Weight
 from pallas_kernels.targets import INTERPRET, Target, current
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
+from tests.described import as_if_on
 from tests.reference_blocks import ggml_blocks, packed
 
 __all__ = ["ggml_blocks", "matrix", "packed"]
@@ -28,17 +28,9 @@ GPUS = [Target("cuda", "9.0"), Target("rocm", "gfx942"), Target("rocm", "gfx1100
 
 def lowered_to_triton(target, function, *args, **kwargs) -> str:
     """StableHLO of a function of abstract arrays for a GPU that is not there; args may be nested."""
-    with _as_if_on(target):
-        return jax.jit(function).trace(*args, **kwargs).lower(lowering_platforms=(target.platform,)).as_text()
-
-
-def _as_if_on(target):
-    """From JAX 0.11 on, Pallas asks the abstract mesh which GPU it lowers for."""
-    if jax.__version_info__ < (0, 11):
-        return contextlib.nullcontext()
     kind = "NVIDIA H200" if target.platform == "cuda" else target.architecture
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=target.platform)
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+    with as_if_on(target.platform, kind):
+        return jax.jit(function).trace(*args, **kwargs).lower(lowering_platforms=(target.platform,)).as_text()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """XLA's ROCm compiler, from JAX's plugin, without a GPU and without ROCm."""
 
-import contextlib
 import ctypes
 import re
 import tempfile
@@ -12,6 +11,7 @@ from jax._src import xla_bridge
 from jax._src.lib import xla_client
 from jax.experimental import topologies
 
+from tests.described import as_if_on
 from tests.rocm import code_objects, stand_ins
 from tests.rocm.targets import Target
 
@@ -62,16 +62,8 @@ def lower(jitted, args, device, platform: str, kind: str):
     """A jitted function lowered for a described device of a platform. args: abstract, or static. kind: as jax names such devices."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) if hasattr(a, "shape") else a
-    with _abstract_mesh(platform, kind):
+    with as_if_on(platform, kind):
         return jitted.trace(*jax.tree.map(place, args)).lower(lowering_platforms=(platform,))
-
-
-def _abstract_mesh(platform, kind):
-    """From JAX 0.11 on, Pallas asks the abstract mesh which GPU it lowers for."""
-    if jax.__version_info__ < (0, 11):
-        return contextlib.nullcontext()
-    described = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=described))
 
 
 def _code(compiled, steps) -> dict:

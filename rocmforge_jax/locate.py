@@ -1,6 +1,9 @@
 """Which file a model's name means, and where files of our own are kept. Imports no jax."""
 
+import hashlib
+import itertools
 import os
+import platform
 from pathlib import Path
 
 #: The file behind the name "demo".
@@ -10,6 +13,23 @@ DEMO = Path(__file__).parent / "demo" / "demo.gguf"
 def cache_folder() -> Path:
     """The user's folder for what can be made again: $XDG_CACHE_HOME/rocmforge-jax, by default in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rocmforge-jax"
+
+
+def compiled_folder(purpose: str = "xla") -> Path:
+    """Where what XLA compiles on this machine is kept. Programs for its CPU may have instructions that another lacks which shares the user's
+    folder, and XLA's key of a program does not tell them apart: so each kind of processor has a folder."""
+    return cache_folder() / purpose / hashlib.sha256(_processor().encode()).hexdigest()[:12]
+
+
+def _processor() -> str:
+    """What distinguishes kinds of processors, as far as the system says it."""
+    said = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    try:
+        with open("/proc/cpuinfo") as file:
+            first = itertools.takewhile(str.strip, file)
+            return "".join(line for line in first if line.partition(":")[0].strip() in said)
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
 
 
 def resolve(path: str | os.PathLike) -> Path:

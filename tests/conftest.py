@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rocmforge_jax.locate import compiled_folder
+
 # Read by jax when it is first imported; tests of light imports need jax to stay unimported here.
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
@@ -19,6 +21,23 @@ LIBRARIES = os.environ.get("ROCMFORGE_NATIVE_FOLDER")
 if LIBRARIES == HIDDEN:  # set by the process that started this one, for tests side by side
     LIBRARIES = None
 os.environ["ROCMFORGE_NATIVE_FOLDER"] = HIDDEN
+
+#: What XLA compiled for the tests, kept for the next run, which takes a third of the time then.
+COMPILED = compiled_folder("tests")
+#: Bytes of it beyond which the older half is deleted.
+MOST_COMPILED = 1 << 30
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput") or not COMPILED.is_dir():
+        return
+    files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in COMPILED.iterdir())
+    if sum(size for _, size, _ in files) > MOST_COMPILED:
+        for _, _, file in files[: len(files) // 2]:
+            file.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

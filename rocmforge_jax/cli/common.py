@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from rocmforge_jax.ahead import read_ahead
-from rocmforge_jax.locate import cache_folder, resolve
+from rocmforge_jax.locate import compiled_folder, resolve
 
 
 class UsageError(Exception):
@@ -72,7 +72,7 @@ def use_compilation_cache():
     """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another. Call it before jax is used."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = cache_folder()
+    folder = compiled_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

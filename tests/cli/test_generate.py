@@ -6,9 +6,11 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from rocmforge_jax import locate
 from rocmforge_jax.cli.common import use_compilation_cache
 
 
@@ -124,3 +126,16 @@ def test_the_cache_is_left_alone_where_it_is_named_or_cannot_be(monkeypatch, env
     before = jax.config.jax_compilation_cache_dir
     use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.core
+def test_programs_for_another_processor_are_kept_apart(monkeypatch, tmp_path):
+    """Where machines share a home: XLA compiles for the CPU at hand, and may not notice that another lacks an instruction."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    folders = set()
+    for processor in ("flags: avx2", "flags: avx2 avx512f"):
+        monkeypatch.setattr(locate, "_processor", lambda processor=processor: processor)
+        monkeypatch.setattr("jax.config.update", lambda name, value: folders.add(value) if name == "jax_compilation_cache_dir" else None)
+        use_compilation_cache()
+    assert len(folders) == 2 and all(Path(folder).parent == tmp_path / "rocmforge-jax" / "xla" for folder in folders)

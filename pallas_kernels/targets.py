@@ -25,6 +25,11 @@ class Target:
         return self.platform == "cuda" and int(self.architecture.partition(".")[0] or 0) >= 9
 
     @property
+    def resident(self) -> int:
+        """Programs of one warp that it has room for at once: on NVIDIA's GPUs 32 for each of an H100's 132 processors, 0 where nobody knows."""
+        return 4224 if self.platform == "cuda" else 0
+
+    @property
     def interpret(self) -> bool:
         return self.platform == "interpret"
 

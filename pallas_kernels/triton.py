@@ -37,23 +37,22 @@ def call(kernel, out_shape, *, grid, target: Target, warps: int, stages: int = 1
     )
 
 
-#: So many programs, the last of a grid, let the next launch begin: as many as a GPU has room for at once, since those before them have ended
-#: by then. A program that does so takes as long to start as two that do not (on an H200, 800 start in a microsecond instead of 1500).
-LAST = 4224
-
-
 def _point(grid, target) -> tuple:
     """The numbers of this program along the axes of the grid. From then on the launch that follows may take processors that this one leaves,
     on GPUs that can: XLA has it wait for the end of this one before it reads anything, so that only the time is saved which it takes to
-    begin."""
+    begin.
+
+    Only the last programs say so, as many as the GPU has room for at once, since those before them have ended by then. One that does so takes
+    as long to start as two that do not (on an H200, 800 start in a microsecond instead of 1500).
+    """
     first, *others = point = [pl.program_id(axis) for axis in range(len(grid))]
     if not target.overlaps:
         return tuple(point)
-    if (programs := math.prod(grid)) <= LAST:
+    if (programs := math.prod(grid)) <= target.resident:
         first = _assembly(_LET_THE_NEXT_BEGIN, "=r,r", jnp.full(1, first))
     else:
         number = functools.reduce(lambda number, axis: number * grid[axis] + point[axis], reversed(range(len(grid))), 0)
-        is_last = (number >= programs - LAST).astype(jnp.int32)
+        is_last = (number >= programs - target.resident).astype(jnp.int32)
         first = _assembly(_IF_LAST_LET_IT_BEGIN, "=r,r,r", jnp.full(1, first), jnp.full(1, is_last))
     return first.sum(), *others
 

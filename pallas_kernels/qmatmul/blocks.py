@@ -47,9 +47,6 @@ ONE_ROW = {
     "rocm gfx9": {"": Tile(4, 128)},
     "interpret": {"": Tile(1, 32)},
 }
-#: Programs of one warp that a GPU has room for at once, on NVIDIA's 32 for each of an H100's 132 processors. A launch of no more of them
-#: has no others to compute while one waits for what it reads.
-RESIDENT = {"": 0, "cuda": 4224}
 #: Programs that are left at least where those of a launch take more rows, which are short.
 ENOUGH = {"": math.inf, "cuda": 1500}
 #: For several rows of activations: (up to so many rows, tile).
@@ -75,11 +72,11 @@ def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int
     # A row that is one step is so little to do that starting programs takes longer.
     while width * tile.rows < most and width <= tile.groups and programs() >= 2 * _of_family(ENOUGH, target) and mode != "float":
         tile = dataclasses.replace(tile, rows=2 * tile.rows)
-    resident = _of_family(RESIDENT, target)
-    # Floats fill the registers, for which the compiler reads late in any launch. So do two weights, but for the time that tables take.
+    # A launch of no more programs than a GPU has room for has no others to compute while one waits for what it reads. Floats fill the
+    # registers, for which the compiler reads late in any launch. So do two weights, but for the time that tables take.
     packings = jobs[0].packings
     late = mode == "float" or len(packings) > 1 and not any(packing.table for packing in packings)
-    return dataclasses.replace(tile, load_first=programs() <= resident or late and resident > 0)
+    return dataclasses.replace(tile, load_first=programs() <= target.resident or late and target.resident > 0)
 
 
 #: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first that fits. On NVIDIA GPUs a warp has 16 rows

@@ -6,7 +6,6 @@ The interpreter's are small, because what it runs is compiled for as long as a k
 """
 
 import dataclasses
-import math
 
 from pallas_kernels.packing import Packing
 from pallas_kernels.targets import Target
@@ -47,8 +46,8 @@ ONE_ROW = {
     "rocm gfx9": {"": Tile(4, 128)},
     "interpret": {"": Tile(1, 32)},
 }
-#: Programs that are left at least where those of a launch take more rows, which are short.
-ENOUGH = {"": math.inf, "cuda": 1500}
+#: Where a row is one step, programs take more of them: (groups that one reads at most, programs that are left at least).
+SHORT_ROWS = {"": (0, 0), "cuda": (256, 1500)}
 #: For several rows of activations: (up to so many rows, tile).
 SEVERAL_ROWS = {
     "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
@@ -68,9 +67,9 @@ def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int
     tiles, kinds = _of_family(ONE_ROW, target), {packing.scale for job in jobs for packing in job.packings}
     tile = tiles.get(kinds.pop() if len(kinds) == 1 else "", tiles[""])
     programs = lambda: pairs * sum(-(-job.rows // tile.rows) for job in jobs)
-    width, most = max(32, 1 << (groups - 1).bit_length()), 2 * tile.rows * tile.groups
-    # A row that is one step is so little to do that starting programs takes longer.
-    while width * tile.rows < most and width <= tile.groups and programs() >= 2 * _of_family(ENOUGH, target) and mode != "float":
+    width, (most, least) = max(32, 1 << (groups - 1).bit_length()), _of_family(SHORT_ROWS, target)
+    # One step is so little to do that starting a program takes longer.
+    while width <= tile.groups and 2 * tile.rows * width <= most and programs() >= 2 * least and mode != "float":
         tile = dataclasses.replace(tile, rows=2 * tile.rows)
     # A launch of no more programs than a GPU has room for has no others to compute while one waits for what it reads. Floats fill the
     # registers, for which the compiler reads late in any launch. So do two weights, but for the time that tables take.

@@ -116,13 +116,16 @@ def _product(acts, weight, start, count, tile, target):
     """For each row of activations: float32 [count], the products with `count` rows of a weight."""
     width = min(tile.groups, pl.next_power_of_2(acts.groups))
     steps = pl.cdiv(acts.groups, width)
+    # Four factors of a group are more to convert than to multiply as integers; for several rows they are converted once.
+    together = target.platform == "cuda" and acts.mode != "float" and acts.batch == 1 and weight.packing.scale == "nibbles"
 
     def step(j, totals):
         at = _Columns(j * width, width, acts.groups)
         parts = [weight.read(start + r, at) for r in range(count)]
         rows = [acts.read(i, at) for i in range(acts.batch)]
         zero = _zero_after(parts, rows, target) if tile.load_first else jnp.zeros(width, jnp.int32)
-        return tuple(tuple(row.add(total, part, zero, target) for total, part in zip(of_row, parts)) for of_row, row in zip(totals, rows))
+        add = functools.partial(_Row.add, zero=zero, together=together, target=target)
+        return tuple(tuple(add(row, total, part) for total, part in zip(of_row, parts)) for of_row, row in zip(totals, rows))
 
     totals = ((jnp.zeros(width, jnp.float32),) * count,) * acts.batch
     totals = step(0, totals) if steps == 1 else jax.lax.fori_loop(0, steps, step, totals)
@@ -232,12 +235,11 @@ class _Row(NamedTuple):
     def _sum(self, part, half):
         return self.sums[half] if part.packing.halves == 2 else self.sums[0] + self.sums[1]
 
-    def add(self, total, part: _Part, zero, target):
-        """float32 [W]: `total` and the products of these groups with those of a weight. zero: int32 [W], what they begin with."""
+    def add(self, total, part: _Part, zero, together, target):
+        """float32 [W]: `total` and the products of these groups with those of a weight. zero: int32 [W], what they begin with. together: as
+        for `_scaled`."""
         dots = (self._float_dots if self.scale is None else self._integer_dots)(part, zero, target)
         scales, minima = zip(*part.scales)
-        # Four factors of a group are more to convert than to multiply as integers.
-        together = target.platform == "cuda" and self.scale is not None and part.packing.scale == "nibbles"
         of_groups = _scaled(list(dots), scales, None, together, target)
         if minima[0] is not None:
             of_groups = _scaled([self._sum(part, half) for half in range(len(minima))], minima, of_groups, together, target)

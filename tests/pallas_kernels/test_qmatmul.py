@@ -340,9 +340,10 @@ def test_the_next_launch_begins_early_where_a_gpu_can(target, can, rows, some):
     ("rows", "inputs", "pairs", "mode", "outputs"),
     [(2048, 768, 64, "int16", 8), (768, 2048, 8, "int8", 4), (768, 768, 1, "int16", 2), (2048, 768, 64, "float", 2), (57344, 4096, 1, "int16", 2)],
 )
-def test_short_rows_are_taken_together(rows, inputs, pairs, mode, outputs):
+@pytest.mark.parametrize("name", ["Q4_K", "Q2_K"])
+def test_short_rows_are_taken_together(name, rows, inputs, pairs, mode, outputs):
     """Where there are many, and registers for it: starting a program takes as long as some rows of a step each."""
-    job = few_rows.Job((groups.packing(formats.get("Q4_K")),), rows)
+    job = few_rows.Job((groups.packing(formats.get(name)),), rows)
     assert blocks.few_rows(1, inputs // 32, [job], mode, Target("cuda", "9.0"), pairs).rows == outputs
 
 

@@ -1,5 +1,6 @@
 """Strict numbers for every test, and where the reference data is."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -26,18 +27,21 @@ os.environ["ROCMFORGE_NATIVE_FOLDER"] = HIDDEN
 COMPILED = compiled_folder("tests")
 #: Bytes of it beyond which the older half is deleted.
 MOST_COMPILED = 1 << 30
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+with contextlib.suppress(OSError):  # no home to write to: each run compiles
+    COMPILED.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def pytest_configure(config):
     if hasattr(config, "workerinput") or not COMPILED.is_dir():
         return
-    files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in COMPILED.iterdir())
-    if sum(size for _, size, _ in files) > MOST_COMPILED:
-        for _, _, file in files[: len(files) // 2]:
-            file.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another run is deleting them
+        files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in COMPILED.iterdir())
+        if sum(size for _, size, _ in files) > MOST_COMPILED:
+            for _, _, file in files[: len(files) // 2]:
+                file.unlink()
 
 
 @pytest.fixture(scope="session")

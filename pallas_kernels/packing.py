@@ -37,10 +37,10 @@ class Packing:
 
         ((table[code] or code) - offset) * scale + minimum
 
-    bits: of a code, 1 to 6 or 8; 8-bit codes are signed. table: of 16 signed bytes, i and i + 8 of one sign each. scale: "d", or d times the plane `scale` ("int8"; "nibbles": its low nibble,
-    the high one being for the minimum; "bytes": its low byte, likewise), or the plane itself ("e8m0": 2^(e - 128), "e4m3": half an
-    unsigned float of 4 + 3 bits). halves: scales of a group. span: groups that share d and m. minimum: whether there is one, m or,
-    in "nibbles" and "bytes", -m times the upper part of `scale`.
+    bits: of a code, 1 to 6 or 8; 8-bit codes are signed. table: of 16 signed bytes, i and i + 8 of one sign each. scale: "d", or d times
+    the plane `scale` ("int8"; "nibbles": its low nibble, the high one being for the minimum; "bytes": its low byte, likewise), or the plane
+    itself ("e8m0": 2^(e - 128), "e4m3": half an unsigned float of 4 + 3 bits). halves: scales of a group. span: groups that share d and m.
+    minimum: whether there is one, m or, in "nibbles" and "bytes", -m times the upper part of `scale`.
     """
 
     bits: int

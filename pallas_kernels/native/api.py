@@ -125,10 +125,10 @@ def _form(packing: Packing):
 
 
 def _table(packing: Packing) -> list[int]:
-    """16 bytes: the codes' values, which the C++ takes no offset off; zeros where the packing has none."""
+    """16 bytes: the codes' values, from which the C++ takes no offset; zeros where the packing has none."""
     return [(entry - packing.offset) & 255 for entry in packing.table] if packing.table else [0] * 16
 
 
 def _numbers(packing: Packing) -> list[int]:
     scale = _SCALES.index(packing.scale)
-    return [packing.bits, 0 if packing.table else packing.offset, scale, packing.halves, packing.span, packing.minimum, packing.table is not None]
+    return [packing.bits, packing.offset, scale, packing.halves, packing.span, packing.minimum, packing.table is not None]

@@ -23,8 +23,8 @@ ALIGNMENT = 64
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """Where the fields of a block are. block: elements; bytes: of a block. codes: (offset, bits, run) of each field, the lowest bits of
-    the codes first, as `formats._bits.unpack` takes them; exchanged: whether bits 2 and 3 of a code then change places. d, m: offsets of float16 scales, None where there are none. scales: one of
-    SCALES, which is at `at` and, for what has two fields, `more_at`."""
+    the codes first, as `formats._bits.unpack` takes them; exchanged: whether bits 2 and 3 of a code then change places. d, m: offsets of
+    float16 scales, None where there are none. scales: one of SCALES, which is at `at` and, for what has two fields, `more_at`."""
 
     block: int
     bytes: int

@@ -135,8 +135,7 @@ def _product(acts, weight, start, count, tile, target):
 
 def _zero_after(parts, rows, target):
     """`triton.zero_after` what was read of the weights and, where they are few, of the activations."""
-    of_part = lambda part: (*part.words, *jax.tree.leaves(part.scales))
-    loaded = [array for part in parts for array in of_part(part)]
+    loaded = [array for part in parts for array in (*part.words, *jax.tree.leaves(part.scales))]
     loaded += [array for row in rows if row.scale is not None for array in (*itertools.chain(*row.words), *row.sums, row.scale)]
     return triton.zero_after(loaded, parts[0].words[0].shape, target)
 

@@ -138,7 +138,7 @@ def _mixture_by_kernels(x_TD, weights, experts, gate, up, down, norm, activation
 
 
 def _mixture_one_by_one(x_TD, weights, experts, gate, up, down, norm, activations):
-    """Each expert is copied out of its stack, which no kernel can address, say."""
+    """A step a pair, or a step an expert, which is copied out of its stack."""
     (T, used), E = experts.shape, gate.kernel.shape[0]
     x_TD = x_TD if norm is None else norm(x_TD)
     linear = lambda stack, x, e: stack(x, e, activations) if type(stack) is Experts else stack(x, e)

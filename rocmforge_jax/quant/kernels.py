@@ -36,27 +36,25 @@ def dispatch(implementations: dict, name: str | None, *args, **kwargs):
     """
     if name is not None and name not in implementations:
         raise ValueError(f"no implementation {name!r} here; there are {', '.join(implementations)}")
-    found = _tried(implementations, name, args, kwargs, reasons := [], "xla")  # "native" has no dequantisation, say
-    if not found:
-        raise NotImplementedError("; ".join(reasons))
-    return found[0]
+    reasons = []
+    names = kernel_order() if name is None else (name,)
+    for each in [each for each in names if each in implementations] or ["xla"]:  # "native" has no dequantisation, say
+        try:
+            return implementations[each](*args, **kwargs)
+        except NotImplementedError as reason:
+            reasons.append(f"{each}: {reason}")
+    raise NotImplementedError("; ".join(reasons))
 
 
 def dispatch_fused(implementations: dict, name: str | None, otherwise, *args):
     """As `dispatch`, of what does the work of several operations at once; where none can, `otherwise(*args)`, which does one by one."""
-    found = _tried(implementations, name, args, {}, [])
-    return found[0] if found else otherwise(*args)
-
-
-def _tried(implementations, name, args, kwargs, reasons, *last) -> tuple:
-    """(what the first implementation that can returns,), or () and each one's reason. last: those that are tried where no other is there."""
-    names = kernel_order() if name is None else (name,)
-    for each in [each for each in names if each in implementations] or last:
+    for each in kernel_order() if name is None else (name,):
         try:
-            return (implementations[each](*args, **kwargs),)
-        except NotImplementedError as reason:
-            reasons.append(f"{each}: {reason}")
-    return ()
+            if each in implementations:
+                return implementations[each](*args)
+        except NotImplementedError:
+            pass
+    return otherwise(*args)
 
 
 def current_target() -> Target:

@@ -59,4 +59,5 @@ def blocks_of(fmt: Format) -> native_repack.Blocks:
     kind, *fields = _SCALES.get(how.scales, ("bytes", *small)) if small else (None,)
     named = dict(zip(("at", "more_at"), (offsets[name] for name in fields)))
     one_of = lambda *names: next((offsets[name] for name in names if name in halves), None)
-    return native_repack.Blocks(fmt.block, fmt.block_bytes, codes, d=one_of("d"), m=one_of("m", "dmin"), scales=kind, exchanged=how.exchanged, **named)
+    scales = dict(d=one_of("d"), m=one_of("m", "dmin"), scales=kind, **named)
+    return native_repack.Blocks(fmt.block, fmt.block_bytes, codes, exchanged=how.exchanged, **scales)

@@ -8,14 +8,15 @@ A matrix has N rows of G groups. Its planes, with the groups as the minor axis, 
                                       and a byte does not hold both, uint16: the multiple of d below, that of m above
 
 Within the codes, the highest power of two of bits comes first: 6 bits are four words of the lower four bits, then two words of the upper
-two. "Positions" 0 to 7 are four consecutive inputs each, one in each byte of a word:
+two. "Positions" 0 to 7 are four consecutive inputs each, one in each byte of a word. Low nibbles are for positions 0 to 3, high nibbles for
+the four others:
 
-    4 bits, word i: the low nibbles are position i, the high nibbles position 4 + i
-    2 bits, word i: bits 2j and 2j + 1 of each byte are position 4 i + j
-    1 bit:          bit j of each byte is position j
+    4 bits, word i: positions i and 4 + i
+    2 bits, word i: bits 0 and 1 of a nibble are positions 2i and 4 + 2i, the other two the next
+    1 bit:          bit i of a nibble is positions i and 4 + i
     8 bits, word i: position i
 
-So a mask and a shift give four codes, in the bytes of a word, as integer dot products take them.
+So a mask and a shift give four codes, in the bytes of a word, as integer dot products take them, and of 3 bits a mask puts eight together.
 """
 
 import dataclasses
@@ -93,10 +94,10 @@ def unpack_codes(words, bits: int):
 
 def field_of_position(position, part: int):
     """(word within the part, shift within each byte) of the field at a position, 0 to 7: integers or integer arrays."""
-    if part == 4:
-        return position % 4, position // 4 * 4
-    fields = 8 // part
-    return position // fields, position % fields * part
+    if part == 8:
+        return position, 0 * position
+    in_nibble = 4 // part
+    return position % 4 // in_nibble, position // 4 * 4 + position % in_nibble * part
 
 
 def _held(part: int) -> list[list[tuple[int, int]]]:
@@ -108,16 +109,40 @@ def _held(part: int) -> list[list[tuple[int, int]]]:
     return words
 
 
-def position_words(words: list, bits: int) -> list:
-    """The words of a group, uint32 arrays of any one shape, -> for each position a uint32 array with a code in each byte."""
-    positions = [None] * POSITIONS
-    for first, part, low in parts(bits):
-        mask = np.uint32((((1 << part) - 1) << low) * 0x01010101)
-        for word, held in zip(words[first : first + part], _held(part)):
-            for position, shift in held:
-                field = _shift(word, low - shift) & mask if part < 8 else word
-                positions[position] = field if positions[position] is None else positions[position] | field
-    return positions
+def _choose(mask: np.uint32, a, b):
+    """The bits of a where the mask has ones, those of b elsewhere."""
+    return (a & mask) | (b & ~mask)
+
+
+def position_words(words: list, bits: int, choose=_choose) -> list:
+    """The words of a group, uint32 arrays of any one shape, -> for each position a uint32 array with a code in each byte. choose: as
+    `_choose`."""
+    if bits == 8:
+        return words
+    if bits <= 4:
+        return _lowest_and_highest(nibble_words(words, bits, choose), 0, (1 << bits) - 1)
+    above = _lowest_and_highest(nibble_words(words[4:], bits - 4, choose), 4, (1 << bits - 4) - 1)
+    return [nibble | field for nibble, field in zip(_lowest_and_highest(words[:4], 0, 15), above)]
+
+
+def nibble_words(words: list, bits: int, choose=_choose) -> list:
+    """Words of codes of 1 to 4 bits -> four words, the codes of positions i and 4 + i in the nibbles of the i-th. What lies above a code in
+    its nibble is anything."""
+    if bits == 4:
+        return words
+    if bits == 1:
+        return [_shift(words[0], -i) for i in range(4)]
+    pairs = [_shift(word, -shift) for word in words[:2] for shift in (0, 2)]
+    if bits == 2:
+        return pairs
+    tops = [_shift(words[2], 2 - i) for i in range(4)]
+    return [choose(np.uint32(0x33333333), pair, top) for pair, top in zip(pairs, tops)]
+
+
+def _lowest_and_highest(nibbles, low, mask):
+    """Four words -> eight: first the fields of the low nibbles, then those of the high ones, from bit `low` of each byte on."""
+    mask = np.uint32((mask << low) * 0x01010101)
+    return [_shift(word, low) & mask for word in nibbles] + [_shift(word, low - 4) & mask for word in nibbles]
 
 
 def _shift(word, left: int):
@@ -128,11 +153,10 @@ def _shift(word, left: int):
 
 def half_float(codes):
     """Unsigned floats of 4 bits of exponent and 3 of fraction, halved, as float32; the top bit is not looked at; 0x7F counts as zero."""
-    code = codes.astype(jnp.int32)
-    exponent, fraction = (code & 127) >> 3, code & 7
-    normal = jax.lax.bitcast_convert_type(((exponent + 119) << 23) | (fraction << 20), jnp.float32)
-    value = jnp.where(exponent > 0, normal, fraction.astype(jnp.float32) * np.float32(2.0**-10))
-    return jnp.where(code == 127, jnp.float32(0), value)
+    code = codes.astype(jnp.uint16)
+    # A float16 has the same fields where a bit of exponent and seven of fraction are zeros, and another bias.
+    bits = jnp.where(code == np.uint16(127), np.uint16(0), (code & np.uint16(127)) << np.uint16(7))
+    return jax.lax.bitcast_convert_type(bits, jnp.float16).astype(jnp.float32) * np.float32(2.0**7)
 
 
 #: e from which on 2^(e - 128) is a normal float32.

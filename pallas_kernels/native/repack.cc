@@ -73,7 +73,8 @@ inline void pack_row(const uint8_t* codes, int64_t groups, uint32_t* __restrict 
     const uint32_t mask = ((1u << part) - 1) * 0x01010101u;
     for (int word = 0; word < part; word++, out += groups)
       for (int i = 0; i < 8 / part; i++) {
-        const uint32_t* __restrict in = positions + (part == 4 ? word + 4 * i : word * (8 / part) + i) * groups;
+        const int in_nibble = 4 / part, position = word * in_nibble + i % in_nibble + i / in_nibble * 4;
+        const uint32_t* __restrict in = positions + position * groups;
         for (int64_t g = 0; g < groups; g++) out[g] = (i ? out[g] : 0) | (in[g] >> first & mask) << i * part;
       }
     first += part;

@@ -20,8 +20,8 @@ inline void unpack(const Words* words, Words* positions) {
     const uint32_t mask = ((1u << part) - 1) * 0x01010101u;
 #pragma GCC unroll 8
     for (int p = 0; p < kPositions; p++) {
-      const int fields = 8 / part;
-      const int word = part == 4 ? p % 4 : p / fields, shift = part == 4 ? p / 4 * 4 : p % fields * part;
+      const int in_nibble = part == 8 ? 1 : 4 / part;
+      const int word = part == 8 ? p : p % 4 / in_nibble, shift = part == 8 ? 0 : p / 4 * 4 + p % in_nibble * part;
       const int left = first - shift;  // straight to where the code has these bits
       const Words bits = words[first + word];
       positions[p] |= (left > 0 ? bits << left : bits >> -left) & mask << first;

@@ -77,7 +77,7 @@ def test_a_field_lies_where_it_is_said_to(bits, codes):
     [
         (8, [(i, 0) for i in range(8)]),
         (4, [(i, 0) for i in range(4)] + [(i, 4) for i in range(4)]),
-        (2, [(i, 2 * j) for i in range(2) for j in range(4)]),
+        (2, [(i, 4 * nibble + 2 * j) for nibble in range(2) for i in range(2) for j in range(2)]),
         (1, [(0, j) for j in range(8)]),
     ],
 )

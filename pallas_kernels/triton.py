@@ -21,13 +21,14 @@ from pallas_kernels.targets import Target
 warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning)
 
 
-def call(kernel, out_shape, *, grid, target: Target, warps: int, stages: int = 1, name: str, aliases=None):
+def call(kernel, out_shape, *, grid, target: Target, warps: int, stages: int = 1, name: str, aliases=None, early: bool = True):
     """A function of arrays that runs `kernel(point, *operand refs, *output refs)` for every point of `grid`, a tuple of integers.
 
-    Operands and outputs are whole: a kernel slices its refs by its point. aliases: {operand: output} that share memory.
+    Operands and outputs are whole: a kernel slices its refs by its point. aliases: {operand: output} that share memory. early: whether the
+    launch that follows may begin before this one has ended, where a GPU can do that.
     """
     return pl.pallas_call(
-        lambda *refs: kernel(_point(grid, target), *refs),
+        lambda *refs: kernel(_point(grid, target, warps, early and target.overlaps), *refs),
         out_shape,
         grid=grid,
         input_output_aliases=aliases or {},
@@ -37,22 +38,22 @@ def call(kernel, out_shape, *, grid, target: Target, warps: int, stages: int = 1
     )
 
 
-def _point(grid, target) -> tuple:
-    """The numbers of this program along the axes of the grid. From then on the launch that follows may take processors that this one leaves,
-    on GPUs that can: XLA has it wait for the end of this one before it reads anything, so that only the time is saved which it takes to
+def _point(grid, target, warps, early) -> tuple:
+    """The numbers of this program along the axes of the grid. If `early`, from then on the launch that follows may take processors that this
+    one leaves: XLA has it wait for the end of this one before it reads anything, so that only the time is saved which it takes to
     begin.
 
     Only the last programs say so, as many as the GPU has room for at once, since those before them have ended by then. One that does so takes
     as long to start as two that do not (on an H200, 800 start in a microsecond instead of 1500).
     """
     first, *others = point = [pl.program_id(axis) for axis in range(len(grid))]
-    if not target.overlaps:
+    if not early:
         return tuple(point)
-    if (programs := math.prod(grid)) <= target.resident:
+    if (programs := math.prod(grid)) <= (resident := target.resident // warps):
         first = _assembly(_LET_THE_NEXT_BEGIN, "=r,r", jnp.full(1, first))
     else:
         number = functools.reduce(lambda number, axis: number * grid[axis] + point[axis], reversed(range(len(grid))), 0)
-        is_last = (number >= programs - target.resident).astype(jnp.int32)
+        is_last = (number >= programs - resident).astype(jnp.int32)
         first = _assembly(_IF_LAST_LET_IT_BEGIN, "=r,r,r", jnp.full(1, first), jnp.full(1, is_last))
     return first.sum(), *others
 
@@ -126,12 +127,46 @@ _MULTIPLY_ADD = {"cuda": "fma.rn.f32 $0, $1, $2, $3;", "rocm": "v_fma_f32 $0, $1
 _FLOATS = {"cuda": "=f,f,f,f", "rocm": "=v,v,v,v"}
 
 
+def unsigned_byte(words, i: int, target: Target):
+    """Byte i of uint32 words. NVIDIA's compiler takes two instructions where one does."""
+    if target.platform != "cuda":
+        return (words >> np.uint32(8 * i)) & np.uint32(255)
+    return _assembly(f"prmt.b32 $0, $1, 0, {0x4440 + i:#x};", "=r,r", words.astype(jnp.int32)).astype(jnp.uint32)
+
+
+def multiply_bits_add(bits, a, c, target: Target):
+    """bits * `unit_of_bits` * a + c: uint32 below 2^23, and float32.
+
+    NVIDIA's GPUs need no instruction to make floats of such integers: as they are they are subnormal ones, which they multiply at full speed.
+    """
+    if target.platform != "cuda":
+        return multiply_add(bits.astype(jnp.float32), a, c, target)
+    return multiply_add(jax.lax.bitcast_convert_type(bits, jnp.float32), a, c, target)
+
+
+def unit_of_bits(target: Target) -> float:
+    """What a 1 is for `multiply_bits_add`."""
+    return 2.0**-149 if target.platform == "cuda" else 1.0
+
+
 def and_or(a, b, c, target: Target):
     """a & b | c of uint32 arrays. NVIDIA's compiler makes two instructions of it where b and c are constants, and of this one."""
     if target.platform != "cuda":
         return a & b | c
+    return _logic(0xEA, a, b, c)
+
+
+def choose(mask, a, b, target: Target):
+    """The bits of a where the mask has ones, those of b elsewhere, of uint32 arrays; likewise one instruction."""
+    if target.platform != "cuda":
+        return (a & mask) | (b & ~mask)
+    return _logic(0xCA, mask, a, b)
+
+
+def _logic(table: int, a, b, c):
+    """uint32 arrays by NVIDIA's `lop3`: any function of three bits."""
     a, b, c = (x.astype(jnp.int32) for x in jnp.broadcast_arrays(a, b, c))
-    return _assembly("lop3.b32 $0, $1, $2, $3, 0xEA;", _CONSTRAINTS["cuda"], a, b, c).astype(jnp.uint32)
+    return _assembly(f"lop3.b32 $0, $1, $2, $3, {table:#x};", _CONSTRAINTS["cuda"], a, b, c).astype(jnp.uint32)
 
 
 def zero_after(loaded: list, shape, target: Target):
@@ -173,12 +208,26 @@ def _byte(words, i):
     return (words << (24 - 8 * i)) >> 24
 
 
-def bytes_of_table(nibbles, table: tuple[int, ...], target: Target):
-    """uint32 words of eight 4-bit codes -> two int32 arrays of four bytes: table[code] of the low and of the high nibbles."""
+def bytes_of_table(nibbles, table: tuple[int, ...], target: Target, in_turn: bool = False):
+    """uint32 words of eight 4-bit codes -> two int32 arrays of four bytes: table[code] of the low and of the high nibbles.
+
+    in_turn: of the lower four nibbles and of the upper four, which NVIDIA's GPUs have first.
+    """
     if target.interpret:
-        return tuple(_looked_up((nibbles >> np.uint32(shift)) & np.uint32(0x0F0F0F0F), table) for shift in (0, 4))
-    select = _select_cuda if target.platform == "cuda" else _select_rocm
-    return select(nibbles.astype(jnp.int32), np.array(table).astype(np.uint8))
+        words = [_looked_up((nibbles >> np.uint32(shift)) & np.uint32(0x0F0F0F0F), table) for shift in (0, 4)]
+        return _bytes_in_turn(*words) if in_turn else tuple(words)
+    entries = np.array(table).astype(np.uint8)
+    if target.platform == "cuda":
+        return _select_cuda(nibbles.astype(jnp.int32), entries, in_turn)
+    words = _select_rocm(nibbles.astype(jnp.int32), entries)
+    return _bytes_in_turn(*words) if in_turn else words
+
+
+def _bytes_in_turn(low, high):
+    """Words of bytes a, b, c, d and e, f, g, h -> a, e, b, f and c, g, d, h."""
+    apart = lambda words: (words & 255) | ((words & 0xFF00) << 8)
+    shifted = lambda words: jax.lax.shift_right_logical(words, 16)
+    return tuple(apart(part(low)) | (apart(part(high)) << 8) for part in (lambda words: words, shifted))
 
 
 def _looked_up(codes, table):
@@ -189,7 +238,7 @@ def _looked_up(codes, table):
     return (look_up(0) | look_up(1) | look_up(2) | look_up(3)).astype(jnp.int32)
 
 
-def _select_cuda(words, entries):
+def _select_cuda(words, entries, in_turn):
     """`prmt` takes four bytes out of eight by nibbles: a byte, or where a nibble's top bit is set eight times the sign of one.
 
     So of each half of the table a code finds either its entry or the sign of that entry's pair in the other half, and both together,
@@ -203,6 +252,8 @@ def _select_cuda(words, entries):
     others = words ^ np.int32(0x88888888 - 2**32)
     shifted = lambda a: jax.lax.shift_right_logical(a, 16)
     first, second = _assembly(look_up, "=r,r,r", words, others), _assembly(look_up, "=r,r,r", shifted(words), shifted(others))
+    if in_turn:
+        return first, second
     return tuple(_assembly(f"prmt.b32 $0, $1, $2, {bytes:#x};", "=r,r,r", first, second) for bytes in (0x6420, 0x7531))
 
 

@@ -4,7 +4,7 @@ Three modes, by what a group becomes:
 
     "int16"  15-bit integers times a scale, each as two signed bytes, q = 128 * high + low: exact to 3e-5 of the largest of a group
     "int8"   signed bytes times a scale, as llama.cpp has them: exact to 4e-3 of the largest
-    "float"  float32
+    "float"  float32, exact: of one to two times a scale that is a power of two
 
 Where an RMSNorm comes first, x is multiplied by its scale here; that a row is divided by its root mean square can wait until the product is
 there. So activations carry the sums of squares of their groups, and nothing has to have seen all of a row before it is quantised.
@@ -24,6 +24,8 @@ from pallas_kernels.targets import Target
 #: The largest integer of a mode.
 LARGEST = {"int16": 127 * 128, "int8": 127}
 MODES = ("int16", "int8", "float")
+#: What the numbers of mode "float" are times their scale: products with bytes are far from the smallest floats then, whatever a byte's unit.
+FLOATS_UNIT = 2.0**100
 #: Groups that one program of one warp quantises.
 GROUPS_PER_PROGRAM = 8
 
@@ -33,10 +35,11 @@ GROUPS_PER_PROGRAM = 8
 class Activations:
     """M rows of G groups.
 
-    words: int32 [M, 2 or 1, 8, G], four bytes each, high bytes before low ones; float32 [M, 1, 32, G] in mode "float".
-    scale: float32 [M, G], ones in mode "float". sums: int32 (float32) [M, 2, G], of the integers (numbers) of each half of a group.
+    words: int32 [M, 2 or 1, 8, G], four bytes each, high bytes before low ones; float32 [M, 1, 32, G] in mode "float", in FLOATS_UNIT.
+    scale: float32 [M, G]. sums: int32 [M, 2, G], of the integers of each half of a group; float32 in mode "float", of the numbers.
     squares: float32 [M, G], the sum of the squares of each group before an RMSNorm's scale, or None: no norm. With them, all numbers of a
-    row are still to be multiplied by 1 / sqrt(mean square + epsilon).
+    row are still to be multiplied by 1 / sqrt(mean square + epsilon). in_turn: whether bytes are in the order of `codes.signed_bytes` of
+    that name.
     """
 
     words: jax.Array
@@ -45,6 +48,7 @@ class Activations:
     squares: jax.Array | None
     mode: str = dataclasses.field(metadata=dict(static=True))
     epsilon: float = dataclasses.field(default=0.0, metadata=dict(static=True))
+    in_turn: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
     @property
     def rows(self) -> int:
@@ -64,13 +68,14 @@ def shapes(rows: int, groups: int, mode: str, normed: bool) -> list[jax.ShapeDty
     return arrays + [of((rows, groups), jnp.float32)] * normed
 
 
-def of_arrays(arrays, mode: str, epsilon: float = 0.0) -> Activations:
+def of_arrays(arrays, mode: str, epsilon: float = 0.0, in_turn: bool = False) -> Activations:
     """Activations of arrays as `shapes` lists them."""
-    return Activations(*arrays, *[None] * (4 - len(arrays)), mode, epsilon)
+    return Activations(*arrays, *[None] * (4 - len(arrays)), mode, epsilon, in_turn)
 
 
-def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, target: Target) -> Activations:
+def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, in_turn: bool = False, target: Target) -> Activations:
     """x [M, K], K a multiple of 32, any float dtype -> Activations. norm: the scale [K] of an RMSNorm that comes first, or None."""
+    in_turn = in_turn and mode != "float"
     M, K = x_MK.shape
     groups = K // GROUP
     tile = min(GROUPS_PER_PROGRAM, pl.next_power_of_2(groups))
@@ -83,7 +88,7 @@ def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, target: Target
         squares = (x * x).sum(axis=1)
         if norm is not None:
             x = x * triton.load(norm_ref, (g[:, None], inputs), mask=mask).astype(jnp.float32)
-        store(outputs, m, g, x, mode, mask=g < groups)
+        store(outputs, m, g, x, mode, in_turn, mask=g < groups)
         for ref in outputs[3:]:
             triton.store(ref, (m, g), squares, mask=g < groups)
 
@@ -92,16 +97,18 @@ def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, target: Target
         name=f"quantize_{mode}",
     )  # fmt: skip
     by_group = lambda a: a.reshape(*a.shape[:-1], groups, GROUP)
-    return of_arrays(run(by_group(x_MK), *([] if norm is None else [by_group(norm)])), mode, epsilon)
+    return of_arrays(run(by_group(x_MK), *([] if norm is None else [by_group(norm)])), mode, epsilon, in_turn)
 
 
-def store(refs, row, g, x, mode: str, mask=None):
+def store(refs, row, g, x, mode: str, in_turn: bool = False, mask=None):
     """In a kernel: quantise x, float32 [n, 32], and write it as the groups g [n] of a row. refs: of words, scale, sums."""
     words_ref, scale_ref, sums_ref = refs[:3]
-    words, scale, sums = _quantized(x, mode)
+    words, scale, sums = _quantized(x, mode, in_turn)
     wide = lambda index: None if mask is None else mask[:, None] & (index >= 0)
     for i, part in enumerate(words):
         position = jnp.arange(part.shape[1])[None]
+        if in_turn:
+            position = position % 2 * 4 + position // 2
         triton.store(words_ref, (row, i, position, g[:, None]), part, mask=wide(position))
     triton.store(scale_ref, (row, g), scale, mask=mask)
     half = jnp.arange(2)[None]
@@ -109,7 +116,7 @@ def store(refs, row, g, x, mode: str, mask=None):
 
 
 def quantize_reference(x_MK, mode: str, *, norm=None, epsilon: float = 0.0) -> Activations:
-    """`quantize` in plain jnp."""
+    """`quantize` in plain jnp, bytes not in turn."""
     x = x_MK.astype(jnp.float32)
     (M, K), squares = x.shape, (x * x).reshape(x.shape[0], -1, GROUP).sum(axis=2)
     if norm is not None:
@@ -120,14 +127,18 @@ def quantize_reference(x_MK, mode: str, *, norm=None, epsilon: float = 0.0) -> A
     return of_arrays(arrays if norm is None else (*arrays, squares), mode, epsilon)
 
 
-def _quantized(x, mode):
-    """float32 [groups, 32] -> (words [groups, 8 or 32] of each part, scale [groups], sums [groups, 2])."""
+def _quantized(x, mode, in_turn=False):
+    """float32 [groups, 32] -> (words [groups, 8 or 32] of each part, scale [groups], sums [groups, 2]). in_turn: words of positions 0, 4, 1, 5
+    and so on, as `Activations` has them."""
     halves = lambda a: a.reshape(-1, 2, GROUP // 2).sum(axis=2)
+    largest = jnp.abs(x).max(axis=1)
     if mode == "float":
-        return [x], jnp.ones(x.shape[0], jnp.float32), halves(x)
-    inverse, scale = steps(jnp.abs(x).max(axis=1), mode)
+        inverse, scale = _powers_of_two(largest)
+        x = x * inverse[:, None]
+        return [x * np.float32(FLOATS_UNIT)], scale, halves(x)
+    inverse, scale = steps(largest, mode)
     q = to_integers(x, inverse[:, None])
-    return [_as_words(part) for part in as_bytes(q, mode)], scale, halves(q)
+    return [_as_words(part, in_turn) for part in as_bytes(q, mode)], scale, halves(q)
 
 
 def steps(largest, mode: str):
@@ -135,6 +146,14 @@ def steps(largest, mode: str):
     top = np.float32(LARGEST[mode])
     inverse = jnp.where(largest > 0, top / jnp.where(largest > 0, largest, np.float32(1)), np.float32(0))
     return inverse, largest / top
+
+
+def _powers_of_two(largest):
+    """float32 numbers -> (the inverse of their power of two, that power), both normal floats: 2^-126 to 2^126."""
+    exponent = jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23
+    exponent = jnp.minimum(jnp.maximum(exponent, 1), 253)
+    as_float = lambda exponent: jax.lax.bitcast_convert_type(exponent << 23, jnp.float32)
+    return as_float(254 - exponent), as_float(exponent)
 
 
 def to_integers(x, inverse):
@@ -150,7 +169,11 @@ def as_bytes(q, mode: str) -> list:
     return [high, q - (high << 7)]
 
 
-def _as_words(q):
+def _as_words(q, in_turn):
     """Signed bytes as int32 [groups, 32] -> int32 words [groups, 8]."""
-    shift = 8 * jax.lax.broadcasted_iota(jnp.int32, (1, 1, 4), 2)
-    return ((q.reshape(-1, POSITIONS, 4) & 255) << shift).sum(axis=2)
+    if not in_turn:
+        shift = 8 * jax.lax.broadcasted_iota(jnp.int32, (1, 1, 4), 2)
+        return ((q.reshape(-1, POSITIONS, 4) & 255) << shift).sum(axis=2)
+    q = q.reshape(-1, 2, POSITIONS // 2, 2, 2)  # half, position of it, word, byte of that half
+    shift = 8 * jax.lax.broadcasted_iota(jnp.int32, (1, 2, 1, 1, 2), 1) + 16 * jax.lax.broadcasted_iota(jnp.int32, (1, 2, 1, 1, 2), 4)
+    return ((q & 255) << shift).sum(axis=4).sum(axis=1).reshape(-1, POSITIONS)

@@ -28,23 +28,36 @@ class MatrixTile(Tile):
     """Of a program on the matrix units; `groups` are those of one product, `batch` is the most columns of its tile.
 
     splits: programs that share the inputs of a row. stages: of the loop over groups, 1 where nothing is loaded ahead. lanes, run: how
-    the matrix units take a row of the tile, `run` inputs from a thread, the next from another, of `lanes`; see `many_rows`. All but
-    splits are powers of two.
+    the matrix units take a row of the tile, `run` inputs from a thread, the next from another, of `lanes`; see `many_rows`. early: whether
+    the launch that follows may begin early. All numbers but splits are powers of two.
     """
 
     splits: int = 1
     stages: int = 1
     lanes: int = 4
     run: int = 2
+    early: bool = True
 
 
-#: For one row of activations, by the kind of a packing's scale, "" is any other: "nibbles" are Q2_K's. Programs of one warp keep most reads
-#: in flight.
+#: For one row of activations: (outputs that a launch has at least, what its packings, their number for an output and the mode must be, tile),
+#: the first that fits. Programs of one warp keep most reads in flight. Types with a table, and those of two and three bits, take their time to
+#: compute, in which others read: to load first only costs them registers.
 ONE_ROW = {
-    "": {"": Tile(4, 64)},
-    "cuda": {"": Tile(2, 64), "nibbles": Tile(2, 128)},
-    "rocm gfx9": {"": Tile(4, 128)},
-    "interpret": {"": Tile(1, 32)},
+    "": ((0, {}, Tile(4, 64)),),
+    "cuda": (
+        (0, {"mode": "float", "scale": "nibbles"}, Tile(4, 64)),
+        (0, {"mode": "float", "bits": 4, "table": None}, Tile(4, 64)),
+        (0, {"mode": "float"}, Tile(2, 64)),
+        (20000, {"weights": 1, "scale": "nibbles"}, Tile(4, 128)),
+        (20000, {"weights": 1, "bits": 3, "mode": "int16"}, Tile(4, 128)),
+        (20000, {"weights": 1, "bits": 3}, Tile(2, 64)),
+        (20000, {"weights": 1, "bits": 2}, Tile(4, 64)),
+        (50000, {"weights": 1, "table": None}, Tile(4, 64, load_first=True)),
+        (0, {"table": None}, Tile(2, 64, load_first=True)),
+        (0, {}, Tile(2, 64)),
+    ),
+    "rocm gfx9": ((0, {}, Tile(4, 128)),),
+    "interpret": ((0, {}, Tile(1, 32)),),
 }
 #: Where a row is one step, programs take more of them: (groups that one reads at most, programs that are left at least).
 SHORT_ROWS = {"": (0, 0), "cuda": (256, 1500)}
@@ -64,22 +77,21 @@ def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int
         tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
         # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one of 2 rows for 1 s.
         return dataclasses.replace(tile, batch=min(tile.batch, 2)) if mode == "float" else tile
-    tiles, kinds = _of_family(ONE_ROW, target), {packing.scale for job in jobs for packing in job.packings}
-    tile = tiles.get(kinds.pop() if len(kinds) == 1 else "", tiles[""])
+    outputs, packings = pairs * sum(job.rows for job in jobs), [packing for job in jobs for packing in job.packings]
+    fits = lambda wanted: all(_fits(wanted, packing, mode=mode, weights=len(jobs[0].packings)) for packing in packings)
+    tile = next(tile for least, wanted, tile in _of_family(ONE_ROW, target) if outputs >= least and fits(wanted))
     programs = lambda: pairs * sum(-(-job.rows // tile.rows) for job in jobs)
     width, (most, least) = max(32, 1 << (groups - 1).bit_length()), _of_family(SHORT_ROWS, target)
     # One step is so little to do that starting a program takes longer.
     while width <= tile.groups and 2 * tile.rows * width <= most and programs() >= 2 * least and mode != "float":
         tile = dataclasses.replace(tile, rows=2 * tile.rows)
-    # A launch of no more programs than a GPU has room for has no others to compute while one waits for what it reads. Floats fill the
-    # registers, for which the compiler reads late in any launch. So do two weights, but for the time that tables take.
-    packings = jobs[0].packings
-    late = mode == "float" or len(packings) > 1 and not any(packing.table for packing in packings)
-    return dataclasses.replace(tile, load_first=programs() <= target.resident or late and target.resident > 0)
+    # A launch of no more programs than a GPU has room for has no others to compute while one waits for what it reads. Floats fill the registers.
+    first = tile.load_first or programs() <= target.resident
+    return dataclasses.replace(tile, load_first=first and mode != "float")
 
 
 #: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first that fits. On NVIDIA GPUs a warp has 16 rows
-#: of the weight, and no other has them too.
+#: of the weight, and no other has them too. What begins early takes room from large tiles.
 MANY_ROWS = {
     "": (
         (16, {}, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)),
@@ -89,8 +101,8 @@ MANY_ROWS = {
     "cuda 9": (
         (16, {"bits": 8}, MatrixTile(32, 16, warps=2, batch=16, stages=3)),
         (16, {"halves": 1}, MatrixTile(32, 8, warps=2, batch=16, stages=3)),
-        (32, {}, MatrixTile(64, 8, warps=4, batch=32, stages=3)),
-        (64, {}, MatrixTile(64, 8, warps=4, batch=64, stages=2)),
+        (32, {}, MatrixTile(64, 8, warps=4, batch=32, stages=3, early=False)),
+        (64, {}, MatrixTile(64, 8, warps=4, batch=64, stages=2, early=False)),
     ),
     "rocm gfx9": ((64, {}, MatrixTile(64, 8, warps=2, batch=32, run=4)),),
     "rocm gfx12": ((64, {}, MatrixTile(32, 4, warps=2, batch=32, lanes=2, run=8)),),
@@ -104,8 +116,7 @@ PROGRAMS = 192
 def many_rows(rows: int, outputs: int, groups: int, packing: Packing, target: Target) -> MatrixTile:
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
     tiles = _of_family(MANY_ROWS, target)
-    fits = lambda wanted: all(getattr(packing, name) == value for name, value in wanted.items())
-    tile = next((tile for most, wanted, tile in tiles if rows <= most and fits(wanted)), tiles[-1][2])
+    tile = next((tile for most, wanted, tile in tiles if rows <= most and _fits(wanted, packing)), tiles[-1][2])
     programs = -(-outputs // tile.rows) * -(-rows // tile.batch)
     splits = 1
     while programs * splits < PROGRAMS and splits < 8 and groups // tile.groups >= 4 * splits:
@@ -117,6 +128,11 @@ def rows_of_an_expert(pairs: int, experts: int, target: Target) -> int:
     """Rows of activations of a program, where `pairs` rows are for one of so many experts each: about as many as an expert has."""
     most = _of_family(MANY_ROWS, target)[-1][2].batch
     return min(max(16, 1 << (-(-pairs // experts) - 1).bit_length()), most)
+
+
+def _fits(wanted: dict, packing: Packing, **others) -> bool:
+    """Whether a packing, and what else is known, is as wanted."""
+    return all((others[name] if name in others else getattr(packing, name)) == value for name, value in wanted.items())
 
 
 def _of_family(table, target):

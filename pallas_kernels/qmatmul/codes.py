@@ -1,4 +1,7 @@
-"""Codes of packed weights in registers: as the bytes that integer dot products take, and as float32."""
+"""Codes of packed weights in registers: as bytes, which dot products of a few rows take, and as float32."""
+
+import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +13,55 @@ from pallas_kernels.packing import GROUP, POSITIONS, Packing, field_of_position,
 from pallas_kernels.targets import Target
 
 
-def signed_bytes(words, packing: Packing, target: Target) -> list:
-    """Words of a group -> for each position, words of signed bytes; the packing's offset is not taken off."""
+def signed_bytes(words, packing: Packing, target: Target, in_turn: bool = False) -> list:
+    """Words of a group -> for each position, words of signed bytes; the packing's offset is not taken off.
+
+    in_turn: position p < 4 has the first two bytes of itself in turn with those of position 4 + p, and that the two others.
+    """
     if packing.table is None:
-        return packings.position_words(words, packing.bits)
-    return _by_table(words, packing.table, target)
+        return packings.position_words(words, packing.bits, _choose(target))
+    return _by_table(words, packing.table, target, in_turn)
 
 
-def _unsigned_bytes(words, packing, target):
-    """As `signed_bytes`, plus 128."""
-    if packing.table is None:
-        return [word ^ np.uint32(0x80808080) for word in packings.position_words(words, packing.bits)]
-    return [word.astype(jnp.uint32) for word in _by_table(words, tuple(entry + 128 for entry in packing.table), target)]
+def come_in_turn(packings: Iterable[Packing], target: Target) -> bool:
+    """Whether activations for all of these weights have their bytes in turn: look-ups give bytes so, which saves putting them in order."""
+    return target.platform != "rocm" and all(packing.table is not None and packing.halves == 1 for packing in packings)
 
 
-def _by_table(words, table, target):
-    pairs = [triton.bytes_of_table(word, table, target) for word in words]
-    return [low for low, _ in pairs] + [high for _, high in pairs]
+def unsigned_bytes(words, packing: Packing, target: Target) -> tuple[list, int]:
+    """As `signed_bytes`, uint32, plus a number so that none is negative; and that number plus the packing's offset."""
+    if packing.table is not None:
+        more = 128 if min(packing.table) < 0 else 0
+        table = tuple(entry + more for entry in packing.table)
+        return [word.astype(jnp.uint32) for word in _by_table(words, table, target)], more + packing.offset
+    signed = signed_bytes(words, packing, target)
+    if packing.bits < 8:
+        return signed, packing.offset
+    return [word ^ np.uint32(0x80808080) for word in signed], 128 + packing.offset
+
+
+def _by_table(words, table, target, in_turn=False):
+    pairs = [triton.bytes_of_table(word, table, target, in_turn) for word in words]
+    return [first for first, _ in pairs] + [second for _, second in pairs]
+
+
+def unsigned(words, packing: Packing, target: Target) -> tuple[list, int]:
+    """Words of a group -> for each of its 32 inputs, in order, (uint32 array, place): its code times 2^place, below 2^23; and what these are
+    all too large by, the packing's offset with it."""
+    if packing.bits > 4 or packing.table is not None:
+        words, offset = unsigned_bytes(words, packing, target)
+        return [(triton.unsigned_byte(word, i, target), 0) for word in words for i in range(4)], offset
+    words, mask = packings.nibble_words(words, packing.bits, _choose(target)), (1 << packing.bits) - 1
+    halves, numbers = [(word, word >> np.uint32(16)) for word in words], []
+    for element in range(GROUP):
+        position, byte = divmod(element, 4)
+        place = position // 4 * 4 + byte % 2 * 8
+        numbers.append((halves[position % 4][byte // 2] & np.uint32(mask << place), place))
+    return numbers, packing.offset
+
+
+def _choose(target):
+    return functools.partial(triton.choose, target=target)
 
 
 def lifted(words, packing: Packing, target: Target):
@@ -35,8 +70,8 @@ def lifted(words, packing: Packing, target: Target):
     A code's bits go where the fraction of a power of two has zeros: an instruction, and a shift for several codes.
     """
     offset, whole = packing.offset, packing.table is not None or packing.bits == 8
-    if whole:  # bytes, made unsigned
-        words, offset = _unsigned_bytes(words, packing, target), offset + 128
+    if whole:
+        words, offset = unsigned_bytes(words, packing, target)
     for element in range(GROUP):
         position, byte = divmod(element, 4)
         at = place(packing, position, byte)
@@ -55,9 +90,8 @@ def place(packing: Packing, position: int, byte: int) -> int:
     """
     if packing.table is not None or packing.bits == 8:
         return 15 if packing.scale == "int8" else 7 + 8 * (byte % 2)
-    high, low = divmod(position, 4)
-    first, for_high, for_low = {1: (13, 4, 1), 2: (13, 0, 2), 3: (14, 0, 2), 4: (12, 4, 0), 5: (11, 4, 1), 6: (13, 4, 0)}[packing.bits]
-    return first + for_high * high + for_low * low
+    first, part = {1: (13, 1), 2: (13, 2), 3: (14, 2), 4: (12, 4), 5: (11, 1), 6: (13, 4)}[packing.bits]
+    return first + field_of_position(position, part)[1]
 
 
 def _fields(words, packing, position):

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 from pallas_kernels.packing import GROUP, POSITIONS, Factors, Packing, scale_and_minimum
 from pallas_kernels.qmatmul import blocks, codes
-from pallas_kernels.qmatmul.activations import Activations
+from pallas_kernels.qmatmul.activations import FLOATS_UNIT, Activations
 from pallas_kernels.targets import Target
 
 
@@ -52,8 +52,11 @@ def multiply(
     """-> the output [M, rows] of each job, in `dtype`.
 
     Optional operands are None where the job has none. tile: `blocks.Tile`, default that of the target. pairs: P where the operands have
-    experts, a multiple of M: rows of the outputs then, P / M for each row of x, which share no weight, so one at a time.
+    experts, a multiple of M: rows of the outputs then, P / M for each row of x, which share no weight, so one at a time. ValueError: bytes of
+    activations in turn, for weights whose are not.
     """
+    if x.in_turn and not codes.come_in_turn((packing for job in jobs for packing in job.packings), target):
+        raise ValueError(f"bytes of activations are in turn, those of weights are not: {[job.packings for job in jobs]}")
     rows = pairs or x.rows
     tile = tile or blocks.few_rows(1 if pairs else rows, x.groups, jobs, x.mode, target, pairs or 1)
     batch = 1 if pairs else min(tile.batch, rows)
@@ -64,7 +67,7 @@ def multiply(
     def kernel(point, *refs):
         act_refs, job_refs = jax.tree.unflatten(structure, refs[: len(inputs)])
         row = jnp.minimum(point[1] * batch, rows - batch)
-        acts = _Rows(*act_refs, x.mode, x.groups, x.epsilon, row // (rows // x.rows) if rows > x.rows else row, batch)
+        acts = _Rows(*act_refs, x.mode, x.groups, x.epsilon, x.in_turn, row // (rows // x.rows) if rows > x.rows else row, batch)
         program, first = point[0], 0
         for job, of_job, out_ref, count in zip(jobs, job_refs, refs[len(inputs) :], programs):
             run = functools.partial(_run, job, of_job, out_ref, acts, row, program - first, tile, target)
@@ -136,7 +139,7 @@ def _product(acts, weight, start, count, tile, target):
 def _zero_after(parts, rows, target):
     """`triton.zero_after` what was read of the weights and, where they are few, of the activations."""
     loaded = [array for part in parts for array in (*part.words, *jax.tree.leaves(part.scales))]
-    loaded += [array for row in rows if row.scale is not None for array in (*itertools.chain(*row.words), *row.sums, row.scale)]
+    loaded += [array for row in rows if not row.of_floats for array in (*itertools.chain(*row.words), *row.sums, row.scale)]
     return triton.zero_after(loaded, parts[0].words[0].shape, target)
 
 
@@ -203,6 +206,7 @@ class _Rows:
     mode: str
     groups: int
     epsilon: float
+    in_turn: bool
     first: object
     batch: int
 
@@ -221,8 +225,7 @@ class _Rows:
         row, count = self.first + i, GROUP if self.mode == "float" else POSITIONS
         words = [[at.load(self.words, row, part, p, hint="again") for p in range(count)] for part in range(self.words.shape[1])]
         sums = [at.load(self.sums, row, half, hint="again") for half in range(2)]
-        scale = None if self.mode == "float" else at.load(self.scale, row, hint="again")
-        return _Row(words, scale, sums)
+        return _Row(words, at.load(self.scale, row, hint="again"), sums, self.in_turn)
 
 
 class _Row(NamedTuple):
@@ -231,6 +234,11 @@ class _Row(NamedTuple):
     words: list
     scale: object
     sums: list
+    in_turn: bool
+
+    @property
+    def of_floats(self) -> bool:
+        return len(self.words[0]) == GROUP
 
     def _sum(self, part, half):
         return self.sums[half] if part.packing.halves == 2 else self.sums[0] + self.sums[1]
@@ -238,15 +246,15 @@ class _Row(NamedTuple):
     def add(self, total, part: _Part, zero, together, target):
         """float32 [W]: `total` and the products of these groups with those of a weight. zero: int32 [W], what they begin with. together: as
         for `_scaled`."""
-        dots = (self._float_dots if self.scale is None else self._integer_dots)(part, zero, target)
+        dots = (self._float_dots if self.of_floats else self._integer_dots)(part, zero, target)
         scales, minima = zip(*part.scales)
         of_groups = _scaled(list(dots), scales, None, together, target)
         if minima[0] is not None:
             of_groups = _scaled([self._sum(part, half) for half in range(len(minima))], minima, of_groups, together, target)
-        return total + of_groups if self.scale is None else triton.multiply_add(of_groups, self.scale, total, target)
+        return triton.multiply_add(of_groups, self.scale, total, target)
 
     def _integer_dots(self, part, zero, target):
-        of_weight = [word.astype(jnp.int32) for word in codes.signed_bytes(part.words, part.packing, target)]
+        of_weight = [word.astype(jnp.int32) for word in codes.signed_bytes(part.words, part.packing, target, self.in_turn)]
         for half in range(part.packing.halves):
             dot = None
             for i, words in enumerate(self.words):
@@ -259,13 +267,20 @@ class _Row(NamedTuple):
             yield dot
 
     def _float_dots(self, part, zero, target):
-        floats = list(codes.lifted(part.words, part.packing, target))
+        numbers, offset = codes.unsigned(part.words, part.packing, target)
+        unit, zero = triton.unit_of_bits(target) * FLOATS_UNIT, jax.lax.bitcast_convert_type(zero, jnp.float32)
         for half in range(part.packing.halves):
-            dot = jax.lax.bitcast_convert_type(zero, jnp.float32)
+            dots = {}
+            if offset:
+                dots[0] = triton.multiply_add(self._sum(part, half), np.float32(-offset * unit), zero, target)
             for element in range(4 * part.positions(half).start, 4 * part.positions(half).stop):
-                lifted, above = floats[element]
-                dot = triton.multiply_add(lifted - above, self.words[0][element], dot, target)
-            yield dot
+                bits, place = numbers[element]
+                dots[place] = triton.multiply_bits_add(bits, self.words[0][element], dots.get(place, zero), target)
+            total = None
+            for place, dot in dots.items():
+                factor = np.float32(2.0**-place / unit)
+                total = dot * factor if total is None else triton.multiply_add(dot, factor, total, target)
+            yield total
 
 
 def _scaled(numbers, scales: list[Factors], addend, together: bool, target):

@@ -66,7 +66,7 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
     sums = triton.call(
         kernel, jax.ShapeDtypeStruct((tile.splits, M, N), jnp.float32),
         grid=(pl.cdiv(N, tile.rows), pl.cdiv(M, columns), tile.splits),
-        target=target, warps=tile.warps, stages=tile.stages, name="multiply_many",
+        target=target, warps=tile.warps, stages=tile.stages, name="multiply_many", early=tile.early,
     )(_as_tiles(x_MK, tile, steps, pl.cdiv(M, columns) * columns), *(planes[name] for name in names), *([] if experts is None else [experts]))  # fmt: skip
     return sums[0] if tile.splits == 1 else sums.sum(axis=0)
 

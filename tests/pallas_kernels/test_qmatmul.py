@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import triton
-from pallas_kernels.qmatmul import activations, blocks, few_rows
+from pallas_kernels.qmatmul import activations, blocks, codes, few_rows
 from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, multiply
 from pallas_kernels.qmatmul.blocks import Tile
 from pallas_kernels.samples import random_planes
@@ -35,7 +35,7 @@ SMALL = Tile(rows=4, groups=4, batch=2)
 
 @functools.partial(jax.jit, static_argnames=("packing", "mode", "tile", "dtype"))
 def _run(x, planes, packing, mode, tile=None, dtype=jnp.float32):
-    acts = activations.quantize(x, mode, target=TARGET)
+    acts = activations.quantize(x, mode, in_turn=codes.come_in_turn([packing], TARGET), target=TARGET)
     job = few_rows.Job((packing,), planes["codes"].shape[0])
     (y,) = few_rows.multiply(acts, [job], [few_rows.Operands([planes])], dtype, TARGET, tile)
     return acts, y
@@ -52,6 +52,8 @@ def integers(acts):
     """The integers of activations [M, G, 32], from their bytes."""
     words = np.ascontiguousarray(acts.words)
     by_part = np.moveaxis(words.view(np.int8).reshape(*words.shape, 4), 3, 2)
+    if acts.in_turn:  # two bytes of position p, and of 4 + p, are in word p and the two others in word 4 + p
+        by_part = np.moveaxis(by_part.reshape(*by_part.shape[:3], 2, 4, 2, 2), (3, 4, 5, 6), (5, 4, 6, 3))
     parts = by_part.reshape(*by_part.shape[:3], 32).astype(np.int64)
     return parts[:, 0] if acts.mode == "int8" else 128 * parts[:, 0] + parts[:, 1]
 
@@ -59,7 +61,8 @@ def integers(acts):
 def numbers(acts):
     """What activations stand for, float64 [M, K]."""
     if acts.mode == "float":
-        unnormed = np.moveaxis(np.float64(acts.words)[:, 0], 1, 2).reshape(acts.rows, -1)
+        words = np.moveaxis(np.float64(acts.words)[:, 0], 1, 2) / activations.FLOATS_UNIT
+        unnormed = (words * np.float64(acts.scale)[..., None]).reshape(acts.rows, -1)
     else:
         unnormed = (integers(acts) * np.float64(acts.scale)[..., None]).reshape(acts.rows, -1)
     if acts.squares is None:
@@ -262,6 +265,7 @@ def test_quantize_equals_its_reference(mode, normed, dtype, normal, distance):
     rounding = 1e-6 if normed else 0
     np.testing.assert_allclose(kernel.scale, plain.scale, rtol=rounding)
     if mode == "float":
+        assert np.abs(kernel.words).max() < 2 * activations.FLOATS_UNIT
         np.testing.assert_allclose(kernel.words, plain.words, rtol=rounding)
         np.testing.assert_allclose(kernel.sums, plain.sums, rtol=1e-6, atol=1e-5)
         return
@@ -270,6 +274,46 @@ def test_quantize_equals_its_reference(mode, normed, dtype, normal, distance):
     for acts in (kernel, plain):
         assert np.abs(integers(acts)).max() == activations.LARGEST[mode]
         np.testing.assert_array_equal(acts.sums, np.moveaxis(integers(acts).reshape(3, 75, 2, 16).sum(axis=-1), 1, 2))
+
+
+@pytest.mark.parametrize("mode", activations.MODES)
+def test_bytes_in_turn_are_the_same_bytes(mode, normal):
+    """Of floats there are none."""
+    x = normal(2, 2400)
+    in_turn, plain = (jax.jit(functools.partial(activations.quantize, mode=mode, in_turn=turn, target=TARGET))(x) for turn in (True, False))
+    assert in_turn.in_turn == (mode != "float") and not plain.in_turn
+    np.testing.assert_array_equal(in_turn.sums, plain.sums)
+    np.testing.assert_array_equal(numbers(in_turn), numbers(plain))
+    assert (np.asarray(in_turn.words) != plain.words).any() == in_turn.in_turn
+
+
+def test_activations_in_turn_are_only_for_weights_that_are(matrix, normal):
+    acts = activations.quantize(normal(1, 96), "int16", in_turn=True, target=TARGET)
+    for name in ("Q4_0", "NVFP4"):
+        (weight, _) = matrix(name, 3, 6)
+        with pytest.raises(ValueError, match="bytes of activations are in turn, those of weights are not"):
+            multiply(acts, [Product((weight,))], mode="int16", dtype=jnp.float32, target=TARGET)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-25, 1e25, 1e36])
+def test_floats_of_any_size(size, matrix, normal):
+    """Also of those near the ends of float32; what falls below its smallest normal number may count as zero."""
+    (planes, packing), values = matrix("Q4_1", 3, 2)
+    x = np.float32(size) * normal(2, 64)
+    x[1, :32] *= np.float32(2.0**-20)
+    _, y = _run(x, planes, packing, "float", SMALL)
+    lost = 2.0**-126 * np.abs(values).sum()
+    for found, row in zip(np.float64(y), np.float64(x)):
+        assert np.linalg.norm(found - values @ row) < FLOAT32 * np.linalg.norm(np.abs(values) @ np.abs(row)) + lost
+
+
+def test_what_is_not_finite_stays_so(matrix):
+    (planes, packing), values = matrix("Q4_0", 3, 2)
+    for worst in (np.inf, np.nan):
+        x = np.ones((2, 64), np.float32)
+        x[1, 40] = worst
+        _, y = _run(x, planes, packing, "float", SMALL)
+        assert np.isfinite(y[0]).all() and not np.isfinite(y[1][values[:, 40] != 0]).any()
 
 
 @pytest.mark.parametrize("mode", ["int16", "int8"])
@@ -308,13 +352,13 @@ def test_kernels_lower_to_triton(target, name, inputs, mode):
 @pytest.mark.parametrize(
     ("rows", "name", "weights", "mode", "waits"),
     [
-        (4096, "Q4_0", 1, "int16", True), (57344, "Q4_0", 1, "int16", False), (57344, "Q4_0", 1, "float", True),
-        (14336, "Q4_0", 2, "int16", True), (14336, "IQ4_XS", 2, "int16", False),
+        (4096, "Q4_0", 1, "int16", True), (57344, "Q4_0", 1, "int16", True), (57344, "Q2_K", 1, "int16", False),
+        (4096, "Q4_0", 1, "float", False), (14336, "Q4_0", 2, "int16", True), (14336, "IQ4_XS", 2, "int16", False),
     ],
 )  # fmt: skip
 def test_where_loads_come_first(rows, name, weights, mode, waits):
-    """On NVIDIA GPUs, where nothing else hides the latency of memory: in launches of few programs, and where floats or two weights fill the
-    registers, but for types with a table, which fill the time."""
+    """On NVIDIA GPUs, where nothing else hides the latency of memory: in launches of few programs, and of any number for types that are quick
+    to compute with; floats leave no registers for it."""
     packing = groups.packing(formats.get(name))
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, rows, 128))
     for target in GPUS:
@@ -338,11 +382,11 @@ def test_the_next_launch_begins_early_where_a_gpu_can(target, can, rows, some):
 
 @pytest.mark.parametrize(
     ("rows", "inputs", "pairs", "mode", "outputs"),
-    [(2048, 768, 64, "int16", 8), (768, 2048, 8, "int8", 4), (768, 768, 1, "int16", 2), (2048, 768, 64, "float", 2), (57344, 4096, 1, "int16", 2)],
+    [(2048, 768, 64, "int16", 8), (768, 2048, 8, "int8", 4), (768, 768, 1, "int16", 2), (2048, 768, 64, "float", 4), (14336, 4096, 1, "int16", 2)],
 )
 @pytest.mark.parametrize("name", ["Q4_K", "Q2_K"])
 def test_short_rows_are_taken_together(name, rows, inputs, pairs, mode, outputs):
-    """Where there are many, and registers for it: starting a program takes as long as some rows of a step each."""
+    """Where there are many, and registers for it, which floats fill: starting a program takes as long as some rows of a step each."""
     job = few_rows.Job((groups.packing(formats.get(name)),), rows)
     assert blocks.few_rows(1, inputs // 32, [job], mode, Target("cuda", "9.0"), pairs).rows == outputs
 

@@ -24,7 +24,7 @@ from pallas_kernels import samples, targets
 from pallas_kernels.dequantize import kernel as dequantize_kernel
 from pallas_kernels.dequantize import reference
 from pallas_kernels.packing import Packing
-from pallas_kernels.qmatmul import activations, many_rows
+from pallas_kernels.qmatmul import activations, codes, many_rows
 from pallas_kernels.qmatmul.api import Product, Weight, multiply
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
@@ -33,10 +33,11 @@ RESULTS = Path(__file__).parent / "results" / "gpu_kernels.jsonl"
 TYPES = tuple(name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and groups.can_hold(fmt))
 #: Outputs and inputs: of an attention projection and of a feed-forward of an 8B model; and one that is over 60 MB in every type.
 SHAPES = ((4096, 4096), (4096, 14336), (57344, 4096))
-#: Kernel -> rows of activations, 0 where there are none, and how its launches' names begin.
+#: Kernel -> rows of activations, 0 where there are none, and how its launches' names begin. "copy" is XLA's, of as many bytes as a product
+#: reads, half of them read and half written: what a launch of that size can reach.
 KERNELS = {
     "int16": (1, "multiply_int16"), "int8": (1, "multiply_int8"), "float": (1, "multiply_float"), "many rows": (32, "multiply_many"),
-    "dequantize": (0, "dequantize"),
+    "dequantize": (0, "dequantize"), "copy": (0, ""),
 }  # fmt: skip
 BYTES, REPEATS = 200e6, 3
 #: A launch begins when the one before has ended, so that its time is its own.
@@ -69,10 +70,15 @@ class Case:
         return self.prepared(jax.random.normal(jax.random.key(7), (max(self.rows, 1), self.shape[1]), jnp.bfloat16))
 
     def prepared(self, x):
-        return activations.quantize(x, self.kernel, target=targets.current()) if self.kernel in activations.MODES else x
+        if self.kernel not in activations.MODES:
+            return x
+        target = targets.current()
+        return activations.quantize(x, self.kernel, in_turn=codes.come_in_turn([self.packing], target), target=target)
 
     def run(self, x, planes):
         target = targets.current()
+        if self.kernel == "copy":
+            return planes["codes"].reshape(-1)[: self.bytes(planes) // 8] ^ 1
         if self.kernel == "dequantize":
             return dequantize_kernel.dequantize(planes, self.packing, jnp.bfloat16, target=target)
         if self.kernel == "many rows":
@@ -83,7 +89,8 @@ class Case:
     def compiled(self) -> tuple:
         """`run` and, at the smallest shape, `error`, compiled."""
         x, planes = jax.eval_shape(self.operand), jax.eval_shape(self.planes, jax.random.key(0))
-        error = jax.jit(self.error).trace(jax.eval_shape(self.several), planes).lower().compile() if self.shape == SHAPES[0] else None
+        compares = self.shape == SHAPES[0] and self.kernel != "copy"
+        error = jax.jit(self.error).trace(jax.eval_shape(self.several), planes).lower().compile() if compares else None
         return jax.jit(self.run).trace(x, planes).lower().compile(compiler_options=ALONE), error
 
     def several(self):
@@ -102,7 +109,7 @@ class Case:
     def bytes(self, planes) -> int:
         """Read and written: the weight, and where it is dequantised its values."""
         written = 2 * self.shape[0] * self.shape[1] if self.kernel == "dequantize" else 0
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(planes)) + written
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(planes)) + written
 
 
 def _distance(found, exact):

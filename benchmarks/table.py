@@ -56,12 +56,12 @@ def _beside(ours: float, theirs: float | None) -> str:
 
 
 def kernels_table(measured: list[dict]) -> str:
-    """Of the device that was measured last, a row for each type: shares of the copy bandwidth, at the largest and the smallest shape, of
-    weights that no cache holds."""
+    """Of the device that was measured last, a row for each type: shares of the bandwidth of a large copy, at the largest and the smallest
+    shape, of weights that no cache holds; and of a copy of as many bytes as the weight has."""
     measured = [one for one in measured if one["device"] == measured[-1]["device"] and "turns" not in one]
     shapes = sorted({tuple(one["shape"]) for one in measured}, key=lambda shape: shape[0] * shape[1])
     ends = [(shape, "x".join(map(str, shape))) for shape in ([shapes[-1], shapes[0]] if shapes else [])]
-    columns = {f"{kernel}, {text}": (kernel, shape) for shape, text in ends for kernel in ("int16", "int8", "float", "dequantize")}
+    columns = {f"{kernel}, {text}": (kernel, shape) for shape, text in ends for kernel in ("int16", "int8", "float", "dequantize", "copy")}
     rows = {}
     for one in measured:
         row = rows.setdefault((one["device"], one["type"], one["versions"]["jax"]), {})

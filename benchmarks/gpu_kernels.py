@@ -3,13 +3,16 @@
 A line of benchmarks/results/gpu_kernels.jsonl is one kernel at one shape: the median time of its launches in a profiler trace, bytes moved
 in that time beside the device's copy bandwidth, measured in the same run, and at the smallest shape the relative error against float32
 products with exact values. Launches take turns with several weights, 200 MB together, so that no cache holds them, or with fewer where
---turns says so: four of 4096 x 4096 stay in the cache of an H200.
+--turns says so: four of 4096 x 4096 stay in the cache of an H200. The first launch after another kernel's does not count: what that one wrote
+is still on its way to memory. "copy" is XLA's, of as many bytes as the weight has, half of them read and half written: what a launch of that
+size can reach.
 """
 
 import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -33,11 +36,10 @@ RESULTS = Path(__file__).parent / "results" / "gpu_kernels.jsonl"
 TYPES = tuple(name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and groups.can_hold(fmt))
 #: Outputs and inputs: of an attention projection and of a feed-forward of an 8B model; and one that is over 60 MB in every type.
 SHAPES = ((4096, 4096), (4096, 14336), (57344, 4096))
-#: Kernel -> rows of activations, 0 where there are none, and how its launches' names begin. "copy" is XLA's, of as many bytes as a product
-#: reads, half of them read and half written: what a launch of that size can reach.
+#: Kernel -> rows of activations, 0 where there are none, and how its launches' names begin.
 KERNELS = {
     "int16": (1, "multiply_int16"), "int8": (1, "multiply_int8"), "float": (1, "multiply_float"), "many rows": (32, "multiply_many"),
-    "dequantize": (0, "dequantize"), "copy": (0, ""),
+    "dequantize": (0, "dequantize"),
 }  # fmt: skip
 BYTES, REPEATS = 200e6, 3
 #: A launch begins when the one before has ended, so that its time is its own.
@@ -77,8 +79,6 @@ class Case:
 
     def run(self, x, planes):
         target = targets.current()
-        if self.kernel == "copy":
-            return planes["codes"].reshape(-1)[: self.bytes(planes) // 8] ^ 1
         if self.kernel == "dequantize":
             return dequantize_kernel.dequantize(planes, self.packing, jnp.bfloat16, target=target)
         if self.kernel == "many rows":
@@ -89,8 +89,7 @@ class Case:
     def compiled(self) -> tuple:
         """`run` and, at the smallest shape, `error`, compiled."""
         x, planes = jax.eval_shape(self.operand), jax.eval_shape(self.planes, jax.random.key(0))
-        compares = self.shape == SHAPES[0] and self.kernel != "copy"
-        error = jax.jit(self.error).trace(jax.eval_shape(self.several), planes).lower().compile() if compares else None
+        error = jax.jit(self.error).trace(jax.eval_shape(self.several), planes).lower().compile() if self.shape == SHAPES[0] else None
         return jax.jit(self.run).trace(x, planes).lower().compile(compiler_options=ALONE), error
 
     def several(self):
@@ -106,10 +105,13 @@ class Case:
         found = jax.lax.map(lambda x: self.run(self.prepared(x), planes), several)
         return _distance(found, jnp.dot(several.astype(jnp.float32), exact.T, precision="highest"))
 
-    def bytes(self, planes) -> int:
+    def weight_bytes(self) -> int:
+        planes = jax.eval_shape(self.planes, jax.random.key(0))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(planes))
+
+    def bytes(self) -> int:
         """Read and written: the weight, and where it is dequantised its values."""
-        written = 2 * self.shape[0] * self.shape[1] if self.kernel == "dequantize" else 0
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(planes)) + written
+        return self.weight_bytes() + (2 * self.shape[0] * self.shape[1] if self.kernel == "dequantize" else 0)
 
 
 def _distance(found, exact):
@@ -118,19 +120,41 @@ def _distance(found, exact):
 
 def measure(cases: list[Case], programs: dict, bandwidth: float, turns: int | None) -> list[dict]:
     """Results of all kernels for one type and shape, from one trace: that takes seconds. turns: weights, None: 200 MB of them."""
-    make = jax.jit(cases[0].planes)
-    weights = [make(jax.random.key(0))]
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights[0]))
-    weights += [make(jax.random.key(i)) for i in range(1, turns or max(2, min(24, -(-int(BYTES) // size))))]
+    make, size = jax.jit(cases[0].planes), cases[0].weight_bytes()
+    weights = [make(jax.random.key(i)) for i in range(turns or _turns(size))]
     operands = {case: jax.jit(case.operand)() for case in cases}
     errors = {case: programs[case][1] for case in cases if programs[case][1]}
     errors = {case: float(error(case.several(), weights[0])) for case, error in errors.items()}
-    run = lambda case: [programs[case][0](operands[case], planes) for planes in weights]
+    run = lambda case: [programs[case][0](operands[case], planes) for planes in (weights[-1], *weights)]
     jax.block_until_ready([run(case) for case in cases])
     times = collections.defaultdict(list)
     for name, duration in launches([lambda case=case: run(case) for case in cases] * REPEATS):
         times[next((kernel for kernel, (_, begins) in KERNELS.items() if name.startswith(begins)), None)].append(duration)
-    return [_result(case, statistics.median(times[case.kernel]), case.bytes(weights[0]), bandwidth, errors.get(case)) for case in cases]
+    median = lambda kernel: statistics.median(_without_firsts(times[kernel], len(weights)))
+    return [_result(case, median(case.kernel), case.bytes(), bandwidth, errors.get(case)) for case in cases]
+
+
+def measure_copies(cases: list[Case], bandwidth: float) -> list[dict]:
+    """Results of copies of as many bytes as the weights of the cases have, each size once, from one trace."""
+    by_size = {case.weight_bytes(): dataclasses.replace(case, kernel="copy") for case in cases}
+    arrays = {size: [jnp.full(size // 8, i, jnp.uint32) for i in range(_turns(size))] for size in by_size}
+    programs = {size: jax.jit(lambda array: array ^ 1).lower(of_size[0]).compile(compiler_options=ALONE) for size, of_size in arrays.items()}
+    run = lambda size: [programs[size](array) for array in (arrays[size][-1], *arrays[size])]
+    jax.block_until_ready([run(size) for size in by_size])
+    durations = iter([duration for _, duration in launches([lambda size=size: run(size) for size in by_size for _ in range(REPEATS)])])
+    results = []
+    for size, case in by_size.items():
+        times = [next(durations) for _ in range(REPEATS * (1 + len(arrays[size])))]
+        results.append(_result(case, statistics.median(_without_firsts(times, len(arrays[size]))), size, bandwidth, None))
+    return results
+
+
+def _turns(size: int) -> int:
+    return max(2, min(24, -(-int(BYTES) // size)))
+
+
+def _without_firsts(times: list, turns: int) -> list:
+    return [time for i, time in enumerate(times) if i % (turns + 1)]
 
 
 def _result(case, microseconds, moved, bandwidth, error) -> dict:
@@ -164,13 +188,13 @@ def main():
     for case in programs:
         by_weight[case.type_name, case.shape].append(case)
     options.results.parent.mkdir(parents=True, exist_ok=True)
+    bandwidth, text = known["copy_gb_per_s"], "{kernel:>10} {type:<7} {shape[0]:>5} x {shape[1]:<5} {microseconds:8.1f} us, {share_of_copy_bandwidth:4.2f} of a copy"
     with options.results.open("a") as results:
-        for of_weight in by_weight.values():
-            for line in measure(of_weight, programs, known["copy_gb_per_s"], options.turns):
-                line |= {"turns": options.turns} if options.turns else {}
-                print(json.dumps(known | line), file=results, flush=True)
-                text = "{kernel:>10} {type:<7} {shape[0]:>5} x {shape[1]:<5} {microseconds:8.1f} us, {share_of_copy_bandwidth:4.2f} of a copy"
-                print(text.format(**line) + (f", error {line['error']:.1e}" if "error" in line else ""), flush=True)
+        measured = (measure(of_weight, programs, bandwidth, options.turns) for of_weight in by_weight.values())
+        for line in itertools.chain(measure_copies(cases, bandwidth), itertools.chain.from_iterable(measured)):
+            line |= {"turns": options.turns} if options.turns else {}
+            print(json.dumps(known | line), file=results, flush=True)
+            print(text.format(**line) + (f", error {line['error']:.1e}" if "error" in line else ""), flush=True)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Case:
 
     @property
     def rows(self) -> int:
-        return KERNELS[self.kernel][0]
+        return KERNELS[self.kernel][0] if self.kernel in KERNELS else 0
 
     def planes(self, key):
         return samples.random_planes(key, self.packing, self.shape[0], self.shape[1] // 32)
@@ -135,18 +135,16 @@ def measure(cases: list[Case], programs: dict, bandwidth: float, turns: int | No
 
 
 def measure_copies(cases: list[Case], bandwidth: float) -> list[dict]:
-    """Results of copies of as many bytes as the weights of the cases have, each size once, from one trace."""
-    by_size = {case.weight_bytes(): dataclasses.replace(case, kernel="copy") for case in cases}
-    arrays = {size: [jnp.full(size // 8, i, jnp.uint32) for i in range(_turns(size))] for size in by_size}
+    """Results of copies of as many bytes as the weights of the cases have, from one trace."""
+    arrays = {size: [jnp.full(size // 8, i, jnp.uint32) for i in range(_turns(size))] for size in {case.weight_bytes() for case in cases}}
     programs = {size: jax.jit(lambda array: array ^ 1).lower(of_size[0]).compile(compiler_options=ALONE) for size, of_size in arrays.items()}
     run = lambda size: [programs[size](array) for array in (arrays[size][-1], *arrays[size])]
-    jax.block_until_ready([run(size) for size in by_size])
-    durations = iter([duration for _, duration in launches([lambda size=size: run(size) for size in by_size for _ in range(REPEATS)])])
-    results = []
-    for size, case in by_size.items():
-        times = [next(durations) for _ in range(REPEATS * (1 + len(arrays[size])))]
-        results.append(_result(case, statistics.median(_without_firsts(times, len(arrays[size]))), size, bandwidth, None))
-    return results
+    jax.block_until_ready([run(size) for size in arrays])
+    durations = iter([duration for _, duration in launches([lambda size=size: run(size) for size in arrays for _ in range(REPEATS)])])
+    times = {size: [next(durations) for _ in range(REPEATS * (1 + len(of_size)))] for size, of_size in arrays.items()}
+    medians = {size: statistics.median(_without_firsts(of_size, len(arrays[size]))) for size, of_size in times.items()}
+    copies = dict.fromkeys(dataclasses.replace(case, kernel="copy") for case in cases)
+    return [_result(case, medians[case.weight_bytes()], case.weight_bytes(), bandwidth, None) for case in copies]
 
 
 def _turns(size: int) -> int:

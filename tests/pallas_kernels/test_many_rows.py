@@ -11,6 +11,7 @@ import pytest
 from pallas_kernels.qmatmul import codes, many_rows
 from pallas_kernels.qmatmul.blocks import MatrixTile
 from pallas_kernels.samples import random_planes
+from pallas_kernels.targets import Target
 from rocmforge_jax import formats
 from rocmforge_jax.quant import groups
 from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to_triton
@@ -125,3 +126,13 @@ def test_it_lowers_to_triton(target, name, inputs):
     x, experts = jax.ShapeDtypeStruct((96, inputs), jnp.bfloat16), jax.ShapeDtypeStruct((6,), jnp.int32)
     run = lambda x, stack, experts: many_rows.multiply(x, stack, packing, target=target, experts=experts)
     assert lowered_to_triton(target, run, x, stack, experts).count("__gpu$xla.gpu.triton") == 1
+
+
+@pytest.mark.parametrize(("rows", "early"), [(16, True), (33, False)])
+def test_nothing_begins_early_beside_large_tiles(rows, early):
+    """It would take room from them."""
+    packing, target = groups.packing(formats.get("Q4_0")), Target("cuda", "9.0")
+    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 512, 64))
+    run = lambda x, planes: many_rows.multiply(x, planes, packing, target=target)
+    text = lowered_to_triton(target, run, jax.ShapeDtypeStruct((rows, 2048), jnp.bfloat16), planes)
+    assert ("griddepcontrol.launch_dependents" in text) == early

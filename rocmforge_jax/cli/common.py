@@ -70,6 +70,10 @@ def prepare_jax(model: str | None = None):
 
 def use_compilation_cache():
     """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another. Call it before jax is used."""
+    import jax
+
+    # A program's key has its kernels' code, and that the lines it was traced from: other ones where something else was traced before.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = compiled_folder()
@@ -77,8 +81,6 @@ def use_compilation_cache():
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return  # no home to write to: compile each time
-    import jax
-
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a dozen small programs take as long as the large ones
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pallas_kernels import targets
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import DEMO
 from rocmforge_jax.models import load_decoder
@@ -71,6 +72,23 @@ def test_kernels_of_a_type_share_a_row_the_largest_shape_first(program):
     header, _, *rows = program("table").kernels_table(before + measured).splitlines()
     assert header.startswith("| device | type | int16, 640x32 | int8, 640x32 |") and "int16, 64x32" in header
     assert rows == ["| g | Q4_0 | 0.90 | - | - | 0.80 | - | 0.46 | - | - | - | - | 0.12 | d |"]
+
+
+@pytest.mark.core
+def test_the_first_launch_after_another_kernel_does_not_count(program, monkeypatch):
+    """Nor do launches of other names. Copies are those of the weight's size."""
+    kernels = program("gpu_kernels")
+    case = kernels.Case("int16", "Q4_0", (64, 128))
+    of_a_run = lambda run: [("a fusion", 1.0), ("multiply_int16_2", 99), *[("multiply_int16_2", 3.0)] * (len(run()) - 1)]
+    monkeypatch.setattr(kernels, "launches", lambda runs: [launch for run in runs for launch in of_a_run(run)])
+    with targets.use(targets.INTERPRET):
+        (line,) = kernels.measure([case], {case: (lambda x, planes: x, None)}, 4000, 5)
+    size = 64 * 128 // 32 * 18
+    assert (line["microseconds"], line["gb_per_s"]) == (3.0, size / 3000) and case.weight_bytes() == size
+    monkeypatch.setattr(kernels, "ALONE", {})
+    monkeypatch.setattr(kernels, "launches", lambda runs: [("copy", us) for run in runs for us in [99, *[2.0] * (len(run()) - 1)]])
+    copies = kernels.measure_copies([case, kernels.Case("int8", "Q4_0", (64, 128)), kernels.Case("int8", "Q8_0", (64, 128))], 4000)
+    assert [(line["kernel"], line["type"], line["microseconds"]) for line in copies] == [("copy", "Q4_0", 2.0), ("copy", "Q8_0", 2.0)]
 
 
 @pytest.mark.core

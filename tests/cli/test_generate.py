@@ -1,6 +1,7 @@
 """generate: the library's text, as it comes."""
 
 import dataclasses
+import functools
 import io
 import json
 import signal
@@ -126,6 +127,30 @@ def test_the_cache_is_left_alone_where_it_is_named_or_cannot_be(monkeypatch, env
     before = jax.config.jax_compilation_cache_dir
     use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.core
+def test_kernels_do_not_hold_where_they_were_traced_from(monkeypatch):
+    """Which is part of the key of a program, and depends on what was traced before."""
+    import jax
+    import jax.numpy as jnp
+
+    from pallas_kernels.qmatmul import activations
+    from pallas_kernels.targets import Target
+    from tests.pallas_kernels.conftest import lowered_to_triton
+
+    target = Target("cuda", "9.0")
+    quantize = functools.partial(activations.quantize, mode="int16", target=target)
+    text = lambda: lowered_to_triton(target, lambda x: quantize(x), jax.ShapeDtypeStruct((1, 4096), jnp.bfloat16))  # never lowered before
+    before = jax.config.jax_traceback_in_locations_limit
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    try:
+        jax.config.update("jax_traceback_in_locations_limit", 10)
+        assert "activations.py" in text()
+        use_compilation_cache()
+        assert "activations.py" not in text()
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 @pytest.mark.core

@@ -287,6 +287,30 @@ def test_bytes_in_turn_are_the_same_bytes(mode, normal):
     assert (np.asarray(in_turn.words) != plain.words).any() == in_turn.in_turn
 
 
+@pytest.mark.parametrize(
+    ("names", "platform", "turn"),
+    [(["IQ4_XS", "MXFP4"], "cuda", True), (["IQ4_NL"], "rocm", False), (["IQ4_NL", "Q4_0"], "cuda", False), (["NVFP4"], "cuda", False)],
+)
+def test_bytes_are_in_turn_where_all_weights_have_tables(names, platform, turn):
+    """And one scale a group; AMD's GPUs look bytes up in their order."""
+    assert codes.come_in_turn([groups.packing(formats.get(name)) for name in names], Target(platform)) == turn
+
+
+@pytest.mark.parametrize("mode", ["int16", "int8"])
+def test_a_table_beside_another_type(mode, matrix, normal):
+    """Two weights of one input: the bytes of activations are not in turn."""
+    made, x = [matrix("IQ4_NL", 5, 3), matrix("Q4_0", 5, 3)], normal(1, 96)
+
+    def run(x, planes):
+        weights = [Weight(of, weight.packing) for of, (weight, _) in zip(planes, made)]
+        outputs = multiply(x, [Product((weight,)) for weight in weights], mode=mode, dtype=jnp.float32, target=TARGET, tile=SMALL)
+        return activations.quantize(x, mode, target=TARGET), outputs
+
+    acts, outputs = jax.jit(run)(x, [weight.planes for weight, _ in made])
+    for y, (_, values) in zip(outputs, made):
+        assert off(y, numbers(acts), values) < FLOAT32
+
+
 def test_activations_in_turn_are_only_for_weights_that_are(matrix, normal):
     acts = activations.quantize(normal(1, 96), "int16", in_turn=True, target=TARGET)
     for name in ("Q4_0", "NVFP4"):

@@ -136,15 +136,16 @@ def measure(cases: list[Case], programs: dict, bandwidth: float, turns: int | No
 
 def measure_copies(cases: list[Case], bandwidth: float) -> list[dict]:
     """Results of copies of as many bytes as the weights of the cases have, from one trace."""
-    arrays = {size: [jnp.full(size // 8, i, jnp.uint32) for i in range(_turns(size))] for size in {case.weight_bytes() for case in cases}}
+    copies = dict.fromkeys(dataclasses.replace(case, kernel="copy") for case in cases)
+    sizes = {copy: copy.weight_bytes() for copy in copies}
+    arrays = {size: [jnp.full(size // 8, i, jnp.uint32) for i in range(_turns(size))] for size in set(sizes.values())}
     programs = {size: jax.jit(lambda array: array ^ 1).lower(of_size[0]).compile(compiler_options=ALONE) for size, of_size in arrays.items()}
     run = lambda size: [programs[size](array) for array in (arrays[size][-1], *arrays[size])]
     jax.block_until_ready([run(size) for size in arrays])
     durations = iter([duration for _, duration in launches([lambda size=size: run(size) for size in arrays for _ in range(REPEATS)])])
     times = {size: [next(durations) for _ in range(REPEATS * (1 + len(of_size)))] for size, of_size in arrays.items()}
     medians = {size: statistics.median(_without_firsts(of_size, len(arrays[size]))) for size, of_size in times.items()}
-    copies = dict.fromkeys(dataclasses.replace(case, kernel="copy") for case in cases)
-    return [_result(case, medians[case.weight_bytes()], case.weight_bytes(), bandwidth, None) for case in copies]
+    return [_result(copy, medians[size], size, bandwidth, None) for copy, size in sizes.items()]
 
 
 def _turns(size: int) -> int:
@@ -186,7 +187,8 @@ def main():
     for case in programs:
         by_weight[case.type_name, case.shape].append(case)
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    bandwidth, text = known["copy_gb_per_s"], "{kernel:>10} {type:<7} {shape[0]:>5} x {shape[1]:<5} {microseconds:8.1f} us, {share_of_copy_bandwidth:4.2f} of a copy"
+    bandwidth = known["copy_gb_per_s"]
+    text = "{kernel:>10} {type:<7} {shape[0]:>5} x {shape[1]:<5} {microseconds:8.1f} us, {share_of_copy_bandwidth:4.2f} of a copy"
     with options.results.open("a") as results:
         measured = (measure(of_weight, programs, bandwidth, options.turns) for of_weight in by_weight.values())
         for line in itertools.chain(measure_copies(cases, bandwidth), itertools.chain.from_iterable(measured)):

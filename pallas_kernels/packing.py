@@ -109,14 +109,14 @@ def _held(part: int) -> list[list[tuple[int, int]]]:
     return words
 
 
-def _choose(mask: np.uint32, a, b):
+def choose(mask: np.uint32, a, b):
     """The bits of a where the mask has ones, those of b elsewhere."""
     return (a & mask) | (b & ~mask)
 
 
-def position_words(words: list, bits: int, choose=_choose) -> list:
-    """The words of a group, uint32 arrays of any one shape, -> for each position a uint32 array with a code in each byte. choose: as
-    `_choose`."""
+def position_words(words: list, bits: int, choose=choose) -> list:
+    """The words of a group, uint32 arrays of any one shape, -> for each position a uint32 array with a code in each byte. choose: what does
+    as the function of that name."""
     if bits == 8:
         return words
     if bits <= 4:
@@ -125,7 +125,7 @@ def position_words(words: list, bits: int, choose=_choose) -> list:
     return [nibble | field for nibble, field in zip(_lowest_and_highest(words[:4], 0, 15), above)]
 
 
-def nibble_words(words: list, bits: int, choose=_choose) -> list:
+def nibble_words(words: list, bits: int, choose=choose) -> list:
     """Words of codes of 1 to 4 bits -> four words, the codes of positions i and 4 + i in the nibbles of the i-th. What lies above a code in
     its nibble is anything."""
     if bits == 4:

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 
 from jax.experimental.pallas import triton as backend
 
+from pallas_kernels import packing
 from pallas_kernels.targets import Target
 
 # Said at every lowering of a kernel; see above.
@@ -157,9 +158,9 @@ def and_or(a, b, c, target: Target):
 
 
 def choose(mask, a, b, target: Target):
-    """The bits of a where the mask has ones, those of b elsewhere, of uint32 arrays; likewise one instruction."""
+    """`packing.choose` of uint32 arrays, likewise one instruction."""
     if target.platform != "cuda":
-        return (a & mask) | (b & ~mask)
+        return packing.choose(mask, a, b)
     return _logic(0xCA, mask, a, b)
 
 
@@ -213,13 +214,13 @@ def bytes_of_table(nibbles, table: tuple[int, ...], target: Target, in_turn: boo
 
     in_turn: of the lower four nibbles and of the upper four, which NVIDIA's GPUs have first.
     """
-    if target.interpret:
-        words = [_looked_up((nibbles >> np.uint32(shift)) & np.uint32(0x0F0F0F0F), table) for shift in (0, 4)]
-        return _bytes_in_turn(*words) if in_turn else tuple(words)
     entries = np.array(table).astype(np.uint8)
     if target.platform == "cuda":
         return _select_cuda(nibbles.astype(jnp.int32), entries, in_turn)
-    words = _select_rocm(nibbles.astype(jnp.int32), entries)
+    if target.interpret:
+        words = tuple(_looked_up((nibbles >> np.uint32(shift)) & np.uint32(0x0F0F0F0F), table) for shift in (0, 4))
+    else:
+        words = _select_rocm(nibbles.astype(jnp.int32), entries)
     return _bytes_in_turn(*words) if in_turn else words
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
-from pallas_kernels.packing import GROUP, POSITIONS
+from pallas_kernels.packing import GROUP, POSITIONS, power_of_two
 from pallas_kernels.targets import Target
 
 #: The largest integer of a mode.
@@ -150,10 +150,8 @@ def steps(largest, mode: str):
 
 def _powers_of_two(largest):
     """float32 numbers -> (the inverse of their power of two, that power), both normal floats: 2^-126 to 2^126."""
-    exponent = jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23
-    exponent = jnp.minimum(jnp.maximum(exponent, 1), 253)
-    as_float = lambda exponent: jax.lax.bitcast_convert_type(exponent << 23, jnp.float32)
-    return as_float(254 - exponent), as_float(exponent)
+    biased = jnp.clip(jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23, 1, 253)
+    return power_of_two(255 - biased), power_of_two(biased + 1)
 
 
 def to_integers(x, inverse):

@@ -28,7 +28,7 @@ def come_in_turn(packings: Iterable[Packing], target: Target) -> bool:
     return target.platform != "rocm" and all(packing.table is not None and packing.halves == 1 for packing in packings)
 
 
-def unsigned_bytes(words, packing: Packing, target: Target) -> tuple[list, int]:
+def _unsigned_bytes(words, packing: Packing, target: Target) -> tuple[list, int]:
     """As `signed_bytes`, uint32, plus a number so that none is negative; and that number plus the packing's offset."""
     if packing.table is not None:
         more = 128 if min(packing.table) < 0 else 0
@@ -49,7 +49,7 @@ def unsigned(words, packing: Packing, target: Target) -> tuple[list, int]:
     """Words of a group -> for each of its 32 inputs, in order, (uint32 array, place): its code times 2^place, below 2^23; and what these are
     all too large by, the packing's offset with it."""
     if packing.bits > 4 or packing.table is not None:
-        words, offset = unsigned_bytes(words, packing, target)
+        words, offset = _unsigned_bytes(words, packing, target)
         return [(triton.unsigned_byte(word, i, target), 0) for word in words for i in range(4)], offset
     words, mask = packings.nibble_words(words, packing.bits, _choose(target)), (1 << packing.bits) - 1
     halves, numbers = [(word, word >> np.uint32(16)) for word in words], []
@@ -71,7 +71,7 @@ def lifted(words, packing: Packing, target: Target):
     """
     offset, whole = packing.offset, packing.table is not None or packing.bits == 8
     if whole:
-        words, offset = unsigned_bytes(words, packing, target)
+        words, offset = _unsigned_bytes(words, packing, target)
     for element in range(GROUP):
         position, byte = divmod(element, 4)
         at = place(packing, position, byte)

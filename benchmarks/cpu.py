@@ -1,8 +1,11 @@
-"""Speed on the CPU, beside llama.cpp's on the same files: `python benchmarks/cpu.py [--models demo qwen2.5-0.5b:q4_0 ...]`.
+"""Speed on the CPU, beside llama.cpp's on the same files: `python benchmarks/cpu.py [--models demo
+qwen2.5-0.5b:q4_0 ...]`.
 
-Both packages stay loaded, each in a process of its own, and take turns, so that what else the machine does hits both alike. Files with the
-shapes of real models and random weights are made where there is none yet. Prints a table with the goals; each file also becomes a line of
-benchmarks/results/cpu.jsonl, with every sample. llama.cpp comes with the package llama-cpp-python; without it ours is measured alone.
+Both packages stay loaded, each in a process of its own, and take turns, so that what else the
+machine does hits both alike. Files with the shapes of real models and random weights are made where
+there is none yet. Prints a table with the goals; each file also becomes a line of
+benchmarks/results/cpu.jsonl, with every sample. llama.cpp comes with the package llama-cpp-python;
+without it ours is measured alone.
 """
 
 import argparse
@@ -33,26 +36,52 @@ from rocmforge_jax.locate import cache_folder, resolve
 HERE = Path(__file__).parent
 RESULTS, PYTHON = HERE / "results" / "cpu.jsonl", platform.python_version()
 MODELS = (
-    "demo", "qwen2.5-0.5b:q4_0", "qwen2.5-0.5b:q5_1", "qwen2.5-0.5b:q8_0", "llama-3.2-1b:q4_k_m", "llama-3.2-1b:q6_k", "llama-3.2-1b:q8_0",
-)  # fmt: skip
-#: name -> the prompt, and the tokens after the first one: these are timed, or the prompt where there are none.
-RUNS = {"decode_tokens_per_s": (128, 64), "prefill_128_tokens_per_s": (128, 0), "prefill_512_tokens_per_s": (512, 0)}
-#: What is known of a start: seconds to the first token and to the last of a short answer, and the most memory by then.
+    "demo",
+    "qwen2.5-0.5b:q4_0",
+    "qwen2.5-0.5b:q5_1",
+    "qwen2.5-0.5b:q8_0",
+    "llama-3.2-1b:q4_k_m",
+    "llama-3.2-1b:q6_k",
+    "llama-3.2-1b:q8_0",
+)
+#: name -> the prompt, and the tokens after the first one: these are timed, or the prompt where
+#: there are none.
+RUNS = {
+    "decode_tokens_per_s": (128, 64),
+    "prefill_128_tokens_per_s": (128, 0),
+    "prefill_512_tokens_per_s": (512, 0),
+}
+#: What is known of a start: seconds to the first token and to the last of a short answer, and the
+#: most memory by then.
 STARTS = ("first_token_seconds", "answer_seconds", "peak_rss_bytes")
 #: Seconds before each run: threads that wait for more work by spinning have given up by then.
 PAUSE = 0.2
 
 
 class Worker:
-    """A process of cpu_workers.py that has loaded a file. Times are from before the process was there."""
+    """A process of cpu_workers.py that has loaded a file.
+
+    Times are from before the process was there.
+    """
 
     def __init__(self, package: str, path: Path, threads: int, cache: Path):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        environment.setdefault("ROCMFORGE_NATIVE_FOLDER", str(cache_folder() / "native"))  # the user's, wherever XLA's cache is
-        command = [sys.executable, HERE / "cpu_workers.py", package, path, "--threads", str(threads)]
+        environment.setdefault(
+            "ROCMFORGE_NATIVE_FOLDER", str(cache_folder() / "native")
+        )  # the user's, wherever XLA's cache is
+        command = [
+            sys.executable,
+            HERE / "cpu_workers.py",
+            package,
+            path,
+            "--threads",
+            str(threads),
+        ]
         self.name, start = f"{package} on {path.name}", time.perf_counter()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         self._answer()
         self.first_token_seconds = time.perf_counter() - start
         self.peak_rss_bytes = self._answer()["peak_rss_bytes"]
@@ -93,8 +122,12 @@ def started(samples: dict, prefix: str, package: str, *where):
             samples[prefix + name][package].append(getattr(worker, name))
 
 
-def starts(samples: dict, packages: tuple, path: Path, threads: int, folder: Path, cold: int, warm: int) -> Path:
-    """Start so many times with an empty compilation cache, and in turn with a full one. -> the full one."""
+def starts(
+    samples: dict, packages: tuple, path: Path, threads: int, folder: Path, cold: int, warm: int
+) -> Path:
+    """Start so many times with an empty compilation cache, and in turn with a full one. -> the full
+    one.
+    """
     for i in range(cold):
         cache = folder / str(i)
         started(samples, "cold_", OURS, path, threads, cache)
@@ -104,17 +137,30 @@ def starts(samples: dict, packages: tuple, path: Path, threads: int, folder: Pat
     return cache
 
 
-def speeds(samples: dict, packages: tuple, path: Path, threads: int, cache: Path, repeats: int) -> dict[str, float]:
-    """Tokens per second of each run, the packages in turn. -> the share of a processor that each took while it waited, at most."""
+def speeds(
+    samples: dict, packages: tuple, path: Path, threads: int, cache: Path, repeats: int
+) -> dict[str, float]:
+    """Tokens per second of each run, the packages in turn. -> the share of a processor that each
+    took while it waited, at most.
+    """
     idle, runs = dict.fromkeys(packages, 0.0), fitting(path)
     with contextlib.ExitStack() as stack:
-        workers = {package: stack.enter_context(contextlib.closing(Worker(package, path, threads, cache))) for package in packages}
+        workers = {
+            package: stack.enter_context(contextlib.closing(Worker(package, path, threads, cache)))
+            for package in packages
+        }
         for turn in range(repeats + 1):  # the first one compiles, and touches all memory
-            for (name, (prompt, tokens)), (package, worker) in itertools.product(runs.items(), workers.items()):
+            for (name, (prompt, tokens)), (package, worker) in itertools.product(
+                runs.items(), workers.items()
+            ):
                 time.sleep(PAUSE)
                 answer = worker.ask(prompt, tokens)
                 if turn:
-                    samples[name][package].append(tokens / answer["rest_seconds"] if tokens else prompt / answer["first_seconds"])
+                    samples[name][package].append(
+                        tokens / answer["rest_seconds"]
+                        if tokens
+                        else prompt / answer["first_seconds"]
+                    )
                     idle[package] = max(idle[package], answer["idle_share"])
     return idle
 
@@ -125,50 +171,105 @@ def fitting(path: Path) -> dict[str, tuple[int, int]]:
     context = gguf.metadata[f"{gguf.architecture}.context_length"]
     for name, (prompt, tokens) in RUNS.items():
         if prompt + tokens >= context:
-            print(f"{path.name}: {name} of a prompt of {prompt} does not fit its context of {context}", file=sys.stderr)
-    return {name: (prompt, tokens) for name, (prompt, tokens) in RUNS.items() if prompt + tokens < context}
+            print(
+                f"{path.name}: {name} of a prompt of {prompt} does not fit its context of"
+                f" {context}",
+                file=sys.stderr,
+            )
+    return {
+        name: (prompt, tokens)
+        for name, (prompt, tokens) in RUNS.items()
+        if prompt + tokens < context
+    }
 
 
 def measure(path: Path, packages: tuple, threads: int, repeats: int, cold: int) -> dict:
-    """Everything about one file: medians, samples and what they were measured with. The date is UTC's."""
+    """Everything about one file: medians, samples and what they were measured with.
+
+    The date is UTC's.
+    """
     samples = collections.defaultdict(lambda: {package: [] for package in packages})
     with tempfile.TemporaryDirectory() as folder:
         cache = starts(samples, packages, path, threads, Path(folder), cold, repeats)
         idle = speeds(samples, packages, path, threads, cache, repeats)
     for package, share in idle.items():
         if share > 0.05 and len(packages) > 1:
-            print(f"{package} took {share:.0%} of a processor while the other was measured", file=sys.stderr)
-    medians = {name: {package: statistics.median(each) for package, each in both.items() if each} for name, both in samples.items()}
+            print(
+                f"{package} took {share:.0%} of a processor while the other was measured",
+                file=sys.stderr,
+            )
+    medians = {
+        name: {package: statistics.median(each) for package, each in both.items() if each}
+        for name, both in samples.items()
+    }
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "model": path.name, "bytes": path.stat().st_size,
-        "device": f"{processor()}, {threads} threads", "products": products(), "repeats": repeats, "cold_starts": cold, "idle_share": idle,
-        "versions": {name: version(name) for name in ("rocmforge-jax", "jax", "jaxlib", "llama-cpp-python")} | {"python": PYTHON},
-        "medians": medians, "samples": samples,
-    }  # fmt: skip
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "model": path.name,
+        "bytes": path.stat().st_size,
+        "device": f"{processor()}, {threads} threads",
+        "products": products(),
+        "repeats": repeats,
+        "cold_starts": cold,
+        "idle_share": idle,
+        "versions": (
+            {name: version(name) for name in ("rocmforge-jax", "jax", "jaxlib", "llama-cpp-python")}
+            | {"python": PYTHON}
+        ),
+        "medians": medians,
+        "samples": samples,
+    }
 
 
 def products() -> str:
     """What multiplies here: C++ or XLA."""
     doctor = [sys.executable, "-m", "rocmforge_jax", "doctor", "--json"]
-    return json.loads(subprocess.run(doctor, stdout=subprocess.PIPE, check=True).stdout)["operations"]["matmul"]
+    return json.loads(subprocess.run(doctor, stdout=subprocess.PIPE, check=True).stdout)[
+        "operations"
+    ]["matmul"]
 
 
 def installed() -> tuple[str, ...]:
     """The packages to measure; says what to do where llama.cpp is missing."""
     if importlib.util.find_spec(THEIRS):
         return (OURS, THEIRS)
-    print("llama.cpp is not installed: ours is measured alone. To compare: pip install llama-cpp-python", file=sys.stderr)
+    print(
+        "llama.cpp is not installed: ours is measured alone. To compare: pip install"
+        " llama-cpp-python",
+        file=sys.stderr,
+    )
     return (OURS,)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="MODEL", help="demo, SHAPE:TYPE or a file (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("build/benchmarks"), help="where made files are kept (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each package (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="medians are of so many (default: %(default)s)")
-    parser.add_argument("--cold", type=int, metavar="N", help="cold starts (default: --repeats for Llama, 1 for others)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to append to (default: %(default)s)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=MODELS,
+        metavar="MODEL",
+        help="demo, SHAPE:TYPE or a file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("build/benchmarks"),
+        help="where made files are kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of each package (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="medians are of so many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cold",
+        type=int,
+        metavar="N",
+        help="cold starts (default: --repeats for Llama, 1 for others)",
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="the file to append to (default: %(default)s)"
+    )
     options = parser.parse_args()
     packages = installed()
     for path in [model_file(model, options.folder) for model in options.models]:

@@ -1,9 +1,12 @@
-"""Speed of the C++ products on this CPU: `python benchmarks/cpu_kernels.py [--types Q4_0 ...] [--rows 1 128] [--instructions AVX2]`.
+"""Speed of the C++ products on this CPU: `python benchmarks/cpu_kernels.py [--types Q4_0 ...]
+[--rows 1 128] [--instructions AVX2]`.
 
-First the ceiling: how fast the same number of threads reads memory. Few rows of activations wait for that; many are bound by arithmetic.
-Each number is the median over matrices that together are too large for the caches, so that every byte of a weight comes from memory, as
-in a model. All are measured in turn, so what else the machine does hits all alike; `busy` is the share of the threads' time that this
-process had: below 0.9 for many rows, something else took the rest. The last line is one JSON object.
+First the ceiling: how fast the same number of threads reads memory. Few rows of activations wait
+for that; many are bound by arithmetic. Each number is the median over matrices that together are
+too large for the caches, so that every byte of a weight comes from memory, as in a model. All are
+measured in turn, so what else the machine does hits all alike; `busy` is the share of the threads'
+time that this process had: below 0.9 for many rows, something else took the rest. The last line is
+one JSON object.
 """
 
 import argparse
@@ -28,7 +31,8 @@ from rocmforge_jax import formats
 from rocmforge_jax.quant import groups, native
 
 TYPES = ("Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")
-#: Outputs x inputs of the matrices of Qwen2.5-0.5B and Llama-3.2-1B. Those of whole blocks of 256 inputs are all that K-quants have.
+#: Outputs x inputs of the matrices of Qwen2.5-0.5B and Llama-3.2-1B. Those of whole blocks of 256
+#: inputs are all that K-quants have.
 SHAPES = ("4864x896", "896x4864", "151936x896", "8192x2048", "2048x8192", "128256x2048")
 READER = """
 #include <cstdint>
@@ -44,14 +48,31 @@ def read_bandwidth(threads: int, size: int, repeats: int) -> float:
     """Bytes a second that threads read from memory, each its part of `size` bytes: the median."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "reader.so"
-        command = [build.compiler(), "-O3", "-march=native", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
+        command = [
+            build.compiler(),
+            "-O3",
+            "-march=native",
+            "-shared",
+            "-fPIC",
+            "-x",
+            "c++",
+            "-",
+            "-o",
+            str(library),
+        ]
         subprocess.run(command, input=READER, text=True, check=True)
         read = ctypes.CDLL(str(library)).read_all
     read.argtypes, read.restype = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_uint64
     words = np.ones(size // 8, np.uint64)
-    parts = [(words.ctypes.data + i * words.nbytes // threads, words.size // threads) for i in range(threads)]
+    parts = [
+        (words.ctypes.data + i * words.nbytes // threads, words.size // threads)
+        for i in range(threads)
+    ]
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        return statistics.median(size / _timed(lambda: list(pool.map(lambda part: read(*part), parts)))[0] for _ in range(repeats))
+        return statistics.median(
+            size / _timed(lambda: list(pool.map(lambda part: read(*part), parts)))[0]
+            for _ in range(repeats)
+        )
 
 
 def _timed(run) -> tuple[float, float]:
@@ -64,15 +85,30 @@ def _timed(run) -> tuple[float, float]:
 def random_planes(packing, rows: int, count: int) -> dict[str, np.ndarray]:
     """The planes of a matrix of `rows` rows of `count` groups."""
     rng = np.random.default_rng(0)
-    shapes = {"codes": (rows, packing.bits, count), "d": (rows, count // packing.span), "scale": (rows, packing.halves, count)}
+    shapes = {
+        "codes": (rows, packing.bits, count),
+        "d": (rows, count // packing.span),
+        "scale": (rows, packing.halves, count),
+    }
     values = {"codes": lambda shape: rng.integers(0, 2**32, shape, np.uint32)}
-    d = lambda shape: np.full(shape, 0x1C001C00, np.uint32) if packing.minimum else np.full(shape, 1e-3, np.float16)
+
+    def d(shape):
+        return (
+            np.full(shape, 0x1C001C00, np.uint32)
+            if packing.minimum
+            else np.full(shape, 1e-3, np.float16)
+        )
+
     values |= {"d": d, "scale": lambda shape: rng.integers(1, 60, shape, np.uint8)}
-    return {name: values[name](shapes[name]).astype(dtype) for name, dtype in packing.planes().items()}
+    return {
+        name: values[name](shapes[name]).astype(dtype) for name, dtype in packing.planes().items()
+    }
 
 
 class Case:
-    """Products of one type and shape with some rows of activations, over several matrices in one program."""
+    """Products of one type and shape with some rows of activations, over several matrices in one
+    program.
+    """
 
     def __init__(self, name: str, shape: str, rows: int, mode: str, size: int):
         self.name, self.shape, self.rows, self.mode = name, shape, rows, mode
@@ -81,9 +117,17 @@ class Case:
         planes = random_planes(packing, self.outputs, self.inputs // 32)
         self.bytes = sum(plane.nbytes for plane in planes.values())
         self.copies = max(1, size // self.bytes)
-        self._weights = [{name: jax.numpy.array(plane) for name, plane in planes.items()} for _ in range(self.copies)]
+        self._weights = [
+            {name: jax.numpy.array(plane) for name, plane in planes.items()}
+            for _ in range(self.copies)
+        ]
         self._x = jax.random.normal(jax.random.key(1), (rows, self.inputs), "float32")
-        self._run = jax.jit(lambda x, weights: [api.multiply(x, [Product((Weight(w, packing),))], mode=mode)[0][:1, :1] for w in weights])
+        self._run = jax.jit(
+            lambda x, weights: [
+                api.multiply(x, [Product((Weight(w, packing),))], mode=mode)[0][:1, :1]
+                for w in weights
+            ]
+        )
         self.run()
 
     def run(self) -> tuple[float, float]:
@@ -94,11 +138,18 @@ class Case:
         seconds, busy = (statistics.median(each) for each in zip(*times))
         weights = self.outputs * self.inputs
         return {
-            "type": self.name, "shape": self.shape, "rows": self.rows, "mode": self.mode, "matrices": self.copies,
-            "microseconds": seconds * 1e6, "weights_per_s": weights / seconds, "bytes_per_s": self.bytes / seconds,
-            "share_of_bandwidth": self.bytes / seconds / bandwidth, "flop_per_s": 2 * self.rows * weights / seconds,
+            "type": self.name,
+            "shape": self.shape,
+            "rows": self.rows,
+            "mode": self.mode,
+            "matrices": self.copies,
+            "microseconds": seconds * 1e6,
+            "weights_per_s": weights / seconds,
+            "bytes_per_s": self.bytes / seconds,
+            "share_of_bandwidth": self.bytes / seconds / bandwidth,
+            "flop_per_s": 2 * self.rows * weights / seconds,
             "busy": busy / seconds / os.cpu_count(),
-        }  # fmt: skip
+        }
 
 
 def main():
@@ -107,8 +158,12 @@ def main():
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--rows", nargs="+", type=int, default=(1, 128))
     parser.add_argument("--modes", nargs="+", default=tuple(api.MODES))
-    parser.add_argument("--instructions", help="those to use, where the processor has them; default: the quickest")
-    parser.add_argument("--megabytes", type=int, default=400, help="of all matrices of a type and shape together")
+    parser.add_argument(
+        "--instructions", help="those to use, where the processor has them; default: the quickest"
+    )
+    parser.add_argument(
+        "--megabytes", type=int, default=400, help="of all matrices of a type and shape together"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     library, size = native.build_library(), arguments.megabytes << 20
@@ -118,20 +173,31 @@ def main():
     threads = os.cpu_count()
     bandwidth = read_bandwidth(threads, 1 << 30, arguments.repeats)
     print(f"{processor()}, {threads} threads read {bandwidth / 1e9:.1f} GB/s; products use {used}")
-    print(f"{'':7}{'matrix':>13}{'rows':>6}{'mode':>7}{'us':>11}{'Gweights/s':>12}{'GB/s':>7}{'of read':>9}{'GFLOP/s':>9}{'busy':>6}")
+    print(
+        f"{'':7}{'matrix':>13}{'rows':>6}{'mode':>7}{'us':>11}{'Gweights/s':>12}{'GB/s':>7}{'of read':>9}{'GFLOP/s':>9}{'busy':>6}"
+    )
     results = []
     for name, shape in itertools.product(arguments.types, arguments.shapes):
         if int(shape.split("x")[1]) // 32 % groups.packing(formats.get(name)).span:
             continue
-        cases = [Case(name, shape, *which, size) for which in itertools.product(arguments.rows, arguments.modes)]
+        cases = [
+            Case(name, shape, *which, size)
+            for which in itertools.product(arguments.rows, arguments.modes)
+        ]
         times = [[case.run() for case in cases] for _ in range(arguments.repeats)]
         for case, of_case in zip(cases, zip(*times)):
             results.append(r := case.result(of_case, bandwidth))
             print(
                 f"{name:7}{shape:>13}{case.rows:6}{case.mode:>7}{r['microseconds']:11,.1f}{r['weights_per_s'] / 1e9:12.2f}"
-                f"{r['bytes_per_s'] / 1e9:7.1f}{r['share_of_bandwidth']:9.2f}{r['flop_per_s'] / 1e9:9,.0f}{r['busy']:6.2f}", flush=True,
-            )  # fmt: skip
-    about = {"processor": processor(), "threads": threads, "instructions": used, "jax": jax.__version__}
+                f"{r['bytes_per_s'] / 1e9:7.1f}{r['share_of_bandwidth']:9.2f}{r['flop_per_s'] / 1e9:9,.0f}{r['busy']:6.2f}",
+                flush=True,
+            )
+    about = {
+        "processor": processor(),
+        "threads": threads,
+        "instructions": used,
+        "jax": jax.__version__,
+    }
     print(json.dumps(about | {"read_bytes_per_s": bandwidth, "products": results}))
 
 

@@ -1,9 +1,12 @@
-"""A package with a model in a process of its own: `python benchmarks/cpu_workers.py rocmforge_jax FILE --threads 2`.
+"""A package with a model in a process of its own: `python benchmarks/cpu_workers.py rocmforge_jax
+FILE --threads 2`.
 
-Lines of JSON on stdout: one at the first token of a short prompt, one after the tokens that follow it, then an answer to each request on
-stdin: {"prompt": 128, "tokens": 64} -> seconds to the first token and for the `tokens` after it, greedy, one sequence, random ids.
-`idle_share` is how much of a processor the process took between the answer before and the request, which should be nothing.
-llama.cpp is used as its own llama-bench does, through the ctypes API of the package llama-cpp-python.
+Lines of JSON on stdout: one at the first token of a short prompt, one after the tokens that follow
+it, then an answer to each request on stdin: {"prompt": 128, "tokens": 64} -> seconds to the first
+token and for the `tokens` after it, greedy, one sequence, random ids. `idle_share` is how much of a
+processor the process took between the answer before and the request, which should be nothing.
+llama.cpp is used as its own llama-bench does, through the ctypes API of the package
+llama-cpp-python.
 """
 
 import argparse
@@ -19,7 +22,8 @@ import numpy as np
 
 #: The prompt and the tokens after the first one that each process begins with.
 START_PROMPT, START_TOKENS = 16, 64
-#: llama.cpp's context: room for all that is asked for, and little more, since all of it is allocated.
+#: llama.cpp's context: room for all that is asked for, and little more, since all of it is
+#: allocated.
 LONGEST = 768
 
 
@@ -34,7 +38,10 @@ class RocmforgeJax:
         from rocmforge_jax.gguf import open_gguf
         from rocmforge_jax.models import load_decoder
 
-        self._engine, self._greedy = Engine(load_decoder(open_gguf(path))), SamplingParams(temperature=0.0)
+        self._engine, self._greedy = (
+            Engine(load_decoder(open_gguf(path))),
+            SamplingParams(temperature=0.0),
+        )
         self.vocabulary = self._engine.config.vocabulary
 
     def steps(self, prompt: list[int], tokens: int):
@@ -53,7 +60,9 @@ class LlamaCpp:
         self._log = llama_cpp.llama_log_callback(_log_errors)  # kept: llama.cpp calls it later
         llama_cpp.llama_log_set(self._log, None)
         llama_cpp.llama_backend_init()
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
+        model = llama_cpp.llama_model_load_from_file(
+            os.fsencode(path), llama_cpp.llama_model_default_params()
+        )
         if not model:
             raise RuntimeError(f"llama.cpp does not load {path}")
         settings = llama_cpp.llama_context_default_params()
@@ -72,10 +81,16 @@ class LlamaCpp:
 
     def _next(self, ids: list[int]) -> int:
         tokens = (self._api.llama_token * len(ids))(*ids)  # a batch only points to it
-        if code := self._api.llama_decode(self._context, self._api.llama_batch_get_one(tokens, len(ids))):
+        if code := self._api.llama_decode(
+            self._context, self._api.llama_batch_get_one(tokens, len(ids))
+        ):
             raise RuntimeError(f"llama_decode returned {code}")
         logits = self._api.llama_get_logits_ith(self._context, -1)
-        return int(np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self.vocabulary,)).argmax())
+        return int(
+            np.ctypeslib.as_array(
+                ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self.vocabulary,)
+            ).argmax()
+        )
 
 
 PACKAGES = {"rocmforge_jax": RocmforgeJax, "llama_cpp": LlamaCpp}
@@ -91,10 +106,15 @@ def peak_rss() -> int:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):  # not on Linux, where getrusage would count what the parent had before exec
+    except (
+        OSError,
+        StopIteration,
+    ):  # not on Linux, where getrusage would count what the parent had before exec
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
 
 
 def run(model, prompt: int, tokens: int, at_first=lambda: None) -> dict:

@@ -1,9 +1,11 @@
-"""Speed of whole models on a GPU: `python benchmarks/gpu_models.py [--shapes llama-3.1-8b] [--mixes Q4_0 Q4_K_M ...]`.
+"""Speed of whole models on a GPU: `python benchmarks/gpu_models.py [--shapes llama-3.1-8b] [--mixes
+Q4_0 Q4_K_M ...]`.
 
-Models have random weights, made on the device. Each line of benchmarks/results/gpu_models.jsonl is one measurement of one model in one mode
-of activations: tokens per second of wall clock while decoding (one sequence, at a depth, in batches: summed) or of prompts, compile time, or
-the time of the kernels of a decode step; and the most memory until then. A step's ceiling is what the copy bandwidth, measured in the same
-run, allows.
+Models have random weights, made on the device. Each line of benchmarks/results/gpu_models.jsonl is
+one measurement of one model in one mode of activations: tokens per second of wall clock while
+decoding (one sequence, at a depth, in batches: summed) or of prompts, compile time, or the time of
+the kernels of a decode step; and the most memory until then. A step's ceiling is what the copy
+bandwidth, measured in the same run, allows.
 """
 
 import argparse
@@ -41,25 +43,49 @@ _increment = jax.jit(lambda array: array + 1)
 
 
 def facts() -> dict:
-    """What every result says: when, on what, with which versions, and the ceiling. The date is UTC's."""
+    """What every result says: when, on what, with which versions, and the ceiling.
+
+    The date is UTC's.
+    """
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "device": jax.devices()[0].device_kind,
-        "versions": {"jax": jax.__version__}, "copy_gb_per_s": copy_bandwidth(),
-    }  # fmt: skip
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__},
+        "copy_gb_per_s": copy_bandwidth(),
+    }
 
 
-def measure(shape: str, mix: str, activations: str, bandwidth: float, wanted: set[str]) -> Iterator[dict]:
+def measure(
+    shape: str, mix: str, activations: str, bandwidth: float, wanted: set[str]
+) -> Iterator[dict]:
     """What is wanted of MEASUREMENTS, one after the other, for a model that is made for it."""
     decoder = made.decoder(shape, mix, activations=activations)
-    engine, model = Engine(decoder), {"shape": shape, "mix": mix, "activations": activations, "bytes": _bytes(nnx.state(decoder))}
-    line = lambda **found: model | found | {"peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}
+    engine, model = (
+        Engine(decoder),
+        {
+            "shape": shape,
+            "mix": mix,
+            "activations": activations,
+            "bytes": _bytes(nnx.state(decoder)),
+        },
+    )
+
+    def line(**found):
+        return (
+            model
+            | found
+            | {"peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}
+        )
+
     start = time.perf_counter()
     engine.warm_up()
     yield line(compile_seconds=time.perf_counter() - start)
     for name in [name for name in MEASUREMENTS if name in wanted]:
         found = {name: MEASUREMENTS[name](engine)}
         if name == "decode_tokens_per_s":
-            found["share_of_copy_bandwidth"] = _bytes_of_a_token(decoder) * found[name] / 1e9 / bandwidth
+            found["share_of_copy_bandwidth"] = (
+                _bytes_of_a_token(decoder) * found[name] / 1e9 / bandwidth
+            )
         yield line(**found)
 
 
@@ -68,17 +94,29 @@ def _bytes(state) -> int:
 
 
 def _bytes_of_a_token(decoder) -> int:
-    """Of the weights that a step for one sequence reads: all but an embedding that is not the head as well, and experts not chosen."""
-    bytes = _bytes(nnx.state(decoder)) - (0 if decoder.output is None else _bytes(nnx.state(decoder.token_embd)))
+    """Of the weights that a step for one sequence reads: all but an embedding that is not the head
+    as well, and experts not chosen.
+    """
+    bytes = _bytes(nnx.state(decoder)) - (
+        0 if decoder.output is None else _bytes(nnx.state(decoder.token_embd))
+    )
     if (moe := decoder.config.moe) is not None:
-        experts = _bytes([nnx.state(module) for path, module in nnx.iter_modules(decoder) if path and str(path[-1]).endswith("_exps")])
+        experts = _bytes(
+            [
+                nnx.state(module)
+                for path, module in nnx.iter_modules(decoder)
+                if path and str(path[-1]).endswith("_exps")
+            ]
+        )
         bytes -= experts * (moe.experts - moe.used) // moe.experts
     return bytes
 
 
 def decode_speed(engine, batch: int, depth: int) -> float:
     """Tokens per second of all sequences together, from `depth` tokens on."""
-    prompts = np.random.default_rng(0).integers(0, engine.config.vocabulary, (batch, depth)).tolist()
+    prompts = (
+        np.random.default_rng(0).integers(0, engine.config.vocabulary, (batch, depth)).tolist()
+    )
 
     def once():
         engine.forget()
@@ -113,7 +151,10 @@ def step_kernels(engine, count: int = 40) -> list:
         return [added[0].ids for added in engine.generate([[1] * 16], GREEDY, max_tokens=65)]
 
     times = kernel_times(run, 1)
-    return [[name, round(us, 2), round(launches / 64, 2)] for name, (us, launches) in list(times.items())[:count]]
+    return [
+        [name, round(us, 2), round(launches / 64, 2)]
+        for name, (us, launches) in list(times.items())[:count]
+    ]
 
 
 MEASUREMENTS = {
@@ -132,18 +173,31 @@ def main():
     parser.add_argument("--shapes", nargs="+", default=["llama-3.1-8b"])
     parser.add_argument("--mixes", nargs="+", default=MIXES)
     parser.add_argument("--activations", nargs="+", default=["int16", "int8"])
-    parser.add_argument("--measure", nargs="+", default=list(MEASUREMENTS), choices=MEASUREMENTS, metavar="NAME", help="default: all")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to append to (default: %(default)s)")
+    parser.add_argument(
+        "--measure",
+        nargs="+",
+        default=list(MEASUREMENTS),
+        choices=MEASUREMENTS,
+        metavar="NAME",
+        help="default: all",
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="the file to append to (default: %(default)s)"
+    )
     options = parser.parse_args()
     known = facts()
     for shape in options.shapes:
         for mix in options.mixes:
             for activations in options.activations:
-                for found in measure(shape, mix, activations, known["copy_gb_per_s"], set(options.measure)):
+                for found in measure(
+                    shape, mix, activations, known["copy_gb_per_s"], set(options.measure)
+                ):
                     line = json.dumps(known | found)
                     print(line, flush=True)
                     options.results.parent.mkdir(parents=True, exist_ok=True)
-                    with options.results.open("a") as results:  # now: what is stopped keeps what it has
+                    with options.results.open(
+                        "a"
+                    ) as results:  # now: what is stopped keeps what it has
                         print(line, file=results)
 
 

@@ -11,7 +11,9 @@ import jax
 
 
 def kernel_times(run: Callable, repeats: int = 10) -> dict[str, tuple[float, float]]:
-    """{kernel: (microseconds a launch, launches a run)} of the kernels that run() starts on a GPU, the longest in all first."""
+    """{kernel: (microseconds a launch, launches a run)} of the kernels that run() starts on a GPU,
+    the longest in all first.
+    """
     jax.block_until_ready(run())
     durations = collections.defaultdict(list)
     for name, duration in launches([run] * repeats):
@@ -21,10 +23,15 @@ def kernel_times(run: Callable, repeats: int = 10) -> dict[str, tuple[float, flo
 
 
 def launches(runs: list[Callable]) -> list[tuple[str, float]]:
-    """(kernel, microseconds) of all that the runs start on a GPU, in the order in which they end. One trace, which takes seconds, may have
-    many runs. What begins while another runs, as launches do that wait for the one before, counts from the end of that."""
+    """(kernel, microseconds) of all that the runs start on a GPU, in the order in which they end.
+
+    One trace, which takes seconds, may have many runs. What begins while another runs, as launches
+    do that wait for the one before, counts from the end of that.
+    """
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = options.host_tracer_level = 0  # what the host does is not looked at, and slow to write
+    options.python_tracer_level = options.host_tracer_level = (
+        0  # what the host does is not looked at, and slow to write
+    )
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
             for run in runs:
@@ -33,12 +40,20 @@ def launches(runs: list[Callable]) -> list[tuple[str, float]]:
         events = json.loads(gzip.decompress(file.read_bytes()))
     events = events["traceEvents"] if isinstance(events, dict) else events
     streams = _streams(events)
-    found = [event for event in events if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams]
-    return one_after_the_other([(event["name"], event["ts"], event["ts"] + event["dur"]) for event in found])
+    found = [
+        event
+        for event in events
+        if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams
+    ]
+    return one_after_the_other(
+        [(event["name"], event["ts"], event["ts"] + event["dur"]) for event in found]
+    )
 
 
 def one_after_the_other(found: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
-    """(name, begin, end) -> (name, time of its own), in the order in which they end: what begins while another runs counts from its end."""
+    """(name, begin, end) -> (name, time of its own), in the order in which they end: what begins
+    while another runs counts from its end.
+    """
     times, last = [], 0
     for name, begin, end in sorted(found, key=lambda launch: (launch[2], launch[1])):
         times.append((name, end - max(begin, last)))
@@ -53,4 +68,6 @@ def _streams(events) -> set:
         if event.get("ph") == "M" and event["name"] in names:
             names[event["name"]][event["pid"], event.get("tid")] = event["args"].get("name", "")
     gpus = {pid for (pid, _), name in names["process_name"].items() if "GPU" in name}
-    return {key for key, name in names["thread_name"].items() if key[0] in gpus and "Stream" in name}
+    return {
+        key for key, name in names["thread_name"].items() if key[0] in gpus and "Stream" in name
+    }

@@ -1,4 +1,6 @@
-"""Models with the shapes of well-known ones and random packed weights, made on the device in seconds: for measuring GPUs."""
+"""Models with the shapes of well-known ones and random packed weights, made on the device in
+seconds: for measuring GPUs.
+"""
 
 import functools
 import math
@@ -19,25 +21,44 @@ from rocmforge_jax.quant import QParam, QTensor, groups
 
 
 def config(shape_name: str) -> DecoderConfig:
-    architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, base = SHAPES[shape_name]
+    architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, base = SHAPES[
+        shape_name
+    ]
     return DecoderConfig(
-        layers=layers, width=width, hidden=hidden, heads=heads, kv_heads=kv_heads, head_width=head, vocabulary=vocabulary,
-        context_length=32768, norm_epsilon=1e-5, rope=RopeConfig(width=head, base=base, interleaved=architecture == "llama"),
-        qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3moe", tied=layers < 28, architecture=architecture,
+        layers=layers,
+        width=width,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=head,
+        vocabulary=vocabulary,
+        context_length=32768,
+        norm_epsilon=1e-5,
+        rope=RopeConfig(width=head, base=base, interleaved=architecture == "llama"),
+        qkv_bias=architecture == "qwen2",
+        qk_norm=architecture == "qwen3moe",
+        tied=layers < 28,
+        architecture=architecture,
         moe=MoEConfig(*MIXTURES[shape_name]) if shape_name in MIXTURES else None,
-    )  # fmt: skip
+    )
 
 
 def decoder(shape_name: str, mix: str, dtype=jnp.bfloat16, **settings) -> Decoder:
     """A Decoder of a shape whose matrices have the types of `mix`."""
-    made = nnx.eval_shape(lambda: Decoder(config(shape_name), dtype=dtype, rngs=nnx.Rngs(0), **settings))
+    made = nnx.eval_shape(
+        lambda: Decoder(config(shape_name), dtype=dtype, rngs=nnx.Rngs(0), **settings)
+    )
     keys = iter(jax.random.split(jax.random.key(0), 1000))
     for path, module in list(nnx.iter_modules(made)):
         for attribute, variable in list(vars(module).items()):
             if isinstance(variable, nnx.Variable):
                 name = tensor_name((*path, attribute))
                 if len(variable.shape) < 2 or name.endswith(ROUTER):
-                    made_here = nnx.Param(jax.random.normal(next(keys), variable.shape) if name.endswith(ROUTER) else jnp.ones(variable.shape))
+                    made_here = nnx.Param(
+                        jax.random.normal(next(keys), variable.shape)
+                        if name.endswith(ROUTER)
+                        else jnp.ones(variable.shape)
+                    )
                 else:
                     fmt = formats.get(type_of(name, made.config.layers, made.config.tied, mix))
                     made_here = _packed(variable.shape, fmt, attribute == "kernel", next(keys))

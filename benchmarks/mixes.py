@@ -1,11 +1,13 @@
 """Which type each matrix of a file has: one for all, or a mix of llama.cpp's quantize."""
 
-#: The mixes that files are known by -> the type of most matrices. Any other name is a type for all of them.
+#: The mixes that files are known by -> the type of most matrices. Any other name is a type for all
+#: of them.
 MIXES = {"Q4_K_M": "Q4_K"}
 
 
 def type_of(name: str, layers: int, tied: bool, mix: str) -> str:
-    """The type of a tensor of the file, such as "blk.3.attn_v.weight", as `llama_tensor_get_type` chooses it.
+    """The type of a tensor of the file, such as "blk.3.attn_v.weight", as `llama_tensor_get_type`
+    chooses it.
 
     tied: the embedding is the head as well.
     """
@@ -21,6 +23,8 @@ def type_of(name: str, layers: int, tied: bool, mix: str) -> str:
 
 
 def _use_more_bits(layer: int, layers: int) -> bool:
-    """The layers whose attn_v and ffn_down get more bits: the first and last eighth and every third between."""
+    """The layers whose attn_v and ffn_down get more bits: the first and last eighth and every third
+    between.
+    """
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2

@@ -1,7 +1,9 @@
-"""How long a file takes to open: `python benchmarks/opening.py FILE...`, each a GGUF file with a tokenizer.
+"""How long a file takes to open: `python benchmarks/opening.py FILE...`, each a GGUF file with a
+tokenizer.
 
-Goals, for a vocabulary of 152,000 tokens: 80 ms to open, 0.25 s to read all tokens and merges, 1 s to a tokenizer. Each number
-is the median of 9 runs with the file in the page cache; lines go to benchmarks/results/opening.jsonl.
+Goals, for a vocabulary of 152,000 tokens: 80 ms to open, 0.25 s to read all tokens and merges, 1 s
+to a tokenizer. Each number is the median of 9 runs with the file in the page cache; lines go to
+benchmarks/results/opening.jsonl.
 """
 
 import argparse
@@ -30,7 +32,10 @@ def seconds(call) -> float:
 
 def read_vocabulary(path):
     metadata = open_gguf(path).metadata
-    return [metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "scores", "token_type")]
+    return [
+        metadata.get(f"tokenizer.ggml.{name}")
+        for name in ("tokens", "merges", "scores", "token_type")
+    ]
 
 
 def measure(path: Path) -> dict:
@@ -53,7 +58,10 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""GGUF files with the shapes of well-known models and random weights: `python benchmarks/synthetic.py qwen2.5-0.5b q4_0 OUT.gguf`.
+"""GGUF files with the shapes of well-known models and random weights: `python
+benchmarks/synthetic.py qwen2.5-0.5b q4_0 OUT.gguf`.
 
-Speed does not depend on the values, only on their being finite and of a sane size, so scales are drawn so that a weight has a
-standard deviation of about 0.02. The files say that they have no vocabulary, in the words that llama.cpp takes for it: they are for
-`rocmforge-jax bench`, `rocmforge-jax inspect` and benchmarks/cpu.py.
+Speed does not depend on the values, only on their being finite and of a sane size, so scales are
+drawn so that a weight has a standard deviation of about 0.02. The files say that they have no
+vocabulary, in the words that llama.cpp takes for it: they are for `rocmforge-jax bench`,
+`rocmforge-jax inspect` and benchmarks/cpu.py.
 """
 
 import argparse
@@ -27,22 +29,31 @@ SHAPES = {
 ROUTER = "ffn_gate_inp.weight"
 #: name -> experts, those of a token, hidden units of each.
 MIXTURES = {"qwen3-30b-a3b": (128, 8, 768)}
-#: name -> how much longer than the 8192 tokens of its pretraining a Llama 3 was made to read, which is in its `rope_freqs.weight`.
+#: name -> how much longer than the 8192 tokens of its pretraining a Llama 3 was made to read, which
+#: is in its `rope_freqs.weight`.
 STRETCHED = {"llama-3.2-1b": 32, "llama-3.1-8b": 8}
 
 
-def random_blocks(fmt: formats.Format, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """Blocks of a tensor of row-major `shape`: uint8 [..., row bytes], float16 members small, all others random bytes."""
+def random_blocks(
+    fmt: formats.Format, shape: tuple[int, ...], random: np.random.Generator
+) -> np.ndarray:
+    """Blocks of a tensor of row-major `shape`: uint8 [..., row bytes], float16 members small, all
+    others random bytes.
+    """
     count = math.prod(shape) // fmt.block
     members = [np.dtype(field.dtype) for field in fmt.fields]
-    blocks = np.empty(count, [(field.name, dtype, field.shape) for field, dtype in zip(fmt.fields, members)])
+    blocks = np.empty(
+        count, [(field.name, dtype, field.shape) for field, dtype in zip(fmt.fields, members)]
+    )
     largest = 2.0 ** (fmt.bits_per_element - 0.5) * (16 if fmt.block == 256 else 1)
     for field, dtype in zip(fmt.fields, members):
         size = (count, *field.shape)
         if dtype == np.float16:
             blocks[field.name] = random.uniform(0.5, 1.0, size).astype(np.float32) * 0.06 / largest
         else:
-            blocks[field.name] = np.frombuffer(random.bytes(math.prod(size) * dtype.itemsize), dtype).reshape(size)
+            blocks[field.name] = np.frombuffer(
+                random.bytes(math.prod(size) * dtype.itemsize), dtype
+            ).reshape(size)
     return blocks.view(np.uint8).reshape(*shape[:-1], -1)
 
 
@@ -50,27 +61,43 @@ def tensor_shapes(shape_name: str) -> dict[str, tuple[int, ...]]:
     architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, _ = SHAPES[shape_name]
     shapes = {"token_embd.weight": (vocabulary, width), "output_norm.weight": (width,)}
     block = {
-        "attn_norm.weight": (width,), "attn_q.weight": (heads * head, width), "attn_k.weight": (kv_heads * head, width),
-        "attn_v.weight": (kv_heads * head, width), "attn_output.weight": (width, heads * head), "ffn_norm.weight": (width,),
-        "ffn_gate.weight": (hidden, width), "ffn_up.weight": (hidden, width), "ffn_down.weight": (width, hidden),
-    }  # fmt: skip
+        "attn_norm.weight": (width,),
+        "attn_q.weight": (heads * head, width),
+        "attn_k.weight": (kv_heads * head, width),
+        "attn_v.weight": (kv_heads * head, width),
+        "attn_output.weight": (width, heads * head),
+        "ffn_norm.weight": (width,),
+        "ffn_gate.weight": (hidden, width),
+        "ffn_up.weight": (hidden, width),
+        "ffn_down.weight": (width, hidden),
+    }
     if shape_name in MIXTURES:
         experts, _, each = MIXTURES[shape_name]
         for name in ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"):
             del block[name]
         block |= {
-            "attn_q_norm.weight": (head,), "attn_k_norm.weight": (head,), ROUTER: (experts, width), "ffn_gate_exps.weight": (experts, each, width),
-            "ffn_up_exps.weight": (experts, each, width), "ffn_down_exps.weight": (experts, width, each),
-        }  # fmt: skip
+            "attn_q_norm.weight": (head,),
+            "attn_k_norm.weight": (head,),
+            ROUTER: (experts, width),
+            "ffn_gate_exps.weight": (experts, each, width),
+            "ffn_up_exps.weight": (experts, each, width),
+            "ffn_down_exps.weight": (experts, width, each),
+        }
     if architecture == "qwen2":
-        block |= {"attn_q.bias": (heads * head,), "attn_k.bias": (kv_heads * head,), "attn_v.bias": (kv_heads * head,)}
+        block |= {
+            "attn_q.bias": (heads * head,),
+            "attn_k.bias": (kv_heads * head,),
+            "attn_v.bias": (kv_heads * head,),
+        }
     for i in range(layers):
         shapes |= {f"blk.{i}.{name}": shape for name, shape in block.items()}
     return shapes
 
 
 def rope_factors(shape_name: str) -> np.ndarray:
-    """What each frequency is divided by, float32 [head width / 2]: 1 where a wave is short, the stretch where it is long."""
+    """What each frequency is divided by, float32 [head width / 2]: 1 where a wave is short, the
+    stretch where it is long.
+    """
     head, base = SHAPES[shape_name][6], SHAPES[shape_name][8]
     waves_in_context = 8192 * base ** (-np.arange(0, head, 2) / head) / (2 * math.pi)
     short = np.clip((waves_in_context - 1) / (4 - 1), 0, 1)
@@ -78,16 +105,30 @@ def rope_factors(shape_name: str) -> np.ndarray:
 
 
 def metadata(shape_name: str, type_name: str) -> dict:
-    architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, base = SHAPES[shape_name]
+    architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, base = SHAPES[
+        shape_name
+    ]
     values = {
-        "block_count": layers, "context_length": 32768, "embedding_length": width, "feed_forward_length": hidden,
-        "attention.head_count": heads, "attention.head_count_kv": kv_heads, "attention.key_length": head,
-        "attention.value_length": head, "attention.layer_norm_rms_epsilon": np.float32(1e-6), "rope.freq_base": np.float32(base),
-        "rope.dimension_count": head, "vocab_size": vocabulary,
-    }  # fmt: skip
+        "block_count": layers,
+        "context_length": 32768,
+        "embedding_length": width,
+        "feed_forward_length": hidden,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "attention.layer_norm_rms_epsilon": np.float32(1e-6),
+        "rope.freq_base": np.float32(base),
+        "rope.dimension_count": head,
+        "vocab_size": vocabulary,
+    }
     if shape_name in MIXTURES:
         experts, used, each = MIXTURES[shape_name]
-        values |= {"expert_count": experts, "expert_used_count": used, "expert_feed_forward_length": each}
+        values |= {
+            "expert_count": experts,
+            "expert_used_count": used,
+            "expert_feed_forward_length": each,
+        }
     general = {"architecture": architecture, "name": f"synthetic {shape_name} {type_name.upper()}"}
     return (
         {f"general.{key}": value for key, value in general.items()}
@@ -104,7 +145,10 @@ def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
             fmt = formats.get(type_of(name, layers, True, type_name))
             tensors[name] = (fmt, random_blocks(fmt, shape, random))
         else:
-            tensors[name] = ("F32", random.normal(1.0 if "norm" in name else 0.0, 0.02, shape).astype(np.float32))
+            tensors[name] = (
+                "F32",
+                random.normal(1.0 if "norm" in name else 0.0, 0.02, shape).astype(np.float32),
+            )
     if shape_name in STRETCHED:
         tensors["rope_freqs.weight"] = ("F32", rope_factors(shape_name))
     write_gguf(out, metadata(shape_name, type_name), tensors)

@@ -1,4 +1,6 @@
-"""The tables of measurements in README.md, made from benchmarks/results: `python benchmarks/table.py` renews them."""
+"""The tables of measurements in README.md, made from benchmarks/results: `python
+benchmarks/table.py` renews them.
+"""
 
 import json
 from pathlib import Path
@@ -8,14 +10,21 @@ from cpu_goals import GOALS, OURS, THEIRS
 ROOT = Path(__file__).resolve().parents[1]
 #: Title -> key of a result's medians. A cell of these has ours, llama.cpp's and the ratio.
 CPU = {
-    "decode": "decode_tokens_per_s", "prefill 128": "prefill_128_tokens_per_s", "prefill 512": "prefill_512_tokens_per_s",
-    "start, s": "first_token_seconds", "memory, MB": "peak_rss_bytes",
-}  # fmt: skip
+    "decode": "decode_tokens_per_s",
+    "prefill 128": "prefill_128_tokens_per_s",
+    "prefill 512": "prefill_512_tokens_per_s",
+    "start, s": "first_token_seconds",
+    "memory, MB": "peak_rss_bytes",
+}
 #: Title -> key of a result.
 GPU = {
-    "decode": "decode_tokens_per_s", "at depth 4096": "decode_at_4096_tokens_per_s", "batch 8": "decode_batch_8_tokens_per_s",
-    "batch 32": "decode_batch_32_tokens_per_s", "prefill 512": "prefill_512_tokens_per_s", "prefill 2048": "prefill_2048_tokens_per_s",
-}  # fmt: skip
+    "decode": "decode_tokens_per_s",
+    "at depth 4096": "decode_at_4096_tokens_per_s",
+    "batch 8": "decode_batch_8_tokens_per_s",
+    "batch 32": "decode_batch_32_tokens_per_s",
+    "prefill 512": "prefill_512_tokens_per_s",
+    "prefill 2048": "prefill_2048_tokens_per_s",
+}
 
 
 def results(name: str, folder: Path = ROOT / "benchmarks" / "results") -> list[dict]:
@@ -35,15 +44,23 @@ def cpu_table(measured: list[dict]) -> str:
 
 
 def gpu_table(measured: list[dict], llama_cpp: list[dict]) -> str:
-    """One row for each device, model, mode of activations and version of jax: its newest numbers, from whichever runs have them, with
-    llama.cpp's newest for that device and model and the ratio."""
-    model = lambda one: (one["device"], f"{one['shape']} {one['mix']}")
+    """One row for each device, model, mode of activations and version of jax: its newest numbers,
+    from whichever runs have them, with llama.cpp's newest for that device and model and the ratio.
+    """
+
+    def model(one):
+        return (one["device"], f"{one['shape']} {one['mix']}")
+
     rows, theirs = {}, {}
     for one in llama_cpp:
         theirs.setdefault(model(one), {}).update(one)
     for one in measured:
         row = rows.setdefault((*model(one), one["activations"], one["versions"]["jax"]), {})
-        row |= {title: _beside(one[key], theirs.get(model(one), {}).get(key)) for title, key in GPU.items() if key in one}
+        row |= {
+            title: _beside(one[key], theirs.get(model(one), {}).get(key))
+            for title, key in GPU.items()
+            if key in one
+        }
         row["date"] = one["date"]
     lines = [("device", "model", "activations", *GPU, "jax", "date")]
     for (*what, jax), row in sorted(rows.items()):
@@ -52,16 +69,30 @@ def gpu_table(measured: list[dict], llama_cpp: list[dict]) -> str:
 
 
 def _beside(ours: float, theirs: float | None) -> str:
-    return f"{ours:,.0f}" if theirs is None else f"{ours:,.0f} / {theirs:,.0f} ({ours / theirs:.2f})"
+    return (
+        f"{ours:,.0f}" if theirs is None else f"{ours:,.0f} / {theirs:,.0f} ({ours / theirs:.2f})"
+    )
 
 
 def kernels_table(measured: list[dict]) -> str:
-    """Of the device that was measured last, a row for each type: shares of the bandwidth of a large copy, at the largest and the smallest
-    shape, of weights that no cache holds; and of a copy of as many bytes as the weight has."""
-    measured = [one for one in measured if one["device"] == measured[-1]["device"] and "turns" not in one]
-    shapes = sorted({tuple(one["shape"]) for one in measured}, key=lambda shape: shape[0] * shape[1])
-    ends = [(shape, "x".join(map(str, shape))) for shape in ([shapes[-1], shapes[0]] if shapes else [])]
-    columns = {f"{kernel}, {text}": (kernel, shape) for shape, text in ends for kernel in ("int16", "int8", "float", "dequantize", "copy")}
+    """Of the device that was measured last, a row for each type: shares of the bandwidth of a large
+    copy, at the largest and the smallest shape, of weights that no cache holds; and of a copy of as
+    many bytes as the weight has.
+    """
+    measured = [
+        one for one in measured if one["device"] == measured[-1]["device"] and "turns" not in one
+    ]
+    shapes = sorted(
+        {tuple(one["shape"]) for one in measured}, key=lambda shape: shape[0] * shape[1]
+    )
+    ends = [
+        (shape, "x".join(map(str, shape))) for shape in ([shapes[-1], shapes[0]] if shapes else [])
+    ]
+    columns = {
+        f"{kernel}, {text}": (kernel, shape)
+        for shape, text in ends
+        for kernel in ("int16", "int8", "float", "dequantize", "copy")
+    }
     rows = {}
     for one in measured:
         row = rows.setdefault((one["device"], one["type"], one["versions"]["jax"]), {})
@@ -69,7 +100,9 @@ def kernels_table(measured: list[dict]) -> str:
         row["date"] = one["date"]
     lines = [("device", "type", *columns, "jax", "date")]
     for (device, name, jax), row in rows.items():
-        lines.append((device, name, *(row.get(key, "-") for key in columns.values()), jax, row["date"]))
+        lines.append(
+            (device, name, *(row.get(key, "-") for key in columns.values()), jax, row["date"])
+        )
     return _markdown(lines)
 
 
@@ -90,15 +123,19 @@ def _markdown(lines: list[tuple]) -> str:
 
 #: Name between the marks of a page -> the files of results and how they become a table.
 TABLES = {
-    "cpu": (["cpu.jsonl"], cpu_table), "gpu": (["gpu_models.jsonl", "gpu_llama_cpp.jsonl"], gpu_table),
+    "cpu": (["cpu.jsonl"], cpu_table),
+    "gpu": (["gpu_models.jsonl", "gpu_llama_cpp.jsonl"], gpu_table),
     "kernels": (["gpu_kernels.jsonl"], kernels_table),
-}  # fmt: skip
+}
 
 
 def renewed(page: str, tables: dict[str, str]) -> str:
     """The page with each table between its two marks. ValueError where a mark is missing."""
     for name, table in tables.items():
-        start, end = f"<!-- table {name}: made by benchmarks/table.py -->", f"<!-- end of table {name} -->"
+        start, end = (
+            f"<!-- table {name}: made by benchmarks/table.py -->",
+            f"<!-- end of table {name} -->",
+        )
         before, found, rest = page.partition(start)
         _, ended, after = rest.partition(end)
         if not found or not ended:

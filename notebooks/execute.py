@@ -1,4 +1,7 @@
-"""Run the notebooks and renew their outputs: `python notebooks/execute.py`. Stops at the first cell that fails."""
+"""Run the notebooks and renew their outputs: `python notebooks/execute.py`.
+
+Stops at the first cell that fails.
+"""
 
 import os
 import sys
@@ -15,15 +18,21 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """The notebook with fresh outputs. nbclient's CellExecutionError where a cell fails; the file is left alone.
+    """The notebook with fresh outputs.
 
-    It runs in this interpreter, on this checkout, in an empty folder: a notebook needs no file but those it makes.
+    nbclient's CellExecutionError where a cell fails; the file is left alone.
+
+    It runs in this interpreter, on this checkout, in an empty folder: a notebook needs no file but
+    those it makes.
     """
     notebook = nbformat.read(path, as_version=4)
     kept = dict(notebook.metadata)
-    # without folders to look in, the only kernel is that of sys.executable, whatever the user has installed
+    # without folders to look in, the only kernel is that of sys.executable, whatever the user has
+    # installed
     manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    client = NotebookClient(notebook, km=manager, timeout=300, record_timing=False, coalesce_streams=True)
+    client = NotebookClient(
+        notebook, km=manager, timeout=300, record_timing=False, coalesce_streams=True
+    )
     search_path = os.pathsep.join(filter(None, (str(FOLDER.parent), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory() as folder:
         client.resources = {"metadata": {"path": folder}}

@@ -1,22 +1,25 @@
-"""How packed weights lie in memory for a GPU: 32 consecutive inputs of a row are a group, and what belongs to a group lies at its index.
+"""How packed weights lie in memory for a GPU: 32 consecutive inputs of a row are a group, and what
+belongs to a group lies at its index.
 
-A matrix has N rows of G groups. Its planes, with the groups as the minor axis, so that neighbouring threads read neighbouring words:
+A matrix has N rows of G groups. Its planes, with the groups as the minor axis, so that neighbouring
+threads read neighbouring words:
 
     codes   uint32 [N, bits, G]       the codes of a group take as many words as a code has bits
     d       float16 [N, G / span]     a scale that `span` groups share; where there are minima, uint32: d below, m above, a float16 each
     scale   8 bits [N, h, G]          small multiples of d, for halves of a group (h = 2) or all of it (h = 1); where there are minima
                                       and a byte does not hold both, uint16: the multiple of d below, that of m above
 
-Within the codes, the highest power of two of bits comes first: 6 bits are four words of the lower four bits, then two words of the upper
-two. "Positions" 0 to 7 are four consecutive inputs each, one in each byte of a word. Low nibbles are for positions 0 to 3, high nibbles for
-the four others:
+Within the codes, the highest power of two of bits comes first: 6 bits are four words of the lower
+four bits, then two words of the upper two. "Positions" 0 to 7 are four consecutive inputs each, one
+in each byte of a word. Low nibbles are for positions 0 to 3, high nibbles for the four others:
 
     4 bits, word i: positions i and 4 + i
     2 bits, word i: bits 0 and 1 of a nibble are positions 2i and 4 + 2i, the other two the next
     1 bit:          bit i of a nibble is positions i and 4 + i
     8 bits, word i: position i
 
-So a mask and a shift give four codes, in the bytes of a word, as integer dot products take them, and of 3 bits a mask puts eight together.
+So a mask and a shift give four codes, in the bytes of a word, as integer dot products take them,
+and of 3 bits a mask puts eight together.
 """
 
 import dataclasses
@@ -38,10 +41,12 @@ class Packing:
 
         ((table[code] or code) - offset) * scale + minimum
 
-    bits: of a code, 1 to 6 or 8; 8-bit codes are signed. table: of 16 signed bytes, i and i + 8 of one sign each. scale: "d", or d times
-    the plane `scale` ("int8"; "nibbles": its low nibble, the high one being for the minimum; "bytes": its low byte, likewise), or the plane
-    itself ("e8m0": 2^(e - 128), "e4m3": half an unsigned float of 4 + 3 bits). halves: scales of a group. span: groups that share d and m.
-    minimum: whether there is one, m or, in "nibbles" and "bytes", -m times the upper part of `scale`.
+    bits: of a code, 1 to 6 or 8; 8-bit codes are signed. table: of 16 signed bytes, i and i + 8 of
+    one sign each. scale: "d", or d times the plane `scale` ("int8"; "nibbles": its low nibble, the
+    high one being for the minimum; "bytes": its low byte, likewise), or the plane itself ("e8m0":
+    2^(e - 128), "e4m3": half an unsigned float of 4 + 3 bits). halves: scales of a group. span:
+    groups that share d and m. minimum: whether there is one, m or, in "nibbles" and "bytes", -m
+    times the upper part of `scale`.
     """
 
     bits: int
@@ -63,7 +68,9 @@ class Packing:
 
 
 def parts(bits: int) -> list[tuple[int, int, int]]:
-    """The powers of two that a number of bits is made of, the highest first: (first word, bits, lowest bit of the code)."""
+    """The powers of two that a number of bits is made of, the highest first: (first word, bits,
+    lowest bit of the code).
+    """
     parts, first = [], 0
     for part in (8, 4, 2, 1):
         if bits & part:
@@ -93,7 +100,9 @@ def unpack_codes(words, bits: int):
 
 
 def field_of_position(position, part: int):
-    """(word within the part, shift within each byte) of the field at a position, 0 to 7: integers or integer arrays."""
+    """(word within the part, shift within each byte) of the field at a position, 0 to 7: integers
+    or integer arrays.
+    """
     if part == 8:
         return position, 0 * position
     in_nibble = 4 // part
@@ -115,8 +124,9 @@ def choose(mask: np.uint32, a, b):
 
 
 def position_words(words: list, bits: int, choose=choose) -> list:
-    """The words of a group, uint32 arrays of any one shape, -> for each position a uint32 array with a code in each byte. choose: what does
-    as the function of that name."""
+    """The words of a group, uint32 arrays of any one shape, -> for each position a uint32 array
+    with a code in each byte. choose: what does as the function of that name.
+    """
     if bits == 8:
         return words
     if bits <= 4:
@@ -126,8 +136,9 @@ def position_words(words: list, bits: int, choose=choose) -> list:
 
 
 def nibble_words(words: list, bits: int, choose=choose) -> list:
-    """Words of codes of 1 to 4 bits -> four words, the codes of positions i and 4 + i in the nibbles of the i-th. What lies above a code in
-    its nibble is anything."""
+    """Words of codes of 1 to 4 bits -> four words, the codes of positions i and 4 + i in the
+    nibbles of the i-th. What lies above a code in its nibble is anything.
+    """
     if bits == 4:
         return words
     if bits == 1:
@@ -140,9 +151,13 @@ def nibble_words(words: list, bits: int, choose=choose) -> list:
 
 
 def _lowest_and_highest(nibbles, low, mask):
-    """Four words -> eight: first the fields of the low nibbles, then those of the high ones, from bit `low` of each byte on."""
+    """Four words -> eight: first the fields of the low nibbles, then those of the high ones, from
+    bit `low` of each byte on.
+    """
     mask = np.uint32((mask << low) * 0x01010101)
-    return [_shift(word, low) & mask for word in nibbles] + [_shift(word, low - 4) & mask for word in nibbles]
+    return [_shift(word, low) & mask for word in nibbles] + [
+        _shift(word, low - 4) & mask for word in nibbles
+    ]
 
 
 def _shift(word, left: int):
@@ -152,9 +167,13 @@ def _shift(word, left: int):
 
 
 def half_float(codes):
-    """Unsigned floats of 4 bits of exponent and 3 of fraction, halved, as float32; the top bit is not looked at; 0x7F counts as zero."""
+    """Unsigned floats of 4 bits of exponent and 3 of fraction, halved, as float32.
+
+    The top bit is not looked at; 0x7F counts as zero.
+    """
     code = codes.astype(jnp.uint16)
-    # A float16 has the same fields where a bit of exponent and seven of fraction are zeros, and another bias.
+    # A float16 has the same fields where a bit of exponent and seven of fraction are zeros, and
+    # another bias.
     bits = jnp.where(code == np.uint16(127), np.uint16(0), (code & np.uint16(127)) << np.uint16(7))
     return jax.lax.bitcast_convert_type(bits, jnp.float16).astype(jnp.float32) * np.float32(2.0**7)
 
@@ -164,16 +183,23 @@ SUBNORMAL_BELOW = 2
 
 
 def power_of_two(e, subnormal: bool = False):
-    """2^(e - 128) as float32 for e from 0 to 255; of the two subnormal ones a zero, unless they are wanted."""
+    """2^(e - 128) as float32 for e from 0 to 255.
+
+    Of the two subnormal ones a zero, unless they are wanted.
+    """
     e = e.astype(jnp.int32)
     bits = jnp.maximum(e - 1, 0) << 23
     if subnormal:
-        bits = jnp.where(e < SUBNORMAL_BELOW, jnp.int32(1 << 21) << jnp.minimum(e, SUBNORMAL_BELOW), bits)
+        bits = jnp.where(
+            e < SUBNORMAL_BELOW, jnp.int32(1 << 21) << jnp.minimum(e, SUBNORMAL_BELOW), bits
+        )
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def times_power_of_two(x, e):
-    """x * 2^(e - 128) for whole float32 numbers x of at most 24 bits, by integers: compilers may flush subnormal numbers to zero."""
+    """x * 2^(e - 128) for whole float32 numbers x of at most 24 bits, by integers: compilers may
+    flush subnormal numbers to zero.
+    """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     fraction, biased = bits & 0x7FFFFF, ((bits >> 23) & 255) + e.astype(jnp.int32) - 128
     subnormal = (fraction | 0x800000) >> jnp.minimum(jnp.maximum(1 - biased, 0), 24)
@@ -195,7 +221,8 @@ class Factors(NamedTuple):
 
 
 def scale_and_minimum(packing: Packing, get) -> tuple[Factors, Factors | None]:
-    """The scale and the minimum, if there are any, of groups or of one of their halves, for arrays of any one shape.
+    """The scale and the minimum, if there are any, of groups or of one of their halves, for arrays
+    of any one shape.
 
     get(plane): that plane's entries for the groups, d repeated over its span.
     """
@@ -206,7 +233,10 @@ def scale_and_minimum(packing: Packing, get) -> tuple[Factors, Factors | None]:
     if not packing.minimum:
         multiple = None if packing.scale == "d" else get("scale").astype(jnp.int32)
         return Factors(get("d").astype(jnp.float32), multiple), None
-    d, m = (jax.lax.bitcast_convert_type(part, jnp.float16).astype(jnp.float32) for part in _split(get("d"), 16, jnp.uint16))
+    d, m = (
+        jax.lax.bitcast_convert_type(part, jnp.float16).astype(jnp.float32)
+        for part in _split(get("d"), 16, jnp.uint16)
+    )
     if packing.scale == "d":
         return Factors(d), Factors(m)
     lower, upper = _split(get("scale"), 4 if packing.scale == "nibbles" else 8, jnp.int32)
@@ -216,11 +246,14 @@ def scale_and_minimum(packing: Packing, get) -> tuple[Factors, Factors | None]:
 def _split(words, bits: int, dtype):
     """The lower and the upper half of unsigned words of 2 * bits bits."""
     words = words.astype(jnp.uint32)
-    return (words & np.uint32((1 << bits) - 1)).astype(dtype), (words >> np.uint32(bits)).astype(dtype)
+    return (words & np.uint32((1 << bits) - 1)).astype(dtype), (words >> np.uint32(bits)).astype(
+        dtype
+    )
 
 
 def values(packing: Packing, codes, get):
-    """float32 values of signed codes (offset and table applied), of the codes' shape, as ggml computes them: rounded once.
+    """float32 values of signed codes (offset and table applied), of the codes' shape, as ggml
+    computes them: rounded once.
 
     get: as for `scale_and_minimum`, for arrays that broadcast with the codes.
     """

@@ -1,7 +1,9 @@
-"""Which experts a token goes through: an RMSNorm, a product with a small dense matrix, a softmax and its largest, in two launches.
+"""Which experts a token goes through: an RMSNorm, a product with a small dense matrix, a softmax
+and its largest, in two launches.
 
-Plain XLA takes ten, one of them a sort, and decoding a mixture with small experts waits for them. The product is cut both ways, because it
-is too small to keep a GPU busy otherwise: a program has some experts and some inputs. The second kernel adds what these found.
+Plain XLA takes ten, one of them a sort, and decoding a mixture with small experts waits for them.
+The product is cut both ways, because it is too small to keep a GPU busy otherwise: a program has
+some experts and some inputs. The second kernel adds what these found.
 """
 
 import jax
@@ -20,15 +22,21 @@ _THREADS = 128
 
 
 def route(x_TD, kernel_DE, norm_D, *, used: int, renormalize: bool, epsilon: float, target: Target):
-    """RMSNorm of x, times a float32 kernel, softmax, the `used` likeliest -> (weights float32, ids int32), both [T, used], the first first.
+    """RMSNorm of x, times a float32 kernel, softmax, the `used` likeliest -> (weights float32, ids
+    int32), both [T, used], the first first.
 
-    Equal ones come in the order of their ids. renormalize: the chosen weights are scaled to sum to 1.
+    Equal ones come in the order of their ids. renormalize: the chosen weights are scaled to sum to
+    1.
     """
-    return _choose(*_logits(x_TD, kernel_DE, norm_D, target), x_TD.shape[1], used, renormalize, epsilon, target)
+    return _choose(
+        *_logits(x_TD, kernel_DE, norm_D, target), x_TD.shape[1], used, renormalize, epsilon, target
+    )
 
 
 def _logits(x_TD, kernel_DE, norm_D, target):
-    """Sums of parts of the inputs -> float32 [T, S, E], what becomes of these before the division of the norm; squares [T, S]."""
+    """Sums of parts of the inputs -> float32 [T, S, E], what becomes of these before the division
+    of the norm; squares [T, S].
+    """
     (T, D), E = x_TD.shape, kernel_DE.shape[1]
     splits = pl.cdiv(D, _INPUTS)
 
@@ -37,16 +45,26 @@ def _logits(x_TD, kernel_DE, norm_D, target):
         e = of_experts * _EXPERTS + jnp.arange(_EXPERTS, dtype=jnp.int32)
         d = split * _INPUTS + jnp.arange(_INPUTS, dtype=jnp.int32)
         exists = d < D
-        weights = triton.load(kernel_ref, (d[:, None], e[None]), mask=exists[:, None] & (e < E)[None])
-        x, norm = (triton.load(ref, index, mask=exists).astype(jnp.float32) for ref, index in ((x_ref, (t, d)), (norm_ref, (d,))))
+        weights = triton.load(
+            kernel_ref, (d[:, None], e[None]), mask=exists[:, None] & (e < E)[None]
+        )
+        x, norm = (
+            triton.load(ref, index, mask=exists).astype(jnp.float32)
+            for ref, index in ((x_ref, (t, d)), (norm_ref, (d,)))
+        )
         sums = ((x * norm)[:, None] * weights.astype(jnp.float32)).sum(axis=0)
         triton.store(sums_ref, (t, split, e), sums, mask=e < E)
         squares_ref[t, split] = (x * x).sum()
 
     shapes = [jax.ShapeDtypeStruct((T, splits, *tail), jnp.float32) for tail in ((E,), ())]
     return triton.call(
-        kernel, shapes, grid=(pl.cdiv(E, _EXPERTS), T, splits), target=target, warps=_THREADS // target.wave, name="route_logits"
-    )(x_TD, kernel_DE, norm_D)  # fmt: skip
+        kernel,
+        shapes,
+        grid=(pl.cdiv(E, _EXPERTS), T, splits),
+        target=target,
+        warps=_THREADS // target.wave,
+        name="route_logits",
+    )(x_TD, kernel_DE, norm_D)
 
 
 def _choose(sums, squares, width, used, renormalize, epsilon, target):
@@ -61,10 +79,15 @@ def _choose(sums, squares, width, used, renormalize, epsilon, target):
 
         def logits_of(experts):
             mask = (split < splits)[:, None] & (experts < E)[None]
-            logits = triton.load(sums_ref, (t, split[:, None], experts[None]), mask=mask).sum(axis=0) * factor
+            logits = (
+                triton.load(sums_ref, (t, split[:, None], experts[None]), mask=mask).sum(axis=0)
+                * factor
+            )
             return jnp.where(experts < E, logits, -jnp.inf)
 
-        def ordered(logits):  # what is no number is never larger than another: places stay a permutation
+        def ordered(
+            logits,
+        ):  # what is no number is never larger than another: places stay a permutation
             return jnp.where(logits == logits, logits, -jnp.inf)
 
         def count_above(j, place):
@@ -85,5 +108,7 @@ def _choose(sums, squares, width, used, renormalize, epsilon, target):
         triton.store(ids_ref, (t, place), expert, mask=chosen)
 
     shapes = [jax.ShapeDtypeStruct((T, used), dtype) for dtype in (jnp.float32, jnp.int32)]
-    run = triton.call(kernel, shapes, grid=(T,), target=target, warps=_THREADS // target.wave, name="route_choose")
+    run = triton.call(
+        kernel, shapes, grid=(T,), target=target, warps=_THREADS // target.wave, name="route_choose"
+    )
     return tuple(run(sums, squares))

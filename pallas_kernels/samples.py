@@ -1,4 +1,6 @@
-"""Random packed matrices, for tests and benchmarks: every bit pattern of the codes, scales of a sensible size."""
+"""Random packed matrices, for tests and benchmarks: every bit pattern of the codes, scales of a
+sensible size.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +15,25 @@ def random_planes(key, packing: Packing, rows: int, groups: int) -> dict[str, ja
         "d": (rows, groups // packing.span),
         "scale": (rows, packing.halves, groups),
     }
-    return {name: _random(jax.random.fold_in(key, i), packing, name, shapes[name]) for i, name in enumerate(packing.planes())}
+    return {
+        name: _random(jax.random.fold_in(key, i), packing, name, shapes[name])
+        for i, name in enumerate(packing.planes())
+    }
 
 
 def _random(key, packing, name, shape):
-    small = lambda key: jax.random.uniform(key, shape, jnp.float16, 0.5e-3, 1.5e-3)
-    below = lambda high, dtype: jax.random.randint(key, shape, 0, high).astype(dtype)
+    def small(key):
+        return jax.random.uniform(key, shape, jnp.float16, 0.5e-3, 1.5e-3)
+
+    def below(high, dtype):
+        return jax.random.randint(key, shape, 0, high).astype(dtype)
+
     if name == "codes":
         return jax.random.bits(key, shape, jnp.uint32)
     if name == "d" and packing.minimum:
-        return jax.lax.bitcast_convert_type(jnp.stack([small(k) for k in jax.random.split(key)], axis=-1), jnp.uint32)
+        return jax.lax.bitcast_convert_type(
+            jnp.stack([small(k) for k in jax.random.split(key)], axis=-1), jnp.uint32
+        )
     if name == "d":
         return small(key)
     match packing.scale:

@@ -1,4 +1,6 @@
-"""What a kernel is written for: a GPU, or Pallas's interpreter, which computes the same on any device."""
+"""What a kernel is written for: a GPU, or Pallas's interpreter, which computes the same on any
+device.
+"""
 
 import contextlib
 import contextvars
@@ -9,7 +11,10 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """platform: "cuda", "rocm" or "interpret". architecture: "9.0", "gfx942", ...; "" for the interpreter."""
+    """platform: "cuda", "rocm" or "interpret".
+
+    architecture: "9.0", "gfx942", ...; "" for the interpreter.
+    """
 
     platform: str
     architecture: str = ""
@@ -21,12 +26,16 @@ class Target:
 
     @property
     def overlaps(self) -> bool:
-        """Whether a launch may begin while the one before ends (NVIDIA's programmatic dependent launch)."""
+        """Whether a launch may begin while the one before ends (NVIDIA's programmatic dependent
+        launch).
+        """
         return self.platform == "cuda" and int(self.architecture.partition(".")[0] or 0) >= 9
 
     @property
     def resident(self) -> int:
-        """Programs of one warp that it has room for at once: on NVIDIA's GPUs 32 for each of an H100's 132 processors, 0 where nobody knows."""
+        """Programs of one warp that it has room for at once: on NVIDIA's GPUs 32 for each of an
+        H100's 132 processors, 0 where nobody knows.
+        """
         return 4224 if self.platform == "cuda" else 0
 
     @property
@@ -42,7 +51,9 @@ _chosen = contextvars.ContextVar("target", default=None)
 
 
 def current() -> Target | None:
-    """The target of kernels that are traced now: what `use` says, else the GPU that jax computes on, else None."""
+    """The target of kernels that are traced now: what `use` says, else the GPU that jax computes
+    on, else None.
+    """
     return _chosen.get() or of_device(jax.devices()[0])
 
 

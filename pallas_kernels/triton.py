@@ -1,7 +1,9 @@
-"""The one file that imports the Triton backend of Pallas: what kernels need of it, for every target.
+"""The one file that imports the Triton backend of Pallas: what kernels need of it, for every
+target.
 
-The backend is deprecated from JAX 0.11 on and is the only one that AMD GPUs have. Kernels are written against this file, so that
-another backend is one file to write. Inline assembly has a form for NVIDIA, for AMD and, for the interpreter, in plain jnp.
+The backend is deprecated from JAX 0.11 on and is the only one that AMD GPUs have. Kernels are
+written against this file, so that another backend is one file to write. Inline assembly has a form
+for NVIDIA, for AMD and, for the interpreter, in plain jnp.
 """
 
 import functools
@@ -12,21 +14,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-
 from jax.experimental.pallas import triton as backend
 
 from pallas_kernels import packing
 from pallas_kernels.targets import Target
 
 # Said at every lowering of a kernel; see above.
-warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning)
+warnings.filterwarnings(
+    "ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning
+)
 
 
-def call(kernel, out_shape, *, grid, target: Target, warps: int, stages: int = 1, name: str, aliases=None, early: bool = True):
-    """A function of arrays that runs `kernel(point, *operand refs, *output refs)` for every point of `grid`, a tuple of integers.
+def call(
+    kernel,
+    out_shape,
+    *,
+    grid,
+    target: Target,
+    warps: int,
+    stages: int = 1,
+    name: str,
+    aliases=None,
+    early: bool = True,
+):
+    """A function of arrays that runs `kernel(point, *operand refs, *output refs)` for every point
+    of `grid`, a tuple of integers.
 
-    Operands and outputs are whole: a kernel slices its refs by its point. aliases: {operand: output} that share memory. early: whether the
-    launch that follows may begin before this one has ended, where a GPU can do that.
+    Operands and outputs are whole: a kernel slices its refs by its point. aliases: {operand:
+    output} that share memory. early: whether the launch that follows may begin before this one has
+    ended, where a GPU can do that.
     """
     return pl.pallas_call(
         lambda *refs: kernel(_point(grid, target, warps, early and target.overlaps), *refs),
@@ -40,12 +56,15 @@ def call(kernel, out_shape, *, grid, target: Target, warps: int, stages: int = 1
 
 
 def _point(grid, target, warps, early) -> tuple:
-    """The numbers of this program along the axes of the grid. If `early`, from then on the launch that follows may take processors that this
-    one leaves: XLA has it wait for the end of this one before it reads anything, so that only the time is saved which it takes to
-    begin.
+    """The numbers of this program along the axes of the grid.
 
-    Only the last programs say so, as many as the GPU has room for at once, since those before them have ended by then. One that does so takes
-    as long to start as two that do not (on an H200, 800 start in a microsecond instead of 1500).
+    If `early`, from then on the launch that follows may take processors that this one leaves: XLA
+    has it wait for the end of this one before it reads anything, so that only the time is saved
+    which it takes to begin.
+
+    Only the last programs say so, as many as the GPU has room for at once, since those before them
+    have ended by then. One that does so takes as long to start as two that do not (on an H200, 800
+    start in a microsecond instead of 1500).
     """
     first, *others = point = [pl.program_id(axis) for axis in range(len(grid))]
     if not early:
@@ -53,22 +72,32 @@ def _point(grid, target, warps, early) -> tuple:
     if (programs := math.prod(grid)) <= (resident := target.resident // warps):
         first = _assembly(_LET_THE_NEXT_BEGIN, "=r,r", jnp.full(1, first))
     else:
-        number = functools.reduce(lambda number, axis: number * grid[axis] + point[axis], reversed(range(len(grid))), 0)
+        number = functools.reduce(
+            lambda number, axis: number * grid[axis] + point[axis], reversed(range(len(grid))), 0
+        )
         is_last = (number >= programs - resident).astype(jnp.int32)
         first = _assembly(_IF_LAST_LET_IT_BEGIN, "=r,r,r", jnp.full(1, first), jnp.full(1, is_last))
     return first.sum(), *others
 
 
 _LET_THE_NEXT_BEGIN = "griddepcontrol.launch_dependents; mov.b32 $0, $1;"
-_IF_LAST_LET_IT_BEGIN = "{.reg .pred last; setp.ne.b32 last, $2, 0; @last griddepcontrol.launch_dependents; mov.b32 $0, $1;}"
+_IF_LAST_LET_IT_BEGIN = (
+    "{.reg .pred last; setp.ne.b32 last, $2, 0; @last griddepcontrol.launch_dependents; mov.b32 $0,"
+    " $1;}"
+)
 
 
 def load(ref, index, mask=None, other=0, hint=None):
-    """ref[index], `other` where the mask is false: there nothing is read. hint: what HINTS is of the caches, or None."""
+    """ref[index], `other` where the mask is false: there nothing is read.
+
+    hint: what HINTS is of the caches, or None.
+    """
     hints = HINTS.get(hint, {})
     if mask is None and not hints:
         return ref[index]
-    return backend.load(ref.at[_traced(index)], mask=mask, other=None if mask is None else other, **hints)
+    return backend.load(
+        ref.at[_traced(index)], mask=mask, other=None if mask is None else other, **hints
+    )
 
 
 #: "once": what no program reads again; "again": what all do.
@@ -89,7 +118,10 @@ def _traced(index):
 
 
 def dot(a, b, *, precision=None):
-    """The float32 product of two matrices on the matrix units. precision "highest" keeps float32 operands whole."""
+    """The float32 product of two matrices on the matrix units.
+
+    precision "highest" keeps float32 operands whole.
+    """
     return jax.lax.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
@@ -117,11 +149,15 @@ def _family(target):
 
 
 def multiply_add(a, b, c, target: Target):
-    """a * b + c of float32 arrays in one instruction, rounded once (by the interpreter twice): Triton does not fuse the two by itself."""
+    """a * b + c of float32 arrays in one instruction, rounded once (by the interpreter twice):
+    Triton does not fuse the two by itself.
+    """
     a, b, c = jnp.broadcast_arrays(a, b, c)
     if target.interpret:
         return a * b + c
-    return _assembly(_MULTIPLY_ADD[target.platform], _FLOATS[target.platform], a, b, c, dtype=jnp.float32)
+    return _assembly(
+        _MULTIPLY_ADD[target.platform], _FLOATS[target.platform], a, b, c, dtype=jnp.float32
+    )
 
 
 _MULTIPLY_ADD = {"cuda": "fma.rn.f32 $0, $1, $2, $3;", "rocm": "v_fma_f32 $0, $1, $2, $3"}
@@ -132,13 +168,16 @@ def unsigned_byte(words, i: int, target: Target):
     """Byte i of uint32 words. NVIDIA's compiler takes two instructions where one does."""
     if target.platform != "cuda":
         return (words >> np.uint32(8 * i)) & np.uint32(255)
-    return _assembly(f"prmt.b32 $0, $1, 0, {0x4440 + i:#x};", "=r,r", words.astype(jnp.int32)).astype(jnp.uint32)
+    return _assembly(
+        f"prmt.b32 $0, $1, 0, {0x4440 + i:#x};", "=r,r", words.astype(jnp.int32)
+    ).astype(jnp.uint32)
 
 
 def multiply_bits_add(bits, a, c, target: Target):
     """bits * `unit_of_bits` * a + c: uint32 below 2^23, and float32.
 
-    NVIDIA's GPUs need no instruction to make floats of such integers: as they are they are subnormal ones, which they multiply at full speed.
+    NVIDIA's GPUs need no instruction to make floats of such integers: as they are they are
+    subnormal ones, which they multiply at full speed.
     """
     if target.platform != "cuda":
         return multiply_add(bits.astype(jnp.float32), a, c, target)
@@ -151,7 +190,10 @@ def unit_of_bits(target: Target) -> float:
 
 
 def and_or(a, b, c, target: Target):
-    """a & b | c of uint32 arrays. NVIDIA's compiler makes two instructions of it where b and c are constants, and of this one."""
+    """a & b | c of uint32 arrays.
+
+    NVIDIA's compiler makes two instructions of it where b and c are constants, and of this one.
+    """
     if target.platform != "cuda":
         return a & b | c
     return _logic(0xEA, a, b, c)
@@ -167,18 +209,24 @@ def choose(mask, a, b, target: Target):
 def _logic(table: int, a, b, c):
     """uint32 arrays by NVIDIA's `lop3`: any function of three bits."""
     a, b, c = (x.astype(jnp.int32) for x in jnp.broadcast_arrays(a, b, c))
-    return _assembly(f"lop3.b32 $0, $1, $2, $3, {table:#x};", _CONSTRAINTS["cuda"], a, b, c).astype(jnp.uint32)
+    return _assembly(f"lop3.b32 $0, $1, $2, $3, {table:#x};", _CONSTRAINTS["cuda"], a, b, c).astype(
+        jnp.uint32
+    )
 
 
 def zero_after(loaded: list, shape, target: Target):
-    """int32 zeros that are there only when all of `loaded` is: arrays of 32-bit numbers that broadcast to `shape`.
+    """int32 zeros that are there only when all of `loaded` is: arrays of 32-bit numbers that
+    broadcast to `shape`.
 
-    NVIDIA's compiler saves registers by loading late, again and again before a use, each time for the whole latency of memory. What begins
-    with these zeros begins after all loads, so nothing is gained by that.
+    NVIDIA's compiler saves registers by loading late, again and again before a use, each time for
+    the whole latency of memory. What begins with these zeros begins after all loads, so nothing is
+    gained by that.
     """
     if target.platform != "cuda":
         return jnp.zeros(shape, jnp.int32)
-    words = [jnp.broadcast_to(jax.lax.bitcast_convert_type(array, jnp.int32), shape) for array in loaded]
+    words = [
+        jnp.broadcast_to(jax.lax.bitcast_convert_type(array, jnp.int32), shape) for array in loaded
+    ]
     words += words[-1:] * (1 - len(words) % 2)
     some, pairs = words[0], zip(words[1::2], words[2::2])
     for pair in pairs:
@@ -186,8 +234,8 @@ def zero_after(loaded: list, shape, target: Target):
     return _assembly(_NONE_OF, "=r,r", some)
 
 
-#: A zero that NVIDIA's compiler knows neither to be zero nor to be the same in all threads: a thread's own bit, and those of the threads
-#: below it.
+#: A zero that NVIDIA's compiler knows neither to be zero nor to be the same in all threads: a
+#: thread's own bit, and those of the threads below it.
 _ZERO = """
 .reg .b32 zero, below;
 mov.u32 zero, %lanemask_eq;
@@ -199,7 +247,11 @@ _NONE_OF = f"{{{_ZERO}and.b32 $0, $1, zero;}}"
 
 def _assembly(text, constraints, *args, dtype=jnp.int32):
     (result,) = backend.elementwise_inline_asm(
-        text, args=args, constraints=constraints, pack=1, result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, dtype)]
+        text,
+        args=args,
+        constraints=constraints,
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, dtype)],
     )
     return result
 
@@ -210,7 +262,8 @@ def _byte(words, i):
 
 
 def bytes_of_table(nibbles, table: tuple[int, ...], target: Target, in_turn: bool = False):
-    """uint32 words of eight 4-bit codes -> two int32 arrays of four bytes: table[code] of the low and of the high nibbles.
+    """uint32 words of eight 4-bit codes -> two int32 arrays of four bytes: table[code] of the low
+    and of the high nibbles.
 
     in_turn: of the lower four nibbles and of the upper four, which NVIDIA's GPUs have first.
     """
@@ -218,7 +271,10 @@ def bytes_of_table(nibbles, table: tuple[int, ...], target: Target, in_turn: boo
     if target.platform == "cuda":
         return _select_cuda(nibbles.astype(jnp.int32), entries, in_turn)
     if target.interpret:
-        words = tuple(_looked_up((nibbles >> np.uint32(shift)) & np.uint32(0x0F0F0F0F), table) for shift in (0, 4))
+        words = tuple(
+            _looked_up((nibbles >> np.uint32(shift)) & np.uint32(0x0F0F0F0F), table)
+            for shift in (0, 4)
+        )
     else:
         words = _select_rocm(nibbles.astype(jnp.int32), entries)
     return _bytes_in_turn(*words) if in_turn else words
@@ -226,39 +282,64 @@ def bytes_of_table(nibbles, table: tuple[int, ...], target: Target, in_turn: boo
 
 def _bytes_in_turn(low, high):
     """Words of bytes a, b, c, d and e, f, g, h -> a, e, b, f and c, g, d, h."""
-    apart = lambda words: (words & 255) | ((words & 0xFF00) << 8)
-    shifted = lambda words: jax.lax.shift_right_logical(words, 16)
-    return tuple(apart(part(low)) | (apart(part(high)) << 8) for part in (lambda words: words, shifted))
+
+    def apart(words):
+        return (words & 255) | ((words & 0xFF00) << 8)
+
+    def shifted(words):
+        return jax.lax.shift_right_logical(words, 16)
+
+    return tuple(
+        apart(part(low)) | (apart(part(high)) << 8) for part in (lambda words: words, shifted)
+    )
 
 
 def _looked_up(codes, table):
     def look_up(byte):
         code = (codes >> np.uint32(8 * byte)) & np.uint32(15)
-        return sum(jnp.where(code == np.uint32(i), np.uint32((entry & 255) << (8 * byte)), 0) for i, entry in enumerate(table))
+        return sum(
+            jnp.where(code == np.uint32(i), np.uint32((entry & 255) << (8 * byte)), 0)
+            for i, entry in enumerate(table)
+        )
 
     return (look_up(0) | look_up(1) | look_up(2) | look_up(3)).astype(jnp.int32)
 
 
 def _select_cuda(words, entries, in_turn):
-    """`prmt` takes four bytes out of eight by nibbles: a byte, or where a nibble's top bit is set eight times the sign of one.
+    """`prmt` takes four bytes out of eight by nibbles: a byte, or where a nibble's top bit is set
+    eight times the sign of one.
 
-    So of each half of the table a code finds either its entry or the sign of that entry's pair in the other half, and both together,
-    by exclusive or, are the entry: where a pair is negative the one in the lower half is inverted for that.
+    So of each half of the table a code finds either its entry or the sign of that entry's pair in
+    the other half, and both together, by exclusive or, are the entry: where a pair is negative the
+    one in the lower half is inverted for that.
     """
     lower, upper = entries[:8].view(np.int8), entries[8:].view(np.int8)
     if ((lower < 0) != (upper < 0)).any():
-        raise ValueError(f"entries i and i + 8 of a table must have one sign, got {entries.view(np.int8).tolist()}")
+        raise ValueError(
+            "entries i and i + 8 of a table must have one sign, got"
+            f" {entries.view(np.int8).tolist()}"
+        )
     halves = np.concatenate([np.where(lower < 0, ~lower, lower), upper]).view(np.uint32)
     look_up = "{" + _ZERO + _LOOK_UP.format(*(f"{four:#x}" for four in halves.tolist())) + "}"
     others = words ^ np.int32(0x88888888 - 2**32)
-    shifted = lambda a: jax.lax.shift_right_logical(a, 16)
-    first, second = _assembly(look_up, "=r,r,r", words, others), _assembly(look_up, "=r,r,r", shifted(words), shifted(others))
+
+    def shifted(a):
+        return jax.lax.shift_right_logical(a, 16)
+
+    first, second = (
+        _assembly(look_up, "=r,r,r", words, others),
+        _assembly(look_up, "=r,r,r", shifted(words), shifted(others)),
+    )
     if in_turn:
         return first, second
-    return tuple(_assembly(f"prmt.b32 $0, $1, $2, {bytes:#x};", "=r,r,r", first, second) for bytes in (0x6420, 0x7531))
+    return tuple(
+        _assembly(f"prmt.b32 $0, $1, $2, {bytes:#x};", "=r,r,r", first, second)
+        for bytes in (0x6420, 0x7531)
+    )
 
 
-#: A register holds half of each table. What is the same in all threads the compiler keeps elsewhere, and copies it before each use.
+#: A register holds half of each table. What is the same in all threads the compiler keeps
+#: elsewhere, and copies it before each use.
 _LOOK_UP = """
 .reg .b32 lower, upper;
 or.b32 lower, zero, {0};
@@ -278,7 +359,9 @@ def _select_rocm(words, entries):
         return _assembly("v_perm_b32 $0, $1, $2, $3", _CONSTRAINTS["rocm"], *operands)
 
     def look_up(codes):
-        lower, upper = (pick(entries[2 * half], entries[2 * half + 1], codes & 0x07070707) for half in (0, 1))
+        lower, upper = (
+            pick(entries[2 * half], entries[2 * half + 1], codes & 0x07070707) for half in (0, 1)
+        )
         top = ((codes >> 3) & 0x01010101) * 255
         return (lower & ~top) | (upper & top)
 

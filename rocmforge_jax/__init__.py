@@ -1,4 +1,6 @@
-"""rocmforge_jax: GGUF models in JAX. Weights stay packed on the device; models are Flax NNX modules.
+"""rocmforge_jax: GGUF models in JAX.
+
+Weights stay packed on the device; models are Flax NNX modules.
 
 Importing this is light: jax is imported when something that computes is first used.
 """

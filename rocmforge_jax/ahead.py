@@ -1,7 +1,9 @@
-"""A model's weights are read while jax and flax are still being imported, which takes a second and one processor.
+"""A model's weights are read while jax and flax are still being imported, which takes a second and
+one processor.
 
-`read_ahead` begins in a thread; `models.load_decoder` takes what that has made. It is for programs that know their model before they
-have imported anything, as the command line does. Importing this imports no jax.
+`read_ahead` begins in a thread; `models.load_decoder` takes what that has made. It is for programs
+that know their model before they have imported anything, as the command line does. Importing this
+imports no jax.
 """
 
 import sys
@@ -10,13 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-#: Share of the memory that is available up to which a file is read before anybody has checked whether it fits.
+#: Share of the memory that is available up to which a file is read before anybody has checked
+#: whether it fits.
 MOST = 0.4
 
 
 def read_ahead(path) -> None:
-    """Begin to turn a GGUF file's quantised matrices into planes for a CPU. Nothing happens, and nothing is said, where there is no file,
-    no C++ or little memory: `load_decoder` reads what is missing."""
+    """Begin to turn a GGUF file's quantised matrices into planes for a CPU.
+
+    Nothing happens, and nothing is said, where there is no file, no C++ or little memory:
+    `load_decoder` reads what is missing.
+    """
     global _reader
     _reader = _Reader(Path(path))
 
@@ -37,7 +43,8 @@ def stop() -> None:
 class _Reader:
     def __init__(self, path: Path):
         self._path, self._made, self._changed, self._ended = path, {}, threading.Condition(), False
-        # Python waits for it at the end: a thread that is cut off while it loads jax's libraries would keep the loader's lock for ever.
+        # Python waits for it at the end: a thread that is cut off while it loads jax's libraries
+        # would keep the loader's lock for ever.
         threading.Thread(target=self._run, name="read-ahead").start()
 
     def take(self, tensor):
@@ -54,7 +61,9 @@ class _Reader:
 
     def _run(self):
         interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-4)  # of the usual 5 ms, each return from C++ would wait one for the thread that imports
+        sys.setswitchinterval(
+            1e-4
+        )  # of the usual 5 ms, each return from C++ would wait one for the thread that imports
         try:
             self._read()
         except Exception:  # whatever is wrong with the file or the machine is said by who loads it
@@ -77,7 +86,12 @@ class _Reader:
         for tensor in gguf.tensors.values():
             if self._ended:
                 return
-            if len(tensor.shape) > 1 and tensor.format.is_quantized and groups.can_hold(tensor.format) and tensor.path == self._path:
+            if (
+                len(tensor.shape) > 1
+                and tensor.format.is_quantized
+                and groups.can_hold(tensor.format)
+                and tensor.path == self._path
+            ):
                 planes = repack.planes_of(tensor.data, tensor.format)
                 tensor.forget()
                 with self._changed:
@@ -93,7 +107,9 @@ def _available_bytes() -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return 0
-    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
+    return 1024 * next(
+        (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0
+    )
 
 
 _reader: _Reader | None = None

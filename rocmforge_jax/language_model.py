@@ -11,16 +11,23 @@ from rocmforge_jax.generate import Engine, Generated, Perplexity, SamplingParams
 from rocmforge_jax.gguf import GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import Decoder, default_dtype, load_decoder, plan_memory, read_config
-from rocmforge_jax.text import ChatTemplate, StopStrings, Tokenizer, chat_template_from_metadata, tokenizer_from_metadata
+from rocmforge_jax.text import (
+    ChatTemplate,
+    StopStrings,
+    Tokenizer,
+    chat_template_from_metadata,
+    tokenizer_from_metadata,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
     """What was generated for one prompt.
 
-    text: without stop strings. ids: the generated tokens, without the stop token. logprobs: one for each id, natural logarithm,
-    under the model's own distribution. finish_reason: "stop" (a stop token or string), "length" (max_tokens) or "context"
-    (the context is full). prompt_tokens: tokens of the prompt.
+    text: without stop strings. ids: the generated tokens, without the stop token. logprobs: one for
+    each id, natural logarithm, under the model's own distribution. finish_reason: "stop" (a stop
+    token or string), "length" (max_tokens) or "context" (the context is full). prompt_tokens:
+    tokens of the prompt.
     """
 
     text: str
@@ -34,9 +41,12 @@ class Completion:
 
 
 class LanguageModel:
-    """A model with everything around it. `model` is the Flax NNX decoder; use it as any other module.
+    """A model with everything around it.
 
-    The engine takes the decoder's arrays when `model` is set: assign a changed decoder to generate with it.
+    `model` is the Flax NNX decoder; use it as any other module.
+
+    The engine takes the decoder's arrays when `model` is set: assign a changed decoder to generate
+    with it.
     """
 
     def __init__(
@@ -48,7 +58,10 @@ class LanguageModel:
         context_length: int | None = None,
     ):
         if tokenizer.vocab_size > model.config.vocabulary:
-            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds {model.config.vocabulary}")
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds"
+                f" {model.config.vocabulary}"
+            )
         self.tokenizer = tokenizer
         self.chat_template = chat_template or ChatTemplate(None)
         self._context_length = context_length
@@ -64,7 +77,10 @@ class LanguageModel:
 
     def __repr__(self):
         config = self.model.config
-        return f"<LanguageModel {config.architecture}: {config.layers} layers, width {config.width}, vocabulary {config.vocabulary}>"
+        return (
+            f"<LanguageModel {config.architecture}: {config.layers} layers, width {config.width},"
+            f" vocabulary {config.vocabulary}>"
+        )
 
     def generate(
         self,
@@ -79,18 +95,25 @@ class LanguageModel:
     ) -> "Completion | list[Completion] | Iterator[str]":
         """Continue a text, or each of a list of texts.
 
-        max_tokens: most new tokens, None for as many as the context holds. stop: strings that end the text and are left out of it.
-        stream: return an iterator of pieces of text instead (one prompt only). parse_special: read control tokens written in the
-        prompt. sampling: the fields of `SamplingParams` (temperature, top_k, top_p, seed, ...); in a list, prompt i is drawn with
-        seed + i. params: ready-made ones instead, for the prompt or one for each prompt of a list.
+        max_tokens: most new tokens, None for as many as the context holds. stop: strings that end
+        the text and are left out of it. stream: return an iterator of pieces of text instead (one
+        prompt only). parse_special: read control tokens written in the prompt. sampling: the fields
+        of `SamplingParams` (temperature, top_k, top_p, seed, ...); in a list, prompt i is drawn
+        with seed + i. params: ready-made ones instead, for the prompt or one for each prompt of a
+        list.
         """
         prompts = _as_list(prompt)
         params = _params(params, sampling, len(prompts))
         if stream and not isinstance(prompt, str):
             raise ValueError(f"stream=True takes one prompt, got a list of {len(prompts)}")
-        answers = [_Answer(self.tokenizer, self._encode(text, parse_special), stop) for text in prompts]
+        answers = [
+            _Answer(self.tokenizer, self._encode(text, parse_special), stop) for text in prompts
+        ]
         steps = self.engine.generate(
-            [answer.prompt for answer in answers], params, max_tokens=max_tokens, stop_ids=self.tokenizer.stop_ids
+            [answer.prompt for answer in answers],
+            params,
+            max_tokens=max_tokens,
+            stop_ids=self.tokenizer.stop_ids,
         )
         if stream:
             return answers[0].stream(dispatch[0] for dispatch in steps)
@@ -102,22 +125,39 @@ class LanguageModel:
         completions = [answer.completion() for answer in answers]
         return completions[0] if isinstance(prompt, str) else completions
 
-    def chat(self, messages: Sequence[Mapping], *, template: Mapping | None = None, **options) -> "Completion | Iterator[str]":
-        """Answer a conversation [{"role": "user", "content": "..."}, ...]. options: those of `generate`. template: variables of
-        the chat template, such as tools. ChatTemplateError where the file has no template or it fails."""
+    def chat(
+        self, messages: Sequence[Mapping], *, template: Mapping | None = None, **options
+    ) -> "Completion | Iterator[str]":
+        """Answer a conversation [{"role": "user", "content": "..."}, ...].
+
+        options: those of `generate`. template: variables of the chat template, such as tools.
+        ChatTemplateError where the file has no template or it fails.
+        """
         text = self.chat_template.render(messages, add_generation_prompt=True, **(template or {}))
         return self.generate(text, parse_special=True, **options)
 
-    def perplexity(self, text: str, *, window: int | None = None, progress: bool | None = None) -> Perplexity:
-        """How well the model predicts a text, counted as llama.cpp does: see `generate.perplexity`. window: default 512, or the
-        context where that is shorter."""
+    def perplexity(
+        self, text: str, *, window: int | None = None, progress: bool | None = None
+    ) -> Perplexity:
+        """How well the model predicts a text, counted as llama.cpp does: see `generate.perplexity`.
+
+        window: default 512, or the context where that is shorter.
+        """
         tokenizer = self.tokenizer
         ids = tokenizer.encode(text, add_special=True)
         window = min(512, self.engine.context_length) if window is None else window
-        return perplexity(self.engine, ids, window=window, bos_id=tokenizer.bos_id if tokenizer.add_bos else None, progress=progress)
+        return perplexity(
+            self.engine,
+            ids,
+            window=window,
+            bos_id=tokenizer.bos_id if tokenizer.add_bos else None,
+            progress=progress,
+        )
 
     def warm_up(self, prompt_tokens: int = 16) -> None:
-        """Compile what an answer to a prompt of this length needs, so that the first one does not wait for it."""
+        """Compile what an answer to a prompt of this length needs, so that the first one does not
+        wait for it.
+        """
         self.engine.warm_up(prompt_tokens)
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
@@ -127,7 +167,9 @@ class LanguageModel:
         if not ids and self.tokenizer.bos_id is not None:
             ids = [self.tokenizer.bos_id]
         if not ids:
-            raise ValueError("the prompt has no token, and the tokenizer has none to begin a text with")
+            raise ValueError(
+                "the prompt has no token, and the tokenizer has none to begin a text with"
+            )
         return ids
 
 
@@ -142,7 +184,10 @@ class _Answer:
         self.finish_reason = None
 
     def take(self, generated: Generated) -> str:
-        """Take a dispatch's tokens in, one by one up to a stop string; -> the text that is certain now."""
+        """Take a dispatch's tokens in, one by one up to a stop string.
+
+        -> the text that is certain now.
+        """
         if self.finish_reason:
             return ""
         pieces = []
@@ -168,7 +213,9 @@ class _Answer:
                 return
 
     def completion(self) -> Completion:
-        return Completion("".join(self._pieces), self._ids, self.finish_reason, self._logprobs, len(self.prompt))
+        return Completion(
+            "".join(self._pieces), self._ids, self.finish_reason, self._logprobs, len(self.prompt)
+        )
 
 
 def load(
@@ -182,18 +229,25 @@ def load(
 ) -> LanguageModel:
     """Load a GGUF model on the default device.
 
-    path: a GGUF file; or "demo", the small model that ships with the package; or "owner/repository/file.gguf" on the Hugging
-    Face hub (needs the extra `hub`). dtype: of the computation, default bfloat16 on GPUs and float32 on CPUs. activations: what
-    GPU kernels for one to a few tokens, and the products in C++ on CPUs, turn activations into, "int16", "int8" or "float", see
-    `quant.matmul`. context_length: most tokens of a text, default what the model was trained for. strict: refuse what is only warned about otherwise. progress: show a
-    bar on stderr, default: if that is a terminal. FileNotFoundError or GGUFError say what is wrong with the file, MemoryError how
-    much a model that cannot fit would take.
+    path: a GGUF file; or "demo", the small model that ships with the package; or
+    "owner/repository/file.gguf" on the Hugging Face hub (needs the extra `hub`). dtype: of the
+    computation, default bfloat16 on GPUs and float32 on CPUs. activations: what GPU kernels for one
+    to a few tokens, and the products in C++ on CPUs, turn activations into, "int16", "int8" or
+    "float", see `quant.matmul`. context_length: most tokens of a text, default what the model was
+    trained for. strict: refuse what is only warned about otherwise. progress: show a bar on stderr,
+    default: if that is a terminal. FileNotFoundError or GGUFError say what is wrong with the file,
+    MemoryError how much a model that cannot fit would take.
     """
     gguf = open_gguf(resolve(path))
     config, _ = read_config(gguf)
     plan = plan_memory(gguf, config, dtype or default_dtype(), context_length=context_length)
     plan.check()
-    with tqdm(unit="B", unit_scale=True, desc=gguf.path.name, disable=None if progress is None else not progress) as bar:
+    with tqdm(
+        unit="B",
+        unit_scale=True,
+        desc=gguf.path.name,
+        disable=None if progress is None else not progress,
+    ) as bar:
         if not bar.disable:
             bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
 
@@ -201,13 +255,20 @@ def load(
             bar.total = total
             bar.update(done - bar.n)
 
-        model = load_decoder(gguf, dtype=dtype, activations=activations, strict=strict, progress=show)
+        model = load_decoder(
+            gguf, dtype=dtype, activations=activations, strict=strict, progress=show
+        )
     return from_parts(model, gguf, context_length=context_length)
 
 
-def from_parts(model: Decoder, gguf: GGUFFile, *, context_length: int | None = None) -> LanguageModel:
+def from_parts(
+    model: Decoder, gguf: GGUFFile, *, context_length: int | None = None
+) -> LanguageModel:
     """A LanguageModel of a decoder with the tokenizer and chat template of a file."""
-    tokenizer, template = tokenizer_from_metadata(gguf.metadata), chat_template_from_metadata(gguf.metadata)
+    tokenizer, template = (
+        tokenizer_from_metadata(gguf.metadata),
+        chat_template_from_metadata(gguf.metadata),
+    )
     return LanguageModel(model, tokenizer, template, context_length=context_length)
 
 
@@ -224,5 +285,8 @@ def _as_list(prompt) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     wrong = [type(text).__name__ for text in prompts if not isinstance(text, str)]
     if wrong or not prompts:
-        raise TypeError(f"generate takes a text or a list of texts, got {f'a list with {wrong[0]}' if wrong else 'an empty list'}")
+        raise TypeError(
+            "generate takes a text or a list of texts, got"
+            f" {f'a list with {wrong[0]}' if wrong else 'an empty list'}"
+        )
     return prompts

@@ -11,13 +11,18 @@ DEMO = Path(__file__).parent / "demo" / "demo.gguf"
 
 
 def cache_folder() -> Path:
-    """The user's folder for what can be made again: $XDG_CACHE_HOME/rocmforge-jax, by default in ~/.cache."""
+    """The user's folder for what can be made again: $XDG_CACHE_HOME/rocmforge-jax, by default in
+    ~/.cache.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rocmforge-jax"
 
 
 def compiled_folder(purpose: str = "xla") -> Path:
-    """Where what XLA compiles on this machine is kept. Programs for its CPU may have instructions that another lacks which shares the user's
-    folder, and XLA's key of a program does not tell them apart: so each kind of processor has a folder."""
+    """Where what XLA compiles on this machine is kept.
+
+    Programs for its CPU may have instructions that another lacks which shares the user's folder,
+    and XLA's key of a program does not tell them apart: so each kind of processor has a folder.
+    """
     return cache_folder() / purpose / hashlib.sha256(_processor().encode()).hexdigest()[:12]
 
 
@@ -33,7 +38,9 @@ def _processor() -> str:
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """The file that `load` would open: an existing path, the demo model, or a file of the hub, downloaded once."""
+    """The file that `load` would open: an existing path, the demo model, or a file of the hub,
+    downloaded once.
+    """
     if os.path.exists(path):
         return Path(path)
     if os.fspath(path) == "demo":
@@ -49,6 +56,7 @@ def _download(repository: str, filename: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise FileNotFoundError(
-            f"no file {repository}/{filename}; to fetch it from the Hugging Face hub: pip install 'rocmforge-jax[hub]'"
+            f"no file {repository}/{filename}; to fetch it from the Hugging Face hub: pip install"
+            " 'rocmforge-jax[hub]'"
         ) from None
     return Path(hf_hub_download(repository, filename))

@@ -2,7 +2,12 @@
 
 import os
 
-_KERNELS = {"auto": ("triton", "native", "xla"), "triton": ("triton",), "native": ("native",), "xla": ("xla",)}
+_KERNELS = {
+    "auto": ("triton", "native", "xla"),
+    "triton": ("triton",),
+    "native": ("native",),
+    "xla": ("xla",),
+}
 
 
 class SettingError(ValueError):
@@ -10,7 +15,9 @@ class SettingError(ValueError):
 
 
 def kernel_order() -> tuple[str, ...]:
-    """The implementations of an operation to try, the first first, by ROCMFORGE_KERNELS: see `quant.kernels`."""
+    """The implementations of an operation to try, the first first, by ROCMFORGE_KERNELS: see
+    `quant.kernels`.
+    """
     choice = os.environ.get("ROCMFORGE_KERNELS") or "auto"
     if choice not in _KERNELS:
         raise SettingError(f"ROCMFORGE_KERNELS is one of {', '.join(_KERNELS)}, got {choice!r}")

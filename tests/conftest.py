@@ -15,8 +15,8 @@ os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
-# Products in C++ are hidden where they are built, so that the suite says the same on every machine: numbers are plain XLA's, which are
-# the more exact ones. The fixture `native` shows them to a test.
+# Products in C++ are hidden where they are built, so that the suite says the same on every machine:
+# numbers are plain XLA's, which are the more exact ones. The fixture `native` shows them to a test.
 HIDDEN = str(ROOT / "build" / "no-library")
 LIBRARIES = os.environ.get("ROCMFORGE_NATIVE_FOLDER")
 if LIBRARIES == HIDDEN:  # set by the process that started this one, for tests side by side
@@ -38,7 +38,9 @@ def pytest_configure(config):
     if hasattr(config, "workerinput") or not COMPILED.is_dir():
         return
     with contextlib.suppress(FileNotFoundError):  # another run is deleting them
-        files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in COMPILED.iterdir())
+        files = sorted(
+            (file.stat().st_mtime, file.stat().st_size, file) for file in COMPILED.iterdir()
+        )
         if sum(size for _, size, _ in files) > MOST_COMPILED:
             for _, _, file in files[: len(files) // 2]:
                 file.unlink()
@@ -77,7 +79,9 @@ def native(native_folder, monkeypatch):
 @pytest.fixture(scope="session")
 def normal():
     """(*shape) -> float32 normal numbers, others for each call's shape and seed."""
-    return lambda *shape, seed=0: np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+    return lambda *shape, seed=0: (
+        np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -92,8 +96,8 @@ def distance():
     return measure
 
 
-#: Of tests for each quantised type, those for these types are the essential ones: plain, with minima, of super-blocks, with a table, by powers of
-#: two, ternary, of a lattice.
+#: Of tests for each quantised type, those for these types are the essential ones: plain, with
+#: minima, of super-blocks, with a table, by powers of two, ternary, of a lattice.
 CORE_TYPES = ("Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "TQ1_0", "IQ2_XS")
 _TYPE = re.compile(r"(I?Q|TQ)\d\w*|MXFP4|NVFP4")
 
@@ -103,8 +107,17 @@ def pytest_collection_modifyitems(config, items):
     """Asked for core tests, leave out those for other types."""
     if not config.option.markexpr.startswith("core"):
         return
-    types = lambda item: {value for value in item.callspec.params.values() if isinstance(value, str) and _TYPE.fullmatch(value)}
-    of_others = lambda item: hasattr(item, "callspec") and (found := types(item)) and found.isdisjoint(CORE_TYPES)
+
+    def types(item):
+        return {
+            value
+            for value in item.callspec.params.values()
+            if isinstance(value, str) and _TYPE.fullmatch(value)
+        }
+
+    def of_others(item):
+        return hasattr(item, "callspec") and (found := types(item)) and found.isdisjoint(CORE_TYPES)
+
     kept, others = [], []
     for item in items:
         (others if of_others(item) else kept).append(item)

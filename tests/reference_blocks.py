@@ -1,4 +1,6 @@
-"""Packed matrices of any size with values that are known to the bit: fixtures that the suites of both packages import."""
+"""Packed matrices of any size with values that are known to the bit: fixtures that the suites of
+both packages import.
+"""
 
 import functools
 
@@ -26,13 +28,19 @@ def _activation_blocks(name):
 
 def _mxfp6_blocks(name):
     """Values by formats.dequantize, which tests/formats holds against ml_dtypes."""
-    rows = formats.quantize(np.random.default_rng(0).standard_normal((1, 2048)).astype(np.float32), name)
-    return rows.reshape(-1, formats.get(name).block_bytes), np.asarray(formats.dequantize(rows, name)).reshape(-1, 32)
+    rows = formats.quantize(
+        np.random.default_rng(0).standard_normal((1, 2048)).astype(np.float32), name
+    )
+    return rows.reshape(-1, formats.get(name).block_bytes), np.asarray(
+        formats.dequantize(rows, name)
+    ).reshape(-1, 32)
 
 
 @pytest.fixture(scope="session")
 def ggml_blocks(reference):
-    """type -> (uint8 [blocks, block bytes], the float32 [blocks, block] that ggml's C code gives for them)."""
+    """type -> (uint8 [blocks, block bytes], the float32 [blocks, block] that ggml's C code gives
+    for them).
+    """
     files = {path.stem.upper(): path for path in (reference / "dequant").glob("*.npz")}
 
     @functools.cache
@@ -44,19 +52,25 @@ def ggml_blocks(reference):
         with np.load(files[name]) as arrays:
             kind = "quantized" if "quantized_bytes" in arrays else "random"
             fmt = formats.get(name)
-            return arrays[f"{kind}_bytes"].reshape(-1, fmt.block_bytes), arrays[f"{kind}_values"].reshape(-1, fmt.block)
+            return arrays[f"{kind}_bytes"].reshape(-1, fmt.block_bytes), arrays[
+                f"{kind}_values"
+            ].reshape(-1, fmt.block)
 
     return load
 
 
 @pytest.fixture(scope="session")
 def packed(ggml_blocks):
-    """(type, rows, blocks a row) -> (uint8 [rows, row bytes], float32 [rows, elements]): reference blocks in random places."""
+    """(type, rows, blocks a row) -> (uint8 [rows, row bytes], float32 [rows, elements]): reference
+    blocks in random places.
+    """
 
     @functools.cache
     def make(name, rows, blocks):
         block_bytes, values = ggml_blocks(name)
-        chosen = np.random.default_rng(rows * 1000 + blocks).integers(0, len(values), (rows, blocks))
+        chosen = np.random.default_rng(rows * 1000 + blocks).integers(
+            0, len(values), (rows, blocks)
+        )
         return block_bytes[chosen].reshape(rows, -1), values[chosen].reshape(rows, -1)
 
     return make

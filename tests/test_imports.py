@@ -12,7 +12,8 @@ import rocmforge_jax
 pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Part of rocmforge_jax -> the parts it may import besides itself. A part is the first name below the package.
+#: Part of rocmforge_jax -> the parts it may import besides itself. A part is the first name below
+#: the package.
 MAY_IMPORT = {
     "formats": set(),
     "locate": set(),
@@ -25,7 +26,19 @@ MAY_IMPORT = {
     "models": {"formats", "gguf", "quant", "nn", "ahead"},
     "generate": {"models", "nn", "quant"},
     "language_model": {"generate", "models", "gguf", "text", "locate"},
-    "cli": {"language_model", "generate", "models", "nn", "quant", "text", "gguf", "formats", "locate", "settings", "ahead"},
+    "cli": {
+        "language_model",
+        "generate",
+        "models",
+        "nn",
+        "quant",
+        "text",
+        "gguf",
+        "formats",
+        "locate",
+        "settings",
+        "ahead",
+    },
     "__main__": {"cli"},
 }
 MAY_IMPORT["demo"] = set(MAY_IMPORT)  # a leaf on top: nobody imports it
@@ -49,7 +62,10 @@ def imports(path):
 
 
 def part(name):
-    """rocmforge_jax.nn.cache -> nn; a public name of the package itself -> the part that defines it."""
+    """rocmforge_jax.nn.cache -> nn.
+
+    A public name of the package itself -> the part that defines it.
+    """
     first = name.split(".")[1]
     return first if first in MAY_IMPORT else getattr(rocmforge_jax, first).__module__.split(".")[1]
 
@@ -58,7 +74,9 @@ def owner(path):
     return path.relative_to(ROOT / "rocmforge_jax").parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", modules("rocmforge_jax"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", modules("rocmforge_jax"), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_no_import_points_up(path):
     part_of_file = owner(path)
     for name in imports(path):
@@ -67,7 +85,9 @@ def test_no_import_points_up(path):
         if name.split(".")[0] != "rocmforge_jax" or name == "rocmforge_jax":
             continue
         imported = part(name)
-        assert imported == part_of_file or imported in MAY_IMPORT[part_of_file], f"{part_of_file} imports {name}"
+        assert imported == part_of_file or imported in MAY_IMPORT[part_of_file], (
+            f"{part_of_file} imports {name}"
+        )
 
 
 def test_the_parts_are_those_of_the_package():
@@ -90,7 +110,11 @@ def test_kernels_never_import_the_package():
 
 def test_one_file_imports_the_triton_backend():
     paths = [path for package in ("rocmforge_jax", "pallas_kernels") for path in modules(package)]
-    found = {path.relative_to(ROOT) for path in paths if any(name.startswith(TRITON) for name in imports(path))}
+    found = {
+        path.relative_to(ROOT)
+        for path in paths
+        if any(name.startswith(TRITON) for name in imports(path))
+    }
     assert found <= {Path("pallas_kernels/triton.py")}
 
 

@@ -1,4 +1,6 @@
-"""The demo model from its file to text: pieces, stop strings, batches, refusals, and how well it knows its plays."""
+"""The demo model from its file to text: pieces, stop strings, batches, refusals, and how well it
+knows its plays.
+"""
 
 import json
 import math
@@ -36,7 +38,9 @@ def test_logprobs_are_those_of_the_decoder(lm):
     done = lm.generate(PROMPT, max_tokens=20, seed=1)
     ids = lm.tokenizer.encode(PROMPT) + done.ids
     graphdef, state = nnx.split(lm.model)
-    logits = jax.jit(lambda state, tokens: nnx.merge(graphdef, state)(tokens)[0][0])(state, jnp.array([ids], jnp.int32))
+    logits = jax.jit(lambda state, tokens: nnx.merge(graphdef, state)(tokens)[0][0])(
+        state, jnp.array([ids], jnp.int32)
+    )
     logits = np.asarray(logits, np.float64)[done.prompt_tokens - 1 : -1]
     expected = logits[np.arange(20), done.ids] - np.log(np.exp(logits).sum(axis=-1))
     np.testing.assert_allclose(done.logprobs, expected, rtol=1e-4, atol=1e-5)
@@ -55,17 +59,24 @@ def test_a_stream_is_the_text_in_pieces(lm, options):
 
 @pytest.mark.core
 def test_a_stop_string_across_tokens(lm):
-    """It begins and ends inside tokens; the text ends before it, the ids with the token that completes it."""
+    """It begins and ends inside tokens.
+
+    The text ends before it, the ids with the token that completes it.
+    """
     done = lm.generate(PROMPT, max_tokens=40, seed=1)
     pieces = [lm.tokenizer.decode([id]) for id in done.ids]
     place = next(i for i in range(5, 30) if len(pieces[i]) > 1 and len(pieces[i + 1]) > 1)
     stop = pieces[place][-1:] + pieces[place + 1][:1]
-    stop = next(s for s in (pieces[place - 1] + pieces[place] + stop, stop) if done.text.count(s) == 1)
+    stop = next(
+        s for s in (pieces[place - 1] + pieces[place] + stop, stop) if done.text.count(s) == 1
+    )
     stopped = lm.generate(PROMPT, max_tokens=40, seed=1, stop=["never this", stop])
     assert stopped.finish_reason == "stop"
     assert stopped.text == done.text[: done.text.index(stop)]
     assert done.ids[: len(stopped.ids)] == stopped.ids
-    assert stop in lm.tokenizer.decode(stopped.ids) and stop not in lm.tokenizer.decode(stopped.ids[:-1])
+    assert stop in lm.tokenizer.decode(stopped.ids) and stop not in lm.tokenizer.decode(
+        stopped.ids[:-1]
+    )
 
 
 @pytest.mark.core
@@ -112,9 +123,13 @@ def test_chat_renders_the_template_of_the_file(tmp_path, lm):
     demo = open_gguf(DEMO)
     template = "{% for m in messages %}{{ m.content }}:{% endfor %}{{ tail }}"
     tensors = {name: (tensor.format, tensor.data) for name, tensor in demo.tensors.items()}
-    write_gguf(tmp_path / "chat.gguf", dict(demo.metadata) | {"tokenizer.chat_template": template}, tensors)
+    write_gguf(
+        tmp_path / "chat.gguf", dict(demo.metadata) | {"tokenizer.chat_template": template}, tensors
+    )
     chatty = rf.load(tmp_path / "chat.gguf", progress=False)
-    answer = chatty.chat([{"role": "user", "content": "ROMEO"}], template={"tail": "\nO"}, max_tokens=1, seed=2)
+    answer = chatty.chat(
+        [{"role": "user", "content": "ROMEO"}], template={"tail": "\nO"}, max_tokens=1, seed=2
+    )
     assert answer.prompt_tokens == len(lm.tokenizer.encode("ROMEO:\nO"))
     assert answer.ids == lm.generate("ROMEO:\nO", max_tokens=1, seed=2).ids
 
@@ -163,7 +178,11 @@ def test_a_changed_decoder_is_used_once_assigned(lm):
     other.model = nnx.clone(lm.model)
     other.model.output_norm.scale = nnx.Param(-other.model.output_norm.scale.get_value())
     other.model = other.model
-    assert other.generate(PROMPT, max_tokens=1, temperature=0).ids != before == lm.generate(PROMPT, max_tokens=1, temperature=0).ids
+    assert (
+        other.generate(PROMPT, max_tokens=1, temperature=0).ids
+        != before
+        == lm.generate(PROMPT, max_tokens=1, temperature=0).ids
+    )
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(lm):
@@ -174,7 +193,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(lm):
 
 
 def test_perplexity_of_the_plays_it_was_not_trained_on(lm, reference):
-    """demo.json's number, computed here from the decoder's logits: windows whose second half is predicted."""
+    """demo.json's number, computed here from the decoder's logits: windows whose second half is
+    predicted.
+    """
     told = json.loads(DEMO.with_suffix(".json").read_text())
     text = (reference / "text" / "shakespeare.txt").read_text()
     held_out = text[len(text) * 9 // 10 :]
@@ -185,16 +206,23 @@ def test_perplexity_of_the_plays_it_was_not_trained_on(lm, reference):
     @jax.jit
     def loss(state, tokens_T):
         logits = nnx.merge(graphdef, state)(tokens_T[None, :-1])[0][0, window // 2 :]
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens_T[window // 2 + 1 :, None], axis=-1)[:, 0]
+        return -jnp.take_along_axis(
+            jax.nn.log_softmax(logits), tokens_T[window // 2 + 1 :, None], axis=-1
+        )[:, 0]
 
-    losses = [np.asarray(loss(state, ids[start : start + window]), np.float64) for start in range(0, len(ids) - window + 1, window)]
+    losses = [
+        np.asarray(loss(state, ids[start : start + window]), np.float64)
+        for start in range(0, len(ids) - window + 1, window)
+    ]
     assert math.exp(np.mean(losses)) == pytest.approx(told["held_out_perplexity"], rel=1e-3)
 
 
 @pytest.mark.core
 def test_it_writes_plays(lm, reference):
     """Speakers in capitals before a colon, in words that the plays have."""
-    words = set(re.findall(r"[a-z']+", (reference / "text" / "shakespeare.txt").read_text().lower()))
+    words = set(
+        re.findall(r"[a-z']+", (reference / "text" / "shakespeare.txt").read_text().lower())
+    )
     text = PROMPT + lm.generate(PROMPT, max_tokens=200, seed=0).text
     written = re.findall(r"[a-z']+", text.lower())
     assert len(written) > 60 and sum(word in words for word in written) > 0.9 * len(written)

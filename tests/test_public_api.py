@@ -13,14 +13,28 @@ from rocmforge_jax.locate import DEMO
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("formats", "generate", "gguf", "models", "nn", "quant", "text")
 NAMES = {
-    "load", "LanguageModel", "Completion", "open_gguf", "GGUFError", "load_tokenizer", "ChatTemplateError", "dequantize", "QTensor",
-    "QParam", "SamplingParams", "validate_matmul_dims", "validate_attention_dims", *PACKAGES,
-}  # fmt: skip
+    "load",
+    "LanguageModel",
+    "Completion",
+    "open_gguf",
+    "GGUFError",
+    "load_tokenizer",
+    "ChatTemplateError",
+    "dequantize",
+    "QTensor",
+    "QParam",
+    "SamplingParams",
+    "validate_matmul_dims",
+    "validate_attention_dims",
+    *PACKAGES,
+}
 
 
 @pytest.mark.core
 def test_the_package_lists_its_public_names():
-    assert NAMES <= set(rocmforge_jax.__all__) and set(dir(rocmforge_jax)) == set(rocmforge_jax.__all__)
+    assert NAMES <= set(rocmforge_jax.__all__) and set(dir(rocmforge_jax)) == set(
+        rocmforge_jax.__all__
+    )
 
 
 @pytest.mark.core
@@ -33,7 +47,14 @@ def test_every_public_name_exists_and_is_documented(name):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("owner, names", [(rocmforge_jax, NAMES), (rocmforge_jax.nn, {"swiglu"}), (rocmforge_jax.formats, {"dequantize"})])
+@pytest.mark.parametrize(
+    "owner, names",
+    [
+        (rocmforge_jax, NAMES),
+        (rocmforge_jax.nn, {"swiglu"}),
+        (rocmforge_jax.formats, {"dequantize"}),
+    ],
+)
 def test_the_names_that_the_design_promises(owner, names):
     assert [name for name in names if not hasattr(owner, name)] == []
 
@@ -52,7 +73,9 @@ def test_the_names_that_the_design_promises(owner, names):
     ids=lambda value: getattr(value, "__qualname__", ""),
 )
 def test_parameters_have_the_names_that_the_design_promises(function, parameters):
-    assert [name for name in parameters.split() if name not in inspect.signature(function).parameters] == []
+    assert [
+        name for name in parameters.split() if name not in inspect.signature(function).parameters
+    ] == []
 
 
 @pytest.mark.core
@@ -72,7 +95,9 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     assert examples
     monkeypatch.chdir(tmp_path)
     architectures = "rocmforge_jax.models.architectures.ARCHITECTURES"
-    monkeypatch.setattr(architectures, dict(rocmforge_jax.models.ARCHITECTURES))  # a page registers one
+    monkeypatch.setattr(
+        architectures, dict(rocmforge_jax.models.ARCHITECTURES)
+    )  # a page registers one
     names = {}
     for example in examples:
         exec(compile(example, page, "exec"), names)
@@ -81,18 +106,34 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
 @pytest.mark.core
 def test_links_of_the_pages_lead_somewhere():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
-    assert links and [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    ]
+    assert (
+        links
+        and [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()]
+        == []
+    )
 
 
 @pytest.mark.core
 def test_no_file_names_a_place_of_one_machine():
     """Home folders, and where packages come from, are the user's own."""
     try:
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a checkout of git")
     places = re.compile(rb"(?<![\w.])/(?:work|root|home/\w+)/|index-url\b|find-links\b|\bpypi\.\w")
-    texts = [path for name in listed.split(b"\0") if name and (path := ROOT / name.decode()).suffix not in (".gguf",) and path.is_file()]
-    found = {str(path.relative_to(ROOT)): places.findall(path.read_bytes()) for path in texts if path != Path(__file__).resolve()}
+    texts = [
+        path
+        for name in listed.split(b"\0")
+        if name and (path := ROOT / name.decode()).suffix not in (".gguf",) and path.is_file()
+    ]
+    found = {
+        str(path.relative_to(ROOT)): places.findall(path.read_bytes())
+        for path in texts
+        if path != Path(__file__).resolve()
+    }
     assert {path: hits for path, hits in found.items() if hits} == {}

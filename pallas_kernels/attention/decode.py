@@ -1,11 +1,15 @@
-"""Decode: one new token of each sequence attends to its cache. Reading the cache once is the time it takes (Flash-Decoding, 2023).
+"""Decode: one new token of each sequence attends to its cache.
 
-All query heads of a KV group are rows of one tile, so a group of any size reads its cache once. One sequence has few KV heads, a GPU
-many multiprocessors: the filled slots are split evenly over programs, which write their largest exponent, sum of weights and weighted
-values; a second kernel combines them, and quantises what it has for the product that follows.
+Reading the cache once is the time it takes (Flash-Decoding, 2023).
 
-The new token may come along, still to be rotated and put into the cache: a launch less. The first share attends to it and stores it, the
-others to what was there before, so that no program waits for another.
+All query heads of a KV group are rows of one tile, so a group of any size reads its cache once. One
+sequence has few KV heads, a GPU many multiprocessors: the filled slots are split evenly over
+programs, which write their largest exponent, sum of weights and weighted values; a second kernel
+combines them, and quantises what it has for the product that follows.
+
+The new token may come along, still to be rotated and put into the cache: a launch less. The first
+share attends to it and stores it, the others to what was there before, so that no program waits for
+another.
 """
 
 import dataclasses
@@ -19,7 +23,17 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 from pallas_kernels.attention.blocks import Blocks
 from pallas_kernels.attention.scoring import LOG2_E, LOWEST, Scoring
-from pallas_kernels.attention.slots import Part, Slots, attend, normalised, nothing_seen, padded, seen_blocks, whole, within
+from pallas_kernels.attention.slots import (
+    Part,
+    Slots,
+    attend,
+    normalised,
+    nothing_seen,
+    padded,
+    seen_blocks,
+    whole,
+    within,
+)
 from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul import activations
 from pallas_kernels.targets import Target
@@ -31,9 +45,10 @@ _COMBINED_TILE, _COMBINED_THREADS = 8192, 128
 class NewTokens(NamedTuple):
     """One token of each sequence that the cache does not hold yet.
 
-    k_BKH, v_BKH. cos_BR, sin_BR: float32, of the angles of the R pairs that rotate in queries and keys: elements 2i and 2i + 1 of a head
-    where interleaved, else i and R + i; elements from 2R on stay. norms: scales [H] of RMSNorms that heads of queries and of keys go through
-    before, and their epsilons; or None.
+    k_BKH, v_BKH. cos_BR, sin_BR: float32, of the angles of the R pairs that rotate in queries and
+    keys: elements 2i and 2i + 1 of a head where interleaved, else i and R + i; elements from 2R on
+    stay. norms: scales [H] of RMSNorms that heads of queries and of keys go through before, and
+    their epsilons; or None.
     """
 
     k_BKH: jax.Array
@@ -48,21 +63,41 @@ class NewTokens(NamedTuple):
         return [*self[:4], *([] if self.norms is None else self.norms[0])]
 
 
-def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, scoring: Scoring, blocks: Blocks, target: Target, mode=None, new=None):
-    """-> [B, N, H] in q's dtype, with a mode also the Activations that it becomes. Checked by `api`.
+def decode(
+    q_BNH,
+    keys_BKHS,
+    values_BKSH,
+    lengths_B,
+    sinks_N,
+    scoring: Scoring,
+    blocks: Blocks,
+    target: Target,
+    mode=None,
+    new=None,
+):
+    """-> [B, N, H] in q's dtype, with a mode also the Activations that it becomes.
+
+    Checked by `api`.
 
     new: NewTokens, which lengths_B count: then (that, keys, values).
     """
-    parts, caches = attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring, blocks, target, new)
+    parts, caches = attend_in_parts(
+        q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring, blocks, target, new
+    )
     out = combine(*parts, sinks_N, q_BNH.dtype, target, mode)
     return out if new is None else (out, *caches)
 
 
 def split_count(shape, G: int, window: int | None, blocks: Blocks) -> int:
-    """Programs that share the slots of one KV head: as many as fill the device. shape: that of the values, [B, K, S, H]."""
+    """Programs that share the slots of one KV head: as many as fill the device.
+
+    shape: that of the values, [B, K, S, H].
+    """
     B, K, S, _ = shape
     seen = S if window is None else min(S, window + blocks.slots - 1)
-    return min(pl.cdiv(blocks.programs, B * K * _row_tiles(G, blocks)[1]), pl.cdiv(seen, blocks.slots))
+    return min(
+        pl.cdiv(blocks.programs, B * K * _row_tiles(G, blocks)[1]), pl.cdiv(seen, blocks.slots)
+    )
 
 
 def _row_tiles(G, blocks):
@@ -71,8 +106,19 @@ def _row_tiles(G, blocks):
     return rows, pl.cdiv(G, rows)
 
 
-def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, blocks: Blocks, target: Target, new=None):
-    """-> float32: largest exponents [B, N, splits], -inf for an empty share; sums of weights, likewise; weighted values [B, N, splits, H].
+def attend_in_parts(
+    q_BNH,
+    keys_BKHS,
+    values_BKSH,
+    lengths_B,
+    scoring: Scoring,
+    blocks: Blocks,
+    target: Target,
+    new=None,
+):
+    """-> float32: largest exponents [B, N, splits], -inf for an empty share.
+
+    Sums of weights, likewise; weighted values [B, N, splits, H].
 
     The values of an empty share are not written. And with new tokens the caches that hold them.
     """
@@ -82,20 +128,32 @@ def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, 
     new_arrays = [] if new is None else new.arrays
 
     def kernel(point, q_ref, keys_ref, values_ref, lengths_ref, *refs):
-        new_refs, (highest_ref, total_ref, sums_ref, *caches) = refs[: len(new_arrays)], refs[len(new_arrays) :]
+        new_refs, (highest_ref, total_ref, sums_ref, *caches) = (
+            refs[: len(new_arrays)],
+            refs[len(new_arrays) :],
+        )
         program, split, of_rows = point
         b, head = program // K, program % K
         row = of_rows * rows + jnp.arange(rows, dtype=jnp.int32)
         (column,) = whole(H)
         heads, of_group = head * G + row, (row, G if G % rows else None)
-        load_q = lambda part: triton.load(
-            q_ref, (b, heads[:, None], part.columns[None]), mask=within((row[:, None], of_group[1]), part.limit(1))
-        )
+
+        def load_q(part):
+            return triton.load(
+                q_ref,
+                (b, heads[:, None], part.columns[None]),
+                mask=within((row[:, None], of_group[1]), part.limit(1)),
+            )
+
         position = lengths_ref[b] - 1
         if new is None:
             before, seen_as, parts = position, scoring, [column]
         else:  # what lies before the new token, for a window that has one slot less
-            seen_as = scoring if scoring.window is None else dataclasses.replace(scoring, window=scoring.window - 1)
+            seen_as = (
+                scoring
+                if scoring.window is None
+                else dataclasses.replace(scoring, window=scoring.window - 1)
+            )
             before, parts = position - 1, _rotated_parts(H, new)
         slots = Slots(keys_ref, values_ref, b, head, blocks.slots, parts)
         seen = _share(seen_blocks(slots, before, before, seen_as.window), split, splits)
@@ -106,28 +164,52 @@ def attend_in_parts(q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring: Scoring, 
         def _():
             q, state = [load_q(part) for part in parts], nothing_seen(rows, H)
             if new is not None:
-                token = _Token(new_refs, b, head, parts, column, None if new.norms is None else new.norms[1])
+                token = _Token(
+                    new_refs, b, head, parts, column, None if new.norms is None else new.norms[1]
+                )
                 q = token.queries(q, keys_ref.dtype)
-                state = tuple(jnp.where(takes_new, *both) for both in zip(token.seen(q, keys_ref.dtype, scoring), state))
+                state = tuple(
+                    jnp.where(takes_new, *both)
+                    for both in zip(token.seen(q, keys_ref.dtype, scoring), state)
+                )
                 pl.when(takes_new)(lambda: token.store(*caches, position))
             q = [part.astype(keys_ref.dtype) for part in q]
             highest, total, sums = attend(q, slots, seen, before, before, seen_as, state)
             triton.store(highest_ref, (b, heads, split), highest, mask=within(of_group))
             triton.store(total_ref, (b, heads, split), total, mask=within(of_group))
             mask = within((row[:, None], of_group[1]), column.limit(1))
-            triton.store(sums_ref, (b, heads[:, None], split, column.columns[None]), sums, mask=mask)
+            triton.store(
+                sums_ref, (b, heads[:, None], split, column.columns[None]), sums, mask=mask
+            )
 
         @pl.when(jnp.logical_not(sees))
         def _():
-            triton.store(highest_ref, (b, heads, split), jnp.full((rows,), -jnp.inf, jnp.float32), mask=within(of_group))
-            triton.store(total_ref, (b, heads, split), jnp.zeros((rows,), jnp.float32), mask=within(of_group))
+            triton.store(
+                highest_ref,
+                (b, heads, split),
+                jnp.full((rows,), -jnp.inf, jnp.float32),
+                mask=within(of_group),
+            )
+            triton.store(
+                total_ref, (b, heads, split), jnp.zeros((rows,), jnp.float32), mask=within(of_group)
+            )
 
     out = [jax.ShapeDtypeStruct((B, N, splits, *tail), jnp.float32) for tail in ((), (), (H,))]
-    caches = [] if new is None else [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (keys_BKHS, values_BKSH)]
+    caches = (
+        []
+        if new is None
+        else [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (keys_BKHS, values_BKSH)]
+    )
     found = triton.call(
-        kernel, out + caches, grid=(B * K, splits, tiles), target=target, warps=blocks.warps(target), stages=blocks.stages,
-        name="decode_attention", aliases={} if new is None else {1: 3, 2: 4},
-    )(q_BNH, keys_BKHS, values_BKSH, lengths_B, *new_arrays)  # fmt: skip
+        kernel,
+        out + caches,
+        grid=(B * K, splits, tiles),
+        target=target,
+        warps=blocks.warps(target),
+        stages=blocks.stages,
+        name="decode_attention",
+        aliases={} if new is None else {1: 3, 2: 4},
+    )(q_BNH, keys_BKHS, values_BKSH, lengths_B, *new_arrays)
     return found[:3], found[3:]
 
 
@@ -136,21 +218,40 @@ def _rotated_parts(H, new):
     R = new.cos_BR.shape[-1]
     pair = jnp.arange(padded(R), dtype=jnp.int32)
     first, second = (2 * pair, 2 * pair + 1) if new.interleaved else (pair, R + pair)
-    rest = [Part(2 * R + jnp.arange(padded(H - 2 * R), dtype=jnp.int32), H - 2 * R)] if 2 * R < H else []
+    rest = (
+        [Part(2 * R + jnp.arange(padded(H - 2 * R), dtype=jnp.int32), H - 2 * R)]
+        if 2 * R < H
+        else []
+    )
     return [Part(first, R), Part(second, R), *rest]
 
 
 class _Token:
-    """The new token of a sequence, as one KV head sees it. parts: those of `_rotated_parts`; column: a whole head; epsilons: of the norms."""
+    """The new token of a sequence, as one KV head sees it.
+
+    parts: those of `_rotated_parts`; column: a whole head; epsilons: of the norms.
+    """
 
     def __init__(self, refs, b, head, parts, column, epsilons):
         self.b, self.head, self.parts, self.column = b, head, parts, column
         k_ref, v_ref, cos_ref, sin_ref, *norm_refs = refs
         pairs = jnp.arange(parts[0].columns.size, dtype=jnp.int32)
-        self.cos, self.sin = (triton.load(ref, (b, pairs), mask=within((pairs, parts[0].count))) for ref in (cos_ref, sin_ref))
-        load = lambda ref, part: triton.load(ref, (b, head, part.columns), mask=self._exists(part))
+        self.cos, self.sin = (
+            triton.load(ref, (b, pairs), mask=within((pairs, parts[0].count)))
+            for ref in (cos_ref, sin_ref)
+        )
+
+        def load(ref, part):
+            return triton.load(ref, (b, head, part.columns), mask=self._exists(part))
+
         self.k, self.v = [load(k_ref, part) for part in parts], load(v_ref, column)
-        scales = [[triton.load(ref, (part.columns,), mask=self._exists(part)).astype(jnp.float32) for part in parts] for ref in norm_refs]
+        scales = [
+            [
+                triton.load(ref, (part.columns,), mask=self._exists(part)).astype(jnp.float32)
+                for part in parts
+            ]
+            for ref in norm_refs
+        ]
         self.norm_of_queries, self.norm_of_key = zip(scales, epsilons) if scales else (None, None)
 
     @staticmethod
@@ -170,12 +271,20 @@ class _Token:
         parts = [part.astype(jnp.float32) for part in parts]
         if norm is not None:
             scales, epsilon = norm
-            mean = sum((part * part).sum(axis=-1, keepdims=True) for part in parts) / np.float32(self.column.count)
+            mean = sum((part * part).sum(axis=-1, keepdims=True) for part in parts) / np.float32(
+                self.column.count
+            )
             factor = jax.lax.rsqrt(mean + np.float32(epsilon))
-            parts = [part * factor * scale[(None,) * (part.ndim - 1)] for part, scale in zip(parts, scales)]
+            parts = [
+                part * factor * scale[(None,) * (part.ndim - 1)]
+                for part, scale in zip(parts, scales)
+            ]
         first, second, *rest = parts
         cos, sin = (a[(None,) * (first.ndim - 1)] for a in (self.cos, self.sin))
-        return [part.astype(dtype) for part in (first * cos - second * sin, second * cos + first * sin, *rest)]
+        return [
+            part.astype(dtype)
+            for part in (first * cos - second * sin, second * cos + first * sin, *rest)
+        ]
 
     def seen(self, q, dtype, scoring):
         """The state of `attend` for queries, rotated, that have seen this token."""
@@ -190,9 +299,16 @@ class _Token:
         @pl.when((slot >= 0) & (slot < values_ref.shape[2]))
         def _():
             for part, k in zip(self.parts, self.key(keys_ref.dtype)):
-                triton.store(keys_ref, (self.b, self.head, part.columns, slot), k, mask=self._exists(part))
+                triton.store(
+                    keys_ref, (self.b, self.head, part.columns, slot), k, mask=self._exists(part)
+                )
             value = self.v.astype(values_ref.dtype)
-            triton.store(values_ref, (self.b, self.head, slot, self.column.columns), value, mask=self._exists(self.column))
+            triton.store(
+                values_ref,
+                (self.b, self.head, slot, self.column.columns),
+                value,
+                mask=self._exists(self.column),
+            )
 
 
 def _share(blocks, split, splits):
@@ -207,7 +323,8 @@ def _share(blocks, split, splits):
 def combine(highest, total, sums, sinks_N, dtype, target: Target, mode: str | None = None):
     """What `attend_in_parts` returns, and sinks [N] or None -> [B, N, H] in `dtype`.
 
-    mode: where it is given, H is a multiple of 32, and the Activations in that mode of the rows [B, N * H] come as well.
+    mode: where it is given, H is a multiple of 32, and the Activations in that mode of the rows [B,
+    N * H] come as well.
     """
     B, N, splits, H = sums.shape
     width = min(pl.next_power_of_2(H), max(GROUP, _COMBINED_TILE // pl.next_power_of_2(splits)))
@@ -219,17 +336,30 @@ def combine(highest, total, sums, sinks_N, dtype, target: Target, mode: str | No
         first = point[1] * width
         columns = first + jnp.arange(width, dtype=jnp.int32)
         out = combined(*refs[: len(operands)], b=b, n=n, columns=columns).astype(out_ref.dtype)
-        triton.store(out_ref, (b, n, columns), out, mask=within((columns, H if H % width else None)))
+        triton.store(
+            out_ref, (b, n, columns), out, mask=within((columns, H if H % width else None))
+        )
         if mode is not None:
             g = jnp.arange(width // GROUP, dtype=jnp.int32) + first // GROUP
             of_groups = out.astype(jnp.float32).reshape(-1, GROUP)
-            activations.store(act_refs, b, g + n * (H // GROUP), of_groups, mode, mask=within((g, H // GROUP if H % width else None)))
+            activations.store(
+                act_refs,
+                b,
+                g + n * (H // GROUP),
+                of_groups,
+                mode,
+                mask=within((g, H // GROUP if H % width else None)),
+            )
 
     shapes = [] if mode is None else activations.shapes(B, N * H // GROUP, mode, False)
     out, *found = triton.call(
-        kernel, [jax.ShapeDtypeStruct((B, N, H), dtype), *shapes], grid=(B * N, pl.cdiv(H, width)),
-        target=target, warps=_COMBINED_THREADS // target.wave, name="combine_attention",
-    )(*operands)  # fmt: skip
+        kernel,
+        [jax.ShapeDtypeStruct((B, N, H), dtype), *shapes],
+        grid=(B * N, pl.cdiv(H, width)),
+        target=target,
+        warps=_COMBINED_THREADS // target.wave,
+        name="combine_attention",
+    )(*operands)
     return out if mode is None else (out, activations.of_arrays(found, mode))
 
 
@@ -246,6 +376,8 @@ def combined(highest_ref, total_ref, sums_ref, sinks_ref=None, *, b, n, columns)
     total = (weights * triton.load(total_ref, (b, n, split), mask=exists)).sum()
     total = total if sink is None else total + jnp.exp2(sink - highest)
     # Empty shares have no values; every share that is not empty has a finite exponent.
-    written = jnp.broadcast_to((exponents > -jnp.inf)[:, None] & (columns < H)[None], (split.size, columns.size))
+    written = jnp.broadcast_to(
+        (exponents > -jnp.inf)[:, None] & (columns < H)[None], (split.size, columns.size)
+    )
     sums = triton.load(sums_ref, (b, n, split[:, None], columns[None]), mask=written)
     return normalised((weights[:, None] * sums).sum(axis=0), total)

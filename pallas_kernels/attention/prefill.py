@@ -1,8 +1,10 @@
-"""Prefill: T new tokens of each sequence attend to its cache, which holds them already (Dao, FlashAttention-2, 2023).
+"""Prefill: T new tokens of each sequence attend to its cache, which holds them already (Dao,
+FlashAttention-2, 2023).
 
-The rows of a query tile are pairs (token, head of the KV group), tokens slowest: R consecutive pairs of T * G. So a group shares its
-reads of the cache whatever its size, few tokens fill a tile, and the triangle that the diagonal wastes is G times smaller.
-Tiles with many slots start first. It loses to decode's kernel where T * G is small and the cache long: one program reads all of it.
+The rows of a query tile are pairs (token, head of the KV group), tokens slowest: R consecutive
+pairs of T * G. So a group shares its reads of the cache whatever its size, few tokens fill a tile,
+and the triangle that the diagonal wastes is G times smaller. Tiles with many slots start first. It
+loses to decode's kernel where T * G is small and the cache long: one program reads all of it.
 """
 
 import jax
@@ -13,11 +15,29 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 from pallas_kernels.attention.blocks import Blocks
 from pallas_kernels.attention.scoring import LOG2_E, Scoring
-from pallas_kernels.attention.slots import Slots, attend, normalised, nothing_seen, padded, seen_blocks, whole, within
+from pallas_kernels.attention.slots import (
+    Slots,
+    attend,
+    normalised,
+    nothing_seen,
+    padded,
+    seen_blocks,
+    whole,
+    within,
+)
 from pallas_kernels.targets import Target
 
 
-def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, sinks_N, scoring: Scoring, blocks: Blocks, target: Target):
+def prefill(
+    q_BTNH,
+    keys_BKHS,
+    values_BKSH,
+    starts_B,
+    sinks_N,
+    scoring: Scoring,
+    blocks: Blocks,
+    target: Target,
+):
     """-> [B, T, N, H] in q's dtype. Checked by `api`."""
     (B, T, N, H), K = q_BTNH.shape, keys_BKHS.shape[1]
     G = N // K
@@ -27,16 +47,24 @@ def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, sinks_N, scoring: Scoring,
     def kernel(point, q_ref, keys_ref, values_ref, starts_ref, *refs):
         *sinks_ref, out_ref = refs
         b, head, first_row = point[0] // K, point[0] % K, (tiles - 1 - point[1]) * rows
-        row, column = first_row + jnp.arange(rows, dtype=jnp.int32), jnp.arange(padded(H), dtype=jnp.int32)[None]
+        row, column = (
+            first_row + jnp.arange(rows, dtype=jnp.int32),
+            jnp.arange(padded(H), dtype=jnp.int32)[None],
+        )
         tokens, heads, rows_end = row // G, head * G + row % G, T * G if T * G % rows else None
         at = b, tokens[:, None], heads[:, None], column
         mask = within((row[:, None], rows_end), (column, H if H < column.size else None))
         q = triton.load(q_ref, at, mask=mask).astype(keys_ref.dtype)
         start = starts_ref[b]
-        first, last = start + first_row // G, start + jnp.minimum((first_row + rows - 1) // G, T - 1)
+        first, last = (
+            start + first_row // G,
+            start + jnp.minimum((first_row + rows - 1) // G, T - 1),
+        )
         slots = Slots(keys_ref, values_ref, b, head, blocks.slots, whole(H))
         seen = seen_blocks(slots, first, last, scoring.window)
-        state = attend([q], slots, seen, start + tokens[:, None], last, scoring, nothing_seen(rows, H))
+        state = attend(
+            [q], slots, seen, start + tokens[:, None], last, scoring, nothing_seen(rows, H)
+        )
         for ref in sinks_ref:
             state = _with_sink(state, triton.load(ref, (heads,), mask=within((row, rows_end))))
         _, total, sums = state
@@ -44,9 +72,14 @@ def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, sinks_N, scoring: Scoring,
 
     operands = [q_BTNH, keys_BKHS, values_BKSH, starts_B] + ([] if sinks_N is None else [sinks_N])
     return triton.call(
-        kernel, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype), grid=(B * K, tiles),
-        target=target, warps=blocks.warps(target), stages=blocks.stages, name="prefill_attention",
-    )(*operands)  # fmt: skip
+        kernel,
+        jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype),
+        grid=(B * K, tiles),
+        target=target,
+        warps=blocks.warps(target),
+        stages=blocks.stages,
+        name="prefill_attention",
+    )(*operands)
 
 
 def _with_sink(state, sink):

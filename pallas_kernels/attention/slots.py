@@ -1,7 +1,9 @@
-"""The loop over cache slots that decode and prefill share: softmax online, a block of slots at a time (Dao et al., 2022).
+"""The loop over cache slots that decode and prefill share: softmax online, a block of slots at a
+time (Dao et al., 2022).
 
-Rows are queries of one KV head. Blocks that every row sees whole are neither masked nor, in the cache's length, bounded: masks keep a GPU
-from reading 16 bytes at once. Only the blocks at the ends of what is seen are masked.
+Rows are queries of one KV head. Blocks that every row sees whole are neither masked nor, in the
+cache's length, bounded: masks keep a GPU from reading 16 bytes at once. Only the blocks at the ends
+of what is seen are masked.
 """
 
 import dataclasses
@@ -39,7 +41,9 @@ def whole(width: int) -> list[Part]:
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Keys and values of KV head `head` of sequence `b`, in blocks of `block` slots. keys: ref [B, K, H, S]; values: ref [B, K, S, H].
+    """Keys and values of KV head `head` of sequence `b`, in blocks of `block` slots.
+
+    keys: ref [B, K, H, S]; values: ref [B, K, S, H].
 
     parts: in which keys are read, with queries to match.
     """
@@ -60,31 +64,54 @@ class Slots:
         return self.values.shape[3]
 
     def read(self, i, bounded: bool):
-        """Block i: its slots [block], keys [P, block] of each part and values [block, P], P padded widths. bounded: may pass the last slot."""
+        """Block i: its slots [block], keys [P, block] of each part and values [block, P], P padded
+        widths. bounded: may pass the last slot.
+        """
         slots = i * self.block + jnp.arange(self.block, dtype=jnp.int32)
         end = self.length if bounded and self.length % self.block else None
         keys = [
-            triton.load(self.keys, (self.b, self.head, part.columns[:, None], slots[None]), mask=within(part.limit(0), (slots[None], end)))
+            triton.load(
+                self.keys,
+                (self.b, self.head, part.columns[:, None], slots[None]),
+                mask=within(part.limit(0), (slots[None], end)),
+            )
             for part in self.parts
         ]
         (head,) = whole(self.width)
         values_mask = within(head.limit(1), (slots[:, None], end))
-        return slots, keys, triton.load(self.values, (self.b, self.head, slots[:, None], head.columns[None]), mask=values_mask)
+        return (
+            slots,
+            keys,
+            triton.load(
+                self.values,
+                (self.b, self.head, slots[:, None], head.columns[None]),
+                mask=values_mask,
+            ),
+        )
 
 
 def within(*limits):
-    """A mask of the indices that lie below their limits, from (indices, limit or None) that broadcast; None if there is no limit."""
+    """A mask of the indices that lie below their limits, from (indices, limit or None) that
+    broadcast; None if there is no limit.
+    """
     shape = jnp.broadcast_shapes(*(indices.shape for indices, _ in limits))
-    masks = [jnp.broadcast_to(indices < limit, shape) for indices, limit in limits if limit is not None]
+    masks = [
+        jnp.broadcast_to(indices < limit, shape) for indices, limit in limits if limit is not None
+    ]
     return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
 
 def seen_blocks(slots: Slots, first, last, window: int | None):
-    """Which blocks rows at positions `first` to `last` see: (begin, whole, masked, end), int32 scalars in ascending order.
+    """Which blocks rows at positions `first` to `last` see: (begin, whole, masked, end), int32
+    scalars in ascending order.
 
-    Blocks from `begin` to `end` are seen by some row; those from `whole` to `masked` by every row and whole.
+    Blocks from `begin` to `end` are seen by some row; those from `whole` to `masked` by every row
+    and whole.
     """
-    clip = lambda slot: jnp.clip(slot, 0, slots.length)
+
+    def clip(slot):
+        return jnp.clip(slot, 0, slots.length)
+
     zero = jnp.int32(0)
     begin = zero if window is None else clip(first + 1 - window) // slots.block
     whole = zero if window is None else pl.cdiv(clip(last + 1 - window), slots.block)
@@ -95,21 +122,29 @@ def seen_blocks(slots: Slots, first, last, window: int | None):
 
 def nothing_seen(rows: int, width: int):
     """The state of `attend` before any slot."""
-    return jnp.full((rows,), LOWEST), jnp.zeros((rows,), jnp.float32), jnp.zeros((rows, padded(width)), jnp.float32)
+    return (
+        jnp.full((rows,), LOWEST),
+        jnp.zeros((rows,), jnp.float32),
+        jnp.zeros((rows, padded(width)), jnp.float32),
+    )
 
 
 def attend(q, slots: Slots, blocks, positions, last, scoring: Scoring, state):
-    """Online softmax of rows over blocks of slots -> float32 (largest exponent [R], sum of weights [R], weighted values [R, P]).
+    """Online softmax of rows over blocks of slots -> float32 (largest exponent [R], sum of weights
+    [R], weighted values [R, P]).
 
-    q: [R, P] in the cache's dtype for each part of the slots. blocks: of `seen_blocks`. positions: int32, scalar or [R, 1]; last: the
-    highest of them. state: what was seen before. A row that sees nothing has the sum 0.
+    q: [R, P] in the cache's dtype for each part of the slots. blocks: of `seen_blocks`. positions:
+    int32, scalar or [R, 1]; last: the highest of them. state: what was seen before. A row that sees
+    nothing has the sum 0.
     """
     precision = "highest" if q[0].dtype == jnp.float32 else None
 
     def step(i, state, masked):
         highest, total, sums = state
         at, keys, values = slots.read(i, bounded=masked)
-        exponents = scoring.exponents(sum(triton.dot(*pair, precision=precision) for pair in zip(q, keys)))
+        exponents = scoring.exponents(
+            sum(triton.dot(*pair, precision=precision) for pair in zip(q, keys))
+        )
         if masked:
             exponents = jnp.where(scoring.sees(positions, at[None]), exponents, -jnp.inf)
             # A weight of 0 does not hide what a slot holds that was never filled: 0 * NaN is NaN.
@@ -121,11 +156,19 @@ def attend(q, slots: Slots, blocks, positions, last, scoring: Scoring, state):
 
     begin, whole, masked, end = blocks
     below = whole - begin
-    edge = lambda j: jnp.where(j < below, begin + j, masked + j - below)
-    state = jax.lax.fori_loop(jnp.int32(0), below + end - masked, lambda j, state: step(edge(j), state, True), state)
+
+    def edge(j):
+        return jnp.where(j < below, begin + j, masked + j - below)
+
+    state = jax.lax.fori_loop(
+        jnp.int32(0), below + end - masked, lambda j, state: step(edge(j), state, True), state
+    )
     return jax.lax.fori_loop(whole, masked, lambda i, state: step(i, state, False), state)
 
 
 def normalised(sums, total):
-    """Weighted sums [..., P] over the sum of weights [..., 1]; zeros where that is zero: nothing was seen."""
+    """Weighted sums [..., P] over the sum of weights [..., 1].
+
+    Zeros where that is zero: nothing was seen.
+    """
     return sums / jnp.where(total > 0, total, 1)

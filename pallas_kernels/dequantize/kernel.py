@@ -1,4 +1,6 @@
-"""Values of packed planes, in one pass: each thread turns words of codes into four neighbouring values and writes them."""
+"""Values of packed planes, in one pass: each thread turns words of codes into four neighbouring
+values and writes them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,16 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
 from pallas_kernels.packing import (
-    GROUP, POSITIONS, SUBNORMAL_BELOW, Packing, field_of_position, parts, power_of_two, times_power_of_two, values,
-)  # fmt: skip
+    GROUP,
+    POSITIONS,
+    SUBNORMAL_BELOW,
+    Packing,
+    field_of_position,
+    parts,
+    power_of_two,
+    times_power_of_two,
+    values,
+)
 from pallas_kernels.targets import Target
 
 #: Fours of values that one program computes, and its warps.
@@ -26,13 +36,17 @@ def dequantize(planes, packing: Packing, dtype, *, target: Target):
         row, u = point[0], point[1] * tile + jnp.arange(tile)
         mask = u < fours if fours % tile else None
         g, position = u // POSITIONS, u % POSITIONS
-        load = lambda name, *index: triton.load(refs[name], (row, *index), mask=mask)
+
+        def load(name, *index):
+            return triton.load(refs[name], (row, *index), mask=mask)
 
         def get(name):
             if name == "d":
                 entry = load(name, g // packing.span)
             else:
-                entry = load(name, position // 4 if packing.halves == 2 else jnp.zeros_like(position), g)
+                entry = load(
+                    name, position // 4 if packing.halves == 2 else jnp.zeros_like(position), g
+                )
             return jnp.broadcast_to(entry[:, None], (tile, 4))
 
         words = _codes(lambda i: load("codes", i, g), packing, position, target)
@@ -43,15 +57,22 @@ def dequantize(planes, packing: Packing, dtype, *, target: Target):
         triton.store(out_ref, (row, u[:, None], byte), out, mask=wide)
 
     out = triton.call(
-        kernel, jax.ShapeDtypeStruct((rows, fours, 4), dtype), grid=(rows, pl.cdiv(fours, tile)), target=target, warps=WARPS,
+        kernel,
+        jax.ShapeDtypeStruct((rows, fours, 4), dtype),
+        grid=(rows, pl.cdiv(fours, tile)),
+        target=target,
+        warps=WARPS,
         name="dequantize",
-    )(*(planes[name] for name in names))  # fmt: skip
+    )(*(planes[name] for name in names))
     return out.reshape(rows, groups * GROUP)
 
 
 def _values(packing, codes, get, mask, target):
-    """`packing.values` of [tile, 4] codes. Powers of two: by a multiplication, unless a value may be subnormal, which no model has, and
-    the GPU not known to keep it."""
+    """`packing.values` of [tile, 4] codes.
+
+    Powers of two: by a multiplication, unless a value may be subnormal, which no model has, and the
+    GPU not known to keep it.
+    """
     if packing.scale != "e8m0":
         return values(packing, codes, get)
     e, numbers = get("scale").astype(jnp.int32), codes.astype(jnp.float32)
@@ -63,11 +84,16 @@ def _values(packing, codes, get, mask, target):
 
 
 def _codes(load, packing, position, target):
-    """int32 words of four signed bytes: the codes at a position of each group. load(i): word i of each group, i an array."""
+    """int32 words of four signed bytes: the codes at a position of each group.
+
+    load(i): word i of each group, i an array.
+    """
     total = None
     for first, part, low in parts(packing.bits):
         word, shift = field_of_position(position, part)
-        field = (load(first + word) >> shift.astype(jnp.uint32)) & np.uint32(((1 << part) - 1) * 0x01010101)
+        field = (load(first + word) >> shift.astype(jnp.uint32)) & np.uint32(
+            ((1 << part) - 1) * 0x01010101
+        )
         field = field << np.uint32(low)
         total = field if total is None else total | field
     if packing.table is not None:

@@ -7,7 +7,10 @@ from pallas_kernels.packing import GROUP, Packing, unpack_codes, values
 
 
 def dequantize(planes, packing: Packing, dtype=jnp.float32):
-    """Planes of [..., N, K] -> its values in `dtype`; the float32 ones are exact, others their rounding."""
+    """Planes of [..., N, K] -> its values in `dtype`.
+
+    The float32 ones are exact, others their rounding.
+    """
     halves = packing.halves
     codes = signed_codes(unpack_codes(planes["codes"], packing.bits), packing)
     *lead, groups, _ = codes.shape
@@ -24,5 +27,7 @@ def dequantize(planes, packing: Packing, dtype=jnp.float32):
 def signed_codes(codes, packing: Packing):
     """uint8 codes -> int8, table and offset applied."""
     if packing.table is not None:
-        codes = jnp.asarray(np.array(packing.table, np.int8)).at[codes].get(mode="promise_in_bounds")
+        codes = (
+            jnp.asarray(np.array(packing.table, np.int8)).at[codes].get(mode="promise_in_bounds")
+        )
     return codes.astype(jnp.int8) - jnp.int8(packing.offset)

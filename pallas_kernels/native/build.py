@@ -1,4 +1,7 @@
-"""Compile the C++ products of this folder into one shared object. Needs a C++17 compiler and JAX's headers, no network. Imports no jax."""
+"""Compile the C++ products of this folder into one shared object.
+
+Needs a C++17 compiler and JAX's headers, no network. Imports no jax.
+"""
 
 import hashlib
 import os
@@ -14,11 +17,15 @@ SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-#: The sets of instructions that `kernels.cc` is compiled for, by machine, and the flags of each; `processor.cc` chooses. One that the
-#: compiler does not know is left out; "plain" is always there.
+#: The sets of instructions that `kernels.cc` is compiled for, by machine, and the flags of each;
+#: `processor.cc` chooses. One that the compiler does not know is left out; "plain" is always there.
 _VARIANTS = {
     "x86_64": {
-        "avx512": (*_AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")), "-mprefer-vector-width=512"),
+        "avx512": (
+            *_AVX2,
+            *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")),
+            "-mprefer-vector-width=512",
+        ),
         "avxvnni": (*_AVX2, "-mavxvnni"),
         "avx2": _AVX2,
     }
@@ -34,21 +41,32 @@ def compiler() -> str | None:
 
 
 def find(folder: Path) -> Path | None:
-    """The library that `build` made in `folder` from this source for this JAX, or None. Needs no compiler."""
-    found = sorted(Path(folder).glob(f"multiply-{_source_key()}-*.so"), key=lambda path: path.stat().st_mtime)
+    """The library that `build` made in `folder` from this source for this JAX, or None.
+
+    Needs no compiler.
+    """
+    found = sorted(
+        Path(folder).glob(f"multiply-{_source_key()}-*.so"), key=lambda path: path.stat().st_mtime
+    )
     return found[-1] if found else None
 
 
 def build(folder: Path) -> Path:
-    """Compile into `folder`, or find what an earlier call compiled -> the library, to be loaded with `native.api.load`.
+    """Compile into `folder`, or find what an earlier call compiled -> the library, to be loaded
+    with `native.api.load`.
 
-    Processes may do so at the same time: each compiles in a folder of its own and moves the whole library to its name.
-    RuntimeError: there is no compiler, or it fails, with the last lines of what it says.
+    Processes may do so at the same time: each compiles in a folder of its own and moves the whole
+    library to its name. RuntimeError: there is no compiler, or it fails, with the last lines of
+    what it says.
     """
     program = compiler()
     if program is None:
         named = os.environ.get("CXX")
-        looked_for = f"the variable CXX names {named!r}, which is not found" if named else f"none of {', '.join(COMPILERS)} is found"
+        looked_for = (
+            f"the variable CXX names {named!r}, which is not found"
+            if named
+            else f"none of {', '.join(COMPILERS)} is found"
+        )
         raise RuntimeError(f"no C++ compiler: {looked_for}")
     folder = Path(folder)
     said = _run([[program, "--version"]])[0]
@@ -59,7 +77,12 @@ def build(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
         objects = _objects(program)
         outputs = [str(Path(scratch) / f"{i}.o") for i in range(len(objects))]
-        _run([[program, *_FLAGS, *flags, "-c", str(SOURCES / name), "-o", output] for (name, flags), output in zip(objects, outputs)])
+        _run(
+            [
+                [program, *_FLAGS, *flags, "-c", str(SOURCES / name), "-o", output]
+                for (name, flags), output in zip(objects, outputs)
+            ]
+        )
         linked = Path(scratch) / "multiply.so"
         _run([[program, "-shared", *outputs, "-o", str(linked)]])
         os.replace(linked, library)
@@ -68,14 +91,30 @@ def build(folder: Path) -> Path:
 
 def _objects(program: str) -> list[tuple[str, tuple[str, ...]]]:
     """What is compiled, side by side: (source, flags)."""
-    variants = {name: flags for name, flags in _VARIANTS.get(platform.machine(), {}).items() if _knows(program, flags)} | {"plain": ()}
-    kernels = [("kernels.cc", (*flags, f"-DVARIANT=kernels_{name}")) for name, flags in variants.items()]
+    variants = {
+        name: flags
+        for name, flags in _VARIANTS.get(platform.machine(), {}).items()
+        if _knows(program, flags)
+    } | {"plain": ()}
+    kernels = [
+        ("kernels.cc", (*flags, f"-DVARIANT=kernels_{name}")) for name, flags in variants.items()
+    ]
     calls = [(name, ("-isystem", _headers())) for name in ("multiply.cc", "attention.cc")]
-    return [*kernels, *calls, ("repack.cc", ()), ("processor.cc", tuple(f"-DHAS_{name}" for name in variants))]
+    return [
+        *kernels,
+        *calls,
+        ("repack.cc", ()),
+        ("processor.cc", tuple(f"-DHAS_{name}" for name in variants)),
+    ]
 
 
 def _knows(program: str, flags: tuple[str, ...]) -> bool:
-    return subprocess.run([program, *flags, "-E", "-x", "c++", os.devnull], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            [program, *flags, "-E", "-x", "c++", os.devnull], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def _headers() -> str:
@@ -87,8 +126,15 @@ def _headers() -> str:
 
 def _source_key() -> str:
     """Of all that the library is made from, but for the compiler."""
-    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cc", ".h") or path.name == "build.py")
-    return _hash([path.read_bytes() for path in sources] + [version("jaxlib").encode(), platform.machine().encode()])
+    sources = sorted(
+        path
+        for path in SOURCES.iterdir()
+        if path.suffix in (".cc", ".h") or path.name == "build.py"
+    )
+    return _hash(
+        [path.read_bytes() for path in sources]
+        + [version("jaxlib").encode(), platform.machine().encode()]
+    )
 
 
 def _hash(parts: list[bytes]) -> str:
@@ -97,10 +143,15 @@ def _hash(parts: list[bytes]) -> str:
 
 def _run(commands: list[list[str]]) -> list[str]:
     """Run commands side by side -> what each said."""
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command in commands
+    ]
     said = [process.communicate()[0] for process in running]
     for process, command, text in zip(running, commands, said):
         if process.returncode:
             lines = text.strip().splitlines()[-_LAST_LINES:]
-            raise RuntimeError("\n".join([f"{command[0]} failed with exit code {process.returncode}:", *lines]))
+            raise RuntimeError(
+                "\n".join([f"{command[0]} failed with exit code {process.returncode}:", *lines])
+            )
     return said

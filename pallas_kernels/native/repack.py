@@ -1,4 +1,6 @@
-"""Blocks of bytes, as a file holds them -> planes, in C++: `repack.cc`, by as many threads as there are processors."""
+"""Blocks of bytes, as a file holds them -> planes, in C++: `repack.cc`, by as many threads as there
+are processors.
+"""
 
 import concurrent.futures
 import ctypes
@@ -11,8 +13,9 @@ import numpy as np
 
 from pallas_kernels.packing import GROUP, Packing
 
-#: How the scales of a block may lie, in the order of `enum Scales`. "bytes": one after the other, as int8 or uint8. "six_bit_pairs": of
-#: Q4_K and Q5_K, a scale and a minimum; "six_bits": of Q3_K; "high_and_low": of IQ4_XS, two fields.
+#: How the scales of a block may lie, in the order of `enum Scales`. "bytes": one after the other,
+#: as int8 or uint8. "six_bit_pairs": of Q4_K and Q5_K, a scale and a minimum; "six_bits": of Q3_K;
+#: "high_and_low": of IQ4_XS, two fields.
 SCALES = (None, "bytes", "six_bit_pairs", "six_bits", "high_and_low")
 #: Bytes of blocks that a thread takes at a time.
 PIECE = 4 << 20
@@ -22,9 +25,13 @@ ALIGNMENT = 64
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Where the fields of a block are. block: elements; bytes: of a block. codes: (offset, bits, run) of each field, the lowest bits of
-    the codes first, as `formats._bits.unpack` takes them; exchanged: whether bits 2 and 3 of a code then change places. d, m: offsets of
-    float16 scales, None where there are none. scales: one of SCALES, which is at `at` and, for what has two fields, `more_at`."""
+    """Where the fields of a block are.
+
+    block: elements; bytes: of a block. codes: (offset, bits, run) of each field, the lowest bits of
+    the codes first, as `formats._bits.unpack` takes them; exchanged: whether bits 2 and 3 of a code
+    then change places. d, m: offsets of float16 scales, None where there are none. scales: one of
+    SCALES, which is at `at` and, for what has two fields, `more_at`.
+    """
 
     block: int
     bytes: int
@@ -38,29 +45,68 @@ class Blocks:
 
     def numbers(self, packing: Packing) -> np.ndarray:
         """As `struct Blocks` has them."""
-        offsets = lambda *many: [-1 if offset is None else offset for offset in many]
-        numbers = [self.block, self.bytes, packing.bits, *offsets(self.d, self.m), SCALES.index(self.scales)]
-        numbers += [*offsets(self.at, self.more_at), packing.halves, self.exchanged, len(self.codes)]
-        return np.array(numbers + [number for field in self.codes for number in field] + [0] * 3 * (2 - len(self.codes)), np.int64)
+
+        def offsets(*many):
+            return [-1 if offset is None else offset for offset in many]
+
+        numbers = [
+            self.block,
+            self.bytes,
+            packing.bits,
+            *offsets(self.d, self.m),
+            SCALES.index(self.scales),
+        ]
+        numbers += [
+            *offsets(self.at, self.more_at),
+            packing.halves,
+            self.exchanged,
+            len(self.codes),
+        ]
+        return np.array(
+            numbers
+            + [number for field in self.codes for number in field]
+            + [0] * 3 * (2 - len(self.codes)),
+            np.int64,
+        )
 
 
-def repack(library: Path, row_bytes: np.ndarray, blocks: Blocks, packing: Packing) -> dict[str, np.ndarray]:
-    """uint8 [N, row bytes] -> planes of a matrix [N, K], aligned for XLA. ValueError: rows that are no whole blocks."""
+def repack(
+    library: Path, row_bytes: np.ndarray, blocks: Blocks, packing: Packing
+) -> dict[str, np.ndarray]:
+    """uint8 [N, row bytes] -> planes of a matrix [N, K], aligned for XLA.
+
+    ValueError: rows that are no whole blocks.
+    """
     rows, nbytes = row_bytes.shape
     if row_bytes.dtype != np.uint8 or nbytes % blocks.bytes or not row_bytes.flags.c_contiguous:
         found = f"{row_bytes.dtype} {list(row_bytes.shape)}"
-        raise ValueError(f"rows are uint8, whole blocks of {blocks.bytes} bytes and contiguous, got {found}")
+        raise ValueError(
+            f"rows are uint8, whole blocks of {blocks.bytes} bytes and contiguous, got {found}"
+        )
     count = nbytes // blocks.bytes
     groups = count * blocks.block // GROUP
-    shapes = {"codes": (rows, packing.bits, groups), "d": (rows, count), "scale": (rows, packing.halves, groups)}
+    shapes = {
+        "codes": (rows, packing.bits, groups),
+        "d": (rows, count),
+        "scale": (rows, packing.halves, groups),
+    }
     planes = {name: aligned(shapes[name], dtype) for name, dtype in packing.planes().items()}
     numbers, function = blocks.numbers(packing), _function(library)
 
     def one(start):
         part = slice(start, start + step)
-        address = lambda name: planes[name][part].ctypes.data if name in planes else None
+
+        def address(name):
+            return planes[name][part].ctypes.data if name in planes else None
+
         here = row_bytes[part]
-        function(here.ctypes.data, len(here), count, numbers.ctypes.data, *map(address, ("codes", "d", "scale")))
+        function(
+            here.ctypes.data,
+            len(here),
+            count,
+            numbers.ctypes.data,
+            *map(address, ("codes", "d", "scale")),
+        )
 
     step = max(1, PIECE // nbytes)
     if rows <= step:
@@ -88,6 +134,14 @@ def _threads():
 def _function(library: Path):
     function = ctypes.CDLL(str(library)).rocmforge_repack
     pointer = ctypes.c_void_p
-    function.argtypes = [pointer, ctypes.c_int64, ctypes.c_int64, pointer, pointer, pointer, pointer]
+    function.argtypes = [
+        pointer,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        pointer,
+        pointer,
+        pointer,
+        pointer,
+    ]
     function.restype = None
     return function

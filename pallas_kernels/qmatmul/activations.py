@@ -6,8 +6,9 @@ Three modes, by what a group becomes:
     "int8"   signed bytes times a scale, as llama.cpp has them: exact to 4e-3 of the largest
     "float"  float32, exact: of one to two times a scale that is a power of two
 
-Where an RMSNorm comes first, x is multiplied by its scale here; that a row is divided by its root mean square can wait until the product is
-there. So activations carry the sums of squares of their groups, and nothing has to have seen all of a row before it is quantised.
+Where an RMSNorm comes first, x is multiplied by its scale here; that a row is divided by its root
+mean square can wait until the product is there. So activations carry the sums of squares of their
+groups, and nothing has to have seen all of a row before it is quantised.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from pallas_kernels.targets import Target
 #: The largest integer of a mode.
 LARGEST = {"int16": 127 * 128, "int8": 127}
 MODES = ("int16", "int8", "float")
-#: What the numbers of mode "float" are times their scale: products with bytes are far from the smallest floats then, whatever a byte's unit.
+#: What the numbers of mode "float" are times their scale: products with bytes are far from the
+#: smallest floats then, whatever a byte's unit.
 FLOATS_UNIT = 2.0**100
 #: Groups that one program of one warp quantises.
 GROUPS_PER_PROGRAM = 8
@@ -35,11 +37,12 @@ GROUPS_PER_PROGRAM = 8
 class Activations:
     """M rows of G groups.
 
-    words: int32 [M, 2 or 1, 8, G], four bytes each, high bytes before low ones; float32 [M, 1, 32, G] in mode "float", in FLOATS_UNIT.
-    scale: float32 [M, G]. sums: int32 [M, 2, G], of the integers of each half of a group; float32 in mode "float", of the numbers.
-    squares: float32 [M, G], the sum of the squares of each group before an RMSNorm's scale, or None: no norm. With them, all numbers of a
-    row are still to be multiplied by 1 / sqrt(mean square + epsilon). in_turn: whether bytes are in the order of `codes.signed_bytes` of
-    that name.
+    words: int32 [M, 2 or 1, 8, G], four bytes each, high bytes before low ones; float32 [M, 1, 32,
+    G] in mode "float", in FLOATS_UNIT. scale: float32 [M, G]. sums: int32 [M, 2, G], of the
+    integers of each half of a group; float32 in mode "float", of the numbers. squares: float32 [M,
+    G], the sum of the squares of each group before an RMSNorm's scale, or None: no norm. With them,
+    all numbers of a row are still to be multiplied by 1 / sqrt(mean square + epsilon). in_turn:
+    whether bytes are in the order of `codes.signed_bytes` of that name.
     """
 
     words: jax.Array
@@ -64,7 +67,11 @@ def shapes(rows: int, groups: int, mode: str, normed: bool) -> list[jax.ShapeDty
     number = jnp.float32 if mode == "float" else jnp.int32
     words = {"int16": (2, POSITIONS), "int8": (1, POSITIONS), "float": (1, GROUP)}[mode]
     of = jax.ShapeDtypeStruct
-    arrays = [of((rows, *words, groups), number), of((rows, groups), jnp.float32), of((rows, 2, groups), number)]
+    arrays = [
+        of((rows, *words, groups), number),
+        of((rows, groups), jnp.float32),
+        of((rows, 2, groups), number),
+    ]
     return arrays + [of((rows, groups), jnp.float32)] * normed
 
 
@@ -73,8 +80,13 @@ def of_arrays(arrays, mode: str, epsilon: float = 0.0, in_turn: bool = False) ->
     return Activations(*arrays, *[None] * (4 - len(arrays)), mode, epsilon, in_turn)
 
 
-def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, in_turn: bool = False, target: Target) -> Activations:
-    """x [M, K], K a multiple of 32, any float dtype -> Activations. norm: the scale [K] of an RMSNorm that comes first, or None."""
+def quantize(
+    x_MK, mode: str, *, norm=None, epsilon: float = 0.0, in_turn: bool = False, target: Target
+) -> Activations:
+    """x [M, K], K a multiple of 32, any float dtype -> Activations.
+
+    norm: the scale [K] of an RMSNorm that comes first, or None.
+    """
     in_turn = in_turn and mode != "float"
     M, K = x_MK.shape
     groups = K // GROUP
@@ -93,18 +105,33 @@ def quantize(x_MK, mode: str, *, norm=None, epsilon: float = 0.0, in_turn: bool 
             triton.store(ref, (m, g), squares, mask=g < groups)
 
     run = triton.call(
-        kernel, shapes(M, groups, mode, norm is not None), grid=(M, pl.cdiv(groups, tile)), target=target, warps=1,
+        kernel,
+        shapes(M, groups, mode, norm is not None),
+        grid=(M, pl.cdiv(groups, tile)),
+        target=target,
+        warps=1,
         name=f"quantize_{mode}",
-    )  # fmt: skip
-    by_group = lambda a: a.reshape(*a.shape[:-1], groups, GROUP)
-    return of_arrays(run(by_group(x_MK), *([] if norm is None else [by_group(norm)])), mode, epsilon, in_turn)
+    )
+
+    def by_group(a):
+        return a.reshape(*a.shape[:-1], groups, GROUP)
+
+    return of_arrays(
+        run(by_group(x_MK), *([] if norm is None else [by_group(norm)])), mode, epsilon, in_turn
+    )
 
 
 def store(refs, row, g, x, mode: str, in_turn: bool = False, mask=None):
-    """In a kernel: quantise x, float32 [n, 32], and write it as the groups g [n] of a row. refs: of words, scale, sums."""
+    """In a kernel: quantise x, float32 [n, 32], and write it as the groups g [n] of a row.
+
+    refs: of words, scale, sums.
+    """
     words_ref, scale_ref, sums_ref = refs[:3]
     words, scale, sums = _quantized(x, mode, in_turn)
-    wide = lambda index: None if mask is None else mask[:, None] & (index >= 0)
+
+    def wide(index):
+        return None if mask is None else mask[:, None] & (index >= 0)
+
     for i, part in enumerate(words):
         position = jnp.arange(part.shape[1])[None]
         if in_turn:
@@ -122,15 +149,22 @@ def quantize_reference(x_MK, mode: str, *, norm=None, epsilon: float = 0.0) -> A
     if norm is not None:
         x = x * norm.astype(jnp.float32)[None]
     words, scale, sums = _quantized(x.reshape(-1, GROUP), mode)
-    by_row = lambda a: jnp.moveaxis(a.reshape(M, K // GROUP, -1), 1, 2)
+
+    def by_row(a):
+        return jnp.moveaxis(a.reshape(M, K // GROUP, -1), 1, 2)
+
     arrays = jnp.stack([by_row(part) for part in words], axis=1), scale.reshape(M, -1), by_row(sums)
     return of_arrays(arrays if norm is None else (*arrays, squares), mode, epsilon)
 
 
 def _quantized(x, mode, in_turn=False):
-    """float32 [groups, 32] -> (words [groups, 8 or 32] of each part, scale [groups], sums [groups, 2]). in_turn: words of positions 0, 4, 1, 5
-    and so on, as `Activations` has them."""
-    halves = lambda a: a.reshape(-1, 2, GROUP // 2).sum(axis=2)
+    """float32 [groups, 32] -> (words [groups, 8 or 32] of each part, scale [groups], sums [groups,
+    2]). in_turn: words of positions 0, 4, 1, 5 and so on, as `Activations` has them.
+    """
+
+    def halves(a):
+        return a.reshape(-1, 2, GROUP // 2).sum(axis=2)
+
     largest = jnp.abs(x).max(axis=1)
     if mode == "float":
         inverse, scale = _powers_of_two(largest)
@@ -142,14 +176,20 @@ def _quantized(x, mode, in_turn=False):
 
 
 def steps(largest, mode: str):
-    """The largest numbers of groups, float32, -> (what a number of the group is multiplied by to become an integer, the inverse of that)."""
+    """The largest numbers of groups, float32, -> (what a number of the group is multiplied by to
+    become an integer, the inverse of that).
+    """
     top = np.float32(LARGEST[mode])
-    inverse = jnp.where(largest > 0, top / jnp.where(largest > 0, largest, np.float32(1)), np.float32(0))
+    inverse = jnp.where(
+        largest > 0, top / jnp.where(largest > 0, largest, np.float32(1)), np.float32(0)
+    )
     return inverse, largest / top
 
 
 def _powers_of_two(largest):
-    """float32 numbers -> (the inverse of their power of two, that power), both normal floats: 2^-126 to 2^126."""
+    """float32 numbers -> (the inverse of their power of two, that power), both normal floats:
+    2^-126 to 2^126.
+    """
     biased = jnp.clip(jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23, 1, 253)
     return power_of_two(255 - biased), power_of_two(biased + 1)
 
@@ -173,5 +213,7 @@ def _as_words(q, in_turn):
         shift = 8 * jax.lax.broadcasted_iota(jnp.int32, (1, 1, 4), 2)
         return ((q.reshape(-1, POSITIONS, 4) & 255) << shift).sum(axis=2)
     q = q.reshape(-1, 2, POSITIONS // 2, 2, 2)  # half, position of it, word, byte of that half
-    shift = 8 * jax.lax.broadcasted_iota(jnp.int32, (1, 2, 1, 1, 2), 1) + 16 * jax.lax.broadcasted_iota(jnp.int32, (1, 2, 1, 1, 2), 4)
+    shift = 8 * jax.lax.broadcasted_iota(
+        jnp.int32, (1, 2, 1, 1, 2), 1
+    ) + 16 * jax.lax.broadcasted_iota(jnp.int32, (1, 2, 1, 1, 2), 4)
     return ((q & 255) << shift).sum(axis=4).sum(axis=1).reshape(-1, POSITIONS)

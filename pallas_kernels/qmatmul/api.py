@@ -9,12 +9,15 @@ from pallas_kernels.qmatmul import activations, codes, few_rows
 from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.targets import Target
 
-#: Rows of activations up to which the weight is read packed; beyond, dequantising it once and the matrix units are quicker.
+#: Rows of activations up to which the weight is read packed; beyond, dequantising it once and the
+#: matrix units are quicker.
 FEW_ROWS = 16
 
 
 class Weight(NamedTuple):
-    """A packed matrix [N, K], or a stack of them: planes as in `packing`, the stack's axis before theirs."""
+    """A packed matrix [N, K], or a stack of them: planes as in `packing`, the stack's axis before
+    theirs.
+    """
 
     planes: dict[str, jax.Array]
     packing: Packing
@@ -26,10 +29,12 @@ class Weight(NamedTuple):
 
 
 class Product(NamedTuple):
-    """One output [M, N]: x @ weight.T, or with two weights silu(x @ gate.T) * (x @ up.T); then + bias [N], then + residual [M, N].
+    """One output [M, N]: x @ weight.T, or with two weights silu(x @ gate.T) * (x @ up.T).
 
-    experts: int32 [P], P a multiple of the M rows of x, for weights that are stacks: row p of the output, [P, N] then, is row p // (P / M) of
-    x times matrix experts[p].
+    Then + bias [N], then + residual [M, N].
+
+    experts: int32 [P], P a multiple of the M rows of x, for weights that are stacks: row p of the
+    output, [P, N] then, is row p // (P / M) of x times matrix experts[p].
     """
 
     weights: tuple[Weight, ...]
@@ -43,12 +48,22 @@ class Product(NamedTuple):
 
 
 def multiply(
-    x: jax.Array | Activations, products: list[Product], *, mode: str, dtype, target: Target, norm=None, epsilon: float = 0.0, tile=None
+    x: jax.Array | Activations,
+    products: list[Product],
+    *,
+    mode: str,
+    dtype,
+    target: Target,
+    norm=None,
+    epsilon: float = 0.0,
+    tile=None,
 ) -> list[jax.Array]:
-    """All products of one input, in one launch for Activations, in two for x [M, K]: one quantises x (after an RMSNorm, if norm [K] is given).
+    """All products of one input, in one launch for Activations, in two for x [M, K]: one quantises
+    x (after an RMSNorm, if norm [K] is given).
 
-    -> the output of each product, [M, N] in `dtype`. mode: of the activations, see `activations`. tile: `blocks.Tile`, default that of the
-    target. NotImplementedError: no row or more than FEW_ROWS (of experts, any number), planes beyond 32-bit offsets.
+    -> the output of each product, [M, N] in `dtype`. mode: of the activations, see `activations`.
+    tile: `blocks.Tile`, default that of the target. NotImplementedError: no row or more than
+    FEW_ROWS (of experts, any number), planes beyond 32-bit offsets.
     """
     if mode not in activations.MODES:
         raise ValueError(f"activations are {', '.join(activations.MODES)}, got {mode!r}")
@@ -60,31 +75,48 @@ def multiply(
         for weight in product.weights:
             check_offsets(weight.planes)
     if not isinstance(x, Activations):
-        in_turn = codes.come_in_turn((weight.packing for product in products for weight in product.weights), target)
-        x = activations.quantize(x, mode, norm=norm, epsilon=epsilon, in_turn=in_turn, target=target)
+        in_turn = codes.come_in_turn(
+            (weight.packing for product in products for weight in product.weights), target
+        )
+        x = activations.quantize(
+            x, mode, norm=norm, epsilon=epsilon, in_turn=in_turn, target=target
+        )
     jobs = [few_rows.Job(tuple(weight.packing for weight in p.weights), p.rows) for p in products]
-    operands = [few_rows.Operands([weight.planes for weight in p.weights], p.bias, p.residual, p.experts) for p in products]
+    operands = [
+        few_rows.Operands([weight.planes for weight in p.weights], p.bias, p.residual, p.experts)
+        for p in products
+    ]
     return few_rows.multiply(x, jobs, operands, dtype, target, tile, pairs)
 
 
 def _pairs(products, rows: int) -> int | None:
     """Rows of the outputs where the products name experts, None where they name none."""
-    (pairs, *others) = {None if p.experts is None else p.experts.shape[0] for p in products}
+    pairs, *others = {None if p.experts is None else p.experts.shape[0] for p in products}
     if others or pairs is not None and (not rows or pairs % rows):
         counts = ["none" if p.experts is None else p.experts.shape[0] for p in products]
-        raise ValueError(f"all products of a launch have experts for the same multiple of {rows} rows, or none; got {counts}")
+        raise ValueError(
+            f"all products of a launch have experts for the same multiple of {rows} rows, or none;"
+            f" got {counts}"
+        )
     for product in products:
         for weight in product.weights:
             if weight.planes["codes"].ndim != (axes := 3 if pairs is None else 4):
-                raise ValueError(f"a product with{'out' if pairs is None else ''} experts has planes of {axes} axes, got {weight.planes['codes'].ndim}")
+                raise ValueError(
+                    f"a product with{'out' if pairs is None else ''} experts has planes of {axes}"
+                    f" axes, got {weight.planes['codes'].ndim}"
+                )
     return pairs
 
 
 def check_offsets(planes) -> None:
-    """NotImplementedError for a plane that a kernel cannot address: Triton's offsets count elements in 32 bits with a sign.
+    """NotImplementedError for a plane that a kernel cannot address: Triton's offsets count elements
+    in 32 bits with a sign.
 
-    They become 64 bits wide where an operand has more than 2^32 bytes: too late for planes of bytes.
+    They become 64 bits wide where an operand has more than 2^32 bytes: too late for planes of
+    bytes.
     """
     for name, plane in planes.items():
         if plane.size >= 2**31:
-            raise NotImplementedError(f"the plane {name} has {plane.size} elements, a kernel addresses fewer than {2**31}")
+            raise NotImplementedError(
+                f"the plane {name} has {plane.size} elements, a kernel addresses fewer than {2**31}"
+            )

@@ -1,8 +1,9 @@
 """How products are cut into programs: tuned sizes, as data.
 
-A table is for a family of GPUs: the longest name that a target's begins with counts, "" is any other GPU. The sizes for NVIDIA were
-measured on an H100 and an H200; those for AMD are the largest that need no spilled registers with XLA's compiler, not tuned on hardware.
-The interpreter's are small, because what it runs is compiled for as long as a kernel is long.
+A table is for a family of GPUs: the longest name that a target's begins with counts, "" is any
+other GPU. The sizes for NVIDIA were measured on an H100 and an H200; those for AMD are the largest
+that need no spilled registers with XLA's compiler, not tuned on hardware. The interpreter's are
+small, because what it runs is compiled for as long as a kernel is long.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ from pallas_kernels.targets import Target
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Of a program: rows of the weight, groups that are read at once, rows of activations, and warps. load_first: all that is read at once
-    is read before any of it is computed with."""
+    """Of a program: rows of the weight, groups that are read at once, rows of activations, and
+    warps. load_first: all that is read at once is read before any of it is computed with.
+    """
 
     rows: int
     groups: int
@@ -25,11 +27,14 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixTile(Tile):
-    """Of a program on the matrix units; `groups` are those of one product, `batch` is the most columns of its tile.
+    """Of a program on the matrix units.
 
-    splits: programs that share the inputs of a row. stages: of the loop over groups, 1 where nothing is loaded ahead. lanes, run: how
-    the matrix units take a row of the tile, `run` inputs from a thread, the next from another, of `lanes`; see `many_rows`. early: whether
-    the launch that follows may begin early. All numbers but splits are powers of two.
+    `groups` are those of one product, `batch` is the most columns of its tile.
+
+    splits: programs that share the inputs of a row. stages: of the loop over groups, 1 where
+    nothing is loaded ahead. lanes, run: how the matrix units take a row of the tile, `run` inputs
+    from a thread, the next from another, of `lanes`; see `many_rows`. early: whether the launch
+    that follows may begin early. All numbers but splits are powers of two.
     """
 
     splits: int = 1
@@ -39,9 +44,10 @@ class MatrixTile(Tile):
     early: bool = True
 
 
-#: For one row of activations: (outputs that a launch has at least, what its packings, their number for an output and the mode must be, tile),
-#: the first that fits. Programs of one warp keep most reads in flight. Types with a table, and those of two and three bits, take their time to
-#: compute, in which others read: to load first only costs them registers.
+#: For one row of activations: (outputs that a launch has at least, what its packings, their number
+#: for an output and the mode must be, tile), the first that fits. Programs of one warp keep most
+#: reads in flight. Types with a table, and those of two and three bits, take their time to compute,
+#: in which others read: to load first only costs them registers.
 ONE_ROW = {
     "": ((0, {}, Tile(4, 64)),),
     "cuda": (
@@ -59,7 +65,8 @@ ONE_ROW = {
     "rocm gfx9": ((0, {}, Tile(4, 128)),),
     "interpret": ((0, {}, Tile(1, 32)),),
 }
-#: Where a row is one step, programs take more of them: (groups that one reads at most, programs that are left at least).
+#: Where a row is one step, programs take more of them: (groups that one reads at most, programs
+#: that are left at least).
 SHORT_ROWS = {"": (0, 0), "cuda": (256, 1500)}
 #: For several rows of activations: (up to so many rows, tile).
 SEVERAL_ROWS = {
@@ -71,27 +78,51 @@ SEVERAL_ROWS = {
 
 
 def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
-    """The tile for so many rows of activations, of so many groups, the jobs of a launch and a mode of activations. pairs: how often the jobs
-    are done."""
+    """The tile for so many rows of activations, of so many groups, the jobs of a launch and a mode
+    of activations. pairs: how often the jobs are done.
+    """
     if rows > 1:
         tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
-        # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one of 2 rows for 1 s.
+        # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one
+        # of 2 rows for 1 s.
         return dataclasses.replace(tile, batch=min(tile.batch, 2)) if mode == "float" else tile
-    outputs, packings = pairs * sum(job.rows for job in jobs), [packing for job in jobs for packing in job.packings]
-    fits = lambda wanted: all(_fits(wanted, packing, mode=mode, weights=len(jobs[0].packings)) for packing in packings)
-    tile = next(tile for least, wanted, tile in _of_family(ONE_ROW, target) if outputs >= least and fits(wanted))
-    programs = lambda: pairs * sum(-(-job.rows // tile.rows) for job in jobs)
+    outputs, packings = (
+        pairs * sum(job.rows for job in jobs),
+        [packing for job in jobs for packing in job.packings],
+    )
+
+    def fits(wanted):
+        return all(
+            _fits(wanted, packing, mode=mode, weights=len(jobs[0].packings)) for packing in packings
+        )
+
+    tile = next(
+        tile
+        for least, wanted, tile in _of_family(ONE_ROW, target)
+        if outputs >= least and fits(wanted)
+    )
+
+    def programs():
+        return pairs * sum(-(-job.rows // tile.rows) for job in jobs)
+
     width, (most, least) = max(32, 1 << (groups - 1).bit_length()), _of_family(SHORT_ROWS, target)
     # One step is so little to do that starting a program takes longer.
-    while width <= tile.groups and 2 * tile.rows * width <= most and programs() >= 2 * least and mode != "float":
+    while (
+        width <= tile.groups
+        and 2 * tile.rows * width <= most
+        and programs() >= 2 * least
+        and mode != "float"
+    ):
         tile = dataclasses.replace(tile, rows=2 * tile.rows)
-    # A launch of no more programs than a GPU has room for has no others to compute while one waits for what it reads. Floats fill the registers.
+    # A launch of no more programs than a GPU has room for has no others to compute while one waits
+    # for what it reads. Floats fill the registers.
     first = tile.load_first or programs() <= target.resident
     return dataclasses.replace(tile, load_first=first and mode != "float")
 
 
-#: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first that fits. On NVIDIA GPUs a warp has 16 rows
-#: of the weight, and no other has them too. What begins early takes room from large tiles.
+#: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first
+#: that fits. On NVIDIA GPUs a warp has 16 rows of the weight, and no other has them too. What
+#: begins early takes room from large tiles.
 MANY_ROWS = {
     "": (
         (16, {}, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)),
@@ -116,7 +147,10 @@ PROGRAMS = 192
 def many_rows(rows: int, outputs: int, groups: int, packing: Packing, target: Target) -> MatrixTile:
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
     tiles = _of_family(MANY_ROWS, target)
-    tile = next((tile for most, wanted, tile in tiles if rows <= most and _fits(wanted, packing)), tiles[-1][2])
+    tile = next(
+        (tile for most, wanted, tile in tiles if rows <= most and _fits(wanted, packing)),
+        tiles[-1][2],
+    )
     programs = -(-outputs // tile.rows) * -(-rows // tile.batch)
     splits = 1
     while programs * splits < PROGRAMS and splits < 8 and groups // tile.groups >= 4 * splits:
@@ -125,14 +159,19 @@ def many_rows(rows: int, outputs: int, groups: int, packing: Packing, target: Ta
 
 
 def rows_of_an_expert(pairs: int, experts: int, target: Target) -> int:
-    """Rows of activations of a program, where `pairs` rows are for one of so many experts each: about as many as an expert has."""
+    """Rows of activations of a program, where `pairs` rows are for one of so many experts each:
+    about as many as an expert has.
+    """
     most = _of_family(MANY_ROWS, target)[-1][2].batch
     return min(max(16, 1 << (-(-pairs // experts) - 1).bit_length()), most)
 
 
 def _fits(wanted: dict, packing: Packing, **others) -> bool:
     """Whether a packing, and what else is known, is as wanted."""
-    return all((others[name] if name in others else getattr(packing, name)) == value for name, value in wanted.items())
+    return all(
+        (others[name] if name in others else getattr(packing, name)) == value
+        for name, value in wanted.items()
+    )
 
 
 def _of_family(table, target):

@@ -1,4 +1,6 @@
-"""Codes of packed weights in registers: as bytes, which dot products of a few rows take, and as float32."""
+"""Codes of packed weights in registers: as bytes, which dot products of a few rows take, and as
+float32.
+"""
 
 import functools
 from collections.abc import Iterable
@@ -9,14 +11,17 @@ import numpy as np
 
 from pallas_kernels import packing as packings
 from pallas_kernels import triton
-from pallas_kernels.packing import GROUP, POSITIONS, Packing, field_of_position, parts
+from pallas_kernels.packing import GROUP, Packing, field_of_position, parts
 from pallas_kernels.targets import Target
 
 
 def signed_bytes(words, packing: Packing, target: Target, in_turn: bool = False) -> list:
-    """Words of a group -> for each position, words of signed bytes; the packing's offset is not taken off.
+    """Words of a group -> for each position, words of signed bytes.
 
-    in_turn: position p < 4 has the first two bytes of itself in turn with those of position 4 + p, and that the two others.
+    The packing's offset is not taken off.
+
+    in_turn: position p < 4 has the first two bytes of itself in turn with those of position 4 + p,
+    and that the two others.
     """
     if packing.table is None:
         return packings.position_words(words, packing.bits, _choose(target))
@@ -24,16 +29,25 @@ def signed_bytes(words, packing: Packing, target: Target, in_turn: bool = False)
 
 
 def come_in_turn(packings: Iterable[Packing], target: Target) -> bool:
-    """Whether activations for all of these weights have their bytes in turn: look-ups give bytes so, which saves putting them in order."""
-    return target.platform != "rocm" and all(packing.table is not None and packing.halves == 1 for packing in packings)
+    """Whether activations for all of these weights have their bytes in turn: look-ups give bytes
+    so, which saves putting them in order.
+    """
+    return target.platform != "rocm" and all(
+        packing.table is not None and packing.halves == 1 for packing in packings
+    )
 
 
 def _unsigned_bytes(words, packing: Packing, target: Target) -> tuple[list, int]:
-    """As `signed_bytes`, uint32, plus a number so that none is negative; and that number plus the packing's offset."""
+    """As `signed_bytes`, uint32, plus a number so that none is negative.
+
+    And that number plus the packing's offset.
+    """
     if packing.table is not None:
         more = 128 if min(packing.table) < 0 else 0
         table = tuple(entry + more for entry in packing.table)
-        return [word.astype(jnp.uint32) for word in _by_table(words, table, target)], more + packing.offset
+        return [
+            word.astype(jnp.uint32) for word in _by_table(words, table, target)
+        ], more + packing.offset
     signed = signed_bytes(words, packing, target)
     if packing.bits < 8:
         return signed, packing.offset
@@ -46,12 +60,18 @@ def _by_table(words, table, target, in_turn=False):
 
 
 def unsigned(words, packing: Packing, target: Target) -> tuple[list, int]:
-    """Words of a group -> for each of its 32 inputs, in order, (uint32 array, place): its code times 2^place, below 2^23; and what these are
-    all too large by, the packing's offset with it."""
+    """Words of a group -> for each of its 32 inputs, in order, (uint32 array, place): its code
+    times 2^place, below 2^23; and what these are all too large by, the packing's offset with it.
+    """
     if packing.bits > 4 or packing.table is not None:
         words, offset = _unsigned_bytes(words, packing, target)
-        return [(triton.unsigned_byte(word, i, target), 0) for word in words for i in range(4)], offset
-    words, mask = packings.nibble_words(words, packing.bits, _choose(target)), (1 << packing.bits) - 1
+        return [
+            (triton.unsigned_byte(word, i, target), 0) for word in words for i in range(4)
+        ], offset
+    words, mask = (
+        packings.nibble_words(words, packing.bits, _choose(target)),
+        (1 << packing.bits) - 1,
+    )
     halves, numbers = [(word, word >> np.uint32(16)) for word in words], []
     for element in range(GROUP):
         position, byte = divmod(element, 4)
@@ -65,9 +85,11 @@ def _choose(target):
 
 
 def lifted(words, packing: Packing, target: Target):
-    """Words of a group -> for each of its 32 inputs, in order: its code as float32 plus a number, and that number, np.float32.
+    """Words of a group -> for each of its 32 inputs, in order: its code as float32 plus a number,
+    and that number, np.float32.
 
-    A code's bits go where the fraction of a power of two has zeros: an instruction, and a shift for several codes.
+    A code's bits go where the fraction of a power of two has zeros: an instruction, and a shift for
+    several codes.
     """
     offset, whole = packing.offset, packing.table is not None or packing.bits == 8
     if whole:
@@ -77,25 +99,34 @@ def lifted(words, packing: Packing, target: Target):
         at = place(packing, position, byte)
         power = np.float32(2.0 ** (23 - at))
         bits = power.view(np.uint32)
-        for word, shift, part, low in [(words[position], 0, 8, 0)] if whole else _fields(words, packing, position):
+        for word, shift, part, low in (
+            [(words[position], 0, 8, 0)] if whole else _fields(words, packing, position)
+        ):
             mask = np.uint32((1 << part) - 1 << at + low)
             bits = triton.and_or(_shifted(word, at + low - shift - 8 * byte), mask, bits, target)
         yield jax.lax.bitcast_convert_type(bits, jnp.float32), np.float32(power + offset)
 
 
 def place(packing: Packing, position: int, byte: int) -> int:
-    """Where in the 23 bits of a fraction a code begins. One shift of a word serves several codes where their places differ as in it.
+    """Where in the 23 bits of a fraction a code begins.
 
-    Codes end below bit 23, and the power of two, 2^(23 - place), plus the offset has few bits: times a scale it is exact in 24.
+    One shift of a word serves several codes where their places differ as in it.
+
+    Codes end below bit 23, and the power of two, 2^(23 - place), plus the offset has few bits:
+    times a scale it is exact in 24.
     """
     if packing.table is not None or packing.bits == 8:
         return 15 if packing.scale == "int8" else 7 + 8 * (byte % 2)
-    first, part = {1: (13, 1), 2: (13, 2), 3: (14, 2), 4: (12, 4), 5: (11, 1), 6: (13, 4)}[packing.bits]
+    first, part = {1: (13, 1), 2: (13, 2), 3: (14, 2), 4: (12, 4), 5: (11, 1), 6: (13, 4)}[
+        packing.bits
+    ]
     return first + field_of_position(position, part)[1]
 
 
 def _fields(words, packing, position):
-    """The parts of the code at a position: (word, shift within each byte, bits, lowest bit of the code)."""
+    """The parts of the code at a position: (word, shift within each byte, bits, lowest bit of the
+    code).
+    """
     for first, part, low in parts(packing.bits):
         word, shift = field_of_position(position, part)
         yield words[first + word], shift, part, low

@@ -1,18 +1,19 @@
 """Products of some tens of rows of activations with packed weights: batches, short prompts.
 
-The weight is dequantised in registers, to the activations' narrow float type, and goes to the matrix units from there: one product a
-step, of `rows` outputs with all inputs of some groups. A sum over inputs may be taken in any order, and the one taken leaves a group
-in the thread that read it: the matrix units take `run` inputs of a row from one thread, the next from another, of `lanes`, and so each
-of these has groups of its own. x is brought into the same order before the kernel.
+The weight is dequantised in registers, to the activations' narrow float type, and goes to the
+matrix units from there: one product a step, of `rows` outputs with all inputs of some groups. A sum
+over inputs may be taken in any order, and the one taken leaves a group in the thread that read it:
+the matrix units take `run` inputs of a row from one thread, the next from another, of `lanes`, and
+so each of these has groups of its own. x is brought into the same order before the kernel.
 
-It loses to dequantising once and XLA's product where the rows are hundreds: each tile of rows of activations dequantises again.
+It loses to dequantising once and XLA's product where the rows are hundreds: each tile of rows of
+activations dequantises again.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
@@ -22,10 +23,13 @@ from pallas_kernels.targets import Target
 
 
 def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, experts=None):
-    """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N]. Weights are rounded to x's type.
+    """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N].
 
-    experts: int32 [M / R], R a power of two from 16, for planes [E, N, ...]: the matrix of R rows of x each. Where it is negative, what
-    becomes of these rows is not written. ValueError: M is no such multiple.
+    Weights are rounded to x's type.
+
+    experts: int32 [M / R], R a power of two from 16, for planes [E, N, ...]: the matrix of R rows
+    of x each. Where it is negative, what becomes of these rows is not written. ValueError: M is no
+    such multiple.
     """
     (M, K), N = x_MK.shape, planes["codes"].shape[-3]
     groups, names = K // GROUP, sorted(planes)
@@ -46,13 +50,19 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
         def run(*expert):
             def step(j, total):
                 row = jnp.minimum(n, N - 1) if N % tile.rows else n
-                read = _Tile(refs, packing, (*expert, row[:, None]), j * tile.groups, tile.groups, groups)
+                read = _Tile(
+                    refs, packing, (*expert, row[:, None]), j * tile.groups, tile.groups, groups
+                )
                 weight = _in_order(list(_values(read, x_ref.dtype, target)), tile)
-                return total + triton.dot(weight, x_ref[pl.ds(m, columns), pl.ds(j * width, width)].T)
+                return total + triton.dot(
+                    weight, x_ref[pl.ds(m, columns), pl.ds(j * width, width)].T
+                )
 
             first = split * share
             last = jnp.minimum(first + share, steps)
-            total = jax.lax.fori_loop(first, last, step, jnp.zeros((tile.rows, columns), jnp.float32))
+            total = jax.lax.fori_loop(
+                first, last, step, jnp.zeros((tile.rows, columns), jnp.float32)
+            )
             at = m + jnp.arange(columns, dtype=jnp.int32)[None], n[:, None]
             inside = None if M % columns == N % tile.rows == 0 else (at[0] < M) & (at[1] < N)
             triton.store(out_ref, (split, *at), total, mask=inside)
@@ -64,22 +74,36 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
             pl.when(expert >= 0)(lambda: run(expert))
 
     sums = triton.call(
-        kernel, jax.ShapeDtypeStruct((tile.splits, M, N), jnp.float32),
+        kernel,
+        jax.ShapeDtypeStruct((tile.splits, M, N), jnp.float32),
         grid=(pl.cdiv(N, tile.rows), pl.cdiv(M, columns), tile.splits),
-        target=target, warps=tile.warps, stages=tile.stages, name="multiply_many", early=tile.early,
-    )(_as_tiles(x_MK, tile, steps, pl.cdiv(M, columns) * columns), *(planes[name] for name in names), *([] if experts is None else [experts]))  # fmt: skip
+        target=target,
+        warps=tile.warps,
+        stages=tile.stages,
+        name="multiply_many",
+        early=tile.early,
+    )(
+        _as_tiles(x_MK, tile, steps, pl.cdiv(M, columns) * columns),
+        *(planes[name] for name in names),
+        *([] if experts is None else [experts]),
+    )
     return sums[0] if tile.splits == 1 else sums.sum(axis=0)
 
 
 def _rows_of_an_expert(M, tiles):
     rows, rest = divmod(M, tiles)
     if rest or rows < 16 or rows & (rows - 1):
-        raise ValueError(f"{M} rows for {tiles} experts are {M / tiles:g} each: it must be a power of two from 16")
+        raise ValueError(
+            f"{M} rows for {tiles} experts are {M / tiles:g} each: it must be a power of two"
+            " from 16"
+        )
     return rows
 
 
 def _as_tiles(x, tile, steps, rows):
-    """x [M, K] with zeros to `rows` rows and whole tiles, the inputs of each tile in the order of `_in_order`."""
+    """x [M, K] with zeros to `rows` rows and whole tiles, the inputs of each tile in the order of
+    `_in_order`.
+    """
     M, K = x.shape
     x = jnp.pad(x, ((0, rows - M), (0, steps * tile.groups * GROUP - K)))
     x = x.reshape(rows, steps, tile.lanes, tile.groups // tile.lanes, GROUP // tile.run, tile.run)
@@ -87,7 +111,8 @@ def _as_tiles(x, tile, steps, rows):
 
 
 def _in_order(values, tile):
-    """For each input of a group [rows, groups] -> [rows, inputs of all groups]: `run` of a group, then `run` of the next of `lanes` groups.
+    """For each input of a group [rows, groups] -> [rows, inputs of all groups]: `run` of a group,
+    then `run` of the next of `lanes` groups.
     """
     rows, groups = values[0].shape
     values = [value.reshape(rows, tile.lanes, groups // tile.lanes) for value in values]
@@ -95,20 +120,36 @@ def _in_order(values, tile):
         half = len(values) // 2
         values = [jnp.stack(pair, axis=-1) for pair in zip(values[:half], values[half:])]
     axes = values[0].ndim - tile.run.bit_length() + 1
-    return values[0].transpose(0, *range(2, axes), 1, *range(axes, values[0].ndim)).reshape(rows, groups * GROUP)
+    return (
+        values[0]
+        .transpose(0, *range(2, axes), 1, *range(axes, values[0].ndim))
+        .reshape(rows, groups * GROUP)
+    )
 
 
 class _Tile:
-    """What is loaded of some rows, for `count` groups from `first` on: arrays [rows, count]. index: of the rows, [rows, 1], last."""
+    """What is loaded of some rows, for `count` groups from `first` on: arrays [rows, count].
+
+    index: of the rows, [rows, 1], last.
+    """
 
     def __init__(self, refs, packing, index, first, count, groups):
-        self.refs, self.packing, self.index, self.first, self.count, self.groups = refs, packing, index, first, count, groups
+        self.refs, self.packing, self.index, self.first, self.count, self.groups = (
+            refs,
+            packing,
+            index,
+            first,
+            count,
+            groups,
+        )
 
     def codes(self, word):
         return self._load("codes", word)
 
     def scale(self, half):
-        found = scale_and_minimum(self.packing, lambda name: self._shared("d") if name == "d" else self._load(name, half))
+        found = scale_and_minimum(
+            self.packing, lambda name: self._shared("d") if name == "d" else self._load(name, half)
+        )
         return [factors and factors.product() for factors in found]
 
     def _shared(self, plane):
@@ -121,13 +162,19 @@ class _Tile:
         g = jnp.arange(self.count // span, dtype=jnp.int32)[None]
         g = (self.first if first is None else first) + g
         shape = (self.index[-1].shape[0], self.count // span)
-        mask = jnp.broadcast_to(g < self.groups // self.packing.span if plane == "d" else g < self.groups, shape)
+        mask = jnp.broadcast_to(
+            g < self.groups // self.packing.span if plane == "d" else g < self.groups, shape
+        )
         index = tuple(jnp.broadcast_to(jnp.int32(i), shape) for i in (*self.index, *index, g))
-        return triton.load(self.refs[plane], index, mask=mask if self.groups % self.count else None, hint="once")
+        return triton.load(
+            self.refs[plane], index, mask=mask if self.groups % self.count else None, hint="once"
+        )
 
 
 def _values(read, dtype, target):
-    """One after the other, for each of the 32 inputs of a group: the values [rows, groups] in `dtype`."""
+    """One after the other, for each of the 32 inputs of a group: the values [rows, groups] in
+    `dtype`.
+    """
     packing = read.packing
     scales = [read.scale(half) for half in range(packing.halves)]
     words = [read.codes(i) for i in range(packing.bits)]
@@ -138,5 +185,7 @@ def _values(read, dtype, target):
         elif packing.scale == "e8m0" or target.interpret:
             value = (lifted - above) * scale
         else:
-            value = triton.multiply_add(lifted, scale, scale * -above, target)  # exact: `above` is 2^n times a number of few bits
+            value = triton.multiply_add(
+                lifted, scale, scale * -above, target
+            )  # exact: `above` is 2^n times a number of few bits
         yield value.astype(dtype)

@@ -1,7 +1,7 @@
 """The command line: `rocmforge-jax COMMAND`, one module for each command.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0; 2 for what the user can put right (usage, a file, a value);
-1 for anything else.
+Data goes to stdout, everything else to stderr. Exit codes: 0; 2 for what the user can put right
+(usage, a file, a value); 1 for anything else.
 """
 
 import argparse
@@ -10,7 +10,16 @@ import sys
 import warnings
 
 from rocmforge_jax import ahead
-from rocmforge_jax.cli import bench, build_native, chat, doctor, generate, inspect, perplexity, tokenize
+from rocmforge_jax.cli import (
+    bench,
+    build_native,
+    chat,
+    doctor,
+    generate,
+    inspect,
+    perplexity,
+    tokenize,
+)
 from rocmforge_jax.cli.common import UsageError, version
 from rocmforge_jax.settings import SettingError
 
@@ -25,13 +34,16 @@ def main(argv: list[str] | None = None) -> int:
         try:
             options = _parser().parse_args(argv)
             if hasattr(sys.stdout, "reconfigure"):
-                sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character must not end the program
+                sys.stdout.reconfigure(
+                    errors="replace"
+                )  # a terminal that lacks a character must not end the program
             options.run(options)
             sys.stdout.flush()
         except SystemExit as error:  # argparse has said why
             return error.code
         except BrokenPipeError:
-            # The reader of our output has gone. Python flushes stdout once more at exit: let that go nowhere.
+            # The reader of our output has gone. Python flushes stdout once more at exit: let that
+            # go nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except KeyboardInterrupt:
@@ -47,7 +59,11 @@ def main(argv: list[str] | None = None) -> int:
 def _fail(error: Exception) -> int:
     """Say what went wrong in one line; what nobody foresaw keeps its traceback."""
     code = 2 if isinstance(error, _input_errors()) else 1
-    if code == 1 and not isinstance(error, OSError | MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+    if (
+        code == 1
+        and not isinstance(error, OSError | MemoryError)
+        and "RESOURCE_EXHAUSTED" not in str(error)
+    ):
         raise error
     _say(f"error: {error or type(error).__name__}")
     return code
@@ -56,7 +72,16 @@ def _fail(error: Exception) -> int:
 def _input_errors() -> tuple[type[Exception], ...]:
     from rocmforge_jax import ChatTemplateError, GGUFError
 
-    return (UsageError, SettingError, GGUFError, ChatTemplateError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+    return (
+        UsageError,
+        SettingError,
+        GGUFError,
+        ChatTemplateError,
+        FileNotFoundError,
+        PermissionError,
+        IsADirectoryError,
+        NotADirectoryError,
+    )
 
 
 def _say(text: str):
@@ -69,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
         words = module.__doc__.splitlines()[0]
-        command = commands.add_parser(module.NAME, help=words, description=words, allow_abbrev=False)
+        command = commands.add_parser(
+            module.NAME, help=words, description=words, allow_abbrev=False
+        )
         command.set_defaults(run=module.run)
         module.add_arguments(command)
     return parser

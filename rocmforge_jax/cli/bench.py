@@ -27,9 +27,27 @@ ROWS = {
 
 def add_arguments(parser):
     parser.add_argument("file", metavar="FILE", help="a GGUF file, with a tokenizer or without")
-    parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="length of the prompt (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens to generate (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="the median of so many runs is given (default: %(default)s)")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="length of the prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="tokens to generate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="the median of so many runs is given (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -45,9 +63,10 @@ def run(options):
 def measure(file: str, prompt_tokens: int, tokens: int, repeats: int) -> dict:
     """Load a file and measure it; what is about to be done is said on stderr.
 
-    prefill_tokens_per_s: tokens of the prompt over the time to the first new one. decode_tokens_per_s: the `tokens` after that,
-    one sequence, greedy. decode_gb_per_s: bytes of weights that these read. Medians of `repeats`; compile_seconds is how much
-    longer the run before them took. UsageError for numbers that do not fit the model.
+    prefill_tokens_per_s: tokens of the prompt over the time to the first new one.
+    decode_tokens_per_s: the `tokens` after that, one sequence, greedy. decode_gb_per_s: bytes of
+    weights that these read. Medians of `repeats`; compile_seconds is how much longer the run before
+    them took. UsageError for numbers that do not fit the model.
     """
     import jax
     from flax import nnx
@@ -63,7 +82,10 @@ def measure(file: str, prompt_tokens: int, tokens: int, repeats: int) -> dict:
     _announce(facts)
     decoder, load_seconds = _timed(lambda: load_decoder(gguf))
     _, rest = _timed(lambda: jax.block_until_ready(nnx.state(decoder)))
-    engine, prompt = Engine(decoder), np.random.default_rng(0).integers(0, config.vocabulary, prompt_tokens).tolist()
+    engine, prompt = (
+        Engine(decoder),
+        np.random.default_rng(0).integers(0, config.vocabulary, prompt_tokens).tolist(),
+    )
     first, *runs = [_run(engine, prompt, tokens) for _ in range(repeats + 1)]
     prefill, decode = (statistics.median(times) for times in zip(*runs))
     return facts | {
@@ -77,8 +99,9 @@ def measure(file: str, prompt_tokens: int, tokens: int, repeats: int) -> dict:
 
 
 def bytes_per_token(gguf) -> int:
-    """Bytes of weights that one token of one sequence must read: of the experts those that are used, and no embedding that is
-    not the head as well."""
+    """Bytes of weights that one token of one sequence must read: of the experts those that are
+    used, and no embedding that is not the head as well.
+    """
     experts = gguf.metadata.get(f"{gguf.architecture}.expert_count", 0)
     used = gguf.metadata.get(f"{gguf.architecture}.expert_used_count", 0)
     total = 0
@@ -91,12 +114,19 @@ def bytes_per_token(gguf) -> int:
 
 
 def _check(config, prompt_tokens, tokens, repeats):
-    for name, value in (("--prompt-tokens", prompt_tokens), ("--tokens", tokens), ("--repeats", repeats)):
+    for name, value in (
+        ("--prompt-tokens", prompt_tokens),
+        ("--tokens", tokens),
+        ("--repeats", repeats),
+    ):
         if value < 1:
             raise common.UsageError(f"{name} must be at least 1, got {value}")
     needed = prompt_tokens + tokens + 1
     if needed > config.context_length:
-        raise common.UsageError(f"{prompt_tokens} + {tokens} + 1 tokens are {needed}, the model's context is {config.context_length}")
+        raise common.UsageError(
+            f"{prompt_tokens} + {tokens} + 1 tokens are {needed}, the model's context is"
+            f" {config.context_length}"
+        )
 
 
 def _facts(gguf) -> dict:
@@ -110,7 +140,10 @@ def _facts(gguf) -> dict:
         "bytes_per_token": bytes_per_token(gguf),
         "platform": device.platform,
         "device": _processor() if device.platform == "cpu" else device.device_kind,
-        "versions": {name: common.version(name) for name in ("rocmforge-jax", "jax", "jaxlib")} | {"python": sys.version.split()[0]},
+        "versions": (
+            {name: common.version(name) for name in ("rocmforge-jax", "jax", "jaxlib")}
+            | {"python": sys.version.split()[0]}
+        ),
     }
 
 
@@ -118,7 +151,9 @@ def _processor() -> str:
     """The processor's name and how many threads it runs here."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):  # not on Linux, or not x86
         name = platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} threads"
@@ -143,9 +178,9 @@ def _timed(call):
 
 def _announce(facts):
     print(
-        f"{facts['model']}: {facts['architecture']}, {facts['bytes']:,} bytes; "
-        f"a token reads {facts['bytes_per_token']:,} bytes of weights\n"
-        f"{facts['prompt_tokens']} tokens of prompt, {facts['tokens']} generated, {facts['repeats']} times after a run that compiles; "
-        f"{facts['device']}, jax {facts['versions']['jax']}",
+        f"{facts['model']}: {facts['architecture']}, {facts['bytes']:,} bytes; a token reads"
+        f" {facts['bytes_per_token']:,} bytes of weights\n{facts['prompt_tokens']} tokens of"
+        f" prompt, {facts['tokens']} generated, {facts['repeats']} times after a run that compiles;"
+        f" {facts['device']}, jax {facts['versions']['jax']}",
         file=sys.stderr,
     )

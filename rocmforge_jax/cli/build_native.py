@@ -9,8 +9,12 @@ NAME = "build-native"
 
 
 def add_arguments(parser):
-    parser.add_argument("--if-possible", action="store_true", help="where there is no compiler, say so and succeed")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: library, instructions, seconds")
+    parser.add_argument(
+        "--if-possible", action="store_true", help="where there is no compiler, say so and succeed"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: library, instructions, seconds"
+    )
 
 
 def run(options):
@@ -29,13 +33,17 @@ def run(options):
     except NotImplementedError as reason:  # on a GPU's machine, say
         used, why = None, f"not used: {reason}"
     if options.json:
-        common.print_json({"library": str(library), "instructions": used, "seconds": time.perf_counter() - start})
+        common.print_json(
+            {"library": str(library), "instructions": used, "seconds": time.perf_counter() - start}
+        )
     else:
         print(f"{library}: {used or why}")
 
 
 def _built(native):
-    print("compiling the products in C++, which takes up to a minute ...", file=sys.stderr, flush=True)
+    print(
+        "compiling the products in C++, which takes up to a minute ...", file=sys.stderr, flush=True
+    )
     library = native.build_library()
     print("trying them ...", file=sys.stderr, flush=True)
     return library

@@ -8,7 +8,12 @@ NAME = "chat"
 
 
 def add_arguments(parser):
-    parser.add_argument("--model", required=True, metavar="FILE", help="a GGUF file, or owner/repository/file.gguf of the hub")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="FILE",
+        help="a GGUF file, or owner/repository/file.gguf of the hub",
+    )
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     common.add_generation_arguments(parser)
 
@@ -22,7 +27,10 @@ def run(options):
 
     path = resolve(options.model)
     if "tokenizer.chat_template" not in open_gguf(path).metadata:
-        raise common.UsageError(f"{path} has no chat template (tokenizer.chat_template): it continues texts, use `generate`")
+        raise common.UsageError(
+            f"{path} has no chat template (tokenizer.chat_template): it continues texts, use"
+            " `generate`"
+        )
     lm = rocmforge_jax.load(path)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     for text in _questions():
@@ -31,7 +39,10 @@ def run(options):
 
 
 def _questions():
-    """Lines of the user, empty ones left out; a prompt on stderr asks for them where stdin is a terminal."""
+    """Lines of the user, empty ones left out.
+
+    A prompt on stderr asks for them where stdin is a terminal.
+    """
     while True:
         try:
             if sys.stdin.isatty():

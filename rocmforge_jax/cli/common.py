@@ -49,7 +49,10 @@ def read_text(path: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{'stdin' if path == '-' else path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise UsageError(
+            f"{'stdin' if path == '-' else path} is not UTF-8 text: {error.reason} at byte"
+            f" {error.start}"
+        ) from None
 
 
 def version(package: str) -> str:
@@ -61,7 +64,10 @@ def version(package: str) -> str:
 
 
 def prepare_jax(model: str | None = None):
-    """What makes a command start quickly; call it before jax is imported. model: what will be loaded, of which reading begins."""
+    """What makes a command start quickly; call it before jax is imported.
+
+    model: what will be loaded, of which reading begins.
+    """
     gc.set_threshold(200_000, 50, 50)  # importing and tracing make a million objects that stay
     if model is not None and (path := Path(resolve(model) if model == "demo" else model)).is_file():
         read_ahead(path)
@@ -69,10 +75,13 @@ def prepare_jax(model: str | None = None):
 
 
 def use_compilation_cache():
-    """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another. Call it before jax is used."""
+    """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names
+    another. Call it before jax is used.
+    """
     import jax
 
-    # A program's key has its kernels' code, and that the lines it was traced from: other ones where something else was traced before.
+    # A program's key has its kernels' code, and that the lines it was traced from: other ones where
+    # something else was traced before.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -82,12 +91,19 @@ def use_compilation_cache():
     except OSError:
         return  # no home to write to: compile each time
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a dozen small programs take as long as the large ones
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs", 0.0
+    )  # a dozen small programs take as long as the large ones
 
 
-#: Field of `SamplingParams` -> type, default and meaning, so that help does not import jax; a test compares the defaults.
+#: Field of `SamplingParams` -> type, default and meaning, so that help does not import jax; a test
+#: compares the defaults.
 SAMPLING = {
-    "temperature": (float, 0.8, "0 takes the likeliest token, 1 samples the model's own distribution"),
+    "temperature": (
+        float,
+        0.8,
+        "0 takes the likeliest token, 1 samples the model's own distribution",
+    ),
     "top_k": (int, 40, "keep the k likeliest tokens, 0 for all"),
     "typical_p": (float, 1.0, "keep the most typical tokens up to this probability, 1 for all"),
     "top_p": (float, 0.95, "keep the likeliest tokens up to this probability, 1 for all"),
@@ -102,12 +118,30 @@ SAMPLING = {
 
 def add_generation_arguments(parser: argparse.ArgumentParser):
     """The options that `generation_options` reads."""
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="most new tokens (default: %(default)s)")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="most new tokens (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be given several times",
+    )
     group = parser.add_argument_group("sampling")
     for name, (kind, default, words) in SAMPLING.items():
         option, metavar = f"--{name.replace('_', '-')}", "N" if kind is int else "X"
-        group.add_argument(option, type=kind, default=default, metavar=metavar, help=f"{words} (default: %(default)s)")
+        group.add_argument(
+            option,
+            type=kind,
+            default=default,
+            metavar=metavar,
+            help=f"{words} (default: %(default)s)",
+        )
 
 
 def generation_options(options: argparse.Namespace) -> dict:

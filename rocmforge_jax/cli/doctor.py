@@ -1,4 +1,6 @@
-"""What this machine offers: versions, devices, what each operation runs on, known problems and their remedies."""
+"""What this machine offers: versions, devices, what each operation runs on, known problems and
+their remedies.
+"""
 
 import dataclasses
 import os
@@ -9,16 +11,32 @@ from pathlib import Path
 from rocmforge_jax.cli import common
 
 NAME = "doctor"
-PACKAGES = ("rocmforge-jax", "jax", "jaxlib", "flax", "numpy", "gguf", "tokenizers", "jax-rocm7-pjrt", "jax-rocm7-plugin",
-            "jax-cuda13-pjrt", "jax-cuda13-plugin", "huggingface_hub")  # fmt: skip
+PACKAGES = (
+    "rocmforge-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "gguf",
+    "tokenizers",
+    "jax-rocm7-pjrt",
+    "jax-rocm7-plugin",
+    "jax-cuda13-pjrt",
+    "jax-cuda13-plugin",
+    "huggingface_hub",
+)
 #: The ROCm that each release of JAX asks for.
 ROCM_OF_JAX = {"0.10": "7.2", "0.12": "7.14"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the checks look at. versions: package -> version or "not installed". devices: platform, kind and memory of each device
-    jax sees. amd, nvidia: the system has the driver's device node. xla_flags, environment: what the user has set."""
+    """What the checks look at.
+
+    versions: package -> version or "not installed". devices: platform, kind and memory of each
+    device jax sees. amd, nvidia: the system has the driver's device node. xla_flags, environment:
+    what the user has set.
+    """
 
     versions: dict[str, str]
     devices: list[dict]
@@ -39,7 +57,10 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """what: what is, or may go, wrong. remedy: what to do. certain: it is there now; otherwise it is known of such machines."""
+    """what: what is, or may go, wrong.
+
+    remedy: what to do. certain: it is there now; otherwise it is known of such machines.
+    """
 
     what: str
     remedy: str
@@ -68,11 +89,16 @@ def run(options):
             print(f"  {name:<18} {value}")
     print("devices:")
     for device in facts.devices:
-        memory = f", {device['memory_bytes'] / 2**30:.1f} GiB free" if device["memory_bytes"] else ""
+        memory = (
+            f", {device['memory_bytes'] / 2**30:.1f} GiB free" if device["memory_bytes"] else ""
+        )
         print(f"  {device['platform']:<18} {device['kind']}{memory}")
     print("problems:" if found else "problems: none known")
     for problem in found:
-        print(f"  {'' if problem.certain else 'known of such machines: '}{problem.what}\n    -> {problem.remedy}")
+        print(
+            f"  {'' if problem.certain else 'known of such machines: '}{problem.what}\n    ->"
+            f" {problem.remedy}"
+        )
 
 
 def gather() -> Facts:
@@ -82,12 +108,28 @@ def gather() -> Facts:
     from rocmforge_jax.models.plan import available_bytes
 
     devices = [
-        {"platform": device.platform, "kind": device.device_kind, "memory_bytes": available_bytes(device)} for device in jax.devices()
+        {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "memory_bytes": available_bytes(device),
+        }
+        for device in jax.devices()
     ]
-    versions = {"python": sys.version.split()[0]} | {name: common.version(name) for name in PACKAGES}
-    environment = {name: value for name, value in os.environ.items() if name.startswith(("XLA_PYTHON_CLIENT_", "JAX_"))}
+    versions = {"python": sys.version.split()[0]} | {
+        name: common.version(name) for name in PACKAGES
+    }
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("XLA_PYTHON_CLIENT_", "JAX_"))
+    }
     return Facts(
-        versions, devices, Path("/dev/kfd").exists(), Path("/dev/nvidiactl").exists(), os.environ.get("XLA_FLAGS", ""), environment
+        versions,
+        devices,
+        Path("/dev/kfd").exists(),
+        Path("/dev/nvidiactl").exists(),
+        os.environ.get("XLA_FLAGS", ""),
+        environment,
     )
 
 
@@ -98,7 +140,11 @@ def operations() -> dict[str, str]:
 
     layout = default_layout(formats.get("Q4_K"))
     try:
-        kernel = f"triton for {kernels.current_target()}" if "triton" in kernels.kernel_order() else "xla (ROCMFORGE_KERNELS=xla)"
+        kernel = (
+            f"triton for {kernels.current_target()}"
+            if "triton" in kernels.kernel_order()
+            else "xla (ROCMFORGE_KERNELS=xla)"
+        )
         product = kernel
     except NotImplementedError:  # no GPU
         kernel, product = "xla", _on_cpu(native, kernels.kernel_order())
@@ -122,26 +168,42 @@ def _on_cpu(native, order) -> str:
 def problems(facts: Facts) -> Iterator[Problem]:
     """What is wrong with a machine, the certain things first."""
     jax_version = facts.versions.get("jax", "")
-    rocm = next((needed for prefix, needed in ROCM_OF_JAX.items() if jax_version.startswith(prefix + ".")), "of its release notes")
+    rocm = next(
+        (needed for prefix, needed in ROCM_OF_JAX.items() if jax_version.startswith(prefix + ".")),
+        "of its release notes",
+    )
     if facts.platform == "cpu" and facts.amd:
         yield Problem(
-            "there is an AMD GPU, but jax computes on the CPU (`jax[rocm]` no longer exists: pip only warns and installs CPU jax)",
-            f"pip install 'rocmforge-jax[rocm]', and ROCm {rocm} from the system's packages or AMD's index for jax {jax_version}; "
-            "the packages named rocm and rocm-sdk on the public index are placeholders",
+            "there is an AMD GPU, but jax computes on the CPU (`jax[rocm]` no longer exists: pip"
+            " only warns and installs CPU jax)",
+            f"pip install 'rocmforge-jax[rocm]', and ROCm {rocm} from the system's packages or"
+            f" AMD's index for jax {jax_version}; the packages named rocm and rocm-sdk on the"
+            " public index are placeholders",
             True,
         )
     if facts.platform == "cpu" and facts.nvidia:
-        yield Problem("there is an NVIDIA GPU, but jax computes on the CPU", "pip install 'rocmforge-jax[cuda]'", True)
+        yield Problem(
+            "there is an NVIDIA GPU, but jax computes on the CPU",
+            "pip install 'rocmforge-jax[cuda]'",
+            True,
+        )
     for plugin in ("jax-rocm7-pjrt", "jax-rocm7-plugin", "jax-cuda13-pjrt", "jax-cuda13-plugin"):
         version = facts.versions.get(plugin, "not installed")
         if version != "not installed" and version.split(".")[:2] != jax_version.split(".")[:2]:
-            yield Problem(f"{plugin} is {version}, jax is {jax_version}", f"pip install '{plugin}=={jax_version}'", True)
+            yield Problem(
+                f"{plugin} is {version}, jax is {jax_version}",
+                f"pip install '{plugin}=={jax_version}'",
+                True,
+            )
     if facts.on_rocm:
         yield from _rocm(facts, jax_version)
-    if facts.platform not in ("cpu", "none") and not any(name in facts.environment for name in _MEMORY):
+    if facts.platform not in ("cpu", "none") and not any(
+        name in facts.environment for name in _MEMORY
+    ):
         yield Problem(
             "jax takes 75 % of the card's memory at its start",
-            "XLA_PYTHON_CLIENT_PREALLOCATE=false, or XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 to take more",
+            "XLA_PYTHON_CLIENT_PREALLOCATE=false, or XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 to take"
+            " more",
             False,
         )
 
@@ -152,11 +214,18 @@ _MEMORY = ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 def _rocm(facts, jax_version):
     kinds = " ".join(device["kind"] for device in facts.devices)
     if "gfx103" in kinds and not jax_version.startswith("0.10."):
-        yield Problem(f"jax {jax_version} refuses RDNA2 cards (gfx103x)", "pip install 'jax==0.10.2' with ROCm 7.2", True)
+        yield Problem(
+            f"jax {jax_version} refuses RDNA2 cards (gfx103x)",
+            "pip install 'jax==0.10.2' with ROCm 7.2",
+            True,
+        )
     flags = (
         ("--xla_gpu_enable_command_buffer=", "crashes in command buffers (hipGraph), which are on"),
         ("--xla_gpu_autotune_level=0", "crashes of the autotuner on older cards"),
-        ("--xla_gpu_enable_triton_gemm=false", "slow or failing matrix products of Triton; this takes hipBLASLt"),
+        (
+            "--xla_gpu_enable_triton_gemm=false",
+            "slow or failing matrix products of Triton; this takes hipBLASLt",
+        ),
     )
     for flag, what in flags:
         if flag.split("=")[0] not in facts.xla_flags:

@@ -12,13 +12,21 @@ def add_arguments(parser):
     parser.add_argument("--model", default="demo", metavar="FILE", help=where)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file, - for stdin")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE", help="read the prompt from a file, - for stdin"
+    )
     common.add_generation_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object: text, ids, finish_reason, logprobs, prompt_tokens")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object: text, ids, finish_reason, logprobs, prompt_tokens",
+    )
 
 
 def run(options):
-    prompt = options.prompt if options.prompt_file is None else common.read_text(options.prompt_file)
+    prompt = (
+        options.prompt if options.prompt_file is None else common.read_text(options.prompt_file)
+    )
     common.prepare_jax(options.model)
     generation = common.generation_options(options)
     import rocmforge_jax

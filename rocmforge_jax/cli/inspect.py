@@ -17,7 +17,11 @@ WIDTH = 80
 def add_arguments(parser):
     parser.add_argument("file", metavar="FILE", help="any file of a split model opens all of it")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
-    parser.add_argument("--json", action="store_true", help=f"print one JSON object, tensors included; of arrays the first {ITEMS} items")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help=f"print one JSON object, tensors included; of arrays the first {ITEMS} items",
+    )
 
 
 def run(options):
@@ -29,7 +33,11 @@ def run(options):
 
 
 def described(gguf) -> dict:
-    """A file in JSON's types. metadata: key -> type (of the items), count (None unless an array), value (an array's first items)."""
+    """A file in JSON's types.
+
+    metadata: key -> type (of the items), count (None unless an array), value (an array's first
+    items).
+    """
     return {
         "path": str(gguf.path),
         "files": [str(path) for path in gguf.paths],
@@ -40,7 +48,14 @@ def described(gguf) -> dict:
         "bytes": sum(tensor.nbytes for tensor in gguf.tensors.values()),
         "metadata": {key: _described_value(gguf.metadata, key) for key in gguf.metadata},
         "tensors": [
-            {"name": t.name, "shape": list(t.shape), "type": t.format.name, "offset": t.offset, "bytes": t.nbytes, "file": str(t.path)}
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "type": t.format.name,
+                "offset": t.offset,
+                "bytes": t.nbytes,
+                "file": str(t.path),
+            }
             for t in gguf.tensors.values()
         ],
     }
@@ -93,5 +108,7 @@ def _shown(metadata, key) -> str:
 
 
 def _printable(text: str) -> str:
-    """A name from the file, control characters escaped: it must not write to the terminal as it likes."""
+    """A name from the file, control characters escaped: it must not write to the terminal as it
+    likes.
+    """
     return repr(text)[1:-1]

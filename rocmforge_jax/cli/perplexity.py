@@ -9,9 +9,21 @@ NAME = "perplexity"
 
 def add_arguments(parser):
     parser.add_argument("text", metavar="TEXT", help="a text file, - for stdin")
-    parser.add_argument("--model", default="demo", metavar="FILE", help="a GGUF file, or one of the hub (default: the demo)")
-    parser.add_argument("--window", type=int, metavar="N", help="tokens that are predicted from nothing (default: 512, or the context)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: value, error, tokens")
+    parser.add_argument(
+        "--model",
+        default="demo",
+        metavar="FILE",
+        help="a GGUF file, or one of the hub (default: the demo)",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="tokens that are predicted from nothing (default: 512, or the context)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: value, error, tokens"
+    )
 
 
 def run(options):

@@ -8,10 +8,16 @@ NAME = "tokenize"
 
 
 def add_arguments(parser):
-    parser.add_argument("file", metavar="FILE", help="a GGUF file; one with a vocabulary alone will do")
+    parser.add_argument(
+        "file", metavar="FILE", help="a GGUF file; one with a vocabulary alone will do"
+    )
     parser.add_argument("text", metavar="TEXT", help="- reads stdin")
-    parser.add_argument("--add-special", action="store_true", help="add the tokens that begin and end a text")
-    parser.add_argument("--parse-special", action="store_true", help="read control tokens written in the text")
+    parser.add_argument(
+        "--add-special", action="store_true", help="add the tokens that begin and end a text"
+    )
+    parser.add_argument(
+        "--parse-special", action="store_true", help="read control tokens written in the text"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object: ids, pieces")
 
 
@@ -19,7 +25,9 @@ def run(options):
     tokenizer = load_tokenizer(resolve(options.file))
     text = common.read_text("-") if options.text == "-" else options.text
     with common.usage_errors():
-        ids = tokenizer.encode(text, add_special=options.add_special, parse_special=options.parse_special)
+        ids = tokenizer.encode(
+            text, add_special=options.add_special, parse_special=options.parse_special
+        )
     pieces = [tokenizer.piece(id).decode("utf-8", "backslashreplace") for id in ids]
     if options.json:
         common.print_json({"ids": ids, "pieces": pieces})

@@ -1,9 +1,11 @@
-"""Train the demo model and write it as GGUF: `python -m rocmforge_jax.demo.train TEXT OUT.gguf` (needs the extra `train`).
+"""Train the demo model and write it as GGUF: `python -m rocmforge_jax.demo.train TEXT OUT.gguf`
+(needs the extra `train`).
 
-A Llama with grouped-query attention and a byte-level BPE vocabulary, trained on the first 90 % of a text and stopped where the
-perplexity on the last 10 % is lowest. A million characters are little for it, so it is regularised twice: every window is
-tokenised anew with merges left out at random (BPE dropout, Provilkov et al., 2020), and a share of each weight matrix is
-dropped at every step (DropConnect, Wan et al., 2013). Beside OUT.gguf, OUT.json says what came out.
+A Llama with grouped-query attention and a byte-level BPE vocabulary, trained on the first 90 % of a
+text and stopped where the perplexity on the last 10 % is lowest. A million characters are little
+for it, so it is regularised twice: every window is tokenised anew with merges left out at random
+(BPE dropout, Provilkov et al., 2020), and a share of each weight matrix is dropped at every step
+(DropConnect, Wan et al., 2013). Beside OUT.gguf, OUT.json says what came out.
 """
 
 import argparse
@@ -32,14 +34,29 @@ from rocmforge_jax.nn import RopeConfig
 VOCABULARY = 1024
 END = "<|endoftext|>"
 CONFIG = DecoderConfig(
-    layers=4, width=256, hidden=640, heads=8, kv_heads=2, head_width=32, vocabulary=VOCABULARY, context_length=512,
-    norm_epsilon=1e-5, rope=RopeConfig(width=32, interleaved=True), tied=True,
-)  # fmt: skip
+    layers=4,
+    width=256,
+    hidden=640,
+    heads=8,
+    kv_heads=2,
+    head_width=32,
+    vocabulary=VOCABULARY,
+    context_length=512,
+    norm_epsilon=1e-5,
+    rope=RopeConfig(width=32, interleaved=True),
+    tied=True,
+)
 #: Type of each tensor: a mix, so that the demo exercises the formats the project began with.
 TYPES = {
-    "token_embd": "Q8_0", "attn_q": "Q5_0", "attn_k": "Q5_0", "attn_v": "Q8_0", "attn_output": "Q5_1", "ffn_gate": "Q4_1",
-    "ffn_up": "Q4_1", "ffn_down": "Q5_1",
-}  # fmt: skip
+    "token_embd": "Q8_0",
+    "attn_q": "Q5_0",
+    "attn_k": "Q5_0",
+    "attn_v": "Q8_0",
+    "attn_output": "Q5_1",
+    "ffn_gate": "Q4_1",
+    "ffn_up": "Q4_1",
+    "ffn_down": "Q5_1",
+}
 WINDOW, BATCH = CONFIG.context_length, 32
 
 
@@ -49,7 +66,9 @@ def train_tokenizer(text: str) -> Trainable:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([text], trainer)
     return tokenizer
 
@@ -63,13 +82,25 @@ def window_loss(decoder: Decoder, tokens_BT):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def step(graphdef, optimizer, drop, params, moments, average, tokens_BT, key):
-    """One AdamW step on weights with a share `drop` of each matrix set to zero; `average` follows the weights."""
+    """One AdamW step on weights with a share `drop` of each matrix set to zero.
+
+    `average` follows the weights.
+    """
 
     def loss(params):
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(key, len(leaves))
-        keep = lambda k, w: w * jax.random.bernoulli(k, 1 - drop, w.shape).astype(w.dtype) / (1 - drop) if w.ndim > 1 else w
-        return window_loss(nnx.merge(graphdef, jax.tree.unflatten(tree, list(map(keep, keys, leaves)))), tokens_BT)
+
+        def keep(k, w):
+            return (
+                w * jax.random.bernoulli(k, 1 - drop, w.shape).astype(w.dtype) / (1 - drop)
+                if w.ndim > 1
+                else w
+            )
+
+        return window_loss(
+            nnx.merge(graphdef, jax.tree.unflatten(tree, list(map(keep, keys, leaves)))), tokens_BT
+        )
 
     value, gradients = jax.value_and_grad(loss)(params)
     with jax.numpy_dtype_promotion("standard"):
@@ -80,7 +111,9 @@ def step(graphdef, optimizer, drop, params, moments, average, tokens_BT, key):
 
 
 def held_out_loss(decoder: Decoder, ids: np.ndarray) -> float:
-    """Mean negative log-likelihood per token of a text, in windows of WINDOW tokens that each start from nothing."""
+    """Mean negative log-likelihood per token of a text, in windows of WINDOW tokens that each start
+    from nothing.
+    """
     graphdef, state = nnx.split(decoder)
     evaluate = jax.jit(lambda state, tokens: window_loss(nnx.merge(graphdef, state), tokens))
     count = (len(ids) - 1) // WINDOW
@@ -102,28 +135,49 @@ def batches(tokenizer: Trainable, text: str, dropout: float, seed: int):
             yield np.stack([ids[s : s + WINDOW + 1] for s in starts])
 
 
-def train(text: str, held_out_text: str, steps: int, patience: int, seed: int = 0) -> tuple[Decoder, Trainable]:
+def train(
+    text: str, held_out_text: str, steps: int, patience: int, seed: int = 0
+) -> tuple[Decoder, Trainable]:
     """A decoder with the weights that were best on the held-out text, and its tokenizer."""
     tokenizer = train_tokenizer(text)
     held_out = np.array(tokenizer.encode(held_out_text).ids, np.int32)
     decoder = Decoder(CONFIG, rngs=nnx.Rngs(seed))
     graphdef, params = nnx.split(decoder, nnx.Param)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(100, steps // 10), steps, 1e-4)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.1))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.1)
+    )
     with jax.numpy_dtype_promotion("standard"):
         moments = optimizer.init(params)
     average = jax.tree.map(jnp.copy, params)
     source = batches(tokenizer, text, 0.1, seed)
-    key, best, best_loss, since, began = jax.random.key(seed), average, np.inf, 0, time.perf_counter()
+    key, best, best_loss, since, began = (
+        jax.random.key(seed),
+        average,
+        np.inf,
+        0,
+        time.perf_counter(),
+    )
     for number in range(1, steps + 1):
         tokens = jnp.asarray(next(source))
         params, moments, average, loss = step(
-            graphdef, optimizer, 0.1, params, moments, average, tokens, jax.random.fold_in(key, number)
+            graphdef,
+            optimizer,
+            0.1,
+            params,
+            moments,
+            average,
+            tokens,
+            jax.random.fold_in(key, number),
         )
         if number % 100 and number != steps:
             continue
         now = held_out_loss(nnx.merge(graphdef, average), held_out)
-        print(f"step {number}: loss {float(loss):.3f}, held out {now:.3f}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        print(
+            f"step {number}: loss {float(loss):.3f}, held out {now:.3f},"
+            f" {time.perf_counter() - began:.0f} s",
+            file=sys.stderr,
+        )
         if now < best_loss:
             best, best_loss, since = jax.tree.map(jnp.copy, average), now, 0
         else:
@@ -141,7 +195,9 @@ def metadata(tokenizer: Trainable) -> dict:
     return {
         "general.architecture": "llama",
         "general.name": "rocmforge demo: mock Shakespeare",
-        "general.description": "A toy model that shows rocmforge_jax at work. Trained on public-domain plays.",
+        "general.description": (
+            "A toy model that shows rocmforge_jax at work. Trained on public-domain plays."
+        ),
         "general.license": "apache-2.0",
         "general.quantization_version": 2,
         "llama.block_count": config.layers,
@@ -181,7 +237,12 @@ def main():
     parser.add_argument("text", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--patience", type=int, default=6, help="evaluations without a better one before training stops")
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=6,
+        help="evaluations without a better one before training stops",
+    )
     options = parser.parse_args()
 
     text = options.text.read_text()
@@ -190,7 +251,10 @@ def main():
     held_out = text[cut:]
     write_gguf(options.out, metadata(tokenizer), tensors(decoder))
     language_model = load(options.out, dtype=jnp.float32)
-    quantised, before = language_model.perplexity(held_out), perplexity(Engine(decoder), language_model.tokenizer.encode(held_out))
+    quantised, before = (
+        language_model.perplexity(held_out),
+        perplexity(Engine(decoder), language_model.tokenizer.encode(held_out)),
+    )
     tokens_per_character = len(language_model.tokenizer.encode(held_out)) / len(held_out)
     report = {
         "parameters": param_count(decoder),

@@ -1,4 +1,7 @@
-"""What the bytes of a tensor mean: one declaration per ggml type. Knows no files and no modules; imports jax at first use."""
+"""What the bytes of a tensor mean: one declaration per ggml type.
+
+Knows no files and no modules; imports jax at first use.
+"""
 
 from rocmforge_jax.formats.format import Affine, Field, Format
 from rocmforge_jax.formats.quantizers import quantize

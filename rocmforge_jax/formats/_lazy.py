@@ -1,4 +1,6 @@
-"""jax, imported at its first use: a format's declaration is plain data, and opening a file must not cost 150 MB of jax."""
+"""jax, imported at its first use: a format's declaration is plain data, and opening a file must not
+cost 150 MB of jax.
+"""
 
 import importlib
 

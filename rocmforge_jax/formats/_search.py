@@ -1,25 +1,32 @@
-"""ggml's searches for the scale (and minimum) of least weighted squared error, in NumPy and over many blocks at once.
+"""ggml's searches for the scale (and minimum) of least weighted squared error, in NumPy and over
+many blocks at once.
 
-Arrays are float32 [elements of a block, blocks]. Every step and every sum is done in C's order and in float32: another
-order rounds differently and may settle on another scale. Source: ggml-quants.c (quantize_row_q4_0_impl and its
-siblings, make_qx_quants, make_qkx3_quants).
+Arrays are float32 [elements of a block, blocks]. Every step and every sum is done in C's order and
+in float32: another order rounds differently and may settle on another scale. Source: ggml-quants.c
+(quantize_row_q4_0_impl and its siblings, make_qx_quants, make_qkx3_quants).
 """
 
 import numpy as np
 
-#: Largest magnitude that counts as zero: GROUP_MAX_EPS for `symmetric`; far below any float16 scale for `asymmetric`.
+#: Largest magnitude that counts as zero: GROUP_MAX_EPS for `symmetric`; far below any float16 scale
+#: for `asymmetric`.
 ZERO, NO_SPAN = np.float32(1e-15), np.float32(1e-30)
 
 
 def row_weights(rows):
-    """float32 [..., elements] -> the same shape: sqrt(mean square of the row + x^2), ggml's weights where all importances are 1."""
+    """float32 [..., elements] -> the same shape: sqrt(mean square of the row + x^2), ggml's weights
+    where all importances are 1.
+    """
     squares = rows * rows
     mean = np.cumsum(squares, axis=-1)[..., -1:] / np.float32(rows.shape[-1])
     return np.sqrt(mean + squares)
 
 
 def symmetric(x, weights, bits):
-    """x ~ d * q, integers q from -2^(bits - 1). -> d [blocks], codes uint8, 2^(bits - 1) above q; in zero blocks all are 0."""
+    """x ~ d * q, integers q from -2^(bits - 1). -> d [blocks], codes uint8, 2^(bits - 1) above q.
+
+    In zero blocks all are 0.
+    """
     lowest = 2 ** (bits - 1)
     extreme = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
     zero = np.abs(extreme) < ZERO
@@ -37,7 +44,9 @@ def symmetric(x, weights, bits):
 
 
 def asymmetric(x, weights, bits):
-    """x ~ d * q + m, integers q from 0 to 2^bits - 1 and m at most 0. -> d, m [blocks], codes q uint8."""
+    """x ~ d * q + m, integers q from 0 to 2^bits - 1 and m at most 0. -> d, m [blocks], codes q
+    uint8.
+    """
     top = 2**bits - 1
     m, high = np.minimum(x.min(axis=0), 0), x.max(axis=0)
     solid = high - m > NO_SPAN
@@ -49,7 +58,9 @@ def asymmetric(x, weights, bits):
         # As in C, each step starts from the best minimum so far.
         levels = np.float32(-0.9) + np.float32(0.05) * np.float32(step) + np.float32(top)
         q = _codes(x, m, _divide(levels, high - m, solid), top)
-        new_d, new_m, solved = _least_squares(_sum(weights * q), _sum(weights * q * q), _sum(weights * q * x), sum_w, sum_x)
+        new_d, new_m, solved = _least_squares(
+            _sum(weights * q), _sum(weights * q * q), _sum(weights * q * x), sum_w, sum_x
+        )
         new_error = _error(x, weights, new_d, new_m, q)
         better = solid & solved & (new_error < error)
         d, m, error, codes = _choose(better, (new_d, new_m, new_error, q), (d, m, error, codes))

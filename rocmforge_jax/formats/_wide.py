@@ -1,6 +1,8 @@
-"""64-bit numbers as float32 on a device that has 32-bit words only (JAX without x64): integer arithmetic, rounded once.
+"""64-bit numbers as float32 on a device that has 32-bit words only (JAX without x64): integer
+arithmetic, rounded once.
 
-Both functions take uint32 [..., 2], low word first, and round to the nearest float32, ties to even, as a cast does.
+Both functions take uint32 [..., 2], low word first, and round to the nearest float32, ties to even,
+as a cast does.
 """
 
 import numpy as np
@@ -11,7 +13,10 @@ SIGN, INFINITE, QUIET_NAN = np.uint32(0x80000000), np.uint32(0x7F800000), np.uin
 
 
 def float32_of_float64(words):
-    """IEEE double -> float32. Too large is infinite, too small is subnormal or zero, NaN is the quiet NaN."""
+    """IEEE double -> float32.
+
+    Too large is infinite, too small is subnormal or zero, NaN is the quiet NaN.
+    """
     low, high = words[..., 0], words[..., 1]
     exponent = ((high >> 20) & 0x7FF).astype(jnp.int32)
     # 24 significant bits, then a rounding bit, then one bit that stands for all below.
@@ -45,7 +50,9 @@ def _any(bits):
 
 
 def _round(significand, biased):
-    """Bits of the positive float32: uint32 of 26 bits (the leading one is bit 25, the lowest two round), int32 exponent."""
+    """Bits of the positive float32: uint32 of 26 bits (the leading one is bit 25, the lowest two
+    round), int32 exponent.
+    """
     shift = jnp.clip(1 - biased, 0, 26).astype(jnp.uint32)
     lost = significand & ((jnp.uint32(1) << shift) - 1)
     significand = (significand >> shift) | _any(lost)

@@ -13,12 +13,15 @@ from rocmforge_jax.formats.registry import get
 DTYPES = tuple(np.dtype(name) for name in ("float32", "bfloat16", "float16"))
 
 
-def dequantize(block_bytes, format: str | int | Format, *, dtype=jnp.float32, count: int | None = None) -> jax.Array:
+def dequantize(
+    block_bytes, format: str | int | Format, *, dtype=jnp.float32, count: int | None = None
+) -> jax.Array:
     """Values of packed rows: uint8 [..., row bytes] -> dtype [..., elements].
 
-    block_bytes: NumPy or jax array; the last axis is whole blocks. format: name (any case), ggml id or Format.
-    dtype: float32, bfloat16 or float16. The float32 values equal ggml's to the bit; the others are their rounding.
-    count: take exactly the first `count` values of each row, whose last block may be a partial one.
+    block_bytes: NumPy or jax array; the last axis is whole blocks. format: name (any case), ggml id
+    or Format. dtype: float32, bfloat16 or float16. The float32 values equal ggml's to the bit; the
+    others are their rounding. count: take exactly the first `count` values of each row, whose last
+    block may be a partial one.
 
     ValueError: not uint8, not whole blocks, fewer blocks than `count` needs, another dtype.
     """
@@ -26,15 +29,17 @@ def dequantize(block_bytes, format: str | int | Format, *, dtype=jnp.float32, co
     if dtype not in DTYPES:
         raise ValueError(f"dequantize gives {', '.join(map(str, DTYPES))}, not {dtype}")
     if not hasattr(block_bytes, "dtype") or block_bytes.dtype != np.uint8 or block_bytes.ndim < 1:
-        raise ValueError(f"{format.name} bytes are an array uint8 [..., row bytes], got {_describe(block_bytes)}")
+        raise ValueError(
+            f"{format.name} bytes are an array uint8 [..., row bytes], got {_describe(block_bytes)}"
+        )
     blocks = format.row_blocks(block_bytes.shape[-1])
     if count is None:
         return _dequantize(block_bytes, format, dtype)
     needed = _blocks_for(operator.index(count), format)
     if needed > blocks:
         raise ValueError(
-            f"{count} {format.name} values take {needed} blocks of {format.block_bytes} bytes = {needed * format.block_bytes} bytes, "
-            f"got {blocks} = {block_bytes.shape[-1]} bytes"
+            f"{count} {format.name} values take {needed} blocks of {format.block_bytes} bytes ="
+            f" {needed * format.block_bytes} bytes, got {blocks} = {block_bytes.shape[-1]} bytes"
         )
     return _dequantize(block_bytes[..., : needed * format.block_bytes], format, dtype)[..., :count]
 
@@ -43,7 +48,10 @@ def dequantize(block_bytes, format: str | int | Format, *, dtype=jnp.float32, co
 def _dequantize(block_bytes, format, dtype):
     *lead, nbytes = block_bytes.shape
     blocks = format.row_blocks(nbytes)
-    decode = lambda fields: format.values(**fields)
+
+    def decode(fields):
+        return format.values(**fields)
+
     for _ in range(len(lead) + 1):
         decode = jax.vmap(decode)
     values = decode(format.split(block_bytes.reshape(*lead, blocks, format.block_bytes)))

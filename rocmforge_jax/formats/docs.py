@@ -1,4 +1,6 @@
-"""The table of docs/formats.md, made from the declarations: `python -m rocmforge_jax.formats.docs docs/formats.md` renews it."""
+"""The table of docs/formats.md, made from the declarations: `python -m rocmforge_jax.formats.docs
+docs/formats.md` renews it.
+"""
 
 import sys
 from pathlib import Path
@@ -11,7 +13,10 @@ SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i"}
 
 def table() -> str:
     """One row for each format, in Markdown."""
-    head = ["| type | id | elements | bytes | bits per element | block, in file order | value |", "|---|---|---|---|---|---|---|"]
+    head = [
+        "| type | id | elements | bytes | bits per element | block, in file order | value |",
+        "|---|---|---|---|---|---|---|",
+    ]
     return "\n".join(head + [_row(f) for f in FORMATS.values()])
 
 
@@ -26,8 +31,13 @@ def renewed(page: str) -> str:
 
 def _row(f):
     ggml_id = "-" if f.ggml_id is None else f.ggml_id
-    fields = ", ".join(f"{_short(field.dtype)} `{field.name}{list(field.shape) or ''}`" for field in f.fields)
-    return f"| {f.name} | {ggml_id} | {f.block} | {f.block_bytes} | {f.bits_per_element:g} | {fields} | {f.note} |"
+    fields = ", ".join(
+        f"{_short(field.dtype)} `{field.name}{list(field.shape) or ''}`" for field in f.fields
+    )
+    return (
+        f"| {f.name} | {ggml_id} | {f.block} | {f.block_bytes} | {f.bits_per_element:g} | {fields}"
+        f" | {f.note} |"
+    )
 
 
 def _short(dtype):

@@ -1,8 +1,8 @@
 """What a block format is: the fields of one block in file order, and what they mean.
 
-A declaration describes ONE block. `affine` (or `decode`, where a block is no scaled grid) takes the block's fields by
-their names in ggml's C structs and is vectorised with `jax.vmap` over whatever axes the planes have, so it never sees
-a batch axis and does not know how the planes are laid out.
+A declaration describes ONE block. `affine` (or `decode`, where a block is no scaled grid) takes the
+block's fields by their names in ggml's C structs and is vectorised with `jax.vmap` over whatever
+axes the planes have, so it never sees a batch axis and does not know how the planes are laid out.
 """
 
 import math
@@ -18,7 +18,9 @@ from rocmforge_jax.formats._lazy import jax, jnp
 
 @dataclass(frozen=True)
 class Field:
-    """One member of a block's C struct: `dtype` is little endian in the file, `shape` is () for a scalar."""
+    """One member of a block's C struct: `dtype` is little endian in the file, `shape` is () for a
+    scalar.
+    """
 
     name: str
     dtype: str
@@ -30,9 +32,13 @@ class Field:
 
     @property
     def plane(self) -> tuple[np.dtype, tuple[int, ...]]:
-        """dtype and shape on the device: 64-bit members are pairs of uint32, low word first, because JAX without x64 has no others."""
+        """dtype and shape on the device: 64-bit members are pairs of uint32, low word first,
+        because JAX without x64 has no others.
+        """
         dtype = np.dtype(self.dtype)
-        return (np.dtype("uint32"), (*self.shape, 2)) if dtype.itemsize == 8 else (dtype, self.shape)
+        return (
+            (np.dtype("uint32"), (*self.shape, 2)) if dtype.itemsize == 8 else (dtype, self.shape)
+        )
 
 
 def u8(name: str, *shape: int) -> Field:
@@ -43,9 +49,10 @@ def u8(name: str, *shape: int) -> Field:
 class Affine(NamedTuple):
     """The values of one block as `codes * scale + bias`.
 
-    codes: int8 [block]. scale, bias: float32, a scalar for the whole block or [groups] for equal runs of elements in
-    order; bias None means zero. Both products are exact in float32 (an f16 times small integers), so each value is
-    rounded at most once and equals ggml's to the bit, also when the compiler contracts it to a fused multiply-add.
+    codes: int8 [block]. scale, bias: float32, a scalar for the whole block or [groups] for equal
+    runs of elements in order; bias None means zero. Both products are exact in float32 (an f16
+    times small integers), so each value is rounded at most once and equals ggml's to the bit, also
+    when the compiler contracts it to a fused multiply-add.
     """
 
     codes: "jax.Array"
@@ -54,8 +61,13 @@ class Affine(NamedTuple):
 
     def values(self):
         """float32 [block]."""
-        column = lambda a: jnp.reshape(a, (-1, 1))
-        values = jnp.reshape(self.codes, (self.scale.size, -1)).astype(jnp.float32) * column(self.scale)
+
+        def column(a):
+            return jnp.reshape(a, (-1, 1))
+
+        values = jnp.reshape(self.codes, (self.scale.size, -1)).astype(jnp.float32) * column(
+            self.scale
+        )
         if self.bias is not None:
             values = values + column(self.bias)
         return jnp.reshape(values, (-1,))
@@ -65,10 +77,11 @@ class Affine(NamedTuple):
 class Format:
     """A ggml type (or, with ggml_id None, a format outside GGUF).
 
-    name: ggml's name in capitals, "Q5_1". block: elements per block. fields: in file order, without padding.
-    affine: the fields of one block -> Affine; None where the codes do not fit int8. decode: the fields of one block ->
-    values [block]; given where there is no affine, or where its product could be flushed to zero or overflow, so that
-    `values` takes decode and products take affine. note: one line for docs/formats.md.
+    name: ggml's name in capitals, "Q5_1". block: elements per block. fields: in file order, without
+    padding. affine: the fields of one block -> Affine; None where the codes do not fit int8.
+    decode: the fields of one block -> values [block]; given where there is no affine, or where its
+    product could be flushed to zero or overflow, so that `values` takes decode and products take
+    affine. note: one line for docs/formats.md.
     """
 
     name: str
@@ -101,23 +114,34 @@ class Format:
     def row_bytes(self, elements: int) -> int:
         """Bytes of a row of `elements` values; a row is whole blocks (ValueError)."""
         if elements % self.block:
-            raise ValueError(f"a {self.name} row is whole blocks of {self.block} elements, got {elements}")
+            raise ValueError(
+                f"a {self.name} row is whole blocks of {self.block} elements, got {elements}"
+            )
         return elements // self.block * self.block_bytes
 
     def row_blocks(self, nbytes: int) -> int:
         """Blocks in a row of `nbytes` bytes; a row is whole blocks (ValueError)."""
         if nbytes % self.block_bytes:
-            raise ValueError(f"a {self.name} row is whole blocks of {self.block_bytes} bytes, got {nbytes} bytes")
+            raise ValueError(
+                f"a {self.name} row is whole blocks of {self.block_bytes} bytes, got {nbytes} bytes"
+            )
         return nbytes // self.block_bytes
 
     def values(self, **fields):
-        """The values of ONE block, [block]: in the field's own dtype for plain types of up to 32 bits, else float32."""
+        """The values of ONE block, [block]: in the field's own dtype for plain types of up to 32
+        bits, else float32.
+        """
         return self.affine(**fields).values() if self.decode is None else self.decode(**fields)
 
     def split(self, blocks):
-        """uint8 [..., block_bytes] -> {field name: [..., *shape]}, dtype and shape by `field.plane`. Traceable; no copy on the host."""
+        """uint8 [..., block_bytes] -> {field name: [..., *shape]}, dtype and shape by
+        `field.plane`. Traceable; no copy on the host.
+        """
         if blocks.dtype != jnp.uint8 or blocks.ndim < 1 or blocks.shape[-1] != self.block_bytes:
-            raise ValueError(f"{self.name} blocks are uint8 [..., {self.block_bytes}], got {blocks.dtype} {list(blocks.shape)}")
+            raise ValueError(
+                f"{self.name} blocks are uint8 [..., {self.block_bytes}], got {blocks.dtype}"
+                f" {list(blocks.shape)}"
+            )
         planes, start = {}, 0
         for field in self.fields:
             part = blocks[..., start : start + field.nbytes]
@@ -130,14 +154,19 @@ class Format:
         names = {field.name for field in self.fields}
         if set(planes) != names:
             raise ValueError(f"{self.name} has the planes {sorted(names)}, got {sorted(planes)}")
-        return jnp.concatenate([self._to_bytes(planes[field.name], field) for field in self.fields], axis=-1)
+        return jnp.concatenate(
+            [self._to_bytes(planes[field.name], field) for field in self.fields], axis=-1
+        )
 
     def _to_bytes(self, plane, field):
         dtype, shape = field.plane
         lead = plane.shape[: plane.ndim - len(shape)]
         if plane.dtype != dtype or plane.shape != (*lead, *shape):
             expected = ", ".join(map(str, ("...", *shape)))
-            raise ValueError(f"{self.name}.{field.name} is {dtype} [{expected}], got {plane.dtype} {list(plane.shape)}")
+            raise ValueError(
+                f"{self.name}.{field.name} is {dtype} [{expected}], got {plane.dtype}"
+                f" {list(plane.shape)}"
+            )
         return jax.lax.bitcast_convert_type(plane, jnp.uint8).reshape(*lead, field.nbytes)
 
 

@@ -1,6 +1,8 @@
-"""The IQ types: 256 elements whose magnitudes, eight or four at a time, are entries of a fixed codebook ("grid").
+"""The IQ types: 256 elements whose magnitudes, eight or four at a time, are entries of a fixed
+codebook ("grid").
 
-The grids come from the gguf package at first use. Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_iq*).
+The grids come from the gguf package at first use. Sources: ggml-common.h (structs), ggml-quants.c
+(dequantize_row_iq*).
 """
 
 import functools
@@ -11,7 +13,9 @@ from rocmforge_jax.formats._bits import f32, i8, unpack
 from rocmforge_jax.formats._lazy import jax, jnp
 from rocmforge_jax.formats.format import Affine, Field, Format, u8
 
-IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+IQ4_VALUES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)
 
 
 @functools.cache
@@ -52,7 +56,9 @@ def _high_bits(low, high):
 
 
 def _signs_and_scale(d, words, divisor):
-    """uint32 [8] -> sign bytes [32], scales [8]: four 7-bit sign indices and, on top, four bits of scale."""
+    """uint32 [8] -> sign bytes [32], scales [8]: four 7-bit sign indices and, on top, four bits of
+    scale.
+    """
     index = (words[:, None] >> jnp.array([[0, 7, 14, 21]], jnp.uint32)) & 127
     return _even_signs(index.reshape(-1)), _odd_scale(d, words >> 28, divisor)
 
@@ -85,7 +91,9 @@ def _iq3_s(d, qs, qh, signs, scales):
 
 def _ternary_codes(index, minus):
     """8 * (grid - 1/8) where minus, else 8 * (grid + 1/8): int8 [32 * 8]."""
-    return (8 * _take(grid("IQ1_S"), index) + jnp.where(minus, -1, 1).astype(jnp.int8)[:, None]).reshape(-1)
+    return (
+        8 * _take(grid("IQ1_S"), index) + jnp.where(minus, -1, 1).astype(jnp.int8)[:, None]
+    ).reshape(-1)
 
 
 def _three_bits(words):
@@ -95,59 +103,102 @@ def _three_bits(words):
 
 def _iq1_s(d, qs, qh):
     minus = jnp.repeat(qh >> 15, 4) > 0
-    return Affine(_ternary_codes(_high_bits(qs, _three_bits(qh)), minus), _odd_scale(d, (qh >> 12) & 7, 8))
+    return Affine(
+        _ternary_codes(_high_bits(qs, _three_bits(qh)), minus), _odd_scale(d, (qh >> 12) & 7, 8)
+    )
 
 
 def _iq1_m(qs, qh, scales):
     high = unpack(qh, 4, 1)
     parts = (scales >> 12) << jnp.array([0, 4, 8, 12], jnp.uint16)
     d = jax.lax.bitcast_convert_type(parts[0] | parts[1] | parts[2] | parts[3], jnp.float16)
-    return Affine(_ternary_codes(_high_bits(qs, high & 7), high > 7), _odd_scale(d, _three_bits(scales), 8))
+    return Affine(
+        _ternary_codes(_high_bits(qs, high & 7), high > 7), _odd_scale(d, _three_bits(scales), 8)
+    )
 
 
 def _iq4_xs(d, scales_h, scales_l, qs):
     high = (unpack(scales_h.reshape(1), 2, 1) << 4).astype(jnp.uint8)
-    return Affine(_take(IQ4_VALUES, unpack(qs, 4, 16)), f32(d) * f32(i8(unpack(scales_l, 4, 1) | high, 32)))
+    return Affine(
+        _take(IQ4_VALUES, unpack(qs, 4, 16)), f32(d) * f32(i8(unpack(scales_l, 4, 1) | high, 32))
+    )
 
 
 _D = Field("d", "float16")
 _EVEN = "the eighth sign of eight is their parity"
 
 IQ2_XXS = Format(
-    "IQ2_XXS", 16, 256, (_D, Field("qs", "uint16", (32,))), affine=_iq2_xxs,
+    "IQ2_XXS",
+    16,
+    256,
+    (_D, Field("qs", "uint16", (32,))),
+    affine=_iq2_xxs,
     note=f"d * (2 * scale + 1) / 8 * grid; 8 groups of 32; {_EVEN}",
 )
 IQ2_XS = Format(
-    "IQ2_XS", 17, 256, (_D, Field("qs", "uint16", (32,)), u8("scales", 8)), affine=_iq2_xs,
+    "IQ2_XS",
+    17,
+    256,
+    (_D, Field("qs", "uint16", (32,)), u8("scales", 8)),
+    affine=_iq2_xs,
     note=f"d * (2 * scale + 1) / 8 * grid; 16 groups of 16; {_EVEN}",
 )
 IQ3_XXS = Format(
-    "IQ3_XXS", 18, 256, (_D, u8("qs", 64), Field("scales_and_signs", "uint32", (8,))), affine=_iq3_xxs,
+    "IQ3_XXS",
+    18,
+    256,
+    (_D, u8("qs", 64), Field("scales_and_signs", "uint32", (8,))),
+    affine=_iq3_xxs,
     note=f"d * (2 * scale + 1) / 4 * grid; 8 groups of 32; {_EVEN}",
 )
 IQ1_S = Format(
-    "IQ1_S", 19, 256, (_D, u8("qs", 32), Field("qh", "uint16", (8,))), affine=_iq1_s,
+    "IQ1_S",
+    19,
+    256,
+    (_D, u8("qs", 32), Field("qh", "uint16", (8,))),
+    affine=_iq1_s,
     note="d * (2 * scale + 1) * (grid ± 1/8); 8 groups of 32; grid is -1, 0, 1",
 )
 IQ4_NL = Format(
-    "IQ4_NL", 20, 32, (_D, u8("qs", 16)),
+    "IQ4_NL",
+    20,
+    32,
+    (_D, u8("qs", 16)),
     affine=lambda d, qs: Affine(_take(IQ4_VALUES, unpack(qs, 4, 16)), f32(d)),
     note="d * one of 16 fixed int8 values",
 )
 IQ3_S = Format(
-    "IQ3_S", 21, 256, (_D, u8("qs", 64), u8("qh", 8), u8("signs", 32), u8("scales", 4)), affine=_iq3_s,
+    "IQ3_S",
+    21,
+    256,
+    (_D, u8("qs", 64), u8("qh", 8), u8("signs", 32), u8("scales", 4)),
+    affine=_iq3_s,
     note="d * (2 * scale + 1) * grid; 8 groups of 32",
 )
 IQ2_S = Format(
-    "IQ2_S", 22, 256, (_D, u8("qs", 32), u8("signs", 32), u8("qh", 8), u8("scales", 8)), affine=_iq2_s,
+    "IQ2_S",
+    22,
+    256,
+    (_D, u8("qs", 32), u8("signs", 32), u8("qh", 8), u8("scales", 8)),
+    affine=_iq2_s,
     note="d * (2 * scale + 1) / 8 * grid; 16 groups of 16",
 )
 IQ4_XS = Format(
-    "IQ4_XS", 23, 256, (_D, Field("scales_h", "uint16"), u8("scales_l", 4), u8("qs", 128)), affine=_iq4_xs,
+    "IQ4_XS",
+    23,
+    256,
+    (_D, Field("scales_h", "uint16"), u8("scales_l", 4), u8("qs", 128)),
+    affine=_iq4_xs,
     note="d * (scale - 32) * one of 16 fixed int8 values; 8 groups of 32; 6-bit scales",
 )
 IQ1_M = Format(
-    "IQ1_M", 29, 256, (u8("qs", 32), u8("qh", 16), Field("scales", "uint16", (4,))), affine=_iq1_m,
-    note="as IQ1_S with 16 groups of 16; the f16 d is the upper four bits of each of the four scales",
+    "IQ1_M",
+    29,
+    256,
+    (u8("qs", 32), u8("qh", 16), Field("scales", "uint16", (4,))),
+    affine=_iq1_m,
+    note=(
+        "as IQ1_S with 16 groups of 16; the f16 d is the upper four bits of each of the four scales"
+    ),
 )
 FORMATS = (IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ4_NL, IQ3_S, IQ2_S, IQ4_XS, IQ1_M)

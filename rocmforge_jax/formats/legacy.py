@@ -1,4 +1,7 @@
-"""The 32-element block formats of ggml's first days. Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*)."""
+"""The 32-element block formats of ggml's first days.
+
+Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*).
+"""
 
 from rocmforge_jax.formats._bits import f32, i8, unpack
 from rocmforge_jax.formats._lazy import jnp
@@ -17,32 +20,50 @@ def _five_bits(qh, qs):
 
 
 Q4_0 = Format(
-    "Q4_0", 2, 32, (Field("d", "float16"), u8("qs", 16)),
+    "Q4_0",
+    2,
+    32,
+    (Field("d", "float16"), u8("qs", 16)),
     affine=lambda d, qs: Affine(i8(_nibbles(qs), 8), f32(d)),
     note="d * (q - 8)",
 )
 Q4_1 = Format(
-    "Q4_1", 3, 32, (Field("d", "float16"), Field("m", "float16"), u8("qs", 16)),
+    "Q4_1",
+    3,
+    32,
+    (Field("d", "float16"), Field("m", "float16"), u8("qs", 16)),
     affine=lambda d, m, qs: Affine(i8(_nibbles(qs)), f32(d), f32(m)),
     note="d * q + m",
 )
 Q5_0 = Format(
-    "Q5_0", 6, 32, (Field("d", "float16"), Field("qh", "uint32"), u8("qs", 16)),
+    "Q5_0",
+    6,
+    32,
+    (Field("d", "float16"), Field("qh", "uint32"), u8("qs", 16)),
     affine=lambda d, qh, qs: Affine(i8(_five_bits(qh, qs), 16), f32(d)),
     note="d * (q - 16); bit i of qh is the fifth bit of element i",
 )
 Q5_1 = Format(
-    "Q5_1", 7, 32, (Field("d", "float16"), Field("m", "float16"), Field("qh", "uint32"), u8("qs", 16)),
+    "Q5_1",
+    7,
+    32,
+    (Field("d", "float16"), Field("m", "float16"), Field("qh", "uint32"), u8("qs", 16)),
     affine=lambda d, m, qh, qs: Affine(i8(_five_bits(qh, qs)), f32(d), f32(m)),
     note="d * q + m; bit i of qh is the fifth bit of element i",
 )
 Q8_0 = Format(
-    "Q8_0", 8, 32, (Field("d", "float16"), Field("qs", "int8", (32,))),
+    "Q8_0",
+    8,
+    32,
+    (Field("d", "float16"), Field("qs", "int8", (32,))),
     affine=lambda d, qs: Affine(qs, f32(d)),
     note="d * q",
 )
 Q8_1 = Format(
-    "Q8_1", 9, 32, (Field("d", "float16"), Field("s", "float16"), Field("qs", "int8", (32,))),
+    "Q8_1",
+    9,
+    32,
+    (Field("d", "float16"), Field("s", "float16"), Field("qs", "int8", (32,))),
     affine=lambda d, s, qs: Affine(qs, f32(d)),
     note="d * q; s = d * sum(q), for dot products. ggml uses it for activations",
 )

@@ -1,9 +1,11 @@
 """Small floats under a shared power of two (MX) or a shared small float (NVFP4).
 
-Where a value is subnormal in float32, XLA may flush it, and the scale itself is subnormal for the two lowest exponents;
-so `decode` builds values with integer operations. `affine` is for products: there a flushed 2^-127 does not matter.
+Where a value is subnormal in float32, XLA may flush it, and the scale itself is subnormal for the
+two lowest exponents; so `decode` builds values with integer operations. `affine` is for products:
+there a flushed 2^-127 does not matter.
 
-Sources: OCP Microscaling Formats (MX) v1.0; ggml-impl.h (ggml_e8m0_to_fp32_half, ggml_ue4m3_to_fp32).
+Sources: OCP Microscaling Formats (MX) v1.0; ggml-impl.h (ggml_e8m0_to_fp32_half,
+ggml_ue4m3_to_fp32).
 """
 
 import numpy as np
@@ -19,7 +21,9 @@ def _magnitude(code, mantissa_bits):
     """Codes without sign -> int32 multiples of the format's smallest value."""
     code = code.astype(jnp.int32)
     exponent, mantissa = code >> mantissa_bits, code & (2**mantissa_bits - 1)
-    return jnp.where(exponent > 0, (mantissa | 2**mantissa_bits) << jnp.maximum(exponent - 1, 0), mantissa)
+    return jnp.where(
+        exponent > 0, (mantissa | 2**mantissa_bits) << jnp.maximum(exponent - 1, 0), mantissa
+    )
 
 
 def _power_of_two(exponent):
@@ -30,7 +34,10 @@ def _power_of_two(exponent):
 
 
 def _times_power_of_two(x, exponent):
-    """x * 2^exponent, x a zero or normal float32 with no bits below those of the result; infinite where it is too large."""
+    """x * 2^exponent, x a zero or normal float32 with no bits below those of the result.
+
+    Infinite where it is too large.
+    """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     magnitude, fraction = bits & 0x7FFFFFFF, bits & 0x7FFFFF
     biased = (magnitude >> 23) + exponent
@@ -41,7 +48,10 @@ def _times_power_of_two(x, exponent):
 
 
 def _doubled_e2m1(qs, run):
-    """Nibbles -> int8, twice the value: 0 1 2 3 4 6 8 12 and their negatives. Code 8 is plain zero, as in ggml."""
+    """Nibbles -> int8, twice the value: 0 1 2 3 4 6 8 12 and their negatives.
+
+    Code 8 is plain zero, as in ggml.
+    """
     codes = unpack(qs, 4, run)
     magnitude = _magnitude(codes & 7, 1).astype(jnp.int8)
     return jnp.where(codes > 7, -magnitude, magnitude)
@@ -62,13 +72,16 @@ def _nvfp4(d, qs):
 
 
 def pack6(codes) -> np.ndarray:
-    """uint8 [..., 4n], 0 to 63 -> uint8 [..., 3n], in NumPy: element i is the bits 6i to 6i + 5 of the little-endian number.
+    """uint8 [..., 4n], 0 to 63 -> uint8 [..., 3n], in NumPy: element i is the bits 6i to 6i + 5 of
+    the little-endian number.
 
     ValueError: codes above 63, another dtype, a length that is no multiple of 4.
     """
     codes = np.asarray(codes)
     if codes.dtype != np.uint8 or codes.ndim < 1 or codes.shape[-1] % 4:
-        raise ValueError(f"6-bit codes are uint8 [..., a multiple of 4], got {codes.dtype} {list(codes.shape)}")
+        raise ValueError(
+            f"6-bit codes are uint8 [..., a multiple of 4], got {codes.dtype} {list(codes.shape)}"
+        )
     if codes.max(initial=0) > 63:
         raise ValueError(f"6-bit codes are at most 63, got {codes.max()}")
     a, b, c, d = np.moveaxis(codes.reshape(*codes.shape[:-1], -1, 4), -1, 0)
@@ -85,7 +98,9 @@ def unpack6(qs):
 
 
 def _mxfp6_values(mantissa_bits, smallest):
-    """The decode of an MXFP6 format whose smallest magnitude is 2^smallest. -0 stays, e = 255 is NaN."""
+    """The decode of an MXFP6 format whose smallest magnitude is 2^smallest. -0 stays, e = 255 is
+    NaN.
+    """
 
     def decode(qs, e):
         codes = unpack6(qs)
@@ -107,19 +122,40 @@ def _mxfp6_e2m3(qs, e):
 _E, _QS6 = u8("e"), u8("qs", 24)
 
 MXFP4 = Format(
-    "MXFP4", 39, 32, (_E, u8("qs", 16)), affine=_mxfp4, decode=_mxfp4_values,
+    "MXFP4",
+    39,
+    32,
+    (_E, u8("qs", 16)),
+    affine=_mxfp4,
+    decode=_mxfp4_values,
     note="2^(e - 127) * E2M1; OCP differs: there e = 255 is NaN and code 8 is -0",
 )
 NVFP4 = Format(
-    "NVFP4", 40, 64, (u8("d", 4), u8("qs", 32)), affine=_nvfp4,
-    note="d * E2M1; 4 groups of 16; d is an unsigned E4M3. A tensor-wide f32 scale, if any, is a tensor of its own",
+    "NVFP4",
+    40,
+    64,
+    (u8("d", 4), u8("qs", 32)),
+    affine=_nvfp4,
+    note=(
+        "d * E2M1; 4 groups of 16; d is an unsigned E4M3. A tensor-wide f32 scale, if any, is a"
+        " tensor of its own"
+    ),
 )
 MXFP6_E2M3 = Format(
-    "MXFP6_E2M3", None, 32, (_QS6, _E), affine=_mxfp6_e2m3, decode=_mxfp6_values(3, smallest=-3),
+    "MXFP6_E2M3",
+    None,
+    32,
+    (_QS6, _E),
+    affine=_mxfp6_e2m3,
+    decode=_mxfp6_values(3, smallest=-3),
     note="2^(e - 127) * E2M3; element i is bits 6i to 6i + 5 of qs; e = 255 is NaN",
 )
 MXFP6_E3M2 = Format(
-    "MXFP6_E3M2", None, 32, (_QS6, _E), decode=_mxfp6_values(2, smallest=-4),
+    "MXFP6_E3M2",
+    None,
+    32,
+    (_QS6, _E),
+    decode=_mxfp6_values(2, smallest=-4),
     note="2^(e - 127) * E3M2; element i is bits 6i to 6i + 5 of qs; e = 255 is NaN",
 )
 FORMATS = (MXFP4, NVFP4, MXFP6_E2M3, MXFP6_E3M2)

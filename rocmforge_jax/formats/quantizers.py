@@ -1,6 +1,8 @@
-"""float32 values -> block bytes, in NumPy and to the byte as ggml-quants.c makes them (quantize_q4_0 and its siblings).
+"""float32 values -> block bytes, in NumPy and to the byte as ggml-quants.c makes them
+(quantize_q4_0 and its siblings).
 
-Every step is float32, as in C; a fused or a wider one would change codes that fall on a rounding boundary.
+Every step is float32, as in C; a fused or a wider one would change codes that fall on a rounding
+boundary.
 """
 
 import ml_dtypes
@@ -18,28 +20,38 @@ CHUNK = 4096
 def quantize(values, format: str | int | Format) -> np.ndarray:
     """Packed rows of values: float32 [..., elements] -> uint8 [..., row bytes].
 
-    Q4_0, Q4_1, Q5_0 and Q5_1 are ggml's search for the least weighted squared error, with all importances 1; Q8_0 and
-    MXFP4 have no search in ggml. MXFP6 follows OCP MX: the shared exponent is that of the largest magnitude, elements
-    round to the nearest code, ties to even, and saturate. F32, F16 and BF16 are casts.
+    Q4_0, Q4_1, Q5_0 and Q5_1 are ggml's search for the least weighted squared error, with all
+    importances 1; Q8_0 and MXFP4 have no search in ggml. MXFP6 follows OCP MX: the shared exponent
+    is that of the largest magnitude, elements round to the nearest code, ties to even, and
+    saturate. F32, F16 and BF16 are casts.
 
-    NotImplementedError: another format. ValueError: not float32, not whole blocks, values that are NaN or infinite, or
-    too large for a float16 scale or minimum (F16, BF16: for the type itself).
+    NotImplementedError: another format. ValueError: not float32, not whole blocks, values that are
+    NaN or infinite, or too large for a float16 scale or minimum (F16, BF16: for the type itself).
     """
     format = get(format)
     if format.name not in _QUANTIZERS:
-        raise NotImplementedError(f"no quantizer for {format.name}; there are {', '.join(_QUANTIZERS)}")
+        raise NotImplementedError(
+            f"no quantizer for {format.name}; there are {', '.join(_QUANTIZERS)}"
+        )
     values = np.asarray(values)
     if values.dtype != np.float32 or values.ndim < 1:
-        raise ValueError(f"values to quantize are float32 [..., elements], got {values.dtype} {list(values.shape)}")
+        raise ValueError(
+            f"values to quantize are float32 [..., elements], got {values.dtype}"
+            f" {list(values.shape)}"
+        )
     if bad := values.size - np.count_nonzero(np.isfinite(values)):
-        raise ValueError(f"{bad} of {values.size} values are NaN or infinite, which {format.name} cannot hold")
+        raise ValueError(
+            f"{bad} of {values.size} values are NaN or infinite, which {format.name} cannot hold"
+        )
     row_shape = (*values.shape[:-1], format.row_bytes(values.shape[-1]))
     if not values.size:  # the search has nothing to put together
         return np.zeros(row_shape, np.uint8)
     with np.errstate(over="ignore", invalid="ignore"):  # _refuse_infinite says it with numbers
         fields = _QUANTIZERS[format.name](values.reshape(-1, values.shape[-1]))
     _refuse_infinite(fields, values, format)
-    return np.concatenate([_bytes(field, values.size // format.block) for field in fields], axis=-1).reshape(row_shape)
+    return np.concatenate(
+        [_bytes(field, values.size // format.block) for field in fields], axis=-1
+    ).reshape(row_shape)
 
 
 def _refuse_infinite(fields, values, format):
@@ -47,7 +59,8 @@ def _refuse_infinite(fields, values, format):
     if not all(np.isfinite(field.astype(np.float32)).all() for field in floats):
         largest = float(ml_dtypes.finfo(floats[0].dtype).max)
         raise ValueError(
-            f"values up to {np.abs(values).max():g} are too large for {format.name}: its {floats[0].dtype} numbers end at {largest:g}"
+            f"values up to {np.abs(values).max():g} are too large for {format.name}: its"
+            f" {floats[0].dtype} numbers end at {largest:g}"
         )
 
 
@@ -96,7 +109,9 @@ def _inverse(d):
 
 
 def _shared_exponent(x, largest_exponent, floor_log2):
-    """[blocks, 32] -> int32 [blocks, 1], 0 to 254: the E8M0 byte that brings the largest magnitude to 2^largest_exponent or above."""
+    """[blocks, 32] -> int32 [blocks, 1], 0 to 254: the E8M0 byte that brings the largest magnitude
+    to 2^largest_exponent or above.
+    """
     largest = np.abs(x).max(axis=-1, keepdims=True)
     exponent = floor_log2(np.where(largest > 0, largest, 1)) - largest_exponent + E8M0_BIAS
     return np.where(largest > 0, np.clip(exponent, 0, 254), 0)
@@ -112,13 +127,19 @@ def _exact_log2(x):
 
 
 def _multiples(mantissa_bits, codes):
-    """The magnitudes of the first `codes` codes of a small float, float32 multiples of the smallest one."""
+    """The magnitudes of the first `codes` codes of a small float, float32 multiples of the smallest
+    one.
+    """
     one = 2**mantissa_bits
-    return np.array([c if c < one else (c % one + one) << (c // one - 1) for c in range(codes)], np.float32)
+    return np.array(
+        [c if c < one else (c % one + one) << (c // one - 1) for c in range(codes)], np.float32
+    )
 
 
 def _mxfp4(rows):
-    """For each element the first of the 16 codes that is nearest, as ggml's best_index_mxfp4 finds it."""
+    """For each element the first of the 16 codes that is nearest, as ggml's best_index_mxfp4 finds
+    it.
+    """
     x = rows.reshape(-1, 32)
     e = _shared_exponent(x, 2, _rounded_log2)
     half_scale = np.ldexp(np.float32(1), e - E8M0_BIAS - 1)
@@ -131,7 +152,9 @@ def _mxfp4(rows):
 
 
 def _mxfp6(mantissa_bits, smallest, largest_exponent):
-    """Quantizer of an MXFP6 type with magnitudes in multiples of 2^smallest and the highest binade 2^largest_exponent."""
+    """Quantizer of an MXFP6 type with magnitudes in multiples of 2^smallest and the highest binade
+    2^largest_exponent.
+    """
     magnitudes = _multiples(mantissa_bits, 32) * np.float32(2.0**smallest)
     middles = (magnitudes[1:] + magnitudes[:-1]) / 2
 

@@ -5,15 +5,29 @@ import difflib
 from rocmforge_jax.formats import iq, k_quants, legacy, mx, plain, ternary
 from rocmforge_jax.formats.format import Format
 
-FORMATS: dict[str, Format] = {f.name: f for family in (plain, legacy, k_quants, iq, ternary, mx) for f in family.FORMATS}
+FORMATS: dict[str, Format] = {
+    f.name: f for family in (plain, legacy, k_quants, iq, ternary, mx) for f in family.FORMATS
+}
 _BY_ID: dict[int, Format] = {f.ggml_id: f for f in FORMATS.values() if f.ggml_id is not None}
 
 #: ids that ggml once used: files with them must be converted again.
-REMOVED_IDS = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
+REMOVED_IDS = {
+    4: "Q4_2",
+    5: "Q4_3",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}
 
 
 def get(which: str | int | Format) -> Format:
-    """The format of a name (any case) or a ggml type id. ValueError names the nearest, or says that ggml removed the id."""
+    """The format of a name (any case) or a ggml type id.
+
+    ValueError names the nearest, or says that ggml removed the id.
+    """
     if isinstance(which, Format):
         return which
     if isinstance(which, str):
@@ -22,7 +36,10 @@ def get(which: str | int | Format) -> Format:
         near = difflib.get_close_matches(which.upper(), FORMATS, n=3, cutoff=0)
         raise ValueError(f"no format is named {which!r}; the nearest are {', '.join(near)}")
     if which in REMOVED_IDS:
-        raise ValueError(f"ggml type {which} was {REMOVED_IDS[which]}, which ggml no longer has: convert the model again")
+        raise ValueError(
+            f"ggml type {which} was {REMOVED_IDS[which]}, which ggml no longer has: convert the"
+            " model again"
+        )
     if which not in _BY_ID:
         raise ValueError(f"no ggml type has id {which}; ids run from 0 to {max(_BY_ID)}")
     return _BY_ID[which]

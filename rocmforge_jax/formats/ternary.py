@@ -1,4 +1,7 @@
-"""The types of one bit, of two bits and of three values. Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*)."""
+"""The types of one bit, of two bits and of three values.
+
+Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*).
+"""
 
 from rocmforge_jax.formats._bits import f32, i8, unpack
 from rocmforge_jax.formats._lazy import jnp
@@ -8,9 +11,11 @@ _D = Field("d", "float16")
 
 
 def _trits(packed, run, digits):
-    """uint8 [n] -> uint8 [n * digits], 0 to 2: each run of bytes holds `digits` runs of base-3 digits.
+    """uint8 [n] -> uint8 [n * digits], 0 to 2: each run of bytes holds `digits` runs of base-3
+    digits.
 
-    A byte is ceil(256 / 243 * number); the k-th digit is the whole part of 3 * (fraction left by the earlier ones).
+    A byte is ceil(256 / 243 * number); the k-th digit is the whole part of 3 * (fraction left by
+    the earlier ones).
     """
     powers = jnp.array([1, 3, 9, 27, 81][:digits], jnp.uint8)
     fractions = packed.reshape(-1, 1, run) * powers.reshape(1, -1, 1)
@@ -23,21 +28,34 @@ def _tq1_0(qs, qh, d):
 
 
 TQ1_0 = Format(
-    "TQ1_0", 34, 256, (u8("qs", 48), u8("qh", 4), _D), affine=_tq1_0,
+    "TQ1_0",
+    34,
+    256,
+    (u8("qs", 48), u8("qh", 4), _D),
+    affine=_tq1_0,
     note="d * (q - 1), q of 0 to 2; five to a byte, the last 16 elements four to a byte",
 )
 TQ2_0 = Format(
-    "TQ2_0", 35, 256, (u8("qs", 64), _D),
+    "TQ2_0",
+    35,
+    256,
+    (u8("qs", 64), _D),
     affine=lambda qs, d: Affine(i8(unpack(qs, 2, 32), 1), f32(d)),
     note="d * (q - 1), q of 0 to 2 (3 is read as 2 * d)",
 )
 Q1_0 = Format(
-    "Q1_0", 41, 128, (_D, u8("qs", 16)),
+    "Q1_0",
+    41,
+    128,
+    (_D, u8("qs", 16)),
     affine=lambda d, qs: Affine(i8(2 * unpack(qs, 1, 1), 1), f32(d)),
     note="d where the bit is set, else -d",
 )
 Q2_0 = Format(
-    "Q2_0", 42, 64, (_D, u8("qs", 16)),
+    "Q2_0",
+    42,
+    64,
+    (_D, u8("qs", 16)),
     affine=lambda d, qs: Affine(i8(unpack(qs, 2, 1), 1), f32(d)),
     note="d * (q - 1), q of 0 to 3; element i is bits 2(i mod 4) of byte i / 4",
 )

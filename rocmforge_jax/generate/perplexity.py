@@ -12,7 +12,10 @@ from rocmforge_jax.generate.engine import Engine
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """value: exp of the mean negative log-likelihood. error: its standard error. tokens: how many were predicted."""
+    """value: exp of the mean negative log-likelihood.
+
+    error: its standard error. tokens: how many were predicted.
+    """
 
     value: float
     error: float
@@ -23,24 +26,40 @@ class Perplexity:
 
 
 def perplexity(
-    engine: Engine, ids: Sequence[int], *, window: int = 512, bos_id: int | None = None, progress: bool | None = None
+    engine: Engine,
+    ids: Sequence[int],
+    *,
+    window: int = 512,
+    bos_id: int | None = None,
+    progress: bool | None = None,
 ) -> Perplexity:
-    """The text is cut into windows that each start from nothing; only the second half of a window is predicted, so that every
-    prediction has half a window before it. A rest shorter than a window is left out. (llama.cpp, tools/perplexity.)
+    """The text is cut into windows that each start from nothing; only the second half of a window
+    is predicted, so that every prediction has half a window before it. A rest shorter than a window
+    is left out. (llama.cpp, tools/perplexity.)
 
-    window: 4 to the context of the engine. bos_id: takes the place of each window's first token. ValueError for a text shorter
-    than one window.
+    window: 4 to the context of the engine. bos_id: takes the place of each window's first token.
+    ValueError for a text shorter than one window.
     """
     if not 4 <= window <= engine.context_length:
-        raise ValueError(f"a window must have 4 to {engine.context_length} tokens, the engine's context, got {window}")
+        raise ValueError(
+            f"a window must have 4 to {engine.context_length} tokens, the engine's context, got"
+            f" {window}"
+        )
     count = len(ids) // window
     if not count:
         raise ValueError(f"the text has {len(ids)} tokens, one window needs {window}")
     windows = np.array(ids[: count * window], np.int32).reshape(count, window)
     if bos_id is not None:
         windows[:, 0] = bos_id
-    bar = tqdm(windows, unit="window", desc="perplexity", disable=None if progress is None else not progress)
-    losses = -np.concatenate([np.asarray(engine.score(row[None], window // 2), np.float64)[0] for row in bar])
+    bar = tqdm(
+        windows,
+        unit="window",
+        desc="perplexity",
+        disable=None if progress is None else not progress,
+    )
+    losses = -np.concatenate(
+        [np.asarray(engine.score(row[None], window // 2), np.float64)[0] for row in bar]
+    )
     mean, variance = losses.mean(), losses.var()
     error = math.sqrt(variance / max(len(losses) - 1, 1)) * math.exp(mean)
     return Perplexity(math.exp(mean), error, len(losses))

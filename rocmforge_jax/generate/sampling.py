@@ -1,8 +1,11 @@
-"""Choosing the next token, on the device. Every parameter is an array, so another temperature compiles nothing.
+"""Choosing the next token, on the device.
 
-The order is llama.cpp's: logit bias and penalties, then top-k, typical, top-p, min-p, then the temperature. Nothing is sorted:
-a threshold that keeps k tokens, or a share p of the probability, is found a few bits at a time, which is exact and quick for any k
-and p. Tokens that tie with the last one kept are kept as well. What nobody asks for is not computed.
+Every parameter is an array, so another temperature compiles nothing.
+
+The order is llama.cpp's: logit bias and penalties, then top-k, typical, top-p, min-p, then the
+temperature. Nothing is sorted: a threshold that keeps k tokens, or a share p of the probability, is
+found a few bits at a time, which is exact and quick for any k and p. Tokens that tie with the last
+one kept are kept as well. What nobody asks for is not computed.
 """
 
 import dataclasses
@@ -24,14 +27,16 @@ _TINY = np.finfo(np.float32).tiny
 class SamplingParams:
     """How one sequence is sampled.
 
-    temperature: 0 takes the likeliest token (greedy); 1 samples the model's own distribution. top_k: keep the k likeliest
-    tokens, 0 keeps all. typical_p: keep the tokens whose surprise is nearest the expected one, up to this probability, 1 keeps
-    all (Meister et al., 2022). top_p: keep the fewest tokens whose probabilities sum to at least this, 1 keeps all. min_p: drop
-    tokens less likely than this share of the likeliest, 0 drops none.
+    temperature: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
+    top_k: keep the k likeliest tokens, 0 keeps all. typical_p: keep the tokens whose surprise is
+    nearest the expected one, up to this probability, 1 keeps all (Meister et al., 2022). top_p:
+    keep the fewest tokens whose probabilities sum to at least this, 1 keeps all. min_p: drop tokens
+    less likely than this share of the likeliest, 0 drops none.
 
-    repetition_penalty: logits of tokens among the last `penalty_last_n` (prompt and answer; at most 256) are divided by it where
-    positive and multiplied where negative, 1 for none. presence_penalty, frequency_penalty: subtracted once, and once for each
-    time the token is there. logit_bias: token id -> number added to its logit; -inf bans it.
+    repetition_penalty: logits of tokens among the last `penalty_last_n` (prompt and answer; at most
+    256) are divided by it where positive and multiplied where negative, 1 for none.
+    presence_penalty, frequency_penalty: subtracted once, and once for each time the token is there.
+    logit_bias: token id -> number added to its logit; -inf bans it.
 
     seed: 0 to 2**32 - 1; equal seeds give equal text.
     """
@@ -56,12 +61,18 @@ class SamplingParams:
         _check_number("repetition_penalty", self.repetition_penalty, 0, exclusive=True)
         for name in ("presence_penalty", "frequency_penalty"):
             _check_number(name, getattr(self, name), -math.inf)
-        for name, high in (("top_k", 2**31 - 1), ("seed", 2**32 - 1), ("penalty_last_n", PENALTY_WINDOW)):
+        for name, high in (
+            ("top_k", 2**31 - 1),
+            ("seed", 2**32 - 1),
+            ("penalty_last_n", PENALTY_WINDOW),
+        ):
             _check_integer(name, getattr(self, name), high)
         for id, bias in self.logit_bias.items():
             _check_integer("a token of logit_bias", id, 2**31 - 1)
             if isinstance(bias, bool) or not isinstance(bias, int | float) or not bias < math.inf:
-                raise ValueError(f"the logit_bias of token {id} must be a number or -inf, got {bias!r}")
+                raise ValueError(
+                    f"the logit_bias of token {id} must be a number or -inf, got {bias!r}"
+                )
 
 
 def _check_number(name, value, low, high=math.inf, *, exclusive=False):
@@ -69,7 +80,9 @@ def _check_number(name, value, low, high=math.inf, *, exclusive=False):
     if not number or not low <= value <= high or exclusive and value == low:
         bounds = [f"above {low}" if exclusive else f"of at least {low}"] if low > -math.inf else []
         bounds += [f"at most {high}"] if high < math.inf else []
-        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}".rstrip() + f", got {value!r}")
+        raise ValueError(
+            f"{name} must be a finite number {' and '.join(bounds)}".rstrip() + f", got {value!r}"
+        )
 
 
 def _check_integer(name, value, high):
@@ -78,18 +91,28 @@ def _check_integer(name, value, high):
 
 
 _DTYPES = {
-    "temperature": np.float32, "top_k": np.int32, "typical_p": np.float32, "top_p": np.float32, "min_p": np.float32,
-    "repetition_penalty": np.float32, "presence_penalty": np.float32, "frequency_penalty": np.float32,
-    "penalty_last_n": np.int32, "seed": np.uint32,
-}  # fmt: skip
+    "temperature": np.float32,
+    "top_k": np.int32,
+    "typical_p": np.float32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "repetition_penalty": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "penalty_last_n": np.int32,
+    "seed": np.uint32,
+}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The parameters of B sequences on the device, [B] each, float32, int32 or uint32. Ranges as in `SamplingParams`.
+    """The parameters of B sequences on the device, [B] each, float32, int32 or uint32.
 
-    bias_ids, bias: int32 and float32 [B, n], n a power of two or 0: the tokens of logit_bias, padded with id -1.
+    Ranges as in `SamplingParams`.
+
+    bias_ids, bias: int32 and float32 [B, n], n a power of two or 0: the tokens of logit_bias,
+    padded with id -1.
     """
 
     temperature: jax.Array
@@ -107,7 +130,10 @@ class Sampler:
 
     @classmethod
     def of(cls, params: list[SamplingParams]) -> "Sampler":
-        arrays = {name: np.array([getattr(p, name) for p in params], dtype) for name, dtype in _DTYPES.items()}
+        arrays = {
+            name: np.array([getattr(p, name) for p in params], dtype)
+            for name, dtype in _DTYPES.items()
+        }
         most = max(len(p.logit_bias) for p in params)
         width = 1 << (most - 1).bit_length() if most else 0
         arrays["bias_ids"] = np.full((len(params), width), -1, np.int32)
@@ -119,39 +145,60 @@ class Sampler:
 
 
 def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None):
-    """-> (tokens int32 [B], their log-probabilities float32 [B] under the model's own distribution).
+    """-> (tokens int32 [B], their log-probabilities float32 [B] under the model's own
+    distribution).
 
-    positions_B: how many tokens each sequence has; with the seed it determines the random numbers, so a sequence gets the same
-    ones alone and in a batch. recent_BW: its last tokens, oldest first, -1 for none; None where nothing is penalised. Greedy
-    ties go to the lowest id.
+    positions_B: how many tokens each sequence has; with the seed it determines the random numbers,
+    so a sequence gets the same ones alone and in a batch. recent_BW: its last tokens, oldest first,
+    -1 for none; None where nothing is penalised. Greedy ties go to the lowest id.
     """
     model_BV = logits_BV.astype(jnp.float32)
     logits_BV = _add_bias(model_BV, sampler)
     if recent_BW is not None:
         logits_BV = _penalize(logits_BV, sampler, recent_BW)
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    draw = lambda: jnp.where(sampler.temperature > 0, _draw(logits_BV, sampler, positions_B), greedy_B)
+
+    def draw():
+        return jnp.where(sampler.temperature > 0, _draw(logits_BV, sampler, positions_B), greedy_B)
+
     tokens_B = jax.lax.cond(jnp.any(sampler.temperature > 0), draw, lambda: greedy_B)
     chosen_B = jnp.take_along_axis(model_BV, tokens_B[:, None], axis=-1)[:, 0]
     return tokens_B, chosen_B - jax.nn.logsumexp(model_BV, axis=-1)
 
 
 def _add_bias(logits_BV, sampler):
-    ids = jnp.where(sampler.bias_ids < 0, logits_BV.shape[-1], sampler.bias_ids)  # beyond the end: dropped
-    return jax.vmap(lambda row, ids, bias: row.at[ids].add(bias, mode="drop"))(logits_BV, ids, sampler.bias)
+    ids = jnp.where(
+        sampler.bias_ids < 0, logits_BV.shape[-1], sampler.bias_ids
+    )  # beyond the end: dropped
+    return jax.vmap(lambda row, ids, bias: row.at[ids].add(bias, mode="drop"))(
+        logits_BV, ids, sampler.bias
+    )
 
 
 def _penalize(logits_BV, sampler, recent_BW):
     W, column = recent_BW.shape[-1], lambda a: a[:, None]
-    wanted = jnp.any((sampler.repetition_penalty != 1) | (sampler.presence_penalty != 0) | (sampler.frequency_penalty != 0))
+    wanted = jnp.any(
+        (sampler.repetition_penalty != 1)
+        | (sampler.presence_penalty != 0)
+        | (sampler.frequency_penalty != 0)
+    )
 
     def penalized():
         counts = (recent_BW >= 0) & (jnp.arange(W)[None] >= W - column(sampler.penalty_last_n))
-        add = lambda row, ids, counts: row.at[ids].add(counts.astype(jnp.float32), mode="drop")
-        times_BV = jax.vmap(add)(jnp.zeros_like(logits_BV), jnp.where(counts, recent_BW, logits_BV.shape[-1]), counts)
+
+        def add(row, ids, counts):
+            return row.at[ids].add(counts.astype(jnp.float32), mode="drop")
+
+        times_BV = jax.vmap(add)(
+            jnp.zeros_like(logits_BV), jnp.where(counts, recent_BW, logits_BV.shape[-1]), counts
+        )
         penalty = column(sampler.repetition_penalty)
         repeated_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-        lowered_BV = repeated_BV - times_BV * column(sampler.frequency_penalty) - column(sampler.presence_penalty)
+        lowered_BV = (
+            repeated_BV
+            - times_BV * column(sampler.frequency_penalty)
+            - column(sampler.presence_penalty)
+        )
         return jnp.where(times_BV > 0, lowered_BV, logits_BV)
 
     return jax.lax.cond(wanted, penalized, lambda: logits_BV)
@@ -161,21 +208,31 @@ def _draw(logits_BV, sampler, positions_B):
     kept_BV = keep_likely(logits_BV, sampler.top_k, sampler.typical_p, sampler.top_p, sampler.min_p)
     kept_BV = jnp.where(kept_BV, logits_BV, -jnp.inf)
     # The likeliest becomes 0 first: a logit over a tiny temperature is infinite.
-    scaled_BV = (kept_BV - kept_BV.max(axis=-1, keepdims=True)) / jnp.maximum(sampler.temperature, _TINY)[:, None]
-    keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(sampler.seed, positions_B)
+    scaled_BV = (kept_BV - kept_BV.max(axis=-1, keepdims=True)) / jnp.maximum(
+        sampler.temperature, _TINY
+    )[:, None]
+    keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(
+        sampler.seed, positions_B
+    )
     return jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
 
 
 def keep_likely(logits_BV, top_k_B, typical_p_B, top_p_B, min_p_B):
-    """bool [B, V]: the tokens that top-k, typical, top-p and min-p leave, each applied to what the ones before it left."""
+    """bool [B, V]: the tokens that top-k, typical, top-p and min-p leave, each applied to what the
+    ones before it left.
+    """
     order_BV = _sortable(logits_BV)
     V, all_ones = logits_BV.shape[-1], jnp.ones(logits_BV.shape, jnp.float32)
     top_k_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, V), V)
     kept_BV = _keep(order_BV, all_ones, top_k_B.astype(jnp.float32), jnp.any(top_k_B < V))
-    weights_BV = jnp.where(kept_BV, jnp.exp(logits_BV - logits_BV.max(axis=-1, keepdims=True)), jnp.float32(0))
+    weights_BV = jnp.where(
+        kept_BV, jnp.exp(logits_BV - logits_BV.max(axis=-1, keepdims=True)), jnp.float32(0)
+    )
 
     kept_BV &= jax.lax.cond(
-        jnp.any(typical_p_B < 1), lambda: _keep_typical(weights_BV, typical_p_B), lambda: jnp.ones(logits_BV.shape, bool)
+        jnp.any(typical_p_B < 1),
+        lambda: _keep_typical(weights_BV, typical_p_B),
+        lambda: jnp.ones(logits_BV.shape, bool),
     )
     weights_BV = jnp.where(kept_BV, weights_BV, jnp.float32(0))
     kept_BV &= _keep(order_BV, weights_BV, _share(weights_BV, top_p_B), jnp.any(top_p_B < 1))
@@ -191,24 +248,37 @@ def _keep_typical(weights_BV, typical_p_B):
 
 
 def _share(weights_BV, p_B):
-    """The weight to reach for a share p of all: never 0, which no token at all would reach, and beyond reach where p keeps all."""
+    """The weight to reach for a share p of all: never 0, which no token at all would reach, and
+    beyond reach where p keeps all.
+    """
     return jnp.where(p_B < 1, jnp.maximum(p_B * weights_BV.sum(axis=-1), _TINY), jnp.inf)
 
 
 def _sortable(values):
-    """float32 -> uint32 in the same order (IEEE 754: negative numbers have their bits inverted; both zeros are one number)."""
+    """float32 -> uint32 in the same order (IEEE 754: negative numbers have their bits inverted.
+
+    Both zeros are one number).
+    """
     bits = jax.lax.bitcast_convert_type(jnp.where(values == 0, jnp.float32(0), values), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
 def _keep(order_BV, weights_BV, needed_B, wanted):
-    """Where order >= t, for the highest t whose tokens have a weight of `needed` together; everything where not `wanted`."""
-    # A GPU counts for 15 candidates in the time of one, and each pass costs it two launches. A CPU counts for one at a time.
+    """Where order >= t, for the highest t whose tokens have a weight of `needed` together.
+
+    Everything where not `wanted`.
+    """
+    # A GPU counts for 15 candidates in the time of one, and each pass costs it two launches. A CPU
+    # counts for one at a time.
     find = functools.partial(
-        jax.lax.platform_dependent, order_BV, weights_BV, needed_B,
-        cpu=functools.partial(_threshold, bits=1), default=functools.partial(_threshold, bits=4),
-    )  # fmt: skip
+        jax.lax.platform_dependent,
+        order_BV,
+        weights_BV,
+        needed_B,
+        cpu=functools.partial(_threshold, bits=1),
+        default=functools.partial(_threshold, bits=4),
+    )
     threshold_B = jax.lax.cond(wanted, find, lambda: jnp.zeros(order_BV.shape[:1], jnp.uint32))
     return order_BV >= threshold_B[:, None]
 
@@ -221,7 +291,9 @@ def _threshold(order_BV, weights_BV, needed_B, *, bits):
         shift = (jnp.int32(32 - bits) - bits * i).astype(jnp.uint32)
         candidates = threshold_B[:, None] | (digits << shift)
         chosen = order_BV[:, None] >= candidates[:, :, None]
-        enough = jnp.where(chosen, weights_BV[:, None], jnp.float32(0)).sum(axis=-1) >= needed_B[:, None]
+        enough = (
+            jnp.where(chosen, weights_BV[:, None], jnp.float32(0)).sum(axis=-1) >= needed_B[:, None]
+        )
         return jnp.maximum(threshold_B, jnp.where(enough, candidates, jnp.uint32(0)).max(axis=-1))
 
     lowest_B = jnp.zeros(order_BV.shape[:1], jnp.uint32)

@@ -40,7 +40,9 @@ def read_container(path: Path) -> Container:
         metadata = Metadata(entries, mapped, cursor.order)
         alignment = _alignment(cursor, metadata)
         tensors = read_tensors(cursor, tensor_count, alignment, mapped)
-    return Container(mapped, version, "little" if cursor.order == "<" else "big", alignment, metadata, tensors)
+    return Container(
+        mapped, version, "little" if cursor.order == "<" else "big", alignment, metadata, tensors
+    )
 
 
 def _read_version(cursor):
@@ -54,9 +56,13 @@ def _read_version(cursor):
         cursor.order = ">"
         version = int.from_bytes(version.to_bytes(4, "little"), "big")
     if version == 1:
-        cursor.refuse("GGUF version 1, with 32-bit lengths, is no longer read: convert the model again", 4)
+        cursor.refuse(
+            "GGUF version 1, with 32-bit lengths, is no longer read: convert the model again", 4
+        )
     if version not in VERSIONS:
-        cursor.refuse(f"GGUF version {version}, this reader knows {' and '.join(map(str, VERSIONS))}", 4)
+        cursor.refuse(
+            f"GGUF version {version}, this reader knows {' and '.join(map(str, VERSIONS))}", 4
+        )
     return version
 
 
@@ -68,5 +74,9 @@ def _alignment(cursor, metadata):
         cursor.refuse(f"{ALIGNMENT_KEY!r} is {entry}, it must be uint32", entry.start)
     alignment = metadata[ALIGNMENT_KEY]
     if alignment.bit_count() != 1 or alignment > MAX_ALIGNMENT:
-        cursor.refuse(f"{ALIGNMENT_KEY!r} is {alignment}, it must be a power of two and at most {MAX_ALIGNMENT}", entry.start)
+        cursor.refuse(
+            f"{ALIGNMENT_KEY!r} is {alignment}, it must be a power of two and at most"
+            f" {MAX_ALIGNMENT}",
+            entry.start,
+        )
     return alignment

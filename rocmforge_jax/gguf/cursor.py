@@ -1,4 +1,6 @@
-"""Reading the head of a file: every length is compared with the bytes left before anything is allocated."""
+"""Reading the head of a file: every length is compared with the bytes left before anything is
+allocated.
+"""
 
 import struct
 
@@ -9,9 +11,11 @@ _WINDOW = 2**16
 
 
 class HeaderCursor:
-    """A position in the head of a file, which is read in windows of 64 KiB: memory is constant whatever the file.
+    """A position in the head of a file, which is read in windows of 64 KiB: memory is constant
+    whatever the file.
 
-    file: open for binary reading. size: its bytes. position: the next byte to read. order: "<" or ">".
+    file: open for binary reading. size: its bytes. position: the next byte to read. order: "<" or
+    ">".
     """
 
     def __init__(self, file, size, path):
@@ -54,9 +58,15 @@ class HeaderCursor:
         try:
             decoded = raw.decode()
         except UnicodeDecodeError as error:
-            self.refuse(f"{what} is not UTF-8: {raw[:64]!r}: {error.reason} at its byte {error.start} of {len(raw)}", start)
+            self.refuse(
+                f"{what} is not UTF-8: {raw[:64]!r}: {error.reason} at its byte {error.start} of"
+                f" {len(raw)}",
+                start,
+            )
         if "\0" in decoded:
-            self.refuse(f"{what} has a zero byte at {raw.index(0)} of {len(raw)}: {raw[:64]!r}", start)
+            self.refuse(
+                f"{what} has a zero byte at {raw.index(0)} of {len(raw)}: {raw[:64]!r}", start
+            )
         return decoded
 
     def skip(self, nbytes, what):
@@ -65,10 +75,16 @@ class HeaderCursor:
         self.position += nbytes
 
     def skip_strings(self, count, what):
-        """Walk past `count` strings. The inner loop sees 300,000 strings in a vocabulary, so it is kept tight."""
+        """Walk past `count` strings.
+
+        The inner loop sees 300,000 strings in a vocabulary, so it is kept tight.
+        """
         self._strings += count
         if self._strings > MAX_STRINGS:
-            self.refuse(f"{what} has {count} strings, which makes {self._strings} in this file, the most is {MAX_STRINGS}")
+            self.refuse(
+                f"{what} has {count} strings, which makes {self._strings} in this file, the most is"
+                f" {MAX_STRINGS}"
+            )
         left, unpack = count, struct.Struct(self.order + "Q").unpack_from
         while left:
             self.expect(8 * left, f"{what}, with {left} more strings,")
@@ -84,16 +100,29 @@ class HeaderCursor:
     def expect(self, nbytes, what):
         """Refuse unless nbytes are left, without reading them."""
         if nbytes > self.size - self.position:
-            self.refuse(f"{what} needs {nbytes} bytes, {self.size - self.position} are left: the file is cut short or damaged")
+            self.refuse(
+                f"{what} needs {nbytes} bytes, {self.size - self.position} are left: the file is"
+                " cut short or damaged"
+            )
         if self.position + nbytes > MAX_HEADER_BYTES:
-            self.refuse(f"{what} ends at byte {self.position + nbytes}, metadata and tensor table may have {MAX_HEADER_BYTES}")
+            self.refuse(
+                f"{what} ends at byte {self.position + nbytes}, metadata and tensor table may have"
+                f" {MAX_HEADER_BYTES}"
+            )
 
     def _fill(self, nbytes) -> int:
         """Have the window hold nbytes from the position on; where in the window they start."""
         start = self.position - self._base
         if start + nbytes > len(self._window):
             self._file.seek(self.position)
-            self._window, self._base, start = self._file.read(max(nbytes, _WINDOW)), self.position, 0
+            self._window, self._base, start = (
+                self._file.read(max(nbytes, _WINDOW)),
+                self.position,
+                0,
+            )
             if len(self._window) < nbytes:
-                self.refuse(f"the file shrank while it was read: {nbytes} bytes wanted, {len(self._window)} found")
+                self.refuse(
+                    f"the file shrank while it was read: {nbytes} bytes wanted, {len(self._window)}"
+                    " found"
+                )
         return start

@@ -1,4 +1,6 @@
-"""Finding the key-value pairs of a file: keys, types and extents are checked, values are left where they are."""
+"""Finding the key-value pairs of a file: keys, types and extents are checked, values are left where
+they are.
+"""
 
 from typing import NamedTuple
 
@@ -7,16 +9,30 @@ from rocmforge_jax.gguf.limits import MAX_KEY_BYTES, MAX_KEY_BYTES_TOGETHER, MAX
 
 #: gguf.h, enum gguf_type: numbers, with their code in the struct module and in NumPy.
 NUMBERS = {
-    0: ("uint8", "B"), 1: ("int8", "b"), 2: ("uint16", "H"), 3: ("int16", "h"), 4: ("uint32", "I"), 5: ("int32", "i"),
-    6: ("float32", "f"), 7: ("bool", "?"), 10: ("uint64", "Q"), 11: ("int64", "q"), 12: ("float64", "d"),
-}  # fmt: skip
+    0: ("uint8", "B"),
+    1: ("int8", "b"),
+    2: ("uint16", "H"),
+    3: ("int16", "h"),
+    4: ("uint32", "I"),
+    5: ("int32", "i"),
+    6: ("float32", "f"),
+    7: ("bool", "?"),
+    10: ("uint64", "Q"),
+    11: ("int64", "q"),
+    12: ("float64", "d"),
+}
 STRING, ARRAY = 8, 9
-_SIZES = {code: size for size, codes in {1: "Bb?", 2: "Hh", 4: "Iif", 8: "Qqd"}.items() for code in codes}
+_SIZES = {
+    code: size for size, codes in {1: "Bb?", 2: "Hh", 4: "Iif", 8: "Qqd"}.items() for code in codes
+}
 _SMALLEST_PAIR = 8 + 1 + 4 + 1
 
 
 class Entry(NamedTuple):
-    """A value's place in the file: bytes start to stop. `count` is the length of an array; then `type` is that of its items."""
+    """A value's place in the file: bytes start to stop.
+
+    `count` is the length of an array; then `type` is that of its items.
+    """
 
     type: str
     count: int | None
@@ -29,7 +45,10 @@ class Entry(NamedTuple):
 
 
 def read_entries(cursor: HeaderCursor, count: int) -> dict[str, Entry]:
-    """The next `count` key-value pairs. GGUFError for a key that is empty, too long, not UTF-8 or there twice, and for a bad type."""
+    """The next `count` key-value pairs.
+
+    GGUFError for a key that is empty, too long, not UTF-8 or there twice, and for a bad type.
+    """
     if count > MAX_KEYS:
         cursor.refuse(f"the header claims {count} keys, the most is {MAX_KEYS}", 16)
     cursor.expect(count * _SMALLEST_PAIR, f"a header with {count} keys")
@@ -40,10 +59,18 @@ def read_entries(cursor: HeaderCursor, count: int) -> dict[str, Entry]:
         if not key:
             cursor.refuse(f"key {index} is empty", start)
         if key in entries:
-            cursor.refuse(f"key {index} is {key!r} again, first found with its value at byte {entries[key].start}", start)
+            cursor.refuse(
+                f"key {index} is {key!r} again, first found with its value at byte"
+                f" {entries[key].start}",
+                start,
+            )
         together += len(key)
         if together > MAX_KEY_BYTES_TOGETHER:
-            cursor.refuse(f"the first {index + 1} keys have {together} bytes of names, the most is {MAX_KEY_BYTES_TOGETHER}", start)
+            cursor.refuse(
+                f"the first {index + 1} keys have {together} bytes of names, the most is"
+                f" {MAX_KEY_BYTES_TOGETHER}",
+                start,
+            )
         entries[key] = _read_entry(cursor, key)
     return entries
 
@@ -64,7 +91,10 @@ def _read_extent(cursor, key, value_type, count):
     if value_type == ARRAY:
         cursor.refuse(f"{key!r} is an array of arrays, which ggml does not read either", start - 12)
     if value_type not in NUMBERS:
-        cursor.refuse(f"{key!r} has type {value_type}, types run from 0 to {max(NUMBERS)}", start - (4 if count is None else 12))
+        cursor.refuse(
+            f"{key!r} has type {value_type}, types run from 0 to {max(NUMBERS)}",
+            start - (4 if count is None else 12),
+        )
     name, code = NUMBERS[value_type]
     cursor.skip(items * _SIZES[code], f"{key!r}, {name} x {items},")
     return Entry(name, count, code, start, cursor.position)

@@ -2,4 +2,6 @@
 
 
 class GGUFError(ValueError):
-    """A file that is no valid GGUF: the message says which file, what is wrong, at which byte, and both numbers."""
+    """A file that is no valid GGUF: the message says which file, what is wrong, at which byte, and
+    both numbers.
+    """

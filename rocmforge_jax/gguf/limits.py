@@ -1,6 +1,7 @@
 """Caps on what a file may claim, so that no file costs more than a second and 64 MB to refuse.
 
-ggml's own caps come first; the others are ours, each far above the largest file known. They bound time and memory together.
+ggml's own caps come first; the others are ours, each far above the largest file known. They bound
+time and memory together.
 """
 
 #: ggml.h, GGML_MAX_DIMS.
@@ -24,7 +25,9 @@ MAX_KEY_BYTES_TOGETHER = 2**24
 MAX_TENSORS = 2**15
 #: Ours, for the strings of all arrays of a file; a vocabulary of 150,000 tokens has as many merges.
 MAX_STRINGS = 2**21
-#: Ours, for metadata and tensor table together; a vocabulary of 150,000 tokens has 6 MB. ggml allows as much for one string.
+#: Ours, for metadata and tensor table together; a vocabulary of 150,000 tokens has 6 MB. ggml
+#: allows as much for one string.
 MAX_HEADER_BYTES = 2**30
-#: Ours; the largest models are in some dozens of files. Each takes a file descriptor, of which a process often has 1024.
+#: Ours; the largest models are in some dozens of files. Each takes a file descriptor, of which a
+#: process often has 1024.
 MAX_SPLITS = 512

@@ -8,7 +8,10 @@ from rocmforge_jax.gguf.errors import GGUFError
 
 
 class MappedFile:
-    """A file mapped read-only. Bytes that the file no longer has are refused: touching them would kill the process."""
+    """A file mapped read-only.
+
+    Bytes that the file no longer has are refused: touching them would kill the process.
+    """
 
     def __init__(self, file, path):
         self.path = path
@@ -17,7 +20,11 @@ class MappedFile:
     def view(self, start, stop) -> np.ndarray:
         """Bytes start to stop as a read-only uint8 array on the map."""
         self._check(stop)
-        return np.frombuffer(self._map, np.uint8, stop - start, start) if stop > start else np.empty(0, np.uint8)
+        return (
+            np.frombuffer(self._map, np.uint8, stop - start, start)
+            if stop > start
+            else np.empty(0, np.uint8)
+        )
 
     def read(self, start, stop) -> bytes:
         """A copy of bytes start to stop."""
@@ -25,8 +32,14 @@ class MappedFile:
         return self._map[start:stop]
 
     def forget(self, start, stop):
-        """Give back the pages that lie between two bytes; they are read from the file again when they are touched."""
-        start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+        """Give back the pages that lie between two bytes.
+
+        They are read from the file again when they are touched.
+        """
+        start, stop = (
+            -(-start // mmap.PAGESIZE) * mmap.PAGESIZE,
+            stop // mmap.PAGESIZE * mmap.PAGESIZE,
+        )
         if self._map is not None and stop > start and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
@@ -38,4 +51,7 @@ class MappedFile:
         if self._map is None:
             raise ValueError(f"{self.path} is closed: open it again")
         if (size := min(len(self._map), self._map.size())) < stop:
-            raise GGUFError(f"{self.path}: the file shrank after it was opened: it has {size} bytes, {stop} are needed")
+            raise GGUFError(
+                f"{self.path}: the file shrank after it was opened: it has {size} bytes, {stop} are"
+                " needed"
+            )

@@ -12,11 +12,13 @@ from rocmforge_jax.gguf.mapped import MappedFile
 
 
 class Metadata(Mapping):
-    """A read-only mapping from key to value, in file order. A value is decoded at its first use and kept.
+    """A read-only mapping from key to value, in file order.
 
-    Numbers and booleans are Python's; an array of numbers is a read-only NumPy array of its type, an array of strings
-    a tuple. A string that is not UTF-8 stays bytes. Reading a value raises GGUFError where a boolean is neither 0 nor 1
-    or the file was changed after it was opened.
+    A value is decoded at its first use and kept.
+
+    Numbers and booleans are Python's; an array of numbers is a read-only NumPy array of its type,
+    an array of strings a tuple. A string that is not UTF-8 stays bytes. Reading a value raises
+    GGUFError where a boolean is neither 0 nor 1 or the file was changed after it was opened.
     """
 
     def __init__(self, entries: dict[str, Entry], mapped: MappedFile, order: str):
@@ -48,7 +50,10 @@ class Metadata(Mapping):
         """Type, length and place of a value, without decoding it. KeyError names the nearest keys."""
         if key not in self._entries:
             near = difflib.get_close_matches(str(key), self._entries, n=3, cutoff=0.5)
-            raise KeyError(f"{self._mapped.path} has no key {key!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
+            raise KeyError(
+                f"{self._mapped.path} has no key {key!r}"
+                + (f"; the nearest are {', '.join(near)}" if near else "")
+            )
         return self._entries[key]
 
     def describe(self, key: str) -> str:
@@ -79,7 +84,12 @@ class Metadata(Mapping):
         except (struct.error, OverflowError):
             at = None
         if at != len(raw):
-            self._refuse(key, entry, f"its strings no longer fill its {len(raw)} bytes: the file was changed after it was opened")
+            self._refuse(
+                key,
+                entry,
+                f"its strings no longer fill its {len(raw)} bytes: the file was changed after it"
+                " was opened",
+            )
         try:
             return tuple([piece.decode() for piece in pieces])
         except UnicodeDecodeError:
@@ -88,7 +98,12 @@ class Metadata(Mapping):
     def _check_booleans(self, key, raw, entry):
         values = np.frombuffer(raw, np.uint8)
         if (wrong := np.flatnonzero(values > 1)).size:
-            self._refuse(key, entry, f"a boolean is the byte 0 or 1, byte {wrong[0]} of {len(raw)} is {values[wrong[0]]}")
+            self._refuse(
+                key,
+                entry,
+                f"a boolean is the byte 0 or 1, byte {wrong[0]} of {len(raw)} is"
+                f" {values[wrong[0]]}",
+            )
 
     def _refuse(self, key, entry, message):
         raise GGUFError(f"{self._mapped.path}: {key!r}: {message} (at byte {entry.start})")

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 _BEGINNINGS = {
-    b"version https://git-lfs": "it is a Git LFS pointer: fetch the file itself with `git lfs pull`",
+    b"version https://git-lfs": (
+        "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"
+    ),
     b"PK\x03\x04": "it is a zip archive, such as a PyTorch checkpoint or .npz",
     b"\x80\x02": "it is a Python pickle, such as an old PyTorch checkpoint",
     b"<!doctype": "it is a web page: the download gave HTML instead of the file",

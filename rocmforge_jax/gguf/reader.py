@@ -15,10 +15,13 @@ from rocmforge_jax.gguf.tensors import TensorInfo
 
 
 def open_gguf(path: str | os.PathLike) -> "GGUFFile":
-    """Open a GGUF file, version 2 or 3, either byte order; any file of a split model opens all of it.
+    """Open a GGUF file, version 2 or 3, either byte order.
 
-    Only the head is read: values are decoded and weights mapped when they are asked for. FileNotFoundError where
-    nothing is, GGUFError for anything that is no valid GGUF file. Source: ggml's docs/gguf.md and src/gguf.cpp.
+    Any file of a split model opens all of it.
+
+    Only the head is read: values are decoded and weights mapped when they are asked for.
+    FileNotFoundError where nothing is, GGUFError for anything that is no valid GGUF file. Source:
+    ggml's docs/gguf.md and src/gguf.cpp.
     """
     path = Path(path)
     _check_is_file(path)
@@ -26,17 +29,23 @@ def open_gguf(path: str | os.PathLike) -> "GGUFFile":
 
 
 class GGUFFile:
-    """An open GGUF model. Closes itself when the last array on it goes; `close` or `with` does it earlier.
+    """An open GGUF model.
 
-    path: as given. paths: all files of the model, in order. version, byte_order ("little", "big"), alignment: of the
-    first file, as `metadata`. tensors: name -> TensorInfo in file order.
+    Closes itself when the last array on it goes; `close` or `with` does it earlier.
+
+    path: as given. paths: all files of the model, in order. version, byte_order ("little", "big"),
+    alignment: of the first file, as `metadata`. tensors: name -> TensorInfo in file order.
     """
 
     def __init__(self, path: Path, containers: list[Container]):
         first = containers[0]
         self.path = path
         self.paths = tuple(container.mapped.path for container in containers)
-        self.version, self.byte_order, self.alignment = first.version, first.byte_order, first.alignment
+        self.version, self.byte_order, self.alignment = (
+            first.version,
+            first.byte_order,
+            first.alignment,
+        )
         self.metadata: Metadata = first.metadata
         tensors = _Tensors(item for container in containers for item in container.tensors.items())
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
@@ -44,14 +53,20 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str | None:
-        """The value of general.architecture, None where the file has none. GGUFError where it is no text."""
+        """The value of general.architecture, None where the file has none.
+
+        GGUFError where it is no text.
+        """
         architecture = self.metadata.get("general.architecture")
         if not isinstance(architecture, str | None):
             raise GGUFError(f"{self.path}: general.architecture must be text, got {architecture!r}")
         return architecture
 
     def close(self):
-        """Let go of the files. Arrays that were taken from `data` stay valid; reading anything else is a ValueError."""
+        """Let go of the files.
+
+        Arrays that were taken from `data` stay valid; reading anything else is a ValueError.
+        """
         for container in self._containers:
             container.mapped.close()
 
@@ -65,15 +80,17 @@ class GGUFFile:
         nbytes = sum(tensor.nbytes for tensor in self.tensors.values())
         files = f"{len(self.paths)} files, " if len(self.paths) > 1 else ""
         return (
-            f"<GGUFFile {str(self.path)!r}: {files}version {self.version}, {self.byte_order} endian, "
-            f"{len(self.metadata)} keys, {len(self.tensors)} tensors of {nbytes:,} bytes>"
+            f"<GGUFFile {str(self.path)!r}: {files}version {self.version}, {self.byte_order}"
+            f" endian, {len(self.metadata)} keys, {len(self.tensors)} tensors of {nbytes:,} bytes>"
         )
 
 
 class _Tensors(dict):
     def __missing__(self, name):
         near = difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
-        raise KeyError(f"no tensor {name!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
+        raise KeyError(
+            f"no tensor {name!r}" + (f"; the nearest are {', '.join(near)}" if near else "")
+        )
 
 
 def _check_is_file(path):

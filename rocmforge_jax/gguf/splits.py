@@ -1,4 +1,7 @@
-"""Split models: `name-00001-of-00003.gguf` and its siblings are one model. Source: llama.cpp's gguf-split."""
+"""Split models: `name-00001-of-00003.gguf` and its siblings are one model.
+
+Source: llama.cpp's gguf-split.
+"""
 
 import re
 from pathlib import Path
@@ -11,25 +14,37 @@ _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", 
 
 
 def read_split(path: Path, container: Container) -> list[Container]:
-    """All containers of the model that one of its files belongs to; just this one where the model is in one file.
+    """All containers of the model that one of its files belongs to.
 
-    The siblings are looked for in the same folder only. GGUFError where one is missing, or where split.no, split.count
-    or split.tensors.count do not fit the file names and the tensors that are there.
+    Just this one where the model is in one file.
+
+    The siblings are looked for in the same folder only. GGUFError where one is missing, or where
+    split.no, split.count or split.tensors.count do not fit the file names and the tensors that are
+    there.
     """
     count = _split_number(container, "split.count", 1)
     if count <= 1:
         return [container]
     if count > MAX_SPLITS:
-        raise GGUFError(f"{path}: split.count says that the model is in {count} files, the most is {MAX_SPLITS}")
+        raise GGUFError(
+            f"{path}: split.count says that the model is in {count} files, the most is {MAX_SPLITS}"
+        )
     name = _NAME.fullmatch(path.name)
     if name is None or int(name["count"]) != count:
         raise GGUFError(
-            f"{path}: split.count says that the model is in {count} files, so this one must be named NAME-NUMBER-of-{count:05}.gguf"
+            f"{path}: split.count says that the model is in {count} files, so this one must be"
+            f" named NAME-NUMBER-of-{count:05}.gguf"
         )
-    paths = [path.with_name(f"{name['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    paths = [
+        path.with_name(f"{name['stem']}-{number:05}-of-{count:05}.gguf")
+        for number in range(1, count + 1)
+    ]
     missing = [sibling.name for sibling in paths if not sibling.is_file()]
     if missing:
-        raise GGUFError(f"{path}: {len(missing)} of the model's {count} files are not in its folder: {', '.join(missing[:3])}")
+        raise GGUFError(
+            f"{path}: {len(missing)} of the model's {count} files are not in its folder:"
+            f" {', '.join(missing[:3])}"
+        )
     containers = [container if sibling == path else read_container(sibling) for sibling in paths]
     for index, part in enumerate(containers):
         _check_part(part, index, count)
@@ -41,7 +56,8 @@ def _check_part(part, index, count):
     found = _split_number(part, "split.no", None), _split_number(part, "split.count", None)
     if found != (index, count):
         raise GGUFError(
-            f"{part.mapped.path}: by its name split.no is {index} and split.count {count}, the file says {found[0]} and {found[1]}"
+            f"{part.mapped.path}: by its name split.no is {index} and split.count {count}, the file"
+            f" says {found[0]} and {found[1]}"
         )
 
 
@@ -56,11 +72,17 @@ def _check_tensors(containers):
     expected = _split_number(first, "split.tensors.count", None)
     if expected != len(owners):
         path, files = first.mapped.path, len(containers)
-        raise GGUFError(f"{path}: split.tensors.count is {expected}, the model's {files} files have {len(owners)} tensors")
+        raise GGUFError(
+            f"{path}: split.tensors.count is {expected}, the model's {files} files have"
+            f" {len(owners)} tensors"
+        )
 
 
 def _split_number(container, key, default):
     number = container.metadata.get(key, default)
     if number is not default and type(number) is not int:
-        raise GGUFError(f"{container.mapped.path}: {key} must be an integer, got {container.metadata.describe(key)}")
+        raise GGUFError(
+            f"{container.mapped.path}: {key} must be an integer, got"
+            f" {container.metadata.describe(key)}"
+        )
     return number

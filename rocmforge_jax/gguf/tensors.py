@@ -21,7 +21,8 @@ _SMALLEST_ENTRY = 8 + 4 + 8 + 4 + 8
 class TensorInfo:
     """One tensor of a file.
 
-    shape: row-major, the reverse of GGUF's dims. offset: of its first byte in `path`. nbytes: size of its blocks.
+    shape: row-major, the reverse of GGUF's dims. offset: of its first byte in `path`. nbytes: size
+    of its blocks.
     """
 
     name: str
@@ -39,9 +40,11 @@ class TensorInfo:
 
     @property
     def data(self) -> np.ndarray:
-        """The blocks, little endian: read-only uint8 [*shape[:-1], row bytes], a view on the mapped file.
+        """The blocks, little endian: read-only uint8 [*shape[:-1], row bytes], a view on the mapped
+        file.
 
-        From a big-endian file it is a copy. GGUFError where the file has become too short since it was opened.
+        From a big-endian file it is a copy. GGUFError where the file has become too short since it
+        was opened.
         """
         blocks = self._mapped.view(self.offset, self.offset + self.nbytes)
         if self._big_endian:
@@ -49,16 +52,27 @@ class TensorInfo:
         return blocks.reshape(*self.shape[:-1], self.format.row_bytes(self.shape[-1]))
 
     def forget(self) -> None:
-        """Let the system take back the memory that reading `data` took. Arrays on it stay valid: they are read from the file again."""
+        """Let the system take back the memory that reading `data` took.
+
+        Arrays on it stay valid: they are read from the file again.
+        """
         self._mapped.forget(self.offset, self.offset + self.nbytes)
 
     def __repr__(self):
-        return f"TensorInfo({self.name!r}, {self.format} {list(self.shape)}, {self.nbytes} bytes at {self.offset})"
+        return (
+            f"TensorInfo({self.name!r}, {self.format} {list(self.shape)}, {self.nbytes} bytes at"
+            f" {self.offset})"
+        )
 
 
-def read_tensors(cursor: HeaderCursor, count: int, alignment: int, mapped: MappedFile) -> dict[str, TensorInfo]:
-    """The tensor table at the cursor, in file order. GGUFError for any entry that is wrong in itself, or has its data
-    outside the file, unaligned, or where another tensor has its own."""
+def read_tensors(
+    cursor: HeaderCursor, count: int, alignment: int, mapped: MappedFile
+) -> dict[str, TensorInfo]:
+    """The tensor table at the cursor, in file order.
+
+    GGUFError for any entry that is wrong in itself, or has its data outside the file, unaligned, or
+    where another tensor has its own.
+    """
     if count > MAX_TENSORS:
         cursor.refuse(f"the header claims {count} tensors, the most is {MAX_TENSORS}", 8)
     cursor.expect(count * _SMALLEST_ENTRY, f"a table of {count} tensors")
@@ -67,7 +81,9 @@ def read_tensors(cursor: HeaderCursor, count: int, alignment: int, mapped: Mappe
         at = cursor.position
         name = cursor.text(f"the name of tensor {index}", MAX_NAME_BYTES)
         if name in entries:
-            cursor.refuse(f"tensor {index} is named {name!r}, as the one at byte {entries[name].at}", at)
+            cursor.refuse(
+                f"tensor {index} is named {name!r}, as the one at byte {entries[name].at}", at
+            )
         entries[name] = _read_entry(cursor, name, at)
     data_start = -(-cursor.position // alignment) * alignment
     for name, entry in entries.items():
@@ -75,13 +91,24 @@ def read_tensors(cursor: HeaderCursor, count: int, alignment: int, mapped: Mappe
     _check_overlap(cursor, entries)
     big_endian = cursor.order == ">"
     return {
-        name: TensorInfo(name, entry.shape, entry.format, data_start + entry.offset, entry.nbytes, mapped, big_endian)
+        name: TensorInfo(
+            name,
+            entry.shape,
+            entry.format,
+            data_start + entry.offset,
+            entry.nbytes,
+            mapped,
+            big_endian,
+        )
         for name, entry in entries.items()
     }
 
 
 class _Entry(NamedTuple):
-    """An entry of the table. offset: from the start of the data. at: where in the file the entry itself is."""
+    """An entry of the table.
+
+    offset: from the start of the data. at: where in the file the entry itself is.
+    """
 
     shape: tuple[int, ...]
     format: Format
@@ -93,8 +120,12 @@ class _Entry(NamedTuple):
 def _read_entry(cursor, name, at):
     rank = cursor.number("I", f"the rank of {name!r}")
     if not 1 <= rank <= MAX_DIMS:
-        cursor.refuse(f"{name!r} has {rank} dimensions, a tensor has 1 to {MAX_DIMS}", cursor.position - 4)
-    *dims, type_id, offset = cursor.numbers(f"{rank}QIQ", f"the dimensions, type and offset of {name!r}")
+        cursor.refuse(
+            f"{name!r} has {rank} dimensions, a tensor has 1 to {MAX_DIMS}", cursor.position - 4
+        )
+    *dims, type_id, offset = cursor.numbers(
+        f"{rank}QIQ", f"the dimensions, type and offset of {name!r}"
+    )
     shape = tuple(reversed(dims))
     try:
         fmt = formats.get(type_id)
@@ -103,27 +134,36 @@ def _read_entry(cursor, name, at):
         cursor.refuse(f"{name!r}, {list(shape)}: {error}", at)
     # each size as if no dimension were 0, which would hide the others
     if math.prod(size or 1 for size in shape[:-1]) * max(row_bytes, shape[-1], 1) > MAX_INT64:
-        cursor.refuse(f"{name!r}, {fmt} {list(shape)}, has more than {MAX_INT64} elements or bytes", at)
+        cursor.refuse(
+            f"{name!r}, {fmt} {list(shape)}, has more than {MAX_INT64} elements or bytes", at
+        )
     return _Entry(shape, fmt, offset, math.prod(shape[:-1]) * row_bytes, at)
 
 
 def _check_place(cursor, name, entry, data_start, alignment):
     if entry.offset % alignment:
-        cursor.refuse(f"{name!r} has its data at offset {entry.offset}, not a multiple of the alignment {alignment}", entry.at)
+        cursor.refuse(
+            f"{name!r} has its data at offset {entry.offset}, not a multiple of the alignment"
+            f" {alignment}",
+            entry.at,
+        )
     stop = data_start + entry.offset + entry.nbytes
     if stop > cursor.size:
         cursor.refuse(
-            f"{name!r}, {entry.format} {list(entry.shape)}, has {entry.nbytes} bytes that end at byte {stop}, "
-            f"the file has {cursor.size}: it is cut short or damaged",
+            f"{name!r}, {entry.format} {list(entry.shape)}, has {entry.nbytes} bytes that end at"
+            f" byte {stop}, the file has {cursor.size}: it is cut short or damaged",
             entry.at,
         )
 
 
 def _check_overlap(cursor, entries):
-    in_place = sorted((entry.offset, entry.offset + entry.nbytes, name) for name, entry in entries.items())
+    in_place = sorted(
+        (entry.offset, entry.offset + entry.nbytes, name) for name, entry in entries.items()
+    )
     for (start, stop, name), (next_start, next_stop, next_name) in pairwise(in_place):
         if next_start < stop:
             cursor.refuse(
-                f"{next_name!r} has its data at {next_start} to {next_stop}, {name!r} at {start} to {stop}: they overlap",
+                f"{next_name!r} has its data at {next_start} to {next_stop}, {name!r} at {start} to"
+                f" {stop}: they overlap",
                 entries[next_name].at,
             )

@@ -17,15 +17,19 @@ _INTEGERS = ("int32", "uint32", "int64", "uint64")
 
 
 def write_gguf(path: str | os.PathLike, metadata: Mapping, tensors: Mapping) -> None:
-    """Write a GGUF file, version 3, little endian. A file that is there already is replaced once the new one is complete.
+    """Write a GGUF file, version 3, little endian.
 
-    metadata: key -> value. NumPy scalars and arrays keep their type. Of Python's, an int becomes uint32, a list of
-    ints int32, either a wider type where it must; a float float32, or float64 beyond its range; bool bool; str and
-    bytes string. tensors: name -> (format or its name, array), row-major: values in the dtype of a format that is not
-    quantised, or the blocks of any, uint8 [..., row bytes].
+    A file that is there already is replaced once the new one is complete.
 
-    ValueError for a value without a type, an empty list (the gguf package writes none) or an array that is not of its
-    format; GGUFError for what no reader would accept, such as a name that is too long.
+    metadata: key -> value. NumPy scalars and arrays keep their type. Of Python's, an int becomes
+    uint32, a list of ints int32, either a wider type where it must; a float float32, or float64
+    beyond its range; bool bool; str and bytes string. tensors: name -> (format or its name, array),
+    row-major: values in the dtype of a format that is not quantised, or the blocks of any, uint8
+    [..., row bytes].
+
+    ValueError for a value without a type, an empty list (the gguf package writes none) or an array
+    that is not of its format; GGUFError for what no reader would accept, such as a name that is too
+    long.
     """
     from gguf import GGUFWriter  # takes 0.3 s
 
@@ -66,13 +70,19 @@ def _add_value(writer, key, value):
 def _typed(key, value):
     """A value as Python's own, the name of its GGUF type, and whether it is an array of that."""
     if isinstance(value, np.ndarray | np.generic):
-        is_array, type_name = value.ndim > 0, "string" if value.dtype.kind in "UST" else value.dtype.name
+        is_array, type_name = (
+            value.ndim > 0,
+            ("string" if value.dtype.kind in "UST" else value.dtype.name),
+        )
         value = value.tolist()
     else:
         is_array = isinstance(value, list | tuple)
         type_name = _narrowest(value) if is_array else _narrowest([value], "uint32")
     if type_name not in _TYPE_IDS or is_array and (not value or isinstance(value[0], list)):
-        raise ValueError(f"{key!r}: no GGUF type for {value!r:.100}: give a number, bool, str, or a list or NumPy array of one of these")
+        raise ValueError(
+            f"{key!r}: no GGUF type for {value!r:.100}: give a number, bool, str, or a list or"
+            " NumPy array of one of these"
+        )
     return value, type_name, is_array
 
 
@@ -84,10 +94,17 @@ def _narrowest(values, *preferred):
     if kinds <= {str, bytes}:
         return "string"
     if kinds == {int}:
-        fits = lambda name: np.iinfo(name).min <= min(values) and max(values) <= np.iinfo(name).max
+
+        def fits(name):
+            return np.iinfo(name).min <= min(values) and max(values) <= np.iinfo(name).max
+
         return next(filter(fits, (*preferred, *_INTEGERS)), None)
     if kinds <= {int, float}:
-        return "float32" if all(abs(value) <= _FLOAT32_MAX for value in values if math.isfinite(value)) else "float64"
+        return (
+            "float32"
+            if all(abs(value) <= _FLOAT32_MAX for value in values if math.isfinite(value))
+            else "float64"
+        )
     return None
 
 
@@ -100,12 +117,22 @@ def _add_tensor(writer, name, which, array):
         raise ValueError(f"{name!r}: a tensor has at least one dimension, got a scalar")
     dtypes = [np.dtype(np.uint8)] + ([] if fmt.is_quantized else [np.dtype(fmt.fields[0].dtype)])
     if array.dtype not in dtypes:
-        raise ValueError(f"{name!r}: {fmt} is written from an array of {' or '.join(map(str, dtypes))}, got {array.dtype}")
+        raise ValueError(
+            f"{name!r}: {fmt} is written from an array of {' or '.join(map(str, dtypes))}, got"
+            f" {array.dtype}"
+        )
     blocks = np.ascontiguousarray(array).view(np.uint8)
     try:
         elements = fmt.row_blocks(blocks.shape[-1]) * fmt.block
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from None
-    # any dtype but uint8: for that one the package would look the shape up, and it does not know all types
-    writer.add_tensor_info(name, (*blocks.shape[:-1], elements), np.dtype(np.int8), blocks.nbytes, raw_dtype=fmt.ggml_id)
+    # any dtype but uint8: for that one the package would look the shape up, and it does not know
+    # all types
+    writer.add_tensor_info(
+        name,
+        (*blocks.shape[:-1], elements),
+        np.dtype(np.int8),
+        blocks.nbytes,
+        raw_dtype=fmt.ggml_id,
+    )
     return blocks

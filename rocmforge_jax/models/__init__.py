@@ -8,6 +8,20 @@ from rocmforge_jax.models.plan import MemoryPlan, plan_memory
 from rocmforge_jax.models.report import KernelReport, kernel_report
 
 __all__ = [
-    "ARCHITECTURES", "Architecture", "Block", "Decoder", "DecoderConfig", "KernelReport", "MemoryPlan", "MoEConfig", "default_dtype",
-    "kernel_report", "load_decoder", "param_count", "plan_memory", "read_config", "register", "tensor_name",
-]  # fmt: skip
+    "ARCHITECTURES",
+    "Architecture",
+    "Block",
+    "Decoder",
+    "DecoderConfig",
+    "KernelReport",
+    "MemoryPlan",
+    "MoEConfig",
+    "default_dtype",
+    "kernel_report",
+    "load_decoder",
+    "param_count",
+    "plan_memory",
+    "read_config",
+    "register",
+    "tensor_name",
+]

@@ -19,10 +19,11 @@ from rocmforge_jax.nn.rope import RopeConfig
 class Architecture:
     """A value of general.architecture.
 
-    rope_interleaved: which elements of a head form a rotated pair (ggml's "norm" if true, "neox" if not). qkv_bias: q, k
-    and v have biases. qk_norm: each head of q and k is normed before it is rotated. post_norms: the results of attention and
-    feed-forward are normed before they are added. fused_qkv: q, k and v are one tensor, attn_qkv. fused_gate_up: ffn_up holds
-    gate and up. renormalize_experts: the weights of a token's experts sum to 1. ignored_keys: keys (without the
+    rope_interleaved: which elements of a head form a rotated pair (ggml's "norm" if true, "neox" if
+    not). qkv_bias: q, k and v have biases. qk_norm: each head of q and k is normed before it is
+    rotated. post_norms: the results of attention and feed-forward are normed before they are added.
+    fused_qkv: q, k and v are one tensor, attn_qkv. fused_gate_up: ffn_up holds gate and up.
+    renormalize_experts: the weights of a token's experts sum to 1. ignored_keys: keys (without the
     architecture's prefix) that change nothing here -> why.
     """
 
@@ -58,15 +59,25 @@ register(
     Architecture(
         "llama",
         rope_interleaved=True,
-        ignored_keys={"attention.sliding_window": "llama.cpp ignores it for this architecture: early Mistral files carry it"},
+        ignored_keys={
+            "attention.sliding_window": (
+                "llama.cpp ignores it for this architecture: early Mistral files carry it"
+            )
+        },
     )
 )
 register(Architecture("qwen2", qkv_bias=True))
 register(Architecture("qwen2moe", qkv_bias=True, renormalize_experts=False))
 register(Architecture("qwen3", qk_norm=True))
 register(Architecture("qwen3moe", qk_norm=True))
-register(Architecture("chatglm", rope_interleaved=True, qkv_bias=True, fused_qkv=True, fused_gate_up=True))
-register(Architecture("glm4", rope_interleaved=True, qkv_bias=True, post_norms=True, fused_gate_up=True))
+register(
+    Architecture(
+        "chatglm", rope_interleaved=True, qkv_bias=True, fused_qkv=True, fused_gate_up=True
+    )
+)
+register(
+    Architecture("glm4", rope_interleaved=True, qkv_bias=True, post_norms=True, fused_gate_up=True)
+)
 
 
 def find(name: str | None) -> Architecture:
@@ -75,18 +86,25 @@ def find(name: str | None) -> Architecture:
         raise GGUFError("the file has no general.architecture: it holds no model")
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0)
-        raise GGUFError(f"the architecture {name!r} is not supported; the nearest are {', '.join(near)}")
+        raise GGUFError(
+            f"the architecture {name!r} is not supported; the nearest are {', '.join(near)}"
+        )
     return ARCHITECTURES[name]
 
 
 def read_config(gguf: GGUFFile) -> tuple[DecoderConfig, dict[str, str]]:
-    """The configuration a file describes, and its keys of the architecture that were not used -> why (or "unknown")."""
+    """The configuration a file describes, and its keys of the architecture that were not used ->
+    why (or "unknown").
+    """
     architecture = find(gguf.architecture)
     keys = KeyReader(gguf.metadata, architecture.name)
     heads, width = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_width = _head_width(gguf, keys, heads, width)
     if keys.integer("attention.value_length", head_width) != head_width:
-        raise GGUFError(f"keys are {head_width} wide and values {keys.integer('attention.value_length')}: not supported")
+        raise GGUFError(
+            f"keys are {head_width} wide and values {keys.integer('attention.value_length')}: not"
+            " supported"
+        )
     try:
         config = DecoderConfig(
             layers=_layers(gguf, keys),
@@ -121,15 +139,23 @@ def _head_width(gguf, keys, heads, width) -> int:
     shared = None if width % heads else width // heads
     given = keys.integer("attention.key_length", shared or 0)
     if not given:
-        raise GGUFError(f"{gguf.path}: width {width} is not a multiple of {heads} heads, and there is no attention.key_length")
+        raise GGUFError(
+            f"{gguf.path}: width {width} is not a multiple of {heads} heads, and there is no"
+            " attention.key_length"
+        )
     return given
 
 
 def _layers(gguf, keys) -> int:
-    """The number of layers: one that the file has no tensors for is refused before anything of it is built."""
+    """The number of layers: one that the file has no tensors for is refused before anything of it
+    is built.
+    """
     layers = keys.integer("block_count")
     if layers > max(len(gguf.tensors), 1):
-        raise GGUFError(f"{gguf.path}: {gguf.architecture}.block_count is {layers}, the file has {len(gguf.tensors)} tensors")
+        raise GGUFError(
+            f"{gguf.path}: {gguf.architecture}.block_count is {layers}, the file has"
+            f" {len(gguf.tensors)} tensors"
+        )
     return layers
 
 
@@ -141,7 +167,10 @@ def _vocabulary(gguf, keys) -> int:
         raise GGUFError(f"{gguf.path}: the file has no matrix token_embd.weight")
     claimed = keys.integer("vocab_size", rows)
     if rows is not None and claimed != rows:
-        raise GGUFError(f"{gguf.path}: {gguf.architecture}.vocab_size is {claimed}, token_embd.weight has {rows} rows")
+        raise GGUFError(
+            f"{gguf.path}: {gguf.architecture}.vocab_size is {claimed}, token_embd.weight has"
+            f" {rows} rows"
+        )
     return claimed
 
 
@@ -161,7 +190,9 @@ def _moe(keys, architecture) -> MoEConfig | None:
 def _rope(gguf, keys, architecture, head_width) -> RopeConfig:
     kind = keys.text("rope.scaling.type", "none")
     if kind not in ("none", "linear"):
-        raise GGUFError(f"{gguf.path}: rope scaling {kind!r} is not supported, only none and linear")
+        raise GGUFError(
+            f"{gguf.path}: rope scaling {kind!r} is not supported, only none and linear"
+        )
     scale = keys.real("rope.scaling.factor", keys.real("rope.scale_linear", 1.0))
     return RopeConfig(
         width=keys.integer("rope.dimension_count", head_width),

@@ -1,5 +1,6 @@
-"""From an open file to a Decoder: every tensor is claimed by a variable and every variable by a tensor, or all that is
-wrong is said at once, before a weight is read."""
+"""From an open file to a Decoder: every tensor is claimed by a variable and every variable by a
+tensor, or all that is wrong is said at once, before a weight is read.
+"""
 
 import contextlib
 import functools
@@ -29,18 +30,27 @@ def default_dtype():
 
 
 def load_decoder(
-    gguf: GGUFFile, *, dtype=None, activations: str = DEFAULT_MODE, layout: str | None = None, strict: bool = False, progress=None
+    gguf: GGUFFile,
+    *,
+    dtype=None,
+    activations: str = DEFAULT_MODE,
+    layout: str | None = None,
+    strict: bool = False,
+    progress=None,
 ) -> Decoder:
     """A Decoder with the weights of a file, packed as they are, on the default device.
 
-    dtype: of the computation, default `default_dtype()`. activations: see `Decoder`. layout: of the planes, default the device's.
-    strict: refuse keys of the architecture that are not known, instead of warning. progress: called with (bytes loaded,
-    bytes in all) after each tensor. GGUFError lists all tensors that are missing, unclaimed or of another shape.
+    dtype: of the computation, default `default_dtype()`. activations: see `Decoder`. layout: of the
+    planes, default the device's. strict: refuse keys of the architecture that are not known,
+    instead of warning. progress: called with (bytes loaded, bytes in all) after each tensor.
+    GGUFError lists all tensors that are missing, unclaimed or of another shape.
     """
     config, unused = read_config(gguf)
     _report_unknown_keys(gguf, [key for key, why in unused.items() if why == "unknown"], strict)
     with only_shapes():
-        decoder = Decoder(config, dtype=dtype or default_dtype(), activations=activations, rngs=None)
+        decoder = Decoder(
+            config, dtype=dtype or default_dtype(), activations=activations, rngs=None
+        )
     claims = _claim(decoder, gguf)
     total, done = sum(tensor.nbytes for _, _, tensor in claims), 0
     for module, attribute, tensor in claims:
@@ -54,13 +64,17 @@ def load_decoder(
 
 
 def tensor_name(path: tuple) -> str:
-    """The file's name of the variable at a path of a Decoder: ("blk", 0, "attn_q", "kernel") -> "blk.0.attn_q.weight"."""
+    """The file's name of the variable at a path of a Decoder: ("blk", 0, "attn_q", "kernel") ->
+    "blk.0.attn_q.weight".
+    """
     return ".".join(map(str, (*path[:-1], _SUFFIX[path[-1]])))
 
 
 def _report_unknown_keys(gguf, unknown, strict):
     if unknown:
-        message = f"{gguf.path}: keys of the architecture that are not known here: {', '.join(unknown)}"
+        message = (
+            f"{gguf.path}: keys of the architecture that are not known here: {', '.join(unknown)}"
+        )
         if strict:
             raise GGUFError(message)
         warnings.warn(message, stacklevel=4)
@@ -78,28 +92,51 @@ def _claim(decoder, gguf) -> list[tuple[nnx.Module, str, TensorInfo]]:
             if name not in gguf.tensors:
                 problems.append(f"{name} {list(expected)} is missing")
             elif gguf.tensors[name].shape != expected:
-                problems.append(f"{name} has shape {list(gguf.tensors[name].shape)}, expected {list(expected)}")
+                problems.append(
+                    f"{name} has shape {list(gguf.tensors[name].shape)}, expected {list(expected)}"
+                )
             else:
                 found[name] = (module, attribute, gguf.tensors[name])
     names = {tensor_name(path) for path, _ in nnx.to_flat_state(nnx.state(decoder))}
-    problems += [f"{name} is not part of the architecture" for name in gguf.tensors if name not in names | _CONFIG_TENSORS]
+    problems += [
+        f"{name} is not part of the architecture"
+        for name in gguf.tensors
+        if name not in names | _CONFIG_TENSORS
+    ]
     if problems:
-        raise GGUFError(f"{gguf.path} does not fit the architecture {gguf.architecture!r}: " + "; ".join(problems))
+        raise GGUFError(
+            f"{gguf.path} does not fit the architecture {gguf.architecture!r}: "
+            + "; ".join(problems)
+        )
     return sorted(found.values(), key=lambda claim: claim[2].offset)
 
 
 def _file_shape(shape, attribute):
     """A kernel (..., in, out) is stored (..., out, in)."""
-    return (*shape[:-2], *shape[:-3:-1]) if attribute == "kernel" and len(shape) > 1 else tuple(shape)
+    return (
+        (*shape[:-2], *shape[:-3:-1]) if attribute == "kernel" and len(shape) > 1 else tuple(shape)
+    )
 
 
-def _variable(tensor: TensorInfo, attribute: str, layout: str | None, activations: str) -> nnx.Variable:
-    """Quantised matrices stay packed; everything else becomes an nnx.Param in the file's dtype, kernels transposed to (in, out)."""
+def _variable(
+    tensor: TensorInfo, attribute: str, layout: str | None, activations: str
+) -> nnx.Variable:
+    """Quantised matrices stay packed.
+
+    Everything else becomes an nnx.Param in the file's dtype, kernels transposed to (in, out).
+    """
     transposed = attribute == "kernel"
     if tensor.format.is_quantized and len(tensor.shape) > 1:
-        return QParam(_packed(tensor, layout or default_layout(tensor.format, activations=activations), transposed))
+        return QParam(
+            _packed(
+                tensor, layout or default_layout(tensor.format, activations=activations), transposed
+            )
+        )
     if tensor.format.is_quantized or tensor.format.name not in ("F32", "F16", "BF16"):
-        raise GGUFError(f"{tensor.name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight of a model")
+        raise GGUFError(
+            f"{tensor.name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight of"
+            " a model"
+        )
     values = jnp.asarray(tensor.data.view(np.dtype(tensor.format.fields[0].dtype)))
     return nnx.Param(jnp.swapaxes(values, -1, -2) if transposed and values.ndim > 1 else values)
 

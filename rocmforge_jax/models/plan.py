@@ -14,8 +14,12 @@ PROMPT, SLOTS = 512, 4096
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on the device. weights: the packed planes. cache: keys and values of `slots` tokens. temporaries: an estimate of what
-    a prompt of 512 tokens needs while it is computed. available: what the device has free, None where it does not say."""
+    """Bytes on the device.
+
+    weights: the packed planes. cache: keys and values of `slots` tokens. temporaries: an estimate
+    of what a prompt of 512 tokens needs while it is computed. available: what the device has free,
+    None where it does not say.
+    """
 
     weights: int
     cache: int
@@ -35,13 +39,18 @@ class MemoryPlan:
     def __str__(self):
         free = "unknown" if self.available is None else _gib(self.available)
         return (
-            f"weights {_gib(self.weights)} + cache of {self.slots} tokens {_gib(self.cache)} + temporaries {_gib(self.temporaries)}"
-            f" = {_gib(self.total)}, available {free}"
+            f"weights {_gib(self.weights)} + cache of {self.slots} tokens {_gib(self.cache)} +"
+            f" temporaries {_gib(self.temporaries)} = {_gib(self.total)}, available {free}"
         )
 
 
-def plan_memory(gguf: GGUFFile, config: DecoderConfig, dtype, *, context_length: int | None = None) -> MemoryPlan:
-    """The plan for one sequence. context_length: as for `load`; the cache is counted for at most 4096 of its tokens."""
+def plan_memory(
+    gguf: GGUFFile, config: DecoderConfig, dtype, *, context_length: int | None = None
+) -> MemoryPlan:
+    """The plan for one sequence.
+
+    context_length: as for `load`; the cache is counted for at most 4096 of its tokens.
+    """
     itemsize = np.dtype(dtype).itemsize
     slots = min(SLOTS, context_length or config.context_length)
     prompt = min(PROMPT, slots)

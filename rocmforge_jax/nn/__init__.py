@@ -1,8 +1,13 @@
 """Flax NNX building blocks of language models. They know no architecture and no file."""
 
 from rocmforge_jax.nn.attention import (
-    attend, attend_to_new, causal_attention, causal_mask, dot_product_attention, validate_attention_dims,
-)  # fmt: skip
+    attend,
+    attend_to_new,
+    causal_attention,
+    causal_mask,
+    dot_product_attention,
+    validate_attention_dims,
+)
 from rocmforge_jax.nn.cache import Cache, LayerCache
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.linear import Embedding, Linear

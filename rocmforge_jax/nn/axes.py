@@ -1,7 +1,9 @@
-"""The axis alphabet of the repository. A name such as `logits_BTV` lists its axes; docstrings use the same letters.
+"""The axis alphabet of the repository.
 
-    B  batch              T  query tokens         S  cache slots
-    D  model width        F  feed-forward width   V  vocabulary
-    N  query heads        K  key/value heads      G  query heads per key/value head, N / K
-    H  head width         E  experts
+A name such as `logits_BTV` lists its axes; docstrings use the same letters.
+
+B  batch              T  query tokens         S  cache slots
+D  model width        F  feed-forward width   V  vocabulary
+N  query heads        K  key/value heads      G  query heads per key/value head, N / K
+H  head width         E  experts
 """

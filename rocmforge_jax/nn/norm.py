@@ -8,7 +8,10 @@ from rocmforge_jax.nn.fresh import filled
 
 
 def rms_norm(x, scale, epsilon: float):
-    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, computed in float32, in x's dtype. scale: [x.shape[-1]]."""
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, computed in float32, in x's dtype.
+
+    scale: [x.shape[-1]].
+    """
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
     return (normed * scale.astype(jnp.float32)[(None,) * (x.ndim - 1)]).astype(x.dtype)
@@ -17,7 +20,9 @@ def rms_norm(x, scale, epsilon: float):
 class RMSNorm(nnx.Module):
     """`rms_norm` with a learned scale, named as in Flax; a GGUF file calls it `weight`."""
 
-    def __init__(self, width: int, *, epsilon: float, dtype=jnp.float32, rngs: nnx.Rngs | None = None):
+    def __init__(
+        self, width: int, *, epsilon: float, dtype=jnp.float32, rngs: nnx.Rngs | None = None
+    ):
         self.scale = nnx.Param(filled((width,), 1, dtype))
         self.epsilon = epsilon
 

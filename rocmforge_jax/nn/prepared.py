@@ -10,14 +10,20 @@ from pallas_kernels.qmatmul.activations import Activations
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """x [..., D], and perhaps its Activations, rows flattened, for the products that it goes into: a launch less."""
+    """x [..., D], and perhaps its Activations, rows flattened, for the products that it goes into:
+    a launch less.
+    """
 
     array: jax.Array
     activations: Activations | None = None
 
     def for_products(self, mode: str) -> Activations | None:
         """The Activations, if they are of this mode."""
-        return self.activations if self.activations is not None and self.activations.mode == mode else None
+        return (
+            self.activations
+            if self.activations is not None and self.activations.mode == mode
+            else None
+        )
 
 
 def array_of(x: jax.Array | Prepared) -> jax.Array:

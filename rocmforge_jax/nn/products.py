@@ -1,4 +1,6 @@
-"""Several products of one input, with what comes before and after them: one or two launches where there are kernels, one call of C++."""
+"""Several products of one input, with what comes before and after them: one or two launches where
+there are kernels, one call of C++.
+"""
 
 import dataclasses
 import functools
@@ -21,7 +23,9 @@ from rocmforge_jax.quant.qtensor import value_of
 
 
 class Product(NamedTuple):
-    """One output: x @ weight, or silu(x @ weight) * (x @ up) where there is an `up`; then + bias (out,), then + residual [..., out].
+    """One output: x @ weight, or silu(x @ weight) * (x @ up) where there is an `up`.
+
+    Then + bias (out,), then + residual [..., out].
 
     weight, up: (in, out), arrays or quantised.
     """
@@ -41,9 +45,12 @@ def products(
     activations: str = quant.DEFAULT_MODE,
     implementation: str | None = None,
 ) -> list[jax.Array]:
-    """The outputs [..., out] of one x [..., in], in `dtype` (default x's). norm: an RMSNorm that x goes through first, or None.
+    """The outputs [..., out] of one x [..., in], in `dtype` (default x's).
 
-    activations, implementation: as for `quant.matmul`. Differentiable in everything but quantised weights.
+    norm: an RMSNorm that x goes through first, or None.
+
+    activations, implementation: as for `quant.matmul`. Differentiable in everything but quantised
+    weights.
     """
     x = x if isinstance(x, Prepared) else Prepared(x)
     wanted = [Product(*map(value_of, product)) for product in wanted]
@@ -52,7 +59,9 @@ def products(
     def each_as_it_can(x, wanted, norm, dtype, activations):  # many rows, say
         return _one_by_one(x.array, wanted, *_scale_of(norm), dtype, activations, implementation)
 
-    return kernels.dispatch_fused(_FUSED, implementation, each_as_it_can, x, wanted, norm, dtype, activations)
+    return kernels.dispatch_fused(
+        _FUSED, implementation, each_as_it_can, x, wanted, norm, dtype, activations
+    )
 
 
 def _scale_of(norm):
@@ -61,13 +70,17 @@ def _scale_of(norm):
 
 def _one_by_one(x, wanted, scale, epsilon, dtype, activations, implementation):
     x = x if scale is None else rms_norm(x, scale, epsilon)
-    multiply = functools.partial(quant.matmul, x, dtype=dtype, activations=activations, implementation=implementation)
+    multiply = functools.partial(
+        quant.matmul, x, dtype=dtype, activations=activations, implementation=implementation
+    )
 
     def one(product):
         y = multiply(product.weight)
         y = y if product.up is None else silu_gate(y, multiply(product.up))
         y = y if product.bias is None else y + product.bias.astype(y.dtype)[(None,) * (y.ndim - 1)]
-        return y if product.residual is None else product.residual + y.astype(product.residual.dtype)
+        return (
+            y if product.residual is None else product.residual + y.astype(product.residual.dtype)
+        )
 
     return list(map(one, wanted))
 
@@ -76,8 +89,14 @@ def _fused(x, wanted, norm, dtype, mode):
     """The same in kernels. NotImplementedError, with the reason, for what they cannot do."""
     target = kernels.target_of(*_weights(wanted), mode=mode)
     if not all(weight.transposed for weight in _weights(wanted)):
-        raise NotImplementedError("a weight is seen as it is stored, the kernel multiplies with its transpose")
-    if not 0 < (rows := math.prod(x.array.shape[:-1])) <= (most := kernels.few_rows_limit(x.array.dtype)):
+        raise NotImplementedError(
+            "a weight is seen as it is stored, the kernel multiplies with its transpose"
+        )
+    if (
+        not 0
+        < (rows := math.prod(x.array.shape[:-1]))
+        <= (most := kernels.few_rows_limit(x.array.dtype))
+    ):
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {most}")
     return _in_rows(_Fused, target, x, wanted, norm, dtype, mode)
 
@@ -92,16 +111,26 @@ _FUSED = {"triton": _fused, "native": _native}
 
 
 def _weights(wanted):
-    return [weight for product in wanted for weight in (product.weight, product.up) if weight is not None]
+    return [
+        weight
+        for product in wanted
+        for weight in (product.weight, product.up)
+        if weight is not None
+    ]
 
 
 def _in_rows(kind, target, x, wanted, norm, dtype, mode):
     """A kernel that takes matrices."""
-    flat = lambda a: None if a is None else a.reshape(-1, a.shape[-1])
+
+    def flat(a):
+        return None if a is None else a.reshape(-1, a.shape[-1])
+
     scale, epsilon = _scale_of(norm)
     jobs = [product._replace(residual=flat(product.residual)) for product in wanted]
     ready = x.for_products(mode) if norm is None else None
-    outputs = kernels.differentiable(kind(epsilon, dtype, mode, target), flat(x.array), ready, scale, jobs)
+    outputs = kernels.differentiable(
+        kind(epsilon, dtype, mode, target), flat(x.array), ready, scale, jobs
+    )
     return [y.reshape(*x.array.shape[:-1], -1) for y in outputs]
 
 
@@ -127,7 +156,14 @@ class _Native(_Fused):
     """The products in C++ likewise."""
 
     def __call__(self, x, _, scale, wanted):
-        return native.multiply(x, list(map(_job, wanted)), mode=self.mode, dtype=self.dtype, norm=scale, epsilon=self.epsilon)
+        return native.multiply(
+            x,
+            list(map(_job, wanted)),
+            mode=self.mode,
+            dtype=self.dtype,
+            norm=scale,
+            epsilon=self.epsilon,
+        )
 
     def plain(self, x, _, scale, wanted):
         return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, "xla")

@@ -11,14 +11,26 @@ from rocmforge_jax.quant import kernels, native
 
 
 def rotate_and_store(
-    q_BTNH, k_BTKH, v_BTKH, table, config: RopeConfig, cache: LayerCache, starts_B, *, implementation: str | None = None
+    q_BTNH,
+    k_BTKH,
+    v_BTKH,
+    table,
+    config: RopeConfig,
+    cache: LayerCache,
+    starts_B,
+    *,
+    implementation: str | None = None,
 ) -> tuple[jax.Array, LayerCache]:
-    """-> (q_BTNH rotated, the cache with T tokens more from slot starts_B[b] on). table: `rope_table` of their positions.
+    """-> (q_BTNH rotated, the cache with T tokens more from slot starts_B[b] on).
+
+    table: `rope_table` of their positions.
 
     implementation: None, "native" (C++, on CPUs) or "xla", as for `quant.matmul`. Differentiable.
     """
     implementations = {"native": _in_place, "xla": _in_plain_xla}
-    return kernels.dispatch(implementations, implementation, q_BTNH, k_BTKH, v_BTKH, table, config, cache, starts_B)
+    return kernels.dispatch(
+        implementations, implementation, q_BTNH, k_BTKH, v_BTKH, table, config, cache, starts_B
+    )
 
 
 def _in_plain_xla(q_BTNH, k_BTKH, v_BTKH, table, config, cache, starts_B):
@@ -29,7 +41,9 @@ def _in_plain_xla(q_BTNH, k_BTKH, v_BTKH, table, config, cache, starts_B):
 def _in_place(q_BTNH, k_BTKH, v_BTKH, table, config, cache, starts_B):
     native.require_float32(q_BTNH, k_BTKH, v_BTKH, cache.keys)
     if q_BTNH.shape[-1] < config.width:
-        raise ValueError(f"rope rotates {config.width} elements of a head, the head has {q_BTNH.shape[-1]}")
+        raise ValueError(
+            f"rope rotates {config.width} elements of a head, the head has {q_BTNH.shape[-1]}"
+        )
     return kernels.differentiable(_Native(config), q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B)
 
 
@@ -41,7 +55,9 @@ class _Native:
 
     def __call__(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
         operands = (*table, cache.keys, cache.values, starts_B)
-        q_BTNH, *kept = native_attention.rotate_and_store(q_BTNH, k_BTKH, v_BTKH, *operands, interleaved=self.config.interleaved)
+        q_BTNH, *kept = native_attention.rotate_and_store(
+            q_BTNH, k_BTKH, v_BTKH, *operands, interleaved=self.config.interleaved
+        )
         return q_BTNH, LayerCache(*kept)
 
     def plain(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):

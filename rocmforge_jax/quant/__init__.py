@@ -1,6 +1,8 @@
-"""Arrays that stay quantised on the device: `QTensor`, the variable `QParam`, and what can be done with them.
+"""Arrays that stay quantised on the device: `QTensor`, the variable `QParam`, and what can be done
+with them.
 
-Names are imported when they are first used: `ahead` reads weights while flax, which most of them need, is being imported.
+Names are imported when they are first used: `ahead` reads weights while flax, which most of them
+need, is being imported.
 """
 
 import importlib

@@ -1,7 +1,9 @@
-"""Products with a matrix in "columns" layout, for CPUs: output axis minor, every loop vectorised over the outputs.
+"""Products with a matrix in "columns" layout, for CPUs: output axis minor, every loop vectorised
+over the outputs.
 
-Few rows: one pass over the packed blocks, codes turned to float in registers. Many rows: a tile of the weight at a time is
-dequantised into the cache and multiplied by XLA's dense dot. Neither ever holds the dense weight.
+Few rows: one pass over the packed blocks, codes turned to float in registers. Many rows: a tile of
+the weight at a time is dequantised into the cache and multiplied by XLA's dense dot. Neither ever
+holds the dense weight.
 """
 
 import functools
@@ -12,14 +14,17 @@ import jax.numpy as jnp
 
 from rocmforge_jax.quant.unroll import rows_of, unroll
 
-#: Rows of x up to which the fused loop is used. It decodes the weight once per row of x, a tile decodes it once: on two cores
-#: of Zen 5 tiles win from 2 rows (Q4_0, Q5_1) or 4 (Q8_0) on.
+#: Rows of x up to which the fused loop is used. It decodes the weight once per row of x, a tile
+#: decodes it once: on two cores of Zen 5 tiles win from 2 rows (Q4_0, Q5_1) or 4 (Q8_0) on.
 FUSED_ROWS = 2
-#: Weights of a matrix from which on the fused loop is used: a small one has too little work a step for two cores.
+#: Weights of a matrix from which on the fused loop is used: a small one has too little work a step
+#: for two cores.
 FUSED_WEIGHTS = 2_000_000
-#: Elements of a block up to which it is written out: 256 take seconds to compile for each product of a model.
+#: Elements of a block up to which it is written out: 256 take seconds to compile for each product
+#: of a model.
 FUSED_BLOCK = 32
-#: Weights that one step of the fused loop handles per element of a block: enough work for every thread.
+#: Weights that one step of the fused loop handles per element of a block: enough work for every
+#: thread.
 STEP_WIDTH = 65536
 #: Bytes of a dequantised tile: it should stay in the caches.
 TILE_BYTES = 4 << 20
@@ -29,18 +34,27 @@ TILE_BYTES = 4 << 20
 def matmul(x_MK, w):
     """float32 [M, K] times the QTensor w, stored [N, K] in columns, -> float32 [M, N].
 
-    Jitted for the tracing alone: the layers of a model have few different shapes, and each is traced once.
+    Jitted for the tracing alone: the layers of a model have few different shapes, and each is
+    traced once.
     """
-    if x_MK.shape[0] <= FUSED_ROWS and math.prod(w.stored_shape) >= FUSED_WEIGHTS and w.format.block <= FUSED_BLOCK:
+    if (
+        x_MK.shape[0] <= FUSED_ROWS
+        and math.prod(w.stored_shape) >= FUSED_WEIGHTS
+        and w.format.block <= FUSED_BLOCK
+    ):
         try:
             return _fused(x_MK, w)
-        except NotImplementedError:  # the block's program looks up a table, say: tiles can do anything
+        except (
+            NotImplementedError
+        ):  # the block's program looks up a table, say: tiles can do anything
             pass
     return _tiled(x_MK, w)
 
 
 def _parts(blocks: int, width: int) -> int:
-    """In how many parts, side by side, the input axis is cut: the divisor of `blocks` that brings a step nearest STEP_WIDTH."""
+    """In how many parts, side by side, the input axis is cut: the divisor of `blocks` that brings a
+    step nearest STEP_WIDTH.
+    """
     wanted = math.log(STEP_WIDTH / width)
     divisors = [d for d in range(1, blocks + 1) if blocks % d == 0]
     return min(divisors, key=lambda d: abs(math.log(d) - wanted))
@@ -55,21 +69,34 @@ def _fused(x_MK, w):
     x = x_MK.reshape(M, parts, -1, fmt.block)
 
     def step(b, sums):
-        block = {name: rows_of(jax.lax.dynamic_index_in_dim(plane, b, 1, keepdims=False)) for name, plane in planes.items()}
-        return sums + _block_product(jax.lax.dynamic_index_in_dim(x, b, 2, keepdims=False), unroll(fmt.affine, block))
+        block = {
+            name: rows_of(jax.lax.dynamic_index_in_dim(plane, b, 1, keepdims=False))
+            for name, plane in planes.items()
+        }
+        return sums + _block_product(
+            jax.lax.dynamic_index_in_dim(x, b, 2, keepdims=False), unroll(fmt.affine, block)
+        )
 
     sums = jax.lax.fori_loop(0, x.shape[2], step, jnp.zeros((M, parts, N), jnp.float32))
     return sums.sum(axis=1)
 
 
 def _block_product(x, affine):
-    """x [M, parts, block] times one block of each column -> [M, parts, N], one multiplication by the scale per group."""
-    column = lambda values: values[:, :, None]
+    """x [M, parts, block] times one block of each column -> [M, parts, N], one multiplication by
+    the scale per group.
+    """
+
+    def column(values):
+        return values[:, :, None]
+
     scales = affine.scale.reshape(-1)
     groups = jnp.split(x, len(scales), axis=2)
     total = None
     for g, (scale, codes) in enumerate(zip(scales, affine.codes.reshape(len(scales), -1))):
-        dot = sum(code.astype(jnp.float32)[None] * column(groups[g][:, :, j]) for j, code in enumerate(codes))
+        dot = sum(
+            code.astype(jnp.float32)[None] * column(groups[g][:, :, j])
+            for j, code in enumerate(codes)
+        )
         term = dot * scale[None]
         if affine.bias is not None:
             term = term + affine.bias.reshape(-1)[g][None] * column(groups[g].sum(axis=2))
@@ -90,7 +117,9 @@ def _by_block(program):
 
 
 def _tiles(N: int, K: int) -> tuple[int, int]:
-    """(width of a tile, number of tiles): at least four, so that a tile is never near the whole weight."""
+    """(width of a tile, number of tiles): at least four, so that a tile is never near the whole
+    weight.
+    """
     width = min(max(TILE_BYTES // (4 * K) // 64 * 64, 64), -(-N // 4))
     return width, -(-N // width)
 
@@ -107,11 +136,15 @@ def _has_groups(fmt) -> bool:
 def _tile_decoder(w, width):
     """A function from a tile's first column to its values [K, width].
 
-    The scales of a block with groups are computed before the loop over tiles (1/16 or less of the dense weight). Left inside,
-    XLA computes them again for every element of the group: 0.6 instead of 7 Gweights/s for Q4_K.
+    The scales of a block with groups are computed before the loop over tiles (1/16 or less of the
+    dense weight). Left inside, XLA computes them again for every element of the group: 0.6 instead
+    of 7 Gweights/s for Q4_K.
     """
     fmt, K = w.format, w.stored_shape[-1]
-    columns = lambda start: lambda plane: jax.lax.dynamic_slice_in_dim(plane, start, width, -1)
+
+    def columns(start):
+        return lambda plane: jax.lax.dynamic_slice_in_dim(plane, start, width, -1)
+
     if not _has_groups(fmt):
         return lambda start: decode(jax.tree.map(columns(start), w.planes), fmt)
     scale, bias = _by_block(lambda block: fmt.affine(**block)[1:])(w.planes)
@@ -119,9 +152,14 @@ def _tile_decoder(w, width):
 
     def tile(start):
         take = columns(start)
-        grouped = lambda a: take(a)[:, :, None]
+
+        def grouped(a):
+            return take(a)[:, :, None]
+
         blocks, groups = scale.shape[:2]
-        values = codes(jax.tree.map(take, w.planes)).reshape(blocks, groups, -1, width).astype(jnp.float32) * grouped(scale)
+        values = codes(jax.tree.map(take, w.planes)).reshape(blocks, groups, -1, width).astype(
+            jnp.float32
+        ) * grouped(scale)
         return (values if bias is None else values + grouped(bias)).reshape(K, width)
 
     return tile
@@ -133,7 +171,9 @@ def _tiled(x_MK, w):
     tile = _tile_decoder(w, width)
 
     def step(i, out):
-        start = jnp.minimum(i * width, N - width)  # the last tile overlaps its neighbour: the same values are written twice
+        start = jnp.minimum(
+            i * width, N - width
+        )  # the last tile overlaps its neighbour: the same values are written twice
         part = jnp.dot(x_MK, tile(start), precision="highest")
         return jax.lax.dynamic_update_slice_in_dim(out, part, start, 1)
 
@@ -142,7 +182,9 @@ def _tiled(x_MK, w):
 
 @jax.jit
 def matmul_transposed(g_MN, w):
-    """float32 [M, N] times the stored [N, K] itself -> float32 [M, K]: the gradient of `matmul`, and products with an embedding."""
+    """float32 [M, N] times the stored [N, K] itself -> float32 [M, K]: the gradient of `matmul`,
+    and products with an embedding.
+    """
     N, K = w.stored_shape
     width, count = _tiles(N, K)
     tile = _tile_decoder(w, width)

@@ -6,8 +6,8 @@ Of a matrix of N rows with K/block blocks each:
     "rows"     [..., N, K/block, *field]    input axis minor: on GPUs, for types that "groups" cannot hold
     "columns"  [..., K/block, *field, N]    output axis minor: what XLA vectorises for a CPU
 
-In the last two a plane holds one field of every block, and fields keep their order. `split` and the implementations of matmul know
-this; nobody else.
+In the last two a plane holds one field of every block, and fields keep their order. `split` and the
+implementations of matmul know this; nobody else.
 """
 
 import jax
@@ -19,8 +19,12 @@ from rocmforge_jax.quant import groups
 LAYOUTS = ("groups", "rows", "columns")
 
 
-def default_layout(fmt: Format, device: jax.Device | None = None, *, activations: str | None = None) -> str:
-    """The layout of a type that is fast on a device (default: the one jax computes on) for a mode of activations (default: the default)."""
+def default_layout(
+    fmt: Format, device: jax.Device | None = None, *, activations: str | None = None
+) -> str:
+    """The layout of a type that is fast on a device (default: the one jax computes on) for a mode
+    of activations (default: the default).
+    """
     from rocmforge_jax.quant import native
 
     platform = jax.default_backend() if device is None else device.platform
@@ -55,7 +59,9 @@ def take_rows(planes, fmt: Format, layout: str, ids):
     if layout == "groups":
         return groups.take_rows(planes, ids)
     axes = {field.name: row_axis(len(field.shape), layout) for field in fmt.fields}
-    return {name: jnp.take(plane, ids, axis=axes[name], mode="clip") for name, plane in planes.items()}
+    return {
+        name: jnp.take(plane, ids, axis=axes[name], mode="clip") for name, plane in planes.items()
+    }
 
 
 def row_axis(field_ndim: int, layout: str) -> int:
@@ -74,11 +80,17 @@ def split(row_bytes, fmt: Format, layout: str):
 
 def join(planes, fmt: Format, layout: str):
     """The inverse of `split`: planes in `layout` -> uint8 [..., N, row bytes]."""
-    fields = groups.join(planes, fmt) if layout == "groups" else _move_rows(planes, fmt, layout, "rows")
+    fields = (
+        groups.join(planes, fmt) if layout == "groups" else _move_rows(planes, fmt, layout, "rows")
+    )
     blocks = fmt.join(fields)
     return blocks.reshape(*blocks.shape[:-2], -1)
 
 
 def _move_rows(planes, fmt, source, target):
-    moved = lambda field: jnp.moveaxis(planes[field.name], *(row_axis(len(field.shape), layout) for layout in (source, target)))
+    def moved(field):
+        return jnp.moveaxis(
+            planes[field.name], *(row_axis(len(field.shape), layout) for layout in (source, target))
+        )
+
     return {field.name: moved(field) for field in fmt.fields}

@@ -1,8 +1,9 @@
 """The products in C++ of `pallas_kernels.native` as the implementation "native", for CPUs.
 
-The library is compiled once, by `rocmforge-jax build-native`, into the user's cache folder, and used from then on where it is current:
-made from this source for this JAX. Before its first use on a kind of processor it has multiplied a small matrix of every packing,
-compared with float32's; a file beside it remembers that. One that fails is named in a warning, once, and plain XLA stands in.
+The library is compiled once, by `rocmforge-jax build-native`, into the user's cache folder, and
+used from then on where it is current: made from this source for this JAX. Before its first use on a
+kind of processor it has multiplied a small matrix of every packing, compared with float32's; a file
+beside it remembers that. One that fails is named in a warning, once, and plain XLA stands in.
 """
 
 import concurrent.futures
@@ -40,16 +41,24 @@ def find() -> Path | None:
 
 
 def build_library() -> Path:
-    """Compile the library, or find it -> its file. RuntimeError, with the compiler's last lines, where that fails."""
+    """Compile the library, or find it -> its file.
+
+    RuntimeError, with the compiler's last lines, where that fails.
+    """
     library = build.build(folder())
     _find.cache_clear()
     return library
 
 
 def instructions() -> str:
-    """Which instructions the products use here. NotImplementedError, with the reason, where they cannot be used."""
+    """Which instructions the products use here.
+
+    NotImplementedError, with the reason, where they cannot be used.
+    """
     if jax.default_backend() != "cpu":
-        raise NotImplementedError(f"the C++ products are for CPUs, this is a {jax.default_backend()}")
+        raise NotImplementedError(
+            f"the C++ products are for CPUs, this is a {jax.default_backend()}"
+        )
     if (target := targets.current()) is not None:
         raise NotImplementedError(f"the C++ products are for CPUs, this is traced for {target}")
     if (library := find()) is None:
@@ -68,26 +77,38 @@ def usable() -> bool:
 
 
 def wanted(activations: str | None = None) -> bool:
-    """Whether products with a mode of activations (default: the default) are the library's, where their planes allow it."""
+    """Whether products with a mode of activations (default: the default) are the library's, where
+    their planes allow it.
+    """
     from rocmforge_jax.quant import kernels  # which needs flax
 
-    return "native" in kernels.kernel_order() and (activations or kernels.DEFAULT_MODE) in api.MODES and usable()
+    return (
+        "native" in kernels.kernel_order()
+        and (activations or kernels.DEFAULT_MODE) in api.MODES
+        and usable()
+    )
 
 
 def require(*weights, mode: str, rows: int = 1) -> None:
     """NotImplementedError, with the reason, for products that the library cannot do."""
     instructions()
     if mode not in api.MODES:
-        raise NotImplementedError(f"the C++ products turn activations into {' or '.join(api.MODES)}, not {mode}")
+        raise NotImplementedError(
+            f"the C++ products turn activations into {' or '.join(api.MODES)}, not {mode}"
+        )
     if rows < 1:
         raise NotImplementedError("there is no row to multiply")
     for weight in weights:
         if not hasattr(weight, "type_name"):
             raise NotImplementedError("the weight is not packed")
         if weight.layout != "groups":
-            raise NotImplementedError(f"{weight.type_name} planes lie in {weight.layout}, the C++ products read groups")
+            raise NotImplementedError(
+                f"{weight.type_name} planes lie in {weight.layout}, the C++ products read groups"
+            )
         if not weight.transposed:
-            raise NotImplementedError("the weight is seen as it is stored, the C++ products multiply with its transpose")
+            raise NotImplementedError(
+                "the weight is seen as it is stored, the C++ products multiply with its transpose"
+            )
 
 
 def require_float32(*operands) -> None:
@@ -97,8 +118,13 @@ def require_float32(*operands) -> None:
         raise NotImplementedError(f"attention in C++ computes in float32, not {other[0]}")
 
 
-def multiply(x_MK, wanted: list[Product], *, mode: str, dtype, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
-    """`pallas_kernels.native.api.multiply`, traced once for all layers of the same shapes; in `dtype`."""
+def multiply(
+    x_MK, wanted: list[Product], *, mode: str, dtype, norm=None, epsilon: float = 0.0
+) -> list[jax.Array]:
+    """`pallas_kernels.native.api.multiply`, traced once for all layers of the same shapes.
+
+    In `dtype`.
+    """
     packings = tuple(tuple(weight.packing for weight in product.weights) for product in wanted)
     planes = [[weight.planes for weight in product.weights] for product in wanted]
     rest = [(product.bias, product.residual) for product in wanted]
@@ -107,8 +133,13 @@ def multiply(x_MK, wanted: list[Product], *, mode: str, dtype, norm=None, epsilo
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _multiply(x_MK, planes, rest, norm, packings, mode, dtype, epsilon):
-    wanted = [Product(tuple(map(Weight, of_one, packing)), *others) for of_one, packing, others in zip(planes, packings, rest)]
-    return [y.astype(dtype) for y in api.multiply(x_MK, wanted, mode=mode, norm=norm, epsilon=epsilon)]
+    wanted = [
+        Product(tuple(map(Weight, of_one, packing)), *others)
+        for of_one, packing, others in zip(planes, packings, rest)
+    ]
+    return [
+        y.astype(dtype) for y in api.multiply(x_MK, wanted, mode=mode, norm=norm, epsilon=epsilon)
+    ]
 
 
 @functools.cache
@@ -126,7 +157,9 @@ def _loaded(library: Path) -> tuple[str, str | None]:
         if not passed.exists():
             problem = _problem()
             if problem is None:
-                with contextlib.suppress(OSError):  # a folder that is read only: every process tries
+                with contextlib.suppress(
+                    OSError
+                ):  # a folder that is read only: every process tries
                     passed.touch()
     except Exception as error:  # whatever a loader or the code itself says
         problem = f"{type(error).__name__}: {str(error)[:500]}"
@@ -143,18 +176,25 @@ def _problem() -> str | None:
             for mode, allowed in _ERRORS.items():
                 error = thread.submit(_error, packing, mode).result()
                 if not error <= allowed:
-                    return f"{packing} with {mode} activations has a relative error of {error:.1e}, allowed {allowed:.0e}"
+                    return (
+                        f"{packing} with {mode} activations has a relative error of {error:.1e},"
+                        f" allowed {allowed:.0e}"
+                    )
     return None
 
 
 def _error(packing, mode: str) -> float:
     """Relative error of a small product."""
     planes, x = _sample(packing)
-    (y,) = _multiply(x, [[planes]], [(None, None)], None, ((packing,),), mode, jnp.dtype("float32"), 0.0)
+    (y,) = _multiply(
+        x, [[planes]], [(None, None)], None, ((packing,),), mode, jnp.dtype("float32"), 0.0
+    )
     exact = jnp.dot(x, reference.dequantize(planes, packing).T, precision="highest")
     return float(jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(packing):
-    return samples.random_planes(jax.random.key(0), packing, 37, 40), jax.random.normal(jax.random.key(1), (3, 40 * 32), jnp.float32)
+    return samples.random_planes(jax.random.key(0), packing, 37, 40), jax.random.normal(
+        jax.random.key(1), (3, 40 * 32), jnp.float32
+    )

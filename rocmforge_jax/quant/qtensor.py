@@ -15,14 +15,15 @@ from rocmforge_jax.quant import layout as layouts
 class QTensor:
     """A matrix, or a stack of them, whose rows are packed in blocks of a ggml type.
 
-    planes: {name: array}, laid out as `layout` says (see `quant.layout`). The stored matrix is [..., N, K] and its rows, K
-    elements each, are quantised. `transposed` is how the tensor is seen, not how it is stored:
+    planes: {name: array}, laid out as `layout` says (see `quant.layout`). The stored matrix is
+    [..., N, K] and its rows, K elements each, are quantised. `transposed` is how the tensor is
+    seen, not how it is stored:
 
         transposed == False:  shape == (..., N, K)     an embedding (vocabulary, width)
         transposed == True:   shape == (..., K, N)     a Flax kernel (in, out)
 
-    So `.T` costs nothing, and a head tied to its embedding is the same planes. Static fields are metadata of the pytree;
-    the shape is read off the planes and cannot disagree with them.
+    So `.T` costs nothing, and a head tied to its embedding is the same planes. Static fields are
+    metadata of the pytree; the shape is read off the planes and cannot disagree with them.
     """
 
     planes: dict[str, jax.Array]
@@ -31,17 +32,27 @@ class QTensor:
     transposed: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
     @classmethod
-    def from_bytes(cls, row_bytes, fmt, *, layout: str | None = None, transposed: bool = False) -> "QTensor":
-        """uint8 [..., N, row bytes], as a file holds them, -> QTensor. Traceable. layout None: the device's.
+    def from_bytes(
+        cls, row_bytes, fmt, *, layout: str | None = None, transposed: bool = False
+    ) -> "QTensor":
+        """uint8 [..., N, row bytes], as a file holds them, -> QTensor.
+
+        Traceable. layout None: the device's.
 
         ValueError: a plain type, another layout, no matrix of whole blocks or an empty one.
         """
         fmt = formats.get(fmt)
         if not fmt.is_quantized:
             raise ValueError(f"{fmt} is not quantised: hold it as an array")
-        dtype, shape = getattr(row_bytes, "dtype", type(row_bytes).__name__), getattr(row_bytes, "shape", ())
+        dtype, shape = (
+            getattr(row_bytes, "dtype", type(row_bytes).__name__),
+            getattr(row_bytes, "shape", ()),
+        )
         if dtype != jnp.uint8 or len(shape) < 2 or 0 in shape[-2:]:
-            raise ValueError(f"a {fmt} matrix is uint8 [..., rows, row bytes], at least one row and block, got {dtype} {list(shape)}")
+            raise ValueError(
+                f"a {fmt} matrix is uint8 [..., rows, row bytes], at least one row and block, got"
+                f" {dtype} {list(shape)}"
+            )
         layout = layout or layouts.default_layout(fmt)
         return cls(layouts.split(row_bytes, fmt, layout), fmt.name, layout, transposed)
 
@@ -95,18 +106,23 @@ class QTensor:
 class QParam(nnx.Variable):
     """A weight that stays quantised: an NNX variable whose value is a `QTensor`.
 
-    It is no `nnx.Param`, so `nnx.grad` leaves its integer planes alone, and it has no `__jax_array__`, which would write
-    the dense weight in silence: read it with `get_value()`, multiply with `x @ param`, or `dequantize` it by name.
+    It is no `nnx.Param`, so `nnx.grad` leaves its integer planes alone, and it has no
+    `__jax_array__`, which would write the dense weight in silence: read it with `get_value()`,
+    multiply with `x @ param`, or `dequantize` it by name.
     """
 
     @property
     def __jax_array__(self):
-        raise AttributeError("a QParam does not become an array by itself: use rocmforge_jax.dequantize(param)")
+        raise AttributeError(
+            "a QParam does not become an array by itself: use rocmforge_jax.dequantize(param)"
+        )
 
     __array_ufunc__ = None
 
     def __array__(self, dtype=None, copy=None):
-        raise TypeError("a QParam does not become an array by itself: use rocmforge_jax.dequantize(param)")
+        raise TypeError(
+            "a QParam does not become an array by itself: use rocmforge_jax.dequantize(param)"
+        )
 
     def __rmatmul__(self, x):
         return x @ self.get_value()

@@ -1,7 +1,8 @@
-"""A file's blocks -> planes in "groups" layout, in C++ where that is built: straight from the mapped file into the arrays that JAX uses.
+"""A file's blocks -> planes in "groups" layout, in C++ where that is built: straight from the
+mapped file into the arrays that JAX uses.
 
-It computes what `groups.split` does, a few gigabytes a second and without temporaries; that needs a copy of the file's bytes on the
-device, a compiled program for each shape, and arrays between.
+It computes what `groups.split` does, a few gigabytes a second and without temporaries; that needs a
+copy of the file's bytes on the device, a compiled program for each shape, and arrays between.
 """
 
 import functools
@@ -17,7 +18,8 @@ from rocmforge_jax.quant import groups, native
 if TYPE_CHECKING:
     from rocmforge_jax.quant.qtensor import QTensor
 
-#: The function of `groups` that reads a type's small scales -> how `native.repack` calls that, and the fields.
+#: The function of `groups` that reads a type's small scales -> how `native.repack` calls that, and
+#: the fields.
 _SCALES = {
     groups._six_bit_pairs: ("six_bit_pairs", "scales"),
     groups._six_bits: ("six_bits", "scales"),
@@ -27,7 +29,10 @@ _SCALES = {
 
 
 def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
-    """uint8 [..., N, row bytes] in the host's memory -> planes in "groups", there too. NotImplementedError without C++."""
+    """uint8 [..., N, row bytes] in the host's memory -> planes in "groups", there too.
+
+    NotImplementedError without C++.
+    """
     native.instructions()
     *lead, rows, nbytes = row_bytes.shape
     stacked = np.ascontiguousarray(row_bytes).reshape(-1, nbytes)
@@ -40,11 +45,18 @@ def from_host(row_bytes: np.ndarray, fmt: Format, *, transposed: bool = False) -
     return from_planes(planes_of(row_bytes, fmt), fmt, transposed=transposed)
 
 
-def from_planes(planes: dict[str, np.ndarray], fmt: Format, *, transposed: bool = False) -> "QTensor":
+def from_planes(
+    planes: dict[str, np.ndarray], fmt: Format, *, transposed: bool = False
+) -> "QTensor":
     """The QTensor of planes that `planes_of` made, which are not copied."""
     from rocmforge_jax.quant.qtensor import QTensor  # which needs flax
 
-    return QTensor({name: jax.device_put(plane) for name, plane in planes.items()}, fmt.name, "groups", transposed)
+    return QTensor(
+        {name: jax.device_put(plane) for name, plane in planes.items()},
+        fmt.name,
+        "groups",
+        transposed,
+    )
 
 
 @functools.cache
@@ -55,9 +67,18 @@ def blocks_of(fmt: Format) -> native_repack.Blocks:
         offsets[field.name], at = at, at + field.nbytes
     halves = {field.name for field in fmt.fields if field.dtype == "float16"}
     codes = tuple((offsets[name], bits, run) for name, bits, run in how.codes)
-    small = [field.name for field in fmt.fields if field.name not in {name for name, *_ in how.codes} | halves]
+    small = [
+        field.name
+        for field in fmt.fields
+        if field.name not in {name for name, *_ in how.codes} | halves
+    ]
     kind, *fields = _SCALES.get(how.scales, ("bytes", *small)) if small else (None,)
     named = dict(zip(("at", "more_at"), (offsets[name] for name in fields)))
-    one_of = lambda *names: next((offsets[name] for name in names if name in halves), None)
+
+    def one_of(*names):
+        return next((offsets[name] for name in names if name in halves), None)
+
     scales = dict(d=one_of("d"), m=one_of("m", "dmin"), scales=kind, **named)
-    return native_repack.Blocks(fmt.block, fmt.block_bytes, codes, exchanged=how.exchanged, **scales)
+    return native_repack.Blocks(
+        fmt.block, fmt.block_bytes, codes, exchanged=how.exchanged, **scales
+    )

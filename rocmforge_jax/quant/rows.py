@@ -1,17 +1,23 @@
-"""Products with a matrix in "rows" or "groups" layout, for GPUs, in plain XLA: the reference and the fallback of the Pallas kernels."""
+"""Products with a matrix in "rows" or "groups" layout, for GPUs, in plain XLA: the reference and
+the fallback of the Pallas kernels.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from rocmforge_jax.quant import groups
 
-#: Rows of x up to which the weight is dequantised inside the reduction, once per row, instead of being written out.
+#: Rows of x up to which the weight is dequantised inside the reduction, once per row, instead of
+#: being written out.
 FUSED_ROWS = 8
 
 
 def decode(planes, fmt):
     """Planes [..., N, K/block, *field] -> values [..., N, K] in float32."""
-    program = lambda block: fmt.values(**block)
+
+    def program(block):
+        return fmt.values(**block)
+
     field = fmt.fields[0]
     for _ in range(planes[field.name].ndim - len(field.shape)):
         program = jax.vmap(program)
@@ -25,13 +31,19 @@ def _decoded(planes, w):
 
 
 def matmul(x_MK, w):
-    """[M, K] times the QTensor w, stored [N, K], -> float32 [M, N]. Up to FUSED_ROWS rows no dense weight is written."""
+    """[M, K] times the QTensor w, stored [N, K], -> float32 [M, N].
+
+    Up to FUSED_ROWS rows no dense weight is written.
+    """
     if not 0 < x_MK.shape[0] <= FUSED_ROWS:
         dense_NK = _decoded(w.planes, w).astype(x_MK.dtype)
-        return jnp.einsum("mk,nk->mn", x_MK, dense_NK, precision="highest", preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "mk,nk->mn", x_MK, dense_NK, precision="highest", preferred_element_type=jnp.float32
+        )
 
     def row(x_K):
-        # Each row decodes for itself, one after the other: shared by several rows, XLA writes the values or the scales out.
+        # Each row decodes for itself, one after the other: shared by several rows, XLA writes the
+        # values or the scales out.
         planes, x_K = jax.lax.optimization_barrier((w.planes, x_K))
         return (_decoded(planes, w) * x_K.astype(jnp.float32)[None]).sum(axis=1)
 

@@ -1,7 +1,9 @@
-"""Whether kernels work on this device: each is tried on a small case, against plain XLA, before its first use.
+"""Whether kernels work on this device: each is tried on a small case, against plain XLA, before its
+first use.
 
-A trial takes half a second of tracing. So a kernel that passed is not tried again by programs that start later: a file in the user's cache
-folder has its name. The file's own name is a hash of what a finding rests on: the kernels' source, jax, what it compiles with and the device.
+A trial takes half a second of tracing. So a kernel that passed is not tried again by programs that
+start later: a file in the user's cache folder has its name. The file's own name is a hash of what a
+finding rests on: the kernels' source, jax, what it compiles with and the device.
 """
 
 import concurrent.futures
@@ -22,9 +24,11 @@ from rocmforge_jax.locate import cache_folder
 
 
 def require_working(what: str, target: Target, error, allowed: float) -> None:
-    """NotImplementedError for a kernel that does not compile on this device, or whose error() on a small case is above `allowed`.
+    """NotImplementedError for a kernel that does not compile on this device, or whose error() on a
+    small case is above `allowed`.
 
-    what: its name, under which the finding is kept. Only the device itself can say: for any other target nothing is tried.
+    what: its name, under which the finding is kept. Only the device itself can say: for any other
+    target nothing is tried.
     """
     if target != targets.of_device(jax.devices()[0]):
         return
@@ -44,11 +48,17 @@ def _finding(what, target, error, allowed):
     # In a thread of its own, where nothing is being traced.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         try:
-            found = float(thread.submit(jax.jit(error)).result())  # as one program: op by op it would be compiled for seconds
+            found = float(
+                thread.submit(jax.jit(error)).result()
+            )  # as one program: op by op it would be compiled for seconds
         except Exception as problem:  # whatever a compiler or driver says
-            return f"{what} does not run on {target}: {type(problem).__name__}: {str(problem)[:500]}"
+            return (
+                f"{what} does not run on {target}: {type(problem).__name__}: {str(problem)[:500]}"
+            )
     if not found <= allowed:
-        return f"{what} is wrong on {target}: its relative error is {found:.1e}, allowed {allowed:.0e}"
+        return (
+            f"{what} is wrong on {target}: its relative error is {found:.1e}, allowed {allowed:.0e}"
+        )
     _remember(what)
     return None
 
@@ -60,7 +70,13 @@ def _file() -> Path:
 @functools.cache
 def _key() -> str:
     device, folder = jax.devices()[0], Path(pallas_kernels.__file__).parent
-    how = [jax.__version__, jaxlib.__version__, device.client.platform_version, device.device_kind, os.environ.get("XLA_FLAGS", "")]
+    how = [
+        jax.__version__,
+        jaxlib.__version__,
+        device.client.platform_version,
+        device.device_kind,
+        os.environ.get("XLA_FLAGS", ""),
+    ]
     sources = [path.read_bytes() for path in sorted(folder.rglob("*.py"))]
     return hashlib.sha256(b"\0".join([*map(str.encode, how), *sources])).hexdigest()[:16]
 

@@ -1,10 +1,11 @@
 """One block's program, written out element by element.
 
-A format declares what ONE block means as operations on small arrays. XLA:CPU turns such a program, vectorised over the
-columns of a matrix, into loops over the elements of a block, 20 times slower than loops over the columns (1 against 22
-Gweights/s for Q4_0). So a block's program is traced once and evaluated with every element of a block as an array of its
-own, one entry a column: reshapes and concatenations become bookkeeping in Python, and XLA sees a straight line of
-vector operations that it fuses into one loop.
+A format declares what ONE block means as operations on small arrays. XLA:CPU turns such a program,
+vectorised over the columns of a matrix, into loops over the elements of a block, 20 times slower
+than loops over the columns (1 against 22 Gweights/s for Q4_0). So a block's program is traced once
+and evaluated with every element of a block as an array of its own, one entry a column: reshapes and
+concatenations become bookkeeping in Python, and XLA sees a straight line of vector operations that
+it fuses into one loop.
 """
 
 import jax
@@ -25,19 +26,29 @@ def rows_of(plane):
 def unroll(program, fields):
     """Evaluate program(**fields) on object arrays of equally shaped jax arrays.
 
-    program: the fields of one block -> a pytree of arrays. fields: {name: object array of the field's shape}.
-    Returns the same pytree, its leaves object arrays. NotImplementedError for a primitive that has no rule here.
+    program: the fields of one block -> a pytree of arrays. fields: {name: object array of the
+    field's shape}. Returns the same pytree, its leaves object arrays. NotImplementedError for a
+    primitive that has no rule here.
     """
-    avals = {name: jax.ShapeDtypeStruct(rows.shape, rows.flat[0].dtype) for name, rows in fields.items()}
+    avals = {
+        name: jax.ShapeDtypeStruct(rows.shape, rows.flat[0].dtype) for name, rows in fields.items()
+    }
     traced, shape = jax.make_jaxpr(lambda block: program(**block), return_shape=True)(avals)
-    leaves = _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(fields, is_leaf=lambda x: isinstance(x, np.ndarray)))
+    leaves = _evaluate(
+        traced.jaxpr,
+        traced.consts,
+        jax.tree.leaves(fields, is_leaf=lambda x: isinstance(x, np.ndarray)),
+    )
     return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
 
 def _evaluate(jaxpr, consts, args):
     values = dict(zip(jaxpr.constvars, map(np.asarray, consts)))
     values.update(zip(jaxpr.invars, args))
-    read = lambda atom: np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else values[atom]
+
+    def read(atom):
+        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else values[atom]
+
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         values.update(zip(equation.outvars, _apply(equation, operands)))
@@ -51,22 +62,31 @@ def _apply(equation, operands):
         return _evaluate(inner.jaxpr, inner.consts, operands)
     if all(operand.dtype != object for operand in operands):
         with jax.ensure_compile_time_eval():
-            return [np.asarray(equation.primitive.bind(*map(jnp.asarray, operands), **equation.params))]
+            return [
+                np.asarray(equation.primitive.bind(*map(jnp.asarray, operands), **equation.params))
+            ]
     if name in _MOVES:
         return [_MOVES[name](operands, equation.params, equation.outvars[0].aval.shape)]
     if name in _ELEMENTWISE:
         return [_elementwise(equation, operands)]
-    raise NotImplementedError(f"the operation {name} of a block's program cannot be written out by columns")
+    raise NotImplementedError(
+        f"the operation {name} of a block's program cannot be written out by columns"
+    )
 
 
 def _elementwise(equation, operands):
     shape = equation.outvars[0].aval.shape
     operands = [np.broadcast_to(operand, shape) for operand in operands]
     like = next(operand.flat[0] for operand in operands if operand.dtype == object)
-    as_row = lambda value: value if isinstance(value, jax.Array) else jnp.full(like.shape, value)
+
+    def as_row(value):
+        return value if isinstance(value, jax.Array) else jnp.full(like.shape, value)
+
     out = np.empty(shape, object)
     for index in np.ndindex(*shape):
-        out[index] = equation.primitive.bind(*(as_row(operand[index]) for operand in operands), **equation.params)
+        out[index] = equation.primitive.bind(
+            *(as_row(operand[index]) for operand in operands), **equation.params
+        )
     return out
 
 
@@ -87,12 +107,34 @@ _MOVES = {
     "reshape": lambda operands, params, shape: operands[0].reshape(shape),
     "squeeze": lambda operands, params, shape: operands[0].reshape(shape),
     "expand_dims": lambda operands, params, shape: operands[0].reshape(shape),
-    "concatenate": lambda operands, params, shape: np.concatenate(operands, axis=params["dimension"]),
+    "concatenate": lambda operands, params, shape: np.concatenate(
+        operands, axis=params["dimension"]
+    ),
     "transpose": lambda operands, params, shape: operands[0].transpose(params["permutation"]),
     "slice": _slice,
     "broadcast_in_dim": _broadcast,
 }
 _ELEMENTWISE = {
-    "and", "or", "xor", "not", "add", "sub", "mul", "neg", "max", "min", "eq", "ne", "lt", "le", "gt", "ge", "select_n",
-    "shift_left", "shift_right_logical", "shift_right_arithmetic", "convert_element_type", "bitcast_convert_type",
-}  # fmt: skip
+    "and",
+    "or",
+    "xor",
+    "not",
+    "add",
+    "sub",
+    "mul",
+    "neg",
+    "max",
+    "min",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "select_n",
+    "shift_left",
+    "shift_right_logical",
+    "shift_right_arithmetic",
+    "convert_element_type",
+    "bitcast_convert_type",
+}

@@ -1,7 +1,8 @@
-"""The two ways in which a vocabulary holds text: byte-level BPE and SentencePiece BPE, both merged by the `tokenizers` library.
+"""The two ways in which a vocabulary holds text: byte-level BPE and SentencePiece BPE, both merged
+by the `tokenizers` library.
 
-A codec encodes texts without special tokens and gives the bytes of ordinary tokens. `space_prefix` says whether it puts a space
-before each text that it encodes.
+A codec encodes texts without special tokens and gives the bytes of ordinary tokens. `space_prefix`
+says whether it puts a space before each text that it encodes.
 """
 
 from collections.abc import Iterator
@@ -15,38 +16,61 @@ from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.text.pretokenizers import PreTokenizer
 from rocmforge_jax.text.vocabulary import TokenType, Vocabulary
 
-# GPT-2 writes a byte as one printable character: itself where it is one, otherwise the next free one from U+0100 on.
+# GPT-2 writes a byte as one printable character: itself where it is one, otherwise the next free
+# one from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _SHIFTED = [byte for byte in range(256) if byte not in _PRINTABLE]
-_CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(0x100 + i) for i, byte in enumerate(_SHIFTED)}
+_CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {
+    byte: chr(0x100 + i) for i, byte in enumerate(_SHIFTED)
+}
 _BYTE_OF_CHAR = {char: byte for byte, char in _CHAR_OF_BYTE.items()}
 
 _SPACE = "▁"  # SentencePiece's name for a space
-_LONGEST_PIECE = 512  # characters; the time to find a piece's merges grows with the square, and the longest in use has about 64
+# characters; the time to find a piece's merges grows with the square, and the longest in use has
+# about 64
+_LONGEST_PIECE = 512
 
 
 class ByteLevelCodec:
-    """Byte-level BPE (`tokenizer.ggml.model` gpt2): words cut by regular expressions, bytes written as printable characters."""
+    """Byte-level BPE (`tokenizer.ggml.model` gpt2): words cut by regular expressions, bytes written
+    as printable characters.
+    """
 
     space_prefix = False
 
     def __init__(self, vocabulary: Vocabulary, merges: list[str | bytes], rule: PreTokenizer):
-        model = BPE(vocabulary.index, _checked_merges(merges, vocabulary.index), ignore_merges=rule.ignore_merges)
+        model = BPE(
+            vocabulary.index,
+            _checked_merges(merges, vocabulary.index),
+            ignore_merges=rule.ignore_merges,
+        )
         splits = [Split(Regex(pattern), "isolated") for pattern in rule.patterns]
         self._tokenizer = Tokenizer(model)
-        self._tokenizer.pre_tokenizer = Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
-        self._missing = bytes(byte for byte, char in _CHAR_OF_BYTE.items() if char not in vocabulary.index)
+        self._tokenizer.pre_tokenizer = Sequence(
+            [*splits, ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        self._missing = bytes(
+            byte for byte, char in _CHAR_OF_BYTE.items() if char not in vocabulary.index
+        )
 
     def encode(self, texts: list[str]) -> Iterator[list[int]]:
         """The ids of each text. ValueError where the vocabulary lacks a byte of it."""
         for text in texts if self._missing else ():
             lacking = set(text.encode()) & set(self._missing)
             if lacking:
-                raise ValueError(f"the vocabulary has no token for the byte 0x{min(lacking):02X} of the text")
-        return (encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+                raise ValueError(
+                    f"the vocabulary has no token for the byte 0x{min(lacking):02X} of the text"
+                )
+        return (
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        )
 
     def decode(self, token: str) -> bytes:
-        """The bytes of an ordinary token; one that is no byte-level text (added after training) stands for itself."""
+        """The bytes of an ordinary token.
+
+        One that is no byte-level text (added after training) stands for itself.
+        """
         try:
             return bytes(_BYTE_OF_CHAR[char] for char in token)
         except KeyError:
@@ -54,24 +78,40 @@ class ByteLevelCodec:
 
 
 class SentencePieceCodec:
-    """SentencePiece BPE (`tokenizer.ggml.model` llama): the pair with the best score merges first, unknown characters become bytes."""
+    """SentencePiece BPE (`tokenizer.ggml.model` llama): the pair with the best score merges first,
+    unknown characters become bytes.
+    """
 
     def __init__(self, vocabulary: Vocabulary, space_prefix: bool):
         self.space_prefix = space_prefix
         unknown = vocabulary.tokens[vocabulary.ids["unk"]] if "unk" in vocabulary.ids else None
         if unknown not in vocabulary.index:
             unknown = None
-        if unknown is None and not all(f"<0x{byte:02X}>" in vocabulary.index for byte in range(256)):
-            raise GGUFError("the vocabulary has neither an unknown token nor all 256 byte tokens: some texts have no ids")
+        if unknown is None and not all(
+            f"<0x{byte:02X}>" in vocabulary.index for byte in range(256)
+        ):
+            raise GGUFError(
+                "the vocabulary has neither an unknown token nor all 256 byte tokens: some texts"
+                " have no ids"
+            )
         self._tokenizer = Tokenizer(
-            BPE(vocabulary.index, _merges_by_score(vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+            BPE(
+                vocabulary.index,
+                _merges_by_score(vocabulary),
+                unk_token=unknown,
+                fuse_unk=True,
+                byte_fallback=True,
+            )
         )
 
     def encode(self, texts: list[str]) -> Iterator[list[int]]:
         """The ids of each text."""
         start = _SPACE if self.space_prefix else ""
         pieces = [start + text.replace(" ", _SPACE) for text in texts]
-        return (encoding.ids for encoding in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
+        return (
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        )
 
     def decode(self, token: str) -> bytes:
         """The bytes of an ordinary token."""
@@ -79,7 +119,10 @@ class SentencePieceCodec:
 
 
 def _checked_merges(merges, index) -> list[tuple[str, str]]:
-    """Pairs in order of rank. GGUFError for a merge that is not two tokens that make a token: `tokenizers` aborts on some."""
+    """Pairs in order of rank.
+
+    GGUFError for a merge that is not two tokens that make a token: `tokenizers` aborts on some.
+    """
     merges = list(dict.fromkeys(merges))  # the first rank counts
     if all(isinstance(merge, str) for merge in merges):
         pairs = [tuple(merge.split(" ")) for merge in merges]
@@ -93,18 +136,25 @@ def _first_fault(merges, index) -> str:
     for rank, merge in enumerate(merges):
         parts = merge.split(" ") if isinstance(merge, str) else ()
         if len(parts) != 2:
-            return f"merge {rank} of tokenizer.ggml.merges is {merge!r}: expected two tokens with one space between them"
+            return (
+                f"merge {rank} of tokenizer.ggml.merges is {merge!r}: expected two tokens with one"
+                " space between them"
+            )
         for text in (*parts, "".join(parts)):
             if text not in index:
-                return f"merge {rank} of tokenizer.ggml.merges is {merge!r}, but {text!r} is not in the vocabulary"
+                return (
+                    f"merge {rank} of tokenizer.ggml.merges is {merge!r}, but {text!r} is not in"
+                    " the vocabulary"
+                )
     raise AssertionError("no fault found")
 
 
 def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Every way to make a token of two tokens, best score first.
 
-    SentencePiece takes the leftmost of pairs with equal scores. `tokenizers` ranks pairs, not places: among equals the one with
-    the longest left part goes first, which is the same for runs of one character (Llama's runs of spaces all have one score).
+    SentencePiece takes the leftmost of pairs with equal scores. `tokenizers` ranks pairs, not
+    places: among equals the one with the longest left part goes first, which is the same for runs
+    of one character (Llama's runs of spaces all have one score).
     """
     if vocabulary.scores is None:
         raise GGUFError("the file has no tokenizer.ggml.scores: SentencePiece merges by score")
@@ -113,7 +163,10 @@ def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     score = {text: scores[id] for text, id in vocabulary.index.items() if types[id] in textual}
     longest = max(score, key=len, default="")
     if len(longest) > _LONGEST_PIECE:
-        raise GGUFError(f"token {vocabulary.index[longest]} has {len(longest)} characters, a piece has at most {_LONGEST_PIECE}")
+        raise GGUFError(
+            f"token {vocabulary.index[longest]} has {len(longest)} characters, a piece has at most"
+            f" {_LONGEST_PIECE}"
+        )
     merges = [
         (-score[text], -cut, text[:cut], text[cut:])
         for text in score

@@ -12,20 +12,39 @@ TIME_LIMIT = 2.0  # seconds; the slowest template in use takes milliseconds
 
 
 class ChatTemplateError(ValueError):
-    """A template that is missing, wrong, refuses its messages or exceeds its bounds; or messages that are none."""
+    """A template that is missing, wrong, refuses its messages or exceeds its bounds.
+
+    Or messages that are none.
+    """
 
 
 class ChatTemplate:
-    """A Jinja template of Hugging Face's kind. It is run in a process of its own with bounds on time, memory and output."""
+    """A Jinja template of Hugging Face's kind.
 
-    def __init__(self, text: str | None, *, bos_token: str = "", eos_token: str = "", time_limit: float = TIME_LIMIT):
+    It is run in a process of its own with bounds on time, memory and output.
+    """
+
+    def __init__(
+        self,
+        text: str | None,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        time_limit: float = TIME_LIMIT,
+    ):
         if text is not None and len(text) > TEMPLATE_LIMIT:
-            raise ChatTemplateError(f"the chat template has {len(text)} characters, the limit is {TEMPLATE_LIMIT}")
+            raise ChatTemplateError(
+                f"the chat template has {len(text)} characters, the limit is {TEMPLATE_LIMIT}"
+            )
         self.text = text
         self.bos_token, self.eos_token, self.time_limit = bos_token, eos_token, time_limit
 
     def __repr__(self) -> str:
-        return "ChatTemplate(None)" if self.text is None else f"ChatTemplate({len(self.text)} characters)"
+        return (
+            "ChatTemplate(None)"
+            if self.text is None
+            else f"ChatTemplate({len(self.text)} characters)"
+        )
 
     def render(
         self,
@@ -34,13 +53,19 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **kwargs,
     ) -> str:
-        """The prompt for `messages`, [{"role": "user", "content": "..."}, ...]; encode it with `parse_special=True`.
+        """The prompt for `messages`, [{"role": "user", "content": "..."}, ...].
 
-        add_generation_prompt: end with the start of the assistant's answer. tools: JSON schemas of functions. kwargs: further
-        variables that the template knows, such as `enable_thinking`. ChatTemplateError with the reason where it fails.
+        Encode it with `parse_special=True`.
+
+        add_generation_prompt: end with the start of the assistant's answer. tools: JSON schemas of
+        functions. kwargs: further variables that the template knows, such as `enable_thinking`.
+        ChatTemplateError with the reason where it fails.
         """
         if self.text is None:
-            raise ChatTemplateError("the file has no chat template (tokenizer.chat_template): make one with ChatTemplate(text)")
+            raise ChatTemplateError(
+                "the file has no chat template (tokenizer.chat_template): make one with"
+                " ChatTemplate(text)"
+            )
         variables = {
             "messages": _checked(messages),
             "tools": tools,
@@ -54,18 +79,30 @@ class ChatTemplate:
         except RenderError as error:
             raise ChatTemplateError(str(error)) from None
         except (TypeError, ValueError, RecursionError) as error:
-            raise ChatTemplateError(f"messages, tools and variables of a template are JSON data: {error}") from error
+            raise ChatTemplateError(
+                f"messages, tools and variables of a template are JSON data: {error}"
+            ) from error
 
 
-def chat_template_from_metadata(metadata: Mapping[str, Any], name: str | None = None) -> ChatTemplate:
-    """The template of a GGUF file, or its variant `name` (`tokenizer.chat_template.NAME`, often "tool_use").
+def chat_template_from_metadata(
+    metadata: Mapping[str, Any], name: str | None = None
+) -> ChatTemplate:
+    """The template of a GGUF file, or its variant `name` (`tokenizer.chat_template.NAME`, often
+    "tool_use").
 
-    A file without a template gives one that refuses to render; an unknown variant is a ChatTemplateError with the known ones.
+    A file without a template gives one that refuses to render; an unknown variant is a
+    ChatTemplateError with the known ones.
     """
     key = "tokenizer.chat_template" + (f".{name}" if name else "")
     if name and key not in metadata:
-        known = sorted(key.removeprefix("tokenizer.chat_template.") for key in metadata if key.startswith("tokenizer.chat_template."))
-        raise ChatTemplateError(f"the file has no chat template named {name!r}, its variants are {known}")
+        known = sorted(
+            key.removeprefix("tokenizer.chat_template.")
+            for key in metadata
+            if key.startswith("tokenizer.chat_template.")
+        )
+        raise ChatTemplateError(
+            f"the file has no chat template named {name!r}, its variants are {known}"
+        )
     text = meta.string(metadata, key) if key in metadata else None
     return ChatTemplate(text, bos_token=_token(metadata, "bos"), eos_token=_token(metadata, "eos"))
 
@@ -82,14 +119,26 @@ def _token(metadata, name: str) -> str:
 
 def _checked(messages) -> list[dict]:
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise ChatTemplateError(f"messages are a list of {{'role': ..., 'content': ...}}, got {type(messages).__name__}")
+        raise ChatTemplateError(
+            f"messages are a list of {{'role': ..., 'content': ...}}, got {type(messages).__name__}"
+        )
     for place, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise ChatTemplateError(f"message {place} is {type(message).__name__}, expected a dict with 'role' and 'content'")
+            raise ChatTemplateError(
+                f"message {place} is {type(message).__name__}, expected a dict with 'role' and"
+                " 'content'"
+            )
         if not isinstance(message.get("role"), str):
-            raise ChatTemplateError(f"message {place} has no 'role' (a string), only {sorted(map(str, message))}")
+            raise ChatTemplateError(
+                f"message {place} has no 'role' (a string), only {sorted(map(str, message))}"
+            )
         if "content" not in message and "tool_calls" not in message:
-            raise ChatTemplateError(f"message {place} has no 'content', only {sorted(map(str, message))}")
+            raise ChatTemplateError(
+                f"message {place} has no 'content', only {sorted(map(str, message))}"
+            )
         if not isinstance(message.get("content"), (str, list, type(None))):
-            raise ChatTemplateError(f"the content of message {place} is {type(message['content']).__name__}, expected a string or a list")
+            raise ChatTemplateError(
+                f"the content of message {place} is {type(message['content']).__name__}, expected a"
+                " string or a list"
+            )
     return [dict(message) for message in messages]

@@ -1,4 +1,6 @@
-"""Typed look-ups in the metadata of a GGUF file: each value is checked for its type, each refusal names its key."""
+"""Typed look-ups in the metadata of a GGUF file: each value is checked for its type, each refusal
+names its key.
+"""
 
 import numpy as np
 
@@ -44,10 +46,19 @@ def numbers(metadata, key: str, length: int, *, integral: bool) -> np.ndarray | 
     values = metadata.get(key)
     if values is None:
         return None
-    if isinstance(values, (list, tuple)) and all(isinstance(value, (int, float)) for value in values):
+    if isinstance(values, (list, tuple)) and all(
+        isinstance(value, (int, float)) for value in values
+    ):
         values = np.asarray(values)
-    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in ("iu" if integral else "iuf"):
-        raise GGUFError(f"{key} is {_kind(values)}: expected a list of {length} {'integers' if integral else 'numbers'}")
+    if (
+        not isinstance(values, np.ndarray)
+        or values.ndim != 1
+        or values.dtype.kind not in ("iu" if integral else "iuf")
+    ):
+        raise GGUFError(
+            f"{key} is {_kind(values)}: expected a list of {length}"
+            f" {'integers' if integral else 'numbers'}"
+        )
     if len(values) != length:
         raise GGUFError(f"{key} has {len(values)} entries for {length} tokens")
     return values

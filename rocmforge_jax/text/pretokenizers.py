@@ -1,10 +1,13 @@
-"""How byte-level BPE cuts text into words before merging: the regular expressions behind `tokenizer.ggml.pre`.
+"""How byte-level BPE cuts text into words before merging: the regular expressions behind
+`tokenizer.ggml.pre`.
 
-The names are those of llama.cpp (src/llama-vocab.cpp, `llama_vocab::impl::load`). The expressions are the ones of the models' own
-tokenizer.json, which llama.cpp quotes beside its own: where std::regex lacks the syntax (`(?i:...)`, possessive quantifiers,
-`\\p{Lu}` in a class) llama.cpp runs an approximation, and the model was trained on the original.
+The names are those of llama.cpp (src/llama-vocab.cpp, `llama_vocab::impl::load`). The expressions
+are the ones of the models' own tokenizer.json, which llama.cpp quotes beside its own: where
+std::regex lacks the syntax (`(?i:...)`, possessive quantifiers, `\\p{Lu}` in a class) llama.cpp
+runs an approximation, and the model was trained on the original.
 
-Each expression of a tuple cuts every piece that the expressions before it have left, matches and gaps alike.
+Each expression of a tuple cuts every piece that the expressions before it have left, matches and
+gaps alike.
 """
 
 import difflib
@@ -18,13 +21,19 @@ _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _PUNCTUATION_WORD = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
 _HAN_KANA = "[一-龥\u3040-ゟ゠-ヿ]+"
-# Words in one case or capitalised: upper or uncased letters, then lower or uncased ones; one of the two may be empty.
+# Words in one case or capitalised: upper or uncased letters, then lower or uncased ones; one of the
+# two may be empty.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+",
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*",
+)
 
 
 def _cased(numbers: str, suffix: str = "") -> str:
-    return "|".join((_CASED[0] + suffix, _CASED[1] + suffix, numbers, r" ?[^\s\p{L}\p{N}]+[\r\n/]*", _SPACES))
+    return "|".join(
+        (_CASED[0] + suffix, _CASED[1] + suffix, numbers, r" ?[^\s\p{L}\p{N}]+[\r\n/]*", _SPACES)
+    )
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -36,7 +45,8 @@ _DEEPSEEK3 = (
     _HAN_KANA,
     _PUNCTUATION_WORD + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + _SPACES,
 )
-# The cased letters of the Unicode version that DeepSeek took its list from; escaped, because editors normalise a few of them.
+# The cased letters of the Unicode version that DeepSeek took its list from; escaped, because
+# editors normalise a few of them.
 _CASED_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d"
     "\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5"
@@ -52,8 +62,11 @@ _CASED_LETTERS = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """patterns: in the order of application. ignore_merges: a word that is a token is taken whole, whatever the merges say.
-    add_bos: the default where the file has no `tokenizer.ggml.add_bos_token`."""
+    """patterns: in the order of application.
+
+    ignore_merges: a word that is a token is taken whole, whatever the merges say. add_bos: the
+    default where the file has no `tokenizer.ggml.add_bos_token`.
+    """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
@@ -66,8 +79,10 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
         PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
     ),
     (
-        "gpt-2 mpt olmo jais trillion granite-docling phi-2 gigachat mellum modern-bert exaone4 a.x-4.0 jina-es jina-de"
-        " jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe",
+        (
+            "gpt-2 mpt olmo jais trillion granite-docling phi-2 gigachat mellum modern-bert exaone4"
+            " a.x-4.0 jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe"
+        ),
         PreTokenizer((_GPT2,)),
     ),
     (
@@ -86,32 +101,49 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     (
         "qwen35",
-        PreTokenizer((_QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"),)),
+        PreTokenizer(
+            (
+                _QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(
+                    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+                ),
+            )
+        ),
     ),
     ("laguna", PreTokenizer((r"[^\n]+|[\n]+", _QWEN2))),
     ("ufakzeka", PreTokenizer((_QWEN2.removeprefix(f"{_CONTRACTIONS}|"),))),
     (
         "seed-coder",
-        PreTokenizer((f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|" + _SPACES,)),
+        PreTokenizer(
+            (f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|" + _SPACES,)
+        ),
     ),
     (
         "bailingmoe bailingmoe2 llada-moe",
         PreTokenizer(
-            (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",)
+            (
+                (
+                    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}|"
+                    r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+                ),
+            )
         ),
     ),
     (
         "exaone-moe",
         PreTokenizer(
             (
-                _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?"
+                _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}|"
+                r" ?[^\s\p{L}\p{N}]+[\r\n/]?"
                 r"|\s*[\r\n]|\s+(?!\S)|\s+",
             )
         ),
     ),
     (
         "minicpm5",
-        PreTokenizer((r"\p{N}{1,3}", f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}+" + f"|{_SYMBOLS}|{_SPACES}"), ignore_merges=True),
+        PreTokenizer(
+            (r"\p{N}{1,3}", f"{_CONTRACTIONS}|{_WORD}|" + r"\p{N}+" + f"|{_SYMBOLS}|{_SPACES}"),
+            ignore_merges=True,
+        ),
     ),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,))),
     ("tekken", PreTokenizer((_cased(r"\p{N}"),), ignore_merges=True, add_bos=True)),
@@ -138,11 +170,15 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
     ("viking", PreTokenizer((r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}"))),
 )
 
-PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: rule for names, rule in _TABLE for name in names.split()}
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+    name: rule for names, rule in _TABLE for name in names.split()
+}
 
 
 def nearest(name: str, known) -> str:
-    """The end of an error message: the known names that look most like `name`, or all of them where none does."""
+    """The end of an error message: the known names that look most like `name`, or all of them where
+    none does.
+    """
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
 
@@ -150,5 +186,8 @@ def nearest(name: str, known) -> str:
 def pre_tokenizer(name: str) -> PreTokenizer:
     """The rule of one `tokenizer.ggml.pre`; GGUFError with the nearest names where there is none."""
     if name not in PRE_TOKENIZERS:
-        raise GGUFError(f"tokenizer.ggml.pre is {name!r}, which is no known pre-tokenizer: {nearest(name, PRE_TOKENIZERS)}")
+        raise GGUFError(
+            f"tokenizer.ggml.pre is {name!r}, which is no known pre-tokenizer:"
+            f" {nearest(name, PRE_TOKENIZERS)}"
+        )
     return PRE_TOKENIZERS[name]

@@ -1,14 +1,19 @@
-"""The program that renders chat templates, run as a process of its own by `renderer.py`; it imports nothing of the package.
+"""The program that renders chat templates, run as a process of its own by `renderer.py`.
 
-A request is one line of JSON on stdin, {"template", "variables"}; a reply one line on stdout, {"text"} or {"error", "spent"}.
-The environment is the one that templates are written for: that of `apply_chat_template` in Hugging Face transformers.
+It imports nothing of the package.
+
+A request is one line of JSON on stdin, {"template", "variables"}; a reply one line on stdout,
+{"text"} or {"error", "spent"}. The environment is the one that templates are written for: that of
+`apply_chat_template` in Hugging Face transformers.
 """
 
 import json
 import sys
 
 if __name__ == "__main__":
-    sys.path[:] = json.loads(sys.argv[1])  # started with -I -S: the paths are the parent's, and nothing else is looked at
+    sys.path[:] = json.loads(
+        sys.argv[1]
+    )  # started with -I -S: the paths are the parent's, and nothing else is looked at
 
 import functools
 from datetime import datetime
@@ -19,10 +24,11 @@ from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-
 MEMORY_LIMIT = 512 << 20  # bytes of address space
 OUTPUT_LIMIT = 16 << 20  # characters
-CPU_LIMIT = 600  # seconds in the life of the process, should the parent have died that would have killed it
+CPU_LIMIT = (
+    600  # seconds in the life of the process, should the parent have died that would have killed it
+)
 
 
 class Refused(Exception):
@@ -30,7 +36,10 @@ class Refused(Exception):
 
 
 class GenerationTag(Extension):
-    """`{% generation %}`: marks the assistant's words for training; for rendering its body is all there is."""
+    """`{% generation %}`: marks the assistant's words for training.
+
+    For rendering its body is all there is.
+    """
 
     tags = {"generation"}
 
@@ -49,12 +58,16 @@ def strftime_now(form):
 
 
 def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 @functools.lru_cache(maxsize=8)
 def compiled(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
+    )
     environment.filters["tojson"] = to_json
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment.from_string(template)
@@ -88,7 +101,9 @@ def explained(error: Exception) -> str:
 
 
 def bound_resources():
-    """Memory, time, files written and processes started, where the system can bound them (not Windows; memory not on macOS)."""
+    """Memory, time, files written and processes started, where the system can bound them (not
+    Windows; memory not on macOS).
+    """
     try:
         import resource
     except ImportError:

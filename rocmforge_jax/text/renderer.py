@@ -1,8 +1,10 @@
-"""Run chat templates where they cannot do harm: in a process of their own, with bounds on time, memory and output.
+"""Run chat templates where they cannot do harm: in a process of their own, with bounds on time,
+memory and output.
 
-A template is a program from an untrusted file. Jinja's sandbox keeps it from the interpreter, but a multiplied string, a list
-nested in itself, `10 ** 10 ** 8` or a width in a format is one call into C that no hook inside the interpreter can stop. A
-process can be bounded by the kernel, and killed. Starting it takes about 0.1 s, once; a render then takes about 0.3 ms.
+A template is a program from an untrusted file. Jinja's sandbox keeps it from the interpreter, but a
+multiplied string, a list nested in itself, `10 ** 10 ** 8` or a width in a format is one call into
+C that no hook inside the interpreter can stop. A process can be bounded by the kernel, and killed.
+Starting it takes about 0.1 s, once; a render then takes about 0.3 ms.
 """
 
 import atexit
@@ -21,7 +23,10 @@ class RenderError(Exception):
 
 
 class Renderer:
-    """The process, started when it is first needed and again after it was killed. Threads take turns."""
+    """The process, started when it is first needed and again after it was killed.
+
+    Threads take turns.
+    """
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -49,7 +54,11 @@ class Renderer:
             process.communicate()
 
     def _is_running(self) -> bool:
-        return self._process is not None and self._owner == os.getpid() and self._process.poll() is None
+        return (
+            self._process is not None
+            and self._owner == os.getpid()
+            and self._process.poll() is None
+        )
 
     def _start(self):
         self.stop()
@@ -89,7 +98,9 @@ class Renderer:
         self.stop()
         if late.is_set():
             raise RenderError(f"the template did not finish within {time_limit} s")
-        raise RenderError(f"the process that renders templates died with exit code {process.returncode}")
+        raise RenderError(
+            f"the process that renders templates died with exit code {process.returncode}"
+        )
 
 
 RENDERER = Renderer()

@@ -5,7 +5,10 @@ from collections.abc import Iterable
 
 
 class ByteStream:
-    """Token ids in, bytes out. Special tokens may be left out; the space that encoding puts before a text is dropped again."""
+    """Token ids in, bytes out.
+
+    Special tokens may be left out; the space that encoding puts before a text is dropped again.
+    """
 
     def __init__(self, tokenizer, *, skip_special: bool = False, after: Iterable[int] = ()):
         self._tokenizer = tokenizer
@@ -29,14 +32,20 @@ class ByteStream:
 
 
 class TextStream:
-    """Token ids in, text out: the pieces joined are `Tokenizer.decode` of all ids. Made by `Tokenizer.stream`."""
+    """Token ids in, text out: the pieces joined are `Tokenizer.decode` of all ids.
+
+    Made by `Tokenizer.stream`.
+    """
 
     def __init__(self, pieces: ByteStream):
         self._pieces = pieces
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that is complete with these ids; a character that still lacks bytes waits for the next."""
+        """The text that is complete with these ids.
+
+        A character that still lacks bytes waits for the next.
+        """
         return self._utf8.decode(self._pieces.push(ids))
 
     def flush(self) -> str:
@@ -47,14 +56,17 @@ class TextStream:
 class StopStrings:
     """Text in, text out, up to the first stop string.
 
-    The string that is complete first wins, the longer of two that end together. Text that may yet become a stop string is held
-    back, so what `push` returns does not depend on how the text was cut. `hit` is the stop string found, None before.
+    The string that is complete first wins, the longer of two that end together. Text that may yet
+    become a stop string is held back, so what `push` returns does not depend on how the text was
+    cut. `hit` is the stop string found, None before.
     """
 
     def __init__(self, stops: str | Iterable[str]):
         self.stops = (stops,) if isinstance(stops, str) else tuple(stops)
         if not all(isinstance(stop, str) and stop for stop in self.stops):
-            raise ValueError(f"stop strings are strings of at least one character, got {list(self.stops)}")
+            raise ValueError(
+                f"stop strings are strings of at least one character, got {list(self.stops)}"
+            )
         self.hit: str | None = None
         self._held = ""
 
@@ -63,7 +75,11 @@ class StopStrings:
         if self.hit is not None:
             return ""
         text = self._held + text
-        found = [(start + len(stop), start, stop) for stop in self.stops if (start := text.find(stop)) >= 0]
+        found = [
+            (start + len(stop), start, stop)
+            for stop in self.stops
+            if (start := text.find(stop)) >= 0
+        ]
         if found:
             _, end, self.hit = min(found)
             self._held = ""
@@ -81,4 +97,11 @@ class StopStrings:
         """How many characters at the end of `text` could be the start of a stop string."""
         longest = max(map(len, self.stops), default=1) - 1
         starts = range(max(len(text) - longest, 0), len(text))
-        return next((len(text) - i for i in starts if any(stop.startswith(text[i:]) for stop in self.stops)), 0)
+        return next(
+            (
+                len(text) - i
+                for i in starts
+                if any(stop.startswith(text[i:]) for stop in self.stops)
+            ),
+            0,
+        )

@@ -17,38 +17,71 @@ from rocmforge_jax.text.vocabulary import TokenType, Vocabulary, read_vocabulary
 
 
 class Tokenizer:
-    """Text to token ids and back, with the vocabulary of one GGUF file. It never changes, so threads may share it.
+    """Text to token ids and back, with the vocabulary of one GGUF file.
 
-    vocab_size: the number of tokens. stop_ids: the tokens that end a generation. add_bos, add_eos: what `add_special` adds.
-    add_space_prefix: whether encoding puts a space before a text and decoding takes it away. bos_id, eos_id, eot_id, eom_id,
-    unk_id, sep_id, pad_id, mask_id and fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the vocabulary has none.
+    It never changes, so threads may share it.
+
+    vocab_size: the number of tokens. stop_ids: the tokens that end a generation. add_bos, add_eos:
+    what `add_special` adds. add_space_prefix: whether encoding puts a space before a text and
+    decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id, sep_id, pad_id, mask_id and
+    fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the vocabulary has none.
     """
 
-    def __init__(self, vocabulary: Vocabulary, codec: ByteLevelCodec | SentencePieceCodec, *, add_bos: bool, add_eos: bool):
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        codec: ByteLevelCodec | SentencePieceCodec,
+        *,
+        add_bos: bool,
+        add_eos: bool,
+    ):
         self._vocabulary, self._codec = vocabulary, codec
         self._types = vocabulary.types.tolist()
         self._always_read = _by_length(vocabulary, TokenType.USER_DEFINED)
-        self._special = _by_length(vocabulary, TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN)
+        self._special = _by_length(
+            vocabulary, TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN
+        )
         self.vocab_size, self.stop_ids = len(vocabulary), vocabulary.stop_ids
         self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, codec.space_prefix
         id_of = vocabulary.ids.get
-        self.bos_id, self.eos_id, self.eot_id, self.eom_id = id_of("bos"), id_of("eos"), id_of("eot"), id_of("eom")
-        self.unk_id, self.sep_id, self.pad_id, self.mask_id = id_of("unk"), id_of("sep"), id_of("pad"), id_of("mask")
-        self.fim_pre_id, self.fim_suf_id, self.fim_mid_id = id_of("fim_pre"), id_of("fim_suf"), id_of("fim_mid")
+        self.bos_id, self.eos_id, self.eot_id, self.eom_id = (
+            id_of("bos"),
+            id_of("eos"),
+            id_of("eot"),
+            id_of("eom"),
+        )
+        self.unk_id, self.sep_id, self.pad_id, self.mask_id = (
+            id_of("unk"),
+            id_of("sep"),
+            id_of("pad"),
+            id_of("mask"),
+        )
+        self.fim_pre_id, self.fim_suf_id, self.fim_mid_id = (
+            id_of("fim_pre"),
+            id_of("fim_suf"),
+            id_of("fim_mid"),
+        )
 
     def __repr__(self) -> str:
-        return f"Tokenizer({type(self._codec).__name__.removesuffix('Codec')}, {self.vocab_size} tokens)"
+        return (
+            f"Tokenizer({type(self._codec).__name__.removesuffix('Codec')}, {self.vocab_size}"
+            " tokens)"
+        )
 
-    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
         """The token ids of `text`.
 
-        add_special: add the tokens that the file asks for at the start (bos) and the end (eos), unless they are there already.
-        parse_special: read control tokens written out in the text, as chat templates do; without it "<|im_end|>" is plain text.
-        User-defined tokens are always read. ValueError for a text that is not valid Unicode.
+        add_special: add the tokens that the file asks for at the start (bos) and the end (eos),
+        unless they are there already. parse_special: read control tokens written out in the text,
+        as chat templates do; without it "<|im_end|>" is plain text. User-defined tokens are always
+        read. ValueError for a text that is not valid Unicode.
         """
         if not isinstance(text, str):
             raise TypeError(f"a text is a str, got {type(text).__name__}")
-        text.encode()  # a lone surrogate is a UnicodeEncodeError here, a wrong TypeError in `tokenizers`
+        # a lone surrogate is a UnicodeEncodeError here, a wrong TypeError in `tokenizers`
+        text.encode()
         parts = _split(text, self._special if parse_special else self._always_read)
         encoded = self._codec.encode([part for part in parts if isinstance(part, str)])
         ids: list[int] = []
@@ -57,7 +90,10 @@ class Tokenizer:
         return self._with_ends(ids) if add_special else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of `ids`, bytes that are not UTF-8 replaced by U+FFFD. skip_special: leave control tokens out."""
+        """The text of `ids`, bytes that are not UTF-8 replaced by U+FFFD.
+
+        skip_special: leave control tokens out.
+        """
         return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
@@ -65,11 +101,18 @@ class Tokenizer:
         return ByteStream(self, skip_special=skip_special).push(ids)
 
     def stream(self, *, skip_special: bool = False, after: Iterable[int] = ()) -> TextStream:
-        """Decode ids as they come. after: the ids before them, a prompt; without any, the first is taken as the start of a text."""
+        """Decode ids as they come.
+
+        after: the ids before them, a prompt; without any, the first is taken as the start of a
+        text.
+        """
         return TextStream(ByteStream(self, skip_special=skip_special, after=after))
 
     def piece(self, id: int) -> bytes:
-        """The bytes of one token: the text of a special one, nothing for an unused one. ValueError outside the vocabulary."""
+        """The bytes of one token: the text of a special one, nothing for an unused one.
+
+        ValueError outside the vocabulary.
+        """
         token, token_type = self._vocabulary.tokens[self._checked(id)], self._types[id]
         if token_type in (TokenType.UNUSED, TokenType.UNDEFINED):
             return b""
@@ -84,8 +127,14 @@ class Tokenizer:
         return self._types[self._checked(id)] in (TokenType.CONTROL, TokenType.UNKNOWN)
 
     def is_special(self, id: int) -> bool:
-        """Whether a token is read as a whole and never merged from text: control and user-defined tokens."""
-        return self._types[self._checked(id)] in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+        """Whether a token is read as a whole and never merged from text: control and user-defined
+        tokens.
+        """
+        return self._types[self._checked(id)] in (
+            TokenType.CONTROL,
+            TokenType.UNKNOWN,
+            TokenType.USER_DEFINED,
+        )
 
     def _checked(self, id) -> int:
         if not 0 <= operator.index(id) < self.vocab_size:
@@ -104,25 +153,42 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that the `tokenizer.ggml.*` keys describe. GGUFError, a ValueError, for what is wrong or unknown in them."""
+    """The tokenizer that the `tokenizer.ggml.*` keys describe.
+
+    GGUFError, a ValueError, for what is wrong or unknown in them.
+    """
     model = meta.string(metadata, "tokenizer.ggml.model")
     if model not in _MODELS:
-        raise GGUFError(f"tokenizer.ggml.model is {model!r}, which is no known tokenizer: {nearest(model, _MODELS)}")
+        raise GGUFError(
+            f"tokenizer.ggml.model is {model!r}, which is no known tokenizer:"
+            f" {nearest(model, _MODELS)}"
+        )
     vocabulary, codec, add_bos = _MODELS[model](metadata)
     add_bos = meta.boolean(metadata, "tokenizer.ggml.add_bos_token", add_bos)
     add_eos = meta.boolean(metadata, "tokenizer.ggml.add_eos_token", False)
     for name, added in (("bos", add_bos), ("eos", add_eos)):
         if added and name not in vocabulary.ids:
-            raise GGUFError(f"texts are to get a {name} token, but the file has no tokenizer.ggml.{name}_token_id")
+            raise GGUFError(
+                f"texts are to get a {name} token, but the file has no"
+                f" tokenizer.ggml.{name}_token_id"
+            )
     return Tokenizer(vocabulary, codec, add_bos=add_bos, add_eos=add_eos)
 
 
 def _byte_level(metadata):
     if "tokenizer.ggml.pre" not in metadata:
-        warnings.warn("the file has no tokenizer.ggml.pre: splitting words by 'default', which may not be the model's way", stacklevel=3)
+        warnings.warn(
+            "the file has no tokenizer.ggml.pre: splitting words by 'default', which may not be the"
+            " model's way",
+            stacklevel=3,
+        )
     rule = pre_tokenizer(meta.string(metadata, "tokenizer.ggml.pre", "default"))
     vocabulary = read_vocabulary(metadata, DEFAULT_IDS["gpt2"])
-    return vocabulary, ByteLevelCodec(vocabulary, meta.strings(metadata, "tokenizer.ggml.merges"), rule), rule.add_bos
+    return (
+        vocabulary,
+        ByteLevelCodec(vocabulary, meta.strings(metadata, "tokenizer.ggml.merges"), rule),
+        rule.add_bos,
+    )
 
 
 def _sentence_piece(metadata):
@@ -131,13 +197,16 @@ def _sentence_piece(metadata):
     return vocabulary, SentencePieceCodec(vocabulary, space_prefix), True
 
 
-# The special ids that a file may leave out. For gpt2 llama.cpp takes Falcon's, 11; in any other vocabulary that is a comma.
+# The special ids that a file may leave out. For gpt2 llama.cpp takes Falcon's, 11; in any other
+# vocabulary that is a comma.
 DEFAULT_IDS = {"gpt2": {}, "llama": {"unk": 0, "bos": 1, "eos": 2}}
 _MODELS = {"gpt2": _byte_level, "llama": _sentence_piece}
 
 
 def _by_length(vocabulary: Vocabulary, *types: TokenType) -> list[tuple[str, int]]:
-    """(text, id) of the tokens of these types, longest first: llama.cpp reads the longest special token first, wherever it is."""
+    """(text, id) of the tokens of these types, longest first: llama.cpp reads the longest special
+    token first, wherever it is.
+    """
     ids = np.flatnonzero(np.isin(vocabulary.types, types)).tolist()
     found = [(vocabulary.tokens[id], id) for id in ids if vocabulary.tokens[id] in vocabulary.index]
     return sorted(found, key=lambda token: -len(token[0].encode()))

@@ -1,6 +1,8 @@
-"""The vocabulary of a GGUF file, checked: tokens, their types and scores, and the ids that mean something special.
+"""The vocabulary of a GGUF file, checked: tokens, their types and scores, and the ids that mean
+something special.
 
-The keys are those of the GGUF specification; which tokens end a generation follows llama.cpp (src/llama-vocab.cpp).
+The keys are those of the GGUF specification; which tokens end a generation follows llama.cpp
+(src/llama-vocab.cpp).
 """
 
 from dataclasses import dataclass
@@ -42,27 +44,83 @@ _ID_KEYS = {
     "fim_sep": ("fim_sep_token_id",),
 }
 
-# name -> the texts by which a token is recognised where no key names it, the first that the vocabulary has.
+# name -> the texts by which a token is recognised where no key names it, the first that the
+# vocabulary has.
 _ID_TEXTS = {
     "eot": (
-        "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]",
-        "<｜end▁of▁sentence｜>", "<end_of_utterance>",
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "<｜end▁of▁sentence｜>",
+        "<end_of_utterance>",
     ),
     "eom": ("<|eom_id|>",),
-    "fim_pre": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>"),
-    "fim_suf": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>"),
-    "fim_mid": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>"),
+    "fim_pre": (
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<｜fim▁begin｜>",
+        "<PRE>",
+        "▁<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ),
+    "fim_suf": (
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<｜fim▁hole｜>",
+        "<SUF>",
+        "▁<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ),
+    "fim_mid": (
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<｜fim▁end｜>",
+        "<MID>",
+        "▁<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ),
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
-}  # fmt: skip
+}
 
 _STOP_NAMES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 _STOP_TEXTS = (
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "<|endoftext|>", "</s>",
-    "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
-    "<｜end▁of▁sentence｜>", "[e~[",
-)  # fmt: skip
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+)
 
 # Parts of a message that gpt-oss writes and a caller must see.
 _VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
@@ -70,8 +128,11 @@ _VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Vocabulary:
-    """tokens: text, or bytes where that is not UTF-8. index: text -> id. types: [V] of TokenType. scores: [V] numbers, None where
-    the file has none. ids: {"bos": 1, ...}, only those that exist. stop_ids: the tokens that end a generation."""
+    """tokens: text, or bytes where that is not UTF-8.
+
+    index: text -> id. types: [V] of TokenType. scores: [V] numbers, None where the file has none.
+    ids: {"bos": 1, ...}, only those that exist. stop_ids: the tokens that end a generation.
+    """
 
     tokens: list[str | bytes]
     index: dict[str, int]
@@ -85,11 +146,16 @@ class Vocabulary:
 
 
 def read_vocabulary(metadata, default_ids: dict[str, int]) -> Vocabulary:
-    """Read and check the vocabulary; `default_ids` are the special ids of its kind where no key gives them."""
+    """Read and check the vocabulary.
+
+    `default_ids` are the special ids of its kind where no key gives them.
+    """
     tokens = meta.strings(metadata, "tokenizer.ggml.tokens")
     index = _index(tokens)
     types, scores = _types(metadata, tokens), _scores(metadata, len(tokens))
-    ids = {name: id for name, id in default_ids.items() if id < len(tokens)} | _special_ids(metadata, index, len(tokens))
+    ids = {name: id for name, id in default_ids.items() if id < len(tokens)} | _special_ids(
+        metadata, index, len(tokens)
+    )
     stop_ids = _stop_ids(index, types, ids)
     return Vocabulary(tokens, index, _amended(types, index, ids, stop_ids), scores, ids, stop_ids)
 
@@ -103,7 +169,10 @@ def _index(tokens) -> dict[str, int]:
     if len(index) < len(tokens):
         for id, token in enumerate(tokens):
             if token and seen.setdefault(token, id) != id:
-                raise GGUFError(f"the token {token!r} is twice in the vocabulary, as id {seen[token]} and id {id}")
+                raise GGUFError(
+                    f"the token {token!r} is twice in the vocabulary, as id {seen[token]} and id"
+                    f" {id}"
+                )
     return index
 
 
@@ -112,11 +181,17 @@ def _types(metadata, tokens) -> np.ndarray:
     if types is None:
         return np.full(len(tokens), TokenType.NORMAL, np.int32)
     if (wrong := np.flatnonzero((types < min(TokenType)) | (types > max(TokenType)))).size:
-        raise GGUFError(f"tokenizer.ggml.token_type[{wrong[0]}] is {types[wrong[0]]}: types are {min(TokenType)} to {max(TokenType)}")
+        raise GGUFError(
+            f"tokenizer.ggml.token_type[{wrong[0]}] is {types[wrong[0]]}: types are"
+            f" {min(TokenType)} to {max(TokenType)}"
+        )
     byte_texts = {f"<0x{value:02X}>" for value in range(256)}
     for id in np.flatnonzero(types == TokenType.BYTE):
         if tokens[id] not in byte_texts:
-            raise GGUFError(f"token {id} is of type byte and reads {tokens[id]!r}: byte tokens read <0x00> to <0xFF>")
+            raise GGUFError(
+                f"token {id} is of type byte and reads {tokens[id]!r}: byte tokens read <0x00> to"
+                " <0xFF>"
+            )
     return types.astype(np.int32)
 
 
@@ -140,10 +215,19 @@ def _special_ids(metadata, index, vocab_size) -> dict[str, int]:
 
 def _stop_ids(index, types, ids) -> frozenset[int]:
     stops = {ids[name] for name in _STOP_NAMES if name in ids}
-    stops |= {index[text] for text in _STOP_TEXTS if text in index and (text != "</s>" or _is_marked(types[index[text]]))}
+    stops |= {
+        index[text]
+        for text in _STOP_TEXTS
+        if text in index and (text != "</s>" or _is_marked(types[index[text]]))
+    }
     named = {text for text in _STOP_TEXTS if index.get(text) in stops}
-    # Harmony (gpt-oss) and Solar end a message, not the answer, with <|end|>; Gemma 4 has an unused </s>.
-    if "<|end|>" in named and named & {"<|call|>", "<|calls|>"} and named & {"<|return|>", "<|flush|>"}:
+    # Harmony (gpt-oss) and Solar end a message, not the answer, with <|end|>; Gemma 4 has an unused
+    # </s>.
+    if (
+        "<|end|>" in named
+        and named & {"<|call|>", "<|calls|>"}
+        and named & {"<|return|>", "<|flush|>"}
+    ):
         stops.discard(index["<|end|>"])
     if {"<|tool_response>", "</s>"} <= named:
         stops.discard(index["</s>"])
@@ -151,12 +235,17 @@ def _stop_ids(index, types, ids) -> frozenset[int]:
 
 
 def _is_marked(token_type) -> bool:
-    """Whether the file sets the token apart from text. Qwen's "</s>" is text: HTML that strikes through ends with it."""
+    """Whether the file sets the token apart from text.
+
+    Qwen's "</s>" is text: HTML that strikes through ends with it.
+    """
     return token_type in (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
 def _amended(types, index, ids, stop_ids):
-    """The types with the known mistakes of converters undone: what ends or infills a text is never text itself."""
+    """The types with the known mistakes of converters undone: what ends or infills a text is never
+    text itself.
+    """
     types = types.copy()
     infill = [id for name, id in ids.items() if name.startswith("fim_")]
     types[[*stop_ids, *infill]] = TokenType.CONTROL

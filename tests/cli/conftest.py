@@ -40,14 +40,27 @@ def cache_home(tmp_path_factory):
 
 @pytest.fixture
 def process(cache_home):
-    """Start `python -m rocmforge_jax` with these words -> Popen with text pipes. before: a program to run first."""
+    """Start `python -m rocmforge_jax` with these words -> Popen with text pipes.
+
+    before: a program to run first.
+    """
     running = []
 
     def start(*words, before="") -> subprocess.Popen:
-        env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-        program = f"{before}\nimport sys, rocmforge_jax.cli\nsys.exit(rocmforge_jax.cli.main())" if before else ""
+        env = {
+            name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
+        }
+        program = (
+            f"{before}\nimport sys, rocmforge_jax.cli\nsys.exit(rocmforge_jax.cli.main())"
+            if before
+            else ""
+        )
         process = subprocess.Popen(
-            [sys.executable, *(["-c", program] if before else ["-m", "rocmforge_jax"]), *map(str, words)],
+            [
+                sys.executable,
+                *(["-c", program] if before else ["-m", "rocmforge_jax"]),
+                *map(str, words),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -71,19 +84,34 @@ def without_tokenizer(tmp_path_factory):
     shapes = {"token_embd": (V, D), "output_norm": (D,), "output": (V, D)} | {
         f"blk.0.{name}": shape
         for name, shape in {
-            "attn_norm": (D,), "attn_q": (D, D), "attn_k": (16, D), "attn_v": (16, D), "attn_output": (D, D),
-            "ffn_norm": (D,), "ffn_gate": (F, D), "ffn_up": (F, D), "ffn_down": (D, F),
+            "attn_norm": (D,),
+            "attn_q": (D, D),
+            "attn_k": (16, D),
+            "attn_v": (16, D),
+            "attn_output": (D, D),
+            "ffn_norm": (D,),
+            "ffn_gate": (F, D),
+            "ffn_up": (F, D),
+            "ffn_down": (D, F),
         }.items()
-    }  # fmt: skip
+    }
     metadata = {"general.architecture": "llama"} | {
         f"llama.{key}": value
         for key, value in {
-            "block_count": 1, "context_length": 64, "embedding_length": D, "feed_forward_length": F, "attention.head_count": 4,
-            "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-5,
+            "block_count": 1,
+            "context_length": 64,
+            "embedding_length": D,
+            "feed_forward_length": F,
+            "attention.head_count": 4,
+            "attention.head_count_kv": 2,
+            "attention.layer_norm_rms_epsilon": 1e-5,
         }.items()
-    }  # fmt: skip
+    }
     path = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    weights = {f"{name}.weight": random.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights = {
+        f"{name}.weight": random.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
     write_gguf(path, metadata, {name: ("F32", values) for name, values in weights.items()})
     return path
 

@@ -28,11 +28,20 @@ def test_what_is_built_is_found(run, native, native_folder):
     answer = json.loads(run("build-native", "--json").out)
     assert Path(answer["library"]).parent == Path(native_folder) and answer["instructions"]
     out = run("build-native")
-    assert out.code == 0 and out.out == f"{answer['library']}: {answer['instructions']}\n" and out.err == ""
+    assert (
+        out.code == 0
+        and out.out == f"{answer['library']}: {answer['instructions']}\n"
+        and out.err == ""
+    )
 
 
 def test_a_compiler_that_fails_is_quoted(run, empty, monkeypatch):
-    compiler(empty, "case $1 in --version) echo 1.0;; *) echo 'no such header: xla/ffi/api/ffi.h'; exit 3;; esac", monkeypatch)
+    compiler(
+        empty,
+        "case $1 in --version) echo 1.0;; *) echo 'no such header: xla/ffi/api/ffi.h'; exit 3;;"
+        " esac",
+        monkeypatch,
+    )
     ran = run("build-native")
     assert ran.code == 2 and "failed with exit code 3: no such header: xla/ffi/api/ffi.h" in ran.err
     assert "compiling the products in C++" in ran.err
@@ -44,5 +53,9 @@ def test_without_a_compiler(run, empty, monkeypatch):
     ran = run("build-native")
     assert ran.code == 2 and "error: no C++ compiler" in ran.err
     ran = run("build-native", "--if-possible")
-    assert ran.code == 0 and ran.out == "" and "not built, plain XLA does the work: no C++ compiler" in ran.err
+    assert (
+        ran.code == 0
+        and ran.out == ""
+        and "not built, plain XLA does the work: no C++ compiler" in ran.err
+    )
     assert not library.usable()

@@ -19,7 +19,9 @@ def says(monkeypatch):
 
 
 class Scripted:
-    """Stands in for a model: answers with these pieces in turn (an exception is raised), and keeps what it was asked."""
+    """Stands in for a model: answers with these pieces in turn (an exception is raised), and keeps
+    what it was asked.
+    """
 
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
@@ -76,7 +78,9 @@ def test_a_terminal_is_prompted_on_stderr(run, scripted, says, with_chat_templat
 
 
 @pytest.mark.core
-def test_ctrl_c_at_the_prompt_forgets_the_line(run, scripted, says, monkeypatch, with_chat_template):
+def test_ctrl_c_at_the_prompt_forgets_the_line(
+    run, scripted, says, monkeypatch, with_chat_template
+):
     scripted(["yes"])
     says("")
     lines = [KeyboardInterrupt(), "one\n", ""]
@@ -94,7 +98,9 @@ def test_ctrl_c_at_the_prompt_forgets_the_line(run, scripted, says, monkeypatch,
 @pytest.mark.core
 def test_a_model_without_a_template_is_sent_to_generate(run):
     ran = run("chat", "--model", "demo")
-    assert (ran.code, ran.out) == (2, "") and "no chat template" in ran.err and "`generate`" in ran.err
+    assert (
+        (ran.code, ran.out) == (2, "") and "no chat template" in ran.err and "`generate`" in ran.err
+    )
 
 
 @pytest.mark.core
@@ -105,7 +111,12 @@ def test_stdin_that_is_no_text_is_refused(run, scripted, says, with_chat_templat
     assert (ran.code, ran.out) == (2, "") and "can't decode byte 0xff" in ran.err
 
 
-def test_a_conversation_that_fills_the_context_is_refused_with_both_numbers(run, loaded, says, with_chat_template):
+def test_a_conversation_that_fills_the_context_is_refused_with_both_numbers(
+    run, loaded, says, with_chat_template
+):
     says("word " * 600 + "\n")
     ran = run("chat", "--model", with_chat_template)
-    assert (ran.code, ran.out) == (2, "") and f"the context is {loaded.engine.context_length}" in ran.err
+    assert (ran.code, ran.out) == (
+        2,
+        "",
+    ) and f"the context is {loaded.engine.context_length}" in ran.err

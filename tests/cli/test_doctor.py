@@ -9,7 +9,12 @@ from rocmforge_jax.cli.doctor import Facts, problems
 
 pytestmark = pytest.mark.core
 
-HEALTHY = Facts({"jax": "0.12.0"}, [{"platform": "cpu", "kind": "cpu", "memory_bytes": 1}], amd=False, nvidia=False)
+HEALTHY = Facts(
+    {"jax": "0.12.0"},
+    [{"platform": "cpu", "kind": "cpu", "memory_bytes": 1}],
+    amd=False,
+    nvidia=False,
+)
 
 
 def told(**changes):
@@ -32,7 +37,10 @@ def test_this_machine(run):
 def test_this_machine_with_the_products_in_cpp(run, native):
     operations = json.loads(run("doctor", "--json").out)["operations"]
     assert all(operations[name].startswith("native, C++ with ") for name in ("matmul", "attention"))
-    assert operations["matmul"].endswith("planes in groups") and operations["dequantize"] == "xla, planes in groups"
+    assert (
+        operations["matmul"].endswith("planes in groups")
+        and operations["dequantize"] == "xla, planes in groups"
+    )
 
 
 def test_text_names_every_version_and_device(run):
@@ -47,7 +55,12 @@ def test_a_healthy_machine_has_no_problem():
 @pytest.mark.parametrize(("jax", "rocm"), [("0.10.2", "ROCm 7.2 "), ("0.12.0", "ROCm 7.14 ")])
 def test_an_amd_gpu_that_jax_does_not_see(jax, rocm):
     (problem,) = told(amd=True, versions={"jax": jax})
-    assert problem.certain and "AMD GPU" in problem.what and "rocmforge-jax[rocm]" in problem.remedy and rocm in problem.remedy
+    assert (
+        problem.certain
+        and "AMD GPU" in problem.what
+        and "rocmforge-jax[rocm]" in problem.remedy
+        and rocm in problem.remedy
+    )
 
 
 def test_an_nvidia_gpu_that_jax_does_not_see():
@@ -56,24 +69,43 @@ def test_an_nvidia_gpu_that_jax_does_not_see():
 
 
 def test_a_plugin_of_another_version():
-    (problem,) = told(versions={"jax": "0.12.0", "jax-rocm7-pjrt": "0.10.2", "jax-rocm7-plugin": "0.12.0.1"})
+    (problem,) = told(
+        versions={"jax": "0.12.0", "jax-rocm7-pjrt": "0.10.2", "jax-rocm7-plugin": "0.12.0.1"}
+    )
     assert problem.certain and "jax-rocm7-pjrt is 0.10.2, jax is 0.12.0" in problem.what
 
 
 def test_rocm_names_each_flag_that_is_not_set():
-    flags = ["xla_gpu_enable_command_buffer", "xla_gpu_autotune_level", "xla_gpu_enable_triton_gemm"]
+    flags = [
+        "xla_gpu_enable_command_buffer",
+        "xla_gpu_autotune_level",
+        "xla_gpu_enable_triton_gemm",
+    ]
     remedies = " ".join(problem.remedy for problem in told(devices=gpu("gfx942", "rocm")))
     assert all(flag in remedies for flag in flags) and "PREALLOCATE" in remedies
-    remedies = " ".join(problem.remedy for problem in told(devices=gpu("gfx942", "rocm"), xla_flags=f"--{flags[0]}= --{flags[2]}=false"))
+    remedies = " ".join(
+        problem.remedy
+        for problem in told(
+            devices=gpu("gfx942", "rocm"), xla_flags=f"--{flags[0]}= --{flags[2]}=false"
+        )
+    )
     assert [flag in remedies for flag in flags] == [False, True, False]
 
 
 def test_rdna2_is_refused_by_newer_jax_only():
-    refused = lambda jax: any("gfx103x" in problem.what for problem in told(devices=gpu("gfx1030", "rocm"), versions={"jax": jax}))
+    def refused(jax):
+        return any(
+            "gfx103x" in problem.what
+            for problem in told(devices=gpu("gfx1030", "rocm"), versions={"jax": jax})
+        )
+
     assert refused("0.12.0") and not refused("0.10.2")
 
 
 def test_preallocation_is_no_news_to_those_who_set_it():
     (problem,) = told(devices=gpu("NVIDIA H200"))
     assert not problem.certain and "75 %" in problem.what
-    assert told(devices=gpu("NVIDIA H200"), environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) == []
+    assert (
+        told(devices=gpu("NVIDIA H200"), environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+        == []
+    )

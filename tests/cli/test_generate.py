@@ -30,13 +30,17 @@ class Slow:
 
 @pytest.mark.core
 def test_pieces_are_printed_as_they_come(run, monkeypatch, capsys):
-    monkeypatch.setattr("rocmforge_jax.load", lambda path: Slow(["once ", "upon ", "a time"], capsys), raising=False)
+    monkeypatch.setattr(
+        "rocmforge_jax.load", lambda path: Slow(["once ", "upon ", "a time"], capsys), raising=False
+    )
     assert run("generate", "--prompt", "a").out == "a time\n"
 
 
 @pytest.mark.core
 def test_json_is_the_whole_completion(run, loaded):
-    options = dict(max_tokens=20, temperature=0.7, top_k=20, top_p=0.9, min_p=0.1, seed=7, stop=["\n\n"])
+    options = dict(
+        max_tokens=20, temperature=0.7, top_k=20, top_p=0.9, min_p=0.1, seed=7, stop=["\n\n"]
+    )
     expected = loaded.generate("ROMEO:", **options)
     words = "--max-tokens 20 --temperature 0.7 --top-k 20 --top-p 0.9 --min-p 0.1 --seed 7".split()
     ran = run("generate", "--prompt", "ROMEO:", *words, "--stop", "\n\n", "--json")
@@ -47,7 +51,9 @@ def test_json_is_the_whole_completion(run, loaded):
 def test_the_prompt_may_come_from_a_file_or_stdin(run, loaded, monkeypatch, tmp_path):
     expected = loaded.generate("JULIET:\n", max_tokens=8).text + "\n"
     (tmp_path / "prompt.txt").write_text("JULIET:\n")
-    assert run("generate", "--prompt-file", tmp_path / "prompt.txt", "--max-tokens", 8).out == expected
+    assert (
+        run("generate", "--prompt-file", tmp_path / "prompt.txt", "--max-tokens", 8).out == expected
+    )
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"JULIET:\n")))
     assert run("generate", "--prompt-file", "-", "--max-tokens", 8).out == expected
 
@@ -57,13 +63,19 @@ def test_a_prompt_file_that_is_missing_or_no_text(run, tmp_path):
     (tmp_path / "raw").write_bytes(b"\xff")
     assert run("generate", "--prompt-file", tmp_path / "none").code == 2
     ran = run("generate", "--prompt-file", tmp_path / "raw")
-    assert (ran.code, ran.err) == (2, f"rocmforge-jax: error: {tmp_path}/raw is not UTF-8 text: invalid start byte at byte 0\n")
+    assert (ran.code, ran.err) == (
+        2,
+        f"rocmforge-jax: error: {tmp_path}/raw is not UTF-8 text: invalid start byte at byte 0\n",
+    )
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(run, loaded):
     ran = run("generate", "--prompt", "ROMEO " * 600)
     count = len(loaded.tokenizer.encode("ROMEO " * 600))
-    assert (ran.code, ran.out) == (2, "") and f"has {count} tokens, the context is {loaded.engine.context_length}" in ran.err
+    assert (ran.code, ran.out) == (
+        2,
+        "",
+    ) and f"has {count} tokens, the context is {loaded.engine.context_length}" in ran.err
 
 
 @pytest.mark.core
@@ -74,8 +86,9 @@ def test_from_a_cold_start_as_in_the_library(process, cache_home, lm):
     assert any((cache_home / "rocmforge-jax").iterdir())
 
 
-#: A model that never comes to an end, so that what happens meanwhile does not depend on how fast it is. Where the process does not end when
-#: it should, it says what it waits for. Tests that a shell began in the background ignore SIGINT, as do the processes they start.
+#: A model that never comes to an end, so that what happens meanwhile does not depend on how fast it
+#: is. Where the process does not end when it should, it says what it waits for. Tests that a shell
+#: began in the background ignore SIGINT, as do the processes they start.
 ENDLESS = """
 import faulthandler, itertools, signal, time, rocmforge_jax
 faulthandler.dump_traceback_later(45)
@@ -117,7 +130,9 @@ def test_ctrl_c_ends_it_quietly(process):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("environment", [{"JAX_COMPILATION_CACHE_DIR": "mine"}, {"XDG_CACHE_HOME": "/dev/null"}])
+@pytest.mark.parametrize(
+    "environment", [{"JAX_COMPILATION_CACHE_DIR": "mine"}, {"XDG_CACHE_HOME": "/dev/null"}]
+)
 def test_the_cache_is_left_alone_where_it_is_named_or_cannot_be(monkeypatch, environment):
     import jax
 
@@ -141,7 +156,12 @@ def test_kernels_do_not_hold_where_they_were_traced_from(monkeypatch):
 
     target = Target("cuda", "9.0")
     quantize = functools.partial(activations.quantize, mode="int16", target=target)
-    text = lambda: lowered_to_triton(target, lambda x: quantize(x), jax.ShapeDtypeStruct((1, 4096), jnp.bfloat16))  # never lowered before
+
+    def text():
+        return lowered_to_triton(
+            target, lambda x: quantize(x), jax.ShapeDtypeStruct((1, 4096), jnp.bfloat16)
+        )  # never lowered before
+
     before = jax.config.jax_traceback_in_locations_limit
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     try:
@@ -155,12 +175,19 @@ def test_kernels_do_not_hold_where_they_were_traced_from(monkeypatch):
 
 @pytest.mark.core
 def test_programs_for_another_processor_are_kept_apart(monkeypatch, tmp_path):
-    """Where machines share a home: XLA compiles for the CPU at hand, and may not notice that another lacks an instruction."""
+    """Where machines share a home: XLA compiles for the CPU at hand, and may not notice that
+    another lacks an instruction.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     folders = set()
     for processor in ("flags: avx2", "flags: avx2 avx512f"):
         monkeypatch.setattr(locate, "_processor", lambda processor=processor: processor)
-        monkeypatch.setattr("jax.config.update", lambda name, value: folders.add(value) if name == "jax_compilation_cache_dir" else None)
+        monkeypatch.setattr(
+            "jax.config.update",
+            lambda name, value: folders.add(value) if name == "jax_compilation_cache_dir" else None,
+        )
         use_compilation_cache()
-    assert len(folders) == 2 and all(Path(folder).parent == tmp_path / "rocmforge-jax" / "xla" for folder in folders)
+    assert len(folders) == 2 and all(
+        Path(folder).parent == tmp_path / "rocmforge-jax" / "xla" for folder in folders
+    )

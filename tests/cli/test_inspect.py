@@ -25,16 +25,30 @@ def test_json_holds_what_the_reader_reads(run):
     gguf, shown = open_gguf(DEMO), json.loads(ran.out)
     assert (ran.code, ran.err) == (0, "")
     assert {key: value for key, value in shown.items() if key not in ("metadata", "tensors")} == {
-        "path": str(DEMO), "files": [str(DEMO)], "version": 3, "byte_order": "little", "alignment": 32,
-        "parameters": parameters(gguf), "bytes": nbytes(gguf),
-    }  # fmt: skip
+        "path": str(DEMO),
+        "files": [str(DEMO)],
+        "version": 3,
+        "byte_order": "little",
+        "alignment": 32,
+        "parameters": parameters(gguf),
+        "bytes": nbytes(gguf),
+    }
     assert list(shown["metadata"]) == list(gguf.metadata)
-    assert shown["metadata"]["llama.block_count"] == {"type": "uint32", "count": None, "value": gguf.metadata["llama.block_count"]}
+    assert shown["metadata"]["llama.block_count"] == {
+        "type": "uint32",
+        "count": None,
+        "value": gguf.metadata["llama.block_count"],
+    }
     assert shown["metadata"]["tokenizer.ggml.tokens"] == {
-        "type": "string", "count": len(gguf.metadata["tokenizer.ggml.tokens"]), "value": list(gguf.metadata["tokenizer.ggml.tokens"][:8])
-    }  # fmt: skip
+        "type": "string",
+        "count": len(gguf.metadata["tokenizer.ggml.tokens"]),
+        "value": list(gguf.metadata["tokenizer.ggml.tokens"][:8]),
+    }
     assert shown["metadata"]["tokenizer.ggml.token_type"]["value"] == [3] + [1] * 7
-    expected = [(t.name, list(t.shape), t.format.name, t.offset, t.nbytes, str(DEMO)) for t in gguf.tensors.values()]
+    expected = [
+        (t.name, list(t.shape), t.format.name, t.offset, t.nbytes, str(DEMO))
+        for t in gguf.tensors.values()
+    ]
     assert [tuple(tensor.values()) for tensor in shown["tensors"]] == expected
 
 
@@ -44,18 +58,29 @@ def test_text_shows_keys_types_and_sizes(run):
     assert lines[:3] == [
         str(DEMO),
         "GGUF version 3, little endian, alignment 32",
-        f"{parameters(gguf):,} parameters in {len(gguf.tensors)} tensors, {nbytes(gguf):,} bytes, {bits:.2f} bits each",
+        (
+            f"{parameters(gguf):,} parameters in {len(gguf.tensors)} tensors, {nbytes(gguf):,}"
+            f" bytes, {bits:.2f} bits each"
+        ),
     ]
-    assert f"  llama.block_count = {gguf.metadata['llama.block_count']}" in lines and "  tokenizer.ggml.model = 'gpt2'" in lines
+    assert (
+        f"  llama.block_count = {gguf.metadata['llama.block_count']}" in lines
+        and "  tokenizer.ggml.model = 'gpt2'" in lines
+    )
     q5_1 = [tensor.nbytes for tensor in gguf.tensors.values() if tensor.format.name == "Q5_1"]
-    assert [line.split() for line in lines if line.startswith("  Q5_1")] == [["Q5_1", f"{len(q5_1)}", "tensors", f"{sum(q5_1):,}", "bytes"]]
+    assert [line.split() for line in lines if line.startswith("  Q5_1")] == [
+        ["Q5_1", f"{len(q5_1)}", "tensors", f"{sum(q5_1):,}", "bytes"]
+    ]
     assert not any("attn_q" in line for line in lines)
 
 
 def test_tensors_are_listed_when_asked_for(run):
     lines = run("inspect", DEMO, "--tensors").out.splitlines()
     listed = [tuple(line.split(maxsplit=2)) for line in lines[lines.index("tensors") + 1 :]]
-    assert listed == [(tensor.name, tensor.format.name, str(list(tensor.shape))) for tensor in open_gguf(DEMO).tensors.values()]
+    assert listed == [
+        (tensor.name, tensor.format.name, str(list(tensor.shape)))
+        for tensor in open_gguf(DEMO).tensors.values()
+    ]
 
 
 def test_demo_is_a_name_here_too(run):
@@ -64,13 +89,25 @@ def test_demo_is_a_name_here_too(run):
 
 @pytest.mark.parametrize("number, shown", [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
 def test_numbers_that_json_lacks_are_strings(run, tmp_path, number, shown):
-    write_gguf(tmp_path / "a.gguf", {"general.architecture": "a", "x": np.float32(number), "xs": np.array([number], np.float32)}, {})
+    write_gguf(
+        tmp_path / "a.gguf",
+        {
+            "general.architecture": "a",
+            "x": np.float32(number),
+            "xs": np.array([number], np.float32),
+        },
+        {},
+    )
     metadata = json.loads(run("inspect", tmp_path / "a.gguf", "--json").out)["metadata"]
     assert (metadata["x"]["value"], metadata["xs"]["value"]) == (shown, [shown])
 
 
 def test_control_characters_of_a_file_do_not_reach_the_terminal(run, tmp_path):
-    write_gguf(tmp_path / "a.gguf", {"key\x1b[2J": "\x1b[31m\x07"}, {"name\x1b[1A": ("F32", np.zeros(1, np.float32))})
+    write_gguf(
+        tmp_path / "a.gguf",
+        {"key\x1b[2J": "\x1b[31m\x07"},
+        {"name\x1b[1A": ("F32", np.zeros(1, np.float32))},
+    )
     out = run("inspect", tmp_path / "a.gguf", "--tensors").out
     assert "\x1b" not in out and "\x07" not in out
     assert r"key\x1b[2J = '\x1b[31m\x07'" in out and r"name\x1b[1A" in out
@@ -78,12 +115,19 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(run, tmp_path):
 
 def test_text_that_is_no_utf8_is_shown_by_its_bytes(run, tmp_path):
     write_gguf(tmp_path / "a.gguf", {"k": b"a\xff"}, {})
-    assert json.loads(run("inspect", tmp_path / "a.gguf", "--json").out)["metadata"]["k"]["value"] == r"a\xff"
+    assert (
+        json.loads(run("inspect", tmp_path / "a.gguf", "--json").out)["metadata"]["k"]["value"]
+        == r"a\xff"
+    )
 
 
 def test_a_long_value_is_cut(run, tmp_path):
     write_gguf(tmp_path / "a.gguf", {"k": "x" * 1000}, {})
-    (line,) = [line for line in run("inspect", tmp_path / "a.gguf").out.splitlines() if line.startswith("  k = ")]
+    (line,) = [
+        line
+        for line in run("inspect", tmp_path / "a.gguf").out.splitlines()
+        if line.startswith("  k = ")
+    ]
     assert line == "  k = '" + "x" * 76 + "..."
 
 

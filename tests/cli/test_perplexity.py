@@ -27,7 +27,9 @@ def logprobs(text):
     lm = rocmforge_jax.load(DEMO)
     ids = np.array(lm.tokenizer.encode(text))
     windows = ids[: len(ids) // 64 * 64].reshape(-1, 64)
-    logits = np.asarray(jax.jit(lambda model, ids: model(ids)[0])(lm.model, jnp.asarray(windows)), np.float64)
+    logits = np.asarray(
+        jax.jit(lambda model, ids: model(ids)[0])(lm.model, jnp.asarray(windows)), np.float64
+    )
     shifted = logits - logits.max(-1, keepdims=True)
     normed = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return np.take_along_axis(normed[:, :-1], windows[:, 1:, None], -1)[..., 0]
@@ -39,7 +41,9 @@ def test_only_second_halves_count(run, tmp_path, text, logprobs):
     losses = -logprobs[:, 32:].ravel()
     assert result["tokens"] == losses.size
     assert result["value"] == pytest.approx(np.exp(losses.mean()), rel=1e-5)
-    assert result["error"] == pytest.approx(losses.std() / np.sqrt(losses.size - 1) * np.exp(losses.mean()), rel=1e-4)
+    assert result["error"] == pytest.approx(
+        losses.std() / np.sqrt(losses.size - 1) * np.exp(losses.mean()), rel=1e-4
+    )
 
 
 def test_a_short_text_is_refused_with_both_numbers(run, tmp_path):

@@ -28,7 +28,9 @@ def refused(ran):
 def test_help_names_every_command(run):
     ran = run("--help")
     assert ran.code == 0
-    assert [word for word in ("generate", "chat", "inspect", "tokenize", "bench") if word not in ran.out] == []
+    assert [
+        word for word in ("generate", "chat", "inspect", "tokenize", "bench") if word not in ran.out
+    ] == []
 
 
 @pytest.mark.parametrize("command", [module.NAME for module in COMMANDS])
@@ -42,7 +44,10 @@ def test_version(run):
     assert (ran.code, ran.out.split()[0]) == (0, "rocmforge-jax")
 
 
-@pytest.mark.parametrize("words", ["", "frob", "inspect", "generate", "chat", "generate --prompt a --top-k few", "--nope"])
+@pytest.mark.parametrize(
+    "words",
+    ["", "frob", "inspect", "generate", "chat", "generate --prompt a --top-k few", "--nope"],
+)
 def test_wrong_usage_is_exit_code_2(run, words):
     ran = run(*words.split())
     assert (ran.code, ran.out) == (2, "") and ran.err.startswith("usage: ")
@@ -63,7 +68,16 @@ def hand_made(tmp_path):
 
 
 #: Each command with a file in the place of {}.
-LOOKERS = [words.split() for words in ("inspect {}", "tokenize {} text", "bench {}", "generate --prompt a --model {}", "chat --model {}")]
+LOOKERS = [
+    words.split()
+    for words in (
+        "inspect {}",
+        "tokenize {} text",
+        "bench {}",
+        "generate --prompt a --model {}",
+        "chat --model {}",
+    )
+]
 
 
 @pytest.mark.parametrize("words", LOOKERS, ids=lambda words: words[0])
@@ -83,7 +97,9 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(run, hand_made, words, n
 
 
 def test_an_unknown_architecture_names_the_nearest(run, hand_made):
-    assert "'lama' is not supported; the nearest are llama" in refused(run("bench", hand_made("lama.gguf")))
+    assert "'lama' is not supported; the nearest are llama" in refused(
+        run("bench", hand_made("lama.gguf"))
+    )
 
 
 def test_an_unknown_tokenizer_names_the_nearest(run, hand_made):
@@ -91,10 +107,14 @@ def test_an_unknown_tokenizer_names_the_nearest(run, hand_made):
     assert "'gpt3'" in err and "gpt2" in err
 
 
-@pytest.mark.parametrize("words", [["generate", "--prompt", "a"], ["doctor"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words", [["generate", "--prompt", "a"], ["doctor"]], ids=lambda words: words[0]
+)
 def test_an_environment_that_chooses_nothing_known_is_refused(run, monkeypatch, words):
     monkeypatch.setenv("ROCMFORGE_KERNELS", "cuda")
-    assert "ROCMFORGE_KERNELS is one of auto, triton, native, xla, got 'cuda'" in refused(run(*words))
+    assert "ROCMFORGE_KERNELS is one of auto, triton, native, xla, got 'cuda'" in refused(
+        run(*words)
+    )
 
 
 def test_a_file_of_the_hub_without_the_hub_says_what_to_install(run, monkeypatch):
@@ -118,7 +138,9 @@ def test_a_file_of_the_hub_without_the_hub_says_what_to_install(run, monkeypatch
         ("--stop", "", "stop strings"),
     ],
 )
-@pytest.mark.parametrize("command", [["generate", "--prompt", "a"], ["chat"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "command", [["generate", "--prompt", "a"], ["chat"]], ids=lambda words: words[0]
+)
 def test_bad_values_are_refused_before_a_model_is_opened(run, command, option, value, reason):
     assert reason in refused(run(*command, "--model", "missing.gguf", option, value))
 

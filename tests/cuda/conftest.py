@@ -1,4 +1,6 @@
-"""XLA's CUDA compiler, from JAX's plugin, without a GPU and without CUDA's toolkit, for a described H100."""
+"""XLA's CUDA compiler, from JAX's plugin, without a GPU and without CUDA's toolkit, for a described
+H100.
+"""
 
 import os
 import sys
@@ -23,16 +25,26 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @pytest.fixture(scope="session")
 def h100():
-    """The described device; the plugin is below ROCMFORGE_CUDA_PLUGIN or in the folder `cuda` of this environment."""
+    """The described device.
+
+    The plugin is below ROCMFORGE_CUDA_PLUGIN or in the folder `cuda` of this environment.
+    """
     folder = Path(os.environ.get("ROCMFORGE_CUDA_PLUGIN") or Path(sys.prefix) / "cuda")
     found = sorted(folder.resolve().glob("jax_plugins/xla_cuda*/xla_cuda_plugin.so"))
     if not found:
-        pytest.fail(f"no CUDA plugin below {folder}: run `make test-cuda`, which installs it there, or set ROCMFORGE_CUDA_PLUGIN")
+        pytest.fail(
+            f"no CUDA plugin below {folder}: run `make test-cuda`, which installs it there, or set"
+            " ROCMFORGE_CUDA_PLUGIN"
+        )
     import jax
     from jax._src import xla_bridge
     from jax.experimental import topologies
 
-    jax.config.update("jax_enable_compilation_cache", False)  # what another compiler left is not what is tested
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # what another compiler left is not what is tested
 
     xla_bridge.register_plugin("cuda", priority=500, library_path=str(found[0]))
-    return topologies.get_topology_desc("", platform="cuda", target_config=H100, topology="1x1x1").devices[0]
+    return topologies.get_topology_desc(
+        "", platform="cuda", target_config=H100, topology="1x1x1"
+    ).devices[0]

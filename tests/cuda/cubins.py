@@ -16,8 +16,11 @@ _SIZED = 4
 
 
 class Kernel(NamedTuple):
-    """registers and stack, the bytes of memory in their place, of a thread. lets_next_begin: it has the instruction that lets the next launch
-    begin early; waits: that which waits for the end of the launch before."""
+    """registers and stack, the bytes of memory in their place, of a thread.
+
+    lets_next_begin: it has the instruction that lets the next launch begin early; waits: that which
+    waits for the end of the launch before.
+    """
 
     registers: int
     stack: int
@@ -51,7 +54,15 @@ def _kernels(elf):
         (start,) = struct.unpack_from("<I", sections[".symtab"], 24 * symbol)
         name = _string(sections[".strtab"], start)
         found = _operations(sections[f".text.{name}"])
-        yield name, Kernel(registers, attributes[_FRAME_SIZE].get(symbol, 0), _PREEXIT in found, _ACQBULK in found)
+        yield (
+            name,
+            Kernel(
+                registers,
+                attributes[_FRAME_SIZE].get(symbol, 0),
+                _PREEXIT in found,
+                _ACQBULK in found,
+            ),
+        )
 
 
 def _operations(code) -> set[int]:

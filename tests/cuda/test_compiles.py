@@ -1,4 +1,7 @@
-"""What runs on NVIDIA GPUs compiles with XLA's own CUDA compiler, into registers. Nothing here runs on one."""
+"""What runs on NVIDIA GPUs compiles with XLA's own CUDA compiler, into registers.
+
+Nothing here runs on one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,13 @@ from tests.rocm.test_compiles import MIXTURES, PRODUCTS
 pytestmark = pytest.mark.cuda
 
 H100 = targets.Target("cuda", "9.0")
-STEPS = ("demo prefill", "demo decode", "llama-8b prefill", "llama-8b decode", "qwen3-30b-a3b decode")
+STEPS = (
+    "demo prefill",
+    "demo decode",
+    "llama-8b prefill",
+    "llama-8b decode",
+    "qwen3-30b-a3b decode",
+)
 #: Bytes of memory in place of registers: none but what is named here.
 STACK = {}
 
@@ -26,7 +35,9 @@ def layout_of(fmt) -> str:
 
 
 def compiled(device, jitted, args, **options) -> dict[str, cubins.Kernel]:
-    executable = compiler.lower(jitted, args, device, "cuda", "NVIDIA H100").compile(compiler_options=options)
+    executable = compiler.lower(jitted, args, device, "cuda", "NVIDIA H100").compile(
+        compiler_options=options
+    )
     return cubins.kernels(executable._executable.xla_executable.serialize())
 
 
@@ -35,11 +46,22 @@ def test_compiles_into_registers(name, h100, monkeypatch):
     monkeypatch.setenv("ROCMFORGE_KERNELS", "auto")
     with targets.use(H100):
         kernels = compiled(h100, *programs.program(name, layout_of))
-    of_few_rows = {kernel for kernel in kernels if kernel.startswith(("multiply_int", "multiply_float", "quantize_"))}
+    of_few_rows = {
+        kernel
+        for kernel in kernels
+        if kernel.startswith(("multiply_int", "multiply_float", "quantize_"))
+    }
     assert of_few_rows and all(kernels[kernel].lets_next_begin for kernel in of_few_rows)
-    # XLA's part of launches that begin early: what does not wait would read what is not written yet. Its sorts do not, nor are they begun early.
-    assert {kernel for kernel, used in kernels.items() if not used.waits and not kernel.startswith("sort_")} == set()
-    assert {kernel: used.stack for kernel, used in kernels.items() if used.stack > STACK.get(name, 0)} == {}
+    # XLA's part of launches that begin early: what does not wait would read what is not written
+    # yet. Its sorts do not, nor are they begun early.
+    assert {
+        kernel
+        for kernel, used in kernels.items()
+        if not used.waits and not kernel.startswith("sort_")
+    } == set()
+    assert {
+        kernel: used.stack for kernel, used in kernels.items() if used.stack > STACK.get(name, 0)
+    } == {}
 
 
 def product(tile=None):

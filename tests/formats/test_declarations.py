@@ -9,9 +9,17 @@ pytestmark = pytest.mark.core
 
 # ggml's own sizes of the types without reference values: (id, elements, bytes).
 OTHERS = {
-    "F32": (0, 1, 4), "I8": (24, 1, 1), "I16": (25, 1, 2), "I32": (26, 1, 4), "I64": (27, 1, 8), "F64": (28, 1, 8),
-    "Q8_1": (9, 32, 36), "Q8_K": (15, 256, 292), "MXFP6_E2M3": (None, 32, 25), "MXFP6_E3M2": (None, 32, 25),
-}  # fmt: skip
+    "F32": (0, 1, 4),
+    "I8": (24, 1, 1),
+    "I16": (25, 1, 2),
+    "I32": (26, 1, 4),
+    "I64": (27, 1, 8),
+    "F64": (28, 1, 8),
+    "Q8_1": (9, 32, 36),
+    "Q8_K": (15, 256, 292),
+    "MXFP6_E2M3": (None, 32, 25),
+    "MXFP6_E3M2": (None, 32, 25),
+}
 
 
 def test_sizes_are_those_of_the_reference(ggml):
@@ -39,7 +47,12 @@ def test_a_format_is_found_by_name_in_any_case_by_id_and_by_itself(which):
 
 def test_sizes_of_rows_and_elements():
     q5_1 = formats.get("Q5_1")
-    assert (q5_1.row_bytes(64), q5_1.row_blocks(48), q5_1.bits_per_element, q5_1.is_quantized) == (48, 2, 6.0, True)
+    assert (q5_1.row_bytes(64), q5_1.row_blocks(48), q5_1.bits_per_element, q5_1.is_quantized) == (
+        48,
+        2,
+        6.0,
+        True,
+    )
     assert not formats.get("BF16").is_quantized
 
 
@@ -54,7 +67,10 @@ def test_an_unknown_name_gets_the_nearest():
 
 @pytest.mark.parametrize(("ggml_id", "name"), formats.REMOVED_IDS.items())
 def test_a_removed_id_says_what_it_was(ggml_id, name):
-    with pytest.raises(ValueError, match=f"ggml type {ggml_id} was {name}, which ggml no longer has: convert the model again"):
+    with pytest.raises(
+        ValueError,
+        match=f"ggml type {ggml_id} was {name}, which ggml no longer has: convert the model again",
+    ):
         formats.get(ggml_id)
 
 

@@ -1,4 +1,7 @@
-"""dequantize against ggml's values, in every dtype, shape and place; partial blocks; what it refuses."""
+"""dequantize against ggml's values, in every dtype, shape and place.
+
+Partial blocks; what it refuses.
+"""
 
 import gguf
 import jax
@@ -21,7 +24,9 @@ def test_values_equal_ggml_to_the_bit(ggml, dtype, same_bits):
             expected = ggml.arrays[f"{kind}_values"]
             with np.errstate(over="ignore"):
                 expected = expected.astype(dtype)
-            same_bits(dequantize(ggml.arrays[f"{kind}_bytes"], ggml.name, dtype=dtype), expected, kind)
+            same_bits(
+                dequantize(ggml.arrays[f"{kind}_bytes"], ggml.name, dtype=dtype), expected, kind
+            )
 
 
 @pytest.mark.parametrize("name", IN_GGUF)
@@ -32,9 +37,15 @@ def test_every_bit_pattern_reads_as_gguf_reads_it(name, random_bytes, oracle, sa
 
 @pytest.mark.parametrize("last", ["first block", "second block"])
 @pytest.mark.parametrize("block", sorted({f.block for f in formats.FORMATS.values()}))
-def test_count_takes_exactly_n_values_for_every_n_up_to_two_blocks(block, last, random_bytes, same_bits):
-    """All types of a block size together: they share the program that XLA compiles for each n, which is what takes the time."""
-    rows = {name: random_bytes(name, 1, 2)[0] for name, f in formats.FORMATS.items() if f.block == block}
+def test_count_takes_exactly_n_values_for_every_n_up_to_two_blocks(
+    block, last, random_bytes, same_bits
+):
+    """All types of a block size together: they share the program that XLA compiles for each n,
+    which is what takes the time.
+    """
+    rows = {
+        name: random_bytes(name, 1, 2)[0] for name, f in formats.FORMATS.items() if f.block == block
+    }
     whole = {name: np.asarray(dequantize(row, name)) for name, row in rows.items()}
     for n in range(block + 1) if last == "first block" else range(block + 1, 2 * block + 1):
         for name, row in rows.items():
@@ -71,14 +82,19 @@ def test_bytes_of_another_type_are_noticed_where_sizes_differ(held, read_as, ref
     if held == read_as:
         assert dequantize(row, read_as).shape == (13 * 32,)
     else:
-        refusal = f"a {read_as} row is whole blocks of {formats.get(read_as).block_bytes} bytes, got {row.size} bytes"
+        refusal = (
+            f"a {read_as} row is whole blocks of {formats.get(read_as).block_bytes} bytes, got"
+            f" {row.size} bytes"
+        )
         with pytest.raises(ValueError, match=refusal):
             dequantize(row, read_as)
 
 
 @pytest.mark.core
 def test_too_few_bytes_say_both_numbers():
-    with pytest.raises(ValueError, match="33 Q5_0 values take 2 blocks of 22 bytes = 44 bytes, got 1 = 22 bytes"):
+    with pytest.raises(
+        ValueError, match="33 Q5_0 values take 2 blocks of 22 bytes = 44 bytes, got 1 = 22 bytes"
+    ):
         dequantize(np.zeros(22, np.uint8), "Q5_0", count=33)
 
 
@@ -87,7 +103,10 @@ def test_too_few_bytes_say_both_numbers():
     ("block_bytes", "message"),
     [
         (np.zeros(21, np.uint8), "a Q5_0 row is whole blocks of 22 bytes, got 21 bytes"),
-        (np.zeros(22, np.int8), r"Q5_0 bytes are an array uint8 \[\.\.\., row bytes\], got int8 \[22\]"),
+        (
+            np.zeros(22, np.int8),
+            r"Q5_0 bytes are an array uint8 \[\.\.\., row bytes\], got int8 \[22\]",
+        ),
         (np.uint8(3), r"Q5_0 bytes are an array uint8 \[\.\.\., row bytes\], got uint8 \[\]"),
         (bytes(22), r"Q5_0 bytes are an array uint8 \[\.\.\., row bytes\], got bytes"),
     ],

@@ -20,12 +20,16 @@ print("jax" in sys.modules, "gguf" in sys.modules)
 
 
 def test_formats_import_neither_jax_nor_gguf_until_they_are_needed():
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
     assert run.stdout.splitlines() == ["[]", "True False"]
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error():
     from rocmforge_jax import formats
 
-    with pytest.raises(AttributeError, match="module 'rocmforge_jax.formats' has no attribute 'requantize'"):
+    with pytest.raises(
+        AttributeError, match="module 'rocmforge_jax.formats' has no attribute 'requantize'"
+    ):
         formats.requantize  # noqa: B018

@@ -1,4 +1,6 @@
-"""The types without reference blocks: plain numbers against NumPy's casts, and ggml's two types of activations."""
+"""The types without reference blocks: plain numbers against NumPy's casts, and ggml's two types of
+activations.
+"""
 
 import ml_dtypes
 import numpy as np
@@ -9,21 +11,49 @@ from rocmforge_jax.formats import dequantize
 pytestmark = pytest.mark.core
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "float16", "float32", "float64", ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    ["int8", "int16", "int32", "int64", "float16", "float32", "float64", ml_dtypes.bfloat16],
+)
 def test_plain_types_read_as_numpy_casts_them(dtype, same_bits):
     dtype = np.dtype(dtype)
-    name = {"bfloat16": "BF16"}.get(dtype.name, dtype.name[0].upper() + dtype.name.lstrip("intfloat"))
+    name = {"bfloat16": "BF16"}.get(
+        dtype.name, dtype.name[0].upper() + dtype.name.lstrip("intfloat")
+    )
     numbers = np.random.default_rng(5).integers(0, 256, 8 * 20_000, dtype=np.uint8).view(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         same_bits(dequantize(numbers.view(np.uint8), name), numbers.astype(np.float32))
 
 
 def test_f64_rounds_once_at_every_scale(same_bits):
-    """Around each float32 exponent, subnormal and infinite too: a float32 number, its middles, and their neighbours."""
+    """Around each float32 exponent, subnormal and infinite too: a float32 number, its middles, and
+    their neighbours.
+    """
     exact = np.ldexp(1 + np.arange(8) / 2**23, np.arange(-151, 129)[:, None])
     half = np.ldexp(0.5 / 2**23, np.arange(-151, 129)[:, None])
-    numbers = np.concatenate([exact, exact + half, np.nextafter(exact + half, 0), np.nextafter(exact + half, np.inf), exact / 2], axis=None)
-    special = np.array([0.0, np.inf, np.nan, 2.0**-149, 2.0**-150, np.nextafter(2.0**-150, 1), 5e-324, 2.0**-126 - 2.0**-150, 1.7e308])
+    numbers = np.concatenate(
+        [
+            exact,
+            exact + half,
+            np.nextafter(exact + half, 0),
+            np.nextafter(exact + half, np.inf),
+            exact / 2,
+        ],
+        axis=None,
+    )
+    special = np.array(
+        [
+            0.0,
+            np.inf,
+            np.nan,
+            2.0**-149,
+            2.0**-150,
+            np.nextafter(2.0**-150, 1),
+            5e-324,
+            2.0**-126 - 2.0**-150,
+            1.7e308,
+        ]
+    )
     numbers = np.concatenate([numbers, special])
     numbers = np.concatenate([numbers, -numbers])
     with np.errstate(over="ignore", under="ignore"):

@@ -6,12 +6,16 @@ import pytest
 
 from rocmforge_jax import formats
 
-# Q8_K is left out: the random bits of its float32 scale are subnormal now and then, and XLA flushes such products.
+# Q8_K is left out: the random bits of its float32 scale are subnormal now and then, and XLA flushes
+# such products.
 AFFINE = [name for name, f in formats.FORMATS.items() if f.affine is not None and name != "Q8_K"]
 
 
 def every_format_and_half_of_them_in_core():
-    return [pytest.param(name, marks=pytest.mark.core if i % 2 else ()) for i, name in enumerate(formats.FORMATS)]
+    return [
+        pytest.param(name, marks=pytest.mark.core if i % 2 else ())
+        for i, name in enumerate(formats.FORMATS)
+    ]
 
 
 @pytest.mark.parametrize("name", every_format_and_half_of_them_in_core())
@@ -31,7 +35,13 @@ def test_planes_hold_the_fields_of_the_c_struct(reference):
     with np.load(reference / "dequant" / "q5_K.npz") as arrays:
         blocks = arrays["quantized_bytes"].reshape(-1, 176)
     planes = formats.get("Q5_K").split(blocks)
-    struct = [("d", "f2"), ("dmin", "f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
+    struct = [
+        ("d", "f2"),
+        ("dmin", "f2"),
+        ("scales", "u1", 12),
+        ("qh", "u1", 32),
+        ("qs", "u1", 128),
+    ]
     for field in struct:
         np.testing.assert_array_equal(planes[field[0]], blocks.view(struct)[field[0]][:, 0])
 
@@ -51,15 +61,22 @@ def test_codes_times_scale_plus_bias_are_the_values(name, random_bytes):
     assert codes.dtype == np.int8 and codes.shape == (len(blocks), f.block)
     assert scale.dtype == np.float32 and f.block % (scale.size // len(blocks)) == 0
     assert bias is None or (bias.dtype, bias.shape) == (scale.dtype, scale.shape)
-    column = lambda a: np.asarray(a, np.float64).reshape(-1, 1)
+
+    def column(a):
+        return np.asarray(a, np.float64).reshape(-1, 1)
+
     with np.errstate(all="ignore"):
-        values = np.asarray(codes).reshape(scale.size, -1) * column(scale) + (0 if bias is None else column(bias))
+        values = np.asarray(codes).reshape(scale.size, -1) * column(scale) + (
+            0 if bias is None else column(bias)
+        )
         values = values.astype(np.float32).reshape(4, -1)
     np.testing.assert_array_equal(values, formats.dequantize(rows, name))
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(("shape", "dtype"), [((3, 17), np.uint8), ((18,), np.int8), ((), np.uint8)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((3, 17), np.uint8), ((18,), np.int8), ((), np.uint8)]
+)
 def test_split_refuses_what_is_no_block(shape, dtype):
     with pytest.raises(ValueError, match=r"Q4_0 blocks are uint8 \[\.\.\., 18\], got"):
         formats.get("Q4_0").split(np.zeros(shape, dtype))

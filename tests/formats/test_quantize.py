@@ -26,7 +26,9 @@ def test_bytes_equal_ggml(name, reference):
 def test_leading_axes_stay_and_each_row_is_on_its_own(name, reference):
     with np.load(reference / "dequant" / f"{name.lower()}.npz") as arrays:
         source, expected = arrays["source"], arrays["quantized_bytes"]
-    np.testing.assert_array_equal(quantize(source.reshape(2, 1, 2, 1024), name), expected.reshape(2, 1, 2, -1))
+    np.testing.assert_array_equal(
+        quantize(source.reshape(2, 1, 2, 1024), name), expected.reshape(2, 1, 2, -1)
+    )
     np.testing.assert_array_equal(quantize(source[3], name), expected[3])
     assert quantize(source[:0], name).shape == (0, expected.shape[1])
 
@@ -35,7 +37,9 @@ def test_many_rows_give_the_bytes_of_one(reference):
     """More blocks than the search takes at once."""
     with np.load(reference / "dequant" / "q5_1.npz") as arrays:
         source, expected = arrays["source"], arrays["quantized_bytes"]
-    np.testing.assert_array_equal(quantize(np.tile(source, (40, 1)), "Q5_1"), np.tile(expected, (40, 1)))
+    np.testing.assert_array_equal(
+        quantize(np.tile(source, (40, 1)), "Q5_1"), np.tile(expected, (40, 1))
+    )
 
 
 def test_f32_is_the_bytes_themselves():
@@ -61,14 +65,21 @@ def test_one_value_in_a_zero_block_survives_at_every_position(name):
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_the_search_errs_less_than_plain_rounding(name):
     values = np.random.default_rng(3).normal(size=(16, 1024)).astype(np.float32)
-    error = lambda blocks: np.square(np.asarray(dequantize(blocks, name)) - values).mean()
-    assert error(quantize(values, name)) < error(gguf.quants.quantize(values, gguf.GGMLQuantizationType[name]))
+
+    def error(blocks):
+        return np.square(np.asarray(dequantize(blocks, name)) - values).mean()
+
+    assert error(quantize(values, name)) < error(
+        gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
+    )
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q8_1", "IQ4_NL", "F64", "NVFP4"])
 def test_a_type_without_a_quantizer_names_those_that_have_one(name):
     supported = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4, MXFP6_E2M3, MXFP6_E3M2"
-    with pytest.raises(NotImplementedError, match=f"no quantizer for {name}; there are {supported}$"):
+    with pytest.raises(
+        NotImplementedError, match=f"no quantizer for {name}; there are {supported}$"
+    ):
         quantize(np.zeros(256, np.float32), name)
 
 
@@ -76,7 +87,9 @@ def test_a_type_without_a_quantizer_names_those_that_have_one(name):
 def test_nan_and_infinity_are_refused_with_their_count(name):
     values = np.zeros((2, 32), np.float32)
     values[0, 3], values[1, 4], values[1, 5] = np.nan, np.inf, -np.inf
-    with pytest.raises(ValueError, match=f"3 of 64 values are NaN or infinite, which {name} cannot hold"):
+    with pytest.raises(
+        ValueError, match=f"3 of 64 values are NaN or infinite, which {name} cannot hold"
+    ):
         quantize(values, name)
 
 
@@ -85,13 +98,18 @@ def test_nan_and_infinity_are_refused_with_their_count(name):
 def test_values_that_float16_cannot_carry_are_refused(name, value):
     values = np.zeros((1, 64), np.float32)
     values[0, 33] = value
-    refusal = f"values up to {abs(value):g} are too large for {name}: its float16 numbers end at 65504"
+    refusal = (
+        f"values up to {abs(value):g} are too large for {name}: its float16 numbers end at 65504"
+    )
     with pytest.raises(ValueError, match=re.escape(refusal)):
         quantize(values, name)
 
 
 def test_a_value_that_rounds_to_infinity_in_bfloat16_is_refused():
-    with pytest.raises(ValueError, match="values up to .* are too large for BF16: its bfloat16 numbers end at 3.38953e.38"):
+    with pytest.raises(
+        ValueError,
+        match="values up to .* are too large for BF16: its bfloat16 numbers end at 3.38953e.38",
+    ):
         quantize(np.full(1, np.finfo(np.float32).max), "BF16")
 
 
@@ -105,8 +123,14 @@ def test_mx_types_carry_the_whole_range_of_float32(name):
     ("values", "message"),
     [
         (np.zeros(33, np.float32), "a Q8_0 row is whole blocks of 32 elements, got 33"),
-        (np.zeros(32, np.float64), r"values to quantize are float32 \[\.\.\., elements\], got float64 \[32\]"),
-        (np.zeros(32, ml_dtypes.bfloat16), r"values to quantize are float32 \[\.\.\., elements\], got bfloat16 \[32\]"),
+        (
+            np.zeros(32, np.float64),
+            r"values to quantize are float32 \[\.\.\., elements\], got float64 \[32\]",
+        ),
+        (
+            np.zeros(32, ml_dtypes.bfloat16),
+            r"values to quantize are float32 \[\.\.\., elements\], got bfloat16 \[32\]",
+        ),
         (np.float32(1), r"values to quantize are float32 \[\.\.\., elements\], got float32 \[\]"),
     ],
 )

@@ -1,4 +1,6 @@
-"""A small decoder with random weights in float32: what is generated depends on every token before it."""
+"""A small decoder with random weights in float32: what is generated depends on every token before
+it.
+"""
 
 import logging
 
@@ -16,9 +18,18 @@ VOCABULARY = 64
 @pytest.fixture(scope="session")
 def decoder():
     config = DecoderConfig(
-        layers=2, width=32, hidden=64, heads=4, kv_heads=2, head_width=8, vocabulary=VOCABULARY, context_length=2048,
-        norm_epsilon=1e-5, rope=RopeConfig(8), tied=False,
-    )  # fmt: skip
+        layers=2,
+        width=32,
+        hidden=64,
+        heads=4,
+        kv_heads=2,
+        head_width=8,
+        vocabulary=VOCABULARY,
+        context_length=2048,
+        norm_epsilon=1e-5,
+        rope=RopeConfig(8),
+        tied=False,
+    )
     return Decoder(config, rngs=nnx.Rngs(0))
 
 
@@ -36,7 +47,11 @@ def answer():
         dispatches = [dispatch[0] for dispatch in engine.generate([prompt], *params, **options)]
         assert all(dispatch.finish_reason is None for dispatch in dispatches[:-1])
         ids = [id for dispatch in dispatches for id in dispatch.ids]
-        return ids, [logprob for dispatch in dispatches for logprob in dispatch.logprobs], dispatches[-1].finish_reason
+        return (
+            ids,
+            [logprob for dispatch in dispatches for logprob in dispatch.logprobs],
+            dispatches[-1].finish_reason,
+        )
 
     return answer
 
@@ -46,7 +61,9 @@ def compilations(caplog):
     """compilations(): how many programs XLA compiled since the last call."""
 
     def compilations():
-        count = sum(record.getMessage().startswith("Finished XLA compilation") for record in caplog.records)
+        count = sum(
+            record.getMessage().startswith("Finished XLA compilation") for record in caplog.records
+        )
         caplog.clear()
         return count
 

@@ -25,7 +25,9 @@ def engine(lm):
 
 
 def generated(engine, prompt, tokens=20, params=GREEDY):
-    return [id for (step,) in engine.generate([prompt], params, max_tokens=tokens) for id in step.ids]
+    return [
+        id for (step,) in engine.generate([prompt], params, max_tokens=tokens) for id in step.ids
+    ]
 
 
 def prefilled(engine, monkeypatch, prompt, tokens=4):
@@ -44,10 +46,18 @@ def prefilled(engine, monkeypatch, prompt, tokens=4):
 
 @pytest.mark.core
 def test_a_conversation_goes_on_from_the_cache(lm, engine, monkeypatch):
-    prompt = lm.tokenizer.encode("First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n")
-    longer = prompt + generated(engine, prompt) + lm.tokenizer.encode("\n\nFirst Citizen:\nYou are all resolved?")
+    prompt = lm.tokenizer.encode(
+        "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n"
+    )
+    longer = (
+        prompt
+        + generated(engine, prompt)
+        + lm.tokenizer.encode("\n\nFirst Citizen:\nYou are all resolved?")
+    )
     count, continued = prefilled(engine, monkeypatch, longer)
-    assert count <= len(longer) - len(prompt) - 19  # all but the last token of the answer was in the cache
+    assert (
+        count <= len(longer) - len(prompt) - 19
+    )  # all but the last token of the answer was in the cache
     engine.forget()
     count, fresh = prefilled(engine, monkeypatch, longer)
     assert count == len(longer) and continued == fresh

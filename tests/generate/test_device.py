@@ -11,24 +11,36 @@ from flax import nnx
 from rocmforge_jax.generate import Engine, Sampler, SamplingParams, sample
 
 pytestmark = pytest.mark.core
-DRAWN = SamplingParams(temperature=0.9, top_k=12, top_p=0.9, min_p=0.02, repetition_penalty=1.1, seed=3)
+DRAWN = SamplingParams(
+    temperature=0.9, top_k=12, top_p=0.9, min_p=0.02, repetition_penalty=1.1, seed=3
+)
 
 
 @pytest.fixture(scope="module")
 def step(decoder):
-    """step(batch): a decode step with sampling, jitted on flat leaves with the cache donated, and arguments for it."""
+    """step(batch): a decode step with sampling, jitted on flat leaves with the cache donated, and
+    arguments for it.
+    """
     graphdef, state = nnx.split(decoder)
     leaves, treedef = jax.tree.flatten(state)
 
     def run(leaves, cache, tokens_B, sampler, recent_BW):
-        logits_BV, cache = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(tokens_B[:, None], cache, last_only=True)
+        logits_BV, cache = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(
+            tokens_B[:, None], cache, last_only=True
+        )
         return sample(logits_BV, sampler, cache.lengths_B, recent_BW), cache
 
     jitted = jax.jit(run, donate_argnums=1)
 
     def step(batch):
         recent = jnp.full((batch, 64), -1, jnp.int32)
-        return jitted, (leaves, decoder.init_cache(batch, 256), jnp.zeros(batch, jnp.int32), Sampler.of([DRAWN] * batch), recent)
+        return jitted, (
+            leaves,
+            decoder.init_cache(batch, 256),
+            jnp.zeros(batch, jnp.int32),
+            Sampler.of([DRAWN] * batch),
+            recent,
+        )
 
     return step
 
@@ -40,18 +52,24 @@ def test_a_step_has_no_way_to_the_host(step, batch):
     lowered = traced.lower()
     for text in (str(traced.jaxpr), lowered.as_text(), lowered.compile().as_text()):
         assert "dynamic" in text.lower()  # the update of the cache: this is the program
-        assert not re.search("callback|infeed|outfeed|host_compute|send\\(|recv\\(", text, re.IGNORECASE)
+        assert not re.search(
+            "callback|infeed|outfeed|host_compute|send\\(|recv\\(", text, re.IGNORECASE
+        )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_the_cache_is_updated_in_place(step, batch):
-    """It is donated and taken: no temporary comes near it, nothing copies it, and the new one lies where the old one was."""
+    """It is donated and taken: no temporary comes near it, nothing copies it, and the new one lies
+    where the old one was.
+    """
     jitted, (leaves, cache, *rest) = step(batch)
     compiled = jitted.lower(leaves, cache, *rest).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes == cache.nbytes
     assert memory.temp_size_in_bytes < cache.nbytes / 2
-    shapes = {layer.keys.shape for layer in cache.layers} | {layer.values.shape for layer in cache.layers}
+    shapes = {layer.keys.shape for layer in cache.layers} | {
+        layer.values.shape for layer in cache.layers
+    }
     copies = re.findall(r"f32\[([\d,]+)\]\S* (?:copy|transpose)\(", compiled.as_text())
     assert not shapes & {tuple(map(int, copy.split(","))) for copy in copies}
 
@@ -72,7 +90,10 @@ def test_a_dispatch_takes_nothing_from_the_host(engine):
 
 def test_the_guard_would_have_noticed(engine):
     """The prompt does come from the host."""
-    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+    with (
+        jax.transfer_guard("disallow"),
+        pytest.raises(Exception, match="Disallowed host-to-device transfer"),
+    ):
         list(engine.generate([[1, 2, 3]], DRAWN, max_tokens=30))
 
 
@@ -81,7 +102,14 @@ def test_other_parameters_seeds_and_prompts_compile_nothing(decoder, answer, com
     answer(engine, [1, 2, 3], DRAWN, max_tokens=20)
     assert compilations() > 0
     for number, length in enumerate((1, 5, 16, 9)):
-        params = SamplingParams(temperature=number / 2, top_k=number, top_p=1 - number / 9, min_p=number / 20, typical_p=0.9, seed=number)
+        params = SamplingParams(
+            temperature=number / 2,
+            top_k=number,
+            top_p=1 - number / 9,
+            min_p=number / 20,
+            typical_p=0.9,
+            seed=number,
+        )
         answer(engine, [number + 7] * length, params, max_tokens=20 - number)
     assert compilations() == 0
     answer(engine, np.arange(1, 18).tolist(), DRAWN, max_tokens=20)

@@ -1,4 +1,6 @@
-"""Token ids in, token ids out: exact counts and reasons, prompts of any length, batches, seeds, what is refused."""
+"""Token ids in, token ids out: exact counts and reasons, prompts of any length, batches, seeds,
+what is refused.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,10 @@ def short(decoder):
 
 @pytest.fixture(scope="module")
 def one_pass(decoder):
-    """one_pass(ids): logits without a cache [1200, V]; the ids are filled up, which changes nothing before."""
+    """one_pass(ids): logits without a cache [1200, V].
+
+    The ids are filled up, which changes nothing before.
+    """
     graphdef, state = nnx.split(decoder)
     run = jax.jit(lambda state, tokens: nnx.merge(graphdef, state)(tokens)[0][0])
     return lambda ids: np.asarray(run(state, jnp.array([ids + [0] * (1200 - len(ids))], jnp.int32)))
@@ -33,22 +38,31 @@ def whole(one_pass):
     return one_pass(IDS)
 
 
-@pytest.mark.parametrize("length", [pytest.param(n, marks=pytest.mark.core) for n in (1, 16, 17, 513)] + [15, 511, 512, 1100])
+@pytest.mark.parametrize(
+    "length",
+    [pytest.param(n, marks=pytest.mark.core) for n in (1, 16, 17, 513)] + [15, 511, 512, 1100],
+)
 def test_prompts_of_any_length(engine, answer, whole, length):
-    """Buckets and pieces of a prompt change nothing: the logits and the first token are those of one pass."""
+    """Buckets and pieces of a prompt change nothing: the logits and the first token are those of
+    one pass.
+    """
     logits_BV, cache = engine.prefill([IDS[:length]])
     expected = whole[length - 1]
     assert np.linalg.norm(logits_BV[0] - expected) < 1e-5 * np.linalg.norm(expected)
     assert cache.lengths_B.tolist() == [length]
     ids, logprobs, _ = answer(engine, IDS[:length], GREEDY, max_tokens=1)
     assert ids == [int(expected.argmax())]
-    np.testing.assert_allclose(logprobs, [expected.max() - np.log(np.exp(expected.astype(np.float64)).sum())], rtol=1e-5)
+    np.testing.assert_allclose(
+        logprobs, [expected.max() - np.log(np.exp(expected.astype(np.float64)).sum())], rtol=1e-5
+    )
 
 
 @pytest.mark.core
 @pytest.mark.parametrize(("prompt", "count"), [(5, 20), (240, 30)])
 def test_greedy_text_is_the_argmax_of_what_came_before(engine, answer, one_pass, prompt, count):
-    """Also where the cache grows meanwhile: the one kept from 230 tokens has 256 slots, 240 and 30 need more."""
+    """Also where the cache grows meanwhile: the one kept from 230 tokens has 256 slots, 240 and 30
+    need more.
+    """
     engine.forget()
     answer(engine, IDS[:225], GREEDY, max_tokens=5)
     ids, _, _ = answer(engine, IDS[:prompt], GREEDY, max_tokens=count)
@@ -101,7 +115,11 @@ def test_a_full_context(short, answer, prompt, max_tokens, count, reason):
 
 @pytest.mark.core
 def test_equal_seeds_give_equal_text_and_others_do_not(engine, answer):
-    drawn = lambda seed: answer(engine, IDS[:5], SamplingParams(temperature=3.0, top_k=0, seed=seed), max_tokens=12)[0]
+    def drawn(seed):
+        return answer(
+            engine, IDS[:5], SamplingParams(temperature=3.0, top_k=0, seed=seed), max_tokens=12
+        )[0]
+
     texts = [drawn(seed) for seed in (0, 0, 1, 2**32 - 1)]
     assert texts[0] == texts[1]
     assert len({tuple(text) for text in texts}) == 3
@@ -111,11 +129,21 @@ def test_equal_seeds_give_equal_text_and_others_do_not(engine, answer):
 def test_a_sequence_alone_and_in_a_batch(engine, answer):
     """Prompts of different lengths with parameters and ends of their own: each is what it is alone."""
     prompts = [IDS[:3], IDS[20:60], IDS[100:117]]
-    params = [DRAWN, GREEDY, SamplingParams(temperature=2.0, top_k=9, min_p=0.01, seed=9, repetition_penalty=1.3)]
-    alone = [answer(engine, prompt, one, max_tokens=15, stop_ids={7, 30}) for prompt, one in zip(prompts, params)]
+    params = [
+        DRAWN,
+        GREEDY,
+        SamplingParams(temperature=2.0, top_k=9, min_p=0.01, seed=9, repetition_penalty=1.3),
+    ]
+    alone = [
+        answer(engine, prompt, one, max_tokens=15, stop_ids={7, 30})
+        for prompt, one in zip(prompts, params)
+    ]
     together = [([], [], None)] * 3
     for dispatch in engine.generate(prompts, params, max_tokens=15, stop_ids={7, 30}):
-        together = [(ids + new.ids, logprobs + new.logprobs, new.finish_reason) for (ids, logprobs, _), new in zip(together, dispatch)]
+        together = [
+            (ids + new.ids, logprobs + new.logprobs, new.finish_reason)
+            for (ids, logprobs, _), new in zip(together, dispatch)
+        ]
     assert [text[0::2] for text in together] == [text[0::2] for text in alone]
     for (_, got, _), (_, expected, _) in zip(together, alone):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
@@ -123,7 +151,10 @@ def test_a_sequence_alone_and_in_a_batch(engine, answer):
 
 @pytest.mark.core
 def test_a_conversation_that_goes_on_is_that_computed_anew(engine, answer):
-    """The kept cache saves the tokens that are the same; one that differs in the middle, or an abandoned text, changes nothing."""
+    """The kept cache saves the tokens that are the same.
+
+    One that differs in the middle, or an abandoned text, changes nothing.
+    """
     ids, _, _ = answer(engine, IDS[:20], GREEDY, max_tokens=20)
     longer, other = IDS[:20] + ids + IDS[40:45], IDS[:20] + ids[:4] + IDS[60:70]
     expected = []
@@ -131,7 +162,10 @@ def test_a_conversation_that_goes_on_is_that_computed_anew(engine, answer):
         engine.forget()
         expected.append(answer(engine, prompt, GREEDY, max_tokens=12)[0])
     next(iter(engine.generate([longer], GREEDY, max_tokens=30)))
-    assert [answer(engine, prompt, GREEDY, max_tokens=12)[0] for prompt in (longer, other, longer[:30], IDS[:20])] == expected
+    assert [
+        answer(engine, prompt, GREEDY, max_tokens=12)[0]
+        for prompt in (longer, other, longer[:30], IDS[:20])
+    ] == expected
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +177,10 @@ def ahead(decoder):
 def together(engine, prompts, **options):
     """(ids, reason) of each prompt, and what each dispatch added."""
     dispatches = list(engine.generate(prompts, [DRAWN, GREEDY][: len(prompts)], **options))
-    texts = [([id for dispatch in dispatches for id in dispatch[i].ids], dispatches[-1][i].finish_reason) for i in range(len(prompts))]
+    texts = [
+        ([id for dispatch in dispatches for id in dispatch[i].ids], dispatches[-1][i].finish_reason)
+        for i in range(len(prompts))
+    ]
     return texts, dispatches
 
 
@@ -182,8 +219,13 @@ def test_nothing_is_lost_where_dispatches_begun_ahead_are_abandoned(ahead, answe
         begun = [id for _ in range(read) for id in next(dispatches)[0].ids]
         dispatches.close()
         assert begun == whole[: len(begun)] and len(begun) == 1 + 8 * (read - 1)
-        assert engine._kept.common(IDS[:20] + whole) >= 20 + len(begun) - 1  # what was read is not computed again
-        assert answer(engine, IDS[:20] + begun, GREEDY, max_tokens=40 - len(begun))[0] == whole[len(begun) :]
+        assert (
+            engine._kept.common(IDS[:20] + whole) >= 20 + len(begun) - 1
+        )  # what was read is not computed again
+        assert (
+            answer(engine, IDS[:20] + begun, GREEDY, max_tokens=40 - len(begun))[0]
+            == whole[len(begun) :]
+        )
         assert answer(engine, IDS[:20], GREEDY, max_tokens=40)[0] == whole
 
 
@@ -201,7 +243,11 @@ def test_nothing_is_lost_where_dispatches_begun_ahead_are_abandoned(ahead, answe
         ([[1]], {"max_tokens": 2.5}, "max_tokens must be an integer of at least 1, got 2.5"),
         ([[1]], {"max_tokens": True}, "max_tokens must be an integer of at least 1, got True"),
         ([[1], [2]], {"params": [GREEDY]}, "2 prompts need as many sampling parameters, got 1"),
-        ([[1]], {"params": SamplingParams(logit_bias={3: 1.0, 64: -1.0})}, "logit_bias 0 has the id 64, the vocabulary has 64"),
+        (
+            [[1]],
+            {"params": SamplingParams(logit_bias={3: 1.0, 64: -1.0})},
+            "logit_bias 0 has the id 64, the vocabulary has 64",
+        ),
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_is_computed(short, prompts, options, message):
@@ -214,7 +260,10 @@ def test_what_is_wrong_is_refused_before_anything_is_computed(short, prompts, op
 def test_context_lengths(decoder):
     with pytest.raises(ValueError, match="context_length must be at least 2, got 1"):
         Engine(decoder, context_length=1)
-    with pytest.warns(UserWarning, match="a context of 4096 tokens is longer than the 2048 the model was trained for"):
+    with pytest.warns(
+        UserWarning,
+        match="a context of 4096 tokens is longer than the 2048 the model was trained for",
+    ):
         Engine(decoder, context_length=4096)
 
 

@@ -1,4 +1,6 @@
-"""Sampling against NumPy in float64: the sets of tokens kept, the distribution drawn from, greedy choice, penalties."""
+"""Sampling against NumPy in float64: the sets of tokens kept, the distribution drawn from, greedy
+choice, penalties.
+"""
 
 import math
 
@@ -47,7 +49,9 @@ def kept(logits, top_k, typical_p, top_p, min_p):
         weights = np.where(keep, np.exp(logits - logits.max()), 0)
         p = weights / weights.sum()
         surprise = -np.log(np.maximum(p, np.finfo(np.float32).tiny))
-        keep &= share(np.where(keep, -np.round(np.abs(surprise - (p * surprise).sum()), 6), -INF), typical_p)
+        keep &= share(
+            np.where(keep, -np.round(np.abs(surprise - (p * surprise).sum()), 6), -INF), typical_p
+        )
     if top_p < 1:
         keep &= share(np.where(keep, logits, -INF), top_p)
     weights = np.where(keep, np.exp(logits - logits.max()), 0)
@@ -56,12 +60,18 @@ def kept(logits, top_k, typical_p, top_p, min_p):
 
 SAMPLE, KEEP = jax.jit(sample), jax.jit(keep_likely)
 WIDTH = max(map(len, LOGITS.values()))
-#: All cases as one batch, filled up with tokens of probability 0: those are never drawn, kept or not.
-TABLE = np.stack([np.pad(logits, (0, WIDTH - len(logits)), constant_values=-INF) for logits in LOGITS.values()]).astype(np.float32)
+#: All cases as one batch, filled up with tokens of probability 0: those are never drawn, kept or
+#: not.
+TABLE = np.stack(
+    [np.pad(logits, (0, WIDTH - len(logits)), constant_values=-INF) for logits in LOGITS.values()]
+).astype(np.float32)
 
 
 def keep(logits_BV, **params):
-    arrays = [jnp.full(len(logits_BV), params[name], jnp.int32 if name == "top_k" else jnp.float32) for name in KEEP_ALL]
+    arrays = [
+        jnp.full(len(logits_BV), params[name], jnp.int32 if name == "top_k" else jnp.float32)
+        for name in KEEP_ALL
+    ]
     return np.asarray(KEEP(logits_BV, *arrays)) & (logits_BV > -INF)
 
 
@@ -101,7 +111,10 @@ def test_a_vocabulary_of_one_token():
 def test_a_row_that_keeps_all_keeps_all_beside_one_that_does_not(name):
     """Tokens too unlikely to change a float32 sum are lost neither alone nor in a batch."""
     logits = jnp.array([[0.0, -1.0, -40.0, -60.0]] * 2, jnp.float32)
-    params = {key: jnp.full(2, value, jnp.int32 if key == "top_k" else jnp.float32) for key, value in KEEP_ALL.items()}
+    params = {
+        key: jnp.full(2, value, jnp.int32 if key == "top_k" else jnp.float32)
+        for key, value in KEEP_ALL.items()
+    }
     params[name] = jnp.array([1.0, 0.5], jnp.float32)
     assert KEEP(logits, *params.values()).tolist()[0] == [True] * 4
 
@@ -116,7 +129,9 @@ def draw(logits, count, **params):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("limits", [{}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.3}], ids=str)
 def test_the_distribution_drawn_from(temperature, limits):
-    """Pearson's chi-square over 4000 draws stays below its 99.9 % quantile, 29.6 for at most 10 degrees of freedom."""
+    """Pearson's chi-square over 4000 draws stays below its 99.9 % quantile, 29.6 for at most 10
+    degrees of freedom.
+    """
     logits = np.random.default_rng(3).normal(0, 1, 11)
     tokens, _ = draw(logits, 4000, temperature=temperature, seed=11, **limits)
     keep = kept(logits, **KEEP_ALL | limits)
@@ -128,7 +143,9 @@ def test_the_distribution_drawn_from(temperature, limits):
 
 
 def test_other_seeds_draw_independently():
-    """Two seeds agree as often as chance has it: 4000 draws from 4 equal tokens, four standard deviations."""
+    """Two seeds agree as often as chance has it: 4000 draws from 4 equal tokens, four standard
+    deviations.
+    """
     first, second = (np.asarray(draw(np.zeros(4), 4000, seed=seed)[0]) for seed in (0, 1))
     assert abs((first == second).mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
 
@@ -147,19 +164,31 @@ def test_a_huge_temperature_is_uniform():
 
 def test_greedy_takes_the_lowest_of_the_likeliest():
     logits = jnp.array([[1, 3, 3, 2], [5, 5, 5, 5], [-2, -1, -3, -1]], jnp.float32)
-    tokens, _ = SAMPLE(logits, Sampler.of([SamplingParams(temperature=0)] * 3), jnp.zeros(3, jnp.int32))
+    tokens, _ = SAMPLE(
+        logits, Sampler.of([SamplingParams(temperature=0)] * 3), jnp.zeros(3, jnp.int32)
+    )
     assert tokens.tolist() == [1, 0, 1] and tokens.dtype == jnp.int32
 
 
 def test_greedy_and_drawn_rows_in_one_batch():
     logits = jnp.asarray(np.random.default_rng(4).normal(size=(2, 30)), jnp.float32)
     params = [SamplingParams(temperature=0), SamplingParams(temperature=5.0, **KEEP_ALL)]
-    tokens = [SAMPLE(logits, Sampler.of(params), jnp.full(2, i, jnp.int32))[0].tolist() for i in range(20)]
-    assert {row[0] for row in tokens} == {int(logits[0].argmax())} and len({row[1] for row in tokens}) > 5
+    tokens = [
+        SAMPLE(logits, Sampler.of(params), jnp.full(2, i, jnp.int32))[0].tolist() for i in range(20)
+    ]
+    assert {row[0] for row in tokens} == {int(logits[0].argmax())} and len(
+        {row[1] for row in tokens}
+    ) > 5
 
 
 @pytest.mark.parametrize(
-    "params", [{"temperature": 0}, {"temperature": 2.0}, {"temperature": 0.7, "top_k": 3, "logit_bias": {2: 5.0}}], ids=str
+    "params",
+    [
+        {"temperature": 0},
+        {"temperature": 2.0},
+        {"temperature": 0.7, "top_k": 3, "logit_bias": {2: 5.0}},
+    ],
+    ids=str,
 )
 def test_logprobs_are_the_model_s_own(params):
     """Log-softmax of the logits as they came, whatever the sampling."""
@@ -170,9 +199,17 @@ def test_logprobs_are_the_model_s_own(params):
 
 
 def greedy(logits, recent=None, **params):
-    history = None if recent is None else jnp.array([[-1] * (PENALTY_WINDOW - len(recent)) + recent], jnp.int32)
+    history = (
+        None
+        if recent is None
+        else jnp.array([[-1] * (PENALTY_WINDOW - len(recent)) + recent], jnp.int32)
+    )
     params = SamplingParams(temperature=0, **params)
-    return int(SAMPLE(jnp.array([logits], jnp.float32), Sampler.of([params]), jnp.zeros(1, jnp.int32), history)[0][0])
+    return int(
+        SAMPLE(
+            jnp.array([logits], jnp.float32), Sampler.of([params]), jnp.zeros(1, jnp.int32), history
+        )[0][0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +223,12 @@ def greedy(logits, recent=None, **params):
         ([2.0, 1.0, 0.5], [0], {"presence_penalty": 1.1}, 1),
         ([2.0, 1.0, 0.5], [0, 0], {"frequency_penalty": 0.4}, 0),
         ([2.0, 1.0, 0.5], [0, 0, 0], {"frequency_penalty": 0.4}, 1),  # for each time
-        ([2.0, 1.0, 0.5], [0, 1, 1], {"presence_penalty": 9.0, "penalty_last_n": 2}, 0),  # the first is too long ago
+        (
+            [2.0, 1.0, 0.5],
+            [0, 1, 1],
+            {"presence_penalty": 9.0, "penalty_last_n": 2},
+            0,
+        ),  # the first is too long ago
         ([2.0, 1.0, 0.5], [0, 1, 1], {"presence_penalty": 9.0, "penalty_last_n": 3}, 2),
         ([2.0, 1.0, 0.5], [0, 0], {"presence_penalty": 9.0, "penalty_last_n": 0}, 0),
         ([2.0, 1.0, 0.5], [2], {"presence_penalty": -2.0}, 2),
@@ -221,12 +263,18 @@ def test_penalties_and_biases(logits, recent, params, expected):
         ({"presence_penalty": INF}, "presence_penalty must be a finite number, got inf"),
         ({"frequency_penalty": None}, "frequency_penalty must be a finite number, got None"),
         ({"penalty_last_n": 257}, "penalty_last_n must be an integer from 0 to 256, got 257"),
-        ({"logit_bias": {-1: 0.0}}, "a token of logit_bias must be an integer from 0 to 2147483647, got -1"),
+        (
+            {"logit_bias": {-1: 0.0}},
+            "a token of logit_bias must be an integer from 0 to 2147483647, got -1",
+        ),
         ({"logit_bias": {1: INF}}, "the logit_bias of token 1 must be a number or -inf, got inf"),
-        ({"logit_bias": {1: math.nan}}, "the logit_bias of token 1 must be a number or -inf, got nan"),
+        (
+            {"logit_bias": {1: math.nan}},
+            "the logit_bias of token 1 must be a number or -inf, got nan",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_parameters_out_of_range(params, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**params)

@@ -1,4 +1,6 @@
-"""Files that nobody should trust: each is refused with a GGUFError, or read as a plain reader reads it."""
+"""Files that nobody should trust: each is refused with a GGUFError, or read as a plain reader reads
+it.
+"""
 
 import struct
 
@@ -22,7 +24,9 @@ def test_the_small_file_is_right(check, scratch, small_file):
 
 def test_every_truncation_is_refused(check, scratch, small_file):
     for length in range(len(small_file)):
-        assert check(scratch, small_file[:length]), f"the first {length} of {len(small_file)} bytes were accepted"
+        assert check(scratch, small_file[:length]), (
+            f"the first {length} of {len(small_file)} bytes were accepted"
+        )
 
 
 def test_every_bit_of_the_header(check, scratch, small_file):
@@ -32,33 +36,51 @@ def test_every_bit_of_the_header(check, scratch, small_file):
         data = bytearray(small_file)
         data[bit // 8] ^= 1 << bit % 8
         accepted += not check(scratch, bytes(data))
-    values = 8 * (1 + 1 + 2 + 2 + 4 + 4 + 4 + 8 + 8 + 8 + len("text") + 2 + 3 * 2) + 3  # of booleans one bit is free
+    values = (
+        8 * (1 + 1 + 2 + 2 + 4 + 4 + 4 + 8 + 8 + 8 + len("text") + 2 + 3 * 2) + 3
+    )  # of booleans one bit is free
     assert values < accepted < 8 * header / 2, "any value is right, most other bits are structure"
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "bool", "uint64", "float64", "string"])
-@pytest.mark.parametrize("count", [2**30, 2**31, 2**32 - 1, 2**60, 2**61, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize(
+    "count", [2**30, 2**31, 2**32 - 1, 2**60, 2**61, 2**63 - 1, 2**63, 2**64 - 1]
+)
 def test_array_lengths_in_a_tiny_file(raw, open_bytes, kind, count):
     data = raw.file([raw.array("k", kind, [], count=count)], alignment=1)
     assert len(data) == 49
-    with pytest.raises(GGUFError, match=rf"'k'.* needs \d+ bytes, 0 are left.*\(at byte 49\)|has {count} strings.* the most is 2097152"):
+    with pytest.raises(
+        GGUFError,
+        match=(
+            rf"'k'.* needs \d+ bytes, 0 are left.*\(at byte 49\)|has {count} strings.* the most is"
+            r" 2097152"
+        ),
+    ):
         open_bytes(data)
 
 
-@pytest.mark.parametrize("length", [2**30, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
+@pytest.mark.parametrize(
+    "length", [2**30, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1]
+)
 def test_string_lengths(raw, open_bytes, length):
     for data in (
         raw.file([raw.string("k") + raw.pack("IQ", 8, length)]),
-        raw.file([raw.array("k", "string", [], count=3) + raw.string("a") + raw.pack("QQ", length, 0)]),
+        raw.file(
+            [raw.array("k", "string", [], count=3) + raw.string("a") + raw.pack("QQ", length, 0)]
+        ),
     ):
-        with pytest.raises(GGUFError, match=rf"string [01] of 'k' needs {length} bytes, \d+ are left"):
+        with pytest.raises(
+            GGUFError, match=rf"string [01] of 'k' needs {length} bytes, \d+ are left"
+        ):
             open_bytes(data)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 64, 1000, 200_000])
 def test_nested_arrays(raw, open_bytes, depth):
     nest = struct.pack("<IQ", 9, 1) * (depth - 1) + struct.pack("<IQ", 0, 1)
-    with pytest.raises(GGUFError, match="'k' is an array of arrays, which ggml does not read either"):
+    with pytest.raises(
+        GGUFError, match="'k' is an array of arrays, which ggml does not read either"
+    ):
         open_bytes(raw.file([raw.string("k") + raw.pack("I", 9) + nest + b"\1"]))
 
 
@@ -66,14 +88,22 @@ def test_nested_arrays(raw, open_bytes, depth):
 def test_offsets_beyond_the_file(raw, open_bytes, offset):
     data = raw.file([], [raw.tensor("t", [8], 0, offset)], bytes(64))
     start = len(data) - 64
-    with pytest.raises(GGUFError, match=f"'t', F32 .8., has 32 bytes that end at byte {start + offset + 32}, the file has {len(data)}"):
+    with pytest.raises(
+        GGUFError,
+        match=(
+            f"'t', F32 .8., has 32 bytes that end at byte {start + offset + 32}, the file has"
+            f" {len(data)}"
+        ),
+    ):
         open_bytes(data)
 
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_random_damage(check, scratch, small_file, data):
-    """Overwrite, insert, remove and repeat runs of bytes, preferring values that matter in a header."""
+    """Overwrite, insert, remove and repeat runs of bytes, preferring values that matter in a
+    header.
+    """
     damaged = bytearray(small_file)
     numbers = [struct.pack("<Q", n) for n in (0, 1, 7, 8, 9, 42, 2**31, 2**32, 2**63, 2**64 - 1)]
     interesting = st.sampled_from(numbers) | st.binary(max_size=9)

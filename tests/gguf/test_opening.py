@@ -11,13 +11,19 @@ from rocmforge_jax.gguf import GGUFError, open_gguf, write_gguf
 pytestmark = pytest.mark.core
 
 NOT_GGUF = {
-    "safetensors": (b'\x40\0\0\0\0\0\0\0{"__metadata__":{}}', "it is a safetensors file: convert the model to GGUF"),
+    "safetensors": (
+        b'\x40\0\0\0\0\0\0\0{"__metadata__":{}}',
+        "it is a safetensors file: convert the model to GGUF",
+    ),
     "zip": (b"PK\x03\x04\x14\0", "it is a zip archive, such as a PyTorch checkpoint"),
     "pickle": (b"\x80\x02}q\0.", "it is a Python pickle"),
     "html": (b"\n<!DOCTYPE html><html>", "it is a web page: the download gave HTML"),
     "html without doctype": (b"<HTML><head>", "it is a web page"),
     "xml": (b"<?xml version='1.0'?><Error>", "it is an XML document"),
-    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    "git lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid",
+        "it is a Git LFS pointer: fetch the file itself with `git lfs pull`",
+    ),
     "hdf5": (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
     "gzip": (gzip.compress(b"GGUF"), "it is compressed with gzip"),
     "zstd": (b"\x28\xb5\x2f\xfd\0", "it is compressed with zstd"),
@@ -30,7 +36,9 @@ NOT_GGUF = {
 
 @pytest.mark.parametrize(("content", "message"), NOT_GGUF.values(), ids=NOT_GGUF)
 def test_other_files_are_named(open_bytes, content, message):
-    with pytest.raises(GGUFError, match=f"file.gguf: not a GGUF file, which begins with b'GGUF': {message}"):
+    with pytest.raises(
+        GGUFError, match=f"file.gguf: not a GGUF file, which begins with b'GGUF': {message}"
+    ):
         open_bytes(content)
 
 
@@ -62,14 +70,29 @@ def test_a_pipe_is_refused_at_once(tmp_path):
 
 def test_paths_are_strings_or_paths(tmp_path):
     write_gguf(tmp_path / "a.gguf", {"k": 1}, {})
-    assert open_gguf(str(tmp_path / "a.gguf")).metadata["k"] == open_gguf(tmp_path / "a.gguf").metadata["k"] == 1
+    assert (
+        open_gguf(str(tmp_path / "a.gguf")).metadata["k"]
+        == open_gguf(tmp_path / "a.gguf").metadata["k"]
+        == 1
+    )
 
 
 @pytest.fixture
 def model(tmp_path):
     path = tmp_path / "model.gguf"
-    metadata = {"general.architecture": "llama", "words": ["abc", "defg"], "numbers": list(range(5))}
-    write_gguf(path, metadata, {"x": ("F32", np.arange(6, dtype="float32").reshape(2, 3)), "y": ("Q8_0", np.zeros(34, "uint8"))})
+    metadata = {
+        "general.architecture": "llama",
+        "words": ["abc", "defg"],
+        "numbers": list(range(5)),
+    }
+    write_gguf(
+        path,
+        metadata,
+        {
+            "x": ("F32", np.arange(6, dtype="float32").reshape(2, 3)),
+            "y": ("Q8_0", np.zeros(34, "uint8")),
+        },
+    )
     return path
 
 
@@ -78,10 +101,20 @@ def test_a_file_that_shrinks_is_refused_not_fatal(model):
     os.truncate(model, file.tensors["y"].offset + 33)
     assert file.tensors["x"].data.shape == (2, 12)
     size = file.tensors["y"].offset + 33
-    with pytest.raises(GGUFError, match=f"model.gguf: the file shrank after it was opened: it has {size} bytes, {size + 1} are needed"):
+    with pytest.raises(
+        GGUFError,
+        match=(
+            f"model.gguf: the file shrank after it was opened: it has {size} bytes, {size + 1} are"
+            " needed"
+        ),
+    ):
         file.tensors["y"].data  # noqa: B018
     os.truncate(model, 10)
-    for read in (lambda: file.metadata["words"], lambda: file.architecture, lambda: file.tensors["x"].data):
+    for read in (
+        lambda: file.metadata["words"],
+        lambda: file.architecture,
+        lambda: file.tensors["x"].data,
+    ):
         with pytest.raises(GGUFError, match="the file shrank after it was opened: it has 10 bytes"):
             read()
 
@@ -93,7 +126,13 @@ def test_strings_that_change_are_refused(model, change):
     with model.open("r+b") as changed:
         changed.seek(start)
         changed.write((3 ^ change).to_bytes(8, "little"))
-    with pytest.raises(GGUFError, match=rf"'words': its strings no longer fill its 23 bytes: .* changed after .* \(at byte {start}\)"):
+    with pytest.raises(
+        GGUFError,
+        match=(
+            r"'words': its strings no longer fill its 23 bytes: .* changed after .* \(at byte"
+            rf" {start}\)"
+        ),
+    ):
         file.metadata["words"]
 
 
@@ -125,7 +164,13 @@ def test_a_missing_tensor_names_the_nearest(model):
 
 def test_how_it_looks(model):
     file = open_gguf(model)
-    assert repr(file) == f"<GGUFFile {str(model)!r}: version 3, little endian, 3 keys, 2 tensors of 58 bytes>"
-    assert repr(file.tensors["x"]) == f"TensorInfo('x', F32 [2, 3], 24 bytes at {file.tensors['x'].offset})"
+    assert (
+        repr(file)
+        == f"<GGUFFile {str(model)!r}: version 3, little endian, 3 keys, 2 tensors of 58 bytes>"
+    )
+    assert (
+        repr(file.tensors["x"])
+        == f"TensorInfo('x', F32 [2, 3], 24 bytes at {file.tensors['x'].offset})"
+    )
     assert repr(file.metadata) == f"<Metadata of {model}: 3 keys>"
     assert (file.path, file.paths, file.tensors["x"].path) == (model, (model,), model)

@@ -7,7 +7,12 @@ import pytest
 from rocmforge_jax.gguf import open_gguf, write_gguf
 
 pytestmark = pytest.mark.core
-COMPARED = ("models/gemma3.Q8_0.gguf", "models/gpt-oss.MXFP4_MOE.gguf", "models/qwen2.Q4_K_M.gguf", "tokenizers/ggml-vocab-llama-spm.gguf")
+COMPARED = (
+    "models/gemma3.Q8_0.gguf",
+    "models/gpt-oss.MXFP4_MOE.gguf",
+    "models/qwen2.Q4_K_M.gguf",
+    "tokenizers/ggml-vocab-llama-spm.gguf",
+)
 
 
 def test_every_reference_file_opens(reference):
@@ -31,7 +36,10 @@ def test_agrees_with_the_gguf_package(reference, name):
     assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
     for tensor in theirs.tensors:
         info = ours.tensors[tensor.name]
-        assert (info.shape, info.format.ggml_id) == (tuple(tensor.shape[::-1].tolist()), tensor.tensor_type)
+        assert (info.shape, info.format.ggml_id) == (
+            tuple(tensor.shape[::-1].tolist()),
+            tensor.tensor_type,
+        )
         assert (info.offset, info.nbytes) == (tensor.data_offset, tensor.n_bytes)
         np.testing.assert_array_equal(info.data, tensor.data.view(np.uint8))
 
@@ -39,5 +47,9 @@ def test_agrees_with_the_gguf_package(reference, name):
 def test_what_is_read_is_written_back_to_the_byte(reference, tmp_path):
     for path in [*sorted(reference.glob("models/*.gguf")), reference / COMPARED[-1]]:
         file = open_gguf(path)
-        write_gguf(tmp_path / "copy.gguf", file.metadata, {name: (info.format, info.data) for name, info in file.tensors.items()})
+        write_gguf(
+            tmp_path / "copy.gguf",
+            file.metadata,
+            {name: (info.format, info.data) for name, info in file.tensors.items()},
+        )
         assert (tmp_path / "copy.gguf").read_bytes() == path.read_bytes(), path

@@ -58,7 +58,9 @@ def test_arrays_have_the_type_that_is_documented(tmp_path, value, kind, expected
     np.testing.assert_array_equal(metadata["key"], expected)
 
 
-@pytest.mark.parametrize("strings", [["a", "", "ä"], [b"\xff", "b"], np.array(["a", "bc"])], ids=repr)
+@pytest.mark.parametrize(
+    "strings", [["a", "", "ä"], [b"\xff", "b"], np.array(["a", "bc"])], ids=repr
+)
 def test_arrays_of_strings(tmp_path, strings):
     write_gguf(tmp_path / "m.gguf", {"key": strings}, {})
     metadata = open_gguf(tmp_path / "m.gguf").metadata
@@ -68,7 +70,19 @@ def test_arrays_of_strings(tmp_path, strings):
 
 @pytest.mark.parametrize(
     "value",
-    [None, [], np.array([], "int32"), [1, "a"], [[1]], np.zeros((2, 2)), {"a": 1}, 2**64, [-1, 2**63], 1j, np.float16(1)],
+    [
+        None,
+        [],
+        np.array([], "int32"),
+        [1, "a"],
+        [[1]],
+        np.zeros((2, 2)),
+        {"a": 1},
+        2**64,
+        [-1, 2**63],
+        1j,
+        np.float16(1),
+    ],
     ids=repr,
 )
 def test_values_without_a_type_are_refused_by_key(tmp_path, value):
@@ -94,7 +108,11 @@ def test_order_and_alignment(tmp_path):
     tensors = {name: ("f32", np.full(n, n, "float32")) for n, name in enumerate("zyx", start=1)}
     write_gguf(tmp_path / "m.gguf", {"b": 1, "general.alignment": 256, "a": 2}, tensors)
     file = open_gguf(tmp_path / "m.gguf")
-    assert (list(file.metadata), file.alignment, list(file.tensors)) == (["b", "general.alignment", "a"], 256, ["z", "y", "x"])
+    assert (list(file.metadata), file.alignment, list(file.tensors)) == (
+        ["b", "general.alignment", "a"],
+        256,
+        ["z", "y", "x"],
+    )
     assert [info.offset % 256 for info in file.tensors.values()] == [0, 0, 0]
     for name, (_, array) in tensors.items():
         np.testing.assert_array_equal(file.tensors[name].data.view("float32"), array)
@@ -110,10 +128,22 @@ def test_alignments_that_are_no_power_of_two(tmp_path, alignment):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (("F16", np.zeros(4, "float32")), "'x': F16 is written from an array of uint8 or float16, got float32"),
-        (("Q4_0", np.zeros(32, "float32")), "'x': Q4_0 is written from an array of uint8, got float32"),
-        (("Q4_0", np.zeros(32, "float64")), "'x': Q4_0 is written from an array of uint8, got float64"),
-        (("Q4_0", np.zeros(19, "uint8")), "'x': a Q4_0 row is whole blocks of 18 bytes, got 19 bytes"),
+        (
+            ("F16", np.zeros(4, "float32")),
+            "'x': F16 is written from an array of uint8 or float16, got float32",
+        ),
+        (
+            ("Q4_0", np.zeros(32, "float32")),
+            "'x': Q4_0 is written from an array of uint8, got float32",
+        ),
+        (
+            ("Q4_0", np.zeros(32, "float64")),
+            "'x': Q4_0 is written from an array of uint8, got float64",
+        ),
+        (
+            ("Q4_0", np.zeros(19, "uint8")),
+            "'x': a Q4_0 row is whole blocks of 18 bytes, got 19 bytes",
+        ),
         (("F32", np.float32(1)), "'x': a tensor has at least one dimension"),
         (("MXFP6_E2M3", np.zeros(25, "uint8")), "'x': GGUF has no id for MXFP6_E2M3"),
         (("Q4_9", np.zeros(18, "uint8")), "no format is named 'Q4_9'"),
@@ -156,4 +186,6 @@ def test_a_file_is_rewritten_from_its_own_arrays(tmp_path):
 def test_bfloat16_bits(tmp_path):
     bits = np.array([0x3F80, 0x7F80, 0xFF80, 0x0001], "uint16")
     write_gguf(tmp_path / "m.gguf", {}, {"x": ("BF16", bits.view(ml_dtypes.bfloat16))})
-    np.testing.assert_array_equal(open_gguf(tmp_path / "m.gguf").tensors["x"].data.view("uint16"), bits)
+    np.testing.assert_array_equal(
+        open_gguf(tmp_path / "m.gguf").tensors["x"].data.view("uint16"), bits
+    )

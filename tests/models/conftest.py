@@ -57,7 +57,10 @@ def load(reference):
 
 @pytest.fixture(scope="session")
 def flat():
-    """flat(decoder): its arrays, and a function from them to the decoder. Steps are jitted on the arrays alone."""
+    """flat(decoder): its arrays, and a function from them to the decoder.
+
+    Steps are jitted on the arrays alone.
+    """
 
     def flat(decoder):
         graphdef, state = nnx.split(decoder)
@@ -73,7 +76,12 @@ def logits(flat):
 
     def logits(decoder, tokens_BT):
         leaves, merge = flat(decoder)
-        return np.asarray(jax.jit(lambda leaves, tokens: merge(leaves)(tokens)[0])(leaves, jnp.asarray(tokens_BT)), np.float64)
+        return np.asarray(
+            jax.jit(lambda leaves, tokens: merge(leaves)(tokens)[0])(
+                leaves, jnp.asarray(tokens_BT)
+            ),
+            np.float64,
+        )
 
     return logits
 
@@ -81,17 +89,28 @@ def logits(flat):
 @pytest.fixture(scope="session")
 def relative():
     """relative(got, expected): the L2 norm of the difference over that of what is expected."""
-    return lambda got, expected: np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(np.asarray(expected, np.float64))
+    return lambda got, expected: (
+        np.linalg.norm(np.asarray(got, np.float64) - expected)
+        / np.linalg.norm(np.asarray(expected, np.float64))
+    )
 
 
 @pytest.fixture
 def small_file(tmp_path):
-    """small_file(keys, tensors): a file of random weights with these keys and tensors changed, None leaves one out."""
+    """small_file(keys, tensors): a file of random weights with these keys and tensors changed, None
+    leaves one out.
+    """
 
     def small_file(keys=(), tensors=(), name="small.gguf"):
         random = np.random.default_rng(0)
-        written = {name: ("F32", random.normal(0, 0.2, shape).astype(np.float32)) for name, shape in SMALL_SHAPES.items()}
-        keep = lambda items: {key: value for key, value in items.items() if value is not None}
+        written = {
+            name: ("F32", random.normal(0, 0.2, shape).astype(np.float32))
+            for name, shape in SMALL_SHAPES.items()
+        }
+
+        def keep(items):
+            return {key: value for key, value in items.items() if value is not None}
+
         write_gguf(tmp_path / name, keep(SMALL_KEYS | dict(keys)), keep(written | dict(tensors)))
         return open_gguf(tmp_path / name)
 

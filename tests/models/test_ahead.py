@@ -28,7 +28,11 @@ def path(reference):
 
 
 def planes(decoder):
-    return [plane for _, weight in nnx.to_flat_state(nnx.state(decoder, QParam)) for plane in weight.get_value().planes.values()]
+    return [
+        plane
+        for _, weight in nnx.to_flat_state(nnx.state(decoder, QParam))
+        for plane in weight.get_value().planes.values()
+    ]
 
 
 def test_loading_takes_what_was_read(path, native, monkeypatch):
@@ -37,13 +41,17 @@ def test_loading_takes_what_was_read(path, native, monkeypatch):
     monkeypatch.setattr(repack, "from_host", None)  # nothing is read again
     for plane, like in zip(planes(load_decoder(open_gguf(path))), expected, strict=True):
         assert plane.dtype == like.dtype
-        np.testing.assert_array_equal(np.asarray(plane).view(np.uint8), np.asarray(like).view(np.uint8))
+        np.testing.assert_array_equal(
+            np.asarray(plane).view(np.uint8), np.asarray(like).view(np.uint8)
+        )
 
 
 def test_another_file_is_not_mistaken_for_it(path, native, reference):
     ahead.read_ahead(reference / "models" / "qwen2.Q5_1.gguf")
     expected = open_gguf(path).tensors["blk.0.attn_v.weight"].data
-    np.testing.assert_array_equal(load_decoder(open_gguf(path)).blk[0].attn_v.kernel.get_value().to_bytes(), expected)
+    np.testing.assert_array_equal(
+        load_decoder(open_gguf(path)).blk[0].attn_v.kernel.get_value().to_bytes(), expected
+    )
 
 
 @pytest.mark.parametrize("why", ["no C++", "little memory", "other activations"])
@@ -53,8 +61,13 @@ def test_where_nothing_is_read_ahead_loading_reads_all(why, path, request, monke
     if why == "little memory":
         monkeypatch.setattr(ahead, "_available_bytes", lambda: path.stat().st_size)
     ahead.read_ahead(path)
-    decoder = load_decoder(open_gguf(path), activations="float" if why == "other activations" else "int16")
-    np.testing.assert_array_equal(decoder.token_embd.embedding.get_value().to_bytes(), open_gguf(path).tensors["token_embd.weight"].data)
+    decoder = load_decoder(
+        open_gguf(path), activations="float" if why == "other activations" else "int16"
+    )
+    np.testing.assert_array_equal(
+        decoder.token_embd.embedding.get_value().to_bytes(),
+        open_gguf(path).tensors["token_embd.weight"].data,
+    )
 
 
 def test_a_file_that_is_wrong_is_refused_by_who_loads_it(tmp_path, native):
@@ -67,6 +80,17 @@ def test_a_file_that_is_wrong_is_refused_by_who_loads_it(tmp_path, native):
 
 def test_a_command_reads_ahead_and_says_the_same(native):
     """In a process of its own, where jax and flax are imported meanwhile."""
-    command = [sys.executable, "-m", "rocmforge_jax", "generate", "--prompt", "ROMEO:", "--max-tokens", "20", "--temperature", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "rocmforge_jax",
+        "generate",
+        "--prompt",
+        "ROMEO:",
+        "--max-tokens",
+        "20",
+        "--temperature",
+        "0",
+    ]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
     assert runs[0].stdout == runs[1].stdout and runs[0].stderr == ""

@@ -46,10 +46,17 @@ def test_token_by_token(name, load, flat, whole, relative, index):
 
 @pytest.mark.core
 def test_padded_rows_are_the_rows_alone(load, flat, relative, index):
-    """Prompts of different lengths in one batch, then two steps each; a row's padding and its neighbours change nothing."""
+    """Prompts of different lengths in one batch, then two steps each.
+
+    A row's padding and its neighbours change nothing.
+    """
     decoder, ids = load("llama-gqa.F32"), np.array(index["ids"], np.int32)
     leaves, merge = flat(decoder)
-    step = jax.jit(lambda leaves, cache, tokens, lengths: merge(leaves)(tokens, cache, lengths_B=lengths, last_only=True))
+    step = jax.jit(
+        lambda leaves, cache, tokens, lengths: merge(leaves)(
+            tokens, cache, lengths_B=lengths, last_only=True
+        )
+    )
     lengths, tokens = np.array([1, 37, 64], np.int32), np.full((3, 64), 7, np.int32)
     rows = [ids[100 * i : 100 * i + n + 2] for i, n in enumerate(lengths)]
     for row, real, n in zip(tokens, rows, lengths):
@@ -65,17 +72,27 @@ def test_padded_rows_are_the_rows_alone(load, flat, relative, index):
 
     alone = jax.jit(lambda leaves, tokens: merge(leaves)(tokens)[0])
     for b, (row, n) in enumerate(zip(rows, lengths)):
-        expected = alone(leaves, np.pad(row, (0, 66 - len(row)))[None])[0, n - 1 : n + 2]  # what follows changes nothing before it
+        expected = alone(leaves, np.pad(row, (0, 66 - len(row)))[None])[
+            0, n - 1 : n + 2
+        ]  # what follows changes nothing before it
         assert relative(np.stack([output[b] for output in outputs]), expected) < 1e-5
 
 
 @pytest.mark.core
 def test_a_row_without_tokens_keeps_its_place(load, flat, index):
-    """In a batch, a sequence may have nothing in a piece: its cache stays and its next token comes where it would."""
+    """In a batch, a sequence may have nothing in a piece: its cache stays and its next token comes
+    where it would.
+    """
     decoder, ids = load("llama-gqa.F32"), np.array(index["ids"][:6], np.int32)
     leaves, merge = flat(decoder)
-    step = jax.jit(lambda leaves, cache, tokens, lengths: merge(leaves)(tokens, cache, lengths_B=lengths, last_only=True))
-    _, cache = step(leaves, decoder.init_cache(2, 32), np.stack([ids[:4], ids[:4]]), np.array([4, 4], np.int32))
+    step = jax.jit(
+        lambda leaves, cache, tokens, lengths: merge(leaves)(
+            tokens, cache, lengths_B=lengths, last_only=True
+        )
+    )
+    _, cache = step(
+        leaves, decoder.init_cache(2, 32), np.stack([ids[:4], ids[:4]]), np.array([4, 4], np.int32)
+    )
     _, paused = step(leaves, cache, np.stack([ids[:4], ids[:4]]), np.array([0, 4], np.int32))
     assert paused.lengths_B.tolist() == [4, 8]
     following = np.array([[ids[4]], [ids[4]]])
@@ -86,7 +103,9 @@ def test_a_row_without_tokens_keeps_its_place(load, flat, index):
 
 @pytest.mark.core
 def test_positions_move_the_rotary_embedding_only_relatively(load, flat, logits, relative, index):
-    """Rotary attention sees distances: all positions moved by a thousand give the same logits, positions stretched do not."""
+    """Rotary attention sees distances: all positions moved by a thousand give the same logits,
+    positions stretched do not.
+    """
     decoder, ids = load("llama-gqa.F32"), jnp.array(index["ids"][:64], jnp.int32)[None]
     counted = jnp.arange(64, dtype=jnp.int32)[None]
     leaves, merge = flat(decoder)
@@ -106,11 +125,26 @@ def test_positions_move_the_rotary_embedding_only_relatively(load, flat, logits,
         (np.zeros((2, 0), np.int32), None, {}, r"at least one, got int32 \[2, 0\]"),
         (np.zeros((2, 3), np.int32), 3, {}, "tokens have batch 2, the cache has 3"),
         (np.zeros((2, 33), np.int32), 2, {}, "33 tokens do not fit a cache of 32 slots"),
-        (np.zeros((2, 3), np.int32), 2, {"lengths_B": np.ones(3, np.int32)}, r"lengths must be integers \[2\], got int32 \[3\]"),
-        (np.zeros((2, 3), np.int32), 2, {"lengths_B": np.ones(2, np.float32)}, r"lengths must be integers \[2\], got float32 \[2\]"),
-        (np.ones((2, 3), int), 2, {"positions_BT": np.ones((2, 4), np.int32)}, r"positions must be integers \[2, 3\], got .* \[2, 4\]"),
+        (
+            np.zeros((2, 3), np.int32),
+            2,
+            {"lengths_B": np.ones(3, np.int32)},
+            r"lengths must be integers \[2\], got int32 \[3\]",
+        ),
+        (
+            np.zeros((2, 3), np.int32),
+            2,
+            {"lengths_B": np.ones(2, np.float32)},
+            r"lengths must be integers \[2\], got float32 \[2\]",
+        ),
+        (
+            np.ones((2, 3), int),
+            2,
+            {"positions_BT": np.ones((2, 4), np.int32)},
+            r"positions must be integers \[2, 3\], got .* \[2, 4\]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_shapes_that_do_not_fit(load, tokens, batch, options, message):
     decoder = load("llama-gqa.F32")
     with pytest.raises(ValueError, match=message):

@@ -16,7 +16,10 @@ def compiled_step(load, flat):
     def compiled_step(name, batch, slots=64):
         decoder = load(name)
         leaves, merge = flat(decoder)
-        step = jax.jit(lambda leaves, cache, tokens: merge(leaves)(tokens, cache, last_only=True), donate_argnums=1)
+        step = jax.jit(
+            lambda leaves, cache, tokens: merge(leaves)(tokens, cache, last_only=True),
+            donate_argnums=1,
+        )
         cache = decoder.init_cache(batch, slots)
         return step.lower(leaves, cache, jnp.zeros((batch, 1), jnp.int32)).compile(), cache, leaves
 
@@ -24,9 +27,13 @@ def compiled_step(load, flat):
 
 
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.core), 2, 8])
-@pytest.mark.parametrize("name", [pytest.param("qwen2.Q5_1", marks=pytest.mark.core), "llama-gqa.Q4_K_M"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("qwen2.Q5_1", marks=pytest.mark.core), "llama-gqa.Q4_K_M"]
+)
 def test_no_dense_weight_in_a_step(load, compiled_step, name, batch):
-    """All temporaries of a step together are smaller than the largest weight would be in float32, let alone all of them."""
+    """All temporaries of a step together are smaller than the largest weight would be in float32,
+    let alone all of them.
+    """
     compiled, _, _ = compiled_step(name, batch)
     weights = [variable for _, variable in nnx.to_flat_state(nnx.state(load(name), QParam))]
     largest = max(4 * math.prod(weight.get_value().shape) for weight in weights)

@@ -1,4 +1,6 @@
-"""Whole decoders with kernels, in Pallas's interpreter, against the same in plain XLA: what one kernel gives is what the next one takes."""
+"""Whole decoders with kernels, in Pallas's interpreter, against the same in plain XLA: what one
+kernel gives is what the next one takes.
+"""
 
 import math
 import re
@@ -20,7 +22,8 @@ from tests.reference_blocks import ggml_blocks, packed
 
 __all__ = ["ggml_blocks", "packed"]
 
-#: Relative error of logits. Float32 sums in another order; activations in 15 bits, a few 1e-5 off in each of ten products.
+#: Relative error of logits. Float32 sums in another order; activations in 15 bits, a few 1e-5 off
+#: in each of ten products.
 ERRORS = {"float": 1e-5, "int16": 5e-4}
 #: K-quants where the inputs are the 256 of attention and of the hidden layer, else blocks of 32.
 TYPES = {"attn_output": "Q4_K", "ffn_down": "Q6_K"}
@@ -29,9 +32,13 @@ VARIANTS = {
     "qwen3": dict(qk_norm=True),
     "glm4": dict(qkv_bias=True, post_norms=True, fused_gate_up=True),
     "chatglm": dict(qkv_bias=True, fused_qkv=True, fused_gate_up=True, tied=False),
-    "qwen2moe": dict(qkv_bias=True, moe=MoEConfig(experts=4, used=2, hidden=64, shared_hidden=32, renormalize=False)),
+    "qwen2moe": dict(
+        qkv_bias=True,
+        moe=MoEConfig(experts=4, used=2, hidden=64, shared_hidden=32, renormalize=False),
+    ),
 }
-#: Tokens of a prompt, more than the kernel for few rows takes: weights are dequantised for it. Tokens after it.
+#: Tokens of a prompt, more than the kernel for few rows takes: weights are dequantised for it.
+#: Tokens after it.
 PROMPT, NEW = 17, 3
 
 
@@ -44,18 +51,31 @@ def interpreted():
 
 @pytest.fixture(scope="module")
 def random_decoder(packed, normal):
-    """random_decoder(mode, **config): two layers, four heads for each of two KV heads, every matrix packed."""
+    """random_decoder(mode, **config): two layers, four heads for each of two KV heads, every matrix
+    packed.
+    """
 
     def make(mode, **config):
         config = DecoderConfig(
-            layers=2, width=96, hidden=256, heads=8, kv_heads=2, head_width=32, vocabulary=160, context_length=64, norm_epsilon=1e-5,
-            rope=RopeConfig(32), **config,
-        )  # fmt: skip
+            layers=2,
+            width=96,
+            hidden=256,
+            heads=8,
+            kv_heads=2,
+            head_width=32,
+            vocabulary=160,
+            context_length=64,
+            norm_epsilon=1e-5,
+            rope=RopeConfig(32),
+            **config,
+        )
         decoder = nnx.eval_shape(lambda: Decoder(config, activations=mode, rngs=nnx.Rngs(0)))
         for number, (path, module) in enumerate(list(nnx.iter_modules(decoder))):
             for name, variable in list(vars(module).items()):
                 if isinstance(variable, nnx.Variable):
-                    setattr(module, name, _variable(packed, normal, path, name, variable.shape, number))
+                    setattr(
+                        module, name, _variable(packed, normal, path, name, variable.shape, number)
+                    )
         return decoder
 
     return make
@@ -65,7 +85,9 @@ def _variable(packed, normal, path, name, shape, seed):
     """Matrices of reference blocks, whose numbers are about 0.4; norms' scales that undo that."""
     if len(shape) == 1:
         size = 1 if "q_norm" in path[-1] or "k_norm" in path[-1] or "post" in path[-1] else 0.3
-        return nnx.Param(jnp.asarray(normal(*shape, seed=seed) * 0.1 + (size if name == "scale" else 0)))
+        return nnx.Param(
+            jnp.asarray(normal(*shape, seed=seed) * 0.1 + (size if name == "scale" else 0))
+        )
     *lead, rows, inputs = shape if name == "embedding" else (*shape[:-2], shape[-1], shape[-2])
     if path[-1] == "ffn_gate_inp":  # as in files
         return nnx.Param(jnp.asarray(normal(*shape, seed=seed)))
@@ -73,13 +95,19 @@ def _variable(packed, normal, path, name, shape, seed):
     row_bytes = packed(type_name, math.prod(lead) * rows, inputs // formats.get(type_name).block)[0]
     # Every matrix of its own.
     row_bytes = np.roll(row_bytes, seed, axis=0).reshape(*lead, rows, -1)
-    return QParam(QTensor.from_bytes(row_bytes, type_name, layout="groups", transposed=name == "kernel"))
+    return QParam(
+        QTensor.from_bytes(row_bytes, type_name, layout="groups", transposed=name == "kernel")
+    )
 
 
 def continued(decoder, tokens_BT, new, given=None):
-    """Prefill, then a token at a time, the likeliest or those `given` [B, new] -> (logits [B, T + new, V], the likeliest ids [B, new])."""
+    """Prefill, then a token at a time, the likeliest or those `given` [B, new] -> (logits [B, T +
+    new, V], the likeliest ids [B, new]).
+    """
     # Without jit around it all, layers share the kernels that are compiled.
-    logits, cache = decoder(jnp.asarray(tokens_BT), decoder.init_cache(len(tokens_BT), tokens_BT.shape[1] + new))
+    logits, cache = decoder(
+        jnp.asarray(tokens_BT), decoder.init_cache(len(tokens_BT), tokens_BT.shape[1] + new)
+    )
     every, ids = [logits], [logits[:, -1].argmax(axis=-1)]
     for i in range(new):
         tokens_B = ids[-1] if given is None else given[:, i]
@@ -91,10 +119,21 @@ def continued(decoder, tokens_BT, new, given=None):
 
 @pytest.mark.parametrize(
     ("variant", "mode", "batch"),
-    [pytest.param("llama", mode, 1, marks=[pytest.mark.core] * (mode == "int16")) for mode in ERRORS]
-    + [("llama", "int16", 2), ("qwen3", "float", 1), ("glm4", "float", 1), ("chatglm", "int16", 1), ("qwen2moe", "float", 1)],
+    [
+        pytest.param("llama", mode, 1, marks=[pytest.mark.core] * (mode == "int16"))
+        for mode in ERRORS
+    ]
+    + [
+        ("llama", "int16", 2),
+        ("qwen3", "float", 1),
+        ("glm4", "float", 1),
+        ("chatglm", "int16", 1),
+        ("qwen2moe", "float", 1),
+    ],
 )
-def test_kernels_give_the_logits_of_plain_xla(variant, mode, batch, random_decoder, relative, interpreted, monkeypatch):
+def test_kernels_give_the_logits_of_plain_xla(
+    variant, mode, batch, random_decoder, relative, interpreted, monkeypatch
+):
     """Of a prompt and of each token after it; the likeliest tokens are the same."""
     decoder = random_decoder(mode, **VARIANTS[variant])
     tokens = np.random.default_rng(0).integers(0, 160, (batch, PROMPT), dtype=np.int32)
@@ -110,25 +149,38 @@ def test_kernels_give_the_logits_of_plain_xla(variant, mode, batch, random_decod
 
 @pytest.mark.parametrize("tokens", [1, 17])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_decoder_runs_where_kernels_are_all_there_is(variant, tokens, random_decoder, interpreted, monkeypatch):
+def test_a_decoder_runs_where_kernels_are_all_there_is(
+    variant, tokens, random_decoder, interpreted, monkeypatch
+):
     """Nothing in it asks for a kernel that is not there."""
     monkeypatch.setenv("ROCMFORGE_KERNELS", "triton")
     decoder = random_decoder("int16", **VARIANTS[variant])
-    logits, _ = jax.eval_shape(decoder, jnp.zeros((1, tokens), jnp.int32), decoder.init_cache(1, 32))
+    logits, _ = jax.eval_shape(
+        decoder, jnp.zeros((1, tokens), jnp.int32), decoder.init_cache(1, 32)
+    )
     assert logits.shape == (1, tokens, 160)
 
 
 @pytest.mark.parametrize("target", GPUS, ids=str)
 def test_a_step_copies_no_expert(target, random_decoder, flat, monkeypatch):
-    """No slice of a stack's planes is in the program of one token; without kernels there is one, so it would be found."""
+    """No slice of a stack's planes is in the program of one token.
+
+    Without kernels there is one, so it would be found.
+    """
     leaves, merge = flat(random_decoder("int16", **VARIANTS["qwen2moe"]))
 
     def slices_of_stacks():
-        step = lambda leaves, tokens, cache: merge(leaves)(tokens, cache, last_only=True)
+        def step(leaves, tokens, cache):
+            return merge(leaves)(tokens, cache, last_only=True)
+
         with targets.use(target):
-            text = lowered_to_triton(target, step, leaves, jnp.zeros((1, 1), jnp.int32), merge(leaves).init_cache(1, 16))
+            text = lowered_to_triton(
+                target, step, leaves, jnp.zeros((1, 1), jnp.int32), merge(leaves).init_cache(1, 16)
+            )
         sliced = re.findall(r"dynamic_slice .*: \(tensor<([^>]*)>", text)
-        return {shape for shape in sliced if re.fullmatch(r"4x\d+x\d+x\d+xui32|4x\d+x\d+xf16", shape)}
+        return {
+            shape for shape in sliced if re.fullmatch(r"4x\d+x\d+x\d+xui32|4x\d+x\d+xf16", shape)
+        }
 
     assert not slices_of_stacks()
     monkeypatch.setenv("ROCMFORGE_KERNELS", "xla")

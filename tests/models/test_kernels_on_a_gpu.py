@@ -1,4 +1,6 @@
-"""Whole models on a GPU: kernels against plain XLA on the same device, and against llama.cpp's logits; `make test-gpu`."""
+"""Whole models on a GPU: kernels against plain XLA on the same device, and against llama.cpp's
+logits; `make test-gpu`.
+"""
 
 import json
 
@@ -26,10 +28,17 @@ PROMPTS = ("ROMEO:", "The king", "Enter a messenger.")
 
 
 def stepped(decoder, tokens_BT, single):
-    """Logits [B, 1 + single, V] of the last `single` tokens of a text, one at a time, and of the token before them."""
+    """Logits [B, 1 + single, V] of the last `single` tokens of a text, one at a time, and of the
+    token before them.
+    """
     graphdef, state = nnx.split(decoder)
     leaves, treedef = jax.tree.flatten(state)
-    run = lambda leaves, tokens, cache: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(tokens, cache, last_only=True)
+
+    def run(leaves, tokens, cache):
+        return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(
+            tokens, cache, last_only=True
+        )
+
     step, T = jax.jit(run, donate_argnums=2), tokens_BT.shape[1]
     logits, cache = step(leaves, tokens_BT[:, : T - single], decoder.init_cache(len(tokens_BT), T))
     every = [logits]
@@ -44,15 +53,25 @@ def test_greedy_text_of_the_demo_is_that_of_plain_xla(monkeypatch):
     for choice in ("xla", "triton"):
         monkeypatch.setenv("ROCMFORGE_KERNELS", choice)
         model = rocmforge_jax.load("demo", dtype=jnp.float32, activations="float", progress=False)
-        used = {entry.implementation for entry in kernel_report(model.model) if entry.kind.startswith("Q") or entry.name == "attention"}
+        used = {
+            entry.implementation
+            for entry in kernel_report(model.model)
+            if entry.kind.startswith("Q") or entry.name == "attention"
+        }
         assert used == {choice}
-        texts[choice] = [model.generate(prompt, max_tokens=64, params=SamplingParams(temperature=0)).ids for prompt in PROMPTS]
+        texts[choice] = [
+            model.generate(prompt, max_tokens=64, params=SamplingParams(temperature=0)).ids
+            for prompt in PROMPTS
+        ]
     assert all(map(len, texts["xla"])) and texts["triton"] == texts["xla"]
 
 
 @pytest.mark.parametrize("name", [*CORE, *OTHERS])
 def test_logits_of_single_tokens_are_llama_cpp_s(name, reference, relative, monkeypatch):
-    """The last tokens of the long prompt, each of them a step with kernels; where llama.cpp's logits of them are stored."""
+    """The last tokens of the long prompt, each of them a step with kernels.
+
+    Where llama.cpp's logits of them are stored.
+    """
     monkeypatch.delenv("ROCMFORGE_KERNELS", raising=False)
     files = [reference / "models" / file for file in ("index.json", f"{name}.gguf", f"{name}.npy")]
     if missing := [file.name for file in files if not file.is_file()]:
@@ -74,8 +93,15 @@ def test_a_step_takes_nothing_to_the_host(dtype, batch, monkeypatch):
     monkeypatch.delenv("ROCMFORGE_KERNELS", raising=False)
     engine = rocmforge_jax.load("demo", dtype=jnp.dtype(dtype), progress=False).engine
     _, cache = engine.prefill([[1, 2, 3]] * batch, slots=64)
-    operands = jnp.zeros(batch, jnp.int32), jnp.full((batch, PENALTY_WINDOW), -1, jnp.int32), Sampler.of([SamplingParams(seed=1)] * batch)
-    dispatch = lambda cache: engine._decode(engine._leaves, cache, *operands, TOKENS_PER_DISPATCH)
+    operands = (
+        jnp.zeros(batch, jnp.int32),
+        jnp.full((batch, PENALTY_WINDOW), -1, jnp.int32),
+        Sampler.of([SamplingParams(seed=1)] * batch),
+    )
+
+    def dispatch(cache):
+        return engine._decode(engine._leaves, cache, *operands, TOKENS_PER_DISPATCH)
+
     _, cache, *_ = dispatch(cache)
     with jax.transfer_guard_device_to_host("disallow"):
         ids = jax.block_until_ready(dispatch(cache))[3]

@@ -1,4 +1,6 @@
-"""Loading needs little memory beyond what stays: 1.2 times the largest tensor and 200 MB, in a process that has run one jit."""
+"""Loading needs little memory beyond what stays: 1.2 times the largest tensor and 200 MB, in a
+process that has run one jit.
+"""
 
 import json
 import subprocess
@@ -10,7 +12,9 @@ import pytest
 from rocmforge_jax import formats
 from rocmforge_jax.gguf import write_gguf
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="reads /proc/self/status"
+)
 
 PROGRAM = """
 import gc, json, sys, threading, time
@@ -56,22 +60,38 @@ def model(tmp_path_factory):
         return "Q8_0", blocks
 
     norm = ("F32", np.ones(D, np.float32))
-    tensors = {f"{name}.weight": norm for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")}
+    tensors = {
+        f"{name}.weight": norm for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")
+    }
     tensors["token_embd.weight"] = packed(V, D)
     shapes = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (D, D))
     shapes |= {"ffn_gate": (F, D), "ffn_up": (F, D), "ffn_down": (D, F)}
     tensors |= {f"blk.0.{name}.weight": packed(*shape) for name, shape in shapes.items()}
-    keys = {"block_count": 1, "context_length": 64, "embedding_length": D, "feed_forward_length": F, "attention.head_count": 16,
-            "attention.layer_norm_rms_epsilon": 1e-5}  # fmt: skip
+    keys = {
+        "block_count": 1,
+        "context_length": 64,
+        "embedding_length": D,
+        "feed_forward_length": F,
+        "attention.head_count": 16,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
     path = tmp_path_factory.mktemp("model") / "large.gguf"
-    write_gguf(path, {"general.architecture": "llama"} | {f"llama.{key}": value for key, value in keys.items()}, tensors)
+    write_gguf(
+        path,
+        {"general.architecture": "llama"} | {f"llama.{key}": value for key, value in keys.items()},
+        tensors,
+    )
     return path
 
 
 @pytest.mark.core
 def test_loading_needs_little_more_than_what_stays(model):
-    ran = subprocess.run([sys.executable, "-c", PROGRAM, model], stdout=subprocess.PIPE, check=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, model], stdout=subprocess.PIPE, check=True, text=True
+    )
     measured = json.loads(ran.stdout)
-    assert measured["planes"] > 140e6 and measured["largest"] == 32000 * formats.get("Q8_0").row_bytes(2048)
+    assert measured["planes"] > 140e6 and measured["largest"] == 32000 * formats.get(
+        "Q8_0"
+    ).row_bytes(2048)
     assert measured["extra"] <= 1.2 * measured["largest"] + 200e6
     assert measured["left"] == 0  # a deleted model leaves nothing

@@ -9,7 +9,14 @@ import pytest
 
 from rocmforge_jax import formats, quant
 from rocmforge_jax.gguf import GGUFError, open_gguf, write_gguf
-from rocmforge_jax.models import ARCHITECTURES, Architecture, load_decoder, param_count, read_config, register
+from rocmforge_jax.models import (
+    ARCHITECTURES,
+    Architecture,
+    load_decoder,
+    param_count,
+    read_config,
+    register,
+)
 
 pytestmark = pytest.mark.core
 
@@ -51,18 +58,32 @@ def test_a_file_without_an_embedding_says_so(small_file):
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("output_norm.weight", ("Q8_0", np.zeros(34, np.uint8)), r"output_norm.weight: a Q8_0 tensor of shape \[32\] is no weight"),
-        ("blk.0.attn_q.weight", zeros(32, 32, dtype=np.int32, kind="I32"), r"attn_q.weight: a I32 tensor of shape \[32, 32\] is no weight"),
-        ("blk.0.attn_q.weight", zeros(32, 32, dtype=np.float64, kind="F64"), r"a F64 tensor of shape \[32, 32\] is no weight"),
+        (
+            "output_norm.weight",
+            ("Q8_0", np.zeros(34, np.uint8)),
+            r"output_norm.weight: a Q8_0 tensor of shape \[32\] is no weight",
+        ),
+        (
+            "blk.0.attn_q.weight",
+            zeros(32, 32, dtype=np.int32, kind="I32"),
+            r"attn_q.weight: a I32 tensor of shape \[32, 32\] is no weight",
+        ),
+        (
+            "blk.0.attn_q.weight",
+            zeros(32, 32, dtype=np.float64, kind="F64"),
+            r"a F64 tensor of shape \[32, 32\] is no weight",
+        ),
     ],
-)  # fmt: skip
+)
 def test_tensors_of_a_type_that_is_no_weight(small_file, name, tensor, message):
     with pytest.raises(GGUFError, match=message):
         load_decoder(small_file(tensors={name: tensor}))
 
 
 def test_unknown_keys_warn_by_name_and_strict_refuses_them(small_file):
-    gguf = small_file(keys={"llama.new_trick": 1, "llama.attention.other": 2.5, "tokenizer.anything": 3})
+    gguf = small_file(
+        keys={"llama.new_trick": 1, "llama.attention.other": 2.5, "tokenizer.anything": 3}
+    )
     with pytest.warns(UserWarning, match=r"small.gguf: .*llama.new_trick, llama.attention.other$"):
         load_decoder(gguf)
     with pytest.raises(GGUFError, match="llama.new_trick, llama.attention.other$"):
@@ -70,7 +91,9 @@ def test_unknown_keys_warn_by_name_and_strict_refuses_them(small_file):
 
 
 def test_keys_that_change_nothing_are_listed_with_the_reason_and_load_in_silence(small_file):
-    gguf = small_file(keys={"llama.attention.sliding_window": 16, "llama.rope.scaling.finetuned": True})
+    gguf = small_file(
+        keys={"llama.attention.sliding_window": 16, "llama.rope.scaling.finetuned": True}
+    )
     _, unused = read_config(gguf)
     assert unused.keys() == {"llama.attention.sliding_window", "llama.rope.scaling.finetuned"}
     assert "llama.cpp ignores it" in unused["llama.attention.sliding_window"]
@@ -93,23 +116,34 @@ def test_unknown_architectures(small_file, architecture, message):
 
 
 def test_an_architecture_registered_by_the_user(small_file, logits, monkeypatch):
-    """The same tensors under another name load as what was registered: here llama's settings, then with the other pairs."""
+    """The same tensors under another name load as what was registered: here llama's settings, then
+    with the other pairs.
+    """
     monkeypatch.setattr("rocmforge_jax.models.architectures.ARCHITECTURES", ARCHITECTURES.copy())
     renamed = {"general.architecture": "mymodel", "mymodel.unused": 1}
-    renamed |= {f"mymodel.{key}": value for key, value in small_file().metadata.items() if key.startswith("llama.")}
+    renamed |= {
+        f"mymodel.{key}": value
+        for key, value in small_file().metadata.items()
+        if key.startswith("llama.")
+    }
     renamed = {key.replace("mymodel.llama.", "mymodel."): value for key, value in renamed.items()}
     tokens = np.arange(40, dtype=np.int32)[None]
     expected = logits(load_decoder(small_file()), tokens)
     results = []
     for interleaved in (True, False):
-        register(Architecture("mymodel", rope_interleaved=interleaved, ignored_keys={"unused": "a test"}))
+        register(
+            Architecture("mymodel", rope_interleaved=interleaved, ignored_keys={"unused": "a test"})
+        )
         results.append(logits(load_decoder(small_file(keys=renamed, name="renamed.gguf")), tokens))
     np.testing.assert_array_equal(results[0], expected)
     assert not np.allclose(results[1], expected, rtol=1e-3)
 
 
 def test_weights_are_the_file_s(small_file):
-    """Quantised matrices stay packed, other weights keep their dtype; kernels are (in, out), embeddings (vocabulary, width)."""
+    """Quantised matrices stay packed, other weights keep their dtype.
+
+    Kernels are (in, out), embeddings (vocabulary, width).
+    """
     random = np.random.default_rng(1)
     values = random.normal(size=(64, 32)).astype(np.float32)
     packed = formats.quantize(values, "Q5_1")
@@ -122,20 +156,34 @@ def test_weights_are_the_file_s(small_file):
     }
     decoder = load_decoder(small_file(tensors=tensors))
     block = decoder.blk[0]
-    assert isinstance(block.ffn_up.kernel, quant.QParam) and block.ffn_up.kernel.get_value().type_name == "Q5_1"
-    np.testing.assert_array_equal(quant.dequantize(block.ffn_up.kernel), formats.dequantize(packed, "Q5_1").T)
-    np.testing.assert_array_equal(quant.dequantize(decoder.token_embd.embedding), formats.dequantize(embedded, "Q8_0"))
-    for name, dtype, expected in (("ffn_gate", jnp.float16, values.T), ("ffn_down", jnp.bfloat16, values.reshape(32, 64).T)):
+    assert (
+        isinstance(block.ffn_up.kernel, quant.QParam)
+        and block.ffn_up.kernel.get_value().type_name == "Q5_1"
+    )
+    np.testing.assert_array_equal(
+        quant.dequantize(block.ffn_up.kernel), formats.dequantize(packed, "Q5_1").T
+    )
+    np.testing.assert_array_equal(
+        quant.dequantize(decoder.token_embd.embedding), formats.dequantize(embedded, "Q8_0")
+    )
+    for name, dtype, expected in (
+        ("ffn_gate", jnp.float16, values.T),
+        ("ffn_down", jnp.bfloat16, values.reshape(32, 64).T),
+    ):
         kernel = getattr(block, name).kernel.get_value()
         assert kernel.dtype == dtype
         np.testing.assert_array_equal(np.asarray(kernel), expected.astype(kernel.dtype))
 
 
 def test_a_head_of_its_own_and_a_tied_one(small_file, logits):
-    embedding = np.random.default_rng(0).normal(0, 0.2, (48, 32)).astype(np.float32)  # as small_file writes it
+    embedding = (
+        np.random.default_rng(0).normal(0, 0.2, (48, 32)).astype(np.float32)
+    )  # as small_file writes it
     tokens = np.arange(8, dtype=np.int32)[None]
     tied, own, negative = (
-        load_decoder(small_file(tensors={"output.weight": head and ("F32", head[0])}, name=f"{i}.gguf"))
+        load_decoder(
+            small_file(tensors={"output.weight": head and ("F32", head[0])}, name=f"{i}.gguf")
+        )
         for i, head in enumerate((None, [embedding], [-embedding]))
     )
     assert tied.output is None and tied.config.tied and not own.config.tied
@@ -149,23 +197,41 @@ def test_progress_counts_the_bytes_of_all_tensors(small_file):
     load_decoder(gguf, progress=lambda *call: calls.append(call))
     total = sum(tensor.nbytes for tensor in gguf.tensors.values())
     assert len(calls) == len(gguf.tensors) and calls[-1] == (total, total)
-    assert all(first[0] < second[0] for first, second in zip(calls, calls[1:])) and {call[1] for call in calls} == {total}
+    assert all(first[0] < second[0] for first, second in zip(calls, calls[1:])) and {
+        call[1] for call in calls
+    } == {total}
 
 
 def test_layouts_give_the_same_logits(reference, logits, relative, index):
     """The planes of GPUs and of CPUs are two ways to hold one matrix."""
-    gguf, tokens = open_gguf(reference / "models" / "qwen2.Q5_1.gguf"), np.array(index["ids"][:32], np.int32)[None]
-    columns, rows = (logits(load_decoder(gguf, dtype=jnp.float32, layout=layout), tokens) for layout in ("columns", "rows"))
+    gguf, tokens = (
+        open_gguf(reference / "models" / "qwen2.Q5_1.gguf"),
+        np.array(index["ids"][:32], np.int32)[None],
+    )
+    columns, rows = (
+        logits(load_decoder(gguf, dtype=jnp.float32, layout=layout), tokens)
+        for layout in ("columns", "rows")
+    )
     assert relative(rows, columns) < 1e-5
 
 
 def test_the_long_context_factors_matter(reference, tmp_path, load, logits, relative, index):
     """rope_freqs.weight: a loader that drops it in silence computes another model."""
     gguf = open_gguf(reference / "models" / "llama-rope3.Q5_1.gguf")
-    tensors = {name: (tensor.format, tensor.data) for name, tensor in gguf.tensors.items() if name != "rope_freqs.weight"}
+    tensors = {
+        name: (tensor.format, tensor.data)
+        for name, tensor in gguf.tensors.items()
+        if name != "rope_freqs.weight"
+    }
     write_gguf(tmp_path / "without.gguf", dict(gguf.metadata), tensors)
     tokens = np.array(index["ids"], np.int32)[None]
-    whole, without = (logits(decoder, tokens) for decoder in (load("llama-rope3.Q5_1"), load_decoder(open_gguf(tmp_path / "without.gguf"))))
+    whole, without = (
+        logits(decoder, tokens)
+        for decoder in (
+            load("llama-rope3.Q5_1"),
+            load_decoder(open_gguf(tmp_path / "without.gguf")),
+        )
+    )
     assert relative(without[:, 512:], whole[:, 512:]) > 1e-2
 
 
@@ -174,11 +240,14 @@ def test_the_long_context_factors_matter(reference, tmp_path, load, logits, rela
     [
         (zeros(5), r"width 8 takes 4 factors, got 5"),
         (zeros(4), r"rope factors must be positive and finite, got \(0.0"),
-        (("F32", np.array([1, np.nan, 1, 1], np.float32)), "rope factors must be positive and finite"),
+        (
+            ("F32", np.array([1, np.nan, 1, 1], np.float32)),
+            "rope factors must be positive and finite",
+        ),
         (zeros(4, dtype=np.float16, kind="F16"), r"rope_freqs.weight must be an F32 vector"),
         (zeros(2, 2), r"rope_freqs.weight must be an F32 vector"),
     ],
-)  # fmt: skip
+)
 def test_long_context_factors_that_are_wrong(small_file, factors, message):
     with pytest.raises(GGUFError, match=message):
         load_decoder(small_file(tensors={"rope_freqs.weight": factors}))

@@ -8,10 +8,27 @@ from rocmforge_jax.models import ARCHITECTURES
 
 CORE = ("llama-gqa.Q4_1", "llama-mqa.Q5_0", "llama-rope3.Q5_1", "qwen2.Q5_1", "mixtral.Q4_K_M")
 OTHERS = (
-    "llama-gqa.F32", "llama-gqa.Q4_0", "llama-gqa.Q5_0", "llama-gqa.Q5_1", "llama-gqa.Q8_0", "llama-gqa.Q2_K", "llama-gqa.Q4_K_M",
-    "llama-gqa.Q6_K", "llama-gqa.IQ4_XS", "llama-gqa.IQ2_XS", "llama-gqa.TQ2_0", "mistral-swa.Q4_0", "qwen2.Q4_K_M", "qwen3.Q4_1",
-    "qwen3.Q8_0", "glm4.Q5_1", "glm4.Q4_K_M", "chatglm.Q4_K_M", "qwen2moe.Q4_K_M", "qwen3moe.Q4_K_M",
-)  # fmt: skip
+    "llama-gqa.F32",
+    "llama-gqa.Q4_0",
+    "llama-gqa.Q5_0",
+    "llama-gqa.Q5_1",
+    "llama-gqa.Q8_0",
+    "llama-gqa.Q2_K",
+    "llama-gqa.Q4_K_M",
+    "llama-gqa.Q6_K",
+    "llama-gqa.IQ4_XS",
+    "llama-gqa.IQ2_XS",
+    "llama-gqa.TQ2_0",
+    "mistral-swa.Q4_0",
+    "qwen2.Q4_K_M",
+    "qwen3.Q4_1",
+    "qwen3.Q8_0",
+    "glm4.Q5_1",
+    "glm4.Q4_K_M",
+    "chatglm.Q4_K_M",
+    "qwen2moe.Q4_K_M",
+    "qwen3moe.Q4_K_M",
+)
 
 
 def error(name, dtype, load, logits, relative, index, reference):
@@ -19,13 +36,19 @@ def error(name, dtype, load, logits, relative, index, reference):
     return relative(got, np.load(reference / "models" / f"{name}.npy"))
 
 
-@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.core) for name in CORE), *OTHERS])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.core) for name in CORE), *OTHERS]
+)
 def test_float32_logits_are_llama_cpp_s(name, load, logits, relative, index, reference):
     assert error(name, jnp.float32, load, logits, relative, index, reference) < 1e-5
 
 
 def test_bfloat16_logits_are_near(load, logits, relative, index, reference):
-    assert 1e-4 < error("llama-gqa.Q8_0", jnp.bfloat16, load, logits, relative, index, reference) < 2e-2
+    assert (
+        1e-4
+        < error("llama-gqa.Q8_0", jnp.bfloat16, load, logits, relative, index, reference)
+        < 2e-2
+    )
 
 
 @pytest.mark.core

@@ -23,7 +23,10 @@ def packed_tensor(values, kind):
 def small(small_file):
     """A file with packed matrices of four types, loaded."""
     random = np.random.default_rng(2)
-    draw = lambda *shape: random.normal(0, 0.3, shape)
+
+    def draw(*shape):
+        return random.normal(0, 0.3, shape)
+
     tensors = {
         "blk.0.attn_q.weight": packed_tensor(draw(32, 32), "Q4_0"),
         "blk.0.ffn_up.weight": packed_tensor(draw(64, 32), "Q5_1"),
@@ -46,8 +49,13 @@ def test_jit_of_the_module(small, logits):
 
 
 def test_grad_takes_the_params_through_packed_weights(small):
-    """The gradients of the norms and dense kernels are those of the model with its weights dequantised."""
-    loss = lambda decoder: (decoder(TOKENS)[0] ** 2).mean()
+    """The gradients of the norms and dense kernels are those of the model with its weights
+    dequantised.
+    """
+
+    def loss(decoder):
+        return (decoder(TOKENS)[0] ** 2).mean()
+
     packed = nnx.jit(nnx.grad(loss))(small)
 
     dense = nnx.clone(small)
@@ -59,7 +67,9 @@ def test_grad_takes_the_params_through_packed_weights(small):
     assert len(got) == 7 and len(expected) == 11
     for path, gradient in got.items():
         assert np.abs(expected[path].get_value()).max() > 0
-        np.testing.assert_allclose(gradient.get_value(), expected[path].get_value(), rtol=2e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            gradient.get_value(), expected[path].get_value(), rtol=2e-4, atol=1e-6
+        )
 
 
 class Doubled(nnx.Module):
@@ -72,13 +82,19 @@ class Doubled(nnx.Module):
         return 2 * self.inner(x, *args)
 
 
-@pytest.mark.parametrize("name", ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"])
+@pytest.mark.parametrize(
+    "name", ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+)
 def test_each_linear_can_be_replaced(small, logits, name):
-    """What stands in its place is called: twice a layer's output is the output of twice its weights."""
+    """What stands in its place is called: twice a layer's output is the output of twice its
+    weights.
+    """
     replaced, doubled = nnx.clone(small), nnx.clone(small)
     setattr(replaced.blk[0], name, Doubled(getattr(replaced.blk[0], name)))
     kernel = getattr(doubled.blk[0], name).kernel
-    getattr(doubled.blk[0], name).kernel = nnx.Param(2 * (dequantize(kernel) if isinstance(kernel, QParam) else kernel.get_value()))
+    getattr(doubled.blk[0], name).kernel = nnx.Param(
+        2 * (dequantize(kernel) if isinstance(kernel, QParam) else kernel.get_value())
+    )
     expected = logits(doubled, TOKENS)
     np.testing.assert_allclose(logits(replaced, TOKENS), expected, rtol=1e-4, atol=1e-5)
     assert np.abs(expected - logits(small, TOKENS)).max() > 1e-3
@@ -86,7 +102,10 @@ def test_each_linear_can_be_replaced(small, logits, name):
 
 @pytest.mark.parametrize("name", ["qwen2.Q5_1", "mixtral.Q4_K_M", "llama-rope3.Q5_1"])
 def test_paths_are_the_file_s_names(load, reference, name):
-    """Each tensor once, under its name, in its shape: kernels (in, out), embeddings (V, D); the rope factors are configuration."""
+    """Each tensor once, under its name, in its shape: kernels (in, out), embeddings (V, D).
+
+    The rope factors are configuration.
+    """
     gguf = open_gguf(reference / "models" / f"{name}.gguf")
     state = nnx.to_pure_dict(nnx.state(load(name)))
     shapes = {}
@@ -96,11 +115,15 @@ def test_paths_are_the_file_s_names(load, reference, name):
             for key, child in node.items():
                 walk(child, (*path, key))
         else:
-            shapes[tensor_name(path)] = node.shape[:-2] + node.shape[:-3:-1] if path[-1] == "kernel" else node.shape
+            shapes[tensor_name(path)] = (
+                node.shape[:-2] + node.shape[:-3:-1] if path[-1] == "kernel" else node.shape
+            )
             assert isinstance(node, QTensor | jax.Array)
 
     walk(state, ())
-    assert shapes == {name: tensor.shape for name, tensor in gguf.tensors.items() if name != "rope_freqs.weight"}
+    assert shapes == {
+        name: tensor.shape for name, tensor in gguf.tensors.items() if name != "rope_freqs.weight"
+    }
 
 
 def test_tensor_names():

@@ -5,8 +5,8 @@ import pytest
 
 import rocmforge_jax
 from rocmforge_jax.locate import DEMO
-from rocmforge_jax.models import plan_memory, read_config
 from rocmforge_jax.models import plan as plan_module
+from rocmforge_jax.models import plan_memory, read_config
 
 pytestmark = pytest.mark.core
 
@@ -33,7 +33,13 @@ def test_the_cache_is_counted_for_4096_tokens_of_a_long_context(demo):
 
 def test_what_cannot_fit_is_refused_with_the_numbers(monkeypatch):
     monkeypatch.setattr(plan_module, "available_bytes", lambda: 1 << 20)
-    with pytest.raises(MemoryError, match=r"does not fit: weights 0\.00 GiB \+ cache of 512 tokens 0\.00 GiB .* available 0\.00 GiB"):
+    with pytest.raises(
+        MemoryError,
+        match=(
+            r"does not fit: weights 0\.00 GiB \+ cache of 512 tokens 0\.00 GiB .* available"
+            r" 0\.00 GiB"
+        ),
+    ):
         rocmforge_jax.load(DEMO)
 
 
@@ -50,5 +56,8 @@ def test_the_plan_is_shown_with_the_progress(capsys):
 
 
 def test_a_context_beyond_the_trained_one_warns_with_both_numbers():
-    with pytest.warns(UserWarning, match="a context of 600 tokens is longer than the 512 the model was trained for"):
+    with pytest.warns(
+        UserWarning,
+        match="a context of 600 tokens is longer than the 512 the model was trained for",
+    ):
         rocmforge_jax.load(DEMO, context_length=600)

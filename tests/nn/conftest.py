@@ -6,7 +6,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def attention():
-    """softmax(q k^T / sqrt(H) + mask) v, one head after the other, in float64. A query that sees nothing gets the mean value."""
+    """softmax(q k^T / sqrt(H) + mask) v, one head after the other, in float64.
+
+    A query that sees nothing gets the mean value.
+    """
 
     def reference(q, k, v, mask, scale=None):
         q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))

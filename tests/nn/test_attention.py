@@ -1,4 +1,7 @@
-"""Attention against scores, mask, softmax and weighted sum in float64 NumPy; with a cache, at offsets and ragged."""
+"""Attention against scores, mask, softmax and weighted sum in float64 NumPy.
+
+With a cache, at offsets and ragged.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,8 @@ def causal(B, T):
     return np.broadcast_to(np.tril(np.ones((T, T), bool)), (B, T, T))
 
 
-# Batches 1-3, lengths 1-600, ratios 1, 2, 4, 7 and all heads to one, head widths 32-256: each value beside various others.
+# Batches 1-3, lengths 1-600, ratios 1, 2, 4, 7 and all heads to one, head widths 32-256: each value
+# beside various others.
 @pytest.mark.parametrize(
     ("B", "T", "N", "K", "H"),
     [
@@ -43,7 +47,12 @@ def test_without_a_mask_every_query_sees_every_slot(normal, attention, distance)
     q, k, v = normal(2, 3, 4, 32), normal(2, 5, 2, 32, seed=1), normal(2, 5, 2, 32, seed=2)
     everything = np.ones((2, 3, 5), bool)
     assert distance(dot_product_attention(q, k, v), attention(q, k, v, everything)) < 1e-6
-    assert distance(dot_product_attention(q, k, v, scale=0.5), attention(q, k, v, everything, scale=0.5)) < 1e-6
+    assert (
+        distance(
+            dot_product_attention(q, k, v, scale=0.5), attention(q, k, v, everything, scale=0.5)
+        )
+        < 1e-6
+    )
 
 
 @pytest.mark.core
@@ -58,20 +67,30 @@ def test_any_mask_and_a_query_that_sees_nothing(normal, attention, distance):
 
 @pytest.mark.core
 def test_large_scores_do_not_overflow(normal, attention, distance):
-    q, k, v = 100 * normal(1, 4, 2, 64), 100 * normal(1, 4, 2, 64, seed=1), normal(1, 4, 2, 64, seed=2)
+    q, k, v = (
+        100 * normal(1, 4, 2, 64),
+        100 * normal(1, 4, 2, 64, seed=1),
+        normal(1, 4, 2, 64, seed=2),
+    )
     out = dot_product_attention(q, k, v, causal(1, 4))
-    assert distance(out, attention(q, k, v, causal(1, 4))) < 1e-4  # scores of 1e4 are known to 1e-3 in float32
+    assert (
+        distance(out, attention(q, k, v, causal(1, 4))) < 1e-4
+    )  # scores of 1e4 are known to 1e-3 in float32
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("starts", [[0], [599], [37], [0, 5, 21], [3] * 8, [0, 1, 2, 3, 5, 8, 13, 21, 34]], ids=str)
+@pytest.mark.parametrize(
+    "starts", [[0], [599], [37], [0, 5, 21], [3] * 8, [0, 1, 2, 3, 5, 8, 13, 21, 34]], ids=str
+)
 @pytest.mark.parametrize("T", [1, 4])
 def test_new_tokens_after_a_ragged_past(starts, T, normal, attention, distance):
     """Each sequence's past fills its first slots; what lies beyond is never seen, whatever it is."""
     B, S, N, K, H = len(starts), max(starts) + T + 3, 4, 2, 32
     q, k, v = normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, H, seed=2)
     positions = np.int32(starts)[:, None] + np.arange(T, dtype=np.int32)
-    fresh = lambda x: np.take_along_axis(x, positions[..., None, None], axis=1)
+
+    def fresh(x):
+        return np.take_along_axis(x, positions[..., None, None], axis=1)
 
     @jax.jit
     def step(q, past, k_new, v_new):
@@ -79,7 +98,10 @@ def test_new_tokens_after_a_ragged_past(starts, T, normal, attention, distance):
         return attend(q, cache, causal_mask(positions, cache.length)), cache
 
     past = np.arange(S) < np.int32(starts)[:, None]
-    garbage = lambda x: jnp.asarray(np.where(past[..., None, None], x, np.float32(1e4)))
+
+    def garbage(x):
+        return jnp.asarray(np.where(past[..., None, None], x, np.float32(1e4)))
+
     out, cache = step(q, LayerCache.of(garbage(k), garbage(v)), fresh(k), fresh(v))
     mask = np.arange(S)[None, None] <= positions[..., None]
     assert distance(out, attention(q, k, v, mask)) < 1e-6
@@ -90,9 +112,18 @@ def test_new_tokens_after_a_ragged_past(starts, T, normal, attention, distance):
 
 @pytest.mark.core
 def test_a_narrow_cache_rounds_and_softmax_stays_in_float32(normal, attention, distance):
-    """bfloat16 has 8 bits: with operands that it holds exactly, only the softmax's weights are rounded."""
-    narrow = lambda x: jnp.asarray(x, jnp.bfloat16)
-    q, k, v = narrow(normal(2, 3, 4, 64)), narrow(normal(2, 50, 2, 64, seed=1)), narrow(normal(2, 50, 2, 64, seed=2))
+    """bfloat16 has 8 bits: with operands that it holds exactly, only the softmax's weights are
+    rounded.
+    """
+
+    def narrow(x):
+        return jnp.asarray(x, jnp.bfloat16)
+
+    q, k, v = (
+        narrow(normal(2, 3, 4, 64)),
+        narrow(normal(2, 50, 2, 64, seed=1)),
+        narrow(normal(2, 50, 2, 64, seed=2)),
+    )
     mask = np.ones((2, 3, 50), bool)
     out = attend(q.astype(jnp.float32), LayerCache.of(k, v), jnp.asarray(mask))
     assert out.dtype == jnp.float32
@@ -112,8 +143,18 @@ def test_causal_mask_shows_slots_up_to_the_position():
 def test_gradients_are_those_of_the_formula(normal):
     """By central differences of the float32 function itself, along one direction for each operand."""
     operands = [normal(1, 3, 2, 32), normal(1, 3, 1, 32, seed=1), normal(1, 3, 1, 32, seed=2)]
-    loss = lambda q, k, v: (dot_product_attention(q, k, v, causal(1, 3)) ** 2).sum()
+
+    def loss(q, k, v):
+        return (dot_product_attention(q, k, v, causal(1, 3)) ** 2).sum()
+
     for i, gradient in enumerate(jax.grad(loss, argnums=(0, 1, 2))(*operands)):
         direction = normal(*operands[i].shape, seed=3)
-        moved = lambda step: float(loss(*operands[:i], operands[i] + np.float32(step) * direction, *operands[i + 1 :]))
-        assert float((gradient * direction).sum()) == pytest.approx((moved(1e-2) - moved(-1e-2)) / 2e-2, rel=1e-2)
+
+        def moved(step):
+            return float(
+                loss(*operands[:i], operands[i] + np.float32(step) * direction, *operands[i + 1 :])
+            )
+
+        assert float((gradient * direction).sum()) == pytest.approx(
+            (moved(1e-2) - moved(-1e-2)) / 2e-2, rel=1e-2
+        )

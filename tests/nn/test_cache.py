@@ -19,7 +19,9 @@ def test_tokens_go_to_each_sequences_own_slots(batch, normal):
     starts = np.random.default_rng(batch).integers(0, S - T + 1, batch).astype(np.int32)
     old_k, old_v = normal(batch, S, K, H), normal(batch, S, K, H, seed=1)
     new_k, new_v = normal(batch, T, K, H, seed=2), normal(batch, T, K, H, seed=3)
-    cache = jax.jit(LayerCache.write)(LayerCache.of(jnp.asarray(old_k), jnp.asarray(old_v)), new_k, new_v, starts)
+    cache = jax.jit(LayerCache.write)(
+        LayerCache.of(jnp.asarray(old_k), jnp.asarray(old_v)), new_k, new_v, starts
+    )
     for b, start in enumerate(starts):
         old_k[b, start : start + T], old_v[b, start : start + T] = new_k[b], new_v[b]
     np.testing.assert_array_equal(cache.keys, old_k.transpose(0, 2, 3, 1))
@@ -30,7 +32,9 @@ def test_tokens_go_to_each_sequences_own_slots(batch, normal):
 def test_the_first_and_the_last_slots_are_written(batch, normal):
     for start in (0, 13):
         k = normal(batch, 3, 2, 8)
-        cache = LayerCache.zeros(batch, 2, 8, 16, jnp.float32).write(k, -k, np.full(batch, start, np.int32))
+        cache = LayerCache.zeros(batch, 2, 8, 16, jnp.float32).write(
+            k, -k, np.full(batch, start, np.int32)
+        )
         expected = np.zeros((batch, 16, 2, 8), np.float32)
         expected[:, start : start + 3] = k
         np.testing.assert_array_equal(cache.keys, expected.transpose(0, 2, 3, 1))
@@ -50,7 +54,9 @@ def decode_step(q, k, v, cache, starts):
 
 
 def compiled_step(batch, dtype, K=2, H=64, S=512):
-    token = lambda heads: jax.ShapeDtypeStruct((batch, 1, heads, H), jnp.float32)
+    def token(heads):
+        return jax.ShapeDtypeStruct((batch, 1, heads, H), jnp.float32)
+
     cache = jax.eval_shape(lambda: LayerCache.zeros(batch, K, H, S, dtype))
     starts = jax.ShapeDtypeStruct((batch,), jnp.int32)
     step = jax.jit(decode_step, donate_argnums=3)
@@ -72,11 +78,20 @@ def test_a_decode_step_neither_copies_nor_transposes_nor_casts_the_cache(batch, 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_donated_cache_stays_where_it_is(batch, normal):
     cache = LayerCache.zeros(batch, 2, 64, 128, jnp.float32)
-    place = lambda cache: (cache.keys.unsafe_buffer_pointer(), cache.values.unsafe_buffer_pointer())
+
+    def place(cache):
+        return (cache.keys.unsafe_buffer_pointer(), cache.values.unsafe_buffer_pointer())
+
     step, before, old = jax.jit(decode_step, donate_argnums=3), place(cache), cache
     for position in range(3):
         token = jnp.asarray(normal(batch, 1, 2, 64, seed=position))
-        _, cache = step(jnp.tile(token, (1, 1, 2, 1)), token, token, cache, jnp.full((batch,), position, jnp.int32))
+        _, cache = step(
+            jnp.tile(token, (1, 1, 2, 1)),
+            token,
+            token,
+            cache,
+            jnp.full((batch,), position, jnp.int32),
+        )
     assert place(cache) == before
     assert old.keys.is_deleted() and old.values.is_deleted()
 
@@ -84,7 +99,12 @@ def test_a_donated_cache_stays_where_it_is(batch, normal):
 def test_a_cache_counts_its_layers_slots_and_bytes():
     cache = Cache.zeros(layers=3, batch=2, kv_heads=4, head_width=32, length=10, dtype=jnp.bfloat16)
     assert (len(cache.layers), cache.batch, cache.length) == (3, 2, 10)
-    assert cache.layers[0].keys.shape == (2, 4, 32, 10) and cache.layers[0].values.shape == (2, 4, 10, 32)
+    assert cache.layers[0].keys.shape == (2, 4, 32, 10) and cache.layers[0].values.shape == (
+        2,
+        4,
+        10,
+        32,
+    )
     assert cache.nbytes == 3 * 2 * 2 * 4 * 32 * 10 * 2 + 2 * 4
     assert cache.lengths_B.dtype == jnp.int32 and cache.lengths_B.tolist() == [0, 0]
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)]
@@ -95,6 +115,9 @@ def test_a_cache_counts_its_layers_slots_and_bytes():
 @pytest.mark.parametrize("size", [0, -1])
 def test_sizes_below_one_are_refused(name, size):
     sizes = dict(layers=3, batch=2, kv_heads=4, head_width=32, length=10) | {name: size}
-    message = "a cache needs positive sizes, got {layers} layers, batch {batch}, {kv_heads} KV heads of {head_width}, length {length}"
+    message = (
+        "a cache needs positive sizes, got {layers} layers, batch {batch}, {kv_heads} KV heads of"
+        " {head_width}, length {length}"
+    )
     with pytest.raises(ValueError, match=re.escape(message.format(**sizes))):
         Cache.zeros(**sizes, dtype=jnp.float32)

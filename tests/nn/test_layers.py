@@ -1,4 +1,6 @@
-"""Norm, linear, embedding and feed-forward: values against float64, shapes, and that all of it stays on the device."""
+"""Norm, linear, embedding and feed-forward: values against float64, shapes, and that all of it
+stays on the device.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,10 @@ def weight(normal):
         if not quantised:
             return jnp.asarray(rows.T), np.float64(rows.T)
         packed = formats.quantize(rows, "Q8_0")
-        return QTensor.from_bytes(packed, "Q8_0", transposed=True), np.float64(formats.dequantize(packed, "Q8_0")).T
+        return (
+            QTensor.from_bytes(packed, "Q8_0", transposed=True),
+            np.float64(formats.dequantize(packed, "Q8_0")).T,
+        )
 
     return make
 
@@ -37,7 +42,9 @@ def silu(x):
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_rms_norm(epsilon, size, normal, distance):
     x, scale = np.float32(size) * normal(2, 3, D), normal(D, seed=1)
-    truth = np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(axis=-1, keepdims=True) + epsilon) * scale
+    truth = (
+        np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(axis=-1, keepdims=True) + epsilon) * scale
+    )
     assert distance(rms_norm(jnp.asarray(x), jnp.asarray(scale), epsilon), truth) < 1e-6
     norm = RMSNorm(D, epsilon=epsilon)
     assert distance(norm(jnp.asarray(x)), truth / scale) < 1e-6
@@ -46,7 +53,10 @@ def test_rms_norm(epsilon, size, normal, distance):
 
 
 def test_rms_norm_of_narrow_x_is_rounded_once(normal):
-    x, scale = jnp.asarray(300 * normal(2, D), jnp.float16), jnp.ones(D, jnp.float16)  # squares overflow float16
+    x, scale = (
+        jnp.asarray(300 * normal(2, D), jnp.float16),
+        jnp.ones(D, jnp.float16),
+    )  # squares overflow float16
     expected = rms_norm(x.astype(jnp.float32), scale, 1e-6).astype(jnp.float16)
     np.testing.assert_array_equal(rms_norm(x, scale, 1e-6), expected)
     np.testing.assert_array_equal(rms_norm(jnp.zeros((1, D)), scale, 1e-6), np.zeros((1, D)))
@@ -101,12 +111,20 @@ def test_swiglu_is_silu_of_the_gate_times_up(quantised, weight, normal, distance
 def test_swiglu_at_known_values():
     one = jnp.ones((1, 1))
     out = swiglu(jnp.array([[0.0], [1.0], [-1.0], [100.0], [-100.0]]), one, one)
-    np.testing.assert_allclose(out[:, 0], [0, 0.73105858, 0.26894142, 10000, 0], rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(
+        out[:, 0], [0, 0.73105858, 0.26894142, 10000, 0], rtol=1e-6, atol=1e-30
+    )
 
 
 def test_swiglu_is_differentiable_in_dense_weights_and_x(weight, normal):
-    (gate, gate64), (up, up64), x = weight(D, F, False), weight(D, F, False, seed=1), normal(2, D, seed=3)
-    by_x, by_gate, by_up = jax.grad(lambda *operands: swiglu(*operands).sum(), argnums=(0, 1, 2))(jnp.asarray(x), gate, up)
+    (gate, gate64), (up, up64), x = (
+        weight(D, F, False),
+        weight(D, F, False, seed=1),
+        normal(2, D, seed=3),
+    )
+    by_x, by_gate, by_up = jax.grad(lambda *operands: swiglu(*operands).sum(), argnums=(0, 1, 2))(
+        jnp.asarray(x), gate, up
+    )
     g, u = np.float64(x) @ gate64, np.float64(x) @ up64
     slope = u / (1 + np.exp(-g)) * (1 + g / (1 + np.exp(g)))
     for actual, truth in (
@@ -119,7 +137,9 @@ def test_swiglu_is_differentiable_in_dense_weights_and_x(weight, normal):
 
 def test_wrong_shapes_are_refused_with_both():
     x, gate = jnp.zeros((2, D)), jnp.zeros((D, F))
-    with pytest.raises(ValueError, match=r"swiglu: gate is \[64, 96\], up is \[64, 95\]: they must be equal"):
+    with pytest.raises(
+        ValueError, match=r"swiglu: gate is \[64, 96\], up is \[64, 95\]: they must be equal"
+    ):
         swiglu(x, gate, gate[:, 1:])
     with pytest.raises(ValueError, match=r"matmul: x \[2, 64\] @ weight \[63, 96\]"):
         swiglu(x, gate[1:], gate[1:])
@@ -138,7 +158,11 @@ def test_the_feed_forward_stays_on_the_device(quantised, weight, normal):
     compiled = run.lower(x, gate, up, down).compile()
     for text in (str(run.trace(x, gate, up, down).jaxpr), compiled.as_text()):
         assert "dot" in text
-        assert not [word for word in ("callback", "infeed", "outfeed", "send", "recv") if word in text.lower()]
+        assert not [
+            word
+            for word in ("callback", "infeed", "outfeed", "send", "recv")
+            if word in text.lower()
+        ]
     with jax.transfer_guard("disallow"):
         out = compiled(x, gate, up, down)
     assert out.devices() == x.devices()

@@ -10,13 +10,23 @@ from flax import nnx
 
 from pallas_kernels import targets
 from rocmforge_jax import dequantize, formats
-from rocmforge_jax.nn import Experts, Linear, RMSNorm, ScalarGate, choose_experts, mixture, moe, route
+from rocmforge_jax.nn import (
+    Experts,
+    Linear,
+    RMSNorm,
+    ScalarGate,
+    choose_experts,
+    mixture,
+    moe,
+    route,
+)
 from rocmforge_jax.quant import QParam, QTensor, kernels
 
 pytestmark = pytest.mark.core
 
 E, D, F = 6, 32, 64
-#: Relative error of a mixture by the mode of its activations: each number goes through two products.
+#: Relative error of a mixture by the mode of its activations: each number goes through two
+#: products.
 ERRORS = {"float": 1e-6, "int16": 2e-4}
 
 
@@ -25,7 +35,10 @@ def test_route_takes_the_likeliest_of_a_softmax_over_all(normal, distance):
     exact = np.exp(np.float64(logits)) / np.exp(np.float64(logits)).sum(axis=-1, keepdims=True)
     best = np.argsort(-exact, axis=-1)[:, :2]
     chosen = np.take_along_axis(exact, best, axis=-1)
-    for renormalize, truth in ((False, chosen), (True, chosen / chosen.sum(axis=-1, keepdims=True))):
+    for renormalize, truth in (
+        (False, chosen),
+        (True, chosen / chosen.sum(axis=-1, keepdims=True)),
+    ):
         weights, experts = route(jnp.asarray(logits), 2, renormalize=renormalize)
         np.testing.assert_array_equal(experts, best)
         assert weights.dtype == jnp.float32 and distance(weights, truth) < 1e-6
@@ -41,7 +54,10 @@ def normed(normal):
 
 @pytest.mark.parametrize(("tokens", "launches"), [(1, 1), (16, 1), (17, 0)])
 def test_few_tokens_choose_their_experts_in_kernels(tokens, launches, normed, normal, monkeypatch):
-    """As plain XLA chooses, which `test_route_...` holds to float64; and weights and gradients are equal."""
+    """As plain XLA chooses, which `test_route_...` holds to float64.
+
+    And weights and gradients are equal.
+    """
     (norm, router), x = normed, jnp.asarray(normal(tokens, D))
     asked, kernel = [], moe._route
     monkeypatch.setattr(moe, "_route", lambda *args: asked.append(args) or kernel(*args))
@@ -67,7 +83,13 @@ def test_a_router_that_kernels_do_not_know_is_called(normed, normal):
     (norm, router), x = normed, jnp.asarray(normal(3, D))
     expected = choose_experts(x, router, 2, renormalize=False, norm=norm)
     with targets.use(targets.INTERPRET):
-        found = choose_experts(x, nnx.LoRA(D, 4, E, base_module=router, rngs=nnx.Rngs(0)), 2, renormalize=False, norm=norm)
+        found = choose_experts(
+            x,
+            nnx.LoRA(D, 4, E, base_module=router, rngs=nnx.Rngs(0)),
+            2,
+            renormalize=False,
+            norm=norm,
+        )
     np.testing.assert_array_equal(found[1], expected[1])  # its second factor begins with zeros
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
 
@@ -79,7 +101,9 @@ def experts(values, quantised, layout=None):
     if not quantised:
         module.kernel = nnx.Param(jnp.asarray(values.swapaxes(1, 2)))
         return module, np.float64(values).swapaxes(1, 2)
-    packed = formats.quantize(values.reshape(-1, values.shape[2]), "Q8_0").reshape(E, values.shape[1], -1)
+    packed = formats.quantize(values.reshape(-1, values.shape[2]), "Q8_0").reshape(
+        E, values.shape[1], -1
+    )
     module.kernel = QParam(QTensor.from_bytes(packed, "Q8_0", layout=layout, transposed=True))
     return module, np.float64(formats.dequantize(packed, "Q8_0")).swapaxes(1, 2)
 
@@ -90,7 +114,12 @@ def case(normal):
 
     def make(tokens, quantised=True, layout=None):
         shapes = ((F, D), (F, D), (D, F))
-        stacks, dense = zip(*(experts(normal(E, *shape, seed=i) / np.float32(6), quantised, layout) for i, shape in enumerate(shapes)))
+        stacks, dense = zip(
+            *(
+                experts(normal(E, *shape, seed=i) / np.float32(6), quantised, layout)
+                for i, shape in enumerate(shapes)
+            )
+        )
         x, logits = jnp.asarray(normal(tokens, D, seed=5)), jnp.asarray(normal(tokens, E, seed=6))
         weights, chosen = route(logits, 2, renormalize=True)
         return (x, weights, chosen, *stacks), _weighted_sum(np.asarray(x), weights, chosen, *dense)
@@ -120,7 +149,9 @@ def test_pairs_in_kernels(tokens, mode, case, distance, monkeypatch):
     """In the interpreter: all pairs in two launches, which read the stacks where they lie."""
     operands, truth = case(tokens, layout="groups")
     asked, few_rows = [], kernels.few_rows
-    monkeypatch.setattr(kernels, "few_rows", lambda *args, **how: asked.append(args) or few_rows(*args, **how))
+    monkeypatch.setattr(
+        kernels, "few_rows", lambda *args, **how: asked.append(args) or few_rows(*args, **how)
+    )
     with targets.use(targets.INTERPRET):
         y = jax.jit(functools.partial(mixture, activations=mode))(*operands)
     assert len(asked) == 2
@@ -134,7 +165,9 @@ def test_a_mixture_of_what_a_norm_gives(tokens, case, normed, distance):
     expected = mixture(norm(x), *rest)
     assert distance(mixture(x, *rest, norm=norm), expected) < 1e-6
     with targets.use(targets.INTERPRET):
-        assert distance(mixture(x, *rest, norm=norm, activations="float"), expected) < ERRORS["float"]
+        assert (
+            distance(mixture(x, *rest, norm=norm, activations="float"), expected) < ERRORS["float"]
+        )
 
 
 def _rounded(x):
@@ -147,21 +180,36 @@ ROUTES = {"mixed": None, "two alone": [0, 5]}
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_many_pairs_by_expert_in_kernels(route, case, distance, monkeypatch):
-    """In bfloat16, in the interpreter: each expert reads its own tokens, in tiles. Weights and hidden units are rounded to bfloat16."""
+    """In bfloat16, in the interpreter: each expert reads its own tokens, in tiles.
+
+    Weights and hidden units are rounded to bfloat16.
+    """
     (x, weights, chosen, *stacks), _ = case(23, layout="groups")
-    chosen = chosen if ROUTES[route] is None else jnp.broadcast_to(jnp.int32(ROUTES[route]), chosen.shape)
+    chosen = (
+        chosen
+        if ROUTES[route] is None
+        else jnp.broadcast_to(jnp.int32(ROUTES[route]), chosen.shape)
+    )
     x, asked, many_rows = x.astype(jnp.bfloat16), [], kernels.many_rows
-    monkeypatch.setattr(kernels, "many_rows", lambda *args, **how: asked.append(args) or many_rows(*args, **how))
+    monkeypatch.setattr(
+        kernels, "many_rows", lambda *args, **how: asked.append(args) or many_rows(*args, **how)
+    )
     with targets.use(targets.INTERPRET):
-        y = jax.jit(functools.partial(mixture))(x, weights, chosen, *stacks)  # traced here, whatever was traced before
+        y = jax.jit(functools.partial(mixture))(
+            x, weights, chosen, *stacks
+        )  # traced here, whatever was traced before
     assert len(asked) == 3 and y.dtype == jnp.bfloat16
     gate, up, down = (_rounded(dequantize(stack.kernel.get_value())) for stack in stacks)
     truth, x64 = np.zeros(x.shape), np.float64(x)
     for t, u in np.ndindex(chosen.shape):
         e = int(chosen[t, u])
         linear = x64[t] @ gate[e]
-        truth[t] += np.float64(weights[t, u]) * (_rounded(linear / (1 + np.exp(-linear)) * (x64[t] @ up[e])) @ down[e])
-    assert distance(y, truth) < 3e-3  # of rounding the sum to bfloat16, and where a hidden unit is rounded the other way
+        truth[t] += np.float64(weights[t, u]) * (
+            _rounded(linear / (1 + np.exp(-linear)) * (x64[t] @ up[e])) @ down[e]
+        )
+    assert (
+        distance(y, truth) < 3e-3
+    )  # of rounding the sum to bfloat16, and where a hidden unit is rounded the other way
 
 
 def test_many_pairs_in_float32_keep_it(case, distance, monkeypatch):
@@ -173,12 +221,19 @@ def test_many_pairs_in_float32_keep_it(case, distance, monkeypatch):
     assert distance(y, truth) < ERRORS["float"]
 
 
-@pytest.mark.parametrize(("tokens", "dtype", "tolerance"), [(3, "float32", 1e-4), (23, "bfloat16", 5e-2)])
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "tolerance"), [(3, "float32", 1e-4), (23, "bfloat16", 5e-2)]
+)
 def test_the_gradient_of_pairs_in_kernels(tokens, dtype, tolerance, case):
     (x, weights, *rest), _ = case(tokens, layout="groups")
     x = x.astype(dtype)
-    loss = lambda x, weights, **how: (mixture(x, weights, *rest, **how).astype(jnp.float32) ** 2).sum()
-    gradient = lambda **how: jax.grad(functools.partial(loss, **how), argnums=(0, 1))(x, weights)
+
+    def loss(x, weights, **how):
+        return (mixture(x, weights, *rest, **how).astype(jnp.float32) ** 2).sum()
+
+    def gradient(**how):
+        return jax.grad(functools.partial(loss, **how), argnums=(0, 1))(x, weights)
+
     expected = gradient()
     with targets.use(targets.INTERPRET):
         found = gradient(activations="float")

@@ -13,7 +13,11 @@ from rocmforge_jax.nn import RopeConfig, apply_rope, rope_table
 pytestmark = pytest.mark.core
 
 POSITIONS = np.array(
-    [[0, 1, 2, 3, 511, 4_095, 8_192, 32_767], [65_536, 99_999, 100_000, 131_071, 150_001, 180_000, 199_999, 200_000]], np.int32
+    [
+        [0, 1, 2, 3, 511, 4_095, 8_192, 32_767],
+        [65_536, 99_999, 100_000, 131_071, 150_001, 180_000, 199_999, 200_000],
+    ],
+    np.int32,
 )
 LLAMA_3 = tuple([1.0] * 12 + [1.5, 2.25, 4.0, 7.5] + [8.0] * 16)
 CONFIGS = {
@@ -41,7 +45,10 @@ def angles(config, positions):
 
 
 def bound(positions):
-    """A frequency is rounded to 2**-32 turns, half of it off at most; then the angle, at most pi, and its cosine are float32."""
+    """A frequency is rounded to 2**-32 turns, half of it off at most.
+
+    Then the angle, at most pi, and its cosine are float32.
+    """
     return 2 * np.pi * 2.0**-33 * positions[..., None] + 3 * np.pi * 2.0**-24 + 2.0**-22
 
 
@@ -59,7 +66,11 @@ def test_pairs_turn_by_their_angles_and_the_rest_passes(config, normal):
     half = config.width // 2
     ahead = np.arange(half)
     first, second = (2 * ahead, 2 * ahead + 1) if config.interleaved else (ahead, ahead + half)
-    a, b, angle = np.float64(x[..., first]), np.float64(x[..., second]), angles(config, POSITIONS)[:, :, None]
+    a, b, angle = (
+        np.float64(x[..., first]),
+        np.float64(x[..., second]),
+        angles(config, POSITIONS)[:, :, None],
+    )
     error = bound(POSITIONS)[:, :, None] * (np.abs(a) + np.abs(b)) + 2.0**-22
     assert (np.abs(turned[..., first] - (a * np.cos(angle) - b * np.sin(angle))) <= error).all()
     assert (np.abs(turned[..., second] - (b * np.cos(angle) + a * np.sin(angle))) <= error).all()
@@ -68,7 +79,9 @@ def test_pairs_turn_by_their_angles_and_the_rest_passes(config, normal):
 
 def test_position_zero_leaves_x_as_it_is(config, normal):
     x = jnp.asarray(normal(1, 1, 2, 80))
-    np.testing.assert_array_equal(apply_rope(x, rope_table(jnp.zeros((1, 1), jnp.int32), config), config), x)
+    np.testing.assert_array_equal(
+        apply_rope(x, rope_table(jnp.zeros((1, 1), jnp.int32), config), config), x
+    )
 
 
 def test_narrow_x_is_turned_in_float32_and_rounded_once(normal):
@@ -76,7 +89,9 @@ def test_narrow_x_is_turned_in_float32_and_rounded_once(normal):
     x, table = jnp.asarray(normal(2, 8, 3, 80), jnp.bfloat16), rope_table(POSITIONS, config)
     turned = apply_rope(x, table, config)
     assert turned.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(turned, apply_rope(x.astype(jnp.float32), table, config).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(
+        turned, apply_rope(x.astype(jnp.float32), table, config).astype(jnp.bfloat16)
+    )
 
 
 def test_a_head_narrower_than_the_rotation_is_refused(normal):
@@ -92,12 +107,21 @@ def test_a_head_narrower_than_the_rotation_is_refused(normal):
         (dict(width=7), "rope width must be even and at least 2, got 7"),
         (dict(width=-2), "rope width must be even and at least 2, got -2"),
         (dict(base=0.0), "rope base and scale must be positive and finite, got 0.0 and 1.0"),
-        (dict(base=float("nan")), "rope base and scale must be positive and finite, got nan and 1.0"),
+        (
+            dict(base=float("nan")),
+            "rope base and scale must be positive and finite, got nan and 1.0",
+        ),
         (dict(scale=-1.0), "rope base and scale must be positive and finite, got 10000.0 and -1.0"),
-        (dict(scale=float("inf")), "rope base and scale must be positive and finite, got 10000.0 and inf"),
+        (
+            dict(scale=float("inf")),
+            "rope base and scale must be positive and finite, got 10000.0 and inf",
+        ),
         (dict(factors=(1.0, 2.0, 3.0)), "rope of width 4 takes 2 factors, got 3"),
         (dict(factors=(1.0, 0.0)), "rope factors must be positive and finite, got (1.0, 0.0)"),
-        (dict(factors=(1.0, float("nan"))), "rope factors must be positive and finite, got (1.0, nan)"),
+        (
+            dict(factors=(1.0, float("nan"))),
+            "rope factors must be positive and finite, got (1.0, nan)",
+        ),
     ],
 )
 def test_impossible_configurations_are_refused(change, message):

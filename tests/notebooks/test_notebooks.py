@@ -1,4 +1,7 @@
-"""Every notebook runs from top to bottom, and says what its committed outputs say. Their own asserts state what is true."""
+"""Every notebook runs from top to bottom, and says what its committed outputs say.
+
+Their own asserts state what is true.
+"""
 
 import re
 import runpy
@@ -10,7 +13,8 @@ from nbclient.exceptions import CellExecutionError
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-#: Outputs of bytes and of float32 values that are equal everywhere; the others are a model's, and differ in their last digits.
+#: Outputs of bytes and of float32 values that are equal everywhere; the others are a model's, and
+#: differ in their last digits.
 EXACT = {"01_open_a_gguf_file"}
 execute = runpy.run_path(FOLDER / "execute.py")["execute"]
 
@@ -23,7 +27,10 @@ def code_cells(notebook):
 
 def text(notebook) -> dict[str, str]:
     """What each cell printed or showed, by the cell's id."""
-    shown = lambda output: output.text if output.output_type == "stream" else output.data["text/plain"]
+
+    def shown(output):
+        return output.text if output.output_type == "stream" else output.data["text/plain"]
+
     return {cell.id: "".join(map(shown, cell.outputs)) for cell in code_cells(notebook)}
 
 
@@ -34,7 +41,12 @@ def test_both_notebooks_are_there():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_without_a_word_on_stderr(path):
     fresh = execute(path)
-    assert [output.text for cell in code_cells(fresh) for output in cell.outputs if output.get("name") == "stderr"] == []
+    assert [
+        output.text
+        for cell in code_cells(fresh)
+        for output in cell.outputs
+        if output.get("name") == "stderr"
+    ] == []
     if path.stem in EXACT:
         assert text(fresh) == text(nbformat.read(path, as_version=4))
 
@@ -46,11 +58,16 @@ def test_what_is_committed_was_run_in_order_and_names_no_machine(path):
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for id, output in text(notebook).items():
-        assert not re.search(r"/(home|root|tmp|Users)/|0x[0-9a-f]{6}", output), f"cell {id} shows a path or an address:\n{output}"
+        assert not re.search(r"/(home|root|tmp|Users)/|0x[0-9a-f]{6}", output), (
+            f"cell {id} shows a path or an address:\n{output}"
+        )
 
 
 def test_a_cell_that_fails_stops_the_notebook(tmp_path):
-    cells = [nbformat.v4.new_code_cell(source) for source in ("print('before')", "assert 1 + 1 == 3, 'arithmetic'", "print('after')")]
+    cells = [
+        nbformat.v4.new_code_cell(source)
+        for source in ("print('before')", "assert 1 + 1 == 3, 'arithmetic'", "print('after')")
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "wrong.ipynb")
     with pytest.raises(CellExecutionError, match="arithmetic"):
         execute(tmp_path / "wrong.ipynb")

@@ -15,12 +15,15 @@ from tests.reference_blocks import ggml_blocks, packed
 
 __all__ = ["ggml_blocks", "matrix", "packed"]
 
-PACKED_TYPES = [name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and groups.can_hold(fmt)]
+PACKED_TYPES = [
+    name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and groups.can_hold(fmt)
+]
 #: Kernels run on the GPU that jax computes on, in Pallas's interpreter where there is none.
 TARGET = current() or INTERPRET
 #: For tests of what is written in C++.
 NEEDS_NATIVE = pytest.mark.skipif(
-    build.compiler() is None or jax.default_backend() != "cpu", reason="needs a C++ compiler, and jax to compute on the CPU"
+    build.compiler() is None or jax.default_backend() != "cpu",
+    reason="needs a C++ compiler, and jax to compute on the CPU",
 )
 #: A GPU of each set of instructions that kernels are written for.
 GPUS = [Target("cuda", "9.0"), Target("rocm", "gfx942"), Target("rocm", "gfx1100")]
@@ -30,18 +33,27 @@ def lowered_to_triton(target, function, *args, **kwargs) -> str:
     """StableHLO of a function of abstract arrays for a GPU that is not there; args may be nested."""
     kind = "NVIDIA H200" if target.platform == "cuda" else target.architecture
     with as_if_on(target.platform, kind):
-        return jax.jit(function).trace(*args, **kwargs).lower(lowering_platforms=(target.platform,)).as_text()
+        return (
+            jax.jit(function)
+            .trace(*args, **kwargs)
+            .lower(lowering_platforms=(target.platform,))
+            .as_text()
+        )
 
 
 @pytest.fixture(scope="session")
 def matrix(packed):
-    """(type, rows, blocks a row) -> (Weight, float32 [rows, inputs] that ggml's C code gives for it)."""
+    """(type, rows, blocks a row) -> (Weight, float32 [rows, inputs] that ggml's C code gives for
+    it).
+    """
 
     @functools.cache
     def make(name, rows, blocks):
         row_bytes, values = packed(name, rows, blocks)
         fmt = formats.get(name)
-        split = jax.jit(lambda data: groups.split(fmt.split(data.reshape(rows, blocks, fmt.block_bytes)), fmt))
+        split = jax.jit(
+            lambda data: groups.split(fmt.split(data.reshape(rows, blocks, fmt.block_bytes)), fmt)
+        )
         return Weight(split(row_bytes), groups.packing(fmt)), values
 
     return make

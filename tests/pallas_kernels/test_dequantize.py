@@ -48,7 +48,15 @@ def test_other_dtypes_are_the_rounding_of_the_values(name, dtype, dequantize, ma
 
 @pytest.mark.parametrize(
     ("name", "rows", "blocks"),
-    [("Q8_0", 1, 1), ("Q5_0", 1, 5), ("Q4_1", 33, 2), ("Q3_K", 5, 1), ("Q4_K", 2, 17), ("Q5_0", 3, 131), ("NVFP4", 3, 67)],
+    [
+        ("Q8_0", 1, 1),
+        ("Q5_0", 1, 5),
+        ("Q4_1", 33, 2),
+        ("Q3_K", 5, 1),
+        ("Q4_K", 2, 17),
+        ("Q5_0", 3, 131),
+        ("NVFP4", 3, 67),
+    ],
 )
 def test_shapes_that_are_not_round(name, rows, blocks, dequantize, matrix):
     """The longest rows take several programs, the last of which overhangs them."""
@@ -63,13 +71,16 @@ def test_both_agree_on_random_planes(name, matrix):
     """Every bit of the codes, and scales that ggml's quantiser does not choose."""
     packing = matrix(name, 1, 1)[0].packing
     planes = random_planes(jax.random.key(3), packing, 5, 24)
-    np.testing.assert_array_equal(bits(_kernel(planes, packing, jnp.float32)), bits(_reference(planes, packing, jnp.float32)))
+    np.testing.assert_array_equal(
+        bits(_kernel(planes, packing, jnp.float32)), bits(_reference(planes, packing, jnp.float32))
+    )
 
 
 @pytest.mark.parametrize("lowest", [0, 1, 2, 100])
 def test_powers_of_two_of_every_size(lowest, matrix):
-    """Values down to subnormal ones, by integers, and where there are none by a multiplication; up to infinite ones. The last program
-    overhangs its row, where it reads the exponent 0."""
+    """Values down to subnormal ones, by integers, and where there are none by a multiplication; up
+    to infinite ones. The last program overhangs its row, where it reads the exponent 0.
+    """
     packing = matrix("MXFP4", 1, 1)[0].packing
     planes = random_planes(jax.random.key(3), packing, 3, 136)
     exponents = np.random.default_rng(lowest).integers(lowest, 256, (3, 1, 136), dtype=np.uint8)
@@ -77,13 +88,21 @@ def test_powers_of_two_of_every_size(lowest, matrix):
     planes["scale"] = jnp.asarray(exponents)
     found, expected = (np.asarray(f(planes, packing, jnp.float32)) for f in (_kernel, _reference))
     np.testing.assert_array_equal(bits(found), bits(expected))
-    assert np.isinf(expected).any() and (np.abs(expected[expected != 0]).min() < 2.0**-126) == (lowest < 2)
+    assert np.isinf(expected).any() and (np.abs(expected[expected != 0]).min() < 2.0**-126) == (
+        lowest < 2
+    )
 
 
 def test_the_reference_takes_stacks(matrix):
     (weight, values), (other, other_values) = matrix("Q6_K", 7, 3), matrix("Q6_K", 7, 3)
-    stacked = jax.tree.map(lambda *planes: jnp.stack(planes), weight.planes, {k: v[::-1] for k, v in other.planes.items()})
-    np.testing.assert_array_equal(_reference(stacked, weight.packing, jnp.float32), np.stack([values, other_values[::-1]]))
+    stacked = jax.tree.map(
+        lambda *planes: jnp.stack(planes),
+        weight.planes,
+        {k: v[::-1] for k, v in other.planes.items()},
+    )
+    np.testing.assert_array_equal(
+        _reference(stacked, weight.packing, jnp.float32), np.stack([values, other_values[::-1]])
+    )
 
 
 @pytest.mark.parametrize("target", GPUS, ids=str)
@@ -92,5 +111,9 @@ def test_it_lowers_to_triton(target, name):
     """The interpreter runs what GPUs do not have: an operation without a rule is an error here."""
     packing = groups.packing(formats.get(name))
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 3, 136))
-    lowered = lowered_to_triton(target, lambda planes: kernel.dequantize(planes, packing, jnp.bfloat16, target=target), planes)
+    lowered = lowered_to_triton(
+        target,
+        lambda planes: kernel.dequantize(planes, packing, jnp.bfloat16, target=target),
+        planes,
+    )
     assert lowered.count("__gpu$xla.gpu.triton") == 1

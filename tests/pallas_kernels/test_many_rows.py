@@ -18,11 +18,14 @@ from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to
 
 pytestmark = pytest.mark.core
 
-#: Values are rounded to x's type, their products are exact in float32: what is left is the order of the sum. The matrix units of a GPU cut
-#: off bits below the largest product that they add: 1.5e-6 on an H200.
+#: Values are rounded to x's type, their products are exact in float32: what is left is the order of
+#: the sum. The matrix units of a GPU cut off bits below the largest product that they add: 1.5e-6
+#: on an H200.
 FLOAT32 = 1e-6 if TARGET.interpret else 4e-6
 
-_multiply = jax.jit(functools.partial(many_rows.multiply, target=TARGET), static_argnames=("packing", "tile"))
+_multiply = jax.jit(
+    functools.partial(many_rows.multiply, target=TARGET), static_argnames=("packing", "tile")
+)
 
 
 @pytest.fixture
@@ -55,24 +58,35 @@ def test_float16_keeps_more_of_each_value(name, check):
 
 @pytest.mark.parametrize(("groups", "lanes", "run"), [(4, 1, 32), (8, 2, 8), (4, 4, 4), (8, 4, 1)])
 def test_orders_of_the_inputs(groups, lanes, run, check):
-    """As the matrix units of several GPUs take them; a tile lies within the groups that share a scale, or holds several of these."""
+    """As the matrix units of several GPUs take them.
+
+    A tile lies within the groups that share a scale, or holds several of these.
+    """
     check("Q2_K", 9, 2, 3, tile(groups=groups, lanes=lanes, run=run))
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(16, "bfloat16"), (32, "float16")])
 def test_matrices_of_a_stack(rows, dtype, normal, distance):
-    """Each tile of rows of x times the matrix that is named for it, in any order, some twice, one not at all; no matrix leaves a tile alone."""
+    """Each tile of rows of x times the matrix that is named for it, in any order, some twice, one
+    not at all; no matrix leaves a tile alone.
+    """
     packing, (E, N, G) = groups.packing(formats.get("Q4_K")), (4, 37, 24)
     stack = jax.jit(lambda key: random_planes(key, packing, E * N, G))(jax.random.key(2))
     stack = {name: plane.reshape(E, N, *plane.shape[1:]) for name, plane in stack.items()}
     experts = [2, 0, -1, 2, 3]
     x = jnp.asarray(normal(len(experts) * rows, 32 * G), dtype)
-    y = np.asarray(jax.jit(functools.partial(many_rows.multiply, target=TARGET), static_argnums=2)(x, stack, packing, experts=jnp.int32(experts)))
+    y = np.asarray(
+        jax.jit(functools.partial(many_rows.multiply, target=TARGET), static_argnums=2)(
+            x, stack, packing, experts=jnp.int32(experts)
+        )
+    )
     assert (y.dtype, y.shape) == (np.float32, (len(x), N))
     for i, e in enumerate(experts):
         if e >= 0:
             part = slice(i * rows, (i + 1) * rows)
-            alone = _multiply(x[part], {name: plane[e] for name, plane in stack.items()}, packing=packing)
+            alone = _multiply(
+                x[part], {name: plane[e] for name, plane in stack.items()}, packing=packing
+            )
             assert distance(y[part], np.float64(alone)) < FLOAT32
 
 
@@ -80,13 +94,27 @@ def test_matrices_of_a_stack(rows, dtype, normal, distance):
 def test_rows_that_experts_cannot_share_are_refused(rows, count, matrix):
     (planes, packing), _ = matrix("Q4_0", 7, 1)
     stack = {name: plane[None] for name, plane in planes.items()}
-    with pytest.raises(ValueError, match=f"{rows} rows for {count} experts are {rows / count:g} each: it must be a power of two from 16"):
-        many_rows.multiply(jnp.zeros((rows, 32), jnp.bfloat16), stack, packing, target=TARGET, experts=jnp.zeros(count, jnp.int32))
+    with pytest.raises(
+        ValueError,
+        match=(
+            f"{rows} rows for {count} experts are {rows / count:g} each: it must be a power of two"
+            " from 16"
+        ),
+    ):
+        many_rows.multiply(
+            jnp.zeros((rows, 32), jnp.bfloat16),
+            stack,
+            packing,
+            target=TARGET,
+            experts=jnp.zeros(count, jnp.int32),
+        )
 
 
 @pytest.mark.parametrize("name", PACKED_TYPES)
 def test_what_is_taken_off_a_code_is_exact(name):
-    """Times a scale it has at most 24 bits, so that a fused multiply-add of the code that is too large rounds once."""
+    """Times a scale it has at most 24 bits, so that a fused multiply-add of the code that is too
+    large rounds once.
+    """
     packing = groups.packing(formats.get(name))
     signed = packing.table is not None or packing.bits == 8
     bits, offset = (8, 128) if signed else (packing.bits, packing.offset)
@@ -102,7 +130,12 @@ def test_what_is_taken_off_a_code_is_exact(name):
 
 @pytest.mark.parametrize(
     ("rows", "blocks", "count", "splits", "dtype"),
-    [(1, 1, 1, 1, "bfloat16"), (35, 33, 40, 1, "float16"), (5, 70, 17, 2, "bfloat16"), (7, 3, 2, 8, "bfloat16")],
+    [
+        (1, 1, 1, 1, "bfloat16"),
+        (35, 33, 40, 1, "float16"),
+        (5, 70, 17, 2, "bfloat16"),
+        (7, 3, 2, 8, "bfloat16"),
+    ],
 )
 def test_sizes_and_shares(rows, blocks, count, splits, dtype, check):
     """Several tiles along every axis; shares of the inputs, some of them empty."""
@@ -114,17 +147,29 @@ def test_the_tile_of_a_gpu_never_seen(check):
 
 
 @pytest.mark.parametrize("target", GPUS, ids=str)
-@pytest.mark.parametrize(("name", "inputs"), [("Q4_0", 32), ("Q6_K", 2816), ("IQ4_NL", 4096), ("MXFP4", 896)])
+@pytest.mark.parametrize(
+    ("name", "inputs"), [("Q4_0", 32), ("Q6_K", 2816), ("IQ4_NL", 4096), ("MXFP4", 896)]
+)
 def test_it_lowers_to_triton(target, name, inputs):
     """The interpreter runs what GPUs do not have: an operation without a rule is an error here."""
     packing = groups.packing(formats.get(name))
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 12, inputs // 32))
     x = jax.ShapeDtypeStruct((33, inputs), jnp.bfloat16)
-    lowered = lowered_to_triton(target, lambda x, planes: many_rows.multiply(x, planes, packing, target=target), x, planes)
+    lowered = lowered_to_triton(
+        target, lambda x, planes: many_rows.multiply(x, planes, packing, target=target), x, planes
+    )
     assert lowered.count("__gpu$xla.gpu.triton") == 1
-    stack = {name: jax.ShapeDtypeStruct((8, *plane.shape), plane.dtype) for name, plane in planes.items()}
-    x, experts = jax.ShapeDtypeStruct((96, inputs), jnp.bfloat16), jax.ShapeDtypeStruct((6,), jnp.int32)
-    run = lambda x, stack, experts: many_rows.multiply(x, stack, packing, target=target, experts=experts)
+    stack = {
+        name: jax.ShapeDtypeStruct((8, *plane.shape), plane.dtype) for name, plane in planes.items()
+    }
+    x, experts = (
+        jax.ShapeDtypeStruct((96, inputs), jnp.bfloat16),
+        jax.ShapeDtypeStruct((6,), jnp.int32),
+    )
+
+    def run(x, stack, experts):
+        return many_rows.multiply(x, stack, packing, target=target, experts=experts)
+
     assert lowered_to_triton(target, run, x, stack, experts).count("__gpu$xla.gpu.triton") == 1
 
 
@@ -133,6 +178,9 @@ def test_nothing_begins_early_beside_large_tiles(rows, early):
     """It would take room from them."""
     packing, target = groups.packing(formats.get("Q4_0")), Target("cuda", "9.0")
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 512, 64))
-    run = lambda x, planes: many_rows.multiply(x, planes, packing, target=target)
+
+    def run(x, planes):
+        return many_rows.multiply(x, planes, packing, target=target)
+
     text = lowered_to_triton(target, run, jax.ShapeDtypeStruct((rows, 2048), jnp.bfloat16), planes)
     assert ("griddepcontrol.launch_dependents" in text) == early

@@ -36,15 +36,26 @@ def instructions(request, library):
 
 def random_planes(rng, packing, rows, count) -> dict[str, np.ndarray]:
     """Every bit pattern of the codes, scales of a sensible size. Rows of `count` groups."""
-    small = lambda *shape: rng.uniform(0.5e-3, 1.5e-3, shape).astype(np.float16)
-    shapes = {"codes": (rows, packing.bits, count), "d": (rows, count // packing.span), "scale": (rows, packing.halves, count)}
+
+    def small(*shape):
+        return rng.uniform(0.5e-3, 1.5e-3, shape).astype(np.float16)
+
+    shapes = {
+        "codes": (rows, packing.bits, count),
+        "d": (rows, count // packing.span),
+        "scale": (rows, packing.halves, count),
+    }
     ranges = {"nibbles": (0, 256), "int8": (-32, 32), "e8m0": (116, 124), "e4m3": (0, 128)}
     planes = {}
     for name, dtype in packing.planes().items():
         if name == "codes":
             planes[name] = rng.integers(0, 2**32, shapes[name], np.uint32)
         elif name == "d":
-            planes[name] = small(*shapes[name]) if dtype == "float16" else small(*shapes[name], 2).view(np.uint32)[..., 0]
+            planes[name] = (
+                small(*shapes[name])
+                if dtype == "float16"
+                else small(*shapes[name], 2).view(np.uint32)[..., 0]
+            )
         elif dtype == "uint16":
             planes[name] = rng.integers(0, 64, (*shapes[name], 2), np.uint8).view(np.uint16)[..., 0]
         else:
@@ -56,11 +67,17 @@ def dense(packing, planes) -> np.ndarray:
     """The values of a matrix as `packing` defines them, float64 [N, K]."""
     words = position_words([planes["codes"][:, i] for i in range(packing.bits)], packing.bits)
     codes = np.stack(words, axis=-1).view(np.uint8).reshape(*words[0].shape, GROUP)
-    codes = codes.view(np.int8).astype(np.float64) if packing.bits == 8 else codes.astype(np.float64)
-    codes = (np.array(packing.table, np.float64)[codes.astype(int)] if packing.table else codes) - packing.offset
+    codes = (
+        codes.view(np.int8).astype(np.float64) if packing.bits == 8 else codes.astype(np.float64)
+    )
+    codes = (
+        np.array(packing.table, np.float64)[codes.astype(int)] if packing.table else codes
+    ) - packing.offset
     by_half = codes.reshape(*codes.shape[:2], packing.halves, -1)
     scale, minimum = _scale_and_minimum(packing, planes)
-    return (by_half * np.moveaxis(scale, 1, 2)[..., None] + np.moveaxis(minimum, 1, 2)[..., None]).reshape(len(codes), -1)
+    return (
+        by_half * np.moveaxis(scale, 1, 2)[..., None] + np.moveaxis(minimum, 1, 2)[..., None]
+    ).reshape(len(codes), -1)
 
 
 def _scale_and_minimum(packing, planes):
@@ -76,7 +93,9 @@ def _scale_and_minimum(packing, planes):
     if not packing.minimum:
         d = entries.view(np.float16).astype(np.float64)
         return d * (1 if small is None else small.astype(np.float64)), np.zeros(entries.shape)
-    d, m = np.moveaxis(np.ascontiguousarray(entries)[..., None].view(np.float16), -1, 0).astype(np.float64)
+    d, m = np.moveaxis(np.ascontiguousarray(entries)[..., None].view(np.float16), -1, 0).astype(
+        np.float64
+    )
     if small is None:
         return d, m
     bits = 4 if packing.scale == "nibbles" else 8
@@ -88,7 +107,9 @@ def made(name, rows, inputs, seed=0):
     """A random weight and its values."""
     packing = groups.packing(formats.get(name))
     planes = random_planes(np.random.default_rng(seed), packing, rows, inputs // GROUP)
-    return Weight({name: jnp.asarray(plane) for name, plane in planes.items()}, packing), dense(packing, planes)
+    return Weight({name: jnp.asarray(plane) for name, plane in planes.items()}, packing), dense(
+        packing, planes
+    )
 
 
 def drawn(seed, *shape):
@@ -99,12 +120,23 @@ def drawn(seed, *shape):
 @pytest.mark.parametrize("name", PACKED_TYPES)
 def test_a_product(name, mode, instructions):
     """Rows and groups that fill no vector, rows of activations that fill no tile and no slab."""
-    for rows, inputs, count in [(37, 1280, 1), (70, 5376, 1), (66, 768, 7), (66, 768, 19), (5, 1024, 70), (3, 256, 520)]:
+    for rows, inputs, count in [
+        (37, 1280, 1),
+        (70, 5376, 1),
+        (66, 768, 7),
+        (66, 768, 19),
+        (5, 1024, 70),
+        (3, 256, 520),
+    ]:
         weight, values = made(name, rows, inputs)
         x = drawn(1, count, inputs)
         (y,) = api.multiply(jnp.asarray(x), [Product((weight,))], mode=mode)
         exact = np.float64(x) @ values.T
-        assert np.linalg.norm(y - exact) < ERRORS[mode] * np.linalg.norm(exact), (rows, inputs, count)
+        assert np.linalg.norm(y - exact) < ERRORS[mode] * np.linalg.norm(exact), (
+            rows,
+            inputs,
+            count,
+        )
 
 
 @pytest.mark.parametrize("count", [3, 21])
@@ -112,11 +144,22 @@ def test_what_comes_before_and_after(count, instructions):
     """An RMSNorm, SwiGLU, a bias, a residual; several products of one input."""
     gate, up, other = made("Q4_K", 70, 512), made("Q6_K", 70, 512, 1), made("Q8_0", 33, 512, 2)
     x, norm, bias, residual = drawn(3, count, 512), drawn(4, 512), drawn(5, 33), drawn(6, count, 33)
-    wanted = [Product((gate[0], up[0])), Product((other[0],), jnp.asarray(bias), jnp.asarray(residual))]
-    first, second = api.multiply(jnp.asarray(x), wanted, mode="int16", norm=jnp.asarray(norm), epsilon=1e-5)
-    normed = np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(axis=1, keepdims=True) + 1e-5) * np.float64(norm)
+    wanted = [
+        Product((gate[0], up[0])),
+        Product((other[0],), jnp.asarray(bias), jnp.asarray(residual)),
+    ]
+    first, second = api.multiply(
+        jnp.asarray(x), wanted, mode="int16", norm=jnp.asarray(norm), epsilon=1e-5
+    )
+    normed = (
+        np.float64(x)
+        / np.sqrt((np.float64(x) ** 2).mean(axis=1, keepdims=True) + 1e-5)
+        * np.float64(norm)
+    )
     g, u = normed @ gate[1].T, normed @ up[1].T
-    np.testing.assert_allclose(first, g / (1 + np.exp(-g)) * u, rtol=0, atol=1e-3 * np.abs(g * u).max())
+    np.testing.assert_allclose(
+        first, g / (1 + np.exp(-g)) * u, rtol=0, atol=1e-3 * np.abs(g * u).max()
+    )
     exact = normed @ other[1].T + np.float64(bias) + np.float64(residual)
     np.testing.assert_allclose(second, exact, rtol=0, atol=2e-4 * np.abs(exact).max())
 
@@ -136,7 +179,10 @@ def test_swiglu_far_from_zero(count, instructions):
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 def test_what_is_no_number_stays_none(bad, instructions):
-    """In its row; the other rows are as without it. SwiGLU, which has an exponential of its own, hides none."""
+    """In its row; the other rows are as without it.
+
+    SwiGLU, which has an exponential of its own, hides none.
+    """
     weight, values = made("Q4_0", 37, 1280)
     x = drawn(8, 20, 1280)
     for count in (2, 20):
@@ -160,18 +206,32 @@ def test_numbers_that_are_all_tiny_or_huge(instructions):
 
 @pytest.mark.parametrize("name", PACKED_TYPES)
 def test_the_largest_integers(name, instructions):
-    """No sum within 16 or 32 bits overflows: all codes and all activations at either end of their range."""
+    """No sum within 16 or 32 bits overflows: all codes and all activations at either end of their
+    range.
+    """
     made_of = made(name, 4, 512)[0]
     for word in (0xFFFFFFFF, 0x80808080, 0x7F7F7F7F, 0):
         planes = {key: np.asarray(plane) for key, plane in made_of.planes.items()}
         planes["codes"] = np.full_like(planes["codes"], word)
-        weight, values = Weight({key: jnp.asarray(plane) for key, plane in planes.items()}, made_of.packing), dense(made_of.packing, planes)
+        weight, values = (
+            Weight({key: jnp.asarray(plane) for key, plane in planes.items()}, made_of.packing),
+            dense(made_of.packing, planes),
+        )
         for mode, count in (("int16", 1), ("int16", 9), ("int8", 1), ("int8", 9)):
-            for x in (np.ones(512), -np.ones(512), np.where(np.arange(512) % 32, 16191 / 16256, -1)):
+            for x in (
+                np.ones(512),
+                -np.ones(512),
+                np.where(np.arange(512) % 32, 16191 / 16256, -1),
+            ):
                 x = np.repeat(x[None].astype(np.float32), count, axis=0)
                 (y,) = api.multiply(jnp.asarray(x), [Product((weight,))], mode=mode)
                 exact = np.float64(x) @ values.T
-                np.testing.assert_allclose(y, exact, rtol=0, atol=(1e-5 if mode == "int16" else 5e-3) * np.abs(values).sum(axis=1).max())
+                np.testing.assert_allclose(
+                    y,
+                    exact,
+                    rtol=0,
+                    atol=(1e-5 if mode == "int16" else 5e-3) * np.abs(values).sum(axis=1).max(),
+                )
 
 
 def test_rows_of_a_batch_are_as_one_by_one(instructions):
@@ -187,7 +247,10 @@ def test_rows_of_a_batch_are_as_one_by_one(instructions):
 def test_vmap():
     weight, _ = made("Q4_0", 37, 1280)
     x = jnp.asarray(drawn(11, 3, 2, 1280))
-    multiply = lambda x: api.multiply(x, [Product((weight,))], mode="int16")[0]
+
+    def multiply(x):
+        return api.multiply(x, [Product((weight,))], mode="int16")[0]
+
     np.testing.assert_array_equal(jax.vmap(multiply)(x), jnp.stack([multiply(one) for one in x]))
 
 
@@ -195,7 +258,9 @@ def test_instructions(library):
     library, quickest = library
     names = api.instructions(library)
     assert names[0] == quickest and names[-1] in ("NEON", "plain C++")
-    with pytest.raises(ValueError, match="'AMX' is none of the instructions of this processor: .*(NEON|plain C)"):
+    with pytest.raises(
+        ValueError, match="'AMX' is none of the instructions of this processor: .*(NEON|plain C)"
+    ):
         api.use(library, "AMX")
 
 
@@ -208,19 +273,36 @@ WRONG = {
     r"x has shape \[64\]: expected \[M, K\]": lambda w: (jnp.ones(64), [Product((w,))]),
     r"x has shape \[0, 64\]: expected": lambda w: (jnp.ones((0, 64)), [Product((w,))]),
     r"x has shape \[1, 48\]: expected": lambda w: (jnp.ones((1, 48)), [Product((w,))]),
-    r"codes is uint32\[8, 4, 2\]: expected uint32\[8, 4, 4\] for 8 rows of 128 inputs": lambda w: (jnp.ones((1, 128)), [Product((w,))]),
-    r"codes is uint32\[8, 4, 2\]: expected uint32\[6, 4, 2\]": lambda w: (jnp.ones((1, 64)), [Product((made("Q4_0", 6, 64)[0], w))]),
+    r"codes is uint32\[8, 4, 2\]: expected uint32\[8, 4, 4\] for 8 rows of 128 inputs": lambda w: (
+        jnp.ones((1, 128)),
+        [Product((w,))],
+    ),
+    r"codes is uint32\[8, 4, 2\]: expected uint32\[6, 4, 2\]": lambda w: (
+        jnp.ones((1, 64)),
+        [Product((made("Q4_0", 6, 64)[0], w))],
+    ),
     r"d is float32\[8, 2\]: expected float16\[8, 2\]": lambda w: (
-        jnp.ones((1, 64)), [Product((Weight(w.planes | {"d": jnp.ones((8, 2), jnp.float32)}, w.packing),))],
+        jnp.ones((1, 64)),
+        [Product((Weight(w.planes | {"d": jnp.ones((8, 2), jnp.float32)}, w.packing),))],
     ),
     "the plane d is missing, there are codes": lambda w: (
-        jnp.ones((1, 64)), [Product((Weight({"codes": w.planes["codes"]}, w.packing),))],
+        jnp.ones((1, 64)),
+        [Product((Weight({"codes": w.planes["codes"]}, w.packing),))],
     ),
-    r"bias has shape \[7\]: expected \[8\]": lambda w: (jnp.ones((1, 64)), [Product((w,), jnp.ones(7))]),
-    r"residual has shape \[1, 8\]: expected \[2, 8\]": lambda w: (jnp.ones((2, 64)), [Product((w,), None, jnp.ones((1, 8)))]),
-    "a product has 3 weights: expected 1, or 2": lambda w: (jnp.ones((1, 64)), [Product((w, w, w))]),
+    r"bias has shape \[7\]: expected \[8\]": lambda w: (
+        jnp.ones((1, 64)),
+        [Product((w,), jnp.ones(7))],
+    ),
+    r"residual has shape \[1, 8\]: expected \[2, 8\]": lambda w: (
+        jnp.ones((2, 64)),
+        [Product((w,), None, jnp.ones((1, 8)))],
+    ),
+    "a product has 3 weights: expected 1, or 2": lambda w: (
+        jnp.ones((1, 64)),
+        [Product((w, w, w))],
+    ),
     "there is no product": lambda w: (jnp.ones((1, 64)), []),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("message", WRONG)
@@ -230,8 +312,12 @@ def test_shapes_that_do_not_fit(message):
 
 
 def test_a_norm_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"norm has shape \[32\], x has 64 inputs: expected \[64\]"):
-        api.multiply(jnp.ones((1, 64)), [Product((made("Q4_0", 8, 64)[0],))], mode="int16", norm=jnp.ones(32))
+    with pytest.raises(
+        ValueError, match=r"norm has shape \[32\], x has 64 inputs: expected \[64\]"
+    ):
+        api.multiply(
+            jnp.ones((1, 64)), [Product((made("Q4_0", 8, 64)[0],))], mode="int16", norm=jnp.ones(32)
+        )
 
 
 def test_groups_that_share_scales_are_whole():
@@ -262,5 +348,8 @@ def test_a_compiler_that_fails(tmp_path, monkeypatch):
 
 def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RuntimeError, match="no C.. compiler: the variable CXX names 'no-such-compiler', which is not found"):
+    with pytest.raises(
+        RuntimeError,
+        match="no C.. compiler: the variable CXX names 'no-such-compiler', which is not found",
+    ):
         build.build(tmp_path)

@@ -10,7 +10,8 @@ from tests.pallas_kernels.conftest import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
 
-#: B, T, N, K, H, S, starts: one token and several, one KV head and as many as heads, widths and slots that fill no tile.
+#: B, T, N, K, H, S, starts: one token and several, one KV head and as many as heads, widths and
+#: slots that fill no tile.
 CASES = [
     (1, 1, 14, 2, 64, 256, [190]),
     (2, 5, 6, 2, 40, 100, [70, 3]),
@@ -72,7 +73,11 @@ def test_large_scores_and_what_is_no_number(normal):
 def test_tokens_are_rotated_and_put_into_the_cache(case, interleaved, normal):
     (B, T, _, K, H, *_), half = case, case[4] // 4
     q, keys, values, starts = operands(*case, normal)
-    k, v, angles = normal(B, T, K, H, seed=3), normal(B, T, K, H, seed=4), normal(B, T, half, seed=5)
+    k, v, angles = (
+        normal(B, T, K, H, seed=3),
+        normal(B, T, K, H, seed=4),
+        normal(B, T, half, seed=5),
+    )
     cos, sin = np.cos(angles), np.sin(angles)
 
     def rotated(x):
@@ -80,14 +85,19 @@ def test_tokens_are_rotated_and_put_into_the_cache(case, interleaved, normal):
         if not interleaved:
             first, second = np.s_[:half], np.s_[half : 2 * half]
         out, c, s = np.float64(x), np.float64(cos)[:, :, None], np.float64(sin)[:, :, None]
-        out[..., first], out[..., second] = x[..., first] * c - x[..., second] * s, x[..., second] * c + x[..., first] * s
+        out[..., first], out[..., second] = (
+            x[..., first] * c - x[..., second] * s,
+            x[..., second] * c + x[..., first] * s,
+        )
         return out
 
     expected_keys, expected_values = np.float64(keys), np.float64(values)
     for b, start in enumerate(starts):
         expected_keys[b, :, :, start : start + T] = rotated(k)[b].transpose(1, 2, 0)
         expected_values[b, :, start : start + T] = v[b].transpose(1, 0, 2)
-    found = attention.rotate_and_store(q, k, v, cos, sin, jnp.asarray(keys), jnp.asarray(values), starts, interleaved=interleaved)
+    found = attention.rotate_and_store(
+        q, k, v, cos, sin, jnp.asarray(keys), jnp.asarray(values), starts, interleaved=interleaved
+    )
     for one, other in zip(found, (rotated(q), expected_keys, expected_values)):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
@@ -95,8 +105,12 @@ def test_tokens_are_rotated_and_put_into_the_cache(case, interleaved, normal):
 def test_a_cache_that_is_donated_is_updated_where_it_lies(normal):
     q, keys, values, starts = operands(*CASES[0], normal)
     k, angles = normal(1, 1, 2, 64, seed=3), normal(1, 1, 32)
-    step = jax.jit(lambda keys, values: attention.rotate_and_store(q, k, k, angles, angles, keys, values, starts, interleaved=False),
-                   donate_argnums=(0, 1))  # fmt: skip
+    step = jax.jit(
+        lambda keys, values: attention.rotate_and_store(
+            q, k, k, angles, angles, keys, values, starts, interleaved=False
+        ),
+        donate_argnums=(0, 1),
+    )
     keys, values = jnp.array(keys), jnp.array(values)
     before = keys.unsafe_buffer_pointer(), values.unsafe_buffer_pointer()
     text = step.lower(keys, values).compile().as_text()
@@ -109,23 +123,44 @@ def test_tokens_beyond_the_cache_fail(normal):
     q, keys, values, _ = operands(*CASES[1], normal)
     for starts in ([96, 0], [0, -1]):
         with pytest.raises(Exception, match="tokens beyond the cache"):
-            jax.block_until_ready(attention.attend(q, keys, values, np.array(starts, np.int32), scale=1.0))
+            jax.block_until_ready(
+                attention.attend(q, keys, values, np.array(starts, np.int32), scale=1.0)
+            )
 
 
 @pytest.mark.parametrize("wrong", ["q", "values", "starts", "dtype"])
 def test_shapes_that_do_not_fit_are_refused_with_all_of_them(wrong, normal):
     q, keys, values, starts = operands(*CASES[1], normal)
     q = q[:, :, :5] if wrong == "q" else q.astype(np.float16) if wrong == "dtype" else q
-    values, starts = values[:, :, :-1] if wrong == "values" else values, starts[:1] if wrong == "starts" else starts
-    with pytest.raises(ValueError, match=r"attention takes float32 q, keys, values and int32 starts that fit, got float"):
+    values, starts = (
+        values[:, :, :-1] if wrong == "values" else values,
+        (starts[:1] if wrong == "starts" else starts),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"attention takes float32 q, keys, values and int32 starts that fit, got float",
+    ):
         attention.attend(q, keys, values, starts, scale=1.0)
 
 
 def test_new_tokens_that_do_not_fit_are_refused(normal):
     q, keys, values, starts = operands(*CASES[1], normal)
     k, angles = normal(2, 5, 2, 40), normal(2, 5, 20)
-    call = lambda k, angles: attention.rotate_and_store(q, k, k, angles, angles, keys, values, starts, interleaved=False)
-    with pytest.raises(ValueError, match=r"k is \[2, 4, 2, 40\], v \[2, 4, 2, 40\], for q \[2, 5, 6, 40\] and keys \[2, 2, 40, 100\]"):
+
+    def call(k, angles):
+        return attention.rotate_and_store(
+            q, k, k, angles, angles, keys, values, starts, interleaved=False
+        )
+
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"k is \[2, 4, 2, 40\], v \[2, 4, 2, 40\], for q \[2, 5, 6, 40\] and keys \[2, 2, 40,"
+            r" 100\]"
+        ),
+    ):
         call(k[:, 1:], angles)
-    with pytest.raises(ValueError, match=r"cos is \[2, 5, 21\], sin \[2, 5, 21\], for q \[2, 5, 6, 40\]"):
+    with pytest.raises(
+        ValueError, match=r"cos is \[2, 5, 21\], sin \[2, 5, 21\], for q \[2, 5, 6, 40\]"
+    ):
         call(k, normal(2, 5, 21))

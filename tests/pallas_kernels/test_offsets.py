@@ -12,7 +12,8 @@ from tests.pallas_kernels.conftest import PACKED_TYPES
 
 pytestmark = pytest.mark.core
 
-#: (rows, inputs) of the matrices of a 70B model, and of one expert and the router of a model of 128 experts.
+#: (rows, inputs) of the matrices of a 70B model, and of one expert and the router of a model of 128
+#: experts.
 MATRICES = {
     "70b": [(8192, 8192), (1024, 8192), (28672, 8192), (8192, 28672), (128256, 8192)],
     "128-experts": [(768, 2048), (2048, 768), (128, 2048), (151936, 2048)],
@@ -39,18 +40,25 @@ def test_every_matrix_of_a_large_model_can_be_addressed(model, name):
 
 @pytest.mark.parametrize("name", PACKED_TYPES)
 def test_no_plane_of_bytes_comes_near_the_limit(name):
-    """Codes are words, whose number is an eighth of that of bytes or less: a matrix may be far larger than its bytes may be."""
+    """Codes are words, whose number is an eighth of that of bytes or less: a matrix may be far
+    larger than its bytes may be.
+    """
     planes = planes_of(name, 128256, 8192)
     sizes = {plane: array.size * array.dtype.itemsize for plane, array in planes.items()}
     assert planes["codes"].dtype == jnp.uint32
-    assert all(size < 2**31 / 16 for plane, size in sizes.items() if planes[plane].dtype.itemsize == 1)
+    assert all(
+        size < 2**31 / 16 for plane, size in sizes.items() if planes[plane].dtype.itemsize == 1
+    )
 
 
 @pytest.mark.parametrize("name", PACKED_TYPES)
 def test_a_stack_of_experts_can_be_addressed_or_one_expert_of_it(name):
     """That of 128 experts; and where a stack is refused, each expert is copied out of it."""
     check_offsets(planes_of(name, EXPERTS, 768, 2048))
-    with pytest.raises(NotImplementedError, match="the plane codes has .* elements, a kernel addresses fewer than 2147483648"):
+    with pytest.raises(
+        NotImplementedError,
+        match="the plane codes has .* elements, a kernel addresses fewer than 2147483648",
+    ):
         check_offsets(planes_of(name, EXPERTS * 128, 768 * 4, 2048))
     stack = planes_of(name, EXPERTS, 768 * 4, 2048)
     one = jax.eval_shape(lambda planes: jax.tree.map(lambda plane: plane[0], planes), stack)
@@ -70,11 +78,17 @@ def test_a_stack_of_experts_can_be_addressed_or_one_expert_of_it(name):
     ],
 )
 def test_the_limit(shape, dtype, fits):
-    planes = {"codes": jax.ShapeDtypeStruct((1,), jnp.uint32), "scale": jax.ShapeDtypeStruct(shape, dtype)}
+    planes = {
+        "codes": jax.ShapeDtypeStruct((1,), jnp.uint32),
+        "scale": jax.ShapeDtypeStruct(shape, dtype),
+    }
     if fits:
         check_offsets(planes)
         return
-    with pytest.raises(NotImplementedError, match="the plane scale has 2147483648 elements, a kernel addresses fewer than 2147483648"):
+    with pytest.raises(
+        NotImplementedError,
+        match="the plane scale has 2147483648 elements, a kernel addresses fewer than 2147483648",
+    ):
         check_offsets(planes)
 
 
@@ -82,8 +96,15 @@ def test_a_product_with_planes_that_are_too_large_is_refused_before_anything_is_
     fmt = formats.get("Q8_0")
     planes = planes_of("Q8_0", 2**20, 2**13)
     x = jax.ShapeDtypeStruct((1, 2**13), jnp.float32)
-    product = lambda x, planes: multiply(
-        x, [Product((Weight(planes, groups.packing(fmt)),))], mode="int16", dtype=jnp.float32, target=INTERPRET
-    )
+
+    def product(x, planes):
+        return multiply(
+            x,
+            [Product((Weight(planes, groups.packing(fmt)),))],
+            mode="int16",
+            dtype=jnp.float32,
+            target=INTERPRET,
+        )
+
     with pytest.raises(NotImplementedError, match="the plane codes has 2147483648 elements"):
         jax.eval_shape(product, x, planes)

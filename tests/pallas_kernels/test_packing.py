@@ -34,7 +34,9 @@ ALL_CODES = np.arange(256, dtype=np.uint8)
 @pytest.fixture
 def codes():
     """bits -> uint8 [2, 3, 5, 32]: two matrices of three rows of five groups."""
-    return lambda bits: np.random.default_rng(bits).integers(0, 2**bits, (2, 3, 5, GROUP), dtype=np.uint8)
+    return lambda bits: np.random.default_rng(bits).integers(
+        0, 2**bits, (2, 3, 5, GROUP), dtype=np.uint8
+    )
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -55,7 +57,9 @@ def test_any_words_come_back(bits):
 def test_a_position_is_four_consecutive_inputs_in_the_bytes_of_a_word(bits, codes):
     words = pack_codes(codes(bits), bits)
     positions = position_words([words[..., i, :] for i in range(bits)], bits)
-    as_bytes = np.stack([np.asarray(word).view(np.uint8).reshape(2, 3, 5, 4) for word in positions], axis=-2)
+    as_bytes = np.stack(
+        [np.asarray(word).view(np.uint8).reshape(2, 3, 5, 4) for word in positions], axis=-2
+    )
     np.testing.assert_array_equal(as_bytes.reshape(2, 3, 5, GROUP), codes(bits))
 
 
@@ -65,7 +69,9 @@ def test_a_field_lies_where_it_is_said_to(bits, codes):
     words = np.asarray(pack_codes(codes(bits), bits))
     assert sum(width for _, width, _ in parts(bits)) == bits
     found = np.zeros_like(codes(bits))
-    for (first, width, low), position, byte in itertools.product(parts(bits), range(POSITIONS), range(4)):
+    for (first, width, low), position, byte in itertools.product(
+        parts(bits), range(POSITIONS), range(4)
+    ):
         word, shift = field_of_position(position, width)
         field = words[..., first + word, :] >> (8 * byte + shift) & (2**width - 1)
         found[..., 4 * position + byte] |= (field << low).astype(np.uint8)
@@ -98,7 +104,9 @@ def bits_of(values):
 
 
 def test_half_floats():
-    """4 bits of exponent, biased by 7, and 3 of fraction: ml_dtypes' float8_e4m3fn up to 448, half of it. ggml reads 0xFF as 480."""
+    """4 bits of exponent, biased by 7, and 3 of fraction: ml_dtypes' float8_e4m3fn up to 448, half
+    of it. ggml reads 0xFF as 480.
+    """
     import ml_dtypes
 
     expected = (ALL_CODES & 127).view(ml_dtypes.float8_e4m3fn).astype(np.float64) / 2
@@ -118,9 +126,13 @@ def test_products_with_powers_of_two(magnitude, sign):
     """Subnormal ones too, exactly; what is too large is infinite."""
     x = np.full(256, sign * magnitude, np.float32)
     with np.errstate(over="ignore"):
-        expected = np.ldexp(x.astype(np.float64), ALL_CODES.astype(np.int64) - 128).astype(np.float32)
+        expected = np.ldexp(x.astype(np.float64), ALL_CODES.astype(np.int64) - 128).astype(
+            np.float32
+        )
     assert (expected != 0).all() == (magnitude != 0)
-    np.testing.assert_array_equal(bits_of(jax.jit(times_power_of_two)(x, ALL_CODES)), bits_of(expected))
+    np.testing.assert_array_equal(
+        bits_of(jax.jit(times_power_of_two)(x, ALL_CODES)), bits_of(expected)
+    )
 
 
 @pytest.mark.parametrize("name", PACKED_TYPES)
@@ -131,7 +143,9 @@ def test_planes_are_those_that_a_packing_states(name):
     fields = jax.eval_shape(fmt.split, jax.ShapeDtypeStruct((7, 3, fmt.block_bytes), jnp.uint8))
     planes = jax.eval_shape(lambda fields: groups.split(fields, fmt), fields)
     assert {plane: array.dtype.name for plane, array in planes.items()} == packing.planes()
-    made = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 7, 3 * fmt.block // GROUP))
+    made = jax.eval_shape(
+        lambda: random_planes(jax.random.key(0), packing, 7, 3 * fmt.block // GROUP)
+    )
     assert {plane: (array.dtype, array.shape) for plane, array in planes.items()} == {
         plane: (array.dtype, array.shape) for plane, array in made.items()
     }

@@ -15,25 +15,40 @@ pytestmark = pytest.mark.core
 
 @functools.partial(jax.jit, static_argnames=("used", "renormalize", "epsilon"))
 def _route(x, kernel, norm, *, used, renormalize=True, epsilon=1e-5):
-    return router.route(x, kernel, norm, used=used, renormalize=renormalize, epsilon=epsilon, target=TARGET)
+    return router.route(
+        x, kernel, norm, used=used, renormalize=renormalize, epsilon=epsilon, target=TARGET
+    )
 
 
-# Fewer experts than a program has, and more than are compared at once; inputs that fill no share, one, and several.
-@pytest.mark.parametrize(("tokens", "inputs", "experts", "used"), [(1, 2048, 128, 8), (3, 96, 4, 2), (2, 1000, 60, 4), (1, 512, 257, 9), (16, 70, 8, 1)])
+# Fewer experts than a program has, and more than are compared at once; inputs that fill no share,
+# one, and several.
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "experts", "used"),
+    [(1, 2048, 128, 8), (3, 96, 4, 2), (2, 1000, 60, 4), (1, 512, 257, 9), (16, 70, 8, 1)],
+)
 @pytest.mark.parametrize(("renormalize", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_the_likeliest_of_a_softmax(tokens, inputs, experts, used, renormalize, dtype, normal, distance):
-    x, kernel = jnp.asarray(3 * normal(tokens, inputs), dtype), normal(inputs, experts) / np.float32(inputs**0.5)
+def test_the_likeliest_of_a_softmax(
+    tokens, inputs, experts, used, renormalize, dtype, normal, distance
+):
+    x, kernel = (
+        jnp.asarray(3 * normal(tokens, inputs), dtype),
+        normal(inputs, experts) / np.float32(inputs**0.5),
+    )
     norm = 1 + 0.1 * normal(inputs)
     weights, ids = _route(x, kernel, norm, used=used, renormalize=renormalize)
 
     wide = np.asarray(x).astype(np.float64)
-    logits = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 1e-5) * norm @ np.float64(kernel)
+    logits = (
+        wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 1e-5) * norm @ np.float64(kernel)
+    )
     exact = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     best = np.argsort(-exact, axis=1)[:, :used]
     truth = np.take_along_axis(exact, best, axis=1)
     np.testing.assert_array_equal(ids, best)
     assert (ids.dtype, weights.dtype) == (jnp.int32, jnp.float32)
-    assert distance(weights, truth / truth.sum(axis=1, keepdims=True) if renormalize else truth) < 1e-6
+    assert (
+        distance(weights, truth / truth.sum(axis=1, keepdims=True) if renormalize else truth) < 1e-6
+    )
 
 
 def test_equal_ones_come_in_the_order_of_their_ids(normal):

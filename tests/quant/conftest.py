@@ -22,8 +22,15 @@ def layouts_of(name):
 
 def in_every_layout(names, core):
     """Parameters (name, layout), those of the types in `core` marked so."""
-    marks = lambda name: pytest.mark.core if name in core else ()
-    return [pytest.param(name, layout, marks=marks(name)) for name in names for layout in layouts_of(name)]
+
+    def marks(name):
+        return pytest.mark.core if name in core else ()
+
+    return [
+        pytest.param(name, layout, marks=marks(name))
+        for name in names
+        for layout in layouts_of(name)
+    ]
 
 
 @pytest.fixture
@@ -39,6 +46,8 @@ def made(packed):
 
     def make(name, outputs, blocks):
         rows, values = packed(name, outputs, blocks)
-        return QTensor.from_bytes(rows, name, layout="groups", transposed=True), np.float64(values.T)
+        return QTensor.from_bytes(rows, name, layout="groups", transposed=True), np.float64(
+            values.T
+        )
 
     return make

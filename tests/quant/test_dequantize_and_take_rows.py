@@ -34,7 +34,9 @@ def test_values_and_taken_rows_equal_ggml_to_the_bit(name, layout, packed):
 @pytest.mark.core
 def test_the_transpose_has_the_transposed_values(layout, packed):
     rows, values = packed("Q5_1", 7, 3)
-    np.testing.assert_array_equal(dequantize(QTensor.from_bytes(rows, "Q5_1", layout=layout, transposed=True)), values.T)
+    np.testing.assert_array_equal(
+        dequantize(QTensor.from_bytes(rows, "Q5_1", layout=layout, transposed=True)), values.T
+    )
 
 
 @pytest.mark.core
@@ -43,7 +45,10 @@ def test_other_dtypes_are_the_rounding_of_the_values(dtype, layout, packed):
     rows, values = packed("Q5_1", 7, 3)
     w = QTensor.from_bytes(rows, "Q5_1", layout=layout)
     rounded = values.astype(dtype)
-    for actual, expected in ((dequantize(w, dtype), rounded), (take_rows(w, IDS, dtype), rounded[IDS])):
+    for actual, expected in (
+        (dequantize(w, dtype), rounded),
+        (take_rows(w, IDS, dtype), rounded[IDS]),
+    ):
         assert actual.dtype == expected.dtype
         np.testing.assert_array_equal(np.asarray(actual).view(np.uint16), expected.view(np.uint16))
 
@@ -64,14 +69,18 @@ def test_ids_outside_the_table_are_clipped(layout, packed):
     rows, values = packed("Q5_1", 7, 3)
     w = QTensor.from_bytes(rows, "Q5_1", layout=layout)
     for table in (w, QParam(w), jnp.asarray(values)):
-        np.testing.assert_array_equal(take_rows(table, np.array([-1, 7, 2**31 - 1], np.int32)), values[[0, 6, 6]])
+        np.testing.assert_array_equal(
+            take_rows(table, np.array([-1, 7, 2**31 - 1], np.int32)), values[[0, 6, 6]]
+        )
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("dtype", ["float64", "int8", bool])
 def test_dequantize_refuses_other_dtypes(dtype, layout):
     w = QTensor.from_bytes(np.zeros((1, 18), np.uint8), "Q4_0", layout=layout)
-    with pytest.raises(ValueError, match=f"dequantize gives float32, bfloat16 or float16, got {np.dtype(dtype)}"):
+    with pytest.raises(
+        ValueError, match=f"dequantize gives float32, bfloat16 or float16, got {np.dtype(dtype)}"
+    ):
         dequantize(w, dtype)
 
 
@@ -79,18 +88,32 @@ def test_dequantize_refuses_other_dtypes(dtype, layout):
 def test_take_rows_refuses_stacks_transposed_tables_and_ids_that_are_no_integers(layout):
     w = QTensor.from_bytes(np.zeros((7, 54), np.uint8), "Q4_0", layout=layout)
     stack = QTensor.from_bytes(np.zeros((2, 7, 54), np.uint8), "Q4_0", layout=layout)
-    with pytest.raises(ValueError, match=r"take_rows reads packed rows; QTensor\(Q4_0, shape=\(96, 7\).* is transposed: take its \.T"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"take_rows reads packed rows; QTensor\(Q4_0, shape=\(96, 7\).* is transposed: take"
+            r" its \.T"
+        ),
+    ):
         take_rows(w.T, IDS)
-    with pytest.raises(ValueError, match=r"take_rows needs a matrix and integer ids, got \[2, 7, 96\] and int32"):
+    with pytest.raises(
+        ValueError, match=r"take_rows needs a matrix and integer ids, got \[2, 7, 96\] and int32"
+    ):
         take_rows(stack, IDS)
     for ids in (np.zeros(2, np.float32), np.zeros(2, bool)):
-        with pytest.raises(ValueError, match=rf"take_rows needs a matrix and integer ids, got \[7, 96\] and {ids.dtype}"):
+        with pytest.raises(
+            ValueError,
+            match=rf"take_rows needs a matrix and integer ids, got \[7, 96\] and {ids.dtype}",
+        ):
             take_rows(w, ids)
 
 
 @pytest.mark.core
 def test_unknown_implementations_are_refused(layout):
     w = QTensor.from_bytes(np.zeros((7, 54), np.uint8), "Q4_0", layout=layout)
-    for call in (lambda: dequantize(w, implementation="nonsense"), lambda: take_rows(w, IDS, implementation="nonsense")):
+    for call in (
+        lambda: dequantize(w, implementation="nonsense"),
+        lambda: take_rows(w, IDS, implementation="nonsense"),
+    ):
         with pytest.raises(ValueError, match="no implementation 'nonsense' here; there are .*xla"):
             call()

@@ -1,4 +1,6 @@
-"""The kernels as implementations: which one runs, what they compute in Pallas's interpreter, and what happens where one fails."""
+"""The kernels as implementations: which one runs, what they compute in Pallas's interpreter, and
+what happens where one fails.
+"""
 
 import functools
 import re
@@ -16,7 +18,8 @@ from rocmforge_jax.quant import QTensor, dequantize, expert_matmul, kernels, mat
 
 pytestmark = pytest.mark.core
 
-#: Relative error of activations in 15 bits, of the product of random numbers. The same as in `matmul`'s docstring.
+#: Relative error of activations in 15 bits, of the product of random numbers. The same as in
+#: `matmul`'s docstring.
 INT16 = 1e-4
 FLOAT32 = 1e-6
 DEVICE = targets.Target("interpret", "of this device")
@@ -50,8 +53,13 @@ def test_a_product_of_few_rows(mode, error, made, interpreted, calls, normal, di
 
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("count", [0, 17, 70])
-def test_a_product_of_many_rows_dequantises_first(count, transposed, made, interpreted, calls, normal, distance):
-    """And one with the weight as it is stored, whatever the number of rows. The matrix product that follows is XLA's."""
+def test_a_product_of_many_rows_dequantises_first(
+    count, transposed, made, interpreted, calls, normal, distance
+):
+    """And one with the weight as it is stored, whatever the number of rows.
+
+    The matrix product that follows is XLA's.
+    """
     w, dense = made("Q4_0", 37, 3)
     w, dense = (w, dense) if transposed else (w.T, dense.T)
     x = normal(count, len(dense))
@@ -63,14 +71,19 @@ def test_a_product_of_many_rows_dequantises_first(count, transposed, made, inter
 def test_leading_axes_and_one_row_as_it_is_stored(made, interpreted, normal, distance):
     w, dense = made("Q4_0", 37, 3)
     x, g = normal(2, 1, 3, 96), normal(37)
-    assert distance(matmul(x, w, activations="float", implementation="triton"), np.float64(x) @ dense) < FLOAT32
+    assert (
+        distance(matmul(x, w, activations="float", implementation="triton"), np.float64(x) @ dense)
+        < FLOAT32
+    )
     assert distance(matmul(g, w.T, implementation="triton"), np.float64(g) @ dense.T) < FLOAT32
 
 
 def test_dequantize(made, packed, interpreted, calls):
     w, _ = made("Q5_K", 7, 1)
     for weight in (w, w.T):
-        np.testing.assert_array_equal(dequantize(weight, implementation="triton"), dequantize(weight, implementation="xla"))
+        np.testing.assert_array_equal(
+            dequantize(weight, implementation="triton"), dequantize(weight, implementation="xla")
+        )
     assert calls == ["dequantize"] * 2
 
 
@@ -85,7 +98,14 @@ def test_one_expert_of_a_stack(packed, interpreted, calls, normal, distance):
 
 
 @pytest.mark.parametrize(
-    ("choice", "expected"), [(None, ["few_rows"]), ("", ["few_rows"]), ("auto", ["few_rows"]), ("triton", ["few_rows"]), ("xla", [])]
+    ("choice", "expected"),
+    [
+        (None, ["few_rows"]),
+        ("", ["few_rows"]),
+        ("auto", ["few_rows"]),
+        ("triton", ["few_rows"]),
+        ("xla", []),
+    ],
 )
 def test_the_environment_chooses(choice, expected, made, interpreted, calls, normal, monkeypatch):
     monkeypatch.delenv("ROCMFORGE_KERNELS", raising=False)
@@ -102,7 +122,9 @@ def test_the_environment_chooses(choice, expected, made, interpreted, calls, nor
 def test_a_choice_that_is_none_is_refused(made, normal, monkeypatch):
     monkeypatch.setenv("ROCMFORGE_KERNELS", "cuda")
     for call in (matmul, lambda x, w: dequantize(w), lambda x, w: products(x, [Product(w)])):
-        with pytest.raises(ValueError, match="ROCMFORGE_KERNELS is one of auto, triton, native, xla, got 'cuda'"):
+        with pytest.raises(
+            ValueError, match="ROCMFORGE_KERNELS is one of auto, triton, native, xla, got 'cuda'"
+        ):
             call(normal(1, 96), made("Q4_0", 7, 3)[0])
 
 
@@ -111,12 +133,19 @@ def test_kernels_alone_refuse_what_they_cannot_do(packed, interpreted, normal, m
     w = QTensor.from_bytes(packed("Q4_0", 7, 3)[0], "Q4_0", layout="rows", transposed=True)
     x = normal(1, 96)
     plain = matmul(x, w)
-    for call in (lambda: matmul(x, w, implementation="triton"), lambda: dequantize(w, implementation="triton")):
-        with pytest.raises(NotImplementedError, match="triton: Q4_0 planes lie in rows, kernels read groups"):
+    for call in (
+        lambda: matmul(x, w, implementation="triton"),
+        lambda: dequantize(w, implementation="triton"),
+    ):
+        with pytest.raises(
+            NotImplementedError, match="triton: Q4_0 planes lie in rows, kernels read groups"
+        ):
             call()
     monkeypatch.setenv("ROCMFORGE_KERNELS", "triton")
     for call in (lambda: matmul(x, w), lambda: products(x, [Product(w)])):
-        with pytest.raises(NotImplementedError, match="triton: Q4_0 planes lie in rows, kernels read groups"):
+        with pytest.raises(
+            NotImplementedError, match="triton: Q4_0 planes lie in rows, kernels read groups"
+        ):
             call()
     np.testing.assert_array_equal(matmul(x, w, implementation="xla"), plain)
 
@@ -130,7 +159,9 @@ def test_without_a_gpu_there_are_no_kernels(made, normal):
         lambda: dequantize(w, implementation="triton"),
         lambda: products(x, [Product(w)], implementation="triton"),
     ):
-        with pytest.raises(NotImplementedError, match="triton: there are kernels for GPUs, this is a cpu"):
+        with pytest.raises(
+            NotImplementedError, match="triton: there are kernels for GPUs, this is a cpu"
+        ):
             call()
     np.testing.assert_array_equal(matmul(x, w), matmul(x, w, implementation="xla"))
 
@@ -143,7 +174,9 @@ def test_unknown_activations_are_refused(call, made, interpreted, normal):
 
 @pytest.fixture
 def device(monkeypatch, tmp_path):
-    """A device that runs kernels, of which nothing has been found out yet. -> the folder where it is remembered."""
+    """A device that runs kernels, of which nothing has been found out yet. -> the folder where it
+    is remembered.
+    """
     monkeypatch.setattr(targets, "of_device", lambda device: DEVICE)
     monkeypatch.setattr(trials, "_findings", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -162,13 +195,33 @@ def fail(*args):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (fail, "the kernel for Q4_0 and int16 activations does not run on {}: RuntimeError: ptxas died"),
-        (lambda *args: 1.0, "the kernel for Q4_0 and int16 activations is wrong on {}: its relative error is 1.0e+00, allowed 1e-04"),
-        (lambda *args: float("nan"), "the kernel for Q4_0 and int16 activations is wrong on {}: its relative error is nan, allowed 1e-04"),
+        (
+            fail,
+            (
+                "the kernel for Q4_0 and int16 activations does not run on {}: RuntimeError: ptxas"
+                " died"
+            ),
+        ),
+        (
+            lambda *args: 1.0,
+            (
+                "the kernel for Q4_0 and int16 activations is wrong on {}: its relative error is"
+                " 1.0e+00, allowed 1e-04"
+            ),
+        ),
+        (
+            lambda *args: float("nan"),
+            (
+                "the kernel for Q4_0 and int16 activations is wrong on {}: its relative error is"
+                " nan, allowed 1e-04"
+            ),
+        ),
     ],
     ids=["raises", "wrong", "nan"],
 )
-def test_a_kernel_that_fails_is_named_once_and_xla_stands_in(error, message, device, made, calls, normal, monkeypatch):
+def test_a_kernel_that_fails_is_named_once_and_xla_stands_in(
+    error, message, device, made, calls, normal, monkeypatch
+):
     monkeypatch.setattr(kernels, "_error", error)
     message = message.format(DEVICE)
     w, _ = made("Q4_0", 7, 3)
@@ -179,7 +232,9 @@ def test_a_kernel_that_fails_is_named_once_and_xla_stands_in(error, message, dev
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again, (fused,) = matmul(x, w), products(x, [Product(w)], norm=norm)
-        np.testing.assert_array_equal(fused, products(x, [Product(w)], norm=norm, implementation="xla")[0])
+        np.testing.assert_array_equal(
+            fused, products(x, [Product(w)], norm=norm, implementation="xla")[0]
+        )
         with pytest.raises(NotImplementedError, match=re.escape(message)):
             matmul(x, w, implementation="triton")
     np.testing.assert_array_equal(y, traced(x, w, implementation="xla"))
@@ -187,17 +242,31 @@ def test_a_kernel_that_fails_is_named_once_and_xla_stands_in(error, message, dev
     assert not calls
 
 
-def test_a_kernel_is_tried_once_for_each_type_and_mode_and_used_where_it_works(device, made, calls, normal, monkeypatch):
+def test_a_kernel_is_tried_once_for_each_type_and_mode_and_used_where_it_works(
+    device, made, calls, normal, monkeypatch
+):
     tried = []
-    monkeypatch.setattr(kernels, "_error", lambda packing, mode, target: tried.append((packing.bits, mode, target)) or 0.0)
+    monkeypatch.setattr(
+        kernels,
+        "_error",
+        lambda packing, mode, target: tried.append((packing.bits, mode, target)) or 0.0,
+    )
     x, (four, _), (eight, _) = normal(1, 96), made("Q4_0", 7, 3), made("Q8_0", 7, 3)
-    for weight, mode in ((four, "int16"), (eight, "int16"), (four, "int8"), (four, "int16"), (eight, "int16")):
+    for weight, mode in (
+        (four, "int16"),
+        (eight, "int16"),
+        (four, "int8"),
+        (four, "int16"),
+        (eight, "int16"),
+    ):
         traced(x, weight, activations=mode)
     assert tried == [(4, "int16", DEVICE), (8, "int16", DEVICE), (4, "int8", DEVICE)]
     assert calls.count("few_rows") == 5
 
 
-def test_the_trial_itself_passes_in_the_interpreter_and_fails_with_a_broken_kernel(device, made, normal, monkeypatch):
+def test_the_trial_itself_passes_in_the_interpreter_and_fails_with_a_broken_kernel(
+    device, made, normal, monkeypatch
+):
     """On the real kernels, once while something else is being traced."""
     w, _ = made("Q4_0", 7, 3)
     traced(normal(1, 96), w)
@@ -205,7 +274,12 @@ def test_the_trial_itself_passes_in_the_interpreter_and_fails_with_a_broken_kern
     few_rows = kernels._few_rows
     monkeypatch.setattr(kernels, "_few_rows", lambda *args: [1.001 * y for y in few_rows(*args)])
     forget(device)
-    with pytest.warns(UserWarning, match="Q4_0 and int16 activations is wrong on .* its relative error is 1.0e-03, allowed 1e-04"):
+    with pytest.warns(
+        UserWarning,
+        match=(
+            "Q4_0 and int16 activations is wrong on .* its relative error is 1.0e-03, allowed 1e-04"
+        ),
+    ):
         traced(normal(1, 96), w)
 
 
@@ -216,9 +290,16 @@ def forget(folder):
 
 
 def test_what_passed_is_remembered_for_programs_that_start_later(device, made, normal, monkeypatch):
-    """Until the kernels' source, jax or the device is another, and where the folder can be written. What failed is tried again."""
+    """Until the kernels' source, jax or the device is another, and where the folder can be written.
+
+    What failed is tried again.
+    """
     tried, error = [], {4: 0.0, 8: 1.0}
-    monkeypatch.setattr(kernels, "_error", lambda packing, mode, target: tried.append(packing.bits) or error[packing.bits])
+    monkeypatch.setattr(
+        kernels,
+        "_error",
+        lambda packing, mode, target: tried.append(packing.bits) or error[packing.bits],
+    )
     x, weights = normal(1, 96), [made(name, 7, 3)[0] for name in ("Q4_0", "Q8_0")]
 
     def start():
@@ -248,7 +329,9 @@ def test_other_targets_than_the_device_are_not_tried(made, interpreted, normal, 
 def gradients(function, *operands):
     """The value and gradients of sum(function * c) for random c."""
     y, transpose = jax.vjp(function, *operands)
-    c = jax.tree.map(lambda a: jnp.asarray(np.random.default_rng(0).standard_normal(a.shape), a.dtype), y)
+    c = jax.tree.map(
+        lambda a: jnp.asarray(np.random.default_rng(0).standard_normal(a.shape), a.dtype), y
+    )
     return jax.tree.leaves((y, transpose(c)))
 
 
@@ -257,9 +340,13 @@ def test_the_gradient_of_matmul(count, made, interpreted, normal, distance):
     w, _ = made("Q5_1", 37, 3)
     x = normal(count, 96)
     (y, d_x), (plain_y, plain_d_x) = (
-        gradients(functools.partial(matmul, weight=w, activations="float", implementation=how), x) for how in ("triton", "xla")
+        gradients(functools.partial(matmul, weight=w, activations="float", implementation=how), x)
+        for how in ("triton", "xla")
     )
-    assert distance(y, np.float64(plain_y)) < FLOAT32 and distance(d_x, np.float64(plain_d_x)) < FLOAT32
+    assert (
+        distance(y, np.float64(plain_y)) < FLOAT32
+        and distance(d_x, np.float64(plain_d_x)) < FLOAT32
+    )
 
 
 class Several:
@@ -271,14 +358,20 @@ class Several:
         self.operands = (normal(2, 1, 96), 1 + 0.1 * normal(96), normal(7), normal(2, 1, 9, seed=1))
 
     def __call__(self, x, scale, bias, residual, **how):
-        wanted = [Product(self.first, bias=bias), Product(self.second, residual=residual), Product(self.gate, self.up)]
+        wanted = [
+            Product(self.first, bias=bias),
+            Product(self.second, residual=residual),
+            Product(self.gate, self.up),
+        ]
         norm = SimpleNamespace(scale=SimpleNamespace(get_value=lambda: scale), epsilon=1e-5)
         return products(x, wanted, norm=norm, **how)
 
 
 def test_several_products_and_their_gradients(made, interpreted, calls, normal, distance):
     several = Several(made, normal)
-    fused = gradients(functools.partial(several, activations="float", implementation="triton"), *several.operands)
+    fused = gradients(
+        functools.partial(several, activations="float", implementation="triton"), *several.operands
+    )
     assert calls[0] == "few_rows" and len(fused) == 3 + 4
     plain = gradients(functools.partial(several, implementation="xla"), *several.operands)
     for one, other in zip(fused, plain):
@@ -286,12 +379,25 @@ def test_several_products_and_their_gradients(made, interpreted, calls, normal, 
 
 
 @pytest.mark.parametrize("case", ["many rows", "a dense weight", "as it is stored"])
-def test_products_that_do_not_fuse_are_done_one_by_one(case, made, interpreted, calls, normal, distance):
+def test_products_that_do_not_fuse_are_done_one_by_one(
+    case, made, interpreted, calls, normal, distance
+):
     w, dense = made("Q4_0", 96, 3)
-    count, wanted = {"many rows": (20, w), "a dense weight": (2, jnp.asarray(dense, jnp.float32)), "as it is stored": (2, w.T)}[case]
+    count, wanted = {
+        "many rows": (20, w),
+        "a dense weight": (2, jnp.asarray(dense, jnp.float32)),
+        "as it is stored": (2, w.T),
+    }[case]
     x, residual = normal(count, 96), normal(count, 96, seed=1)
     out = products(x, [Product(wanted, residual=residual), Product(w)], activations="float")
     truth = np.float64(x) @ (dense.T if case == "as it is stored" else dense)
     assert distance(out[0], truth + residual) < FLOAT32
     assert distance(out[1], np.float64(x) @ dense) < FLOAT32
-    assert calls == {"many rows": ["dequantize"] * 2, "a dense weight": ["few_rows"], "as it is stored": ["dequantize", "few_rows"]}[case]
+    assert (
+        calls
+        == {
+            "many rows": ["dequantize"] * 2,
+            "a dense weight": ["few_rows"],
+            "as it is stored": ["dequantize", "few_rows"],
+        }[case]
+    )

@@ -36,7 +36,10 @@ CORE = ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "IQ2_S", "MXFP4")
 
 @pytest.mark.parametrize(("name", "layout"), in_every_layout(QUANTIZED, CORE))
 def test_every_type(name, layout, packed, normal, distance):
-    """Three rows of x, 37 outputs: no tile is full. The gradient in x is a product with the transposed weight."""
+    """Three rows of x, 37 outputs: no tile is full.
+
+    The gradient in x is a product with the transposed weight.
+    """
     rows, values = packed(name, 37, 3)
     x, c = normal(3, values.shape[1]), normal(3, 37)
 
@@ -75,7 +78,12 @@ def test_sizes_that_are_not_round(name, outputs, blocks, kernel, normal, distanc
 def test_leading_axes_stay(lead, kernel, normal, distance):
     w, dense = kernel("Q8_0", 7, 3)
     x = normal(*lead, 96)
-    for weight in (w, QParam(w), jnp.asarray(dense, jnp.float32), nnx.Param(jnp.asarray(dense, jnp.float32))):
+    for weight in (
+        w,
+        QParam(w),
+        jnp.asarray(dense, jnp.float32),
+        nnx.Param(jnp.asarray(dense, jnp.float32)),
+    ):
         assert distance(matmul(x, weight), np.float64(x) @ dense) < FLOAT32
 
 
@@ -90,7 +98,10 @@ def test_an_embedding_multiplies_as_it_lies(kernel, normal, distance):
 @pytest.mark.parametrize("count", [1, 9])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_x_is_accumulated_in_float32(count, dtype, layout, kernel, normal, distance):
-    """Its values are taken as they are; nine rows in a GPU's layout round the weight to x's dtype, for tensor cores."""
+    """Its values are taken as they are.
+
+    Nine rows in a GPU's layout round the weight to x's dtype, for tensor cores.
+    """
     w, dense = kernel("Q5_1", 37, 19)
     x = jnp.asarray(normal(count, len(dense)), dtype)
     if layout != "columns" and count > 8:
@@ -106,7 +117,9 @@ def test_narrow_x_is_accumulated_in_float32(count, dtype, layout, kernel, normal
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(("name", "count"), [*((name, 1) for name in LEGACY), ("Q4_0", 2), ("Q5_1", 2)])
+@pytest.mark.parametrize(
+    ("name", "count"), [*((name, 1) for name in LEGACY), ("Q4_0", 2), ("Q5_1", 2)]
+)
 def test_large_matrices_in_columns_decode_in_registers(name, count, packed, normal, distance):
     """The fused loop, which small matrices do not take; a prime number of columns."""
     rows, values = packed(name, 1741, 36)
@@ -132,19 +145,31 @@ def test_one_expert_of_a_stack(layout, packed, normal, distance):
     product = jax.jit(expert_matmul)
     for weight in (stack, jnp.asarray(dense, jnp.float32)):
         for expert in (0, 2):
-            assert distance(product(x, weight, jnp.int32(expert)), np.float64(x) @ dense[expert]) < FLOAT32
+            assert (
+                distance(product(x, weight, jnp.int32(expert)), np.float64(x) @ dense[expert])
+                < FLOAT32
+            )
 
 
 @pytest.mark.core
 def test_wrong_shapes_and_dtypes_are_refused_with_both(kernel):
     w, _ = kernel("Q4_0", 7, 3)
     stack = jax.tree.map(lambda plane: plane[None], w)
-    for x, weight in ((np.zeros((2, 95), np.float32), w), (np.float32(1), w), (np.zeros((2, 96), np.float32), stack)):
-        message = f"matmul: x {list(x.shape)} @ weight {list(weight.shape)}: the last axis of x must be the first of a matrix"
+    for x, weight in (
+        (np.zeros((2, 95), np.float32), w),
+        (np.float32(1), w),
+        (np.zeros((2, 96), np.float32), stack),
+    ):
+        message = (
+            f"matmul: x {list(x.shape)} @ weight {list(weight.shape)}: the last axis of x must be"
+            " the first of a matrix"
+        )
         with pytest.raises(ValueError) as refusal:
             matmul(x, weight)
         assert str(refusal.value) == message
-    with pytest.raises(ValueError, match=r"expert_matmul needs a stack \(experts, in, out\), got \[96, 7\]"):
+    with pytest.raises(
+        ValueError, match=r"expert_matmul needs a stack \(experts, in, out\), got \[96, 7\]"
+    ):
         expert_matmul(np.zeros((2, 96), np.float32), w, 0)
     for weight in (w, jnp.zeros((96, 7))):
         with pytest.raises(ValueError, match="matmul: x must be floating point, got int32"):
@@ -156,4 +181,6 @@ def test_wrong_shapes_and_dtypes_are_refused_with_both(kernel):
 @pytest.mark.core
 def test_the_implementation_can_be_named(kernel, normal):
     w, _ = kernel("Q4_0", 7, 3)
-    np.testing.assert_array_equal(matmul(normal(2, 96), w, implementation="xla"), matmul(normal(2, 96), w))
+    np.testing.assert_array_equal(
+        matmul(normal(2, 96), w, implementation="xla"), matmul(normal(2, 96), w)
+    )

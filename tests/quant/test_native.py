@@ -1,4 +1,6 @@
-"""The products in C++ as an implementation: what they compute, when they are used, and what happens where they cannot be."""
+"""The products in C++ as an implementation: what they compute, when they are used, and what happens
+where they cannot be.
+"""
 
 import functools
 import re
@@ -34,7 +36,13 @@ def test_any_number_of_rows(count, mode, made, native, normal, distance):
     for name in ("Q4_0", "Q5_1", "Q6_K"):
         w, dense = made(name, 37, 6 if name != "Q6_K" else 2)
         x = normal(count, len(dense))
-        assert FLOAT32 < distance(jax.jit(functools.partial(matmul, activations=mode))(x, w), np.float64(x) @ dense) < ERRORS[mode]
+        assert (
+            FLOAT32
+            < distance(
+                jax.jit(functools.partial(matmul, activations=mode))(x, w), np.float64(x) @ dense
+            )
+            < ERRORS[mode]
+        )
 
 
 def test_leading_axes_narrow_numbers_and_vmap(made, native, normal, distance):
@@ -49,7 +57,10 @@ def test_leading_axes_narrow_numbers_and_vmap(made, native, normal, distance):
 
 def test_one_expert_of_a_stack(packed, native, normal, distance):
     rows, values = packed("Q4_0", 21, 3)
-    stack, x = QTensor.from_bytes(rows.reshape(3, 7, -1), "Q4_0", layout="groups", transposed=True), normal(2, 96)
+    stack, x = (
+        QTensor.from_bytes(rows.reshape(3, 7, -1), "Q4_0", layout="groups", transposed=True),
+        normal(2, 96),
+    )
     y = jax.jit(functools.partial(expert_matmul, implementation="native"))(x, stack, jnp.int32(2))
     assert distance(y, np.float64(x) @ np.float64(values[14:].T)) < ERRORS["int16"]
 
@@ -58,13 +69,18 @@ def test_one_expert_of_a_stack(packed, native, normal, distance):
 def test_the_gradient_is_plain_xla_s(count, made, native, normal):
     w, _ = made("Q5_1", 37, 3)
     x, c = normal(count, 96), jnp.asarray(normal(count, 37))
-    gradient = lambda how: jax.grad(lambda x: (matmul(x, w, implementation=how) * c).sum())(x)
+
+    def gradient(how):
+        return jax.grad(lambda x: (matmul(x, w, implementation=how) * c).sum())(x)
+
     np.testing.assert_array_equal(gradient("native"), gradient("xla"))
 
 
 def test_several_products_and_their_gradients(made, native, normal, distance):
     """Several types with a bias, a residual, SwiGLU, after a norm: one call."""
-    first, second, gate, up = (made(*of)[0] for of in (("Q4_0", 7, 3), ("Q8_0", 9, 3), ("Q5_1", 5, 3), ("Q4_0", 5, 3)))
+    first, second, gate, up = (
+        made(*of)[0] for of in (("Q4_0", 7, 3), ("Q8_0", 9, 3), ("Q5_1", 5, 3), ("Q4_0", 5, 3))
+    )
     operands = normal(2, 1, 96), 1 + 0.1 * normal(96), normal(7), normal(2, 1, 9, seed=1)
 
     def several(how, x, scale, bias, residual):
@@ -84,9 +100,20 @@ def test_several_products_and_their_gradients(made, native, normal, distance):
 
 def test_layouts(native, monkeypatch):
     """Groups where C++ multiplies them; other types and modes keep the layout of plain XLA."""
-    layout = lambda name, **how: default_layout(formats.get(name), **how)
-    assert [layout(name) for name in ("Q4_0", "Q6_K", "IQ3_S", "TQ1_0")] == ["groups", "groups", "columns", "columns"]
-    assert layout("Q4_0", activations="int8") == "groups" and layout("Q4_0", activations="float") == "columns"
+
+    def layout(name, **how):
+        return default_layout(formats.get(name), **how)
+
+    assert [layout(name) for name in ("Q4_0", "Q6_K", "IQ3_S", "TQ1_0")] == [
+        "groups",
+        "groups",
+        "columns",
+        "columns",
+    ]
+    assert (
+        layout("Q4_0", activations="int8") == "groups"
+        and layout("Q4_0", activations="float") == "columns"
+    )
     monkeypatch.setenv("ROCMFORGE_KERNELS", "xla")
     assert layout("Q4_0") == "columns"
 
@@ -94,17 +121,39 @@ def test_layouts(native, monkeypatch):
 def test_exact_products_are_plain_xla_s(made, native, normal):
     w, _ = made("Q4_0", 7, 3)
     x = normal(2, 96)
-    np.testing.assert_array_equal(matmul(x, w, activations="float"), matmul(x, w, implementation="xla"))
-    with pytest.raises(NotImplementedError, match="native: the C\\+\\+ products turn activations into int16 or int8, not float"):
+    np.testing.assert_array_equal(
+        matmul(x, w, activations="float"), matmul(x, w, implementation="xla")
+    )
+    with pytest.raises(
+        NotImplementedError,
+        match="native: the C\\+\\+ products turn activations into int16 or int8, not float",
+    ):
         matmul(x, w, activations="float", implementation="native")
 
 
-def test_what_they_cannot_do_is_refused_by_name_and_done_otherwise(made, packed, native, normal, distance):
+def test_what_they_cannot_do_is_refused_by_name_and_done_otherwise(
+    made, packed, native, normal, distance
+):
     w, dense = made("Q4_0", 96, 3)
-    columns = QTensor.from_bytes(packed("Q4_0", 96, 3)[0], "Q4_0", layout="columns", transposed=True)
+    columns = QTensor.from_bytes(
+        packed("Q4_0", 96, 3)[0], "Q4_0", layout="columns", transposed=True
+    )
     cases = (
-        (normal(2, 96), columns, dense, "native: Q4_0 planes lie in columns, the C\\+\\+ products read groups"),
-        (normal(2, 96), w.T, dense.T, "native: the weight is seen as it is stored, the C\\+\\+ products multiply with its transpose"),
+        (
+            normal(2, 96),
+            columns,
+            dense,
+            "native: Q4_0 planes lie in columns, the C\\+\\+ products read groups",
+        ),
+        (
+            normal(2, 96),
+            w.T,
+            dense.T,
+            (
+                "native: the weight is seen as it is stored, the C\\+\\+ products multiply with its"
+                " transpose"
+            ),
+        ),
         (normal(0, 96), w, dense, "native: there is no row to multiply"),
     )
     for x, weight, values, reason in cases:
@@ -118,7 +167,15 @@ def test_what_they_cannot_do_is_refused_by_name_and_done_otherwise(made, packed,
 
 def test_the_environment_chooses(made, native, normal, monkeypatch):
     w, _ = made("Q4_0", 7, 3)
-    calls = lambda: jax.jit(lambda x, w: matmul(x, w)).lower(normal(1, 96), w).as_text().count("custom_call @rocmforge")
+
+    def calls():
+        return (
+            jax.jit(lambda x, w: matmul(x, w))
+            .lower(normal(1, 96), w)
+            .as_text()
+            .count("custom_call @rocmforge")
+        )
+
     for choice, expected in (("", 1), ("auto", 1), ("native", 1), ("xla", 0)):
         monkeypatch.setenv("ROCMFORGE_KERNELS", choice)
         assert calls() == expected
@@ -132,7 +189,10 @@ def test_chosen_alone_it_leaves_what_it_has_not_to_plain_xla(made, native, monke
 
 def test_without_a_library_it_says_how_to_get_one(made, none_built, normal, monkeypatch):
     w, _ = made("Q4_0", 7, 3)
-    reason = r"native: the C\+\+ products are not built \(build it once with: rocmforge-jax build-native\)"
+    reason = (
+        r"native: the C\+\+ products are not built \(build it once with: rocmforge-jax"
+        r" build-native\)"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         matmul(normal(1, 96), w)
@@ -149,7 +209,9 @@ def copied(native_folder, tmp_path, monkeypatch):
     found = library.build.find(Path(native_folder))
     shutil.copy(found, tmp_path / found.name)
     monkeypatch.setenv("ROCMFORGE_NATIVE_FOLDER", str(tmp_path))
-    monkeypatch.setattr(library.api, "load", lambda path: "these instructions")  # JAX knows the same code already
+    monkeypatch.setattr(
+        library.api, "load", lambda path: "these instructions"
+    )  # JAX knows the same code already
     return tmp_path / found.name
 
 
@@ -164,7 +226,7 @@ def copied(native_folder, tmp_path, monkeypatch):
 )
 def test_a_library_that_fails_is_named_once_and_xla_stands_in(
     error, said, made, native, native_folder, normal, tmp_path, monkeypatch
-):  # fmt: skip
+):
     path = copied(native_folder, tmp_path, monkeypatch)
     monkeypatch.setattr(library, "_error", error)
     w, _ = made("Q4_0", 7, 3)
@@ -185,9 +247,13 @@ def test_a_library_that_fails_is_named_once_and_xla_stands_in(
 def test_a_library_is_tried_once_for_a_processor(native, native_folder, tmp_path, monkeypatch):
     copied(native_folder, tmp_path, monkeypatch)
     tried = []
-    monkeypatch.setattr(library, "_error", lambda packing, mode: tried.append((packing, mode)) or 0.0)
+    monkeypatch.setattr(
+        library, "_error", lambda packing, mode: tried.append((packing, mode)) or 0.0
+    )
     assert library.usable() and len(tried) == len(set(tried)) == 2 * len(library.groups.packings())
-    assert [path.name.endswith("-these-instructions.passed") for path in tmp_path.glob("*.passed")] == [True]
+    assert [
+        path.name.endswith("-these-instructions.passed") for path in tmp_path.glob("*.passed")
+    ] == [True]
     library._loaded.cache_clear()
     assert library.usable() and len(tried) == 2 * len(library.groups.packings())
 

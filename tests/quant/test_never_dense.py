@@ -15,26 +15,42 @@ from tests.quant.conftest import IN_GROUPS, QUANTIZED
 
 SIZE = 4096
 DENSE_BYTES = 4 * SIZE * SIZE
-#: Two rows are the most that small blocks are decoded in registers for; other types take two as they take eight.
-SAMPLES = [(name, count) for name in QUANTIZED for count in (1, 2, 8) if count != 2 or formats.get(name).block == 32]
+#: Two rows are the most that small blocks are decoded in registers for; other types take two as
+#: they take eight.
+SAMPLES = [
+    (name, count)
+    for name in QUANTIZED
+    for count in (1, 2, 8)
+    if count != 2 or formats.get(name).block == 32
+]
 
 
 def temporaries(name, layout, count, transposed=True):
-    """Bytes of temporaries of a product with `count` rows of x, as a share of the dense float32 weight."""
+    """Bytes of temporaries of a product with `count` rows of x, as a share of the dense float32
+    weight.
+    """
     row_bytes = jax.ShapeDtypeStruct((SIZE, formats.get(name).row_bytes(SIZE)), jnp.uint8)
-    w = jax.eval_shape(lambda rows: QTensor.from_bytes(rows, name, layout=layout, transposed=transposed), row_bytes)
+    w = jax.eval_shape(
+        lambda rows: QTensor.from_bytes(rows, name, layout=layout, transposed=transposed), row_bytes
+    )
     product = functools.partial(matmul, implementation="xla")
     compiled = jax.jit(product).lower(jax.ShapeDtypeStruct((count, SIZE), jnp.float32), w).compile()
     return compiled.memory_analysis().temp_size_in_bytes / DENSE_BYTES
 
 
 def some_in_core(samples, core):
-    return [pytest.param(*sample, marks=pytest.mark.core if sample[0] in core else ()) for sample in samples]
+    return [
+        pytest.param(*sample, marks=pytest.mark.core if sample[0] in core else ())
+        for sample in samples
+    ]
 
 
 @pytest.mark.parametrize(("name", "count"), some_in_core(SAMPLES, core=("Q4_0", "Q5_1", "Q4_K")))
 def test_columns_hold_a_tile_and_the_scales_at_most(name, count):
-    """The layout of CPUs. The most is 0.19, of Q2_K: a tile of 1/16 and, in float32, two scales for each 16 weights."""
+    """The layout of CPUs.
+
+    The most is 0.19, of Q2_K: a tile of 1/16 and, in float32, two scales for each 16 weights.
+    """
     assert temporaries(name, "columns", count) < 0.25
 
 
@@ -56,16 +72,25 @@ def test_rows_on_a_gpu(name, count):
 @pytest.mark.parametrize("count", [1, 2, 8])
 @pytest.mark.parametrize("name", IN_GROUPS)
 def test_groups_on_a_gpu_without_kernels(name, count):
-    """What stands in for a kernel that fails. MXFP4 has its codes written out, a byte each: exactly a quarter."""
+    """What stands in for a kernel that fails.
+
+    MXFP4 has its codes written out, a byte each: exactly a quarter.
+    """
     assert temporaries(name, "groups", count) < (0.26 if name == "MXFP4" else 0.15)
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(("name", "layout", "count"), [("Q4_0", "rows", 8), ("Q4_K", "rows", 8)]
-                         + [(name, "groups", count) for name in ("Q4_0", "Q4_K") for count in (1, 2, 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "layout", "count"),
+    [("Q4_0", "rows", 8), ("Q4_K", "rows", 8)]
+    + [(name, "groups", count) for name in ("Q4_0", "Q4_K") for count in (1, 2, 8)],
+)
 def test_layouts_for_gpus_write_one_dense_weight_at_most_on_a_cpu(name, layout, count):
-    """XLA:CPU does not fuse dequantisation into their reduction. What holds there: rows of x share what is written.
+    """XLA:CPU does not fuse dequantisation into their reduction.
 
-    With Q4_K in groups that is, beside the weight, some float32 numbers for each 32 of its elements: 1.125 in all.
+    What holds there: rows of x share what is written.
+
+    With Q4_K in groups that is, beside the weight, some float32 numbers for each 32 of its
+    elements: 1.125 in all.
     """
     assert temporaries(name, layout, count) < (1.1 if layout == "rows" else 1.15)

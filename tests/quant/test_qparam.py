@@ -96,12 +96,17 @@ def test_grad_reaches_the_other_parameters_through_it(model, x, kernel, distance
 
 @pytest.mark.parametrize("as_array", [jnp.asarray, np.asarray])
 def test_it_never_becomes_an_array_by_itself(model, as_array):
-    with pytest.raises(TypeError, match=r"a QParam does not become an array by itself: use rocmforge_jax.dequantize\(param\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"a QParam does not become an array by itself: use rocmforge_jax.dequantize\(param\)",
+    ):
         as_array(model.kernel)
     assert not hasattr(model.kernel, "__jax_array__")
 
 
 @pytest.mark.parametrize("weight", [np.zeros((2, 3), np.float32), nnx.Param(jnp.zeros((2, 3)))])
 def test_dequantize_refuses_what_is_not_quantised(weight):
-    with pytest.raises(TypeError, match=f"expected a QTensor or a QParam, got {type(weight).__name__}"):
+    with pytest.raises(
+        TypeError, match=f"expected a QTensor or a QParam, got {type(weight).__name__}"
+    ):
         dequantize(weight)

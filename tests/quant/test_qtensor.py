@@ -50,20 +50,33 @@ def test_shape_is_the_stored_one_or_its_transpose(layout, lead):
 @pytest.mark.core
 def test_planes_are_minor_in_the_inputs_for_rows_and_in_the_outputs_for_columns():
     rows = np.zeros((7, 3 * 24), np.uint8)
-    shapes = lambda layout: {name: plane.shape for name, plane in QTensor.from_bytes(rows, "Q5_1", layout=layout).planes.items()}
+
+    def shapes(layout):
+        return {
+            name: plane.shape
+            for name, plane in QTensor.from_bytes(rows, "Q5_1", layout=layout).planes.items()
+        }
+
     assert shapes("rows") == {"d": (7, 3), "m": (7, 3), "qh": (7, 3), "qs": (7, 3, 16)}
     assert shapes("columns") == {"d": (3, 7), "m": (3, 7), "qh": (3, 7), "qs": (3, 16, 7)}
     assert shapes("groups") == {"codes": (7, 5, 3), "d": (7, 3)}
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(("name", "on_a_gpu"), [("Q4_0", "groups"), ("Q6_K", "groups"), ("IQ3_S", "rows"), ("TQ1_0", "rows")])
+@pytest.mark.parametrize(
+    ("name", "on_a_gpu"),
+    [("Q4_0", "groups"), ("Q6_K", "groups"), ("IQ3_S", "rows"), ("TQ1_0", "rows")],
+)
 def test_the_default_layout_is_that_of_the_type_on_the_device(name, on_a_gpu):
     fmt, gpu = formats.get(name), SimpleNamespace(platform="rocm")
     assert default_layout(fmt, jax.devices("cpu")[0]) == "columns"
     assert default_layout(fmt, gpu) == on_a_gpu
     expected = "columns" if jax.default_backend() == "cpu" else on_a_gpu
-    assert default_layout(fmt) == QTensor.from_bytes(np.zeros((1, fmt.block_bytes), np.uint8), name).layout == expected
+    assert (
+        default_layout(fmt)
+        == QTensor.from_bytes(np.zeros((1, fmt.block_bytes), np.uint8), name).layout
+        == expected
+    )
 
 
 @pytest.mark.core
@@ -83,7 +96,9 @@ def test_it_is_a_pytree_for_jit_eval_shape_and_tree_map(layout, packed):
     assert isinstance(same, QTensor) and (same.shape, same.layout) == ((96, 7), layout)
     turned = jax.jit(lambda w: w.T)(w)
     np.testing.assert_array_equal(dequantize(turned), values)
-    abstract = jax.eval_shape(lambda rows: QTensor.from_bytes(rows, "Q5_1", layout=layout, transposed=True), rows)
+    abstract = jax.eval_shape(
+        lambda rows: QTensor.from_bytes(rows, "Q5_1", layout=layout, transposed=True), rows
+    )
     assert abstract.shape == (96, 7) and isinstance(abstract.planes["d"], jax.ShapeDtypeStruct)
     assert jax.tree.structure(abstract) == jax.tree.structure(w)
 
@@ -96,15 +111,26 @@ def test_vmap_runs_over_a_stack(layout, packed, normal, distance):
     x, kernels = normal(2, 3, 96), values.reshape(2, 7, 96).swapaxes(1, 2)
     np.testing.assert_array_equal(dequantize(stack), kernels)
     np.testing.assert_array_equal(jax.vmap(dequantize)(stack), kernels)
-    assert distance(jax.vmap(matmul)(jnp.asarray(x), stack), np.float64(x) @ np.float64(kernels)) < 1e-6
+    assert (
+        distance(jax.vmap(matmul)(jnp.asarray(x), stack), np.float64(x) @ np.float64(kernels))
+        < 1e-6
+    )
 
 
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("rows", "fmt", "message"),
     [
-        (np.zeros((7, 53), np.uint8), "Q4_0", "a Q4_0 row is whole blocks of 18 bytes, got 53 bytes"),
-        (np.zeros(54, np.uint8), "Q4_0", r"a Q4_0 matrix is uint8 \[\.\.\., rows, row bytes\], .* got uint8 \[54\]"),
+        (
+            np.zeros((7, 53), np.uint8),
+            "Q4_0",
+            "a Q4_0 row is whole blocks of 18 bytes, got 53 bytes",
+        ),
+        (
+            np.zeros(54, np.uint8),
+            "Q4_0",
+            r"a Q4_0 matrix is uint8 \[\.\.\., rows, row bytes\], .* got uint8 \[54\]",
+        ),
         (np.zeros((7, 54), np.int8), "Q4_0", r"got int8 \[7, 54\]"),
         (np.zeros((0, 54), np.uint8), "Q4_0", r"at least one row and block, got uint8 \[0, 54\]"),
         (np.zeros((7, 0), np.uint8), "Q4_0", r"at least one row and block, got uint8 \[7, 0\]"),
@@ -120,7 +146,9 @@ def test_what_is_no_packed_matrix_is_refused(rows, fmt, message):
 
 @pytest.mark.core
 def test_an_unknown_layout_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="a plane layout is one of groups, rows, columns, got 'diagonal'"):
+    with pytest.raises(
+        ValueError, match="a plane layout is one of groups, rows, columns, got 'diagonal'"
+    ):
         QTensor.from_bytes(np.zeros((1, 18), np.uint8), "Q4_0", layout="diagonal")
 
 
@@ -128,5 +156,8 @@ def test_an_unknown_layout_is_refused_with_the_known_ones():
 @pytest.mark.parametrize("as_array", [jnp.asarray, np.asarray])
 def test_it_never_becomes_an_array_by_itself(as_array):
     w = QTensor.from_bytes(np.zeros((1, 18), np.uint8), "Q4_0")
-    with pytest.raises(TypeError, match=r"QTensor\(Q4_0.* does not become an array by itself: use rocmforge_jax.dequantize"):
+    with pytest.raises(
+        TypeError,
+        match=r"QTensor\(Q4_0.* does not become an array by itself: use rocmforge_jax.dequantize",
+    ):
         as_array(w)

@@ -16,35 +16,55 @@ pytestmark = pytest.mark.core
 
 def random_rows(name, *lead, elements=1280, seed=0):
     """Any bytes are blocks. 1280 elements: 5 blocks of 256."""
-    return np.random.default_rng(seed).integers(0, 256, (*lead, formats.get(name).row_bytes(elements)), np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 256, (*lead, formats.get(name).row_bytes(elements)), np.uint8
+    )
 
 
 @pytest.mark.parametrize("name", IN_GROUPS)
 def test_every_type(name, native):
     """Stacks of experts too; and rows that several threads take, the last with fewer."""
     fmt = formats.get(name)
-    for rows in (random_rows(name, 3, 7), random_rows(name, 2 * native_repack.PIECE // fmt.row_bytes(1280) + 3)):
+    for rows in (
+        random_rows(name, 3, 7),
+        random_rows(name, 2 * native_repack.PIECE // fmt.row_bytes(1280) + 3),
+    ):
         made, expected = repack.from_host(rows, fmt).planes, split(rows, fmt, "groups")
         assert made.keys() == expected.keys()
         for plane, like in expected.items():
             assert made[plane].dtype == like.dtype and made[plane].shape == like.shape
-            np.testing.assert_array_equal(np.asarray(made[plane]).view(np.uint8), np.asarray(like).view(np.uint8))
+            np.testing.assert_array_equal(
+                np.asarray(made[plane]).view(np.uint8), np.asarray(like).view(np.uint8)
+            )
 
 
 def test_planes_are_not_copied_for_the_device(native):
-    planes = native_repack.repack(native_library(), random_rows("Q4_K", 5), repack.blocks_of(formats.get("Q4_K")), packing("Q4_K"))
+    planes = native_repack.repack(
+        native_library(),
+        random_rows("Q4_K", 5),
+        repack.blocks_of(formats.get("Q4_K")),
+        packing("Q4_K"),
+    )
     assert all(plane.ctypes.data % native_repack.ALIGNMENT == 0 for plane in planes.values())
 
 
 def test_rows_that_are_no_whole_blocks_are_refused(native):
     rows, blocks = random_rows("Q4_K", 5), repack.blocks_of(formats.get("Q4_K"))
     for wrong in (rows[:, 1:], rows.astype(np.int8), rows[:, ::2]):
-        with pytest.raises(ValueError, match=rf"rows are uint8, whole blocks of 144 bytes and contiguous, got {wrong.dtype} \[5, "):
+        with pytest.raises(
+            ValueError,
+            match=(
+                rf"rows are uint8, whole blocks of 144 bytes and contiguous, got {wrong.dtype}"
+                r" \[5, "
+            ),
+        ):
             native_repack.repack(native_library(), wrong, blocks, packing("Q4_K"))
 
 
 def test_without_the_library_it_says_how_to_get_one():
-    with pytest.raises(NotImplementedError, match=r"not built \(build it once with: rocmforge-jax build-native\)"):
+    with pytest.raises(
+        NotImplementedError, match=r"not built \(build it once with: rocmforge-jax build-native\)"
+    ):
         repack.from_host(random_rows("Q4_0", 5), formats.get("Q4_0"))
 
 

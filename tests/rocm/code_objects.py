@@ -13,18 +13,22 @@ from tests.rocm.riegeli import nested_records
 _ELF64 = re.compile(rb"\x7fELF\x02\x01\x01")
 _EM_AMDGPU, _SHT_PROGBITS, _SHT_NOTE, _NT_AMDGPU_METADATA = 224, 1, 7, 32
 _SHF_EXECINSTR = 4
-#: Upper half of the first word of a 4-way dot product of bytes with 32-bit sums: v_dot4_i32_i8 of gfx9, v_dot4_i32_iu8 of gfx11 and gfx12.
+#: Upper half of the first word of a 4-way dot product of bytes with 32-bit sums: v_dot4_i32_i8 of
+#: gfx9, v_dot4_i32_iu8 of gfx11 and gfx12.
 _DOT4_I8, _DOT4_IU8 = 0xD3A8, 0xCC16
-#: The upper three bits of its second word, in v_dot4_iu8: which operands are negated, that is signed. The first two.
+#: The upper three bits of its second word, in v_dot4_iu8: which operands are negated, that is
+#: signed. The first two.
 _BOTH_SIGNED = 0b011
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What a code object says of a kernel (llvm.org/docs/AMDGPUUsage.html, code object V3 metadata and later).
+    """What a code object says of a kernel (llvm.org/docs/AMDGPUUsage.html, code object V3 metadata
+    and later).
 
-    target: LLVM's triple with architecture and features. vgprs, sgprs, agprs: registers. lds: bytes of fixed local data share.
-    spills: vector registers spilled; scratch: bytes of private memory a thread.
+    target: LLVM's triple with architecture and features. vgprs, sgprs, agprs: registers. lds: bytes
+    of fixed local data share. spills: vector registers spilled; scratch: bytes of private memory a
+    thread.
     """
 
     name: str
@@ -71,12 +75,17 @@ def kernels(code_object: bytes) -> Iterator[Kernel]:
 
 
 def signed_dot4s(code_object: bytes) -> int:
-    """How many 4-way dot products of signed bytes its machine code holds (AMD's RDNA3 and CDNA3 ISA manuals, VOP3P)."""
+    """How many 4-way dot products of signed bytes its machine code holds (AMD's RDNA3 and CDNA3 ISA
+    manuals, VOP3P).
+    """
     count = 0
     for text in _machine_code(code_object):
         words = struct.unpack(f"<{len(text) // 4}I", text[: len(text) // 4 * 4])
         kinds = [(first >> 16, second >> 29) for first, second in itertools.pairwise(words)]
-        count += sum(opcode == _DOT4_I8 or (opcode, signs) == (_DOT4_IU8, _BOTH_SIGNED) for opcode, signs in kinds)
+        count += sum(
+            opcode == _DOT4_I8 or (opcode, signs) == (_DOT4_IU8, _BOTH_SIGNED)
+            for opcode, signs in kinds
+        )
     return count
 
 

@@ -1,6 +1,8 @@
-"""Compile programs for one target: `python -m tests.rocm.compile PLUGIN TARGET PROGRAM...`, a JSON line for each on stdout.
+"""Compile programs for one target: `python -m tests.rocm.compile PLUGIN TARGET PROGRAM...`, a JSON
+line for each on stdout.
 
-A process of its own: a plugin cannot be unloaded, and a compiler that aborts should not take the tests with it.
+A process of its own: a plugin cannot be unloaded, and a compiler that aborts should not take the
+tests with it.
 """
 
 import functools
@@ -19,7 +21,9 @@ from tests.rocm.targets import TARGETS
 
 
 def main(plugin: str, target: str, *names: str) -> None:
-    jax.config.update("jax_platforms", "cpu")  # what is computed here, such as the planes of the demo, is computed on the CPU
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # what is computed here, such as the planes of the demo, is computed on the CPU
     compiler.load_plugin(Path(plugin))
     layout_of = functools.partial(default_layout, device=compiler.device(TARGETS[target]))
     for name in names:

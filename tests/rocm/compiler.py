@@ -19,11 +19,23 @@ from tests.rocm.targets import Target
 _LAUNCH = re.compile(r"\] (\S+) grid: \[[\d, ]+\] threads: \[([\d, ]+)\]\s+shared_memory: (\d+)")
 _STEP = re.compile(r"^\s*\d+: k(\w+)", re.MULTILINE)
 #: Steps of a program that are neither code of its own nor a library's.
-_PLAIN_STEPS = {"CustomKernel", "Kernel", "Copy", "While", "Conditional", "Sequential", "Memset32BitValue", "MemzeroValue"}
+_PLAIN_STEPS = {
+    "CustomKernel",
+    "Kernel",
+    "Copy",
+    "While",
+    "Conditional",
+    "Sequential",
+    "Memset32BitValue",
+    "MemzeroValue",
+}
 
 
 def load_plugin(library: Path) -> None:
-    """Make jax know the platform "rocm". Where ROCm is missing, stand-ins for its libraries are loaded first."""
+    """Make jax know the platform "rocm".
+
+    Where ROCm is missing, stand-ins for its libraries are loaded first.
+    """
     try:
         ctypes.CDLL(str(library))
     except OSError:
@@ -36,15 +48,22 @@ def load_plugin(library: Path) -> None:
 
 def device(target: Target):
     """The described device: something to compile for, not to run on."""
-    return topologies.get_topology_desc("", platform="rocm", target_config=target.config(), topology="1x1x1").devices[0]
+    return topologies.get_topology_desc(
+        "", platform="rocm", target_config=target.config(), topology="1x1x1"
+    ).devices[0]
 
 
 def compile_for(target: Target, jitted, args) -> dict:
-    """Compile a jitted function for a target: what its machine code needs, as numbers. args: abstract, or static."""
+    """Compile a jitted function for a target: what its machine code needs, as numbers.
+
+    args: abstract, or static.
+    """
     lowered = lower(jitted, args, device(target), "rocm", target.isa)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        compiled = lowered.compile(
+            compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        )
         seconds = time.perf_counter() - start
         (dump,) = Path(folder).glob("*.thunk_sequence.txt")
         steps = dump.read_text()
@@ -59,15 +78,25 @@ def compile_for(target: Target, jitted, args) -> dict:
 
 
 def lower(jitted, args, device, platform: str, kind: str):
-    """A jitted function lowered for a described device of a platform. args: abstract, or static. kind: as jax names such devices."""
+    """A jitted function lowered for a described device of a platform.
+
+    args: abstract, or static. kind: as jax names such devices.
+    """
     sharding = jax.sharding.SingleDeviceSharding(device)
-    place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) if hasattr(a, "shape") else a
+
+    def place(a):
+        return (
+            jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) if hasattr(a, "shape") else a
+        )
+
     with as_if_on(platform, kind):
         return jitted.trace(*jax.tree.map(place, args)).lower(lowering_platforms=(platform,))
 
 
 def _code(compiled, steps) -> dict:
-    launches = [(name, threads.split(", "), int(shared)) for name, threads, shared in _LAUNCH.findall(steps)]
+    launches = [
+        (name, threads.split(", "), int(shared)) for name, threads, shared in _LAUNCH.findall(steps)
+    ]
     objects = code_objects.code_objects(compiled._executable.xla_executable.serialize())
     kernels = {kernel.name: kernel for one in objects for kernel in code_objects.kernels(one)}
     shared = {name: max(s for n, _, s in launches if n == name) for name, _, _ in launches}
@@ -79,7 +108,9 @@ def _code(compiled, steps) -> dict:
         "code_never_launched": sorted(set(kernels) - {name for name, _, _ in launches}),
         "threads_max": max((int(x) * int(y) * int(z) for _, (x, y, z), _ in launches), default=0),
         "vgprs_max": max((kernel.vgprs for kernel in kernels.values()), default=0),
-        "lds_max": max((kernel.lds + shared.get(name, 0) for name, kernel in kernels.items()), default=0),
+        "lds_max": max(
+            (kernel.lds + shared.get(name, 0) for name, kernel in kernels.items()), default=0
+        ),
         "spills": sum(kernel.spills for kernel in kernels.values()),
         "scratch_max": max((kernel.scratch for kernel in kernels.values()), default=0),
     }

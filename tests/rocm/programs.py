@@ -1,7 +1,9 @@
-"""What is compiled: the engine's own steps and dequantisation, on abstract arrays. No weight is made.
+"""What is compiled: the engine's own steps and dequantisation, on abstract arrays.
 
-A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "mixture TYPE"; or "dequantize TYPE". With "plain" in front,
-no kernels of ours are in it.
+No weight is made.
+
+A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "mixture TYPE"; or
+"dequantize TYPE". With "plain" in front, no kernels of ours are in it.
 """
 
 import functools
@@ -24,14 +26,35 @@ from rocmforge_jax.quant import QParam, QTensor, matmul
 
 #: Two layers of Llama 3 8B; its vocabulary and the types of its matrices in a Q4_K_M file.
 LLAMA_8B = DecoderConfig(
-    layers=2, width=4096, hidden=14336, heads=32, kv_heads=8, head_width=128, vocabulary=128256, context_length=8192,
-    norm_epsilon=1e-5, rope=RopeConfig(width=128, base=500000.0, interleaved=True), tied=False,
-)  # fmt: skip
-#: Two layers of Qwen3-30B-A3B, in Q4_K but for its router: what a Llama does not have is an own norm of each head, and experts.
+    layers=2,
+    width=4096,
+    hidden=14336,
+    heads=32,
+    kv_heads=8,
+    head_width=128,
+    vocabulary=128256,
+    context_length=8192,
+    norm_epsilon=1e-5,
+    rope=RopeConfig(width=128, base=500000.0, interleaved=True),
+    tied=False,
+)
+#: Two layers of Qwen3-30B-A3B, in Q4_K but for its router: what a Llama does not have is an own
+#: norm of each head, and experts.
 QWEN3_30B_A3B = DecoderConfig(
-    layers=2, width=2048, hidden=6144, heads=32, kv_heads=4, head_width=128, vocabulary=151936, context_length=8192, norm_epsilon=1e-6,
-    rope=RopeConfig(width=128, base=1e6), tied=False, qk_norm=True, moe=MoEConfig(experts=128, used=8, hidden=768),
-)  # fmt: skip
+    layers=2,
+    width=2048,
+    hidden=6144,
+    heads=32,
+    kv_heads=4,
+    head_width=128,
+    vocabulary=151936,
+    context_length=8192,
+    norm_epsilon=1e-6,
+    rope=RopeConfig(width=128, base=1e6),
+    tied=False,
+    qk_norm=True,
+    moe=MoEConfig(experts=128, used=8, hidden=768),
+)
 Q6_K = {"attn_v", "ffn_down", "output"}
 #: Shape of the matrix that is dequantised.
 MATRIX = (4096, 4096)
@@ -43,46 +66,87 @@ TOKENS = (1, 64)
 
 
 def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
-    """A jitted function and what to trace it with, abstract but for static arguments. layout_of: a type's layout of planes."""
+    """A jitted function and what to trace it with, abstract but for static arguments.
+
+    layout_of: a type's layout of planes.
+    """
     what, how = name.removeprefix("plain ").split()
     if what == "dequantize":
-        return jax.jit(dequantize, static_argnums=1), (_packed(MATRIX, how, layout_of, transposed=True), jnp.bfloat16)
+        return jax.jit(dequantize, static_argnums=1), (
+            _packed(MATRIX, how, layout_of, transposed=True),
+            jnp.bfloat16,
+        )
     if what == "product":
-        return jax.jit(_products), ([_packed(shape, how, layout_of, transposed=True) for shape in PRODUCTS],)
+        return jax.jit(_products), (
+            [_packed(shape, how, layout_of, transposed=True) for shape in PRODUCTS],
+        )
     if what == "mixture":
         width, moe = QWEN3_30B_A3B.width, QWEN3_30B_A3B.moe
         shapes = (width, moe.hidden), (width, moe.hidden), (moe.hidden, width)
-        return jax.jit(_mixture), ([_packed((moe.experts, *shape), how, layout_of, transposed=True) for shape in shapes],)
+        return jax.jit(_mixture), (
+            [_packed((moe.experts, *shape), how, layout_of, transposed=True) for shape in shapes],
+        )
     engine, tokens, slots = _engine(what, layout_of)
     return {"prefill": _prefill, "decode": _decode}[how](engine, tokens, slots)
 
 
 def _products(weights):
     """Each weight times one and eight rows, and times 32 on the matrix units."""
-    rows = lambda weight, count, dtype: jnp.ones((count, weight.shape[0]), dtype)
-    few = [matmul(rows(weight, count, jnp.float32), weight) for weight in weights for count in (1, 8)]
-    modes = [matmul(rows(weights[0], 1, jnp.float32), weights[0], activations=mode) for mode in ("int8", "float")]
+
+    def rows(weight, count, dtype):
+        return jnp.ones((count, weight.shape[0]), dtype)
+
+    few = [
+        matmul(rows(weight, count, jnp.float32), weight) for weight in weights for count in (1, 8)
+    ]
+    modes = [
+        matmul(rows(weights[0], 1, jnp.float32), weights[0], activations=mode)
+        for mode in ("int8", "float")
+    ]
     return few, modes, matmul(rows(weights[0], 32, jnp.bfloat16), weights[0])
 
 
 def _mixture(stacks):
     experts, used, width = QWEN3_30B_A3B.moe.experts, QWEN3_30B_A3B.moe.used, QWEN3_30B_A3B.width
-    modules = [nnx.eval_shape(lambda shape=stack.shape: Experts(*shape, rngs=nnx.Rngs(0))) for stack in stacks]
+    modules = [
+        nnx.eval_shape(lambda shape=stack.shape: Experts(*shape, rngs=nnx.Rngs(0)))
+        for stack in stacks
+    ]
     for module, stack in zip(modules, stacks):
         module.kernel = QParam(stack)
-    of = lambda tokens: jnp.arange(tokens * used, dtype=jnp.int32).reshape(tokens, used) % experts
-    return [mixture(jnp.ones((tokens, width), jnp.bfloat16), jnp.ones((tokens, used)), of(tokens), *modules) for tokens in TOKENS]
+
+    def of(tokens):
+        return jnp.arange(tokens * used, dtype=jnp.int32).reshape(tokens, used) % experts
+
+    return [
+        mixture(
+            jnp.ones((tokens, width), jnp.bfloat16), jnp.ones((tokens, used)), of(tokens), *modules
+        )
+        for tokens in TOKENS
+    ]
 
 
 def _prefill(engine, tokens, slots):
-    cache, ids = _abstract(engine._init_cache, 1, slots), jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-    added, logits = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, engine.config.vocabulary), jnp.float32)
+    cache, ids = (
+        _abstract(engine._init_cache, 1, slots),
+        jax.ShapeDtypeStruct((1, tokens), jnp.int32),
+    )
+    added, logits = (
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+        jax.ShapeDtypeStruct((1, engine.config.vocabulary), jnp.float32),
+    )
     return engine._prefill, (engine._leaves, cache, ids, added, logits)
 
 
 def _decode(engine, tokens, slots):
-    cache, sampler = _abstract(engine._init_cache, 1, slots), _abstract(Sampler.of, [SamplingParams()])
-    last, recent = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, PENALTY_WINDOW), jnp.int32)
+    cache, sampler = (
+        _abstract(engine._init_cache, 1, slots),
+        _abstract(Sampler.of, [SamplingParams()]),
+    )
+    last, recent = (
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+        jax.ShapeDtypeStruct((1, PENALTY_WINDOW), jnp.int32),
+    )
     return engine._decode, (engine._leaves, cache, last, recent, sampler, TOKENS_PER_DISPATCH)
 
 
@@ -100,17 +164,31 @@ def _engine(model, layout_of) -> tuple[Engine, int, int]:
 @functools.cache
 def _demo(layout_of):
     layout = layout_of(formats.get("Q8_0"))  # all types of the demo have the same
-    return Engine(load_decoder(open_gguf(resolve("demo")), dtype=jnp.bfloat16, layout=layout)), 64, 256
+    return (
+        Engine(load_decoder(open_gguf(resolve("demo")), dtype=jnp.bfloat16, layout=layout)),
+        64,
+        256,
+    )
 
 
 @functools.cache
 def _llama_8b(layout_of):
-    return _packed_engine(LLAMA_8B, lambda name: "Q6_K" if name in Q6_K else "Q4_K", layout_of), PREFILL_CHUNK, 4096
+    return (
+        _packed_engine(LLAMA_8B, lambda name: "Q6_K" if name in Q6_K else "Q4_K", layout_of),
+        PREFILL_CHUNK,
+        4096,
+    )
 
 
 @functools.cache
 def _qwen3_30b_a3b(layout_of):
-    return _packed_engine(QWEN3_30B_A3B, lambda name: None if name == "ffn_gate_inp" else "Q4_K", layout_of), PREFILL_CHUNK, 4096
+    return (
+        _packed_engine(
+            QWEN3_30B_A3B, lambda name: None if name == "ffn_gate_inp" else "Q4_K", layout_of
+        ),
+        PREFILL_CHUNK,
+        4096,
+    )
 
 
 MODELS = {"demo": _demo, "llama-8b": _llama_8b, "qwen3-30b-a3b": _qwen3_30b_a3b}
@@ -122,7 +200,9 @@ def _packed_engine(config: DecoderConfig, type_of: Callable, layout_of) -> Engin
     for path, module in list(nnx.iter_modules(decoder)):
         for attribute, variable in list(vars(module).items()):
             if isinstance(variable, nnx.Variable) and len(variable.shape) > 1 and type_of(path[-1]):
-                packed = _packed(variable.shape, type_of(path[-1]), layout_of, transposed=attribute == "kernel")
+                packed = _packed(
+                    variable.shape, type_of(path[-1]), layout_of, transposed=attribute == "kernel"
+                )
                 setattr(module, attribute, QParam(packed))
     return Engine(decoder)
 
@@ -130,6 +210,11 @@ def _packed_engine(config: DecoderConfig, type_of: Callable, layout_of) -> Engin
 def _packed(shape, type_name, layout_of, *, transposed) -> QTensor:
     """An abstract packed matrix, or stack of them, that is seen as `shape`."""
     *stack, rows, columns = (*shape[:-2], *reversed(shape[-2:])) if transposed else shape
-    row_bytes = jax.ShapeDtypeStruct((*stack, rows, formats.get(type_name).row_bytes(columns)), jnp.uint8)
+    row_bytes = jax.ShapeDtypeStruct(
+        (*stack, rows, formats.get(type_name).row_bytes(columns)), jnp.uint8
+    )
     layout = layout_of(formats.get(type_name))
-    return jax.eval_shape(lambda data: QTensor.from_bytes(data, type_name, layout=layout, transposed=transposed), row_bytes)
+    return jax.eval_shape(
+        lambda data: QTensor.from_bytes(data, type_name, layout=layout, transposed=transposed),
+        row_bytes,
+    )

@@ -1,4 +1,6 @@
-"""The records of a Riegeli file, the container that XLA serialises executables in (github.com/google/riegeli, doc/)."""
+"""The records of a Riegeli file, the container that XLA serialises executables in
+(github.com/google/riegeli, doc/).
+"""
 
 import struct
 from collections.abc import Iterator
@@ -9,7 +11,8 @@ _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 1 << 16, 24, 40
 
 
 def nested_records(raw: bytes) -> Iterator[bytes]:
-    """What lies before a Riegeli file in `raw`, and the file's records, taken apart in the same way; all of `raw` where it has none.
+    """What lies before a Riegeli file in `raw`, and the file's records, taken apart in the same
+    way; all of `raw` where it has none.
 
     A file's own bytes are left out: block headers cut what an uncompressed record holds.
     """
@@ -23,7 +26,9 @@ def nested_records(raw: bytes) -> Iterator[bytes]:
 
 
 def _records(file: bytes) -> Iterator[bytes]:
-    chunks = b"".join(file[start + _BLOCK_HEADER : start + _BLOCK] for start in range(0, len(file), _BLOCK))
+    chunks = b"".join(
+        file[start + _BLOCK_HEADER : start + _BLOCK] for start in range(0, len(file), _BLOCK)
+    )
     at = 0
     while at + _CHUNK_HEADER <= len(chunks):
         (size,) = struct.unpack_from("<Q", chunks, at + 8)
@@ -41,7 +46,10 @@ def _records(file: bytes) -> Iterator[bytes]:
 def _simple_chunk(data, count):
     compression = data[0]
     sizes_length, at = _varint(data, 1)
-    sizes, values = _decompress(compression, data[at : at + sizes_length]), _decompress(compression, data[at + sizes_length :])
+    sizes, values = (
+        _decompress(compression, data[at : at + sizes_length]),
+        _decompress(compression, data[at + sizes_length :]),
+    )
     start = at = 0
     for _ in range(count):
         size, at = _varint(sizes, at)
@@ -53,7 +61,10 @@ def _decompress(compression, data):
     if compression == 0:
         return data
     if compression != ord("s"):
-        raise ValueError(f"Riegeli compression {chr(compression)!r}: only none and snappy, which XLA uses, are read here")
+        raise ValueError(
+            f"Riegeli compression {chr(compression)!r}: only none and snappy, which XLA uses, are"
+            " read here"
+        )
     return _snappy(data[_varint(data, 0)[1] :])
 
 
@@ -71,7 +82,10 @@ def _snappy(data) -> bytes:
     """github.com/google/snappy, format_description.txt."""
     length, at = _varint(data, 0)
     out = bytearray()
-    take = lambda start, width: int.from_bytes(data[start : start + width], "little")
+
+    def take(start, width):
+        return int.from_bytes(data[start : start + width], "little")
+
     while at < len(data):
         tag, at = data[at], at + 1
         kind, rest = tag & 3, tag >> 2
@@ -85,7 +99,9 @@ def _snappy(data) -> bytes:
         size = (rest & 7) + 4 if kind == 1 else rest + 1
         offset = take(at, width) | (tag >> 5 << 8 if kind == 1 else 0)
         at += width
-        for i in range(len(out) - offset, len(out) - offset + size):  # a copy may overlap what it writes
+        for i in range(
+            len(out) - offset, len(out) - offset + size
+        ):  # a copy may overlap what it writes
             out.append(out[i])
     if len(out) != length:
         raise ValueError(f"snappy data of {length} bytes gave {len(out)}")

@@ -1,7 +1,8 @@
-"""Stand-ins for ROCm's shared libraries, so that XLA's plugin can be loaded, and can compile, where there is no ROCm.
+"""Stand-ins for ROCm's shared libraries, so that XLA's plugin can be loaded, and can compile, where
+there is no ROCm.
 
-The plugin holds the whole compiler but is linked against the libraries that drive a GPU. Its own symbol table says which
-functions it wants of them; here each of these answers "no device".
+The plugin holds the whole compiler but is linked against the libraries that drive a GPU. Its own
+symbol table says which functions it wants of them; here each of these answers "no device".
 """
 
 import re
@@ -14,18 +15,30 @@ _SYSTEM = re.compile(r"(libc|libm|librt|libdl|libpthread|libstdc\+\+|libgcc_s|ld
 
 
 def build(plugin: Path, folder: Path) -> list[Path]:
-    """Compile, with gcc, a library in `folder` for each that the plugin needs; in the order to load them in."""
-    needed = [name for name in re.findall(r"\(NEEDED\).*\[(.+?)\]", _run("readelf", "-dW", plugin)) if not _SYSTEM.match(name)]
+    """Compile, with gcc, a library in `folder` for each that the plugin needs.
+
+    In the order to load them in.
+    """
+    needed = [
+        name
+        for name in re.findall(r"\(NEEDED\).*\[(.+?)\]", _run("readelf", "-dW", plugin))
+        if not _SYSTEM.match(name)
+    ]
     wanted = _wanted(plugin, needed)
     return [_compile(folder / name, wanted[name]) for name in needed]
 
 
 def _run(*command) -> str:
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=True
+    ).stdout
 
 
 def _wanted(plugin, needed) -> dict[str, dict[str, str]]:
-    """library -> {function: version, "" for none}. A function without a version may be in any library: the first has it."""
+    """library -> {function: version, "" for none}.
+
+    A function without a version may be in any library: the first has it.
+    """
     versions, wanted = _versions(plugin), defaultdict(dict)
     for line in _run("readelf", "--dyn-syms", "-W", plugin).splitlines():
         words = line.split()
@@ -59,9 +72,24 @@ def _compile(library: Path, functions: dict[str, str]) -> Path:
     for name, version in functions.items():
         by_version[version].append(name)
     by_version.pop("", None)
-    script.write_text("".join(f"{version} {{ global: {'; '.join(names)}; }};\n" for version, names in by_version.items()))
+    script.write_text(
+        "".join(
+            f"{version} {{ global: {'; '.join(names)}; }};\n"
+            for version, names in by_version.items()
+        )
+    )
     versioned = [f"-Wl,--version-script={script}"] if by_version else []
-    _run("gcc", "-shared", "-fPIC", "-w", "-o", library, source, f"-Wl,-soname,{library.name}", *versioned)
+    _run(
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-w",
+        "-o",
+        library,
+        source,
+        f"-Wl,-soname,{library.name}",
+        *versioned,
+    )
     return library
 
 

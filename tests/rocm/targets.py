@@ -5,10 +5,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A card. isa: LLVM's name of the architecture; features: those its code objects carry, ":sramecc+:xnack-".
+    """A card.
 
-    wave: threads of a wave. units: compute units. bandwidth: of the memory, GB/s. l2: MiB. clock: GHz. memory: GiB.
-    lds: bytes of local data share that one workgroup may have.
+    isa: LLVM's name of the architecture; features: those its code objects carry,
+    ":sramecc+:xnack-".
+
+    wave: threads of a wave. units: compute units. bandwidth: of the memory, GB/s. l2: MiB. clock:
+    GHz. memory: GiB. lds: bytes of local data share that one workgroup may have.
     """
 
     card: str
@@ -24,7 +27,9 @@ class Target:
 
     @property
     def triple(self) -> str:
-        """How a code object for this target is marked, without the part before it that LLVM versions write differently."""
+        """How a code object for this target is marked, without the part before it that LLVM
+        versions write differently.
+        """
         return f"-{self.isa}{self.features}"
 
     def config(self) -> str:
@@ -51,8 +56,8 @@ class Target:
         fields = " ".join(f"{name}: {value}" for name, value in info.items())
         architecture = f'rocm_compute_capability {{ gcn_arch_name: "{self.isa}{self.features}" }}'
         return (
-            f'gpu_device_info {{ {fields} {architecture} }} platform_name: "ROCM" dnn_version_info {{ }} '
-            f'device_description_str: "{self.card}"'
+            f'gpu_device_info {{ {fields} {architecture} }} platform_name: "ROCM" dnn_version_info'
+            f' {{ }} device_description_str: "{self.card}"'
         )
 
 
@@ -63,8 +68,14 @@ TARGETS = {
     target.isa: target
     for target in (
         Target("MI250", "gfx90a", units=110, bandwidth=1638, l2=8, clock=1.7, memory=64, **_SERVER),
-        Target("MI300X", "gfx942", units=304, bandwidth=5300, l2=4, clock=2.1, memory=192, **_SERVER),
-        Target("RX 7900 XTX", "gfx1100", wave=32, units=48, bandwidth=960, l2=6, clock=2.5, memory=24),
-        Target("RX 9070 XT", "gfx1201", wave=32, units=32, bandwidth=640, l2=8, clock=2.9, memory=16),
+        Target(
+            "MI300X", "gfx942", units=304, bandwidth=5300, l2=4, clock=2.1, memory=192, **_SERVER
+        ),
+        Target(
+            "RX 7900 XTX", "gfx1100", wave=32, units=48, bandwidth=960, l2=6, clock=2.5, memory=24
+        ),
+        Target(
+            "RX 9070 XT", "gfx1201", wave=32, units=32, bandwidth=640, l2=8, clock=2.9, memory=16
+        ),
     )
 }

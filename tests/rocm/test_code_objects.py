@@ -15,21 +15,37 @@ METADATA = {
     "amdhsa.target": "amdgcn-amd-amdhsa--gfx1100",
     "amdhsa.kernels": [
         {
-            ".name": "fusion", ".vgpr_count": 42, ".sgpr_count": 16, ".group_segment_fixed_size": 2048,
-            ".vgpr_spill_count": 3, ".private_segment_fixed_size": 12,
+            ".name": "fusion",
+            ".vgpr_count": 42,
+            ".sgpr_count": 16,
+            ".group_segment_fixed_size": 2048,
+            ".vgpr_spill_count": 3,
+            ".private_segment_fixed_size": 12,
         }
     ],
-}  # fmt: skip
+}
 
 
 def riegeli(*records, kind=b"r", compression=0, compress=bytes):
     """A Riegeli file of one chunk."""
-    sizes = compress(b"".join(bytes([len(r) & 127 | 128, len(r) >> 7 & 127 | 128, len(r) >> 14]) for r in records))
+    sizes = compress(
+        b"".join(
+            bytes([len(r) & 127 | 128, len(r) >> 7 & 127 | 128, len(r) >> 14]) for r in records
+        )
+    )
     data = bytes([compression, len(sizes)]) + sizes + compress(b"".join(records))
-    chunk = struct.pack("<QQQ", 0, len(data), 0) + kind + len(records).to_bytes(7, "little") + bytes(8) + data
+    chunk = (
+        struct.pack("<QQQ", 0, len(data), 0)
+        + kind
+        + len(records).to_bytes(7, "little")
+        + bytes(8)
+        + data
+    )
     room = (1 << 16) - 24
     blocks = [chunk[start : start + room] for start in range(0, len(chunk), room)]
-    return b"".join((MAGIC if i == 0 else b"\xee" * 8) + bytes(16) + block for i, block in enumerate(blocks))
+    return b"".join(
+        (MAGIC if i == 0 else b"\xee" * 8) + bytes(16) + block for i, block in enumerate(blocks)
+    )
 
 
 def snappy(data):
@@ -39,10 +55,18 @@ def snappy(data):
 
 def elf(machine=AMDGPU, note_type=32, padding=0, code=b""):
     """An ELF file of two sections, a note that holds METADATA and machine code."""
-    note = struct.pack("<III", 7, len(packed := msgpack.packb(METADATA)), note_type) + b"AMDGPU\0\0" + packed
+    note = (
+        struct.pack("<III", 7, len(packed := msgpack.packb(METADATA)), note_type)
+        + b"AMDGPU\0\0"
+        + packed
+    )
     text = 64 + padding + len(note)
     table = text + len(code)
-    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 0, table, 0, 64, 0, 0, 64, 2, 0)
+    header = (
+        b"\x7fELF\x02\x01\x01"
+        + bytes(9)
+        + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 0, table, 0, 64, 0, 0, 64, 2, 0)
+    )
     sections = struct.pack("<IIQQQQ", 0, 7, 0, 0, 64 + padding, len(note)) + bytes(24)
     sections += struct.pack("<IIQQQQ", 0, 1, 6, 0, text, len(code)) + bytes(24)
     return header + bytes(padding) + note + code + sections
@@ -86,29 +110,44 @@ def test_a_code_object_without_metadata_is_refused():
 
 
 def test_records_compressed_with_snappy():
-    assert list(nested_records(riegeli(b"one", b"three", compression=ord("s"), compress=snappy))) == [b"", b"one", b"three"]
+    assert list(
+        nested_records(riegeli(b"one", b"three", compression=ord("s"), compress=snappy))
+    ) == [b"", b"one", b"three"]
 
 
 @pytest.mark.parametrize(
     ("compressed", "plain"),
     [
-        (b"\x0c\x08abc\x15\x03", b"abc" * 4),  # a copy with an 11-bit offset that overlaps what it writes
+        (
+            b"\x0c\x08abc\x15\x03",
+            b"abc" * 4,
+        ),  # a copy with an 11-bit offset that overlaps what it writes
         (b"\x06\x08abc\x0a\x03\x00", b"abcabc"),  # a 16-bit offset
         (b"\x06\x08abc\x0b\x03\x00\x00\x00", b"abcabc"),  # a 32-bit offset
     ],
 )
 def test_snappy_copies(compressed, plain):
-    compress = lambda data: bytes([len(plain)]) + compressed if data == plain else snappy(data)
-    assert list(nested_records(riegeli(plain, compression=ord("s"), compress=compress))) == [b"", plain]
+    def compress(data):
+        return bytes([len(plain)]) + compressed if data == plain else snappy(data)
+
+    assert list(nested_records(riegeli(plain, compression=ord("s"), compress=compress))) == [
+        b"",
+        plain,
+    ]
 
 
 def test_a_wrong_length_of_snappy_data_is_refused():
-    compress = lambda data: bytes([4, 4, 60 << 2, len(data) - 1]) + data
+    def compress(data):
+        return bytes([4, 4, 60 << 2, len(data) - 1]) + data
+
     with pytest.raises(ValueError, match="snappy data of 4 bytes gave 3"):
         list(nested_records(riegeli(b"abc", compression=ord("s"), compress=compress)))
 
 
-@pytest.mark.parametrize(("change", "message"), [({"compression": ord("z")}, "compression 'z'"), ({"kind": b"t"}, "transposed")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"compression": ord("z")}, "compression 'z'"), ({"kind": b"t"}, "transposed")],
+)
 def test_what_xla_does_not_write_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         list(nested_records(riegeli(b"record", **change)))

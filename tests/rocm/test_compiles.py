@@ -15,24 +15,32 @@ STEPS = [
     ("qwen3-30b-a3b decode",),
     ("plain demo prefill", "plain demo decode", "plain llama-8b prefill", "plain llama-8b decode"),
 ]
-#: Products of every type that has kernels, at the shapes of the demo, an 8B and a 70B model, a few rows and many, in each mode.
+#: Products of every type that has kernels, at the shapes of the demo, an 8B and a 70B model, a few
+#: rows and many, in each mode.
 PRODUCTS = tuple(f"product {name}" for name, fmt in formats.FORMATS.items() if groups.can_hold(fmt))
 MIXTURES = ("mixture Q4_K", "mixture Q6_K", "mixture MXFP4")
-DEQUANTIZE = tuple(f"dequantize {name}" for name, fmt in formats.FORMATS.items() if fmt.is_quantized)
+DEQUANTIZE = tuple(
+    f"dequantize {name}" for name, fmt in formats.FORMATS.items() if fmt.is_quantized
+)
 #: Bytes of the keys and values of `llama-8b`: two layers, 8 KV heads of 128, 4096 slots, bfloat16.
 CACHE_BYTES = 2 * 2 * 8 * 128 * 4096 * 2
 #: Bytes of its smallest matrix over the whole width, 4096 x 4096, in bfloat16.
 DENSE_BYTES = 4096 * 4096 * 2
 #: And the codes of its largest, the head, a byte each.
 CODES_BYTES = 4096 * 128256
-#: Registers that may spill: in XLA's own fusion of an RMSNorm with the residual sums before it, whose tile of 8 x 4096 is too large
-#: for waves of 32. That costs some time, once for each piece of a prompt. Measured: 52 and 51 with JAX 0.10.2, 75 and 57 with 0.12.
-SPILLS = {name: {"gfx1100": 75, "gfx1201": 57} for name in ("llama-8b prefill", "plain llama-8b prefill")}
+#: Registers that may spill: in XLA's own fusion of an RMSNorm with the residual sums before it,
+#: whose tile of 8 x 4096 is too large for waves of 32. That costs some time, once for each piece of
+#: a prompt. Measured: 52 and 51 with JAX 0.10.2, 75 and 57 with 0.12.
+SPILLS = {
+    name: {"gfx1100": 75, "gfx1201": 57} for name in ("llama-8b prefill", "plain llama-8b prefill")
+}
 
 
 def programs(*groups, where=lambda name: True):
     """Parameters for each program, with those it shares a process with."""
-    chosen = [pytest.param(name, group, id=name) for group in groups for name in group if where(name)]
+    chosen = [
+        pytest.param(name, group, id=name) for group in groups for name in group if where(name)
+    ]
     return pytest.mark.parametrize(("name", "group"), chosen)
 
 
@@ -50,7 +58,10 @@ def record(compiled, target, name, group):
 
 @programs(*STEPS, PRODUCTS, MIXTURES, DEQUANTIZE)
 def test_compiles_within_the_limits_of_the_target(record, target, name):
-    """Code for this target and no other, for everything that is launched; threads, local data share and registers suffice."""
+    """Code for this target and no other, for everything that is launched.
+
+    Threads, local data share and registers suffice.
+    """
     (triple,) = record["targets"]
     assert triple.endswith(target.triple)
     assert record["kernels"] > 0
@@ -62,7 +73,10 @@ def test_compiles_within_the_limits_of_the_target(record, target, name):
 
 @programs(*STEPS, PRODUCTS, MIXTURES, where=lambda name: not name.endswith("prefill"))
 def test_products_with_kernels_are_integer_dot_products(record, name):
-    """Of four bytes at a time, by one instruction. Without kernels there are none, so what counts them can say no."""
+    """Of four bytes at a time, by one instruction.
+
+    Without kernels there are none, so what counts them can say no.
+    """
     assert (record["signed_dot4s"] > 0) == (not name.startswith("plain"))
 
 
@@ -78,6 +92,9 @@ def test_nothing_is_done_as_on_a_cpu(record, name):
     ids=["kernels", "plain"],
 )
 def test_a_decode_step_writes_its_cache_in_place_and_no_dense_weight(record, dense):
-    """Plain XLA does write the codes of one weight, a byte each; with JAX 0.12 only sums of the head's groups, 132 to 263 MB."""
+    """Plain XLA does write the codes of one weight, a byte each.
+
+    With JAX 0.12 only sums of the head's groups, 132 to 263 MB.
+    """
     assert record["donated_bytes"] >= CACHE_BYTES
     assert record["temp_bytes"] < dense

@@ -9,7 +9,9 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def byte_alphabet() -> list[str]:
-    """GPT-2's character for each byte, from the rule in its release: printable bytes are themselves, the others U+0100 and on."""
+    """GPT-2's character for each byte, from the rule in its release: printable bytes are
+    themselves, the others U+0100 and on.
+    """
     printable = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
@@ -22,9 +24,11 @@ def as_byte_text(text: str) -> str:
 
 @pytest.fixture(scope="session")
 def byte_level():
-    """A function: (words that are tokens, {special text: type}, further keys) -> metadata of a byte-level vocabulary.
+    """A function: (words that are tokens, {special text: type}, further keys) -> metadata of a
+    byte-level vocabulary.
 
-    Ids 0 to 255 are the bytes; then come the words with whatever their merges need, then the special tokens.
+    Ids 0 to 255 are the bytes; then come the words with whatever their merges need, then the
+    special tokens.
     """
 
     def make(words=(), special=(), **keys):
@@ -49,20 +53,35 @@ def byte_level():
 
 @pytest.fixture(scope="session")
 def sentence_piece():
-    """A function: ({piece: score}, {special text: type}, further keys) -> metadata of a SentencePiece vocabulary.
+    """A function: ({piece: score}, {special text: type}, further keys) -> metadata of a
+    SentencePiece vocabulary.
 
     Ids 0 to 2 are <unk>, <s>, </s>, then 256 bytes, the pieces, and the special tokens.
     """
 
     def make(pieces, special=(), **keys):
         special = dict(special)
-        tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *special]
-        types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(pieces) + list(special.values())
+        tokens = [
+            "<unk>",
+            "<s>",
+            "</s>",
+            *(f"<0x{byte:02X}>" for byte in range(256)),
+            *pieces,
+            *special,
+        ]
+        types = (
+            [UNKNOWN, CONTROL, CONTROL]
+            + [BYTE] * 256
+            + [NORMAL] * len(pieces)
+            + list(special.values())
+        )
         return {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.pre": "default",
             "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.scores": np.array([0.0] * 259 + list(pieces.values()) + [0.0] * len(special), np.float32),
+            "tokenizer.ggml.scores": np.array(
+                [0.0] * 259 + list(pieces.values()) + [0.0] * len(special), np.float32
+            ),
             "tokenizer.ggml.token_type": np.array(types, np.int32),
         } | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
 
@@ -84,14 +103,20 @@ def reference_tokenizer(reference):
 
 @pytest.fixture(scope="session")
 def merge_all(byte_level):
-    """A function: text -> metadata of a vocabulary of all its parts, in which any two neighbours merge."""
+    """A function: text -> metadata of a vocabulary of all its parts, in which any two neighbours
+    merge.
+    """
 
     def make(text):
         text = as_byte_text(text)
-        parts = {text[start:end] for start in range(len(text)) for end in range(start + 1, len(text) + 1)}
+        parts = {
+            text[start:end] for start in range(len(text)) for end in range(start + 1, len(text) + 1)
+        }
         tokens = byte_alphabet()
         tokens += sorted(parts - set(tokens))
-        merges = [f"{part[:cut]} {part[cut:]}" for part in sorted(parts) for cut in range(1, len(part))]
+        merges = [
+            f"{part[:cut]} {part[cut:]}" for part in sorted(parts) for cut in range(1, len(part))
+        ]
         types = np.full(len(tokens), NORMAL, np.int32)
         return byte_level(tokens=tokens, merges=merges, token_type=types)
 

@@ -30,7 +30,10 @@ def render(template, messages=HI, **variables):
 
 def test_a_conversation():
     messages = [*HI, {"role": "assistant", "content": "yes?"}]
-    text = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes?<|im_end|>\n"
+    text = (
+        "<|im_start|>system\nBe"
+        " kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes?<|im_end|>\n"
+    )
     assert render(CHATML, messages, add_generation_prompt=False) == text
     assert render(CHATML, messages) == text + "<|im_start|>assistant\n"
 
@@ -43,12 +46,21 @@ def test_a_conversation():
         ("{{ messages | length }}{{ tools is none }}", "1True"),
         ("a\n  {% if true %}\nb\n  {% endif %}\nc", "a\nb\nc"),  # blocks leave no line behind
         ("{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
-        ("{% for i in range(4) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "023"),
+        (
+            "{% for i in range(4) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}",
+            "023",
+        ),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "hi"),
         ("{{ {'é': '<日>'} | tojson }}", '{"é": "<日>"}'),
         ("{{ {'b': 1, 'a': [2]} | tojson(indent=1) }}", '{\n "b": 1,\n "a": [\n  2\n ]\n}'),
         ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=(',', ':')) }}", '{"a":2,"b":1}'),
-        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
+        (
+            (
+                "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{%"
+                " endfor %}{{ ns.n }}"
+            ),
+            "1",
+        ),
         ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(1) }}{{ f(x=2) }}", "[1][2]"),
         ("{{ 'a-b'.split('-')[1].strip() ~ 'c' | upper }}", "bC"),
         ("", ""),
@@ -59,12 +71,19 @@ def test_what_templates_use(template, text):
 
 
 def test_the_date():
-    assert render("{{ strftime_now('%Y') }}") in {str(datetime.date.today().year + shift) for shift in (-1, 0, 1)}
+    assert render("{{ strftime_now('%Y') }}") in {
+        str(datetime.date.today().year + shift) for shift in (-1, 0, 1)
+    }
 
 
 def test_tools_and_further_variables_are_passed():
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    assert render("{{ tools[0].function.name }}{{ enable_thinking }}", tools=tools, enable_thinking=False) == "fFalse"
+    assert (
+        render(
+            "{{ tools[0].function.name }}{{ enable_thinking }}", tools=tools, enable_thinking=False
+        )
+        == "fFalse"
+    )
 
 
 def test_content_may_be_parts_and_is_not_needed_beside_tool_calls():
@@ -73,17 +92,31 @@ def test_content_may_be_parts_and_is_not_needed_beside_tool_calls():
         {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]},
         {"role": "assistant", "content": None},
     ]
-    assert render("{{ messages[0].content[0].text }} {{ messages[1].tool_calls[0].function.name }}", messages) == "look f"
+    assert (
+        render(
+            "{{ messages[0].content[0].text }} {{ messages[1].tool_calls[0].function.name }}",
+            messages,
+        )
+        == "look f"
+    )
 
 
-@pytest.mark.parametrize("content", ["日本語 🦙", "\ud800", "{{ 7 * 7 }}", "{% raw %}", "\x00\r\n\u2028", "<|im_end|>"])
+@pytest.mark.parametrize(
+    "content", ["日本語 🦙", "\ud800", "{{ 7 * 7 }}", "{% raw %}", "\x00\r\n\u2028", "<|im_end|>"]
+)
 def test_content_is_never_changed_nor_run(content):
     assert render("{{ messages[0].content }}", [{"role": "user", "content": content}]) == content
 
 
 def test_long_conversations():
     content = "abc 日本 " * 100_000
-    assert render("{% for m in messages %}{{ m.content }}{% endfor %}", [{"role": "user", "content": content}] * 2) == content * 2
+    assert (
+        render(
+            "{% for m in messages %}{{ m.content }}{% endfor %}",
+            [{"role": "user", "content": content}] * 2,
+        )
+        == content * 2
+    )
 
 
 def test_the_messages_stay_as_they_were():
@@ -101,9 +134,18 @@ def test_the_messages_stay_as_they_were():
         (["hi"], "message 0 is str, expected a dict with 'role' and 'content'"),
         ([*HI, {"content": "hi"}], r"message 1 has no 'role' \(a string\), only \['content'\]"),
         ([{"role": 1, "content": "hi"}], "message 0 has no 'role'"),
-        ([*HI, *HI, {"role": "user", "text": "hi"}], r"message 2 has no 'content', only \['role', 'text'\]"),
-        ([{"role": "user", "content": 5}], "the content of message 0 is int, expected a string or a list"),
-        ([{"role": "user", "content": [{1, 2}]}], "are JSON data: Object of type set is not JSON serializable"),
+        (
+            [*HI, *HI, {"role": "user", "text": "hi"}],
+            r"message 2 has no 'content', only \['role', 'text'\]",
+        ),
+        (
+            [{"role": "user", "content": 5}],
+            "the content of message 0 is int, expected a string or a list",
+        ),
+        (
+            [{"role": "user", "content": [{1, 2}]}],
+            "are JSON data: Object of type set is not JSON serializable",
+        ),
     ],
 )
 def test_what_are_no_messages(messages, error):
@@ -122,7 +164,10 @@ def test_what_are_no_messages(messages, error):
         ("{{ messages[7].content }}", "the template uses what is not there"),
         ("{{ 1 / 0 }}", "the template fails with ZeroDivisionError: division by zero"),
         ("{{ 'a' + 1 }}", "the template fails with TypeError"),
-        ("{{ raise_exception('roles must alternate') }}", "the template refuses these messages: roles must alternate"),
+        (
+            "{{ raise_exception('roles must alternate') }}",
+            "the template refuses these messages: roles must alternate",
+        ),
         ("{% include 'x' %}", "the template fails with TypeError: no loader"),
     ],
 )
@@ -134,7 +179,10 @@ def test_a_template_that_fails_says_why(template, error):
 def test_a_file_without_a_template_says_so_when_it_is_used(byte_level):
     template = chat_template_from_metadata(byte_level())
     assert template.text is None
-    with pytest.raises(ChatTemplateError, match=r"the file has no chat template .*make one with ChatTemplate\(text\)"):
+    with pytest.raises(
+        ChatTemplateError,
+        match=r"the file has no chat template .*make one with ChatTemplate\(text\)",
+    ):
         template.render(HI)
 
 
@@ -142,27 +190,53 @@ def test_the_template_of_a_file_knows_its_tokens(byte_level, sentence_piece):
     text = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
     metadata = sentence_piece({"a": 0.0}) | {"tokenizer.chat_template": text}
     assert chat_template_from_metadata(metadata).render(HI) == "<s>hi</s>"
-    metadata = byte_level(special={"[B]": 3, "[E]": 3}, bos_token_id=256, eos_token_id=257) | {"tokenizer.chat_template": text}
+    metadata = byte_level(special={"[B]": 3, "[E]": 3}, bos_token_id=256, eos_token_id=257) | {
+        "tokenizer.chat_template": text
+    }
     assert chat_template_from_metadata(metadata).render(HI) == "[B]hi[E]"
-    assert chat_template_from_metadata(byte_level() | {"tokenizer.chat_template": text}).render(HI) == "hi"
+    assert (
+        chat_template_from_metadata(byte_level() | {"tokenizer.chat_template": text}).render(HI)
+        == "hi"
+    )
 
 
-@pytest.mark.parametrize("keys", [{"bos_token_id": 256}, {"bos_token_id": "x"}, {"tokens": 5}, {"model": [1]}, {"eos_token_id": -1}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"bos_token_id": 256},
+        {"bos_token_id": "x"},
+        {"tokens": 5},
+        {"model": [1]},
+        {"eos_token_id": -1},
+    ],
+)
 def test_special_tokens_that_there_are_not(byte_level, keys):
-    metadata = byte_level() | {"tokenizer.chat_template": "x"} | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    metadata = (
+        byte_level()
+        | {"tokenizer.chat_template": "x"}
+        | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    )
     with pytest.raises(GGUFError, match=f"tokenizer.ggml.{next(iter(keys))} is"):
         chat_template_from_metadata(metadata)
 
 
 def test_a_template_may_stand_alone():
-    assert chat_template_from_metadata({"tokenizer.chat_template": "{{ bos_token }}x"}).render(HI) == "x"
+    assert (
+        chat_template_from_metadata({"tokenizer.chat_template": "{{ bos_token }}x"}).render(HI)
+        == "x"
+    )
 
 
 def test_a_variant_by_its_name(byte_level):
-    metadata = byte_level() | {"tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": "tools"}
+    metadata = byte_level() | {
+        "tokenizer.chat_template": "plain",
+        "tokenizer.chat_template.tool_use": "tools",
+    }
     assert chat_template_from_metadata(metadata).render(HI) == "plain"
     assert chat_template_from_metadata(metadata, "tool_use").render(HI) == "tools"
-    with pytest.raises(ChatTemplateError, match=r"no chat template named 'rag', its variants are \['tool_use'\]"):
+    with pytest.raises(
+        ChatTemplateError, match=r"no chat template named 'rag', its variants are \['tool_use'\]"
+    ):
         chat_template_from_metadata(metadata, "rag")
 
 
@@ -172,9 +246,12 @@ def test_a_template_that_is_no_string(byte_level):
 
 
 def test_the_template_of_qwen2(reference):
-    template = chat_template_from_metadata(open_gguf(reference / "tokenizers" / "ggml-vocab-qwen2.gguf").metadata)
-    assert template.render(HI) == (
-        "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    template = chat_template_from_metadata(
+        open_gguf(reference / "tokenizers" / "ggml-vocab-qwen2.gguf").metadata
+    )
+    assert (
+        template.render(HI) == "<|im_start|>system\nYou are a helpful"
+        " assistant<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -182,7 +259,10 @@ def test_threads_may_render():
     texts = {}
 
     def work(place):
-        texts[place] = [render("{{ messages[0].content }}", [{"role": "user", "content": f"{place} {i}"}]) for i in range(20)]
+        texts[place] = [
+            render("{{ messages[0].content }}", [{"role": "user", "content": f"{place} {i}"}])
+            for i in range(20)
+        ]
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(6)]
     for thread in threads:

@@ -1,4 +1,6 @@
-"""Templates that want time, memory or the machine end in a ChatTemplateError, and the next render is served."""
+"""Templates that want time, memory or the machine end in a ChatTemplateError, and the next render
+is served.
+"""
 
 import os
 import signal
@@ -10,15 +12,23 @@ import pytest
 from rocmforge_jax.text import ChatTemplate, ChatTemplateError
 
 HI = [{"role": "user", "content": "hi"}]
-NEST = "{% set ns = namespace(x=[0]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
-DOUBLE = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = EXPRESSION %}{% endfor %}{{ ns.x | length }}"
+NEST = (
+    "{% set ns = namespace(x=[0]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{%"
+    " endfor %}"
+)
+DOUBLE = (
+    "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = EXPRESSION %}{% endfor"
+    " %}{{ ns.x | length }}"
+)
 
 
 def refused(template, error, limit=2.0):
     start = time.perf_counter()
     with pytest.raises(ChatTemplateError, match=error):
         ChatTemplate(template, time_limit=limit).render(HI)
-    assert time.perf_counter() - start < limit + 20  # and a process to start, on a machine that is busy
+    assert (
+        time.perf_counter() - start < limit + 20
+    )  # and a process to start, on a machine that is busy
     assert ChatTemplate("{{ messages[0].content }}").render(HI) == "hi"
 
 
@@ -28,7 +38,10 @@ def refused(template, error, limit=2.0):
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{{ 10 ** (10 ** 9) }}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{"
+            " f(60) }}"
+        ),
         NEST + "{{ ns.x == [1] }}{{ ns.x }}",
         NEST + "{{ ns.x | tojson }}",
         "{{ raise_exception('no' * 10 ** 8) }}",
@@ -57,18 +70,25 @@ def test_endless_work_is_stopped(template):
         DOUBLE.replace("EXPRESSION", "ns.x ~ ns.x"),
         DOUBLE.replace("EXPRESSION", "ns.x + ns.x"),
         DOUBLE.replace("EXPRESSION", "ns.x.replace('a', ns.x)"),
-        DOUBLE.replace("{% set ns.x = EXPRESSION %}", "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}"),
+        DOUBLE.replace(
+            "{% set ns.x = EXPRESSION %}", "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}"
+        ),
     ],
 )
 def test_great_memory_is_refused(template):
-    refused(template, "the template needs more than 512 MB of memory", limit=60.0)  # seconds enough to take it on a busy machine
+    refused(
+        template, "the template needs more than 512 MB of memory", limit=60.0
+    )  # seconds enough to take it on a busy machine
 
 
 @pytest.mark.core
 @pytest.mark.parametrize(
     "template, error",
     [
-        ("{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "wrote more than 16777216 characters"),
+        (
+            "{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+            "wrote more than 16777216 characters",
+        ),
         ("{{ messages[0].role * 5_000_000 }}", "wrote more than 16777216 characters"),
         ("{{ range(10 ** 9) | list }}", "Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself too deeply"),
@@ -116,12 +136,18 @@ def test_the_interpreter_is_out_of_reach(expression):
 @pytest.mark.core
 def test_a_template_has_a_greatest_length():
     assert ChatTemplate("x" * 2**20).render(HI) == "x" * 2**20
-    with pytest.raises(ChatTemplateError, match="the chat template has 1048577 characters, the limit is 1048576"):
+    with pytest.raises(
+        ChatTemplateError, match="the chat template has 1048577 characters, the limit is 1048576"
+    ):
         ChatTemplate("x" * (2**20 + 1))
 
 
 def renderers():
-    return [child for child in psutil.Process().children() if "render_worker.py" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process().children()
+        if "render_worker.py" in " ".join(child.cmdline())
+    ]
 
 
 def test_one_process_serves_all_renders():
@@ -140,8 +166,13 @@ def test_a_process_that_was_killed_is_replaced():
 
 @pytest.fixture
 def interrupt_soon():
-    """Ctrl-C in 0.3 s, also where the tests were begun in the background of a shell, which ignores it."""
-    handlers = {signal.SIGALRM: lambda *_: signal.raise_signal(signal.SIGINT), signal.SIGINT: signal.default_int_handler}
+    """Ctrl-C in 0.3 s, also where the tests were begun in the background of a shell, which ignores
+    it.
+    """
+    handlers = {
+        signal.SIGALRM: lambda *_: signal.raise_signal(signal.SIGINT),
+        signal.SIGINT: signal.default_int_handler,
+    }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     yield
@@ -153,7 +184,10 @@ def interrupt_soon():
 def test_an_interrupt_leaves_the_next_render_right(interrupt_soon):
     """The answer to the old question is never taken for that to the new one."""
     with pytest.raises(KeyboardInterrupt):
-        ChatTemplate("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", time_limit=60).render(HI)
+        ChatTemplate(
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            time_limit=60,
+        ).render(HI)
     assert ChatTemplate("right").render(HI) == "right"
 
 

@@ -1,7 +1,8 @@
-"""Where each pre-tokenizer cuts a text into words, by hand from the expressions of the models' own tokenizer.json.
+"""Where each pre-tokenizer cuts a text into words, by hand from the expressions of the models' own
+tokenizer.json.
 
-The words are made visible by a vocabulary in which every part of the text is a token and every two neighbours merge: each word
-then is exactly one token.
+The words are made visible by a vocabulary in which every part of the text is a token and every two
+neighbours merge: each word then is exactly one token.
 """
 
 import pytest
@@ -14,21 +15,27 @@ TEXT = "I'LL pay 12345 €, OK?\n\n  isMixed(a)\t中文。"
 WORDS = {
     "default": "I|'|LL| pay| |123|45| €|,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
     """gpt-2 phi-2 mpt olmo jais trillion granite-docling gigachat mellum modern-bert exaone4 a.x-4.0 jina-es jina-de jina-v2-es
-    jina-v2-de jina-v1-en jina-v2-code roberta-bpe""": "I|'|LL| pay| 12345| €,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
+    jina-v2-de jina-v1-en jina-v2-code roberta-bpe""": (
+        "I|'|LL| pay| 12345| €,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。"
+    ),
     """starcoder refact command-r smollm codeshell exaone minerva-7b mellum2""": (
         "I|'|LL| pay| |1|2|3|4|5| €,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。"
     ),
     "falcon": "I|'|LL| pay| |123|45| €|,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
     """llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe glm4 chatglm-bpe
-    minicpm5""": "I|'LL| pay| |123|45| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。",
+    minicpm5""": ("I|'LL| pay| |123|45| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。"),
     """qwen2 qwen35 stablelm2 hunyuan solar-open grok-2 megrez deepseek-r1-qwen kormo f2llmv2 ufakzeka bailingmoe bailingmoe2
-    llada-moe""": "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。",
+    llada-moe""": ("I|'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。"),
     "seed-coder laguna": "I|'LL| pay| |1|2|3|4|5| €,| OK|?|\n\n| | isMixed|(a|)|\t中文|。",
     "exaone-moe": "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n|\n| | isMixed|(a|)|\t中文|。",
-    "gpt-4o llama4 kanana2 talkie minimax-m2": "I'LL| pay| |123|45| €,| OK|?\n\n| | is|Mixed|(a|)|\t中文|。",
+    "gpt-4o llama4 kanana2 talkie minimax-m2": (
+        "I'LL| pay| |123|45| €,| OK|?\n\n| | is|Mixed|(a|)|\t中文|。"
+    ),
     "tekken": "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | is|Mixed|(a|)|\t中文|。",
     "tiny_aya cohere2moe": "I'LL| pay| |12|345| €,| OK|?\n\n| | is|Mixed|(a|)|\t中文|。",
-    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": "I|'LL| pay| |123|45| €,| OK|?\n\n| | isMixed|(a|)|\t|中文|。",
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": (
+        "I|'LL| pay| |123|45| €,| OK|?\n\n| | isMixed|(a|)|\t|中文|。"
+    ),
     "deepseek-llm": "I|'|LL| pay| |12345| |€|,| OK|?|\n|\n| | isMixed|(|a|)|\t|中文|。",
     "deepseek-coder": "I|'|LL| pay| |1|2|3|4|5| |€|,| OK|?|\n|\n| | isMixed|(|a|)|\t|中文|。",
     "poro-chat bloom gpt3-finnish": "I'LL| pay| 12345| €|,| OK|?\n\n | isMixed|(|a|)\t|中文|。",
@@ -41,13 +48,17 @@ def cut(merge_all):
     """A function: (pre-tokenizer, text) -> the words of the text, joined by "|"."""
 
     def words(pre, text):
-        tokenizer = tokenizer_from_metadata(merge_all(text) | {"tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": False})
+        tokenizer = tokenizer_from_metadata(
+            merge_all(text) | {"tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": False}
+        )
         return "|".join(tokenizer.piece(id).decode() for id in tokenizer.encode(text))
 
     return words
 
 
-@pytest.mark.parametrize("pre, words", [(pre, words) for names, words in WORDS.items() for pre in names.split()])
+@pytest.mark.parametrize(
+    "pre, words", [(pre, words) for names, words in WORDS.items() for pre in names.split()]
+)
 def test_words(cut, pre, words):
     assert cut(pre, TEXT) == words
 
@@ -65,7 +76,11 @@ def test_words(cut, pre, words):
         ("gpt-2", "a\r\n \n b", "a|\r\n \n| b"),
         ("qwen2", "x   y", "x|  | y"),
         ("exaone-moe", "one two", "one two"),
-        ("deepseek-llm", "naïve Ωμέγα", "na|ï|ve| Ωμέγα"),  # its punctuation, ":-~", has the ASCII letters in it
+        (
+            "deepseek-llm",
+            "naïve Ωμέγα",
+            "na|ï|ve| Ωμέγα",
+        ),  # its punctuation, ":-~", has the ASCII letters in it
         ("deepseek-coder", "ひらがな", "ひらがな"),
         ("deepseek-v3", "日本a", "日本|a"),
         ("tekken", "HTTPServer", "HTTPServer"),
@@ -82,13 +97,18 @@ def test_words_that_tell_families_apart(cut, pre, text, words):
 def test_ignore_merges_takes_a_word_whole(byte_level):
     """Llama 3 has words that its merges do not make."""
     metadata = byte_level(special={"hello": 1})
-    assert tokenizer_from_metadata(metadata | {"tokenizer.ggml.pre": "dbrx"}).encode("hello") != [256]
+    assert tokenizer_from_metadata(metadata | {"tokenizer.ggml.pre": "dbrx"}).encode("hello") != [
+        256
+    ]
     metadata |= {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}
     assert tokenizer_from_metadata(metadata).encode("hello") == [256]
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name, near", [("qwen-2", "qwen2 or qwen35"), ("llama-bpe2", "llama-bpe"), ("deepseek_v3", "deepseek-v3")])
+@pytest.mark.parametrize(
+    "name, near",
+    [("qwen-2", "qwen2 or qwen35"), ("llama-bpe2", "llama-bpe"), ("deepseek_v3", "deepseek-v3")],
+)
 def test_an_unknown_pre_tokenizer_is_refused_with_the_nearest_names(byte_level, name, near):
     with pytest.raises(ValueError, match=f"tokenizer.ggml.pre is '{name}', .* did you mean {near}"):
         tokenizer_from_metadata(byte_level(pre=name))
@@ -102,7 +122,12 @@ def test_where_no_name_is_near_all_are_given(byte_level):
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    "model, hint", [("gpt-2", "did you mean gpt2"), ("llamas", "did you mean llama"), ("bert", "known are gpt2, llama")]
+    "model, hint",
+    [
+        ("gpt-2", "did you mean gpt2"),
+        ("llamas", "did you mean llama"),
+        ("bert", "known are gpt2, llama"),
+    ],
 )
 def test_an_unknown_tokenizer_is_refused(byte_level, model, hint):
     with pytest.raises(ValueError, match=f"tokenizer.ggml.model is '{model}', .* {hint}"):

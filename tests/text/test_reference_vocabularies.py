@@ -17,7 +17,9 @@ NAMES = ["llama-spm", "llama-bpe", "qwen2"]
 def cases(reference, name):
     """(text, ids) pairs."""
     stem = reference / "tokenizers" / f"ggml-vocab-{name}.gguf"
-    texts = stem.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")[:-1]  # it ends with a separator
+    texts = (
+        stem.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")[:-1]
+    )  # it ends with a separator
     lines = stem.with_suffix(".gguf.out").read_text().splitlines()
     assert len(texts) == len(lines)
     return [(text, [int(id) for id in line.split()]) for text, line in zip(texts, lines)]
@@ -40,21 +42,32 @@ def test_ids_give_the_text_back(reference, reference_tokenizer, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_long_text_is_quick_and_comes_back(reference, reference_tokenizer, name):
-    tokenizer, text = reference_tokenizer(name), (reference / "text" / "shakespeare.txt").read_text()[:1_000_000]
+    tokenizer, text = (
+        reference_tokenizer(name),
+        (reference / "text" / "shakespeare.txt").read_text()[:1_000_000],
+    )
     start = time.perf_counter()
     ids = tokenizer.encode(text)
     assert time.perf_counter() - start < 12  # takes 0.5 to 1.2 s
     assert tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize("name, special", [("llama-spm", (1, 2)), ("llama-bpe", (128000, 128001)), ("qwen2", (151643, 151643))])
+@pytest.mark.parametrize(
+    "name, special",
+    [("llama-spm", (1, 2)), ("llama-bpe", (128000, 128001)), ("qwen2", (151643, 151643))],
+)
 def test_the_special_ids_of_the_file(reference_tokenizer, name, special):
     tokenizer = reference_tokenizer(name)
     assert (tokenizer.bos_id, tokenizer.eos_id) == special
 
 
 @pytest.mark.parametrize(
-    "name, stops", [("llama-spm", {"</s>"}), ("llama-bpe", {"<|end_of_text|>", "<|eot_id|>"}), ("qwen2", {"<|endoftext|>", "<|im_end|>"})]
+    "name, stops",
+    [
+        ("llama-spm", {"</s>"}),
+        ("llama-bpe", {"<|end_of_text|>", "<|eot_id|>"}),
+        ("qwen2", {"<|endoftext|>", "<|im_end|>"}),
+    ],
 )
 def test_the_tokens_that_end_a_generation(reference_tokenizer, name, stops):
     tokenizer = reference_tokenizer(name)

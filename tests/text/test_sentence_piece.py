@@ -10,23 +10,48 @@ from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.text import tokenizer_from_metadata
 
 UNK = 0
-PIECES = {"▁": -1e9, "a": -3.0, "b": -4.0, "ab": -1.0, "▁a": -2.0, "abab": -0.5, "▁▁": -1e9, "▁▁▁": -1e9, "é": -5.0}
+PIECES = {
+    "▁": -1e9,
+    "a": -3.0,
+    "b": -4.0,
+    "ab": -1.0,
+    "▁a": -2.0,
+    "abab": -0.5,
+    "▁▁": -1e9,
+    "▁▁▁": -1e9,
+    "é": -5.0,
+}
 
 
 def merge_by_score(text, score):
-    """The pair with the best score merges first, the leftmost of equals: O(n log n), one symbol a character at the start."""
-    symbols, after, before = list(text), list(range(1, len(text) + 1)), list(range(-1, len(text) - 1))
+    """The pair with the best score merges first, the leftmost of equals: O(n log n), one symbol a
+    character at the start.
+    """
+    symbols, after, before = (
+        list(text),
+        list(range(1, len(text) + 1)),
+        list(range(-1, len(text) - 1)),
+    )
     queue = []
 
     def offer(left, right):
-        if left >= 0 and right < len(symbols) and (merged := symbols[left] + symbols[right]) in score:
+        if (
+            left >= 0
+            and right < len(symbols)
+            and (merged := symbols[left] + symbols[right]) in score
+        ):
             heapq.heappush(queue, (-score[merged], left, right, merged))
 
     for i in range(len(text) - 1):
         offer(i, i + 1)
     while queue:
         _, left, right, merged = heapq.heappop(queue)
-        if symbols[left] and symbols[right] and after[left] == right and symbols[left] + symbols[right] == merged:
+        if (
+            symbols[left]
+            and symbols[right]
+            and after[left] == right
+            and symbols[left] + symbols[right] == merged
+        ):
             symbols[left], symbols[right] = merged, ""
             after[left] = after[right]
             if after[right] < len(symbols):
@@ -38,12 +63,18 @@ def merge_by_score(text, score):
 
 def llama_cpp_encoder(metadata):
     """A function: text without special tokens -> ids."""
-    tokens, scores, types = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
+    tokens, scores, types = (
+        metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type")
+    )
     index = {token: id for id, token in enumerate(tokens)}
     score = {token: float(scores[id]) for id, token in enumerate(tokens) if types[id] == 1}
 
     def ids_of(symbol):
-        return [index[symbol]] if symbol in score else [index[f"<0x{byte:02X}>"] for byte in symbol.encode()]
+        return (
+            [index[symbol]]
+            if symbol in score
+            else [index[f"<0x{byte:02X}>"] for byte in symbol.encode()]
+        )
 
     def encode(text):
         symbols = merge_by_score("▁" + text.replace(" ", "▁"), score) if text else []
@@ -110,7 +141,9 @@ def test_the_space_can_be_turned_off(sentence_piece):
 @pytest.mark.core
 def test_control_tokens_are_never_merged_from_text(sentence_piece):
     """Not even where the vocabulary has all their parts."""
-    tokenizer = tokenizer_from_metadata(sentence_piece(PIECES | {"<": -6.0, "s": -6.0, ">": -6.0, "<s": -6.0}))
+    tokenizer = tokenizer_from_metadata(
+        sentence_piece(PIECES | {"<": -6.0, "s": -6.0, ">": -6.0, "<s": -6.0})
+    )
     assert 1 not in tokenizer.encode("<s>")
     assert tokenizer.decode(tokenizer.encode("<s>")) == "<s>"
 
@@ -118,7 +151,12 @@ def test_control_tokens_are_never_merged_from_text(sentence_piece):
 @pytest.mark.core
 def test_the_default_special_ids(sentence_piece):
     tokenizer = tokenizer_from_metadata(sentence_piece(PIECES))
-    assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2, None)
+    assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (
+        0,
+        1,
+        2,
+        None,
+    )
     assert tokenizer.add_bos and tokenizer.stop_ids == {2}
 
 
@@ -131,17 +169,23 @@ def test_ids_are_those_of_the_algorithm(sentence_piece, text):
 
 @pytest.fixture(scope="module")
 def llama(reference):
-    return llama_cpp_encoder(open_gguf(reference / "tokenizers" / "ggml-vocab-llama-spm.gguf").metadata)
+    return llama_cpp_encoder(
+        open_gguf(reference / "tokenizers" / "ggml-vocab-llama-spm.gguf").metadata
+    )
 
 
 @pytest.mark.parametrize("character", " -=*#/.\n\t0a한")
 def test_runs_of_one_character_in_llamas_vocabulary(llama, reference_tokenizer, character):
     """All runs of spaces have one score there, so the leftmost merges first."""
     for length in [*range(1, 40), 100]:
-        assert reference_tokenizer("llama-spm").encode(character * length) == llama(character * length)
+        assert reference_tokenizer("llama-spm").encode(character * length) == llama(
+            character * length
+        )
 
 
-WORDS = st.sampled_from("the| the|  |\n|naïve|don't|1234|Größe|日本語|🦙|foo_bar|    return|<s>|</s>|▁".split("|"))
+WORDS = st.sampled_from(
+    "the| the|  |\n|naïve|don't|1234|Größe|日本語|🦙|foo_bar|    return|<s>|</s>|▁".split("|")
+)
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,4 +1,6 @@
-"""Tokens that are no text: which are read from a text, which are added to it, which end a generation."""
+"""Tokens that are no text: which are read from a text, which are added to it, which end a
+generation.
+"""
 
 import numpy as np
 import pytest
@@ -33,20 +35,28 @@ def test_control_tokens_are_read_only_when_asked_for(chat):
 def test_user_defined_tokens_are_always_read(chat):
     tokenizer = tokenizer_from_metadata(chat)
     a, b = tokenizer.encode("a") + tokenizer.encode("b")
-    assert tokenizer.encode("a<tool>b") == tokenizer.encode("a<tool>b", parse_special=True) == [a, 258, b]
+    assert (
+        tokenizer.encode("a<tool>b")
+        == tokenizer.encode("a<tool>b", parse_special=True)
+        == [a, 258, b]
+    )
     assert tokenizer.encode("<tool><tool>") == [258, 258]
 
 
 def test_the_longest_special_token_wins_wherever_it_is(byte_level):
     """llama.cpp reads "bcd" in "abcd" and leaves "a", although "abc" begins earlier."""
-    tokenizer = tokenizer_from_metadata(byte_level(special={"bcd.": USER_DEFINED, "abc": USER_DEFINED}))
+    tokenizer = tokenizer_from_metadata(
+        byte_level(special={"bcd.": USER_DEFINED, "abc": USER_DEFINED})
+    )
     assert tokenizer.encode("abcd.") == [*tokenizer.encode("a"), 256]
     assert tokenizer.encode("abcd") == [257, *tokenizer.encode("d")]
 
 
 def test_add_special_follows_the_keys(chat):
     def ends(**keys):
-        tokenizer = tokenizer_from_metadata(chat | {f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+        tokenizer = tokenizer_from_metadata(
+            chat | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+        )
         ids = tokenizer.encode("a", add_special=True)
         place = ids.index(tokenizer.encode("a")[0])
         return ids[:place], ids[place + 1 :]
@@ -61,11 +71,18 @@ def test_add_special_follows_the_keys(chat):
 
 def test_a_sentence_piece_vocabulary_adds_bos_unless_told_otherwise(sentence_piece):
     assert tokenizer_from_metadata(sentence_piece({"▁": 0.0})).encode("", add_special=True) == [1]
-    assert tokenizer_from_metadata(sentence_piece({"▁": 0.0}, add_bos_token=False)).encode("", add_special=True) == []
+    assert (
+        tokenizer_from_metadata(sentence_piece({"▁": 0.0}, add_bos_token=False)).encode(
+            "", add_special=True
+        )
+        == []
+    )
 
 
 def test_bos_and_eos_are_not_doubled(chat):
-    tokenizer = tokenizer_from_metadata(chat | {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True})
+    tokenizer = tokenizer_from_metadata(
+        chat | {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}
+    )
     (a,) = tokenizer.encode("a")
     assert tokenizer.encode("<s>a<|im_end|>", add_special=True, parse_special=True) == [256, a, 257]
     assert tokenizer.encode("<s>a<|im_end|>", add_special=True)[0] == 256
@@ -87,9 +104,18 @@ def test_ids_that_a_file_does_not_name_are_none(byte_level):
 
 def test_ids_that_a_file_names(byte_level):
     keys = {
-        "bos_token_id": 1, "eos_token_id": 2, "eot_token_id": 3, "eom_token_id": 4, "unknown_token_id": 5, "seperator_token_id": 6,
-        "padding_token_id": 7, "mask_token_id": 8, "fim_pre_token_id": 9, "suffix_token_id": 10, "middle_token_id": 11,
-    }  # fmt: skip
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "eot_token_id": 3,
+        "eom_token_id": 4,
+        "unknown_token_id": 5,
+        "seperator_token_id": 6,
+        "padding_token_id": 7,
+        "mask_token_id": 8,
+        "fim_pre_token_id": 9,
+        "suffix_token_id": 10,
+        "middle_token_id": 11,
+    }
     tokenizer = tokenizer_from_metadata(byte_level(**keys))
     names = "bos eos eot eom unk sep pad mask fim_pre fim_suf fim_mid".split()
     assert [getattr(tokenizer, f"{name}_id") for name in names] == list(range(1, 12))
@@ -98,7 +124,18 @@ def test_ids_that_a_file_names(byte_level):
 
 @pytest.mark.parametrize(
     "text",
-    ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>", "<|eom_id|>", "[EOS]", "<EOT>", "<eos>"],
+    [
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|endoftext|>",
+        "<end_of_turn>",
+        "<|end|>",
+        "<|end_of_text|>",
+        "<|eom_id|>",
+        "[EOS]",
+        "<EOT>",
+        "<eos>",
+    ],
 )
 @pytest.mark.parametrize("token_type", [NORMAL, CONTROL, USER_DEFINED])
 def test_well_known_tokens_end_a_generation(byte_level, text, token_type):
@@ -123,7 +160,10 @@ def test_an_ordinary_token_that_reads_like_eos_is_text(byte_level):
         (["<|end|>", "<|flush|>", "<|calls|>"], ["<|flush|>", "<|calls|>"]),
         (["<|end|>", "<|call|>"], ["<|end|>", "<|call|>"]),
         (["</s>", "<|tool_response>"], ["<|tool_response>"]),
-        (["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|fim_prefix|>"], ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"]),
+        (
+            ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|fim_prefix|>"],
+            ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"],
+        ),
     ],
 )
 def test_families_with_rules_of_their_own(byte_level, texts, stops):
@@ -164,8 +204,15 @@ def test_ids_may_be_numpy_integers(chat):
 @pytest.mark.parametrize("id", [-1, 259, 2**40])
 def test_an_id_outside_the_vocabulary_is_refused(chat, id):
     tokenizer = tokenizer_from_metadata(chat)
-    for use in (tokenizer.piece, tokenizer.is_control, tokenizer.is_special, lambda id: tokenizer.decode([id])):
-        with pytest.raises(ValueError, match=f"token id {id} is outside the vocabulary of 259 tokens"):
+    for use in (
+        tokenizer.piece,
+        tokenizer.is_control,
+        tokenizer.is_special,
+        lambda id: tokenizer.decode([id]),
+    ):
+        with pytest.raises(
+            ValueError, match=f"token id {id} is outside the vocabulary of 259 tokens"
+        ):
             use(id)
 
 

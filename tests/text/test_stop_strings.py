@@ -68,7 +68,14 @@ def test_examples(stops, chunks, expected):
 @pytest.mark.core
 def test_text_comes_as_soon_as_it_is_certain():
     filter = StopStrings(["</s>"])
-    assert [filter.push(text) for text in ("a", "<", "/", "x", "</s>", "y")] == ["a", "", "", "</x", "", ""]
+    assert [filter.push(text) for text in ("a", "<", "/", "x", "</s>", "y")] == [
+        "a",
+        "",
+        "",
+        "</x",
+        "",
+        "",
+    ]
     assert filter.hit == "</s>"
     assert filter.flush() == ""
 

@@ -33,11 +33,16 @@ def test_pieces_join_to_the_decoded_whole(tokenizers, chunks, which, skip_specia
     tokenizer = tokenizers[which]
     chunks = [[id % tokenizer.vocab_size for id in chunk] for chunk in chunks]
     pieces = streamed(tokenizer, chunks, skip_special=skip_special)
-    assert "".join(pieces) == tokenizer.decode([id for chunk in chunks for id in chunk], skip_special=skip_special)
+    assert "".join(pieces) == tokenizer.decode(
+        [id for chunk in chunks for id in chunk], skip_special=skip_special
+    )
 
 
 @settings(deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁")), which=st.integers(0, 1))
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁")),
+    which=st.integers(0, 1),
+)
 def test_a_text_comes_back_id_by_id_in_whole_characters(tokenizers, text, which):
     """Without "▁", which is SentencePiece's space."""
     tokenizer = tokenizers[which]
@@ -48,7 +53,9 @@ def test_a_text_comes_back_id_by_id_in_whole_characters(tokenizers, text, which)
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("text", ["Hello world", "naïve", "日本語 🦙", "  two spaces ", "\n", "👩‍👩‍👧 é"])
+@pytest.mark.parametrize(
+    "text", ["Hello world", "naïve", "日本語 🦙", "  two spaces ", "\n", "👩‍👩‍👧 é"]
+)
 @pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "qwen2"])
 def test_every_cut_in_two(reference_tokenizer, name, text):
     tokenizer = reference_tokenizer(name)
@@ -79,7 +86,9 @@ def test_a_character_that_never_ends_is_replaced(tokenizers):
 def test_bytes_that_are_no_utf8_are_replaced_at_once(tokenizers):
     for tokenizer in tokenizers:
         first, *_, last = tokenizer.encode("€")
-        assert "".join(streamed(tokenizer, [[first, first], [last]])) == tokenizer.decode([first, first, last])
+        assert "".join(streamed(tokenizer, [[first, first], [last]])) == tokenizer.decode(
+            [first, first, last]
+        )
 
 
 @pytest.mark.core
@@ -103,7 +112,10 @@ def test_special_tokens_can_be_left_out(tokenizers):
 @pytest.mark.core
 def test_an_id_outside_the_vocabulary_is_refused(tokenizers):
     for tokenizer in tokenizers:
-        with pytest.raises(ValueError, match=f"token id 999999 is outside the vocabulary of {tokenizer.vocab_size} tokens"):
+        with pytest.raises(
+            ValueError,
+            match=f"token id 999999 is outside the vocabulary of {tokenizer.vocab_size} tokens",
+        ):
             tokenizer.stream().push([999999])
         with pytest.raises(ValueError, match="token id -1 is outside"):
             tokenizer.stream(after=[-1])

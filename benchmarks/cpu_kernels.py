@@ -28,7 +28,7 @@ from opening import processor
 from pallas_kernels.native import api, build
 from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups, native
+from rocmforge_jax.quant import native, word_packed
 
 TYPES = ("Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")
 #: Outputs x inputs of the matrices of Qwen2.5-0.5B and Llama-3.2-1B. Those of whole blocks of 256
@@ -113,7 +113,7 @@ class Case:
     def __init__(self, name: str, shape: str, rows: int, mode: str, size: int):
         self.name, self.shape, self.rows, self.mode = name, shape, rows, mode
         self.outputs, self.inputs = map(int, shape.split("x"))
-        packing = groups.packing(formats.get(name))
+        packing = word_packed.packing(formats.get(name))
         planes = random_planes(packing, self.outputs, self.inputs // 32)
         self.bytes = sum(plane.nbytes for plane in planes.values())
         self.copies = max(1, size // self.bytes)
@@ -178,7 +178,7 @@ def main():
     )
     results = []
     for name, shape in itertools.product(arguments.types, arguments.shapes):
-        if int(shape.split("x")[1]) // 32 % groups.packing(formats.get(name)).span:
+        if int(shape.split("x")[1]) // 32 % word_packed.packing(formats.get(name)).span:
             continue
         cases = [
             Case(name, shape, *which, size)

@@ -33,11 +33,11 @@ from pallas_kernels.packing import Packing
 from pallas_kernels.qmatmul import activations, codes, many_rows
 from pallas_kernels.qmatmul.api import Product, Weight, multiply
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 
 RESULTS = Path(__file__).parent / "results" / "gpu_kernels.jsonl"
 TYPES = tuple(
-    name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and groups.can_hold(fmt)
+    name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and word_packed.can_hold(fmt)
 )
 #: Outputs and inputs: of an attention projection and of a feed-forward of an 8B model; and one that
 #: is over 60 MB in every type.
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def packing(self) -> Packing:
-        return groups.packing(formats.get(self.type_name))
+        return word_packed.packing(formats.get(self.type_name))
 
     @property
     def rows(self) -> int:

@@ -17,7 +17,7 @@ from rocmforge_jax.models import Decoder, DecoderConfig
 from rocmforge_jax.models.config import MoEConfig
 from rocmforge_jax.models.load import tensor_name
 from rocmforge_jax.nn import RopeConfig
-from rocmforge_jax.quant import QParam, QTensor, groups
+from rocmforge_jax.quant import QParam, QTensor, word_packed
 
 
 def config(shape_name: str) -> DecoderConfig:
@@ -75,4 +75,4 @@ def _packed(shape, fmt, transposed, key):
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _planes(key, fmt, rows, columns):
-    return samples.random_planes(key, groups.packing(fmt), rows, columns // 32)
+    return samples.random_planes(key, word_packed.packing(fmt), rows, columns // 32)

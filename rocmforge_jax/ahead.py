@@ -80,7 +80,7 @@ class _Reader:
         gguf = open_gguf(self._path)
         if sum(tensor.nbytes for tensor in gguf.tensors.values()) > MOST * _available_bytes():
             return
-        from rocmforge_jax.quant import groups, native, repack
+        from rocmforge_jax.quant import native, repack, word_packed
 
         native.instructions()  # NotImplementedError where there are none
         for tensor in gguf.tensors.values():
@@ -89,7 +89,7 @@ class _Reader:
             if (
                 len(tensor.shape) > 1
                 and tensor.format.is_quantized
-                and groups.can_hold(tensor.format)
+                and word_packed.can_hold(tensor.format)
                 and tensor.path == self._path
             ):
                 planes = repack.planes_of(tensor.data, tensor.format)

@@ -18,7 +18,7 @@ from pallas_kernels.dequantize import reference as dequantize_reference
 from pallas_kernels.qmatmul import many_rows as many_rows_kernel
 from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, check_offsets, multiply
 from pallas_kernels.targets import Target
-from rocmforge_jax.quant import groups, trials
+from rocmforge_jax.quant import trials, word_packed
 from rocmforge_jax.quant.qtensor import QTensor
 from rocmforge_jax.settings import kernel_order
 
@@ -90,7 +90,7 @@ def target_of(*weights, mode: str = DEFAULT_MODE) -> Target:
             raise NotImplementedError(
                 f"{weight.type_name} planes lie in {weight.layout}, kernels read groups"
             )
-        packing = groups.packing(weight.format)
+        packing = word_packed.packing(weight.format)
         name = f"the kernel for {weight.type_name} and {mode} activations"
         trials.require_working(
             name, target, functools.partial(_error, packing, mode, target), _ERRORS[mode]
@@ -107,7 +107,7 @@ def few_rows_limit(dtype) -> int:
 
 
 def as_weight(weight: QTensor) -> Weight:
-    return Weight(weight.planes, groups.packing(weight.format))
+    return Weight(weight.planes, word_packed.packing(weight.format))
 
 
 def few_rows(
@@ -127,7 +127,7 @@ def many_rows(x_MK, weight: QTensor, target: Target, experts=None) -> jax.Array:
 
     experts: for a stack, as the kernel takes them.
     """
-    return _many_rows(x_MK, weight.planes, groups.packing(weight.format), target, experts)
+    return _many_rows(x_MK, weight.planes, word_packed.packing(weight.format), target, experts)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -137,7 +137,7 @@ def _many_rows(x_MK, planes, packing, target, experts=None):
 
 def dequantize(weight: QTensor, dtype, target: Target) -> jax.Array:
     """The stored matrix [N, K] of a weight in `dtype`."""
-    return _dequantize(weight.planes, groups.packing(weight.format), jnp.dtype(dtype), target)
+    return _dequantize(weight.planes, word_packed.packing(weight.format), jnp.dtype(dtype), target)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

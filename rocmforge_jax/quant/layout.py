@@ -2,7 +2,7 @@
 
 Of a matrix of N rows with K/block blocks each:
 
-    "groups"   see `quant.groups`           32 inputs side by side: what the kernels for GPUs and the products in C++ read
+    "groups"   see `quant.word_packed`      32 inputs side by side: what the kernels for GPUs and the products in C++ read
     "rows"     [..., N, K/block, *field]    input axis minor: on GPUs, for types that "groups" cannot hold
     "columns"  [..., K/block, *field, N]    output axis minor: what XLA vectorises for a CPU
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rocmforge_jax.formats import Format
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 
 LAYOUTS = ("groups", "rows", "columns")
 
@@ -28,7 +28,7 @@ def default_layout(
     from rocmforge_jax.quant import native
 
     platform = jax.default_backend() if device is None else device.platform
-    if groups.can_hold(fmt) and (platform != "cpu" or native.wanted(activations)):
+    if word_packed.can_hold(fmt) and (platform != "cpu" or native.wanted(activations)):
         return "groups"
     return "columns" if platform == "cpu" else "rows"
 
@@ -36,7 +36,7 @@ def default_layout(
 def check_layout(layout: str, fmt: Format) -> str:
     if layout not in LAYOUTS:
         raise ValueError(f"a plane layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
-    if layout == "groups" and not groups.can_hold(fmt):
+    if layout == "groups" and not word_packed.can_hold(fmt):
         raise ValueError(f"{fmt} has no layout 'groups': its codes are no small integers")
     return layout
 
@@ -44,7 +44,7 @@ def check_layout(layout: str, fmt: Format) -> str:
 def stored_shape(planes, fmt: Format, layout: str) -> tuple[int, ...]:
     """(..., N, K)."""
     if layout == "groups":
-        return groups.stored_shape(planes)
+        return word_packed.stored_shape(planes)
     field = fmt.fields[0]
     shape, axes = planes[field.name].shape, len(field.shape)
     if layout == "columns":
@@ -57,7 +57,7 @@ def stored_shape(planes, fmt: Format, layout: str) -> tuple[int, ...]:
 def take_rows(planes, fmt: Format, layout: str, ids):
     """The planes of some rows of a matrix; ids outside it are clipped."""
     if layout == "groups":
-        return groups.take_rows(planes, ids)
+        return word_packed.take_rows(planes, ids)
     axes = {field.name: row_axis(len(field.shape), layout) for field in fmt.fields}
     return {
         name: jnp.take(plane, ids, axis=axes[name], mode="clip") for name, plane in planes.items()
@@ -74,14 +74,16 @@ def split(row_bytes, fmt: Format, layout: str):
     *lead, nbytes = row_bytes.shape
     blocks = row_bytes.reshape(*lead, fmt.row_blocks(nbytes), fmt.block_bytes)
     if check_layout(layout, fmt) == "groups":
-        return groups.split(fmt.split(blocks), fmt)
+        return word_packed.split(fmt.split(blocks), fmt)
     return _move_rows(fmt.split(blocks), fmt, "rows", layout)
 
 
 def join(planes, fmt: Format, layout: str):
     """The inverse of `split`: planes in `layout` -> uint8 [..., N, row bytes]."""
     fields = (
-        groups.join(planes, fmt) if layout == "groups" else _move_rows(planes, fmt, layout, "rows")
+        word_packed.join(planes, fmt)
+        if layout == "groups"
+        else _move_rows(planes, fmt, layout, "rows")
     )
     blocks = fmt.join(fields)
     return blocks.reshape(*blocks.shape[:-2], -1)

@@ -21,7 +21,7 @@ from pallas_kernels.dequantize import reference
 from pallas_kernels.native import api, build
 from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax.locate import cache_folder
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 
 #: What to say where there is no library.
 HOW = "build it once with: rocmforge-jax build-native"
@@ -172,7 +172,7 @@ def _loaded(library: Path) -> tuple[str, str | None]:
 def _problem() -> str | None:
     """What is wrong with the products of every packing and mode, None if nothing is."""
     with concurrent.futures.ThreadPoolExecutor(1) as thread:  # where nothing is being traced
-        for packing in groups.packings():
+        for packing in word_packed.packings():
             for mode, allowed in _ERRORS.items():
                 error = thread.submit(_error, packing, mode).result()
                 if not error <= allowed:

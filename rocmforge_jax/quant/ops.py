@@ -11,11 +11,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.quant import columns, groups, kernels, native, rows
+from rocmforge_jax.quant import columns, kernels, native, rows, word_packed
 from rocmforge_jax.quant.layout import take_rows as take_packed_rows
 from rocmforge_jax.quant.qtensor import QTensor, as_qtensor, value_of
 
-_DECODE = {"columns": columns.decode, "rows": rows.decode, "groups": groups.decode}
+_DECODE = {"columns": columns.decode, "rows": rows.decode, "groups": word_packed.decode}
 _VALUE_DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
 
 

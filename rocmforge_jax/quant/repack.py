@@ -1,8 +1,9 @@
 """A file's blocks -> planes in "groups" layout, in C++ where that is built: straight from the
 mapped file into the arrays that JAX uses.
 
-It computes what `groups.split` does, a few gigabytes a second and without temporaries; that needs a
-copy of the file's bytes on the device, a compiled program for each shape, and arrays between.
+It computes what `word_packed.split` does, a few gigabytes a second and without temporaries; that
+needs a copy of the file's bytes on the device, a compiled program for each shape, and arrays
+between.
 """
 
 import functools
@@ -13,7 +14,7 @@ import numpy as np
 
 from pallas_kernels.native import repack as native_repack
 from rocmforge_jax.formats import Format
-from rocmforge_jax.quant import groups, native
+from rocmforge_jax.quant import native, word_packed
 
 if TYPE_CHECKING:
     from rocmforge_jax.quant.qtensor import QTensor
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 #: The function of `groups` that reads a type's small scales -> how `native.repack` calls that, and
 #: the fields.
 _SCALES = {
-    groups._six_bit_pairs: ("six_bit_pairs", "scales"),
-    groups._six_bits: ("six_bits", "scales"),
-    groups._high_and_low: ("high_and_low", "scales_h", "scales_l"),
-    groups._nibble_pairs: ("bytes", "scales"),
+    word_packed._six_bit_pairs: ("six_bit_pairs", "scales"),
+    word_packed._six_bits: ("six_bits", "scales"),
+    word_packed._high_and_low: ("high_and_low", "scales_h", "scales_l"),
+    word_packed._nibble_pairs: ("bytes", "scales"),
 }
 
 
@@ -36,7 +37,7 @@ def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
     native.instructions()
     *lead, rows, nbytes = row_bytes.shape
     stacked = np.ascontiguousarray(row_bytes).reshape(-1, nbytes)
-    planes = native_repack.repack(native.find(), stacked, blocks_of(fmt), groups.packing(fmt))
+    planes = native_repack.repack(native.find(), stacked, blocks_of(fmt), word_packed.packing(fmt))
     return {name: plane.reshape(*lead, rows, *plane.shape[1:]) for name, plane in planes.items()}
 
 
@@ -62,7 +63,7 @@ def from_planes(
 @functools.cache
 def blocks_of(fmt: Format) -> native_repack.Blocks:
     """Where the fields of a type are that "groups" can hold."""
-    how, offsets, at = groups.repacking(fmt), {}, 0
+    how, offsets, at = word_packed.repacking(fmt), {}, 0
     for field in fmt.fields:
         offsets[field.name], at = at, at + field.nbytes
     halves = {field.name for field in fmt.fields if field.dtype == "float16"}

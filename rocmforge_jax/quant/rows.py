@@ -5,7 +5,7 @@ the fallback of the Pallas kernels.
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 
 #: Rows of x up to which the weight is dequantised inside the reduction, once per row, instead of
 #: being written out.
@@ -27,7 +27,9 @@ def decode(planes, fmt):
 
 
 def _decoded(planes, w):
-    return groups.decode(planes, w.format) if w.layout == "groups" else decode(planes, w.format)
+    return (
+        word_packed.decode(planes, w.format) if w.layout == "groups" else decode(planes, w.format)
+    )
 
 
 def matmul(x_MK, w):

@@ -11,7 +11,7 @@ from pallas_kernels import samples, targets
 from pallas_kernels.qmatmul.api import Product, Weight, multiply
 from pallas_kernels.qmatmul.blocks import Tile
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.cuda import cubins
 from tests.rocm import compiler, programs
 from tests.rocm.test_compiles import MIXTURES, PRODUCTS
@@ -31,7 +31,7 @@ STACK = {}
 
 
 def layout_of(fmt) -> str:
-    return "groups" if groups.can_hold(fmt) else "rows"
+    return "groups" if word_packed.can_hold(fmt) else "rows"
 
 
 def compiled(device, jitted, args, **options) -> dict[str, cubins.Kernel]:
@@ -66,7 +66,7 @@ def test_compiles_into_registers(name, h100, monkeypatch):
 
 def product(tile=None):
     """A jitted product of floats with 4096 x 4096 in Q6_K, and its abstract operands."""
-    packing = groups.packing(formats.get("Q6_K"))
+    packing = word_packed.packing(formats.get("Q6_K"))
     planes = jax.eval_shape(lambda: samples.random_planes(jax.random.key(0), packing, 4096, 128))
     how = dict(mode="float", dtype=jnp.float32, target=H100, tile=tile)
     run = jax.jit(lambda x, planes: multiply(x, [Product((Weight(planes, packing),))], **how))

@@ -9,14 +9,14 @@ from pallas_kernels.native import build
 from pallas_kernels.qmatmul.api import Weight
 from pallas_kernels.targets import INTERPRET, Target, current
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.described import as_if_on
 from tests.reference_blocks import ggml_blocks, packed
 
 __all__ = ["ggml_blocks", "matrix", "packed"]
 
 PACKED_TYPES = [
-    name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and groups.can_hold(fmt)
+    name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and word_packed.can_hold(fmt)
 ]
 #: Kernels run on the GPU that jax computes on, in Pallas's interpreter where there is none.
 TARGET = current() or INTERPRET
@@ -52,8 +52,10 @@ def matrix(packed):
         row_bytes, values = packed(name, rows, blocks)
         fmt = formats.get(name)
         split = jax.jit(
-            lambda data: groups.split(fmt.split(data.reshape(rows, blocks, fmt.block_bytes)), fmt)
+            lambda data: word_packed.split(
+                fmt.split(data.reshape(rows, blocks, fmt.block_bytes)), fmt
+            )
         )
-        return Weight(split(row_bytes), groups.packing(fmt)), values
+        return Weight(split(row_bytes), word_packed.packing(fmt)), values
 
     return make

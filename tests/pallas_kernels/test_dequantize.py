@@ -10,7 +10,7 @@ import pytest
 from pallas_kernels.dequantize import kernel, reference
 from pallas_kernels.samples import random_planes
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to_triton
 
 pytestmark = pytest.mark.core
@@ -109,7 +109,7 @@ def test_the_reference_takes_stacks(matrix):
 @pytest.mark.parametrize("name", ["Q5_1", "Q6_K", "IQ4_NL", "MXFP4", "NVFP4"])
 def test_it_lowers_to_triton(target, name):
     """The interpreter runs what GPUs do not have: an operation without a rule is an error here."""
-    packing = groups.packing(formats.get(name))
+    packing = word_packed.packing(formats.get(name))
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 3, 136))
     lowered = lowered_to_triton(
         target,

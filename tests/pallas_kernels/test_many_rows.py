@@ -13,7 +13,7 @@ from pallas_kernels.qmatmul.blocks import MatrixTile
 from pallas_kernels.samples import random_planes
 from pallas_kernels.targets import Target
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to_triton
 
 pytestmark = pytest.mark.core
@@ -70,7 +70,7 @@ def test_matrices_of_a_stack(rows, dtype, normal, distance):
     """Each tile of rows of x times the matrix that is named for it, in any order, some twice, one
     not at all; no matrix leaves a tile alone.
     """
-    packing, (E, N, G) = groups.packing(formats.get("Q4_K")), (4, 37, 24)
+    packing, (E, N, G) = word_packed.packing(formats.get("Q4_K")), (4, 37, 24)
     stack = jax.jit(lambda key: random_planes(key, packing, E * N, G))(jax.random.key(2))
     stack = {name: plane.reshape(E, N, *plane.shape[1:]) for name, plane in stack.items()}
     experts = [2, 0, -1, 2, 3]
@@ -115,7 +115,7 @@ def test_what_is_taken_off_a_code_is_exact(name):
     """Times a scale it has at most 24 bits, so that a fused multiply-add of the code that is too
     large rounds once.
     """
-    packing = groups.packing(formats.get(name))
+    packing = word_packed.packing(formats.get(name))
     signed = packing.table is not None or packing.bits == 8
     bits, offset = (8, 128) if signed else (packing.bits, packing.offset)
     bits_of_scale = {"d": 11, "int8": 18 if name == "Q6_K" else 16, "e4m3": 4}
@@ -152,7 +152,7 @@ def test_the_tile_of_a_gpu_never_seen(check):
 )
 def test_it_lowers_to_triton(target, name, inputs):
     """The interpreter runs what GPUs do not have: an operation without a rule is an error here."""
-    packing = groups.packing(formats.get(name))
+    packing = word_packed.packing(formats.get(name))
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 12, inputs // 32))
     x = jax.ShapeDtypeStruct((33, inputs), jnp.bfloat16)
     lowered = lowered_to_triton(
@@ -176,7 +176,7 @@ def test_it_lowers_to_triton(target, name, inputs):
 @pytest.mark.parametrize(("rows", "early"), [(16, True), (33, False)])
 def test_nothing_begins_early_beside_large_tiles(rows, early):
     """It would take room from them."""
-    packing, target = groups.packing(formats.get("Q4_0")), Target("cuda", "9.0")
+    packing, target = word_packed.packing(formats.get("Q4_0")), Target("cuda", "9.0")
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 512, 64))
 
     def run(x, planes):

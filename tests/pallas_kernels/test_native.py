@@ -11,7 +11,7 @@ from pallas_kernels.native import api, build
 from pallas_kernels.packing import GROUP, position_words
 from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import NEEDS_NATIVE, PACKED_TYPES
 
 ERRORS = {"int16": 1e-4, "int8": 1.2e-2}
@@ -105,7 +105,7 @@ def _scale_and_minimum(packing, planes):
 @functools.cache
 def made(name, rows, inputs, seed=0):
     """A random weight and its values."""
-    packing = groups.packing(formats.get(name))
+    packing = word_packed.packing(formats.get(name))
     planes = random_planes(np.random.default_rng(seed), packing, rows, inputs // GROUP)
     return Weight({name: jnp.asarray(plane) for name, plane in planes.items()}, packing), dense(
         packing, planes

@@ -7,7 +7,7 @@ import pytest
 from pallas_kernels.qmatmul.api import Product, Weight, check_offsets, multiply
 from pallas_kernels.targets import INTERPRET
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import PACKED_TYPES
 
 pytestmark = pytest.mark.core
@@ -26,7 +26,7 @@ def planes_of(name, *shape):
     fmt = formats.get(name)
     *lead, inputs = shape
     blocks = jax.ShapeDtypeStruct((*lead, inputs // fmt.block, fmt.block_bytes), jnp.uint8)
-    return jax.eval_shape(lambda blocks: groups.split(fmt.split(blocks), fmt), blocks)
+    return jax.eval_shape(lambda blocks: word_packed.split(fmt.split(blocks), fmt), blocks)
 
 
 @pytest.mark.parametrize("name", PACKED_TYPES)
@@ -100,7 +100,7 @@ def test_a_product_with_planes_that_are_too_large_is_refused_before_anything_is_
     def product(x, planes):
         return multiply(
             x,
-            [Product((Weight(planes, groups.packing(fmt)),))],
+            [Product((Weight(planes, word_packed.packing(fmt)),))],
             mode="int16",
             dtype=jnp.float32,
             target=INTERPRET,

@@ -22,7 +22,7 @@ from pallas_kernels.packing import (
 )
 from pallas_kernels.samples import random_planes
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import PACKED_TYPES
 
 pytestmark = pytest.mark.core
@@ -139,9 +139,9 @@ def test_products_with_powers_of_two(magnitude, sign):
 def test_planes_are_those_that_a_packing_states(name):
     """And random planes have their shapes and dtypes."""
     fmt = formats.get(name)
-    packing = groups.packing(fmt)
+    packing = word_packed.packing(fmt)
     fields = jax.eval_shape(fmt.split, jax.ShapeDtypeStruct((7, 3, fmt.block_bytes), jnp.uint8))
-    planes = jax.eval_shape(lambda fields: groups.split(fields, fmt), fields)
+    planes = jax.eval_shape(lambda fields: word_packed.split(fields, fmt), fields)
     assert {plane: array.dtype.name for plane, array in planes.items()} == packing.planes()
     made = jax.eval_shape(
         lambda: random_planes(jax.random.key(0), packing, 7, 3 * fmt.block // GROUP)

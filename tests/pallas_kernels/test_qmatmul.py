@@ -19,7 +19,7 @@ from pallas_kernels.qmatmul.blocks import Tile
 from pallas_kernels.samples import random_planes
 from pallas_kernels.targets import Target
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to_triton
 
 pytestmark = pytest.mark.core
@@ -176,7 +176,7 @@ def test_the_tile_of_a_gpu_never_seen(count, check):
     tile = blocks.few_rows(
         count,
         8,
-        [few_rows.Job((groups.packing(formats.get("Q4_0")),), 7)],
+        [few_rows.Job((word_packed.packing(formats.get("Q4_0")),), 7)],
         "int16",
         Target("metal"),
     )
@@ -380,7 +380,9 @@ def test_bytes_in_turn_are_the_same_bytes(mode, normal):
 def test_bytes_are_in_turn_where_all_weights_have_tables(names, platform, turn):
     """And one scale a group; AMD's GPUs look bytes up in their order."""
     assert (
-        codes.come_in_turn([groups.packing(formats.get(name)) for name in names], Target(platform))
+        codes.come_in_turn(
+            [word_packed.packing(formats.get(name)) for name in names], Target(platform)
+        )
         == turn
     )
 
@@ -472,7 +474,7 @@ def test_kernels_lower_to_triton(target, name, inputs, mode):
     With tiles of GPUs: rows that are shorter than one, fill one, and take several, the last one
     full or not.
     """
-    packing = groups.packing(formats.get(name))
+    packing = word_packed.packing(formats.get(name))
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 12, inputs // 32))
     x, norm = (
         jax.ShapeDtypeStruct((2, inputs), jnp.bfloat16),
@@ -505,7 +507,7 @@ def test_where_loads_come_first(rows, name, weights, mode, waits):
     """On NVIDIA GPUs, where nothing else hides the latency of memory: in launches of few programs,
     and of any number for types that are quick to compute with; floats leave no registers for it.
     """
-    packing = groups.packing(formats.get(name))
+    packing = word_packed.packing(formats.get(name))
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, rows, 128))
     for target in GPUS:
 
@@ -535,7 +537,7 @@ def test_the_next_launch_begins_early_where_a_gpu_can(target, can, rows, some):
 
     Of the programs of a long one only those that are last.
     """
-    packing = groups.packing(formats.get("Q4_0"))
+    packing = word_packed.packing(formats.get("Q4_0"))
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, rows, 128))
 
     def run(x, planes):
@@ -563,7 +565,7 @@ def test_short_rows_are_taken_together(name, rows, inputs, pairs, mode, outputs)
     """Where there are many, and registers for it, which floats fill: starting a program takes as
     long as some rows of a step each.
     """
-    job = few_rows.Job((groups.packing(formats.get(name)),), rows)
+    job = few_rows.Job((word_packed.packing(formats.get(name)),), rows)
     assert (
         blocks.few_rows(1, inputs // 32, [job], mode, Target("cuda", "9.0"), pairs).rows == outputs
     )
@@ -586,7 +588,7 @@ def test_experts_lower_to_triton(target, tokens, used):
 
     A stack is read where it lies.
     """
-    packings = [groups.packing(formats.get(name)) for name in ("Q4_K", "Q6_K")]
+    packings = [word_packed.packing(formats.get(name)) for name in ("Q4_K", "Q6_K")]
     stacks = [
         jax.eval_shape(
             lambda: jax.tree.map(

@@ -5,13 +5,13 @@ import pytest
 
 from pallas_kernels import targets
 from rocmforge_jax import formats
-from rocmforge_jax.quant import QTensor, groups
+from rocmforge_jax.quant import QTensor, word_packed
 from tests.reference_blocks import ggml_blocks, packed
 
 __all__ = ["ggml_blocks", "interpreted", "packed"]
 
 QUANTIZED = [name for name, fmt in formats.FORMATS.items() if fmt.is_quantized]
-IN_GROUPS = [name for name in QUANTIZED if groups.can_hold(formats.get(name))]
+IN_GROUPS = [name for name in QUANTIZED if word_packed.can_hold(formats.get(name))]
 LAYOUTS = ["rows", "columns", "groups"]
 
 

@@ -250,16 +250,18 @@ def test_a_library_is_tried_once_for_a_processor(native, native_folder, tmp_path
     monkeypatch.setattr(
         library, "_error", lambda packing, mode: tried.append((packing, mode)) or 0.0
     )
-    assert library.usable() and len(tried) == len(set(tried)) == 2 * len(library.groups.packings())
+    assert library.usable() and len(tried) == len(set(tried)) == 2 * len(
+        library.word_packed.packings()
+    )
     assert [
         path.name.endswith("-these-instructions.passed") for path in tmp_path.glob("*.passed")
     ] == [True]
     library._loaded.cache_clear()
-    assert library.usable() and len(tried) == 2 * len(library.groups.packings())
+    assert library.usable() and len(tried) == 2 * len(library.word_packed.packings())
 
 
 def test_the_trial_itself_passes_and_finds_a_wrong_product(native, monkeypatch):
-    packing = library.groups.packing(formats.get("Q4_0"))
+    packing = library.word_packed.packing(formats.get("Q4_0"))
     assert library.usable() and library._error(packing, "int16") < ERRORS["int16"]
     multiply = library._multiply
     monkeypatch.setattr(library, "_multiply", lambda *of: [1.001 * y for y in multiply(*of)])

@@ -7,7 +7,7 @@ import pytest
 
 from pallas_kernels.native import repack as native_repack
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups, native, repack
+from rocmforge_jax.quant import native, repack, word_packed
 from rocmforge_jax.quant.layout import split
 from tests.quant.conftest import IN_GROUPS
 
@@ -78,4 +78,4 @@ def native_library():
 
 
 def packing(name):
-    return groups.packing(formats.get(name))
+    return word_packed.packing(formats.get(name))

@@ -3,7 +3,7 @@
 import pytest
 
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.rocm.targets import MAX_THREADS, TARGETS
 
 pytestmark = pytest.mark.rocm
@@ -17,7 +17,9 @@ STEPS = [
 ]
 #: Products of every type that has kernels, at the shapes of the demo, an 8B and a 70B model, a few
 #: rows and many, in each mode.
-PRODUCTS = tuple(f"product {name}" for name, fmt in formats.FORMATS.items() if groups.can_hold(fmt))
+PRODUCTS = tuple(
+    f"product {name}" for name, fmt in formats.FORMATS.items() if word_packed.can_hold(fmt)
+)
 MIXTURES = ("mixture Q4_K", "mixture Q6_K", "mixture MXFP4")
 DEQUANTIZE = tuple(
     f"dequantize {name}" for name, fmt in formats.FORMATS.items() if fmt.is_quantized

@@ -11,11 +11,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.quant import columns, kernels, native, rows, word_packed
+from rocmforge_jax.quant import kernels, native, word_packed, xla_columns, xla_rows
 from rocmforge_jax.quant.layout import take_rows as take_packed_rows
 from rocmforge_jax.quant.qtensor import QTensor, as_qtensor, value_of
 
-_DECODE = {"columns": columns.decode, "rows": rows.decode, "groups": word_packed.decode}
+_DECODE = {"columns": xla_columns.decode, "rows": xla_rows.decode, "groups": word_packed.decode}
 _VALUE_DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
 
 
@@ -144,7 +144,7 @@ def _matmul(x, w, how, dtype):
 
 
 def _matmul_xla(x, w):
-    module, x = (columns, x.astype(jnp.float32)) if w.layout == "columns" else (rows, x)
+    module, x = (xla_columns, x.astype(jnp.float32)) if w.layout == "columns" else (xla_rows, x)
     return module.matmul(x, w) if w.transposed else module.matmul_transposed(x, w)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rocmforge_jax.quant import QParam, QTensor, columns, expert_matmul, matmul
+from rocmforge_jax.quant import QParam, QTensor, expert_matmul, matmul, xla_columns
 from tests.quant.conftest import LAYOUTS, QUANTIZED, in_every_layout
 
 LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
@@ -123,7 +123,7 @@ def test_narrow_x_is_accumulated_in_float32(count, dtype, layout, kernel, normal
 def test_large_matrices_in_columns_decode_in_registers(name, count, packed, normal, distance):
     """The fused loop, which small matrices do not take; a prime number of columns."""
     rows, values = packed(name, 1741, 36)
-    assert values.size >= columns.FUSED_WEIGHTS
+    assert values.size >= xla_columns.FUSED_WEIGHTS
     w = QTensor.from_bytes(rows, name, layout="columns", transposed=True)
     x = normal(count, values.shape[1])
     assert distance(matmul(x, w), np.float64(x) @ np.float64(values.T)) < FLOAT32

@@ -5,7 +5,7 @@ Knows no files and no modules; imports jax at first use.
 
 from rocmforge_jax.formats.format import Affine, Field, Format
 from rocmforge_jax.formats.quantizers import quantize
-from rocmforge_jax.formats.registry import FORMATS, REMOVED_IDS, get
+from rocmforge_jax.formats.registry import FORMATS, REMOVED_IDS, get, register, unregister
 
 
 def __getattr__(name):
@@ -16,4 +16,15 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["FORMATS", "REMOVED_IDS", "Affine", "Field", "Format", "dequantize", "get", "quantize"]
+__all__ = [
+    "FORMATS",
+    "REMOVED_IDS",
+    "Affine",
+    "Field",
+    "Format",
+    "dequantize",
+    "get",
+    "quantize",
+    "register",
+    "unregister",
+]

@@ -23,10 +23,40 @@ REMOVED_IDS = {
 }
 
 
+def register(format: Format) -> None:
+    """Adds a format, which every function that takes a name or an id then finds.
+
+    Raises:
+        ValueError: its name is not in capitals, or another format has its name or its id.
+    """
+    if format.name != format.name.upper():
+        raise ValueError(f"names of formats are in capitals, got {format.name!r}")
+    if format.name in FORMATS:
+        raise ValueError(f"there is a format named {format.name!r} already")
+    if format.ggml_id in _BY_ID:
+        raise ValueError(f"{_BY_ID[format.ggml_id]} has the ggml id {format.ggml_id} already")
+    FORMATS[format.name] = format
+    if format.ggml_id is not None:
+        _BY_ID[format.ggml_id] = format
+
+
+def unregister(format: Format) -> None:
+    """Removes a format that `register` added.
+
+    Raises:
+        ValueError: it is not registered.
+    """
+    if FORMATS.get(format.name) is not format:
+        raise ValueError(f"{format.name!r} is not registered")
+    del FORMATS[format.name]
+    _BY_ID.pop(format.ggml_id, None)
+
+
 def get(which: str | int | Format) -> Format:
     """The format of a name (any case) or a ggml type id.
 
-    ValueError names the nearest, or says that ggml removed the id.
+    Raises:
+        ValueError: there is none. The message gives the nearest names, or that ggml removed the id.
     """
     if isinstance(which, Format):
         return which

@@ -1,5 +1,7 @@
 """Names, ids and sizes; how a format is looked up; what is refused."""
 
+import dataclasses
+
 import pytest
 
 from rocmforge_jax import formats
@@ -90,3 +92,26 @@ def test_rows_are_whole_blocks():
 def test_a_declaration_needs_a_meaning():
     with pytest.raises(ValueError, match="NEW: give affine, decode or both"):
         Format("NEW", None, 32, (Field("d", "float16"),))
+
+
+def test_registered_names_and_ids_are_distinct_and_names_are_in_capitals():
+    q4_0 = formats.get("Q4_0")
+    for changes, message in (
+        ({}, "'Q4_0'"),
+        ({"name": "new", "ggml_id": None}, "'new'"),
+        ({"name": "NEW"}, "Q4_0 .* 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            formats.register(dataclasses.replace(q4_0, **changes))
+    assert "NEW" not in formats.FORMATS and formats.get(2) is q4_0
+
+
+def test_a_registered_format_is_found_by_its_id_until_it_is_removed():
+    new = dataclasses.replace(formats.get("Q4_0"), name="NEW", ggml_id=99)
+    formats.register(new)
+    try:
+        assert formats.get("new") is formats.get(99) is new
+    finally:
+        formats.unregister(new)
+    with pytest.raises(ValueError, match="99; ids run from 0 to 42"):
+        formats.get(99)

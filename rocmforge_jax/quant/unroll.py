@@ -1,11 +1,12 @@
 """One block's program, written out element by element.
 
 A format declares what ONE block means as operations on small arrays. XLA:CPU turns such a program,
-vectorised over the columns of a matrix, into loops over the elements of a block, 20 times slower
-than loops over the columns (1 against 22 Gweights/s for Q4_0). So a block's program is traced once
-and evaluated with every element of a block as an array of its own, one entry a column: reshapes and
-concatenations become bookkeeping in Python, and XLA sees a straight line of vector operations that
-it fuses into one loop.
+vectorised over the columns of a matrix, into loops over the elements of a block. Those are 20 times
+slower than loops over the columns (1 against 22 Gweights/s for Q4_0).
+
+So a block's program is traced once, and evaluated with every element of a block as an array of its
+own, with one entry per column. Reshapes and concatenations become bookkeeping in Python. XLA sees a
+straight line of vector operations, which it fuses into one loop.
 """
 
 import jax
@@ -15,7 +16,7 @@ from jax.extend.core import Literal
 
 
 def rows_of(plane):
-    """[*lead, *field, N] with one lead axis -> object array [*field] of arrays [lead, N]."""
+    """The elements of a plane [lead, *field, N]: an object array [*field] of arrays [lead, N]."""
     field = plane.shape[1:-1]
     rows = np.empty(field, object)
     for index in np.ndindex(*field):
@@ -24,11 +25,17 @@ def rows_of(plane):
 
 
 def unroll(program, fields):
-    """Evaluate program(**fields) on object arrays of equally shaped jax arrays.
+    """Evaluates program(**fields) on object arrays of equally shaped jax arrays.
 
-    program: the fields of one block -> a pytree of arrays. fields: {name: object array of the
-    field's shape}. Returns the same pytree, its leaves object arrays. NotImplementedError for a
-    primitive that has no rule here.
+    Args:
+        program: the fields of one block -> a pytree of arrays.
+        fields: {name: object array of the field's shape}.
+
+    Returns:
+        The program's pytree, with object arrays as its leaves.
+
+    Raises:
+        NotImplementedError: the program has a primitive without a rule here.
     """
     avals = {
         name: jax.ShapeDtypeStruct(rows.shape, rows.flat[0].dtype) for name, rows in fields.items()

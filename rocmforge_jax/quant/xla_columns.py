@@ -1,9 +1,8 @@
-"""Products with a matrix in "columns" layout, for CPUs: output axis minor, every loop vectorised
-over the outputs.
+"""Products with a matrix in "columns" layout, in plain XLA for CPUs.
 
-Few rows: one pass over the packed blocks, codes turned to float in registers. Many rows: a tile of
-the weight at a time is dequantised into the cache and multiplied by XLA's dense dot. Neither ever
-holds the dense weight.
+The output axis is minor, and every loop is vectorised over the outputs. For few rows one pass over
+the packed blocks turns codes to float in registers. For many rows a tile of the weight at a time is
+dequantised into the cache and multiplied by XLA's dense dot. Neither holds the dense weight.
 """
 
 import functools
@@ -14,14 +13,14 @@ import jax.numpy as jnp
 
 from rocmforge_jax.quant.unroll import rows_of, unroll
 
-#: Rows of x up to which the fused loop is used. It decodes the weight once per row of x, a tile
-#: decodes it once: on two cores of Zen 5 tiles win from 2 rows (Q4_0, Q5_1) or 4 (Q8_0) on.
+#: Rows of x up to which the fused loop is used. It decodes the weight once per row of x, the tiles
+#: once for all: on two cores of Zen 5 tiles win from 2 rows (Q4_0, Q5_1) or 4 (Q8_0) on.
 FUSED_ROWS = 2
-#: Weights of a matrix from which on the fused loop is used: a small one has too little work a step
-#: for two cores.
+#: Weights of a matrix from which on the fused loop is used: a step over a smaller matrix has too
+#: little work for two cores.
 FUSED_WEIGHTS = 2_000_000
-#: Elements of a block up to which it is written out: 256 take seconds to compile for each product
-#: of a model.
+#: Elements of a block up to which its program is written out: 256 take seconds to compile for each
+#: product of a model.
 FUSED_BLOCK = 32
 #: Weights that one step of the fused loop handles per element of a block: enough work for every
 #: thread.
@@ -32,10 +31,9 @@ TILE_BYTES = 4 << 20
 
 @jax.jit
 def matmul(x_MK, w):
-    """float32 [M, K] times the QTensor w, stored [N, K] in columns, -> float32 [M, N].
+    """Multiplies float32 [M, K] by the QTensor w, stored [N, K] in columns, -> float32 [M, N].
 
-    Jitted for the tracing alone: the layers of a model have few different shapes, and each is
-    traced once.
+    It is jitted so that each shape is traced once: the layers of a model have few different ones.
     """
     if (
         x_MK.shape[0] <= FUSED_ROWS
@@ -44,16 +42,15 @@ def matmul(x_MK, w):
     ):
         try:
             return _fused(x_MK, w)
-        except (
-            NotImplementedError
-        ):  # the block's program looks up a table, say: tiles can do anything
-            pass
+        except NotImplementedError:
+            pass  # for example a table look-up in the block's program: tiles can do anything
     return _tiled(x_MK, w)
 
 
 def _parts(blocks: int, width: int) -> int:
-    """In how many parts, side by side, the input axis is cut: the divisor of `blocks` that brings a
-    step nearest STEP_WIDTH.
+    """The number of parts, side by side, of the input axis.
+
+    It is the divisor of `blocks` that brings the width of a step nearest STEP_WIDTH.
     """
     wanted = math.log(STEP_WIDTH / width)
     divisors = [d for d in range(1, blocks + 1) if blocks % d == 0]
@@ -63,7 +60,7 @@ def _parts(blocks: int, width: int) -> int:
 def _fused(x_MK, w):
     fmt, (N, K) = w.format, w.stored_shape
     if fmt.affine is None:
-        raise NotImplementedError(f"{fmt} is no scaled grid of small integers")
+        raise NotImplementedError(f"{fmt} is not a scaled grid of small integers")
     M, parts = x_MK.shape[0], _parts(K // fmt.block, N)
     planes = {name: plane.reshape(parts, -1, *plane.shape[1:]) for name, plane in w.planes.items()}
     x = x_MK.reshape(M, parts, -1, fmt.block)
@@ -82,8 +79,9 @@ def _fused(x_MK, w):
 
 
 def _block_product(x, affine):
-    """x [M, parts, block] times one block of each column -> [M, parts, N], one multiplication by
-    the scale per group.
+    """Multiplies x [M, parts, block] by one block of each column -> [M, parts, N].
+
+    Each group takes one multiplication by its scale.
     """
 
     def column(values):
@@ -117,8 +115,9 @@ def _by_block(program):
 
 
 def _tiles(N: int, K: int) -> tuple[int, int]:
-    """(width of a tile, number of tiles): at least four, so that a tile is never near the whole
-    weight.
+    """The width of a tile and the number of tiles.
+
+    There are at least four, so that a tile is never nearly the whole weight.
     """
     width = min(max(TILE_BYTES // (4 * K) // 64 * 64, 64), -(-N // 4))
     return width, -(-N // width)
@@ -137,8 +136,8 @@ def _tile_decoder(w, width):
     """A function from a tile's first column to its values [K, width].
 
     The scales of a block with groups are computed before the loop over tiles (1/16 or less of the
-    dense weight). Left inside, XLA computes them again for every element of the group: 0.6 instead
-    of 7 Gweights/s for Q4_K.
+    dense weight). Inside the loop, XLA computes them again for every element of the group: 0.6
+    instead of 7 Gweights/s for Q4_K.
     """
     fmt, K = w.format, w.stored_shape[-1]
 
@@ -171,9 +170,8 @@ def _tiled(x_MK, w):
     tile = _tile_decoder(w, width)
 
     def step(i, out):
-        start = jnp.minimum(
-            i * width, N - width
-        )  # the last tile overlaps its neighbour: the same values are written twice
+        # The last tile overlaps its neighbour: the same values are written twice.
+        start = jnp.minimum(i * width, N - width)
         part = jnp.dot(x_MK, tile(start), precision="highest")
         return jax.lax.dynamic_update_slice_in_dim(out, part, start, 1)
 
@@ -182,8 +180,9 @@ def _tiled(x_MK, w):
 
 @jax.jit
 def matmul_transposed(g_MN, w):
-    """float32 [M, N] times the stored [N, K] itself -> float32 [M, K]: the gradient of `matmul`,
-    and products with an embedding.
+    """Multiplies float32 [M, N] by the stored [N, K] itself -> float32 [M, K].
+
+    This is the gradient of `matmul`, and the product with an embedding.
     """
     N, K = w.stored_shape
     width, count = _tiles(N, K)

@@ -1,5 +1,6 @@
-"""Products with a matrix in "rows" or "groups" layout, for GPUs, in plain XLA: the reference and
-the fallback of the Pallas kernels.
+"""Products with a matrix in "rows" or "groups" layout, in plain XLA for GPUs.
+
+They are the reference of the Pallas kernels, and their fallback.
 """
 
 import jax
@@ -33,9 +34,9 @@ def _decoded(planes, w):
 
 
 def matmul(x_MK, w):
-    """[M, K] times the QTensor w, stored [N, K], -> float32 [M, N].
+    """Multiplies [M, K] by the QTensor w, stored [N, K], -> float32 [M, N].
 
-    Up to FUSED_ROWS rows no dense weight is written.
+    For up to FUSED_ROWS rows no dense weight is written.
     """
     if not 0 < x_MK.shape[0] <= FUSED_ROWS:
         dense_NK = _decoded(w.planes, w).astype(x_MK.dtype)
@@ -53,6 +54,6 @@ def matmul(x_MK, w):
 
 
 def matmul_transposed(g_MN, w):
-    """[M, N] times the stored [N, K] itself -> float32 [M, K]."""
+    """Multiplies [M, N] by the stored [N, K] itself -> float32 [M, K]."""
     dense_NK = _decoded(w.planes, w).astype(g_MN.dtype)
     return jnp.dot(g_MN, dense_NK, precision="highest", preferred_element_type=jnp.float32)

@@ -4,6 +4,7 @@ Knows no files and no modules; imports jax at first use.
 """
 
 from rocmforge_jax.formats.format import Affine, Field, Format
+from rocmforge_jax.formats.packing import Codes, WordPacking
 from rocmforge_jax.formats.quantizers import quantize
 from rocmforge_jax.formats.registry import FORMATS, REMOVED_IDS, get, register, unregister
 
@@ -20,8 +21,10 @@ __all__ = [
     "FORMATS",
     "REMOVED_IDS",
     "Affine",
+    "Codes",
     "Field",
     "Format",
+    "WordPacking",
     "dequantize",
     "get",
     "quantize",

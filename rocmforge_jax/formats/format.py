@@ -1,8 +1,8 @@
 """What a block format is: the fields of one block in file order, and what they mean.
 
-A declaration describes ONE block. `affine` (or `decode`, where a block is no scaled grid) takes the
-block's fields by their names in ggml's C structs and is vectorised with `jax.vmap` over whatever
-axes the planes have, so it never sees a batch axis and does not know how the planes are laid out.
+A declaration describes ONE block. `affine` (or `decode`, for blocks that are not a scaled grid)
+takes the block's fields by their names in ggml's C structs. It is vectorised with `jax.vmap` over
+the axes of the planes, so it never sees a batch axis and does not depend on the planes' layout.
 """
 
 import math
@@ -14,12 +14,17 @@ import ml_dtypes  # noqa: F401  registers the dtype "bfloat16" with NumPy
 import numpy as np
 
 from rocmforge_jax.formats._lazy import jax, jnp
+from rocmforge_jax.formats.packing import WordPacking
 
 
 @dataclass(frozen=True)
 class Field:
-    """One member of a block's C struct: `dtype` is little endian in the file, `shape` is () for a
-    scalar.
+    """One member of a block's C struct.
+
+    Attributes:
+        name: the member's name in ggml's C struct.
+        dtype: a NumPy dtype's name; the file holds it little endian.
+        shape: () for a scalar.
     """
 
     name: str
@@ -28,12 +33,15 @@ class Field:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the field in a block."""
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
     @property
     def plane(self) -> tuple[np.dtype, tuple[int, ...]]:
-        """dtype and shape on the device: 64-bit members are pairs of uint32, low word first,
-        because JAX without x64 has no others.
+        """The dtype and the shape on the device.
+
+        64-bit members become pairs of uint32, low word first, because JAX without x64 has no
+        64-bit types.
         """
         dtype = np.dtype(self.dtype)
         return (
@@ -42,17 +50,21 @@ class Field:
 
 
 def u8(name: str, *shape: int) -> Field:
-    """The commonest field: bytes."""
+    """A field of unsigned bytes."""
     return Field(name, "uint8", shape)
 
 
 class Affine(NamedTuple):
     """The values of one block as `codes * scale + bias`.
 
-    codes: int8 [block]. scale, bias: float32, a scalar for the whole block or [groups] for equal
-    runs of elements in order; bias None means zero. Both products are exact in float32 (an f16
-    times small integers), so each value is rounded at most once and equals ggml's to the bit, also
-    when the compiler contracts it to a fused multiply-add.
+    Both products are exact in float32 (an f16 times small integers). So each value is rounded at
+    most once and equals ggml's to the bit, also when the compiler contracts it to a fused
+    multiply-add.
+
+    Attributes:
+        codes: int8 [block].
+        scale: float32, a scalar for the whole block, or [groups] for equal runs of elements.
+        bias: like `scale`; None means zero.
     """
 
     codes: "jax.Array"
@@ -60,7 +72,7 @@ class Affine(NamedTuple):
     bias: "jax.Array | None" = None
 
     def values(self):
-        """float32 [block]."""
+        """The values, float32 [block]."""
 
         def column(a):
             return jnp.reshape(a, (-1, 1))
@@ -77,11 +89,17 @@ class Affine(NamedTuple):
 class Format:
     """A ggml type (or, with ggml_id None, a format outside GGUF).
 
-    name: ggml's name in capitals, "Q5_1". block: elements per block. fields: in file order, without
-    padding. affine: the fields of one block -> Affine; None where the codes do not fit int8.
-    decode: the fields of one block -> values [block]; given where there is no affine, or where its
-    product could be flushed to zero or overflow, so that `values` takes decode and products take
-    affine. note: one line for docs/formats.md.
+    Attributes:
+        name: ggml's name in capitals, "Q5_1".
+        ggml_id: the type's id in GGUF files, or None.
+        block: elements of a block.
+        fields: the fields of a block in file order, without padding.
+        affine: the fields of one block -> Affine; None where the codes do not fit int8.
+        decode: the fields of one block -> values [block]. Needed where there is no affine, and
+            where its product could overflow or be flushed to zero: then `values` takes decode, and
+            products take affine.
+        packing: how kernels take the blocks; None for formats that they cannot take.
+        note: one line for docs/formats.md.
     """
 
     name: str
@@ -90,29 +108,39 @@ class Format:
     fields: tuple[Field, ...]
     affine: Callable[..., Affine] | None = None
     decode: Callable | None = None
+    packing: WordPacking | None = None
     note: str = ""
 
     def __post_init__(self):
         if self.affine is None and self.decode is None:
             raise ValueError(f"{self.name}: give affine, decode or both")
+        if self.packing is not None:
+            self.packing.check(self.name, self.block, self.fields)
 
     def __str__(self):
         return self.name
 
     @property
     def block_bytes(self) -> int:
+        """Bytes of a block."""
         return sum(field.nbytes for field in self.fields)
 
     @property
     def is_quantized(self) -> bool:
+        """Whether elements share a block, unlike those of plain types."""
         return self.block > 1
 
     @property
     def bits_per_element(self) -> float:
+        """Bits of an element, its share of the scales included."""
         return 8 * self.block_bytes / self.block
 
     def row_bytes(self, elements: int) -> int:
-        """Bytes of a row of `elements` values; a row is whole blocks (ValueError)."""
+        """Bytes of a row of `elements` values.
+
+        Raises:
+            ValueError: the row is not whole blocks.
+        """
         if elements % self.block:
             raise ValueError(
                 f"a {self.name} row is whole blocks of {self.block} elements, got {elements}"
@@ -120,7 +148,11 @@ class Format:
         return elements // self.block * self.block_bytes
 
     def row_blocks(self, nbytes: int) -> int:
-        """Blocks in a row of `nbytes` bytes; a row is whole blocks (ValueError)."""
+        """Blocks in a row of `nbytes` bytes.
+
+        Raises:
+            ValueError: the row is not whole blocks.
+        """
         if nbytes % self.block_bytes:
             raise ValueError(
                 f"a {self.name} row is whole blocks of {self.block_bytes} bytes, got {nbytes} bytes"
@@ -128,14 +160,16 @@ class Format:
         return nbytes // self.block_bytes
 
     def values(self, **fields):
-        """The values of ONE block, [block]: in the field's own dtype for plain types of up to 32
-        bits, else float32.
+        """The values of ONE block, [block].
+
+        They have the field's own dtype for plain types of up to 32 bits, else float32.
         """
         return self.affine(**fields).values() if self.decode is None else self.decode(**fields)
 
     def split(self, blocks):
-        """uint8 [..., block_bytes] -> {field name: [..., *shape]}, dtype and shape by
-        `field.plane`. Traceable; no copy on the host.
+        """Splits uint8 [..., block_bytes] into {field name: plane [..., *shape]}.
+
+        Dtype and shape of a plane are `field.plane`. Traceable; copies nothing on the host.
         """
         if blocks.dtype != jnp.uint8 or blocks.ndim < 1 or blocks.shape[-1] != self.block_bytes:
             raise ValueError(

@@ -1,17 +1,19 @@
-"""The IQ types: 256 elements whose magnitudes, eight or four at a time, are entries of a fixed
-codebook ("grid").
+"""The IQ types: 256 elements whose magnitudes come from a fixed codebook ("grid").
 
-The grids come from the gguf package at first use. Sources: ggml-common.h (structs), ggml-quants.c
-(dequantize_row_iq*).
+An entry of a grid is eight or four magnitudes. The grids come from the gguf package at first use.
+
+Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_iq*).
 """
 
 import functools
 
 import numpy as np
 
-from rocmforge_jax.formats._bits import f32, i8, unpack
+from rocmforge_jax.formats._bits import f32, unpack
 from rocmforge_jax.formats._lazy import jax, jnp
 from rocmforge_jax.formats.format import Affine, Field, Format, u8
+from rocmforge_jax.formats.packing import Codes, WordPacking
+from rocmforge_jax.formats.scales import high_and_low
 
 IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
@@ -20,7 +22,10 @@ IQ4_VALUES = np.array(
 
 @functools.cache
 def grid(name: str) -> np.ndarray:
-    """The codebook of a type, int8 [entries, 8] or [entries, 4]. Imported late: gguf costs 0.3 s."""
+    """The codebook of a type, int8 [entries, 8] or [entries, 4].
+
+    gguf is imported here because that takes 0.3 s.
+    """
     from gguf import quants
 
     holder = getattr(quants, name)
@@ -46,7 +51,7 @@ def _even_signs(index):
 
 
 def _odd_scale(d, n, divisor):
-    """d * (2n + 1) / divisor, exact: the divisor is a power of two."""
+    """The scale d * (2n + 1) / divisor, exact because the divisor is a power of two."""
     return f32(d) * (f32(2 * n + 1) / divisor)
 
 
@@ -56,8 +61,9 @@ def _high_bits(low, high):
 
 
 def _signs_and_scale(d, words, divisor):
-    """uint32 [8] -> sign bytes [32], scales [8]: four 7-bit sign indices and, on top, four bits of
-    scale.
+    """Unpacks uint32 [8] to sign bytes [32] and scales [8].
+
+    A word holds four 7-bit sign indices and, above them, four bits of scale.
     """
     index = (words[:, None] >> jnp.array([[0, 7, 14, 21]], jnp.uint32)) & 127
     return _even_signs(index.reshape(-1)), _odd_scale(d, words >> 28, divisor)
@@ -118,13 +124,13 @@ def _iq1_m(qs, qh, scales):
 
 
 def _iq4_xs(d, scales_h, scales_l, qs):
-    high = (unpack(scales_h.reshape(1), 2, 1) << 4).astype(jnp.uint8)
-    return Affine(
-        _take(IQ4_VALUES, unpack(qs, 4, 16)), f32(d) * f32(i8(unpack(scales_l, 4, 1) | high, 32))
-    )
+    scales = high_and_low(scales_h.reshape(1), scales_l)
+    return Affine(_take(IQ4_VALUES, unpack(qs, 4, 16)), f32(d) * f32(scales))
 
 
 _D = Field("d", "float16")
+_CODES = (Codes("qs", bits=4, run=16),)
+_TABLE = tuple(IQ4_VALUES.tolist())
 _EVEN = "the eighth sign of eight is their parity"
 
 IQ2_XXS = Format(
@@ -165,6 +171,7 @@ IQ4_NL = Format(
     32,
     (_D, u8("qs", 16)),
     affine=lambda d, qs: Affine(_take(IQ4_VALUES, unpack(qs, 4, 16)), f32(d)),
+    packing=WordPacking(_CODES, table=_TABLE),
     note="d * one of 16 fixed int8 values",
 )
 IQ3_S = Format(
@@ -189,6 +196,13 @@ IQ4_XS = Format(
     256,
     (_D, Field("scales_h", "uint16"), u8("scales_l", 4), u8("qs", 128)),
     affine=_iq4_xs,
+    packing=WordPacking(
+        _CODES,
+        table=_TABLE,
+        scales=("scales_h", "scales_l"),
+        scheme="high_and_low",
+        scale="int8",
+    ),
     note="d * (scale - 32) * one of 16 fixed int8 values; 8 groups of 32; 6-bit scales",
 )
 IQ1_M = Format(

@@ -6,18 +6,22 @@ Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*).
 from rocmforge_jax.formats._bits import f32, i8, unpack
 from rocmforge_jax.formats._lazy import jnp
 from rocmforge_jax.formats.format import Affine, Field, Format, u8
+from rocmforge_jax.formats.packing import Codes, WordPacking
 
 
 def _nibbles(qs):
-    """uint8 [16] -> uint8 [32]: all low nibbles, then all high nibbles."""
+    """Unpacks uint8 [16] to uint8 [32]: all low nibbles, then all high nibbles."""
     return unpack(qs, bits=4, run=16)
 
 
 def _five_bits(qh, qs):
-    """uint32, uint8 [16] -> uint8 [32], 0 to 31. Bit i of qh is the fifth bit of element i."""
+    """Unpacks uint32, uint8 [16] to uint8 [32], 0 to 31; bit i of qh is the fifth of element i."""
     fifth = unpack(qh.reshape(1), bits=1, run=1).astype(jnp.uint8)
     return _nibbles(qs) | (fifth << 4)
 
+
+_FOUR = (Codes("qs", bits=4, run=16),)
+_FIVE = (*_FOUR, Codes("qh", bits=1, run=1))
 
 Q4_0 = Format(
     "Q4_0",
@@ -25,6 +29,7 @@ Q4_0 = Format(
     32,
     (Field("d", "float16"), u8("qs", 16)),
     affine=lambda d, qs: Affine(i8(_nibbles(qs), 8), f32(d)),
+    packing=WordPacking(_FOUR, offset=8),
     note="d * (q - 8)",
 )
 Q4_1 = Format(
@@ -33,6 +38,7 @@ Q4_1 = Format(
     32,
     (Field("d", "float16"), Field("m", "float16"), u8("qs", 16)),
     affine=lambda d, m, qs: Affine(i8(_nibbles(qs)), f32(d), f32(m)),
+    packing=WordPacking(_FOUR, m="m"),
     note="d * q + m",
 )
 Q5_0 = Format(
@@ -41,6 +47,7 @@ Q5_0 = Format(
     32,
     (Field("d", "float16"), Field("qh", "uint32"), u8("qs", 16)),
     affine=lambda d, qh, qs: Affine(i8(_five_bits(qh, qs), 16), f32(d)),
+    packing=WordPacking(_FIVE, offset=16),
     note="d * (q - 16); bit i of qh is the fifth bit of element i",
 )
 Q5_1 = Format(
@@ -49,6 +56,7 @@ Q5_1 = Format(
     32,
     (Field("d", "float16"), Field("m", "float16"), Field("qh", "uint32"), u8("qs", 16)),
     affine=lambda d, m, qh, qs: Affine(i8(_five_bits(qh, qs)), f32(d), f32(m)),
+    packing=WordPacking(_FIVE, m="m"),
     note="d * q + m; bit i of qh is the fifth bit of element i",
 )
 Q8_0 = Format(
@@ -57,6 +65,7 @@ Q8_0 = Format(
     32,
     (Field("d", "float16"), Field("qs", "int8", (32,))),
     affine=lambda d, qs: Affine(qs, f32(d)),
+    packing=WordPacking((Codes("qs", bits=8, run=1),)),
     note="d * q",
 )
 Q8_1 = Format(

@@ -4,6 +4,9 @@ Where a value is subnormal in float32, XLA may flush it, and the scale itself is
 two lowest exponents; so `decode` builds values with integer operations. `affine` is for products:
 there a flushed 2^-127 does not matter.
 
+`pallas_kernels.packing` decodes E8M0 and E4M3 for kernels itself, because neither package imports
+the other. A test compares them for every code under every scale.
+
 Sources: OCP Microscaling Formats (MX) v1.0; ggml-impl.h (ggml_e8m0_to_fp32_half,
 ggml_ue4m3_to_fp32).
 """
@@ -13,8 +16,20 @@ import numpy as np
 from rocmforge_jax.formats._bits import f32, unpack
 from rocmforge_jax.formats._lazy import jax, jnp
 from rocmforge_jax.formats.format import Affine, Format, u8
+from rocmforge_jax.formats.packing import Codes, WordPacking
 
 E8M0_BIAS = 127
+
+
+def multiples(mantissa_bits, codes):
+    """The magnitudes of the first `codes` codes of a small float, in multiples of the smallest.
+
+    float32, in NumPy.
+    """
+    one = 2**mantissa_bits
+    return np.array(
+        [c if c < one else (c % one + one) << (c // one - 1) for c in range(codes)], np.float32
+    )
 
 
 def _magnitude(code, mantissa_bits):
@@ -34,9 +49,9 @@ def _power_of_two(exponent):
 
 
 def _times_power_of_two(x, exponent):
-    """x * 2^exponent, x a zero or normal float32 with no bits below those of the result.
+    """The product x * 2^exponent by integers; infinite where it is too large.
 
-    Infinite where it is too large.
+    x: zeros or normal float32 numbers without bits below those of the result.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     magnitude, fraction = bits & 0x7FFFFFFF, bits & 0x7FFFFF
@@ -66,16 +81,21 @@ def _mxfp4_values(e, qs):
 
 
 def _nvfp4(d, qs):
-    """d is an unsigned E4M3, halved because the codes are doubled; 0x7F, its NaN, counts as zero."""
+    """Takes d as unsigned E4M3; its NaN, 0x7F, counts as zero.
+
+    The scale is halved because the codes are doubled.
+    """
     scale = f32(_magnitude(d & 127, 3)) * 2**-10
     return Affine(_doubled_e2m1(qs, 8), jnp.where(d == 0x7F, 0, scale))
 
 
 def pack6(codes) -> np.ndarray:
-    """uint8 [..., 4n], 0 to 63 -> uint8 [..., 3n], in NumPy: element i is the bits 6i to 6i + 5 of
-    the little-endian number.
+    """Packs 6-bit codes in NumPy: uint8 [..., 4n], 0 to 63 -> uint8 [..., 3n].
 
-    ValueError: codes above 63, another dtype, a length that is no multiple of 4.
+    Element i is the bits 6i to 6i + 5 of the little-endian number.
+
+    Raises:
+        ValueError: codes above 63, another dtype, or a length that is not a multiple of 4.
     """
     codes = np.asarray(codes)
     if codes.dtype != np.uint8 or codes.ndim < 1 or codes.shape[-1] % 4:
@@ -98,8 +118,9 @@ def unpack6(qs):
 
 
 def _mxfp6_values(mantissa_bits, smallest):
-    """The decode of an MXFP6 format whose smallest magnitude is 2^smallest. -0 stays, e = 255 is
-    NaN.
+    """The decode of an MXFP6 format whose smallest magnitude is 2^smallest.
+
+    -0 stays; e = 255 is NaN.
     """
 
     def decode(qs, e):
@@ -119,6 +140,12 @@ def _mxfp6_e2m3(qs, e):
     return Affine(jnp.where(codes > 31, -magnitude, magnitude), jnp.where(e == 255, jnp.nan, scale))
 
 
+#: Twice the values of E2M1 by their codes, plus an offset that makes all of them positive: so
+#: kernels can look them up without exchanging bits.
+_E2M1_OFFSET = 12
+_E2M1 = tuple(
+    _E2M1_OFFSET + sign * int(magnitude) for sign in (1, -1) for magnitude in multiples(1, 8)
+)
 _E, _QS6 = u8("e"), u8("qs", 24)
 
 MXFP4 = Format(
@@ -128,6 +155,15 @@ MXFP4 = Format(
     (_E, u8("qs", 16)),
     affine=_mxfp4,
     decode=_mxfp4_values,
+    packing=WordPacking(
+        (Codes("qs", bits=4, run=16),),
+        offset=_E2M1_OFFSET,
+        table=_E2M1,
+        d=None,
+        scales=("e",),
+        scheme="bytes",
+        scale="e8m0",
+    ),
     note="2^(e - 127) * E2M1; OCP differs: there e = 255 is NaN and code 8 is -0",
 )
 NVFP4 = Format(
@@ -136,6 +172,16 @@ NVFP4 = Format(
     64,
     (u8("d", 4), u8("qs", 32)),
     affine=_nvfp4,
+    packing=WordPacking(
+        (Codes("qs", bits=4, run=8),),
+        offset=_E2M1_OFFSET,
+        table=_E2M1,
+        d=None,
+        scales=("d",),
+        scheme="bytes",
+        scale="e4m3",
+        halves=2,
+    ),
     note=(
         "d * E2M1; 4 groups of 16; d is an unsigned E4M3. A tensor-wide f32 scale, if any, is a"
         " tensor of its own"

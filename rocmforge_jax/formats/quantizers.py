@@ -10,7 +10,7 @@ import numpy as np
 
 from rocmforge_jax.formats._search import asymmetric, row_weights, symmetric
 from rocmforge_jax.formats.format import Format
-from rocmforge_jax.formats.mx import E8M0_BIAS, pack6
+from rocmforge_jax.formats.mx import E8M0_BIAS, multiples, pack6
 from rocmforge_jax.formats.registry import get
 
 #: Blocks searched at once: as many as stay in the cache.
@@ -126,16 +126,6 @@ def _exact_log2(x):
     return np.frexp(x)[1] - 1
 
 
-def _multiples(mantissa_bits, codes):
-    """The magnitudes of the first `codes` codes of a small float, float32 multiples of the smallest
-    one.
-    """
-    one = 2**mantissa_bits
-    return np.array(
-        [c if c < one else (c % one + one) << (c // one - 1) for c in range(codes)], np.float32
-    )
-
-
 def _mxfp4(rows):
     """For each element the first of the 16 codes that is nearest, as ggml's best_index_mxfp4 finds
     it.
@@ -144,7 +134,7 @@ def _mxfp4(rows):
     e = _shared_exponent(x, 2, _rounded_log2)
     half_scale = np.ldexp(np.float32(1), e - E8M0_BIAS - 1)
     best, error = np.zeros(x.shape, np.uint8), np.abs(x)
-    doubled = _multiples(1, 8)
+    doubled = multiples(1, 8)
     for code, value in enumerate([*doubled, *-doubled]):
         new = np.abs(value * half_scale - x)
         best, error = np.where(new < error, np.uint8(code), best), np.minimum(new, error)
@@ -155,7 +145,7 @@ def _mxfp6(mantissa_bits, smallest, largest_exponent):
     """Quantizer of an MXFP6 type with magnitudes in multiples of 2^smallest and the highest binade
     2^largest_exponent.
     """
-    magnitudes = _multiples(mantissa_bits, 32) * np.float32(2.0**smallest)
+    magnitudes = multiples(mantissa_bits, 32) * np.float32(2.0**smallest)
     middles = (magnitudes[1:] + magnitudes[:-1]) / 2
 
     def quantize_rows(rows):

@@ -6,16 +6,16 @@ Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*).
 from rocmforge_jax.formats._bits import f32, i8, unpack
 from rocmforge_jax.formats._lazy import jnp
 from rocmforge_jax.formats.format import Affine, Field, Format, u8
+from rocmforge_jax.formats.packing import Codes, WordPacking
 
 _D = Field("d", "float16")
 
 
 def _trits(packed, run, digits):
-    """uint8 [n] -> uint8 [n * digits], 0 to 2: each run of bytes holds `digits` runs of base-3
-    digits.
+    """Unpacks base-3 digits: uint8 [n] -> uint8 [n * digits], 0 to 2.
 
-    A byte is ceil(256 / 243 * number); the k-th digit is the whole part of 3 * (fraction left by
-    the earlier ones).
+    Each run of `run` bytes holds `digits` runs of digits. A byte is ceil(256 / 243 * number). The
+    k-th digit is the whole part of 3 * (fraction that the earlier digits leave).
     """
     powers = jnp.array([1, 3, 9, 27, 81][:digits], jnp.uint8)
     fractions = packed.reshape(-1, 1, run) * powers.reshape(1, -1, 1)
@@ -41,6 +41,7 @@ TQ2_0 = Format(
     256,
     (u8("qs", 64), _D),
     affine=lambda qs, d: Affine(i8(unpack(qs, 2, 32), 1), f32(d)),
+    packing=WordPacking((Codes("qs", bits=2, run=32),), offset=1),
     note="d * (q - 1), q of 0 to 2 (3 is read as 2 * d)",
 )
 Q1_0 = Format(
@@ -57,6 +58,7 @@ Q2_0 = Format(
     64,
     (_D, u8("qs", 16)),
     affine=lambda d, qs: Affine(i8(unpack(qs, 2, 1), 1), f32(d)),
+    packing=WordPacking((Codes("qs", bits=2, run=1),), offset=1),
     note="d * (q - 1), q of 0 to 3; element i is bits 2(i mod 4) of byte i / 4",
 )
 FORMATS = (TQ1_0, TQ2_0, Q1_0, Q2_0)

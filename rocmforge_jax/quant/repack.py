@@ -1,9 +1,8 @@
-"""A file's blocks -> planes in "groups" layout, in C++ where that is built: straight from the
-mapped file into the arrays that JAX uses.
+"""Blocks of a file -> planes in "groups" layout, in C++.
 
-It computes what `word_packed.split` does, a few gigabytes a second and without temporaries; that
-needs a copy of the file's bytes on the device, a compiled program for each shape, and arrays
-between.
+The library reads the mapped file and writes the arrays that JAX uses. It computes what
+`word_packed.split` does, at a few gigabytes a second and without temporaries; that function needs a
+copy of the file's bytes on the device, a compiled program for each shape, and arrays between.
 """
 
 import functools
@@ -19,20 +18,19 @@ from rocmforge_jax.quant import native, word_packed
 if TYPE_CHECKING:
     from rocmforge_jax.quant.qtensor import QTensor
 
-#: The function of `groups` that reads a type's small scales -> how `native.repack` calls that, and
-#: the fields.
-_SCALES = {
-    word_packed._six_bit_pairs: ("six_bit_pairs", "scales"),
-    word_packed._six_bits: ("six_bits", "scales"),
-    word_packed._high_and_low: ("high_and_low", "scales_h", "scales_l"),
-    word_packed._nibble_pairs: ("bytes", "scales"),
-}
+#: Bits that C++ unpacks from the first and from the second field of the codes.
+_BITS = ((1, 2, 4), (1, 2))
+#: Codes in a run of more than one word are unpacked by as many at a time.
+_VECTOR = 8
+#: Scales of a block that C++ has room for.
+_MOST_SCALES = 16
 
 
 def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
-    """uint8 [..., N, row bytes] in the host's memory -> planes in "groups", there too.
+    """Repacks rows in the host's memory: uint8 [..., N, row bytes] -> planes in "groups".
 
-    NotImplementedError without C++.
+    Raises:
+        NotImplementedError: there is no library, or it cannot repack the type.
     """
     native.instructions()
     *lead, rows, nbytes = row_bytes.shape
@@ -42,14 +40,14 @@ def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
 
 
 def from_host(row_bytes: np.ndarray, fmt: Format, *, transposed: bool = False) -> "QTensor":
-    """The QTensor of rows in the host's memory, in "groups". NotImplementedError as `planes_of`."""
+    """The QTensor, in "groups", of rows in the host's memory. Raises like `planes_of`."""
     return from_planes(planes_of(row_bytes, fmt), fmt, transposed=transposed)
 
 
 def from_planes(
     planes: dict[str, np.ndarray], fmt: Format, *, transposed: bool = False
 ) -> "QTensor":
-    """The QTensor of planes that `planes_of` made, which are not copied."""
+    """The QTensor of planes from `planes_of`, which are not copied."""
     from rocmforge_jax.quant.qtensor import QTensor  # which needs flax
 
     return QTensor(
@@ -62,24 +60,43 @@ def from_planes(
 
 @functools.cache
 def blocks_of(fmt: Format) -> native_repack.Blocks:
-    """Where the fields of a type are that "groups" can hold."""
-    how, offsets, at = word_packed.repacking(fmt), {}, 0
+    """Where the fields of a block are, for C++.
+
+    Raises:
+        NotImplementedError: C++ cannot repack the type, with the reason.
+    """
+    how, offsets, at = fmt.packing, {}, 0
+    if reason := _unsupported(fmt):
+        raise NotImplementedError(f"C++ does not repack {fmt}: {reason}")
     for field in fmt.fields:
         offsets[field.name], at = at, at + field.nbytes
-    halves = {field.name for field in fmt.fields if field.dtype == "float16"}
-    codes = tuple((offsets[name], bits, run) for name, bits, run in how.codes)
-    small = [
-        field.name
-        for field in fmt.fields
-        if field.name not in {name for name, *_ in how.codes} | halves
-    ]
-    kind, *fields = _SCALES.get(how.scales, ("bytes", *small)) if small else (None,)
-    named = dict(zip(("at", "more_at"), (offsets[name] for name in fields)))
-
-    def one_of(*names):
-        return next((offsets[name] for name in names if name in halves), None)
-
-    scales = dict(d=one_of("d"), m=one_of("m", "dmin"), scales=kind, **named)
     return native_repack.Blocks(
-        fmt.block, fmt.block_bytes, codes, exchanged=how.exchanged, **scales
+        fmt.block,
+        fmt.block_bytes,
+        tuple((offsets[name], bits, run) for name, bits, run in how.codes),
+        d=offsets.get(how.d),
+        m=offsets.get(how.m),
+        scales=how.scheme,
+        **dict(zip(("at", "more_at"), (offsets[name] for name in how.scales))),
+        exchanged=how.exchanged,
     )
+
+
+def _unsupported(fmt: Format) -> str | None:
+    """Why C++ cannot repack a type; None if it can."""
+    how = fmt.packing
+    if how.scheme not in native_repack.SCALES:
+        return f"no code for the scale scheme {how.scheme!r}"
+    if (scales := fmt.block // word_packed.GROUP * how.halves) > _MOST_SCALES:
+        return f"a block has {scales} scales, at most {_MOST_SCALES} fit"
+    if how.bits == 8 and len(how.codes) == 1:
+        return None
+    if len(how.codes) > len(_BITS):
+        return f"codes come from {len(how.codes)} fields, at most {len(_BITS)} are read"
+    words = {field.name: np.dtype(field.dtype).itemsize for field in fmt.fields}
+    for (name, bits, run), supported in zip(how.codes, _BITS):
+        if bits not in supported:
+            return f"{name} has {bits} bits of each code, not one of {supported}"
+        if run > 1 and (run % _VECTOR or words[name] > 1):
+            return f"{name} has runs of {run} words, not of 1 or of multiples of {_VECTOR} bytes"
+    return None

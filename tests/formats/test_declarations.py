@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from rocmforge_jax import formats
-from rocmforge_jax.formats import Field, Format
+from rocmforge_jax.formats import Codes, Field, Format, WordPacking
 
 pytestmark = pytest.mark.core
 
@@ -92,6 +92,72 @@ def test_rows_are_whole_blocks():
 def test_a_declaration_needs_a_meaning():
     with pytest.raises(ValueError, match="NEW: give affine, decode or both"):
         Format("NEW", None, 32, (Field("d", "float16"),))
+
+
+def test_kernels_take_these_types():
+    packed = {name for name, f in formats.FORMATS.items() if f.packing is not None}
+    assert packed == set(
+        "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS TQ2_0 Q2_0 MXFP4"
+        " NVFP4".split()
+    )
+
+
+def test_tables_have_entries_of_one_sign_eight_apart():
+    """As kernels see them; the declared order is that of the file's codes."""
+    tables = {
+        name: f.packing for name, f in formats.FORMATS.items() if f.packing and f.packing.table
+    }
+    assert {name: how.exchanged for name, how in tables.items()} == {
+        "IQ4_NL": True,
+        "IQ4_XS": True,
+        "MXFP4": False,
+        "NVFP4": False,
+    }
+    for how in tables.values():
+        assert sorted(how.kernel_table) == sorted(how.table)
+        assert all((how.kernel_table[i] < 0) == (how.kernel_table[i + 8] < 0) for i in range(8))
+    assert (
+        tables["IQ4_NL"].table[4:8] == tables["IQ4_NL"].kernel_table[8:12] == (-49, -35, -22, -10)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("Q4_0", {"block": 40}, "the packing of Q4_0: .* 40 .* 32"),
+        ("Q4_0", {"block": 64}, "qs has 128 bits, 64 codes have 256"),
+        ("Q4_0", {"codes": (Codes("qh", 4, 16),)}, r"\['d', 'qh'\].*\['d', 'qs'\]"),
+        ("Q4_1", {"m": None}, r"\['d', 'qs'\].*\['d', 'm', 'qs'\]"),
+        ("Q5_0", {"codes": (Codes("qs", 4, 16), Codes("qh", 3, 1))}, "7 bits"),
+        ("Q5_0", {"d": "qh", "codes": (Codes("qs", 4, 16), Codes("d", 1, 1))}, r"qh is uint32\[\]"),
+        ("Q6_K", {"scheme": "six bits"}, "'six bits'; there are bytes, six_bit_pairs, six_bits"),
+        ("Q6_K", {"scheme": None}, r"'int8', scheme None and scale fields \['scales'\]"),
+        ("Q6_K", {"scale": "int4"}, "'int4'; there are d, int8"),
+        ("Q6_K", {"scale": "nibbles"}, "'nibbles' needs m"),
+        ("Q6_K", {"scale": "e8m0"}, "'e8m0' has no d"),
+        ("Q6_K", {"halves": 1}, "hold 16 scales of int8, the block has 8 of int8"),
+        ("Q6_K", {"halves": 4}, "1 or 2 scales, not 4"),
+        ("Q3_K", {"halves": 1}, "hold 16 scales of int8, the block has 8 of int8"),
+        ("Q4_K", {"scale": "nibbles"}, "hold 8 scales of uint16, the block has 8 of uint8"),
+        ("MXFP4", {"scale": "int8", "d": "e"}, "'e', 'e'"),
+        ("IQ4_NL", {"table": (0,) * 15}, "15 entries for 4-bit codes"),
+        ("IQ4_NL", {"table": (-1,) + (1,) * 15}, "i and i [+] 8 .* differ in sign"),
+    ],
+)
+def test_a_packing_that_does_not_fit_its_block_is_refused(name, changes, message):
+    """The message has the numbers of both."""
+    f, of_format = formats.get(name), {k: v for k, v in changes.items() if k == "block"}
+    of_packing = {k: v for k, v in changes.items() if k != "block"}
+    packing = dataclasses.replace(f.packing, **of_packing)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(f, packing=packing, **of_format)
+
+
+def test_all_that_is_wrong_with_a_packing_is_listed():
+    f = formats.get("Q4_0")
+    packing = WordPacking((Codes("qs", 7, 16),), scheme="none", scale="int8")
+    with pytest.raises(ValueError, match="7 bits.*; .*'none'; .*; qs has 128 bits"):
+        dataclasses.replace(f, packing=packing)
 
 
 def test_registered_names_and_ids_are_distinct_and_names_are_in_capitals():

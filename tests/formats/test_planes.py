@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from rocmforge_jax import formats
+from rocmforge_jax.formats._bits import pack, unpack
+from rocmforge_jax.formats.scales import SCHEMES
 
 # Q8_K is left out: the random bits of its float32 scale are subnormal now and then, and XLA flushes
 # such products.
@@ -92,3 +94,38 @@ def test_join_refuses_missing_and_misshapen_planes():
         q4_0.join(planes | {"qs": np.zeros((5, 15), np.uint8)})
     with pytest.raises(ValueError, match=r"Q4_0\.d is float16 \[\.\.\.\], got float32 \[5\]"):
         q4_0.join(planes | {"d": np.zeros(5, np.float32)})
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("run", [1, 3, 16])
+def test_packing_codes_is_the_inverse_of_unpacking_them(run, bits, dtype):
+    words = np.random.default_rng(0).integers(0, 2**32, (3, 2, 48), np.uint32).astype(dtype)
+    codes = unpack(jax.numpy.asarray(words), bits, run)
+    per_word = 8 * words.dtype.itemsize // bits
+    assert codes.dtype == words.dtype and codes.shape == (3, 2, 48 * per_word)
+    for element in (0, 1, run, 2 * run + run // 2, 48 * per_word - 1):
+        word = element // (run * per_word) * run + element % run
+        shift = element // run % per_word * bits
+        np.testing.assert_array_equal(
+            codes[..., element], words[..., word] >> shift & (2**bits - 1)
+        )
+    np.testing.assert_array_equal(pack(codes, bits, run, dtype), words)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "NVFP4"])
+def test_packing_scales_is_the_inverse_of_unpacking_them(name, random_bytes):
+    """Every bit of the fields comes back; signed scales of six bits are -32 to 31."""
+    f = formats.get(name)
+    planes = f.split(random_bytes(name, 50, 2).reshape(50, 2, -1))
+    fields = [planes[field].reshape(50, 2, -1) for field in f.packing.scales]
+    scheme = SCHEMES[f.packing.scheme]
+    scales = scheme.unpack(*fields)
+    assert scales.shape == (50, 2, f.block // 32 * f.packing.halves)
+    for field, back in zip(fields, scheme.pack(scales), strict=True):
+        assert back.dtype == field.dtype
+        np.testing.assert_array_equal(back, field)
+    if f.packing.scheme in ("six_bits", "high_and_low"):
+        assert (scales.min(), scales.max()) == (-32, 31)

@@ -7,6 +7,8 @@ import pytest
 
 from pallas_kernels.native import repack as native_repack
 from rocmforge_jax import formats
+from rocmforge_jax.formats import Codes, Field, Format, WordPacking
+from rocmforge_jax.formats.scales import SCHEMES
 from rocmforge_jax.quant import native, repack, word_packed
 from rocmforge_jax.quant.layout import split
 from tests.quant.conftest import IN_GROUPS
@@ -71,6 +73,31 @@ def test_without_the_library_it_says_how_to_get_one():
 def test_offsets_are_those_of_the_fields():
     expected = 256, 210, ((0, 4, 64), (128, 2, 32)), 208, None, "bytes", 192, None, False
     assert dataclasses.astuple(repack.blocks_of(formats.get("Q6_K"))) == expected
+
+
+def test_cpp_has_every_scheme_of_scales():
+    """`test_every_type` compares what the two make of random bytes."""
+    assert set(SCHEMES) == set(native_repack.SCALES) - {None}
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([("qs", 4, 4)], "qs has runs of 4 words, not of 1 or .* 8"),
+        ([("low", 2, 8), ("qs", 1, 4), ("high", 1, 4)], "codes come from 3 fields, at most 2"),
+        ([("low", 1, 1), ("qs", 4, 16)], r"qs has 4 bits of each code, not one of \(1, 2\)"),
+    ],
+)
+def test_codes_that_cpp_cannot_repack_are_not_supported(codes, message):
+    """A new format may have them: then XLA repacks."""
+    fields = [
+        Field("d", "float16"),
+        *(Field(name, "uint8", (4 * bits,)) for name, bits, _ in codes),
+    ]
+    packing = WordPacking(tuple(Codes(*code) for code in codes))
+    fmt = Format("NEW", None, 32, tuple(fields), decode=lambda **fields: None, packing=packing)
+    with pytest.raises(NotImplementedError, match=f"NEW: {message}"):
+        repack.blocks_of(fmt)
 
 
 def native_library():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rocmforge_jax.formats import docs
+from tools import format_table
 
 pytestmark = pytest.mark.core
 
@@ -14,7 +14,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
 
 def test_the_table_is_current():
     page = PAGE.read_text()
-    assert docs.renewed(page) == page, "run: python -m rocmforge_jax.formats.docs docs/formats.md"
+    assert format_table.renewed(page) == page, "run: python -m tools.format_table docs/formats.md"
 
 
 def test_the_worked_example_is_true():
@@ -22,7 +22,9 @@ def test_the_worked_example_is_true():
     assert result.attempted > 3 and result.failed == 0
 
 
-@pytest.mark.parametrize("page", ["", docs.START, docs.END, docs.END + docs.START])
+@pytest.mark.parametrize(
+    "page", ["", format_table.START, format_table.END, format_table.END + format_table.START]
+)
 def test_a_page_without_its_marks_is_refused(page):
     with pytest.raises(ValueError, match="the page needs a line"):
-        docs.renewed(page)
+        format_table.renewed(page)

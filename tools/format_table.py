@@ -1,5 +1,6 @@
-"""The table of docs/formats.md, made from the declarations: `python -m rocmforge_jax.formats.docs
-docs/formats.md` renews it.
+"""The table of docs/formats.md, made from the declarations.
+
+`python -m tools.format_table docs/formats.md` renews it.
 """
 
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from rocmforge_jax.formats.registry import FORMATS
 
-START, END = "<!-- table: made by rocmforge_jax.formats.docs -->", "<!-- end of table -->"
+START, END = "<!-- table: made by tools/format_table.py -->", "<!-- end of table -->"
 SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i"}
 
 

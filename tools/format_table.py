@@ -15,8 +15,9 @@ SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i"}
 def table() -> str:
     """One row for each format, in Markdown."""
     head = [
-        "| type | id | elements | bytes | bits per element | block, in file order | value |",
-        "|---|---|---|---|---|---|---|",
+        "| type | id | elements | bytes | bits per element | block, in file order | value | packing"
+        " for kernels |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join(head + [_row(f) for f in FORMATS.values()])
 
@@ -35,10 +36,25 @@ def _row(f):
     fields = ", ".join(
         f"{_short(field.dtype)} `{field.name}{list(field.shape) or ''}`" for field in f.fields
     )
-    return (
-        f"| {f.name} | {ggml_id} | {f.block} | {f.block_bytes} | {f.bits_per_element:g} | {fields}"
-        f" | {f.note} |"
-    )
+    cells = [
+        f.name,
+        ggml_id,
+        f.block,
+        f.block_bytes,
+        f"{f.bits_per_element:g}",
+        fields,
+        f.note,
+        "-" if f.packing is None else _packing(f.packing),
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _packing(packing):
+    scales = " and ".join(f"`{name}`" for name in (packing.d, packing.m) if name)
+    if packing.scale != "d":
+        scales = f"{scales} times {packing.scale}" if scales else packing.scale
+    table = " through a table" if packing.table else ""
+    return f"{packing.bits}-bit codes{table}; {scales}"
 
 
 def _short(dtype):

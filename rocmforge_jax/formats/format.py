@@ -8,13 +8,16 @@ the axes of the planes, so it never sees a batch axis and does not depend on the
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import ml_dtypes  # noqa: F401  registers the dtype "bfloat16" with NumPy
 import numpy as np
 
 from rocmforge_jax.formats._lazy import jax, jnp
 from rocmforge_jax.formats.packing import WordPacking
+
+if TYPE_CHECKING:
+    from jax import Array
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ class Affine(NamedTuple):
         bias: like `scale`; None means zero.
     """
 
-    codes: "jax.Array"
-    scale: "jax.Array"
-    bias: "jax.Array | None" = None
+    codes: "Array"
+    scale: "Array"
+    bias: "Array | None" = None
 
     def values(self):
         """The values, float32 [block]."""
@@ -164,7 +167,10 @@ class Format:
 
         They have the field's own dtype for plain types of up to 32 bits, else float32.
         """
-        return self.affine(**fields).values() if self.decode is None else self.decode(**fields)
+        if self.decode is not None:
+            return self.decode(**fields)
+        assert self.affine is not None  # __post_init__ refuses a format with neither
+        return self.affine(**fields).values()
 
     def split(self, blocks):
         """Splits uint8 [..., block_bytes] into {field name: plane [..., *shape]}.

@@ -163,7 +163,7 @@ def _problems_of_fields(how, block, fields):
             yield f"{field.name} is {field.dtype}{list(field.shape)}, not one float16"
     if how.scheme in SCHEMES and how.scale in KINDS and how.scales:
         scheme = SCHEMES[how.scheme]
-        found = scheme.count or sum(fields[name].nbytes for name in how.scales)
+        found = scheme.groups or sum(fields[name].nbytes for name in how.scales)
         dtype = scheme.dtype or fields[how.scales[0]].dtype
         needed = block // GROUP * how.halves
         if (found, dtype) != (needed, KINDS[how.scale].dtype):

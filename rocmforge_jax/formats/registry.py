@@ -49,7 +49,8 @@ def unregister(format: Format) -> None:
     if FORMATS.get(format.name) is not format:
         raise ValueError(f"{format.name!r} is not registered")
     del FORMATS[format.name]
-    _BY_ID.pop(format.ggml_id, None)
+    if format.ggml_id is not None:
+        del _BY_ID[format.ggml_id]
 
 
 def get(which: str | int | Format) -> Format:

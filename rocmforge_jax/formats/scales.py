@@ -22,13 +22,13 @@ class Scheme(NamedTuple):
             uint8, or uint16 for pairs of a scale (low byte) and a minimum (high byte).
         pack: the inverse, -> the tuple of fields.
         dtype: the dtype of the scales; None: that of the field.
-        count: scales that the fields hold; None: as many as bytes.
+        groups: scales that the fields hold; None: as many as bytes.
     """
 
     unpack: Callable
     pack: Callable
     dtype: str | None = None
-    count: int | None = None
+    groups: int | None = None
 
 
 def scales_and_minima(packed):

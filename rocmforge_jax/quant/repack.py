@@ -65,7 +65,7 @@ def blocks_of(fmt: Format) -> native_repack.Blocks:
     Raises:
         NotImplementedError: C++ cannot repack the type, with the reason.
     """
-    how, offsets, at = fmt.packing, {}, 0
+    how, offsets, at = word_packed.declared(fmt), {}, 0
     if reason := _unsupported(fmt):
         raise NotImplementedError(f"C++ does not repack {fmt}: {reason}")
     for field in fmt.fields:
@@ -84,7 +84,7 @@ def blocks_of(fmt: Format) -> native_repack.Blocks:
 
 def _unsupported(fmt: Format) -> str | None:
     """Why C++ cannot repack a type; None if it can."""
-    how = fmt.packing
+    how = word_packed.declared(fmt)
     if how.scheme not in native_repack.SCALES:
         return f"no code for the scale scheme {how.scheme!r}"
     if (scales := fmt.block // word_packed.GROUP * how.halves) > _MOST_SCALES:

@@ -6,6 +6,8 @@ again. The 6-bit scales of some types become bytes, at most 4 % more memory. Typ
 entries of a large codebook, or base-3 digits, have no packing and stay in "rows".
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -13,7 +15,7 @@ from pallas_kernels.dequantize import reference
 from pallas_kernels.packing import GROUP, Packing, pack_codes, unpack_codes
 from rocmforge_jax.formats import FORMATS, Format
 from rocmforge_jax.formats._bits import pack, unpack
-from rocmforge_jax.formats.packing import exchange
+from rocmforge_jax.formats.packing import WordPacking, exchange
 from rocmforge_jax.formats.scales import SCHEMES, halves, pair
 
 
@@ -22,9 +24,16 @@ def can_hold(fmt: Format) -> bool:
     return fmt.packing is not None
 
 
+def declared(fmt: Format) -> WordPacking:
+    """The packing of a type's declaration. NotImplementedError where there is none."""
+    if fmt.packing is None:
+        raise NotImplementedError(f"the declaration of {fmt} has no packing for kernels")
+    return fmt.packing
+
+
 def packing(fmt: Format) -> Packing:
     """The kernels' description of a type's planes, from its declaration."""
-    how = fmt.packing
+    how = declared(fmt)
     return Packing(
         how.bits,
         offset=how.offset,
@@ -43,7 +52,7 @@ def packings() -> list[Packing]:
 
 def split(fields, fmt: Format):
     """Repacks blocks: {field: [..., N, blocks, *field]} -> planes. Traceable."""
-    how, codes = fmt.packing, _codes(fields, fmt)
+    how, codes = declared(fmt), _codes(fields, fmt)
     groups = codes.reshape(*codes.shape[:-2], -1, GROUP)
     planes = {"codes": pack_codes(groups, how.bits)}
     if how.d is not None:
@@ -59,7 +68,7 @@ def split(fields, fmt: Format):
 
 def join(planes, fmt: Format):
     """The inverse of `split`."""
-    how, fields = fmt.packing, {}
+    how, fields = declared(fmt), {}
     groups = unpack_codes(planes["codes"], how.bits)
     codes = groups.reshape(*groups.shape[:-2], -1, fmt.block)
     if how.m is not None:
@@ -92,17 +101,19 @@ def decode(planes, fmt: Format):
 
 def _codes(fields, fmt):
     """The codes as kernels see them, uint8 [..., N, blocks, block]."""
-    codes, low = 0, 0
-    for name, bits, run in fmt.packing.codes:
-        codes |= _unpacked(fields[name], _field(fmt, name), bits, run) << low
+    how, parts, low = declared(fmt), [], 0
+    for name, bits, run in how.codes:
+        parts.append(_unpacked(fields[name], _field(fmt, name), bits, run) << low)
         low += bits
-    return exchange(codes) if fmt.packing.exchanged else codes
+    codes = functools.reduce(jnp.bitwise_or, parts)
+    return exchange(codes) if how.exchanged else codes
 
 
 def _fields_of_codes(codes, fmt):
     """The inverse of `_codes`."""
-    codes, fields = exchange(codes) if fmt.packing.exchanged else codes, {}
-    for name, bits, run in fmt.packing.codes:
+    how, fields = declared(fmt), {}
+    codes = exchange(codes) if how.exchanged else codes
+    for name, bits, run in how.codes:
         fields[name] = _packed(codes & (2**bits - 1), _field(fmt, name), bits, run)
         codes >>= bits
     return fields

@@ -8,7 +8,7 @@ import pytest
 import pallas_kernels.packing
 from rocmforge_jax import formats
 from rocmforge_jax.formats.packing import GROUP
-from rocmforge_jax.quant import QTensor, dequantize, word_packed
+from rocmforge_jax.quant import QTensor, dequantize, repack, word_packed
 
 pytestmark = pytest.mark.core
 
@@ -34,6 +34,12 @@ def test_small_floats_are_the_same_in_formats_and_in_kernels(name, scale_bytes):
 
 def test_groups_have_one_size():
     assert GROUP == pallas_kernels.packing.GROUP
+
+
+def test_a_type_without_a_packing_is_not_supported():
+    for function in (word_packed.packing, repack.blocks_of):
+        with pytest.raises(NotImplementedError, match="IQ3_S"):
+            function(formats.get("IQ3_S"))
 
 
 def test_a_packing_that_two_formats_share_is_listed_once():

@@ -63,7 +63,7 @@ def test_mxfp6_has_no_place_among_ggml_ids():
 
 
 def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(ValueError, match="no format is named 'Q4_KM'; the nearest are Q4_K"):
+    with pytest.raises(ValueError, match="'Q4_KM'.* Q4_K"):
         formats.get("Q4_KM")
 
 
@@ -71,26 +71,26 @@ def test_an_unknown_name_gets_the_nearest():
 def test_a_removed_id_says_what_it_was(ggml_id, name):
     with pytest.raises(
         ValueError,
-        match=f"ggml type {ggml_id} was {name}, which ggml no longer has: convert the model again",
+        match=f" {ggml_id} .* {name}",
     ):
         formats.get(ggml_id)
 
 
 @pytest.mark.parametrize("ggml_id", [-1, 43, 2**32 - 1])
 def test_an_unknown_id_says_the_range(ggml_id):
-    with pytest.raises(ValueError, match=f"no ggml type has id {ggml_id}; ids run from 0 to 42"):
+    with pytest.raises(ValueError, match=f" {ggml_id}; .* 0 to 42"):
         formats.get(ggml_id)
 
 
 def test_rows_are_whole_blocks():
-    with pytest.raises(ValueError, match="a Q6_K row is whole blocks of 256 elements, got 300"):
+    with pytest.raises(ValueError, match="Q6_K .* 256 elements.* 300"):
         formats.get("Q6_K").row_bytes(300)
-    with pytest.raises(ValueError, match="a Q6_K row is whole blocks of 210 bytes, got 209 bytes"):
+    with pytest.raises(ValueError, match="Q6_K .* 210 bytes.* 209 bytes"):
         formats.get("Q6_K").row_blocks(209)
 
 
 def test_a_declaration_needs_a_meaning():
-    with pytest.raises(ValueError, match="NEW: give affine, decode or both"):
+    with pytest.raises(ValueError, match="NEW: .* affine.* decode"):
         Format("NEW", None, 32, (Field("d", "float16"),))
 
 
@@ -179,5 +179,5 @@ def test_a_registered_format_is_found_by_its_id_until_it_is_removed():
         assert formats.get("new") is formats.get(99) is new
     finally:
         formats.unregister(new)
-    with pytest.raises(ValueError, match="99; ids run from 0 to 42"):
+    with pytest.raises(ValueError, match=" 99; .* 0 to 42"):
         formats.get(99)

@@ -80,7 +80,7 @@ def test_codes_times_scale_plus_bias_are_the_values(name, random_bytes):
     ("shape", "dtype"), [((3, 17), np.uint8), ((18,), np.int8), ((), np.uint8)]
 )
 def test_split_refuses_what_is_no_block(shape, dtype):
-    with pytest.raises(ValueError, match=r"Q4_0 blocks are uint8 \[\.\.\., 18\], got"):
+    with pytest.raises(ValueError, match=rf"Q4_0 .* uint8 \[\.\.\., 18\].* {np.dtype(dtype)}"):
         formats.get("Q4_0").split(np.zeros(shape, dtype))
 
 
@@ -88,11 +88,11 @@ def test_split_refuses_what_is_no_block(shape, dtype):
 def test_join_refuses_missing_and_misshapen_planes():
     q4_0 = formats.get("Q4_0")
     planes = {"d": np.zeros(5, np.float16), "qs": np.zeros((5, 16), np.uint8)}
-    with pytest.raises(ValueError, match=r"Q4_0 has the planes \['d', 'qs'\], got \['d'\]"):
+    with pytest.raises(ValueError, match=r"Q4_0 .*\['d', 'qs'\].*\['d'\]"):
         q4_0.join({"d": planes["d"]})
-    with pytest.raises(ValueError, match=r"Q4_0\.qs is uint8 \[\.\.\., 16\], got uint8 \[5, 15\]"):
+    with pytest.raises(ValueError, match=r"Q4_0\.qs .*uint8 \[\.\.\., 16\].*uint8 \[5, 15\]"):
         q4_0.join(planes | {"qs": np.zeros((5, 15), np.uint8)})
-    with pytest.raises(ValueError, match=r"Q4_0\.d is float16 \[\.\.\.\], got float32 \[5\]"):
+    with pytest.raises(ValueError, match=r"Q4_0\.d .*float16 \[\.\.\.\].*float32 \[5\]"):
         q4_0.join(planes | {"d": np.zeros(5, np.float32)})
 
 

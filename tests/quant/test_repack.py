@@ -55,18 +55,13 @@ def test_rows_that_are_no_whole_blocks_are_refused(native):
     for wrong in (rows[:, 1:], rows.astype(np.int8), rows[:, ::2]):
         with pytest.raises(
             ValueError,
-            match=(
-                rf"rows are uint8, whole blocks of 144 bytes and contiguous, got {wrong.dtype}"
-                r" \[5, "
-            ),
+            match=rf"uint8, .* 144 bytes .* {wrong.dtype} \[5, ",
         ):
             native_repack.repack(native_library(), wrong, blocks, packing("Q4_K"))
 
 
 def test_without_the_library_it_says_how_to_get_one():
-    with pytest.raises(
-        NotImplementedError, match=r"not built \(build it once with: rocmforge-jax build-native\)"
-    ):
+    with pytest.raises(NotImplementedError, match="rocmforge-jax build-native"):
         repack.from_host(random_rows("Q4_0", 5), formats.get("Q4_0"))
 
 

@@ -27,10 +27,10 @@ from gpu_models import facts
 from kernel_trace import launches
 
 from pallas_kernels import samples, targets
-from pallas_kernels.dequantize import kernel as dequantize_kernel
+from pallas_kernels.dequantize import kernels as dequantize_kernel
 from pallas_kernels.dequantize import reference
 from pallas_kernels.packing import Packing
-from pallas_kernels.qmatmul import activations, codes, many_rows
+from pallas_kernels.qmatmul import activations, codes, skinny_gemm
 from pallas_kernels.qmatmul.api import Product, Weight, multiply
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
@@ -95,7 +95,7 @@ class Case:
         if self.kernel == "dequantize":
             return dequantize_kernel.dequantize(planes, self.packing, jnp.bfloat16, target=target)
         if self.kernel == "many rows":
-            return many_rows.multiply(x, planes, self.packing, target=target)
+            return skinny_gemm.multiply(x, planes, self.packing, target=target)
         weight = Weight(planes, self.packing)
         return multiply(
             x, [Product((weight,))], mode=self.kernel, dtype=jnp.float32, target=target

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels.attention import checks, decode, prefill, reference
 from pallas_kernels.attention.blocks import DECODE, PREFILL, Blocks, chosen
 from pallas_kernels.attention.decode import NewTokens
-from pallas_kernels.attention.scoring import Scoring
+from pallas_kernels.attention.rule import Scoring
 from pallas_kernels.packing import GROUP
 from pallas_kernels.targets import Target
 

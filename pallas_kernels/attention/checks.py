@@ -11,7 +11,7 @@ import numbers
 
 import jax.numpy as jnp
 
-from pallas_kernels.attention.scoring import Scoring
+from pallas_kernels.attention.rule import Scoring
 from pallas_kernels.targets import Target
 
 MAX_HEAD_WIDTH = 256

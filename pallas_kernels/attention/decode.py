@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
 from pallas_kernels.attention.blocks import Blocks
-from pallas_kernels.attention.scoring import LOG2_E, LOWEST, Scoring
+from pallas_kernels.attention.rule import LOG2_E, LOWEST, Scoring
 from pallas_kernels.attention.slots import (
     Part,
     Slots,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention.scoring import LOG2_E, LOWEST, Scoring
+from pallas_kernels.attention.rule import LOG2_E, LOWEST, Scoring
 
 
 def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, scoring: Scoring):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
-from pallas_kernels.attention.scoring import LOWEST, Scoring
+from pallas_kernels.attention.rule import LOWEST, Scoring
 
 
 def padded(size: int) -> int:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 from pallas_kernels.packing import Packing
-from pallas_kernels.qmatmul import activations, codes, few_rows
+from pallas_kernels.qmatmul import activations, codes, gemv
 from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.targets import Target
 
@@ -81,12 +81,12 @@ def multiply(
         x = activations.quantize(
             x, mode, norm=norm, epsilon=epsilon, in_turn=in_turn, target=target
         )
-    jobs = [few_rows.Job(tuple(weight.packing for weight in p.weights), p.rows) for p in products]
+    jobs = [gemv.Job(tuple(weight.packing for weight in p.weights), p.rows) for p in products]
     operands = [
-        few_rows.Operands([weight.planes for weight in p.weights], p.bias, p.residual, p.experts)
+        gemv.Operands([weight.planes for weight in p.weights], p.bias, p.residual, p.experts)
         for p in products
     ]
-    return few_rows.multiply(x, jobs, operands, dtype, target, tile, pairs)
+    return gemv.multiply(x, jobs, operands, dtype, target, tile, pairs)
 
 
 def _pairs(products, rows: int) -> int | None:

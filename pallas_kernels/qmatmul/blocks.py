@@ -33,7 +33,7 @@ class MatrixTile(Tile):
 
     splits: programs that share the inputs of a row. stages: of the loop over groups, 1 where
     nothing is loaded ahead. lanes, run: how the matrix units take a row of the tile, `run` inputs
-    from a thread, the next from another, of `lanes`; see `many_rows`. early: whether the launch
+    from a thread, the next from another, of `lanes`; see `skinny_gemm`. early: whether the launch
     that follows may begin early. All numbers but splits are powers of two.
     """
 
@@ -48,7 +48,7 @@ class MatrixTile(Tile):
 #: for an output and the mode must be, tile), the first that fits. Programs of one warp keep most
 #: reads in flight. Types with a table, and those of two and three bits, take their time to compute,
 #: in which others read: to load first only costs them registers.
-ONE_ROW = {
+GEMV_ONE_ROW = {
     "": ((0, {}, Tile(4, 64)),),
     "cuda": (
         (0, {"mode": "float", "scale": "nibbles"}, Tile(4, 64)),
@@ -69,7 +69,7 @@ ONE_ROW = {
 #: that are left at least).
 SHORT_ROWS = {"": (0, 0), "cuda": (256, 1500)}
 #: For several rows of activations: (up to so many rows, tile).
-SEVERAL_ROWS = {
+GEMV_BATCH = {
     "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
     "cuda": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
     "rocm gfx9": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
@@ -77,12 +77,12 @@ SEVERAL_ROWS = {
 }
 
 
-def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
+def gemv(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
     """The tile for so many rows of activations, of so many groups, the jobs of a launch and a mode
     of activations. pairs: how often the jobs are done.
     """
     if rows > 1:
-        tile = next(tile for most, tile in _of_family(SEVERAL_ROWS, target) if rows <= most)
+        tile = next(tile for most, tile in _of_family(GEMV_BATCH, target) if rows <= most)
         # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one
         # of 2 rows for 1 s.
         return dataclasses.replace(tile, batch=min(tile.batch, 2)) if mode == "float" else tile
@@ -98,7 +98,7 @@ def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int
 
     tile = next(
         tile
-        for least, wanted, tile in _of_family(ONE_ROW, target)
+        for least, wanted, tile in _of_family(GEMV_ONE_ROW, target)
         if outputs >= least and fits(wanted)
     )
 
@@ -123,7 +123,7 @@ def few_rows(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int
 #: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first
 #: that fits. On NVIDIA GPUs a warp has 16 rows of the weight, and no other has them too. What
 #: begins early takes room from large tiles.
-MANY_ROWS = {
+SKINNY_GEMM = {
     "": (
         (16, {}, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)),
         (64, {}, MatrixTile(32, 4, warps=4, batch=32, lanes=1, run=32)),
@@ -144,9 +144,11 @@ MANY_ROWS = {
 PROGRAMS = 192
 
 
-def many_rows(rows: int, outputs: int, groups: int, packing: Packing, target: Target) -> MatrixTile:
+def skinny_gemm(
+    rows: int, outputs: int, groups: int, packing: Packing, target: Target
+) -> MatrixTile:
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
-    tiles = _of_family(MANY_ROWS, target)
+    tiles = _of_family(SKINNY_GEMM, target)
     tile = next(
         (tile for most, wanted, tile in tiles if rows <= most and _fits(wanted, packing)),
         tiles[-1][2],
@@ -162,7 +164,7 @@ def rows_of_an_expert(pairs: int, experts: int, target: Target) -> int:
     """Rows of activations of a program, where `pairs` rows are for one of so many experts each:
     about as many as an expert has.
     """
-    most = _of_family(MANY_ROWS, target)[-1][2].batch
+    most = _of_family(SKINNY_GEMM, target)[-1][2].batch
     return min(max(16, 1 << (-(-pairs // experts) - 1).bit_length()), most)
 
 

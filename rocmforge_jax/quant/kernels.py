@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import samples, targets
-from pallas_kernels.dequantize import kernel as dequantize_kernel
+from pallas_kernels.dequantize import kernels as dequantize_kernel
 from pallas_kernels.dequantize import reference as dequantize_reference
-from pallas_kernels.qmatmul import many_rows as many_rows_kernel
+from pallas_kernels.qmatmul import skinny_gemm
 from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, check_offsets, multiply
 from pallas_kernels.targets import Target
 from rocmforge_jax.quant import trials, word_packed
@@ -132,7 +132,7 @@ def many_rows(x_MK, weight: QTensor, target: Target, experts=None) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _many_rows(x_MK, planes, packing, target, experts=None):
-    return many_rows_kernel.multiply(x_MK, planes, packing, target=target, experts=experts)
+    return skinny_gemm.multiply(x_MK, planes, packing, target=target, experts=experts)
 
 
 def dequantize(weight: QTensor, dtype, target: Target) -> jax.Array:

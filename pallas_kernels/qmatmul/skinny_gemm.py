@@ -34,7 +34,7 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
     (M, K), N = x_MK.shape, planes["codes"].shape[-3]
     groups, names = K // GROUP, sorted(planes)
     together = M if experts is None else _rows_of_an_expert(M, experts.shape[0])
-    tile = tile or blocks.many_rows(together, N, groups, packing, target)
+    tile = tile or blocks.skinny_gemm(together, N, groups, packing, target)
     if experts is not None:
         tile = dataclasses.replace(tile, splits=1, batch=together)
     columns = min(max(16, pl.next_power_of_2(together)), tile.batch)

@@ -74,7 +74,7 @@ def multiply(
             f" {[job.packings for job in jobs]}"
         )
     rows = pairs or x.rows
-    tile = tile or blocks.few_rows(1 if pairs else rows, x.groups, jobs, x.mode, target, pairs or 1)
+    tile = tile or blocks.gemv(1 if pairs else rows, x.groups, jobs, x.mode, target, pairs or 1)
     batch = 1 if pairs else min(tile.batch, rows)
     programs = [pl.cdiv(job.rows, _outputs_of_a_program(job, tile)) for job in jobs]
     inputs, structure = jax.tree.flatten([[x.words, x.scale, x.sums, x.squares], operands])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.dequantize import kernel, reference
+from pallas_kernels.dequantize import kernels, reference
 from pallas_kernels.samples import random_planes
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
@@ -15,7 +15,7 @@ from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to
 
 pytestmark = pytest.mark.core
 
-_kernel = jax.jit(functools.partial(kernel.dequantize, target=TARGET), static_argnums=(1, 2))
+_kernel = jax.jit(functools.partial(kernels.dequantize, target=TARGET), static_argnums=(1, 2))
 _reference = jax.jit(reference.dequantize, static_argnums=(1, 2))
 IMPLEMENTATIONS = {"triton": _kernel, "xla": _reference}
 
@@ -62,7 +62,7 @@ def test_shapes_that_are_not_round(name, rows, blocks, dequantize, matrix):
     """The longest rows take several programs, the last of which overhangs them."""
     weight, values = matrix(name, rows, blocks)
     if blocks > 60:
-        assert values.shape[1] > 4 * kernel.FOURS and values.shape[1] % (4 * kernel.FOURS)
+        assert values.shape[1] > 4 * kernels.FOURS and values.shape[1] % (4 * kernels.FOURS)
     np.testing.assert_array_equal(bits(dequantize(*weight, jnp.float32)), bits(values))
 
 
@@ -113,7 +113,7 @@ def test_it_lowers_to_triton(target, name):
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 3, 136))
     lowered = lowered_to_triton(
         target,
-        lambda planes: kernel.dequantize(planes, packing, jnp.bfloat16, target=target),
+        lambda planes: kernels.dequantize(planes, packing, jnp.bfloat16, target=target),
         planes,
     )
     assert lowered.count("__gpu$xla.gpu.triton") == 1

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.qmatmul import codes, many_rows
+from pallas_kernels.qmatmul import codes, skinny_gemm
 from pallas_kernels.qmatmul.blocks import MatrixTile
 from pallas_kernels.samples import random_planes
 from pallas_kernels.targets import Target
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.core
 FLOAT32 = 1e-6 if TARGET.interpret else 4e-6
 
 _multiply = jax.jit(
-    functools.partial(many_rows.multiply, target=TARGET), static_argnames=("packing", "tile")
+    functools.partial(skinny_gemm.multiply, target=TARGET), static_argnames=("packing", "tile")
 )
 
 
@@ -76,7 +76,7 @@ def test_matrices_of_a_stack(rows, dtype, normal, distance):
     experts = [2, 0, -1, 2, 3]
     x = jnp.asarray(normal(len(experts) * rows, 32 * G), dtype)
     y = np.asarray(
-        jax.jit(functools.partial(many_rows.multiply, target=TARGET), static_argnums=2)(
+        jax.jit(functools.partial(skinny_gemm.multiply, target=TARGET), static_argnums=2)(
             x, stack, packing, experts=jnp.int32(experts)
         )
     )
@@ -101,7 +101,7 @@ def test_rows_that_experts_cannot_share_are_refused(rows, count, matrix):
             " from 16"
         ),
     ):
-        many_rows.multiply(
+        skinny_gemm.multiply(
             jnp.zeros((rows, 32), jnp.bfloat16),
             stack,
             packing,
@@ -156,7 +156,7 @@ def test_it_lowers_to_triton(target, name, inputs):
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 12, inputs // 32))
     x = jax.ShapeDtypeStruct((33, inputs), jnp.bfloat16)
     lowered = lowered_to_triton(
-        target, lambda x, planes: many_rows.multiply(x, planes, packing, target=target), x, planes
+        target, lambda x, planes: skinny_gemm.multiply(x, planes, packing, target=target), x, planes
     )
     assert lowered.count("__gpu$xla.gpu.triton") == 1
     stack = {
@@ -168,7 +168,7 @@ def test_it_lowers_to_triton(target, name, inputs):
     )
 
     def run(x, stack, experts):
-        return many_rows.multiply(x, stack, packing, target=target, experts=experts)
+        return skinny_gemm.multiply(x, stack, packing, target=target, experts=experts)
 
     assert lowered_to_triton(target, run, x, stack, experts).count("__gpu$xla.gpu.triton") == 1
 
@@ -180,7 +180,7 @@ def test_nothing_begins_early_beside_large_tiles(rows, early):
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 512, 64))
 
     def run(x, planes):
-        return many_rows.multiply(x, planes, packing, target=target)
+        return skinny_gemm.multiply(x, planes, packing, target=target)
 
     text = lowered_to_triton(target, run, jax.ShapeDtypeStruct((rows, 2048), jnp.bfloat16), planes)
     assert ("griddepcontrol.launch_dependents" in text) == early

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import triton
-from pallas_kernels.qmatmul import activations, blocks, codes, few_rows
+from pallas_kernels.qmatmul import activations, blocks, codes, gemv
 from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, multiply
 from pallas_kernels.qmatmul.blocks import Tile
 from pallas_kernels.samples import random_planes
@@ -40,8 +40,8 @@ def _run(x, planes, packing, mode, tile=None, dtype=jnp.float32):
     acts = activations.quantize(
         x, mode, in_turn=codes.come_in_turn([packing], TARGET), target=TARGET
     )
-    job = few_rows.Job((packing,), planes["codes"].shape[0])
-    (y,) = few_rows.multiply(acts, [job], [few_rows.Operands([planes])], dtype, TARGET, tile)
+    job = gemv.Job((packing,), planes["codes"].shape[0])
+    (y,) = gemv.multiply(acts, [job], [gemv.Operands([planes])], dtype, TARGET, tile)
     return acts, y
 
 
@@ -173,10 +173,10 @@ def test_any_number_of_rows(count, dtype, batch, check):
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_the_tile_of_a_gpu_never_seen(count, check):
-    tile = blocks.few_rows(
+    tile = blocks.gemv(
         count,
         8,
-        [few_rows.Job((word_packed.packing(formats.get("Q4_0")),), 7)],
+        [gemv.Job((groups.packing(formats.get("Q4_0")),), 7)],
         "int16",
         Target("metal"),
     )
@@ -565,10 +565,8 @@ def test_short_rows_are_taken_together(name, rows, inputs, pairs, mode, outputs)
     """Where there are many, and registers for it, which floats fill: starting a program takes as
     long as some rows of a step each.
     """
-    job = few_rows.Job((word_packed.packing(formats.get(name)),), rows)
-    assert (
-        blocks.few_rows(1, inputs // 32, [job], mode, Target("cuda", "9.0"), pairs).rows == outputs
-    )
+    job = gemv.Job((groups.packing(formats.get(name)),), rows)
+    assert blocks.gemv(1, inputs // 32, [job], mode, Target("cuda", "9.0"), pairs).rows == outputs
 
 
 def test_tables_that_no_look_up_is_for():

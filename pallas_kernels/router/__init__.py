@@ -1,0 +1,5 @@
+"""The experts of a token: the router of a mixture."""
+
+from pallas_kernels.router.kernels import route
+
+__all__ = ["route"]

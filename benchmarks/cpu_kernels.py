@@ -26,7 +26,7 @@ import numpy as np
 from opening import processor
 
 from pallas_kernels.native import api, build
-from pallas_kernels.qmatmul.api import Product, Weight
+from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import formats
 from rocmforge_jax.quant import native, word_packed
 

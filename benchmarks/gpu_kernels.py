@@ -26,12 +26,18 @@ import jax.numpy as jnp
 from gpu_models import facts
 from kernel_trace import launches
 
-from pallas_kernels import samples, targets
-from pallas_kernels.dequantize import kernels as dequantize_kernel
+from pallas_kernels import dequantize, samples, targets
 from pallas_kernels.dequantize import reference
 from pallas_kernels.packing import Packing
-from pallas_kernels.qmatmul import activations, codes, skinny_gemm
-from pallas_kernels.qmatmul.api import Product, Weight, multiply
+from pallas_kernels.qmatmul import (
+    MODES,
+    Product,
+    Weight,
+    codes,
+    multiply,
+    multiply_skinny,
+    quantize,
+)
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
 
@@ -83,19 +89,19 @@ class Case:
         )
 
     def prepared(self, x):
-        if self.kernel not in activations.MODES:
+        if self.kernel not in MODES:
             return x
         target = targets.current()
-        return activations.quantize(
+        return quantize(
             x, self.kernel, in_turn=codes.come_in_turn([self.packing], target), target=target
         )
 
     def run(self, x, planes):
         target = targets.current()
         if self.kernel == "dequantize":
-            return dequantize_kernel.dequantize(planes, self.packing, jnp.bfloat16, target=target)
+            return dequantize.dequantize(planes, self.packing, jnp.bfloat16, target=target)
         if self.kernel == "many rows":
-            return skinny_gemm.multiply(x, planes, self.packing, target=target)
+            return multiply_skinny(x, Weight(planes, self.packing), target=target)
         weight = Weight(planes, self.packing)
         return multiply(
             x, [Product((weight,))], mode=self.kernel, dtype=jnp.float32, target=target

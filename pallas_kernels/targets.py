@@ -46,6 +46,14 @@ class Target:
         return f"{self.platform} {self.architecture}".strip()
 
 
+def of_family(table: dict, target: Target):
+    """The entry of a table for a target's family of GPUs.
+
+    Keys are beginnings of `str(target)`. The longest that fits counts; "" fits every target.
+    """
+    return table[max((name for name in table if str(target).startswith(name)), key=len)]
+
+
 INTERPRET = Target("interpret")
 _chosen = contextvars.ContextVar("target", default=None)
 

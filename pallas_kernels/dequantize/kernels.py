@@ -1,5 +1,6 @@
-"""Values of packed planes, in one pass: each thread turns words of codes into four neighbouring
-values and writes them.
+"""Values of packed planes, in one pass over the planes.
+
+Each thread turns words of codes into four neighbouring values and writes them.
 """
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
+from pallas_kernels.dequantize.blocks import Blocks
 from pallas_kernels.packing import (
     GROUP,
     POSITIONS,
@@ -21,15 +23,12 @@ from pallas_kernels.packing import (
 )
 from pallas_kernels.targets import Target
 
-#: Fours of values that one program computes, and its warps.
-FOURS, WARPS = 1024, 8
 
-
-def dequantize(planes, packing: Packing, dtype, *, target: Target):
-    """Planes of a matrix [N, K] -> its values in `dtype`, bit-equal to `reference.dequantize`."""
+def dequantize(planes, packing: Packing, dtype, blocks: Blocks, target: Target):
+    """Run the kernel: planes of a matrix [N, K] -> its values in `dtype`."""
     rows, _, groups = planes["codes"].shape
     names, fours = sorted(planes), groups * POSITIONS
-    tile = min(FOURS, pl.next_power_of_2(fours))
+    tile = min(blocks.fours, pl.next_power_of_2(fours))
 
     def kernel(point, *refs):
         refs, out_ref = dict(zip(names, refs)), refs[-1]
@@ -61,7 +60,7 @@ def dequantize(planes, packing: Packing, dtype, *, target: Target):
         jax.ShapeDtypeStruct((rows, fours, 4), dtype),
         grid=(rows, pl.cdiv(fours, tile)),
         target=target,
-        warps=WARPS,
+        warps=blocks.warps,
         name="dequantize",
     )(*(planes[name] for name in names))
     return out.reshape(rows, groups * GROUP)
@@ -70,13 +69,13 @@ def dequantize(planes, packing: Packing, dtype, *, target: Target):
 def _values(packing, codes, get, mask, target):
     """`packing.values` of [tile, 4] codes.
 
-    Powers of two: by a multiplication, unless a value may be subnormal, which no model has, and the
-    GPU not known to keep it.
+    Powers of two are applied by a multiplication where no value is subnormal, or where the GPU is
+    known to keep subnormal numbers. No model has subnormal values.
     """
     if packing.scale != "e8m0":
         return values(packing, codes, get)
     e, numbers = get("scale").astype(jnp.int32), codes.astype(jnp.float32)
-    if target.platform == "cuda":  # multiplies subnormal numbers as any other
+    if target.platform == "cuda":  # keeps subnormal numbers
         return numbers * power_of_two(e, subnormal=True)
     smallest = (e if mask is None else jnp.where(mask[:, None], e, 255)).min()
     exact, quick = lambda: times_power_of_two(numbers, e), lambda: numbers * power_of_two(e)

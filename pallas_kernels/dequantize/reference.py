@@ -1,4 +1,4 @@
-"""Values of packed planes in plain jnp: what the kernel must equal, and what stands in for it."""
+"""Values of packed planes in plain jnp: the truth for the kernel, and its stand-in."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,50 +1,17 @@
-"""Products with packed weights: what the kernels are asked for."""
+"""Products with packed weights: checks the operands, then runs a kernel."""
 
-from typing import NamedTuple
+import itertools
 
 import jax
 
-from pallas_kernels.packing import Packing
-from pallas_kernels.qmatmul import activations, codes, gemv
+from pallas_kernels.qmatmul import activations, codes, gemv, skinny_gemm
 from pallas_kernels.qmatmul.activations import Activations
+from pallas_kernels.qmatmul.blocks import MatrixTile, Tile
+from pallas_kernels.qmatmul.product import Product, Weight
 from pallas_kernels.targets import Target
 
-#: Rows of activations up to which the weight is read packed; beyond, dequantising it once and the
-#: matrix units are quicker.
-FEW_ROWS = 16
-
-
-class Weight(NamedTuple):
-    """A packed matrix [N, K], or a stack of them: planes as in `packing`, the stack's axis before
-    theirs.
-    """
-
-    planes: dict[str, jax.Array]
-    packing: Packing
-
-    @property
-    def rows(self) -> int:
-        """N."""
-        return self.planes["codes"].shape[-3]
-
-
-class Product(NamedTuple):
-    """One output [M, N]: x @ weight.T, or with two weights silu(x @ gate.T) * (x @ up.T).
-
-    Then + bias [N], then + residual [M, N].
-
-    experts: int32 [P], P a multiple of the M rows of x, for weights that are stacks: row p of the
-    output, [P, N] then, is row p // (P / M) of x times matrix experts[p].
-    """
-
-    weights: tuple[Weight, ...]
-    bias: jax.Array | None = None
-    residual: jax.Array | None = None
-    experts: jax.Array | None = None
-
-    @property
-    def rows(self) -> int:
-        return self.weights[0].rows
+#: Most rows of activations of a GEMV. With more rows the matrix units are faster.
+GEMV_ROWS = 16
 
 
 def multiply(
@@ -56,64 +23,100 @@ def multiply(
     target: Target,
     norm=None,
     epsilon: float = 0.0,
-    tile=None,
+    tile: Tile | None = None,
 ) -> list[jax.Array]:
-    """All products of one input, in one launch for Activations, in two for x [M, K]: one quantises
-    x (after an RMSNorm, if norm [K] is given).
+    """Multiply a few rows of activations with several weights (GEMV).
 
-    -> the output of each product, [M, N] in `dtype`. mode: of the activations, see `activations`.
-    tile: `blocks.Tile`, default that of the target. NotImplementedError: no row or more than
-    FEW_ROWS (of experts, any number), planes beyond 32-bit offsets.
+    All products are one launch. An array x takes another launch before it, which quantises x.
+
+    Args:
+        x: [M, K] of any float dtype, or Activations.
+        products: the outputs wanted; either all have experts or none has.
+        mode: how x is quantised, one of `activations.MODES`.
+        dtype: the dtype of the outputs.
+        target: what the kernel is compiled for.
+        norm: the scale [K] of an RMSNorm that an array x goes through first, or None.
+        epsilon: the epsilon of that norm.
+        tile: the size of a program; the default depends on the target.
+
+    Returns:
+        The output of each product, [M, N], or [P, N] with experts.
+
+    Raises:
+        NotImplementedError: x has no row or more than GEMV_ROWS (any number is allowed with
+            experts), or a plane is too large for 32-bit offsets.
+        ValueError: the operands do not fit together.
     """
     if mode not in activations.MODES:
         raise ValueError(f"activations are {', '.join(activations.MODES)}, got {mode!r}")
     rows = x.rows if isinstance(x, Activations) else x.shape[0]
-    pairs = _pairs(products, rows)
-    if not rows or pairs is None and rows > FEW_ROWS:
-        raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {FEW_ROWS}")
+    _check_experts(products, rows)
+    if not rows or products[0].pairs is None and rows > GEMV_ROWS:
+        raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {GEMV_ROWS}")
     for product in products:
         for weight in product.weights:
             check_offsets(weight.planes)
     if not isinstance(x, Activations):
         in_turn = codes.come_in_turn(
-            (weight.packing for product in products for weight in product.weights), target
+            itertools.chain.from_iterable(product.packings for product in products), target
         )
         x = activations.quantize(
             x, mode, norm=norm, epsilon=epsilon, in_turn=in_turn, target=target
         )
-    jobs = [gemv.Job(tuple(weight.packing for weight in p.weights), p.rows) for p in products]
-    operands = [
-        gemv.Operands([weight.planes for weight in p.weights], p.bias, p.residual, p.experts)
-        for p in products
-    ]
-    return gemv.multiply(x, jobs, operands, dtype, target, tile, pairs)
+    return gemv.multiply(x, products, dtype, target, tile)
 
 
-def _pairs(products, rows: int) -> int | None:
-    """Rows of the outputs where the products name experts, None where they name none."""
-    pairs, *others = {None if p.experts is None else p.experts.shape[0] for p in products}
+def multiply_skinny(
+    x_MK, weight: Weight, *, target: Target, tile: MatrixTile | None = None, experts=None
+) -> jax.Array:
+    """Multiply tens of rows of activations with a weight on the matrix units (skinny GEMM).
+
+    The values of the weight are rounded to x's dtype.
+
+    Args:
+        x_MK: bfloat16 or float16.
+        weight: a matrix, or a stack of them where there are experts.
+        target: what the kernel is compiled for.
+        tile: the size of a program; the default depends on the target.
+        experts: int32 [M / R], R a power of two from 16: the matrix of each R rows of x. The rows
+            of a negative one are not written. None: the weight is one matrix.
+
+    Returns:
+        float32 [M, N].
+
+    Raises:
+        NotImplementedError: a plane is too large for 32-bit offsets.
+        ValueError: M is not such a multiple of the number of experts.
+    """
+    check_offsets(weight.planes)
+    return skinny_gemm.multiply(x_MK, weight, target=target, tile=tile, experts=experts)
+
+
+def _check_experts(products: list[Product], rows: int) -> None:
+    """Raises ValueError unless all products have experts for the same rows, or none has."""
+    pairs, *others = {product.pairs for product in products}
     if others or pairs is not None and (not rows or pairs % rows):
-        counts = ["none" if p.experts is None else p.experts.shape[0] for p in products]
+        counts = ["none" if product.pairs is None else product.pairs for product in products]
         raise ValueError(
             f"all products of a launch have experts for the same multiple of {rows} rows, or none;"
             f" got {counts}"
         )
-    for product in products:
-        for weight in product.weights:
-            if weight.planes["codes"].ndim != (axes := 3 if pairs is None else 4):
-                raise ValueError(
-                    f"a product with{'out' if pairs is None else ''} experts has planes of {axes}"
-                    f" axes, got {weight.planes['codes'].ndim}"
-                )
-    return pairs
+    for weight in itertools.chain.from_iterable(product.weights for product in products):
+        if weight.planes["codes"].ndim != (axes := 3 if pairs is None else 4):
+            raise ValueError(
+                f"a product with{'out' if pairs is None else ''} experts has planes of {axes} axes,"
+                f" got {weight.planes['codes'].ndim}"
+            )
 
 
 def check_offsets(planes) -> None:
-    """NotImplementedError for a plane that a kernel cannot address: Triton's offsets count elements
-    in 32 bits with a sign.
+    """Check that a kernel can address every plane.
 
-    They become 64 bits wide where an operand has more than 2^32 bytes: too late for planes of
-    bytes.
+    Triton's offsets count elements in signed 32-bit numbers. They become 64 bits wide for an
+    operand of more than 2^32 bytes, which is too late for planes of bytes.
+
+    Raises:
+        NotImplementedError: a plane has 2^31 elements or more.
     """
     for name, plane in planes.items():
         if plane.size >= 2**31:

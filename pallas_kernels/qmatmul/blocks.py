@@ -9,7 +9,8 @@ small, because what it runs is compiled for as long as a kernel is long.
 import dataclasses
 
 from pallas_kernels.packing import Packing
-from pallas_kernels.targets import Target
+from pallas_kernels.qmatmul.product import Product
+from pallas_kernels.targets import Target, of_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,36 +78,37 @@ GEMV_BATCH = {
 }
 
 
-def gemv(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int = 1) -> Tile:
-    """The tile for so many rows of activations, of so many groups, the jobs of a launch and a mode
-    of activations. pairs: how often the jobs are done.
-    """
-    if rows > 1:
-        tile = next(tile for most, tile in _of_family(GEMV_BATCH, target) if rows <= most)
+def gemv(rows: int, products: list[Product], mode: str, target: Target) -> Tile:
+    """The tile for a number of rows of activations, the products of a launch and a mode."""
+    pairs = products[0].pairs
+    if rows > 1 and pairs is None:
+        tile = next(tile for most, tile in of_family(GEMV_BATCH, target) if rows <= most)
         # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one
         # of 2 rows for 1 s.
         return dataclasses.replace(tile, batch=min(tile.batch, 2)) if mode == "float" else tile
-    outputs, packings = (
-        pairs * sum(job.rows for job in jobs),
-        [packing for job in jobs for packing in job.packings],
-    )
+    return _gemv_of_one_row(products, pairs or 1, mode, target)
+
+
+def _gemv_of_one_row(products, pairs: int, mode, target) -> Tile:
+    """The tile where each row of the outputs is computed by itself, `pairs` times."""
+    outputs = pairs * sum(product.rows for product in products)
+    packings = [packing for product in products for packing in product.packings]
+    weights, groups = len(products[0].weights), products[0].weights[0].groups
 
     def fits(wanted):
-        return all(
-            _fits(wanted, packing, mode=mode, weights=len(jobs[0].packings)) for packing in packings
-        )
+        return all(_fits(wanted, packing, mode=mode, weights=weights) for packing in packings)
 
     tile = next(
         tile
-        for least, wanted, tile in _of_family(GEMV_ONE_ROW, target)
+        for least, wanted, tile in of_family(GEMV_ONE_ROW, target)
         if outputs >= least and fits(wanted)
     )
 
     def programs():
-        return pairs * sum(-(-job.rows // tile.rows) for job in jobs)
+        return pairs * sum(-(-product.rows // tile.rows) for product in products)
 
-    width, (most, least) = max(32, 1 << (groups - 1).bit_length()), _of_family(SHORT_ROWS, target)
-    # One step is so little to do that starting a program takes longer.
+    width, (most, least) = max(32, 1 << (groups - 1).bit_length()), of_family(SHORT_ROWS, target)
+    # A row that is one step is so little work that starting a program takes longer.
     while (
         width <= tile.groups
         and 2 * tile.rows * width <= most
@@ -114,8 +116,8 @@ def gemv(rows: int, groups: int, jobs, mode: str, target: Target, pairs: int = 1
         and mode != "float"
     ):
         tile = dataclasses.replace(tile, rows=2 * tile.rows)
-    # A launch of no more programs than a GPU has room for has no others to compute while one waits
-    # for what it reads. Floats fill the registers.
+    # A launch of no more programs than fit on a GPU at once has no others to compute while one
+    # waits for its loads. Floats fill the registers.
     first = tile.load_first or programs() <= target.resident
     return dataclasses.replace(tile, load_first=first and mode != "float")
 
@@ -148,7 +150,7 @@ def skinny_gemm(
     rows: int, outputs: int, groups: int, packing: Packing, target: Target
 ) -> MatrixTile:
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
-    tiles = _of_family(SKINNY_GEMM, target)
+    tiles = of_family(SKINNY_GEMM, target)
     tile = next(
         (tile for most, wanted, tile in tiles if rows <= most and _fits(wanted, packing)),
         tiles[-1][2],
@@ -164,7 +166,7 @@ def rows_of_an_expert(pairs: int, experts: int, target: Target) -> int:
     """Rows of activations of a program, where `pairs` rows are for one of so many experts each:
     about as many as an expert has.
     """
-    most = _of_family(SKINNY_GEMM, target)[-1][2].batch
+    most = of_family(SKINNY_GEMM, target)[-1][2].batch
     return min(max(16, 1 << (-(-pairs // experts) - 1).bit_length()), most)
 
 
@@ -174,7 +176,3 @@ def _fits(wanted: dict, packing: Packing, **others) -> bool:
         (others[name] if name in others else getattr(packing, name)) == value
         for name, value in wanted.items()
     )
-
-
-def _of_family(table, target):
-    return table[max((name for name in table if str(target).startswith(name)), key=len)]

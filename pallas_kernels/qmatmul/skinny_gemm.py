@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
-from pallas_kernels.packing import GROUP, Packing, scale_and_minimum
+from pallas_kernels.packing import GROUP, scale_and_minimum
 from pallas_kernels.qmatmul import blocks, codes
+from pallas_kernels.qmatmul.product import Weight
 from pallas_kernels.targets import Target
 
 
-def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, experts=None):
+def multiply(x_MK, weight: Weight, *, target: Target, tile=None, experts=None) -> jax.Array:
     """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N].
 
     Weights are rounded to x's type.
@@ -31,7 +32,8 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
     of x each. Where it is negative, what becomes of these rows is not written. ValueError: M is no
     such multiple.
     """
-    (M, K), N = x_MK.shape, planes["codes"].shape[-3]
+    (planes, packing), N = weight, weight.rows
+    M, K = x_MK.shape
     groups, names = K // GROUP, sorted(planes)
     together = M if experts is None else _rows_of_an_expert(M, experts.shape[0])
     tile = tile or blocks.skinny_gemm(together, N, groups, packing, target)
@@ -53,9 +55,9 @@ def multiply(x_MK, planes, packing: Packing, *, target: Target, tile=None, exper
                 read = _Tile(
                     refs, packing, (*expert, row[:, None]), j * tile.groups, tile.groups, groups
                 )
-                weight = _in_order(list(_values(read, x_ref.dtype, target)), tile)
+                values = _in_order(list(_values(read, x_ref.dtype, target)), tile)
                 return total + triton.dot(
-                    weight, x_ref[pl.ds(m, columns), pl.ds(j * width, width)].T
+                    values, x_ref[pl.ds(m, columns), pl.ds(j * width, width)].T
                 )
 
             first = split * share

@@ -1,5 +1,5 @@
 """The experts of a token: the router of a mixture."""
 
-from pallas_kernels.router.kernels import route
+from pallas_kernels.router.api import route
 
 __all__ = ["route"]

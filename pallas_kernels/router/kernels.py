@@ -1,9 +1,8 @@
-"""Which experts a token goes through: an RMSNorm, a product with a small dense matrix, a softmax
-and its largest, in two launches.
+"""Kernels of the choice of experts: a product with a small dense matrix, then softmax and top-k.
 
-Plain XLA takes ten, one of them a sort, and decoding a mixture with small experts waits for them.
-The product is cut both ways, because it is too small to keep a GPU busy otherwise: a program has
-some experts and some inputs. The second kernel adds what these found.
+Plain XLA takes ten launches, one of them a sort, and decoding a mixture with small experts waits
+for them. The product is split over experts and over inputs, because it is too small to fill a GPU
+otherwise. The second kernel adds the partial sums.
 """
 
 import jax
@@ -12,38 +11,30 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
+from pallas_kernels.router.blocks import Blocks
 from pallas_kernels.targets import Target
 
-#: Experts and inputs of a program: 32 bytes of a row, and 4096 numbers.
-_EXPERTS, _INPUTS = 8, 512
-#: Pairs of experts that are compared at once.
-_PAIRS = 8192
-_THREADS = 128
+
+def route(x_TD, kernel_DE, norm_D, used, renormalize, epsilon, blocks: Blocks, target: Target):
+    """Run both kernels -> weights float32 and ids int32, both [T, used]."""
+    sums, squares = _logits(x_TD, kernel_DE, norm_D, blocks, target)
+    return _choose(sums, squares, x_TD.shape[1], used, renormalize, epsilon, blocks, target)
 
 
-def route(x_TD, kernel_DE, norm_D, *, used: int, renormalize: bool, epsilon: float, target: Target):
-    """RMSNorm of x, times a float32 kernel, softmax, the `used` likeliest -> (weights float32, ids
-    int32), both [T, used], the first first.
+def _logits(x_TD, kernel_DE, norm_D, blocks, target):
+    """Partial sums over S parts of the inputs.
 
-    Equal ones come in the order of their ids. renormalize: the chosen weights are scaled to sum to
-    1.
-    """
-    return _choose(
-        *_logits(x_TD, kernel_DE, norm_D, target), x_TD.shape[1], used, renormalize, epsilon, target
-    )
-
-
-def _logits(x_TD, kernel_DE, norm_D, target):
-    """Sums of parts of the inputs -> float32 [T, S, E], what becomes of these before the division
-    of the norm; squares [T, S].
+    Returns:
+        float32 [T, S, E], parts of the logits before they are divided by the root mean square, and
+        [T, S], sums of squares.
     """
     (T, D), E = x_TD.shape, kernel_DE.shape[1]
-    splits = pl.cdiv(D, _INPUTS)
+    splits = pl.cdiv(D, blocks.inputs)
 
     def kernel(point, x_ref, kernel_ref, norm_ref, sums_ref, squares_ref):
         of_experts, t, split = point
-        e = of_experts * _EXPERTS + jnp.arange(_EXPERTS, dtype=jnp.int32)
-        d = split * _INPUTS + jnp.arange(_INPUTS, dtype=jnp.int32)
+        e = of_experts * blocks.experts + jnp.arange(blocks.experts, dtype=jnp.int32)
+        d = split * blocks.inputs + jnp.arange(blocks.inputs, dtype=jnp.int32)
         exists = d < D
         weights = triton.load(
             kernel_ref, (d[:, None], e[None]), mask=exists[:, None] & (e < E)[None]
@@ -60,17 +51,17 @@ def _logits(x_TD, kernel_DE, norm_D, target):
     return triton.call(
         kernel,
         shapes,
-        grid=(pl.cdiv(E, _EXPERTS), T, splits),
+        grid=(pl.cdiv(E, blocks.experts), T, splits),
         target=target,
-        warps=_THREADS // target.wave,
+        warps=blocks.threads // target.wave,
         name="route_logits",
     )(x_TD, kernel_DE, norm_D)
 
 
-def _choose(sums, squares, width, used, renormalize, epsilon, target):
+def _choose(sums, squares, width, used, renormalize, epsilon, blocks, target):
     T, splits, E = sums.shape
     padded, padded_splits = pl.next_power_of_2(E), pl.next_power_of_2(splits)
-    at_once = min(padded, max(1, _PAIRS // padded))
+    at_once = min(padded, max(1, blocks.pairs // padded))
 
     def kernel(point, sums_ref, squares_ref, weights_ref, ids_ref):
         (t,), split = point, jnp.arange(padded_splits, dtype=jnp.int32)
@@ -85,9 +76,8 @@ def _choose(sums, squares, width, used, renormalize, epsilon, target):
             )
             return jnp.where(experts < E, logits, -jnp.inf)
 
-        def ordered(
-            logits,
-        ):  # what is no number is never larger than another: places stay a permutation
+        def ordered(logits):
+            # NaN counts as the smallest, so that places stay a permutation.
             return jnp.where(logits == logits, logits, -jnp.inf)
 
         def count_above(j, place):
@@ -109,6 +99,11 @@ def _choose(sums, squares, width, used, renormalize, epsilon, target):
 
     shapes = [jax.ShapeDtypeStruct((T, used), dtype) for dtype in (jnp.float32, jnp.int32)]
     run = triton.call(
-        kernel, shapes, grid=(T,), target=target, warps=_THREADS // target.wave, name="route_choose"
+        kernel,
+        shapes,
+        grid=(T,),
+        target=target,
+        warps=blocks.threads // target.wave,
+        name="route_choose",
     )
     return tuple(run(sums, squares))

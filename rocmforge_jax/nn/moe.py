@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pallas_kernels import router as router_kernel
-from pallas_kernels.qmatmul.api import FEW_ROWS, Product
-from pallas_kernels.qmatmul.blocks import rows_of_an_expert
+from pallas_kernels.qmatmul import GEMV_ROWS, Product, rows_of_an_expert
 from pallas_kernels.targets import Target
 from rocmforge_jax import quant
 from rocmforge_jax.nn.fresh import normal
@@ -99,8 +98,8 @@ def _chosen_by_kernels(x_TD, router, norm, used, renormalize):
             f"the router is a {type(router).__name__}, the norm a {type(norm).__name__}"
         )
     kernel = router.kernel.get_value()
-    if not 0 < len(x_TD) <= FEW_ROWS:
-        raise NotImplementedError(f"{len(x_TD)} tokens, the kernels take 1 to {FEW_ROWS}")
+    if not 0 < len(x_TD) <= GEMV_ROWS:
+        raise NotImplementedError(f"{len(x_TD)} tokens, the kernels take 1 to {GEMV_ROWS}")
     if isinstance(kernel, quant.QTensor) or router.bias is not None:
         raise NotImplementedError("the router is quantised or has a bias")
     how = _Routing(used, renormalize, norm.epsilon, router_target())

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from pallas_kernels.qmatmul.activations import Activations
+from pallas_kernels.qmatmul import Activations
 
 
 @jax.tree_util.register_dataclass

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.qmatmul import api
-from pallas_kernels.qmatmul.activations import Activations
+from pallas_kernels.qmatmul import Activations, api
 from pallas_kernels.targets import Target
 from rocmforge_jax import quant
 from rocmforge_jax.nn.mlp import silu_gate

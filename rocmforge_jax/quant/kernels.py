@@ -12,11 +12,17 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import dequantize as dequantize_kernel
 from pallas_kernels import samples, targets
-from pallas_kernels.dequantize import kernels as dequantize_kernel
 from pallas_kernels.dequantize import reference as dequantize_reference
-from pallas_kernels.qmatmul import skinny_gemm
-from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, check_offsets, multiply
+from pallas_kernels.qmatmul import (
+    GEMV_ROWS,
+    Product,
+    Weight,
+    check_offsets,
+    multiply,
+    multiply_skinny,
+)
 from pallas_kernels.targets import Target
 from rocmforge_jax.quant import trials, word_packed
 from rocmforge_jax.quant.qtensor import QTensor
@@ -103,7 +109,7 @@ def few_rows_limit(dtype) -> int:
     """Rows of activations up to which the kernel for few rows is used: all it can where activations
     are float32, whose precision the matrix units do not keep.
     """
-    return FEW_ROWS if jnp.dtype(dtype).itemsize > 2 else MATRIX_ROWS - 1
+    return GEMV_ROWS if jnp.dtype(dtype).itemsize > 2 else MATRIX_ROWS - 1
 
 
 def as_weight(weight: QTensor) -> Weight:
@@ -132,7 +138,7 @@ def many_rows(x_MK, weight: QTensor, target: Target, experts=None) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _many_rows(x_MK, planes, packing, target, experts=None):
-    return skinny_gemm.multiply(x_MK, planes, packing, target=target, experts=experts)
+    return multiply_skinny(x_MK, Weight(planes, packing), target=target, experts=experts)
 
 
 def dequantize(weight: QTensor, dtype, target: Target) -> jax.Array:

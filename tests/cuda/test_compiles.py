@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import samples, targets
-from pallas_kernels.qmatmul.api import Product, Weight, multiply
+from pallas_kernels.qmatmul import Product, Weight, multiply
 from pallas_kernels.qmatmul.blocks import Tile
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from pallas_kernels.native import build
-from pallas_kernels.qmatmul.api import Weight
+from pallas_kernels.qmatmul import Weight
 from pallas_kernels.targets import INTERPRET, Target, current
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
@@ -30,7 +30,7 @@ GPUS = [Target("cuda", "9.0"), Target("rocm", "gfx942"), Target("rocm", "gfx1100
 
 
 def lowered_to_triton(target, function, *args, **kwargs) -> str:
-    """StableHLO of a function of abstract arrays for a GPU that is not there; args may be nested."""
+    """Lower a function of abstract arrays for a GPU that is not there; args may be nested."""
     kind = "NVIDIA H200" if target.platform == "cuda" else target.architecture
     with as_if_on(target.platform, kind):
         return (

@@ -9,7 +9,7 @@ import pytest
 
 from pallas_kernels.native import api, build
 from pallas_kernels.packing import GROUP, position_words
-from pallas_kernels.qmatmul.api import Product, Weight
+from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import NEEDS_NATIVE, PACKED_TYPES

@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.dequantize import kernels, reference
+from pallas_kernels import dequantize as op
+from pallas_kernels.dequantize import reference
+from pallas_kernels.dequantize.blocks import BLOCKS
 from pallas_kernels.samples import random_planes
+from pallas_kernels.targets import of_family
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to_triton
 
 pytestmark = pytest.mark.core
 
-_kernel = jax.jit(functools.partial(kernels.dequantize, target=TARGET), static_argnums=(1, 2))
+_kernel = jax.jit(functools.partial(op.dequantize, target=TARGET), static_argnums=(1, 2))
 _reference = jax.jit(reference.dequantize, static_argnums=(1, 2))
 IMPLEMENTATIONS = {"triton": _kernel, "xla": _reference}
 
@@ -62,7 +65,8 @@ def test_shapes_that_are_not_round(name, rows, blocks, dequantize, matrix):
     """The longest rows take several programs, the last of which overhangs them."""
     weight, values = matrix(name, rows, blocks)
     if blocks > 60:
-        assert values.shape[1] > 4 * kernels.FOURS and values.shape[1] % (4 * kernels.FOURS)
+        assert values.shape[1] > (of_program := 4 * of_family(BLOCKS, TARGET).fours)
+        assert values.shape[1] % of_program
     np.testing.assert_array_equal(bits(dequantize(*weight, jnp.float32)), bits(values))
 
 
@@ -113,7 +117,14 @@ def test_it_lowers_to_triton(target, name):
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 3, 136))
     lowered = lowered_to_triton(
         target,
-        lambda planes: kernels.dequantize(planes, packing, jnp.bfloat16, target=target),
+        lambda planes: op.dequantize(planes, packing, jnp.bfloat16, target=target),
         planes,
     )
     assert lowered.count("__gpu$xla.gpu.triton") == 1
+
+
+def test_a_stack_is_refused(matrix):
+    (planes, packing), _ = matrix("Q4_0", 7, 3)
+    stack = {name: plane[None] for name, plane in planes.items()}
+    with pytest.raises(ValueError, match=r"\[N, bits, K / 32\], got 4: \[1, 7, 4, 3\]"):
+        op.dequantize(stack, packing, jnp.float32, target=TARGET)

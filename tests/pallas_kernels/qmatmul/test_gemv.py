@@ -12,25 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import triton
-from pallas_kernels.qmatmul import activations, blocks, codes, gemv
-from pallas_kernels.qmatmul.api import FEW_ROWS, Product, Weight, multiply
+from pallas_kernels.qmatmul import (
+    Product,
+    Weight,
+    activations,
+    blocks,
+    codes,
+    gemv,
+    multiply,
+    reference,
+)
 from pallas_kernels.qmatmul.blocks import Tile
-from pallas_kernels.samples import random_planes
 from pallas_kernels.targets import Target
-from rocmforge_jax import formats
-from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import GPUS, PACKED_TYPES, TARGET, lowered_to_triton
+from tests.pallas_kernels.qmatmul.exact import ERRORS, FLOAT32, numbers, off
+from tests.pallas_kernels.qmatmul.operands import abstract_product, abstract_weight, stack_of
 
 pytestmark = pytest.mark.core
 
-#: A float32 sum of K products of random sign is off by a few 1e-7, whatever its order.
-FLOAT32 = 1e-6
-#: What becomes of normal numbers. A group's integers are off by up to half, evenly, so by 0.29 of
-#: the scale in the mean; the scale is the group's largest number, about 2 for 32 of them, over
-#: 16256 or 127: 4e-5 and 5e-3 of a number of size 1. A product with random weights is off by as
-#: much; one with few outputs, or weights of one sign, by chance by more.
-ERRORS = {"int16": 1e-4, "int8": 8e-3, "float": FLOAT32}
 #: Programs of few rows and groups: small matrices have many.
 SMALL = Tile(rows=4, groups=4, batch=2)
 
@@ -40,8 +39,7 @@ def _run(x, planes, packing, mode, tile=None, dtype=jnp.float32):
     acts = activations.quantize(
         x, mode, in_turn=codes.come_in_turn([packing], TARGET), target=TARGET
     )
-    job = gemv.Job((packing,), planes["codes"].shape[0])
-    (y,) = gemv.multiply(acts, [job], [gemv.Operands([planes])], dtype, TARGET, tile)
+    (y,) = gemv.multiply(acts, [Product((Weight(planes, packing),))], dtype, TARGET, tile)
     return acts, y
 
 
@@ -55,44 +53,6 @@ def _run_several(x, planes, rest, norm, packings, mode, epsilon):
         x, products, mode=mode, dtype=jnp.float32, norm=norm, epsilon=epsilon, target=TARGET
     )
     return activations.quantize(x, mode, norm=norm, epsilon=epsilon, target=TARGET), outputs
-
-
-def integers(acts):
-    """The integers of activations [M, G, 32], from their bytes."""
-    words = np.ascontiguousarray(acts.words)
-    by_part = np.moveaxis(words.view(np.int8).reshape(*words.shape, 4), 3, 2)
-    if (
-        acts.in_turn
-    ):  # two bytes of position p, and of 4 + p, are in word p and the two others in word 4 + p
-        by_part = np.moveaxis(
-            by_part.reshape(*by_part.shape[:3], 2, 4, 2, 2), (3, 4, 5, 6), (5, 4, 6, 3)
-        )
-    parts = by_part.reshape(*by_part.shape[:3], 32).astype(np.int64)
-    return parts[:, 0] if acts.mode == "int8" else 128 * parts[:, 0] + parts[:, 1]
-
-
-def numbers(acts):
-    """What activations stand for, float64 [M, K]."""
-    if acts.mode == "float":
-        words = np.moveaxis(np.float64(acts.words)[:, 0], 1, 2) / activations.FLOATS_UNIT
-        unnormed = (words * np.float64(acts.scale)[..., None]).reshape(acts.rows, -1)
-    else:
-        unnormed = (integers(acts) * np.float64(acts.scale)[..., None]).reshape(acts.rows, -1)
-    if acts.squares is None:
-        return unnormed
-    return unnormed / np.sqrt(
-        np.float64(acts.squares).sum(axis=1, keepdims=True) / unnormed.shape[1] + acts.epsilon
-    )
-
-
-def off(y, x, values):
-    """How far y [M, N] is from x [M, K] @ values [N, K].T, in relation to the size of such a
-    product where signs are random.
-
-    A few outputs may be small by chance; their error is not.
-    """
-    x, values = np.asarray(x).astype(np.float64), np.asarray(values).astype(np.float64)
-    return np.linalg.norm(np.float64(y) - x @ values.T) / np.sqrt((x**2 @ (values**2).T).sum())
 
 
 @pytest.fixture
@@ -173,13 +133,7 @@ def test_any_number_of_rows(count, dtype, batch, check):
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_the_tile_of_a_gpu_never_seen(count, check):
-    tile = blocks.gemv(
-        count,
-        8,
-        [gemv.Job((groups.packing(formats.get("Q4_0")),), 7)],
-        "int16",
-        Target("metal"),
-    )
+    tile = blocks.gemv(count, [abstract_product("Q4_0", 7, 256)], "int16", Target("metal"))
     check("Q4_0", 7, 5, count, "int16", tile=tile)
 
 
@@ -209,14 +163,23 @@ def test_several_products_of_one_normed_input(mode, matrix, normal):
     np.testing.assert_allclose(gated, truth, rtol=1e-5, atol=FLOAT32 * np.abs(g * u).max())
 
 
-def stack_of(matrix, name, experts, rows, blocks):
-    """A stack of matrices of a type, and its values [E, N, K]."""
-    weight, values = matrix(name, experts * rows, blocks)
-    planes = {
-        plane: array.reshape(experts, rows, *array.shape[1:])
-        for plane, array in weight.planes.items()
-    }
-    return Weight(planes, weight.packing), values.reshape(experts, rows, -1)
+def test_it_equals_the_reference(matrix, normal, distance):
+    """Two products of a normed input, compared for what the activations became."""
+    gate, up, plain = (matrix(*of)[0] for of in (("Q4_0", 7, 8), ("Q5_1", 7, 8), ("Q4_K", 9, 1)))
+    bias, residual, x, norm = normal(9), normal(2, 7), normal(2, 256), 1 + 0.1 * normal(256)
+    planes, packings = zip(gate, up, plain)
+
+    def run(x, norm, planes):
+        first, second, third = map(Weight, planes, packings)
+        products = [Product((first, second), residual=residual), Product((third,), bias)]
+        how = dict(norm=norm, epsilon=1e-5, target=TARGET)
+        acts = activations.quantize(x, "int16", **how)
+        return acts, products, multiply(x, products, mode="int16", dtype=jnp.float32, **how)
+
+    acts, products, outputs = jax.jit(run)(x, norm, planes)
+    expected = reference.multiply(jnp.asarray(numbers(acts), jnp.float32), products)
+    for y, exact in zip(outputs, expected):
+        assert distance(y, np.float64(exact)) < FLOAT32
 
 
 @pytest.mark.parametrize(("mode", "pairs"), [("int16", 2), ("float", 6)])
@@ -259,29 +222,6 @@ def test_experts_of_a_stack(mode, pairs, matrix, normal):
         assert off(others[p : p + 1], wide[of_x : of_x + 1], other_values[e]) < ERRORS[mode]
 
 
-def test_experts_that_do_not_fit_are_refused(matrix):
-    (stack, _), (one, _) = stack_of(matrix, "Q4_0", 4, 64, 5), matrix("Q4_0", 64, 5)
-    call = functools.partial(
-        multiply, jnp.zeros((2, 160)), mode="int16", dtype=jnp.float32, target=TARGET
-    )
-
-    def of(count):
-        return jnp.zeros(count, jnp.int32)
-
-    with pytest.raises(
-        ValueError, match=r"experts for the same multiple of 2 rows, or none; got \[3\]"
-    ):
-        call([Product((stack,), experts=of(3))])
-    with pytest.raises(
-        ValueError, match=r"experts for the same multiple of 2 rows, or none; got \[4, 'none'\]"
-    ):
-        call([Product((stack,), experts=of(4)), Product((one,))])
-    with pytest.raises(ValueError, match="a product without experts has planes of 3 axes, got 4"):
-        call([Product((stack,))])
-    with pytest.raises(ValueError, match="a product with experts has planes of 4 axes, got 3"):
-        call([Product((one,), experts=of(2))])
-
-
 def test_the_output_is_rounded_once_to_its_dtype(matrix, normal):
     (planes, packing), _ = matrix("Q5_0", 6, 3)
     x = normal(1, 96)
@@ -313,78 +253,6 @@ def test_what_lies_between_the_small_and_the_large_of_a_group(matrix):
     _, y = _run(x, planes, packing, "int16", SMALL)
     expected = 1e3 * np.float64(values[:, 5]) + 1e-3 * np.float64(values[:, 32:]).sum(axis=1)
     np.testing.assert_allclose(y[0], expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("normed", "dtype"), [(False, "bfloat16"), (True, "float32")])
-@pytest.mark.parametrize("mode", activations.MODES)
-def test_quantize_equals_its_reference(mode, normed, dtype, normal, distance):
-    """75 groups take ten programs.
-
-    Equal but for numbers that lie between two integers to the last bit of float32: where the
-    compiler fuses a multiplication with the addition of a half, such a number is rounded to the
-    other side.
-    """
-    x, settings = (
-        jnp.asarray(normal(3, 2400), dtype),
-        (dict(norm=1 + 0.1 * normal(2400), epsilon=1e-6) if normed else {}),
-    )
-    x = x.at[1, 64:96].set(0)
-    kernel = jax.jit(functools.partial(activations.quantize, mode=mode, target=TARGET, **settings))(
-        x
-    )
-    plain = jax.jit(functools.partial(activations.quantize_reference, mode=mode, **settings))(x)
-    wide = np.asarray(x).astype(np.float64)
-    if normed:
-        wide = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 1e-6) * settings["norm"]
-    assert distance(numbers(kernel), wide) < ERRORS[mode]
-    # The mean square is a sum in another order.
-    rounding = 1e-6 if normed else 0
-    np.testing.assert_allclose(kernel.scale, plain.scale, rtol=rounding)
-    if mode == "float":
-        assert np.abs(kernel.words).max() < 2 * activations.FLOATS_UNIT
-        np.testing.assert_allclose(kernel.words, plain.words, rtol=rounding)
-        np.testing.assert_allclose(kernel.sums, plain.sums, rtol=1e-6, atol=1e-5)
-        return
-    difference = integers(kernel) - integers(plain)
-    assert np.abs(difference).max() <= 1 and (difference != 0).mean() < (0.01 if normed else 1e-3)
-    for acts in (kernel, plain):
-        assert np.abs(integers(acts)).max() == activations.LARGEST[mode]
-        np.testing.assert_array_equal(
-            acts.sums, np.moveaxis(integers(acts).reshape(3, 75, 2, 16).sum(axis=-1), 1, 2)
-        )
-
-
-@pytest.mark.parametrize("mode", activations.MODES)
-def test_bytes_in_turn_are_the_same_bytes(mode, normal):
-    """Of floats there are none."""
-    x = normal(2, 2400)
-    in_turn, plain = (
-        jax.jit(functools.partial(activations.quantize, mode=mode, in_turn=turn, target=TARGET))(x)
-        for turn in (True, False)
-    )
-    assert in_turn.in_turn == (mode != "float") and not plain.in_turn
-    np.testing.assert_array_equal(in_turn.sums, plain.sums)
-    np.testing.assert_array_equal(numbers(in_turn), numbers(plain))
-    assert (np.asarray(in_turn.words) != plain.words).any() == in_turn.in_turn
-
-
-@pytest.mark.parametrize(
-    ("names", "platform", "turn"),
-    [
-        (["IQ4_XS", "MXFP4"], "cuda", True),
-        (["IQ4_NL"], "rocm", False),
-        (["IQ4_NL", "Q4_0"], "cuda", False),
-        (["NVFP4"], "cuda", False),
-    ],
-)
-def test_bytes_are_in_turn_where_all_weights_have_tables(names, platform, turn):
-    """And one scale a group; AMD's GPUs look bytes up in their order."""
-    assert (
-        codes.come_in_turn(
-            [word_packed.packing(formats.get(name)) for name in names], Target(platform)
-        )
-        == turn
-    )
 
 
 @pytest.mark.parametrize("mode", ["int16", "int8"])
@@ -446,15 +314,6 @@ def test_what_is_not_finite_stays_so(matrix):
         assert np.isfinite(y[0]).all() and not np.isfinite(y[1][values[:, 40] != 0]).any()
 
 
-@pytest.mark.parametrize("mode", ["int16", "int8"])
-def test_quantized_numbers_are_half_a_step_off_at_most(mode, normal):
-    x = normal(2, 320)
-    acts = activations.quantize_reference(x, mode)
-    off = np.abs(numbers(acts) - x).reshape(2, 10, 32)
-    # Beyond half a step by the rounding of x * (1 / step) alone: 1e-7 of the largest number.
-    assert (off / np.float64(acts.scale)[..., None]).max() <= 0.5 + 1e-7 * activations.LARGEST[mode]
-
-
 @pytest.mark.parametrize("target", GPUS, ids=str)
 @pytest.mark.parametrize(
     ("name", "inputs", "mode"),
@@ -474,8 +333,7 @@ def test_kernels_lower_to_triton(target, name, inputs, mode):
     With tiles of GPUs: rows that are shorter than one, fill one, and take several, the last one
     full or not.
     """
-    packing = word_packed.packing(formats.get(name))
-    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 12, inputs // 32))
+    planes, packing = abstract_weight(name, 12, inputs)
     x, norm = (
         jax.ShapeDtypeStruct((2, inputs), jnp.bfloat16),
         jax.ShapeDtypeStruct((inputs,), jnp.float32),
@@ -507,11 +365,10 @@ def test_where_loads_come_first(rows, name, weights, mode, waits):
     """On NVIDIA GPUs, where nothing else hides the latency of memory: in launches of few programs,
     and of any number for types that are quick to compute with; floats leave no registers for it.
     """
-    packing = word_packed.packing(formats.get(name))
-    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, rows, 128))
+    planes, packing = abstract_weight(name, rows, 4096)
     for target in GPUS:
 
-        def run(x, planes):
+        def run(x, planes, target=target):
             return multiply(
                 x,
                 [Product((Weight(planes, packing),) * weights)],
@@ -537,8 +394,7 @@ def test_the_next_launch_begins_early_where_a_gpu_can(target, can, rows, some):
 
     Of the programs of a long one only those that are last.
     """
-    packing = word_packed.packing(formats.get("Q4_0"))
-    planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, rows, 128))
+    planes, packing = abstract_weight("Q4_0", rows, 4096)
 
     def run(x, planes):
         return multiply(
@@ -550,35 +406,6 @@ def test_the_next_launch_begins_early_where_a_gpu_can(target, can, rows, some):
     assert text.count("@last griddepcontrol.launch_dependents") == (some if can else 0)
 
 
-@pytest.mark.parametrize(
-    ("rows", "inputs", "pairs", "mode", "outputs"),
-    [
-        (2048, 768, 64, "int16", 8),
-        (768, 2048, 8, "int8", 4),
-        (768, 768, 1, "int16", 2),
-        (2048, 768, 64, "float", 4),
-        (14336, 4096, 1, "int16", 2),
-    ],
-)
-@pytest.mark.parametrize("name", ["Q4_K", "Q2_K"])
-def test_short_rows_are_taken_together(name, rows, inputs, pairs, mode, outputs):
-    """Where there are many, and registers for it, which floats fill: starting a program takes as
-    long as some rows of a step each.
-    """
-    job = gemv.Job((groups.packing(formats.get(name)),), rows)
-    assert blocks.gemv(1, inputs // 32, [job], mode, Target("cuda", "9.0"), pairs).rows == outputs
-
-
-def test_tables_that_no_look_up_is_for():
-    with pytest.raises(
-        ValueError,
-        match=r"entries i and i \+ 8 of a table must have one sign, got \[0, 1, .*, -7\]",
-    ):
-        triton.bytes_of_table(
-            jnp.zeros(4, jnp.uint32), (*range(8), *range(0, -8, -1)), Target("cuda", "9.0")
-        )
-
-
 @pytest.mark.parametrize("target", GPUS, ids=str)
 @pytest.mark.parametrize(("tokens", "used"), [(1, 8), (3, 2)])
 def test_experts_lower_to_triton(target, tokens, used):
@@ -586,15 +413,8 @@ def test_experts_lower_to_triton(target, tokens, used):
 
     A stack is read where it lies.
     """
-    packings = [word_packed.packing(formats.get(name)) for name in ("Q4_K", "Q6_K")]
-    stacks = [
-        jax.eval_shape(
-            lambda: jax.tree.map(
-                lambda *a: jnp.stack(a), *[random_planes(jax.random.key(0), packing, *shape)] * 16
-            )
-        )
-        for packing, shape in zip(packings, ((768, 64), (2048, 24)))
-    ]
+    made = abstract_weight("Q4_K", 768, 2048, 16), abstract_weight("Q6_K", 2048, 768, 16)
+    stacks, packings = zip(*made)
     x, experts = (
         jax.ShapeDtypeStruct((tokens, 2048), jnp.bfloat16),
         jax.ShapeDtypeStruct((tokens * used,), jnp.int32),
@@ -611,17 +431,3 @@ def test_experts_lower_to_triton(target, tokens, used):
 
     text = lowered_to_triton(target, run, x, experts, *stacks)
     assert text.count("__gpu$xla.gpu.triton") == 4 and "dynamic_slice" not in text
-
-
-def test_what_cannot_be_multiplied(matrix):
-    weight, _ = matrix("Q4_0", 7, 3)
-    call = functools.partial(
-        multiply, products=[Product((weight,))], dtype=jnp.float32, target=TARGET
-    )
-    with pytest.raises(ValueError, match="activations are int16, int8, float, got 'int4'"):
-        call(jnp.zeros((1, 96)), mode="int4")
-    for count in (0, FEW_ROWS + 1):
-        with pytest.raises(
-            NotImplementedError, match=rf"{count} rows, the kernel takes 1 to {FEW_ROWS}"
-        ):
-            call(jnp.zeros((count, 96)), mode="int16")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.qmatmul.api import Product, Weight, check_offsets, multiply
+from pallas_kernels.qmatmul import Product, Weight, check_offsets, multiply
 from pallas_kernels.targets import INTERPRET
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed

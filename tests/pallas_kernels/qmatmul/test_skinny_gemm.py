@@ -1,14 +1,13 @@
-"""Products of tens of rows with packed weights against float64 NumPy products with ggml's values."""
+"""Products of tens of rows against float64 NumPy products with ggml's values."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.qmatmul import codes, skinny_gemm
+from pallas_kernels.qmatmul import Weight, multiply_skinny
 from pallas_kernels.qmatmul.blocks import MatrixTile
 from pallas_kernels.samples import random_planes
 from pallas_kernels.targets import Target
@@ -23,17 +22,15 @@ pytestmark = pytest.mark.core
 #: on an H200.
 FLOAT32 = 1e-6 if TARGET.interpret else 4e-6
 
-_multiply = jax.jit(
-    functools.partial(skinny_gemm.multiply, target=TARGET), static_argnames=("packing", "tile")
-)
+_multiply = jax.jit(functools.partial(multiply_skinny, target=TARGET), static_argnames="tile")
 
 
 @pytest.fixture
 def check(matrix, normal, distance):
     def check(name, rows, blocks, count, tile, dtype=jnp.bfloat16):
-        (planes, packing), values = matrix(name, rows, blocks)
+        weight, values = matrix(name, rows, blocks)
         x = jnp.asarray(normal(count, values.shape[1]), dtype)
-        y = _multiply(x, planes, packing=packing, tile=tile)
+        y = _multiply(x, weight, tile=tile)
         assert (y.dtype, y.shape) == (jnp.float32, (count, rows))
         rounded = np.asarray(jnp.asarray(values).astype(dtype)).astype(np.float64)
         assert distance(y, np.asarray(x).astype(np.float64) @ rounded.T) < FLOAT32
@@ -75,17 +72,13 @@ def test_matrices_of_a_stack(rows, dtype, normal, distance):
     stack = {name: plane.reshape(E, N, *plane.shape[1:]) for name, plane in stack.items()}
     experts = [2, 0, -1, 2, 3]
     x = jnp.asarray(normal(len(experts) * rows, 32 * G), dtype)
-    y = np.asarray(
-        jax.jit(functools.partial(skinny_gemm.multiply, target=TARGET), static_argnums=2)(
-            x, stack, packing, experts=jnp.int32(experts)
-        )
-    )
+    y = np.asarray(_multiply(x, Weight(stack, packing), experts=jnp.int32(experts)))
     assert (y.dtype, y.shape) == (np.float32, (len(x), N))
     for i, e in enumerate(experts):
         if e >= 0:
             part = slice(i * rows, (i + 1) * rows)
             alone = _multiply(
-                x[part], {name: plane[e] for name, plane in stack.items()}, packing=packing
+                x[part], Weight({name: plane[e] for name, plane in stack.items()}, packing)
             )
             assert distance(y[part], np.float64(alone)) < FLOAT32
 
@@ -101,31 +94,12 @@ def test_rows_that_experts_cannot_share_are_refused(rows, count, matrix):
             " from 16"
         ),
     ):
-        skinny_gemm.multiply(
+        multiply_skinny(
             jnp.zeros((rows, 32), jnp.bfloat16),
-            stack,
-            packing,
+            Weight(stack, packing),
             target=TARGET,
             experts=jnp.zeros(count, jnp.int32),
         )
-
-
-@pytest.mark.parametrize("name", PACKED_TYPES)
-def test_what_is_taken_off_a_code_is_exact(name):
-    """Times a scale it has at most 24 bits, so that a fused multiply-add of the code that is too
-    large rounds once.
-    """
-    packing = word_packed.packing(formats.get(name))
-    signed = packing.table is not None or packing.bits == 8
-    bits, offset = (8, 128) if signed else (packing.bits, packing.offset)
-    bits_of_scale = {"d": 11, "int8": 18 if name == "Q6_K" else 16, "e4m3": 4}
-    for position, byte in itertools.product(range(8), range(4)):
-        place = codes.place(packing, position, byte)
-        assert 0 <= place <= 23 - bits
-        if packing.minimum or packing.scale == "e8m0":
-            continue  # taken off before it is multiplied
-        above = 2 ** (23 - place) + offset
-        assert (above // (above & -above)).bit_length() + bits_of_scale[packing.scale] <= 24
 
 
 @pytest.mark.parametrize(
@@ -156,7 +130,10 @@ def test_it_lowers_to_triton(target, name, inputs):
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 12, inputs // 32))
     x = jax.ShapeDtypeStruct((33, inputs), jnp.bfloat16)
     lowered = lowered_to_triton(
-        target, lambda x, planes: skinny_gemm.multiply(x, planes, packing, target=target), x, planes
+        target,
+        lambda x, planes: multiply_skinny(x, Weight(planes, packing), target=target),
+        x,
+        planes,
     )
     assert lowered.count("__gpu$xla.gpu.triton") == 1
     stack = {
@@ -168,7 +145,7 @@ def test_it_lowers_to_triton(target, name, inputs):
     )
 
     def run(x, stack, experts):
-        return skinny_gemm.multiply(x, stack, packing, target=target, experts=experts)
+        return multiply_skinny(x, Weight(stack, packing), target=target, experts=experts)
 
     assert lowered_to_triton(target, run, x, stack, experts).count("__gpu$xla.gpu.triton") == 1
 
@@ -180,7 +157,7 @@ def test_nothing_begins_early_beside_large_tiles(rows, early):
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 512, 64))
 
     def run(x, planes):
-        return skinny_gemm.multiply(x, planes, packing, target=target)
+        return multiply_skinny(x, Weight(planes, packing), target=target)
 
     text = lowered_to_triton(target, run, jax.ShapeDtypeStruct((rows, 2048), jnp.bfloat16), planes)
     assert ("griddepcontrol.launch_dependents" in text) == early

@@ -1,0 +1,57 @@
+"""Products with packed weights in plain jnp: the truth for the kernels, and their stand-in."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.dequantize import reference as dequantize_reference
+from pallas_kernels.qmatmul.product import Product, Weight
+
+
+def multiply(
+    x_MK, products: list[Product], *, dtype=jnp.float32, norm=None, epsilon: float = 0.0
+) -> list[jax.Array]:
+    """Multiply x with dequantised weights, in float32.
+
+    Args:
+        x_MK: any float dtype, any number of rows.
+        products: the outputs wanted.
+        dtype: the dtype of the outputs.
+        norm: the scale [K] of an RMSNorm that x goes through first, or None.
+        epsilon: the epsilon of that norm.
+
+    Returns:
+        The output of each product, [M, N], or [P, N] with experts.
+    """
+    x_MK = x_MK.astype(jnp.float32)
+    if norm is not None:
+        mean_square = jnp.mean(x_MK * x_MK, axis=1, keepdims=True)
+        x_MK = x_MK * jax.lax.rsqrt(mean_square + epsilon) * norm.astype(jnp.float32)[None]
+    return [_product(x_MK, product).astype(dtype) for product in products]
+
+
+def _product(x_MK, product: Product):
+    outputs = [_times(x_MK, weight, product.experts) for weight in product.weights]
+    y = outputs[0] if len(outputs) == 1 else jax.nn.silu(outputs[0]) * outputs[1]
+    if product.bias is not None:
+        y = y + product.bias.astype(jnp.float32)[None]
+    return y if product.residual is None else y + product.residual.astype(jnp.float32)
+
+
+def _times(x_MK, weight: Weight, experts):
+    """x times a matrix -> [M, N], or each row times the matrices of its experts -> [P, N]."""
+    if experts is None:
+        return _dot(x_MK, weight.planes, weight.packing)
+    x_PK = jnp.repeat(x_MK, experts.shape[0] // x_MK.shape[0], axis=0)
+
+    def one_pair(pair):
+        x_K, expert = pair
+        planes = {name: plane[expert] for name, plane in weight.planes.items()}
+        return _dot(x_K[None], planes, weight.packing)[0]
+
+    # One pair after the other, so that one dense matrix exists at a time.
+    return jax.lax.map(one_pair, (x_PK, experts))
+
+
+def _dot(x_MK, planes, packing):
+    dense_NK = dequantize_reference.dequantize(planes, packing)
+    return jnp.dot(x_MK, dense_NK.T, precision="highest")

@@ -1,5 +1,7 @@
-"""Attention over a key/value cache: one new token of each sequence (decode), or several (prefill)."""
+"""Attention over a key/value cache: of one new token of each sequence, or of several."""
 
 from pallas_kernels.attention.api import decode_attention, prefill_attention
+from pallas_kernels.attention.decode import NewTokens
+from pallas_kernels.attention.rule import AttentionRule
 
-__all__ = ["decode_attention", "prefill_attention"]
+__all__ = ["AttentionRule", "NewTokens", "decode_attention", "prefill_attention"]

@@ -1,25 +1,31 @@
-"""How the work is cut into programs: tuned sizes, as data.
+"""How attention is cut into programs: sizes as data.
 
-A table is for a family of GPUs: the longest name that a target's begins with counts, "" is any
-other GPU. Its keys are (bytes of a number in the cache, head width up to which it counts). For AMD
-the sizes are such that XLA's compiler spills no registers; they are not tuned on hardware. Those of
-"" are for the smallest register files, RDNA's, where float32 caches with heads wider than 128 spill
-all the same: float32 products are made of multiply-adds there.
+A table has an entry for each family of GPUs (`targets.of_family`). Its keys are (bytes of a number
+in the cache, widest head of the entry).
+
+- NVIDIA: tuned on an H100 and an H200, but for heads of 512, whose sizes are small and untuned.
+- AMD: not tuned on hardware. XLA's compiler spills no registers on gfx9.
+- The default is for the smallest register files, RDNA's. Some cases spill there with any size:
+  float32 caches with heads wider than 128, whose products are multiply-adds, and heads wider than
+  256, because each wave holds both operands of a product over a whole head.
 """
 
 import dataclasses
 
-from pallas_kernels.targets import Target
+from pallas_kernels.targets import Target, of_family
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """slots: of a block of the cache, a power of two from 16.
+    """Sizes of a program.
 
-    rows: most queries of a tile, likewise. threads: of a program, to 1024.
-
-    stages: blocks of slots in flight. programs: as many are wanted at least, two for each
-    multiprocessor (decode only).
+    Attributes:
+        slots: of a block of the cache, a power of two from 16.
+        rows: most queries of a tile, a power of two from 16.
+        threads: of a program, at most 1024.
+        stages: blocks of slots in flight.
+        programs: how many programs a launch should have at least, two for each multiprocessor
+            (decode only).
     """
 
     slots: int
@@ -29,7 +35,7 @@ class Blocks:
     programs: int = 256
 
     def warps(self, target: Target) -> int:
-        """`threads` in units of what runs in step on the target."""
+        """The warps (waves) of a program on the target."""
         return max(1, self.threads // target.wave)
 
 
@@ -38,25 +44,31 @@ DECODE = {
         (2, 64): Blocks(32, rows=64, threads=128),
         (2, 128): Blocks(32, rows=64, threads=256),
         (2, 256): Blocks(16, rows=32, threads=256),
+        (2, 512): Blocks(16, rows=16, threads=512),
         (4, 64): Blocks(16, rows=64, threads=256),
         (4, 128): Blocks(16, rows=32, threads=512),
         (4, 256): Blocks(16, rows=16, threads=512),
+        (4, 512): Blocks(16, rows=16, threads=1024),
     },
     "rocm gfx9": {
         (2, 64): Blocks(64, rows=64, threads=256, stages=2),
         (2, 128): Blocks(64, rows=64, threads=256, stages=2),
         (2, 256): Blocks(32, rows=64, threads=256, stages=2),
+        (2, 512): Blocks(16, rows=16, threads=256),
         (4, 64): Blocks(32, rows=64, threads=256, stages=2),
         (4, 128): Blocks(32, rows=64, threads=256),
         (4, 256): Blocks(16, rows=32, threads=256),
+        (4, 512): Blocks(16, rows=16, threads=256),
     },
     "cuda": {
         (2, 64): Blocks(64, rows=64, threads=128, stages=2),
         (2, 128): Blocks(32, rows=64, threads=128, stages=2, programs=528),
         (2, 256): Blocks(32, rows=64, threads=128, stages=2),
+        (2, 512): Blocks(32, rows=32, threads=128),
         (4, 64): Blocks(32, rows=64, threads=128),
         (4, 128): Blocks(32, rows=32, threads=256),
         (4, 256): Blocks(16, rows=32, threads=256),
+        (4, 512): Blocks(16, rows=16, threads=256),
     },
 }
 # MI300X: 304 compute units.
@@ -69,25 +81,31 @@ PREFILL = {
         (2, 64): Blocks(32, rows=64, threads=256),
         (2, 128): Blocks(32, rows=32, threads=256),
         (2, 256): Blocks(16, rows=32, threads=512),
+        (2, 512): Blocks(16, rows=16, threads=512),
         (4, 64): Blocks(16, rows=32, threads=256),
         (4, 128): Blocks(16, rows=16, threads=512),
         (4, 256): Blocks(16, rows=16, threads=512),
+        (4, 512): Blocks(16, rows=16, threads=1024),
     },
     "rocm gfx9": {
         (2, 64): Blocks(64, rows=128, threads=256),
         (2, 128): Blocks(32, rows=64, threads=256, stages=2),
         (2, 256): Blocks(32, rows=64, threads=256),
+        (2, 512): Blocks(16, rows=32, threads=256),
         (4, 64): Blocks(32, rows=64, threads=256),
         (4, 128): Blocks(32, rows=64, threads=256),
         (4, 256): Blocks(16, rows=32, threads=256),
+        (4, 512): Blocks(16, rows=16, threads=256),
     },
     "cuda": {
         (2, 64): Blocks(64, rows=128, threads=128, stages=2),
         (2, 128): Blocks(64, rows=64, threads=128, stages=2),
         (2, 256): Blocks(32, rows=64, threads=128, stages=2),
+        (2, 512): Blocks(32, rows=32, threads=128),
         (4, 64): Blocks(32, rows=64, threads=256),
         (4, 128): Blocks(16, rows=32, threads=256),
         (4, 256): Blocks(16, rows=16, threads=256),
+        (4, 512): Blocks(16, rows=16, threads=256),
     },
 }
 # Its matrix units need half the registers for their operands that gfx11's need.
@@ -98,8 +116,13 @@ PREFILL["rocm gfx12"] = PREFILL[""] | {
 
 
 def chosen(table: dict, target: Target, itemsize: int, width: int) -> Blocks:
-    """The entry of DECODE or PREFILL for a cache of numbers of `itemsize` bytes and heads of
-    `width`, at most 256.
+    """The sizes for a cache and a target.
+
+    Args:
+        table: DECODE or PREFILL.
+        target: what the kernel is compiled for.
+        itemsize: bytes of a number of the cache.
+        width: the width of a head, at most 512.
     """
-    sizes = table[max((name for name in table if str(target).startswith(name)), key=len)]
+    sizes = of_family(table, target)
     return sizes[min(key for key in sizes if key[0] == itemsize and key[1] >= width)]

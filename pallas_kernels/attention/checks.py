@@ -1,9 +1,7 @@
-"""What operands of attention must look like.
+"""Checks of the operands of attention.
 
-Only shapes and dtypes are read, so checks cost nothing under jit.
-
-"You are wrong" is ValueError, with the numbers. "The kernels cannot" is NotImplementedError, with
-the reason.
+They read shapes and dtypes only, so they cost nothing under jit. ValueError: the operands are
+wrong. NotImplementedError: the kernels cannot do it, the reference can.
 """
 
 import math
@@ -11,43 +9,45 @@ import numbers
 
 import jax.numpy as jnp
 
-from pallas_kernels.attention.rule import Scoring
+from pallas_kernels.attention.rule import AttentionRule
 from pallas_kernels.targets import Target
 
-MAX_HEAD_WIDTH = 256
+#: Widest head of the kernels.
+MAX_HEAD_WIDTH = 512
 #: Offsets of the Triton backend count elements in signed 32 bits.
 MAX_ELEMENTS = 2**31 - 1
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_operands(q, keys, values, positions, sinks, *, names) -> None:
-    """names: of q and of `positions`, which name their axes: ("q_BTNH", "starts_B")."""
-    arrays = {names[0]: q, "keys_BKHS": keys, "values_BKSH": values, names[1]: positions}
-    arrays |= {} if sinks is None else {"sinks_N": sinks}
+def check_operands(arrays: dict, rule: AttentionRule) -> None:
+    """Raises ValueError, with names and numbers, unless shapes and dtypes fit together.
+
+    Args:
+        arrays: queries, keys_BKHS, values_BKSH and what says which slots they see, in this order.
+            The letters of a name after its underscore are the axes.
+        rule: its settings and the shape of its sinks are checked as well.
+    """
+    check_rule(rule)
+    arrays = arrays if rule.sinks_N is None else arrays | {"sinks_N": rule.sinks_N}
+    q, keys, values, seen, *_ = arrays
     sizes = {}
     for name, array in arrays.items():
         _check_axes(name, array.shape, sizes)
     (N, _), (K, _) = sizes["N"], sizes["K"]
     if N % K:
-        raise ValueError(
-            f"{names[0]} has {N} heads, keys_BKHS has {K}: heads must be a multiple of KV heads"
-        )
-    if keys.dtype != values.dtype:
-        raise ValueError(
-            f"keys_BKHS is {keys.dtype}, values_BKSH is {values.dtype}: they must be equal"
-        )
-    if not jnp.issubdtype(positions.dtype, jnp.integer):
-        raise ValueError(f"{names[1]} must hold integers, got {positions.dtype}")
+        raise ValueError(f"{q} has {N} heads, {keys} has {K}: heads must be a multiple of KV heads")
+    if (one := arrays[keys].dtype) != (other := arrays[values].dtype):
+        raise ValueError(f"{keys} is {one}, {values} is {other}: they must be equal")
+    kind, what = (jnp.bool_, "bool") if seen == "seen_BTS" else (jnp.integer, "integers")
+    if not jnp.issubdtype(arrays[seen].dtype, kind):
+        raise ValueError(f"{seen} must hold {what}, got {arrays[seen].dtype}")
     for name, array in arrays.items():
-        if name != names[1] and not jnp.issubdtype(array.dtype, jnp.floating):
+        if name != seen and not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} must hold floating-point numbers, got {array.dtype}")
 
 
 def _check_axes(name, shape, sizes):
-    """The letters after the underscore are the axes.
-
-    Sizes, {letter: (size, whose)}, collects what earlier operands say.
-    """
+    """Check the axes of an operand; sizes: {axis: (size, operand)} of earlier ones."""
     axes = name.rpartition("_")[2]
     if len(shape) != len(axes):
         raise ValueError(f"{name} needs {len(axes)} axes, got {len(shape)}: {list(shape)}")
@@ -61,22 +61,24 @@ def _check_axes(name, shape, sizes):
             )
 
 
-def check_scoring(scoring: Scoring) -> None:
-    """The settings are numbers of the program, not arrays: other values are other programs."""
-    if not isinstance(scoring.scale, numbers.Real) or not math.isfinite(scoring.scale):
-        raise ValueError(f"scale must be a finite number, got {scoring.scale}")
-    if scoring.window is not None and (
-        not isinstance(scoring.window, numbers.Integral) or scoring.window < 1
+def check_rule(rule: AttentionRule) -> None:
+    """Raises ValueError for settings of a rule that are not valid numbers of the program."""
+    if not isinstance(rule.scale, numbers.Real) or not math.isfinite(rule.scale):
+        raise ValueError(f"scale must be a finite number, got {rule.scale}")
+    if rule.window is not None and (
+        not isinstance(rule.window, numbers.Integral) or rule.window < 1
     ):
-        raise ValueError(f"window must be a positive integer or None, got {scoring.window}")
-    if scoring.soft_cap is not None and not (
-        isinstance(scoring.soft_cap, numbers.Real) and 0 < scoring.soft_cap < math.inf
+        raise ValueError(f"window must be a positive integer or None, got {rule.window}")
+    if rule.window is not None and not rule.causal:
+        raise ValueError(f"window={rule.window} needs causal=True, got causal={rule.causal}")
+    if rule.soft_cap is not None and not (
+        isinstance(rule.soft_cap, numbers.Real) and 0 < rule.soft_cap < math.inf
     ):
-        raise ValueError(f"soft_cap must be a positive number or None, got {scoring.soft_cap}")
+        raise ValueError(f"soft_cap must be a positive number or None, got {rule.soft_cap}")
 
 
 def checked_new_tokens(new, keys_shape):
-    """NewTokens whose shapes fit a cache, angles in float32. keys_shape: [B, K, H, S]."""
+    """Check the shapes of NewTokens for keys [B, K, H, S], and make their angles float32."""
     B, K, H, _ = keys_shape
     for name, array in (("k_BKH", new.k_BKH), ("v_BKH", new.v_BKH)):
         if array.shape != (B, K, H):
@@ -100,7 +102,7 @@ def checked_new_tokens(new, keys_shape):
 
 
 def require_kernels(target: Target | None, q, keys, values) -> None:
-    """Refuse what the Triton kernels cannot do."""
+    """Raises NotImplementedError for what the Triton kernels cannot do."""
     if target is None:
         raise NotImplementedError("attention kernels run on GPUs, and there is no target")
     if q.shape[-1] > MAX_HEAD_WIDTH:
@@ -116,6 +118,7 @@ def require_kernels(target: Target | None, q, keys, values) -> None:
 
 
 def require_fits(name: str, shape: tuple[int, ...]) -> None:
+    """Raises NotImplementedError for an array whose offsets do not fit in 32 bits."""
     if math.prod(shape) > MAX_ELEMENTS:
         raise NotImplementedError(
             f"{name} of shape {list(shape)}: attention kernels address at most {MAX_ELEMENTS}"

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
 from pallas_kernels.attention.blocks import Blocks
-from pallas_kernels.attention.rule import LOG2_E, LOWEST, Scoring
+from pallas_kernels.attention.rule import LOG2_E, LOWEST, AttentionRule
 from pallas_kernels.attention.slots import (
     Part,
     Slots,
@@ -60,6 +60,7 @@ class NewTokens(NamedTuple):
 
     @property
     def arrays(self) -> list:
+        """The operands of the kernel."""
         return [*self[:4], *([] if self.norms is None else self.norms[0])]
 
 
@@ -68,23 +69,17 @@ def decode(
     keys_BKHS,
     values_BKSH,
     lengths_B,
-    sinks_N,
-    scoring: Scoring,
+    rule: AttentionRule,
     blocks: Blocks,
     target: Target,
     mode=None,
     new=None,
 ):
-    """-> [B, N, H] in q's dtype, with a mode also the Activations that it becomes.
-
-    Checked by `api`.
-
-    new: NewTokens, which lengths_B count: then (that, keys, values).
-    """
+    """Run both kernels; `api.decode_attention` has checked the operands."""
     parts, caches = attend_in_parts(
-        q_BNH, keys_BKHS, values_BKSH, lengths_B, scoring, blocks, target, new
+        q_BNH, keys_BKHS, values_BKSH, lengths_B, rule, blocks, target, new
     )
-    out = combine(*parts, sinks_N, q_BNH.dtype, target, mode)
+    out = combine(*parts, rule.sinks_N, q_BNH.dtype, target, mode)
     return out if new is None else (out, *caches)
 
 
@@ -111,7 +106,7 @@ def attend_in_parts(
     keys_BKHS,
     values_BKSH,
     lengths_B,
-    scoring: Scoring,
+    rule: AttentionRule,
     blocks: Blocks,
     target: Target,
     new=None,
@@ -123,7 +118,7 @@ def attend_in_parts(
     The values of an empty share are not written. And with new tokens the caches that hold them.
     """
     (B, N, H), K = q_BNH.shape, keys_BKHS.shape[1]
-    G, splits = N // K, split_count(values_BKSH.shape, N // K, scoring.window, blocks)
+    G, splits = N // K, split_count(values_BKSH.shape, N // K, rule.window, blocks)
     rows, tiles = _row_tiles(G, blocks)
     new_arrays = [] if new is None else new.arrays
 
@@ -147,12 +142,10 @@ def attend_in_parts(
 
         position = lengths_ref[b] - 1
         if new is None:
-            before, seen_as, parts = position, scoring, [column]
+            before, seen_as, parts = position, rule, [column]
         else:  # what lies before the new token, for a window that has one slot less
             seen_as = (
-                scoring
-                if scoring.window is None
-                else dataclasses.replace(scoring, window=scoring.window - 1)
+                rule if rule.window is None else dataclasses.replace(rule, window=rule.window - 1)
             )
             before, parts = position - 1, _rotated_parts(H, new)
         slots = Slots(keys_ref, values_ref, b, head, blocks.slots, parts)
@@ -170,7 +163,7 @@ def attend_in_parts(
                 q = token.queries(q, keys_ref.dtype)
                 state = tuple(
                     jnp.where(takes_new, *both)
-                    for both in zip(token.seen(q, keys_ref.dtype, scoring), state)
+                    for both in zip(token.seen(q, keys_ref.dtype, rule), state)
                 )
                 pl.when(takes_new)(lambda: token.store(*caches, position))
             q = [part.astype(keys_ref.dtype) for part in q]
@@ -286,12 +279,12 @@ class _Token:
             for part in (first * cos - second * sin, second * cos + first * sin, *rest)
         ]
 
-    def seen(self, q, dtype, scoring):
+    def seen(self, q, dtype, rule):
         """The state of `attend` for queries, rotated, that have seen this token."""
         k, wide = self.key(dtype), lambda a: a.astype(jnp.float32)
         products = sum((wide(a) * wide(b)[None]).sum(axis=1) for a, b in zip(q, k))
         sums = jnp.broadcast_to(wide(self.v.astype(dtype))[None], (products.size, self.v.size))
-        return scoring.exponents(products), jnp.ones_like(products), sums
+        return rule.exponents(products), jnp.ones_like(products), sums
 
     def store(self, keys_ref, values_ref, slot):
         """Into the cache; a slot outside it is not written."""
@@ -312,7 +305,7 @@ class _Token:
 
 
 def _share(blocks, split, splits):
-    """The part of `seen_blocks` that is this split's: an even share, cut out of each of its ranges."""
+    """This split's even share of `seen_blocks`, cut out of each of its ranges."""
     begin, *_, end = blocks
     count = pl.cdiv(end - begin, splits)
     first = jnp.minimum(begin + split * count, end)

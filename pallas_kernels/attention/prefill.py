@@ -1,10 +1,10 @@
-"""Prefill: T new tokens of each sequence attend to its cache, which holds them already (Dao,
-FlashAttention-2, 2023).
+"""Prefill: T new tokens of each sequence attend to its cache, which holds them already.
 
-The rows of a query tile are pairs (token, head of the KV group), tokens slowest: R consecutive
-pairs of T * G. So a group shares its reads of the cache whatever its size, few tokens fill a tile,
-and the triangle that the diagonal wastes is G times smaller. Tiles with many slots start first. It
-loses to decode's kernel where T * G is small and the cache long: one program reads all of it.
+The algorithm is that of FlashAttention-2 (Dao, 2023). The rows of a query tile are pairs (token,
+head of the KV group), tokens slowest: R consecutive pairs of T * G. So a group of any size shares
+its reads of the cache, few tokens fill a tile, and the triangle that the diagonal wastes is G times
+smaller. Tiles with many slots start first. Decode's kernel is faster where T * G is small and the
+cache long: here one program reads all of it.
 """
 
 import jax
@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
 from pallas_kernels.attention.blocks import Blocks
-from pallas_kernels.attention.rule import LOG2_E, Scoring
+from pallas_kernels.attention.rule import LOG2_E, AttentionRule
 from pallas_kernels.attention.slots import (
     Slots,
     attend,
@@ -33,12 +33,11 @@ def prefill(
     keys_BKHS,
     values_BKSH,
     starts_B,
-    sinks_N,
-    scoring: Scoring,
+    rule: AttentionRule,
     blocks: Blocks,
     target: Target,
 ):
-    """-> [B, T, N, H] in q's dtype. Checked by `api`."""
+    """Run the kernel; `api.prefill_attention` has checked the operands."""
     (B, T, N, H), K = q_BTNH.shape, keys_BKHS.shape[1]
     G = N // K
     rows = min(blocks.rows, padded(T * G))
@@ -56,21 +55,20 @@ def prefill(
         mask = within((row[:, None], rows_end), (column, H if H < column.size else None))
         q = triton.load(q_ref, at, mask=mask).astype(keys_ref.dtype)
         start = starts_ref[b]
-        first, last = (
-            start + first_row // G,
-            start + jnp.minimum((first_row + rows - 1) // G, T - 1),
-        )
+        first = rule.last_seen(start, first_row // G, T)
+        last = rule.last_seen(start, jnp.minimum((first_row + rows - 1) // G, T - 1), T)
         slots = Slots(keys_ref, values_ref, b, head, blocks.slots, whole(H))
-        seen = seen_blocks(slots, first, last, scoring.window)
-        state = attend(
-            [q], slots, seen, start + tokens[:, None], last, scoring, nothing_seen(rows, H)
-        )
+        seen = seen_blocks(slots, first, last, rule.window)
+        positions = rule.last_seen(start, tokens[:, None], T)
+        state = attend([q], slots, seen, positions, last, rule, nothing_seen(rows, H))
         for ref in sinks_ref:
             state = _with_sink(state, triton.load(ref, (heads,), mask=within((row, rows_end))))
         _, total, sums = state
         triton.store(out_ref, at, normalised(sums, total[:, None]).astype(out_ref.dtype), mask=mask)
 
-    operands = [q_BTNH, keys_BKHS, values_BKSH, starts_B] + ([] if sinks_N is None else [sinks_N])
+    operands = [q_BTNH, keys_BKHS, values_BKSH, starts_B] + (
+        [] if rule.sinks_N is None else [rule.sinks_N]
+    )
     return triton.call(
         kernel,
         jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype),

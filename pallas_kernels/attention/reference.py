@@ -1,55 +1,95 @@
-"""Attention over a cache in plain jnp: what the kernels must equal, and what stands in for them on
-any device.
+"""Attention over a cache in plain jnp: the truth for the kernels, and their stand-in anywhere.
+
+The cache is neither transposed, cast nor copied: a KV group of query heads reads its keys and
+values where they are, by `vmap` over the groups. Scores and softmax are float32.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention.rule import LOG2_E, LOWEST, Scoring
+from pallas_kernels.attention import checks
+from pallas_kernels.attention.rule import LOG2_E, LOWEST, AttentionRule
 
 
-def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, sinks_N, scoring: Scoring):
-    """-> [B, N, H] in q's dtype: prefill of the last token."""
-    return prefill(q_BNH[:, None], keys_BKHS, values_BKSH, lengths_B - 1, sinks_N, scoring)[:, 0]
+def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, rule: AttentionRule):
+    """Compute what `api.decode_attention` computes without new tokens -> [B, N, H] in q's dtype.
 
-
-def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, sinks_N, scoring: Scoring):
-    """-> [B, T, N, H] in q's dtype.
-
-    A KV group shares its keys and values, which are neither repeated nor cast.
+    What unfilled slots hold does not count, but must be finite.
     """
-    (B, T, N, H), (K, S) = q_BTNH.shape, values_BKSH.shape[1:3]
+    arrays = dict(q_BNH=q_BNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, lengths_B=lengths_B)
+    checks.check_operands(arrays, rule)
+    return _prefill(q_BNH[:, None], keys_BKHS, values_BKSH, lengths_B - 1, rule)[:, 0]
+
+
+def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule: AttentionRule):
+    """Compute what `api.prefill_attention` computes -> [B, T, N, H] in q's dtype.
+
+    What unfilled slots hold does not count, but must be finite.
+    """
+    arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, starts_B=starts_B)
+    checks.check_operands(arrays, rule)
+    return _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule)
+
+
+def _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule):
+    T, S = q_BTNH.shape[1], values_BKSH.shape[2]
+    tokens_BT = jnp.arange(T, dtype=jnp.int32)[None]
+    positions_BT = rule.last_seen(starts_B.astype(jnp.int32)[:, None], tokens_BT, T)
+    seen_BTS = rule.sees(positions_BT[..., None], jnp.arange(S, dtype=jnp.int32)[None, None])
+    return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule)
+
+
+def attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule: AttentionRule):
+    """Attention of queries to any slots -> [B, T, N, H] in q's dtype.
+
+    Args:
+        q_BTNH: queries; query head n reads KV head n // (N / K).
+        keys_BKHS: keys, of any float dtype.
+        values_BKSH: values, of the same dtype.
+        seen_BTS: bool, whether a query sees a slot. A query that sees nothing gets zeros.
+        rule: only its scale, soft cap and sinks are used.
+    """
+    arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, seen_BTS=seen_BTS)
+    checks.check_operands(arrays, rule)
+    return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule)
+
+
+def _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule):
+    (B, T, N, H), K = q_BTNH.shape, keys_BKHS.shape[1]
     q_BKTGH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
-    sinks_KG = (
-        jnp.full((K, N // K), -jnp.inf, jnp.float32)
-        if sinks_N is None
-        else sinks_N.reshape(K, N // K)
-    )
-    positions_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
-    seen_BTS = scoring.sees(positions_BT[..., None], jnp.arange(S, dtype=jnp.int32)[None, None])
+    sinks_KG = None
+    if rule.sinks_N is not None:
+        sinks_KG = rule.sinks_N.astype(jnp.float32).reshape(K, N // K)
 
     def group(q, keys, values, sinks, seen):
-        return _group(q, keys, values, sinks, seen, scoring)
+        return _group(q, keys, values, sinks, seen, rule)
 
     groups = jax.vmap(jax.vmap(group, in_axes=(0, 0, 0, 0, None)), in_axes=(0, 0, 0, None, 0))
     out_BKTGH = groups(q_BKTGH, keys_BKHS, values_BKSH, sinks_KG, seen_BTS)
     return out_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
-def _group(q_TGH, keys_HS, values_SH, sinks_G, seen_TS, scoring):
-    """One KV head and its G query heads -> float32 [T, G, H]; zeros for a query that sees nothing."""
-
-    def dot(spec, a, b):
-        return jnp.einsum(
-            spec, a.astype(b.dtype), b, precision="highest", preferred_element_type=jnp.float32
-        )
-
-    exponents = jnp.where(
-        seen_TS[:, None], scoring.exponents(dot("tgh,hs->tgs", q_TGH, keys_HS)), -jnp.inf
-    )
-    sinks = sinks_G[None, :, None] * np.float32(LOG2_E)
-    highest = jnp.maximum(jnp.maximum(exponents.max(axis=-1, keepdims=True), sinks), LOWEST)
+def _group(q_TGH, keys_HS, values_SH, sinks_G, seen_TS, rule):
+    """One KV head and its G query heads -> float32 [T, G, H]."""
+    # `tanh_of_exp2` has no finite gradient for large scores.
+    exponents = rule.exponents(_dot("tgh,hs->tgs", q_TGH, keys_HS), tanh=jnp.tanh)
+    exponents = jnp.where(seen_TS[:, None], exponents, -jnp.inf)
+    highest = jnp.maximum(exponents.max(axis=-1, keepdims=True), LOWEST)
+    if sinks_G is not None:
+        sinks = sinks_G[None, :, None] * np.float32(LOG2_E)
+        highest = jnp.maximum(highest, sinks)
+    # It cancels out of the result, so it needs no gradient.
+    highest = jax.lax.stop_gradient(highest)
     weights = jnp.exp2(exponents - highest)
-    total = weights.sum(axis=-1, keepdims=True) + jnp.exp2(sinks - highest)
-    return dot("tgs,sh->tgh", weights, values_SH) / jnp.where(total > 0, total, 1)
+    total = weights.sum(axis=-1, keepdims=True)
+    if sinks_G is not None:
+        total = total + jnp.exp2(sinks - highest)
+    return _dot("tgs,sh->tgh", weights, values_SH) / jnp.where(total > 0, total, 1)
+
+
+def _dot(spec, a, b):
+    """A float32 product of a, rounded to b's dtype, and b."""
+    return jnp.einsum(
+        spec, a.astype(b.dtype), b, precision="highest", preferred_element_type=jnp.float32
+    )

@@ -1,50 +1,81 @@
-"""How the product of a query and a key becomes the exponent of its weight, and which slots a query
-sees.
-"""
+"""The rule of attention: which slots a query sees, and the weight of each of them."""
 
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 #: GPUs have 2^x, not e^x, as an instruction: e^x = 2^(x * LOG2_E).
 LOG2_E = math.log2(math.e)
-#: An exponent below every other, and finite, so that no -inf is subtracted from another where
-#: nothing is seen.
+#: A finite exponent below every other. It keeps -inf from being subtracted from -inf for a query
+#: that sees nothing.
 LOWEST = np.float32(-1e30)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-    """scale: of the products.
+def _static(default=dataclasses.MISSING):
+    return dataclasses.field(default=default, metadata=dict(static=True))
 
-    window: slots that a query sees, its own included; None for all. soft_cap: c * tanh(score / c).
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionRule:
+    """How queries attend to the slots of a cache.
+
+    A pytree whose only leaf is `sinks_N`; other values of the rest are other programs.
+
+    Attributes:
+        scale: factor of the products of queries and keys.
+        causal: whether a query sees no slot after its own. Otherwise it sees all filled slots.
+        window: how many slots a query sees, its own included; None for all.
+        soft_cap: a cap c that makes c * tanh(score / c) of each score, or None.
+        sinks_N: for each query head a logit that takes its share of the weights and has no value,
+            or None.
     """
 
-    scale: float
-    window: int | None = None
-    soft_cap: float | None = None
+    scale: float = _static()
+    causal: bool = _static(True)
+    window: int | None = _static(None)
+    soft_cap: float | None = _static(None)
+    sinks_N: jax.Array | None = None
 
-    def exponents(self, products):
-        """float32 products, of any shape -> logarithms, to base 2, of the weights before they are
-        normalised.
+    def exponents(self, products, tanh=None):
+        """Logarithms to base 2 of the weights before they are normalised.
+
+        Args:
+            products: float32, products of queries and keys.
+            tanh: the function to use in place of `tanh_of_exp2`.
         """
         if self.soft_cap is None:
             return products * np.float32(self.scale * LOG2_E)
-        return _tanh(products * np.float32(self.scale / self.soft_cap)) * np.float32(
-            self.soft_cap * LOG2_E
-        )
+        capped = (tanh or tanh_of_exp2)(products * np.float32(self.scale / self.soft_cap))
+        return capped * np.float32(self.soft_cap * LOG2_E)
+
+    def last_seen(self, starts, tokens, count: int):
+        """The last slot that tokens see.
+
+        Args:
+            starts: the slot of the first of `count` new tokens.
+            tokens: numbers of tokens among these, 0 to count - 1; broadcast with starts.
+            count: how many new tokens there are.
+        """
+        return starts + tokens if self.causal else starts + jnp.full_like(tokens, count - 1)
 
     def sees(self, positions, slots):
-        """bool: whether queries at `positions` see `slots`; the two broadcast."""
+        """Whether queries see slots: bool.
+
+        Args:
+            positions: the last slot that each query sees (`last_seen`), for a causal rule its own.
+            slots: numbers of slots; broadcast with positions.
+        """
         seen = slots <= positions
         return seen if self.window is None else seen & (slots > positions - self.window)
 
 
-def _tanh(x):
-    """With exp2, which has no special cases to branch for: 2 / (1 + e^-2x) - 1.
+def tanh_of_exp2(x):
+    """Tanh as 2 / (1 + e^-2x) - 1, with an absolute error of one rounding of 1.
 
-    Its absolute error is a rounding of 1.
+    exp2 has no special cases to branch for. The gradient is NaN below -44.
     """
     return 2 / (1 + jnp.exp2(x * np.float32(-2 * LOG2_E))) - 1

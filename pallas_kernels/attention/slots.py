@@ -1,9 +1,8 @@
-"""The loop over cache slots that decode and prefill share: softmax online, a block of slots at a
-time (Dao et al., 2022).
+"""The loop over cache slots that decode and prefill share.
 
-Rows are queries of one KV head. Blocks that every row sees whole are neither masked nor, in the
-cache's length, bounded: masks keep a GPU from reading 16 bytes at once. Only the blocks at the ends
-of what is seen are masked.
+It is an online softmax, a block of slots at a time (Dao et al., 2022). Rows are queries of one KV
+head. Only the blocks at both ends of the visible slots are masked: masks keep a GPU from reading 16
+bytes at once.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
-from pallas_kernels.attention.rule import LOWEST, Scoring
+from pallas_kernels.attention.rule import LOWEST, AttentionRule
 
 
 def padded(size: int) -> int:
@@ -35,7 +34,7 @@ class Part(NamedTuple):
 
 
 def whole(width: int) -> list[Part]:
-    """A head as it lies."""
+    """A head in one part."""
     return [Part(jnp.arange(padded(width), dtype=jnp.int32), width)]
 
 
@@ -43,9 +42,13 @@ def whole(width: int) -> list[Part]:
 class Slots:
     """Keys and values of KV head `head` of sequence `b`, in blocks of `block` slots.
 
-    keys: ref [B, K, H, S]; values: ref [B, K, S, H].
-
-    parts: in which keys are read, with queries to match.
+    Attributes:
+        keys: ref [B, K, H, S].
+        values: ref [B, K, S, H].
+        b: the sequence.
+        head: the KV head.
+        block: slots of a block.
+        parts: the parts in which keys are read; queries come in the same ones.
     """
 
     keys: object
@@ -57,15 +60,24 @@ class Slots:
 
     @property
     def length(self) -> int:
+        """S, the slots of the cache."""
         return self.values.shape[2]
 
     @property
     def width(self) -> int:
+        """H, the width of a head."""
         return self.values.shape[3]
 
     def read(self, i, bounded: bool):
-        """Block i: its slots [block], keys [P, block] of each part and values [block, P], P padded
-        widths. bounded: may pass the last slot.
+        """Load block i.
+
+        Args:
+            i: the number of the block.
+            bounded: whether the block may pass the last slot.
+
+        Returns:
+            The slots [block], the keys [P, block] of each part and the values [block, P]; P are
+            padded widths.
         """
         slots = i * self.block + jnp.arange(self.block, dtype=jnp.int32)
         end = self.length if bounded and self.length % self.block else None
@@ -91,8 +103,9 @@ class Slots:
 
 
 def within(*limits):
-    """A mask of the indices that lie below their limits, from (indices, limit or None) that
-    broadcast; None if there is no limit.
+    """A mask of the indices below their limits, or None if there is no limit.
+
+    limits: pairs of indices, which broadcast, and a limit or None.
     """
     shape = jnp.broadcast_shapes(*(indices.shape for indices, _ in limits))
     masks = [
@@ -102,11 +115,11 @@ def within(*limits):
 
 
 def seen_blocks(slots: Slots, first, last, window: int | None):
-    """Which blocks rows at positions `first` to `last` see: (begin, whole, masked, end), int32
-    scalars in ascending order.
+    """The blocks that rows at positions `first` to `last` see.
 
-    Blocks from `begin` to `end` are seen by some row; those from `whole` to `masked` by every row
-    and whole.
+    Returns:
+        (begin, whole, masked, end), int32 scalars in ascending order. Some row sees a slot of each
+        block from `begin` to `end`. Every row sees all slots of those from `whole` to `masked`.
     """
 
     def clip(slot):
@@ -129,25 +142,33 @@ def nothing_seen(rows: int, width: int):
     )
 
 
-def attend(q, slots: Slots, blocks, positions, last, scoring: Scoring, state):
-    """Online softmax of rows over blocks of slots -> float32 (largest exponent [R], sum of weights
-    [R], weighted values [R, P]).
+def attend(q, slots: Slots, blocks, positions, last, rule: AttentionRule, state):
+    """Online softmax of rows over blocks of slots.
 
-    q: [R, P] in the cache's dtype for each part of the slots. blocks: of `seen_blocks`. positions:
-    int32, scalar or [R, 1]; last: the highest of them. state: what was seen before. A row that sees
-    nothing has the sum 0.
+    Args:
+        q: for each part of the slots, [R, P] in the cache's dtype.
+        slots: the slots.
+        blocks: the result of `seen_blocks`.
+        positions: the last slot that each row sees, int32, a scalar or [R, 1].
+        last: the highest of the positions.
+        rule: which slots a row sees, and their weights.
+        state: the state after earlier slots, or `nothing_seen`.
+
+    Returns:
+        The state, float32: largest exponent [R], sum of weights [R] and weighted values [R, P]. A
+        row that sees nothing has the sum 0.
     """
     precision = "highest" if q[0].dtype == jnp.float32 else None
 
     def step(i, state, masked):
         highest, total, sums = state
         at, keys, values = slots.read(i, bounded=masked)
-        exponents = scoring.exponents(
+        exponents = rule.exponents(
             sum(triton.dot(*pair, precision=precision) for pair in zip(q, keys))
         )
         if masked:
-            exponents = jnp.where(scoring.sees(positions, at[None]), exponents, -jnp.inf)
-            # A weight of 0 does not hide what a slot holds that was never filled: 0 * NaN is NaN.
+            exponents = jnp.where(rule.sees(positions, at[None]), exponents, -jnp.inf)
+            # A weight of 0 does not hide NaN in a slot that was never filled: 0 * NaN is NaN.
             values = jnp.where((at <= last)[:, None], values, jnp.zeros_like(values))
         higher = jnp.maximum(highest, exponents.max(axis=1))
         weights, fade = jnp.exp2(exponents - higher[:, None]), jnp.exp2(highest - higher)

@@ -8,7 +8,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention.api import NewTokens, decode_attention, prefill_attention
+from pallas_kernels.attention import (
+    AttentionRule,
+    NewTokens,
+    decode_attention,
+    prefill_attention,
+)
 from pallas_kernels.native import attention as native_attention
 from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul.activations import quantize_reference
@@ -162,7 +167,7 @@ def _new_token_kernel(of: _NewToken, q_BTNH, k_BTKH, v_BTKH, table, cache, start
         cache.keys,
         cache.values,
         starts_B + 1,
-        scale=q_BNH.shape[-1] ** -0.5,
+        AttentionRule(q_BNH.shape[-1] ** -0.5),
         target=of.target,
         activations=of.how.mode if of.prepares else None,
         new=NewTokens(
@@ -233,13 +238,11 @@ class _CausalNative:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _causal_kernel(target, q_BTNH, cache, starts_B):
-    scale = q_BTNH.shape[-1] ** -0.5
+    rule = AttentionRule(q_BTNH.shape[-1] ** -0.5)
     if q_BTNH.shape[1] > 1:
-        return prefill_attention(
-            q_BTNH, cache.keys, cache.values, starts_B, scale=scale, target=target
-        )
+        return prefill_attention(q_BTNH, cache.keys, cache.values, starts_B, rule, target=target)
     return decode_attention(
-        q_BTNH[:, 0], cache.keys, cache.values, starts_B + 1, scale=scale, target=target
+        q_BTNH[:, 0], cache.keys, cache.values, starts_B + 1, rule, target=target
     )[:, None]
 
 

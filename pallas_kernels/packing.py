@@ -1,13 +1,14 @@
-"""How packed weights lie in memory for a GPU: 32 consecutive inputs of a row are a group, and what
-belongs to a group lies at its index.
+"""The layout of packed weights in the memory of a GPU.
 
-A matrix has N rows of G groups. Its planes, with the groups as the minor axis, so that neighbouring
-threads read neighbouring words:
+32 consecutive inputs of a row are a group. A matrix has N rows of G groups. Its planes have the
+groups as the minor axis, so that neighbouring threads read neighbouring words:
 
-    codes   uint32 [N, bits, G]       the codes of a group take as many words as a code has bits
-    d       float16 [N, G / span]     a scale that `span` groups share; where there are minima, uint32: d below, m above, a float16 each
-    scale   8 bits [N, h, G]          small multiples of d, for halves of a group (h = 2) or all of it (h = 1); where there are minima
-                                      and a byte does not hold both, uint16: the multiple of d below, that of m above
+    codes   uint32 [N, bits, G]     the codes of a group take as many words as a code has bits
+    d       float16 [N, G / span]   a scale that `span` groups share; with minima uint32, where the
+                                    lower float16 is d and the upper one m
+    scale   8 bits [N, h, G]        small multiples of d, for halves of a group (h = 2) or all of it
+                                    (h = 1); with minima that do not fit in the byte uint16, where
+                                    the lower byte is the multiple of d, the upper one that of m
 
 Within the codes, the highest power of two of bits comes first: 6 bits are four words of the lower
 four bits, then two words of the upper two. "Positions" 0 to 7 are four consecutive inputs each, one
@@ -37,16 +38,21 @@ POSITIONS = 8
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """What the planes of a matrix hold. The value of a code is
+    """What the planes of a matrix hold.
 
-        ((table[code] or code) - offset) * scale + minimum
+    The value of a code is ((table[code] or code) - offset) * scale + minimum.
 
-    bits: of a code, 1 to 6 or 8; 8-bit codes are signed. table: of 16 signed bytes, i and i + 8 of
-    one sign each. scale: "d", or d times the plane `scale` ("int8"; "nibbles": its low nibble, the
-    high one being for the minimum; "bytes": its low byte, likewise), or the plane itself ("e8m0":
-    2^(e - 128), "e4m3": half an unsigned float of 4 + 3 bits). halves: scales of a group. span:
-    groups that share d and m. minimum: whether there is one, m or, in "nibbles" and "bytes", -m
-    times the upper part of `scale`.
+    Attributes:
+        bits: of a code, 1 to 6 or 8; 8-bit codes are signed.
+        offset: subtracted from each code.
+        table: 16 signed bytes or None; entries i and i + 8 have the same sign.
+        scale: "d"; or d times the plane `scale` ("int8"; "nibbles": its low nibble, the high one
+            is for the minimum; "bytes": its low byte, likewise); or the plane itself ("e8m0":
+            2^(e - 128), "e4m3": half an unsigned float of 4 + 3 bits).
+        halves: scales of a group.
+        span: groups that share d and m.
+        minimum: whether there is one: m, or in "nibbles" and "bytes" -m times the upper part of
+            `scale`.
     """
 
     bits: int
@@ -68,8 +74,10 @@ class Packing:
 
 
 def parts(bits: int) -> list[tuple[int, int, int]]:
-    """The powers of two that a number of bits is made of, the highest first: (first word, bits,
-    lowest bit of the code).
+    """The powers of two that make up a number of bits, in descending order.
+
+    Returns:
+        For each: the first word of the part, its bits, and its lowest bit within the code.
     """
     parts, first = [], 0
     for part in (8, 4, 2, 1):
@@ -100,8 +108,9 @@ def unpack_codes(words, bits: int):
 
 
 def field_of_position(position, part: int):
-    """(word within the part, shift within each byte) of the field at a position, 0 to 7: integers
-    or integer arrays.
+    """The word within the part, and the shift within each byte, of the field at a position.
+
+    position: 0 to 7, an integer or an integer array.
     """
     if part == 8:
         return position, 0 * position
@@ -124,8 +133,12 @@ def choose(mask: np.uint32, a, b):
 
 
 def position_words(words: list, bits: int, choose=choose) -> list:
-    """The words of a group, uint32 arrays of any one shape, -> for each position a uint32 array
-    with a code in each byte. choose: what does as the function of that name.
+    """Unpack the words of a group to one word for each position, with a code in each byte.
+
+    Args:
+        words: uint32 arrays of one shape.
+        bits: of a code.
+        choose: a replacement for the function of that name.
     """
     if bits == 8:
         return words
@@ -136,8 +149,10 @@ def position_words(words: list, bits: int, choose=choose) -> list:
 
 
 def nibble_words(words: list, bits: int, choose=choose) -> list:
-    """Words of codes of 1 to 4 bits -> four words, the codes of positions i and 4 + i in the
-    nibbles of the i-th. What lies above a code in its nibble is anything.
+    """Unpack words of codes of 1 to 4 bits to four words of nibbles.
+
+    Word i has the codes of positions i and 4 + i. The bits above a code within its nibble are
+    unspecified.
     """
     if bits == 4:
         return words
@@ -151,8 +166,9 @@ def nibble_words(words: list, bits: int, choose=choose) -> list:
 
 
 def _lowest_and_highest(nibbles, low, mask):
-    """Four words -> eight: first the fields of the low nibbles, then those of the high ones, from
-    bit `low` of each byte on.
+    """Split four words of nibbles into eight words of bytes, low nibbles first.
+
+    The fields start at bit `low` of each byte.
     """
     mask = np.uint32((mask << low) * 0x01010101)
     return [_shift(word, low) & mask for word in nibbles] + [
@@ -197,8 +213,9 @@ def power_of_two(e, subnormal: bool = False):
 
 
 def times_power_of_two(x, e):
-    """x * 2^(e - 128) for whole float32 numbers x of at most 24 bits, by integers: compilers may
-    flush subnormal numbers to zero.
+    """Compute x * 2^(e - 128) for whole float32 numbers x of at most 24 bits.
+
+    Uses integer operations, because compilers may flush subnormal numbers to zero.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     fraction, biased = bits & 0x7FFFFF, ((bits >> 23) & 255) + e.astype(jnp.int32) - 128
@@ -221,10 +238,10 @@ class Factors(NamedTuple):
 
 
 def scale_and_minimum(packing: Packing, get) -> tuple[Factors, Factors | None]:
-    """The scale and the minimum, if there are any, of groups or of one of their halves, for arrays
-    of any one shape.
+    """The scale and the minimum (or None) of groups, or of one of their halves.
 
-    get(plane): that plane's entries for the groups, d repeated over its span.
+    get: a function of a plane's name that returns its entries for the groups, d repeated over its
+    span; all arrays of one shape.
     """
     if packing.scale == "e8m0":
         return Factors(power_of_two(get("scale"))), None
@@ -252,10 +269,10 @@ def _split(words, bits: int, dtype):
 
 
 def values(packing: Packing, codes, get):
-    """float32 values of signed codes (offset and table applied), of the codes' shape, as ggml
-    computes them: rounded once.
+    """The float32 values of signed codes, with offset and table applied.
 
-    get: as for `scale_and_minimum`, for arrays that broadcast with the codes.
+    They are rounded once, as in ggml. get: as for `scale_and_minimum`, for arrays that broadcast
+    with the codes.
     """
     codes = codes.astype(jnp.float32)
     if packing.scale == "e8m0":

@@ -1,5 +1,6 @@
-"""Random packed matrices, for tests and benchmarks: every bit pattern of the codes, scales of a
-sensible size.
+"""Random packed matrices for trials of kernels, tests and benchmarks.
+
+Codes have every bit pattern, scales a sensible size.
 """
 
 import jax

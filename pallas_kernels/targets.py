@@ -1,6 +1,4 @@
-"""What a kernel is written for: a GPU, or Pallas's interpreter, which computes the same on any
-device.
-"""
+"""The target of a kernel: a GPU, or Pallas's interpreter, which computes the same on any device."""
 
 import contextlib
 import contextvars
@@ -26,20 +24,23 @@ class Target:
 
     @property
     def overlaps(self) -> bool:
-        """Whether a launch may begin while the one before ends (NVIDIA's programmatic dependent
-        launch).
+        """Whether a launch may begin while the one before ends.
+
+        NVIDIA calls it programmatic dependent launch.
         """
         return self.platform == "cuda" and int(self.architecture.partition(".")[0] or 0) >= 9
 
     @property
     def resident(self) -> int:
-        """Programs of one warp that it has room for at once: on NVIDIA's GPUs 32 for each of an
-        H100's 132 processors, 0 where nobody knows.
+        """Programs of one warp that fit on it at once, 0 where that is unknown.
+
+        On NVIDIA GPUs 32 for each of the 132 multiprocessors of an H100.
         """
         return 4224 if self.platform == "cuda" else 0
 
     @property
     def interpret(self) -> bool:
+        """Whether it is the interpreter."""
         return self.platform == "interpret"
 
     def __str__(self):
@@ -59,8 +60,9 @@ _chosen = contextvars.ContextVar("target", default=None)
 
 
 def current() -> Target | None:
-    """The target of kernels that are traced now: what `use` says, else the GPU that jax computes
-    on, else None.
+    """The target of kernels that are traced now.
+
+    It is that of `use`, else the GPU that jax computes on, else None.
     """
     return _chosen.get() or of_device(jax.devices()[0])
 

@@ -1,5 +1,4 @@
-"""The one file that imports the Triton backend of Pallas: what kernels need of it, for every
-target.
+"""The one file that imports the Triton backend of Pallas.
 
 The backend is deprecated from JAX 0.11 on and is the only one that AMD GPUs have. Kernels are
 written against this file, so that another backend is one file to write. Inline assembly has a form
@@ -37,12 +36,20 @@ def call(
     aliases=None,
     early: bool = True,
 ):
-    """A function of arrays that runs `kernel(point, *operand refs, *output refs)` for every point
-    of `grid`, a tuple of integers.
+    """Make a function of arrays that runs a kernel for every point of a grid.
 
-    Operands and outputs are whole: a kernel slices its refs by its point. aliases: {operand:
-    output} that share memory. early: whether the launch that follows may begin before this one has
-    ended, where a GPU can do that.
+    Args:
+        kernel: a function of a point, a tuple of integers, and the refs of all operands and
+            outputs. Refs are whole arrays, which a kernel indexes by its point.
+        out_shape: shapes and dtypes of the outputs.
+        grid: the number of points along each axis.
+        target: what the kernel is compiled for.
+        warps: of a program.
+        stages: of its loops, 1 where nothing is prefetched.
+        name: of the kernel.
+        aliases: {operand: output} that share memory.
+        early: whether the launch that follows may begin before this one has ended, where a GPU can
+            do that.
     """
     return pl.pallas_call(
         lambda *refs: kernel(_point(grid, target, warps, early and target.overlaps), *refs),
@@ -126,7 +133,7 @@ def dot(a, b, *, precision=None):
 
 
 def dot4(a, b, c, target: Target):
-    """c + the sum of the four products of signed bytes, for each element of int32 arrays."""
+    """Add the sum of four products of signed bytes to c, for each element of int32 arrays."""
     a, b, c = jnp.broadcast_arrays(a, b, c)
     if target.interpret:
         return c + sum(_byte(a, i) * _byte(b, i) for i in range(4))
@@ -149,8 +156,9 @@ def _family(target):
 
 
 def multiply_add(a, b, c, target: Target):
-    """a * b + c of float32 arrays in one instruction, rounded once (by the interpreter twice):
-    Triton does not fuse the two by itself.
+    """Compute a * b + c of float32 arrays in one instruction, rounded once.
+
+    Triton does not fuse the two by itself. The interpreter rounds twice.
     """
     a, b, c = jnp.broadcast_arrays(a, b, c)
     if target.interpret:
@@ -174,7 +182,7 @@ def unsigned_byte(words, i: int, target: Target):
 
 
 def multiply_bits_add(bits, a, c, target: Target):
-    """bits * `unit_of_bits` * a + c: uint32 below 2^23, and float32.
+    """Compute bits * `unit_of_bits` * a + c, bits uint32 below 2^23, a and c float32.
 
     NVIDIA's GPUs need no instruction to make floats of such integers: as they are they are
     subnormal ones, which they multiply at full speed.
@@ -190,7 +198,7 @@ def unit_of_bits(target: Target) -> float:
 
 
 def and_or(a, b, c, target: Target):
-    """a & b | c of uint32 arrays.
+    """Compute a & b | c of uint32 arrays.
 
     NVIDIA's compiler makes two instructions of it where b and c are constants, and of this one.
     """
@@ -215,12 +223,11 @@ def _logic(table: int, a, b, c):
 
 
 def zero_after(loaded: list, shape, target: Target):
-    """int32 zeros that are there only when all of `loaded` is: arrays of 32-bit numbers that
-    broadcast to `shape`.
+    """Make int32 zeros that depend on all of `loaded`.
 
-    NVIDIA's compiler saves registers by loading late, again and again before a use, each time for
-    the whole latency of memory. What begins with these zeros begins after all loads, so nothing is
-    gained by that.
+    loaded: arrays of 32-bit numbers that broadcast to `shape`. NVIDIA's compiler saves registers by
+    loading late, just before each use, which waits for memory each time. A computation that begins
+    with these zeros begins after all loads, so the compiler gains nothing by loading late.
     """
     if target.platform != "cuda":
         return jnp.zeros(shape, jnp.int32)
@@ -262,10 +269,12 @@ def _byte(words, i):
 
 
 def bytes_of_table(nibbles, table: tuple[int, ...], target: Target, in_turn: bool = False):
-    """uint32 words of eight 4-bit codes -> two int32 arrays of four bytes: table[code] of the low
-    and of the high nibbles.
+    """Look up eight 4-bit codes of each uint32 word in a table.
 
-    in_turn: of the lower four nibbles and of the upper four, which NVIDIA's GPUs have first.
+    Returns:
+        Two int32 arrays of four bytes, table[code] of the low and of the high nibbles; with
+        `in_turn` of the lower four and of the upper four nibbles, the order that NVIDIA's
+        instruction gives.
     """
     entries = np.array(table).astype(np.uint8)
     if target.platform == "cuda":
@@ -306,12 +315,12 @@ def _looked_up(codes, table):
 
 
 def _select_cuda(words, entries, in_turn):
-    """`prmt` takes four bytes out of eight by nibbles: a byte, or where a nibble's top bit is set
-    eight times the sign of one.
+    """Look up codes with NVIDIA's `prmt`.
 
-    So of each half of the table a code finds either its entry or the sign of that entry's pair in
-    the other half, and both together, by exclusive or, are the entry: where a pair is negative the
-    one in the lower half is inverted for that.
+    `prmt` takes four bytes out of eight by nibbles: a byte, or where a nibble's top bit is set
+    eight times the sign of one. So of each half of the table a code finds either its entry or the
+    sign of that entry's pair in the other half, and both together, by exclusive or, are the entry:
+    where a pair is negative the one in the lower half is inverted for that.
     """
     lower, upper = entries[:8].view(np.int8), entries[8:].view(np.int8)
     if ((lower < 0) != (upper < 0)).any():

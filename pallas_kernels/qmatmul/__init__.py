@@ -1,4 +1,4 @@
-"""Products with packed weights: GEMV for a few rows of activations, skinny GEMM for tens of rows."""
+"""Products with packed weights: GEMV for a few rows of activations, skinny GEMM for tens."""
 
 from pallas_kernels.qmatmul.activations import MODES, Activations, quantize
 from pallas_kernels.qmatmul.api import GEMV_ROWS, check_offsets, multiply, multiply_skinny

@@ -2,7 +2,8 @@
 
 Three modes, by what a group becomes:
 
-    "int16"  15-bit integers times a scale, each as two signed bytes, q = 128 * high + low: exact to 3e-5 of the largest of a group
+    "int16"  15-bit integers times a scale, each as two signed bytes, q = 128 * high + low: exact to
+             3e-5 of the largest of a group
     "int8"   signed bytes times a scale, as llama.cpp has them: exact to 4e-3 of the largest
     "float"  float32, exact: of one to two times a scale that is a power of two
 
@@ -55,10 +56,12 @@ class Activations:
 
     @property
     def rows(self) -> int:
+        """M."""
         return self.words.shape[0]
 
     @property
     def groups(self) -> int:
+        """G, the groups of a row."""
         return self.words.shape[-1]
 
 
@@ -83,9 +86,15 @@ def of_arrays(arrays, mode: str, epsilon: float = 0.0, in_turn: bool = False) ->
 def quantize(
     x_MK, mode: str, *, norm=None, epsilon: float = 0.0, in_turn: bool = False, target: Target
 ) -> Activations:
-    """x [M, K], K a multiple of 32, any float dtype -> Activations.
+    """Quantise x [M, K] of any float dtype, K a multiple of 32.
 
-    norm: the scale [K] of an RMSNorm that comes first, or None.
+    Args:
+        x_MK: the numbers.
+        mode: one of MODES.
+        norm: the scale [K] of an RMSNorm that comes first, or None.
+        epsilon: the epsilon of that norm.
+        in_turn: whether bytes are in the order of `codes.signed_bytes` of that name.
+        target: what the kernel is compiled for.
     """
     in_turn = in_turn and mode != "float"
     M, K = x_MK.shape
@@ -158,8 +167,11 @@ def quantize_reference(x_MK, mode: str, *, norm=None, epsilon: float = 0.0) -> A
 
 
 def _quantized(x, mode, in_turn=False):
-    """float32 [groups, 32] -> (words [groups, 8 or 32] of each part, scale [groups], sums [groups,
-    2]). in_turn: words of positions 0, 4, 1, 5 and so on, as `Activations` has them.
+    """Quantise float32 [groups, 32].
+
+    Returns:
+        Words [groups, 8 or 32] of each part, scale [groups] and sums [groups, 2]. With `in_turn`
+        the words are those of positions 0, 4, 1, 5 and so on, as `Activations` has them.
     """
 
     def halves(a):
@@ -176,8 +188,9 @@ def _quantized(x, mode, in_turn=False):
 
 
 def steps(largest, mode: str):
-    """The largest numbers of groups, float32, -> (what a number of the group is multiplied by to
-    become an integer, the inverse of that).
+    """The factors that make integers of numbers, and their inverses.
+
+    largest: the largest number of each group, float32.
     """
     top = np.float32(LARGEST[mode])
     inverse = jnp.where(
@@ -187,8 +200,9 @@ def steps(largest, mode: str):
 
 
 def _powers_of_two(largest):
-    """float32 numbers -> (the inverse of their power of two, that power), both normal floats:
-    2^-126 to 2^126.
+    """The inverses of the powers of two of float32 numbers, and these powers.
+
+    Both are normal floats, 2^-126 to 2^126.
     """
     biased = jnp.clip(jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23, 1, 253)
     return power_of_two(255 - biased), power_of_two(biased + 1)

@@ -1,9 +1,9 @@
 """How products are cut into programs: tuned sizes, as data.
 
-A table is for a family of GPUs: the longest name that a target's begins with counts, "" is any
-other GPU. The sizes for NVIDIA were measured on an H100 and an H200; those for AMD are the largest
-that need no spilled registers with XLA's compiler, not tuned on hardware. The interpreter's are
-small, because what it runs is compiled for as long as a kernel is long.
+A table has an entry for each family of GPUs (`targets.of_family`). The sizes for NVIDIA were
+measured on an H100 and an H200. Those for AMD are the largest for which XLA's compiler spills no
+registers; they are not tuned on hardware. Those of the interpreter are small, because it compiles
+every program: a short kernel compiles sooner.
 """
 
 import dataclasses
@@ -15,8 +15,14 @@ from pallas_kernels.targets import Target, of_family
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Of a program: rows of the weight, groups that are read at once, rows of activations, and
-    warps. load_first: all that is read at once is read before any of it is computed with.
+    """Sizes of a program of a GEMV.
+
+    Attributes:
+        rows: of the weight.
+        groups: that are read at once.
+        warps: of the program.
+        batch: rows of activations.
+        load_first: whether all loads of a step come before its arithmetic.
     """
 
     rows: int
@@ -28,14 +34,17 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixTile(Tile):
-    """Of a program on the matrix units.
+    """Sizes of a program of a skinny GEMM.
 
-    `groups` are those of one product, `batch` is the most columns of its tile.
+    All numbers but splits are powers of two. `groups` are those of one product on the matrix units,
+    `batch` is the most columns of its tile.
 
-    splits: programs that share the inputs of a row. stages: of the loop over groups, 1 where
-    nothing is loaded ahead. lanes, run: how the matrix units take a row of the tile, `run` inputs
-    from a thread, the next from another, of `lanes`; see `skinny_gemm`. early: whether the launch
-    that follows may begin early. All numbers but splits are powers of two.
+    Attributes:
+        splits: programs that share the inputs of a row.
+        stages: of the loop over groups, 1 where nothing is prefetched.
+        lanes: threads that a row of the tile comes from; see `skinny_gemm`.
+        run: neighbouring inputs that come from one thread.
+        early: whether the launch that follows may begin early.
     """
 
     splits: int = 1
@@ -163,8 +172,12 @@ def skinny_gemm(
 
 
 def rows_of_an_expert(pairs: int, experts: int, target: Target) -> int:
-    """Rows of activations of a program, where `pairs` rows are for one of so many experts each:
-    about as many as an expert has.
+    """The rows of activations of a program, about as many as an expert has.
+
+    Args:
+        pairs: rows of activations, each for one expert.
+        experts: how many experts there are.
+        target: what the kernel is compiled for.
     """
     most = of_family(SKINNY_GEMM, target)[-1][2].batch
     return min(max(16, 1 << (-(-pairs // experts) - 1).bit_length()), most)

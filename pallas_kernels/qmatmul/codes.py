@@ -1,6 +1,4 @@
-"""Codes of packed weights in registers: as bytes, which dot products of a few rows take, and as
-float32.
-"""
+"""Codes of packed weights in registers: as bytes for GEMV, and as float32 for skinny GEMM."""
 
 import functools
 from collections.abc import Iterable
@@ -29,8 +27,9 @@ def signed_bytes(words, packing: Packing, target: Target, in_turn: bool = False)
 
 
 def come_in_turn(packings: Iterable[Packing], target: Target) -> bool:
-    """Whether activations for all of these weights have their bytes in turn: look-ups give bytes
-    so, which saves putting them in order.
+    """Whether activations for all of these weights have their bytes in turn.
+
+    Look-ups in tables give bytes in that order, so none has to be put in order.
     """
     return target.platform != "rocm" and all(
         packing.table is not None and packing.halves == 1 for packing in packings
@@ -60,8 +59,12 @@ def _by_table(words, table, target, in_turn=False):
 
 
 def unsigned(words, packing: Packing, target: Target) -> tuple[list, int]:
-    """Words of a group -> for each of its 32 inputs, in order, (uint32 array, place): its code
-    times 2^place, below 2^23; and what these are all too large by, the packing's offset with it.
+    """Unpack words of a group to unsigned integers.
+
+    Returns:
+        For each of the 32 inputs, in order, a uint32 array below 2^23 and a place: the array is the
+        code times 2^place. And the number by which all codes are too large, which includes the
+        packing's offset.
     """
     if packing.bits > 4 or packing.table is not None:
         words, offset = _unsigned_bytes(words, packing, target)
@@ -85,11 +88,13 @@ def _choose(target):
 
 
 def lifted(words, packing: Packing, target: Target):
-    """Words of a group -> for each of its 32 inputs, in order: its code as float32 plus a number,
-    and that number, np.float32.
+    """Unpack words of a group to float32.
 
-    A code's bits go where the fraction of a power of two has zeros: an instruction, and a shift for
-    several codes.
+    The bits of a code replace zeros in the fraction of a power of two. That takes one instruction,
+    and a shift that several codes share.
+
+    Yields:
+        For each of the 32 inputs, in order: its code plus a number, and that number, np.float32.
     """
     offset, whole = packing.offset, packing.table is not None or packing.bits == 8
     if whole:
@@ -124,8 +129,10 @@ def place(packing: Packing, position: int, byte: int) -> int:
 
 
 def _fields(words, packing, position):
-    """The parts of the code at a position: (word, shift within each byte, bits, lowest bit of the
-    code).
+    """The parts of the code at a position.
+
+    Yields:
+        For each part its word, the shift within each byte, the bits and the lowest bit of the code.
     """
     for first, part, low in parts(packing.bits):
         word, shift = field_of_position(position, part)

@@ -38,7 +38,7 @@ def _product(x_MK, product: Product):
 
 
 def _times(x_MK, weight: Weight, experts):
-    """x times a matrix -> [M, N], or each row times the matrices of its experts -> [P, N]."""
+    """Multiply x with a matrix -> [M, N], or its rows with those of their experts -> [P, N]."""
     if experts is None:
         return _dot(x_MK, weight.planes, weight.packing)
     x_PK = jnp.repeat(x_MK, experts.shape[0] // x_MK.shape[0], axis=0)

@@ -24,13 +24,10 @@ from pallas_kernels.targets import Target
 
 
 def multiply(x_MK, weight: Weight, *, target: Target, tile=None, experts=None) -> jax.Array:
-    """x [M, K] in bfloat16 or float16 times the packed [N, K] -> float32 [M, N].
+    """Run the kernel; `api.multiply_skinny` describes the operands.
 
-    Weights are rounded to x's type.
-
-    experts: int32 [M / R], R a power of two from 16, for planes [E, N, ...]: the matrix of R rows
-    of x each. Where it is negative, what becomes of these rows is not written. ValueError: M is no
-    such multiple.
+    Raises:
+        ValueError: M is not the number of experts times a power of two from 16.
     """
     (planes, packing), N = weight, weight.rows
     M, K = x_MK.shape
@@ -103,9 +100,7 @@ def _rows_of_an_expert(M, tiles):
 
 
 def _as_tiles(x, tile, steps, rows):
-    """x [M, K] with zeros to `rows` rows and whole tiles, the inputs of each tile in the order of
-    `_in_order`.
-    """
+    """Pad x [M, K] to `rows` rows and whole tiles, with inputs in the order of `_in_order`."""
     M, K = x.shape
     x = jnp.pad(x, ((0, rows - M), (0, steps * tile.groups * GROUP - K)))
     x = x.reshape(rows, steps, tile.lanes, tile.groups // tile.lanes, GROUP // tile.run, tile.run)
@@ -113,8 +108,10 @@ def _as_tiles(x, tile, steps, rows):
 
 
 def _in_order(values, tile):
-    """For each input of a group [rows, groups] -> [rows, inputs of all groups]: `run` of a group,
-    then `run` of the next of `lanes` groups.
+    """Put the inputs of groups next to each other -> [rows, inputs of all groups].
+
+    The order is `run` inputs of a group, then `run` of the next of `lanes` groups. values: for each
+    input of a group an array [rows, groups].
     """
     rows, groups = values[0].shape
     values = [value.reshape(rows, tile.lanes, groups // tile.lanes) for value in values]
@@ -174,9 +171,7 @@ class _Tile:
 
 
 def _values(read, dtype, target):
-    """One after the other, for each of the 32 inputs of a group: the values [rows, groups] in
-    `dtype`.
-    """
+    """Yields the values [rows, groups] in `dtype` of each of the 32 inputs of a group."""
     packing = read.packing
     scales = [read.scale(half) for half in range(packing.halves)]
     words = [read.codes(i) for i in range(packing.bits)]

@@ -4,10 +4,11 @@ A table has an entry for each family of GPUs (`targets.of_family`). Its keys are
 in the cache, widest head of the entry).
 
 - NVIDIA: tuned on an H100 and an H200, but for heads of 512, whose sizes are small and untuned.
-- AMD: not tuned on hardware. XLA's compiler spills no registers on gfx9.
-- The default is for the smallest register files, RDNA's. Some cases spill there with any size:
-  float32 caches with heads wider than 128, whose products are multiply-adds, and heads wider than
-  256, because each wave holds both operands of a product over a whole head.
+- AMD: not tuned on hardware. XLA's compiler spills nothing on gfx9, but for one register in decode
+  with float32 heads of 512 that rotate in part.
+- The default is for the smallest register files, RDNA's. Two cases spilled there with every size
+  that was tried: float32 caches with heads wider than 128, whose products are multiply-adds, and on
+  gfx11 heads of 512.
 """
 
 import dataclasses

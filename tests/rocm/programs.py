@@ -2,8 +2,8 @@
 
 No weight is made.
 
-A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "mixture TYPE"; or
-"dequantize TYPE". With "plain" in front, no kernels of ours are in it.
+A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "mixture TYPE";
+"attention WIDTH"; or "dequantize TYPE". With "plain" in front, no kernels of ours are in it.
 """
 
 import functools
@@ -13,6 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels import targets
+from pallas_kernels.attention import (
+    AttentionRule,
+    NewTokens,
+    decode_attention,
+    prefill_attention,
+)
 from rocmforge_jax import dequantize, formats
 from rocmforge_jax.generate import Sampler, SamplingParams
 from rocmforge_jax.generate.engine import PREFILL_CHUNK, TOKENS_PER_DISPATCH, Engine
@@ -61,6 +68,8 @@ MATRIX = (4096, 4096)
 #: Shapes (in, out) of the demo model, of an 8B and of a 70B model.
 PRODUCTS = ((256, 768), (4096, 14336), (14336, 4096), (8192, 28672))
 
+#: Heads, KV heads and slots of attention with other rules than those of the models.
+HEADS, KV_HEADS, SLOTS = 16, 2, 4096
 #: Tokens of a mixture: as many as go pair by pair, and many.
 TOKENS = (1, 64)
 
@@ -86,6 +95,8 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
         return jax.jit(_mixture), (
             [_packed((moe.experts, *shape), how, layout_of, transposed=True) for shape in shapes],
         )
+    if what == "attention":
+        return jax.jit(_attention), _attention_operands(int(how))
     engine, tokens, slots = _engine(what, layout_of)
     return {"prefill": _prefill, "decode": _decode}[how](engine, tokens, slots)
 
@@ -124,6 +135,37 @@ def _mixture(stacks):
         )
         for tokens in TOKENS
     ]
+
+
+def _attention(q_BTNH, keys, values, lengths, sinks_N, new):
+    """Decode, decode with new tokens and prefill, with each kind of rule."""
+    rules = (
+        AttentionRule(0.1),
+        AttentionRule(0.1, window=1024, soft_cap=50.0, sinks_N=sinks_N),
+        AttentionRule(0.1, causal=False),
+    )
+    last, target = q_BTNH[:, -1], targets.current()
+    tokens = NewTokens(*new, interleaved=False)
+    return [
+        (
+            decode_attention(last, keys, values, lengths, rule, target=target),
+            decode_attention(last, keys, values, lengths, rule, target=target, new=tokens),
+            prefill_attention(q_BTNH, keys, values, lengths - 1, rule, target=target),
+        )
+        for rule in rules
+    ]
+
+
+def _attention_operands(width):
+    of, dtype = jax.ShapeDtypeStruct, jnp.bfloat16
+    return (
+        of((1, 64, HEADS, width), dtype),
+        of((1, KV_HEADS, width, SLOTS), dtype),
+        of((1, KV_HEADS, SLOTS, width), dtype),
+        of((1,), jnp.int32),
+        of((HEADS,), jnp.float32),
+        [of((1, KV_HEADS, width), dtype)] * 2 + [of((1, width // 2), jnp.float32)] * 2,
+    )
 
 
 def _prefill(engine, tokens, slots):

@@ -7,8 +7,8 @@ in the cache, widest head of the entry).
 - AMD: not tuned on hardware. XLA's compiler spills nothing on gfx9, but for one register in decode
   with float32 heads of 512 that rotate in part.
 - The default is for the smallest register files, RDNA's. Two cases spilled there with every size
-  that was tried: float32 caches with heads wider than 128, whose products are multiply-adds, and on
-  gfx11 heads of 512.
+  that was tried: float32 caches with heads wider than 128, whose products are multiply-adds, and
+  heads of 512, on gfx11 always, on gfx12 in decode where new tokens rotate in part.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ DECODE = {
         (4, 64): Blocks(16, rows=64, threads=256),
         (4, 128): Blocks(16, rows=32, threads=512),
         (4, 256): Blocks(16, rows=16, threads=512),
-        (4, 512): Blocks(16, rows=16, threads=1024),
+        (4, 512): Blocks(16, rows=16, threads=512),
     },
     "rocm gfx9": {
         (2, 64): Blocks(64, rows=64, threads=256, stages=2),
@@ -86,7 +86,7 @@ PREFILL = {
         (4, 64): Blocks(16, rows=32, threads=256),
         (4, 128): Blocks(16, rows=16, threads=512),
         (4, 256): Blocks(16, rows=16, threads=512),
-        (4, 512): Blocks(16, rows=16, threads=1024),
+        (4, 512): Blocks(16, rows=16, threads=512),
     },
     "rocm gfx9": {
         (2, 64): Blocks(64, rows=128, threads=256),
@@ -113,6 +113,7 @@ PREFILL = {
 PREFILL["rocm gfx12"] = PREFILL[""] | {
     (2, 128): Blocks(32, rows=64, threads=256),
     (2, 256): Blocks(16, rows=32, threads=256),
+    (2, 512): Blocks(16, rows=32, threads=512),
 }
 
 

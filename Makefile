@@ -79,7 +79,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 # The products in C++, in the user's cache folder; without a compiler plain XLA does the work and their tests are skipped.
-$(NATIVE): $(INSTALLED) $(wildcard pallas_kernels/native/*.cc pallas_kernels/native/*.h) pallas_kernels/native/build.py
+$(NATIVE): $(INSTALLED) $(wildcard rocmforge_jax/cpp/src/*.cc rocmforge_jax/cpp/src/*.h) rocmforge_jax/cpp/build.py
 	@$(BIN)/rocmforge-jax build-native --if-possible >/dev/null
 	@touch $@
 

@@ -68,7 +68,7 @@ class Worker:
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         environment.setdefault(
-            "ROCMFORGE_NATIVE_FOLDER", str(cache_folder() / "native")
+            "ROCMFORGE_CPP_FOLDER", str(cache_folder() / "cpp")
         )  # the user's, wherever XLA's cache is
         command = [
             sys.executable,

@@ -25,10 +25,11 @@ import jax
 import numpy as np
 from opening import processor
 
-from pallas_kernels.native import api, build
-from pallas_kernels.qmatmul import Product, Weight
+from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax import formats
-from rocmforge_jax.quant import native, word_packed
+from rocmforge_jax.cpp import build
+from rocmforge_jax.cpp import products as api
+from rocmforge_jax.quant import groups, native
 
 TYPES = ("Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")
 #: Outputs x inputs of the matrices of Qwen2.5-0.5B and Llama-3.2-1B. Those of whole blocks of 256

@@ -16,12 +16,12 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
 # Products in C++ are hidden where they are built, so that the suite says the same on every machine:
-# numbers are plain XLA's, which are the more exact ones. The fixture `native` shows them to a test.
+# numbers are plain XLA's, which are the more exact ones. The fixture `cpp` shows them to a test.
 HIDDEN = str(ROOT / "build" / "no-library")
-LIBRARIES = os.environ.get("ROCMFORGE_NATIVE_FOLDER")
+LIBRARIES = os.environ.get("ROCMFORGE_CPP_FOLDER")
 if LIBRARIES == HIDDEN:  # set by the process that started this one, for tests side by side
     LIBRARIES = None
-os.environ["ROCMFORGE_NATIVE_FOLDER"] = HIDDEN
+os.environ["ROCMFORGE_CPP_FOLDER"] = HIDDEN
 
 #: What XLA compiled for the tests, kept for the next run, which takes a third of the time then.
 COMPILED = compiled_folder("tests")
@@ -56,24 +56,24 @@ def reference() -> Path:
 
 
 @pytest.fixture(scope="session")
-def native_folder() -> str:
+def cpp_folder() -> str:
     """Where the products in C++ are, compiled if they are not current."""
-    from pallas_kernels.native import build
+    from rocmforge_jax.cpp import build
     from rocmforge_jax.locate import cache_folder
 
     if build.compiler() is None:
         pytest.skip("no C++ compiler here")
-    folder = LIBRARIES or str(cache_folder() / "native")
+    folder = LIBRARIES or str(cache_folder() / "cpp")
     build.build(folder)
     return folder
 
 
 @pytest.fixture
-def native(native_folder, monkeypatch):
+def cpp(cpp_folder, monkeypatch):
     """The products in C++ are there, also for programs that the test starts."""
     if (found := os.environ.get("ROCMFORGE_KERNELS")) not in (None, "", "auto", "native"):
         pytest.skip(f"ROCMFORGE_KERNELS is {found}")
-    monkeypatch.setenv("ROCMFORGE_NATIVE_FOLDER", native_folder)
+    monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", cpp_folder)
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,12 @@ MAY_IMPORT = {
     "formats": set(),
     "locate": set(),
     "settings": set(),
+    "cpp": set(),
     "ahead": {"gguf", "quant"},
     "gguf": {"formats"},
     "text": {"gguf"},
-    "quant": {"formats", "locate", "settings"},
-    "nn": {"quant"},
+    "quant": {"cpp", "formats", "locate", "settings"},
+    "nn": {"cpp", "quant"},
     "models": {"formats", "gguf", "quant", "nn", "ahead"},
     "generate": {"models", "nn", "quant"},
     "language_model": {"generate", "models", "gguf", "text", "locate"},
@@ -43,7 +44,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["demo"] = set(MAY_IMPORT)  # a leaf on top: nobody imports it
 #: The parts that may use the kernels.
-USE_KERNELS = {"quant", "nn"}
+USE_KERNELS = {"cpp", "quant", "nn"}
 TRITON = "jax.experimental.pallas.triton"
 
 

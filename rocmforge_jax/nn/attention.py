@@ -8,16 +8,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import (
-    AttentionRule,
-    NewTokens,
-    decode_attention,
-    prefill_attention,
-)
-from pallas_kernels.native import attention as native_attention
+from pallas_kernels.attention.api import NewTokens, decode_attention, prefill_attention
 from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.targets import Target
+from rocmforge_jax.cpp import attention as native_attention
 from rocmforge_jax.nn.cache import LayerCache
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.nn.prepared import Prepared

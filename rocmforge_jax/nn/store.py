@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from pallas_kernels.native import attention as native_attention
+from rocmforge_jax.cpp import attention as native_attention
 from rocmforge_jax.nn.cache import LayerCache
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope
 from rocmforge_jax.quant import kernels, native

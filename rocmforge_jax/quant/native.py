@@ -1,4 +1,4 @@
-"""The products in C++ of `pallas_kernels.native` as the implementation "native", for CPUs.
+"""The products in C++ of `rocmforge_jax.cpp` as the implementation "native", for CPUs.
 
 The library is compiled once, by `rocmforge-jax build-native`, into the user's cache folder, and
 used from then on where it is current: made from this source for this JAX. Before its first use on a
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from pallas_kernels import samples, targets
 from pallas_kernels.dequantize import reference
-from pallas_kernels.native import api, build
 from pallas_kernels.qmatmul.api import Product, Weight
+from rocmforge_jax.cpp import build
+from rocmforge_jax.cpp import products as api
 from rocmforge_jax.locate import cache_folder
 from rocmforge_jax.quant import word_packed
 
@@ -30,9 +31,9 @@ _ERRORS = {"int16": 1e-4, "int8": 2e-2}
 
 
 def folder() -> Path:
-    """Where the library is: in the user's cache folder, or where ROCMFORGE_NATIVE_FOLDER says."""
-    named = os.environ.get("ROCMFORGE_NATIVE_FOLDER")
-    return Path(named) if named else cache_folder() / "native"
+    """Where the library is: in the user's cache folder, or where ROCMFORGE_CPP_FOLDER says."""
+    named = os.environ.get("ROCMFORGE_CPP_FOLDER")
+    return Path(named) if named else cache_folder() / "cpp"
 
 
 def find() -> Path | None:
@@ -121,7 +122,7 @@ def require_float32(*operands) -> None:
 def multiply(
     x_MK, wanted: list[Product], *, mode: str, dtype, norm=None, epsilon: float = 0.0
 ) -> list[jax.Array]:
-    """`pallas_kernels.native.api.multiply`, traced once for all layers of the same shapes.
+    """`rocmforge_jax.cpp.products.multiply`, traced once for all layers of the same shapes.
 
     In `dtype`.
     """

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from pallas_kernels.native import repack as native_repack
+from rocmforge_jax.cpp import repack as native_repack
 from rocmforge_jax.formats import Format
 from rocmforge_jax.quant import native, word_packed
 
 if TYPE_CHECKING:
     from rocmforge_jax.quant.qtensor import QTensor
 
-#: Bits that C++ unpacks from the first and from the second field of the codes.
-_BITS = ((1, 2, 4), (1, 2))
-#: Codes in a run of more than one word are unpacked by as many at a time.
-_VECTOR = 8
-#: Scales of a block that C++ has room for.
-_MOST_SCALES = 16
+#: The function of `groups` that reads a type's small scales -> how `cpp.repack` calls that, and
+#: the fields.
+_SCALES = {
+    groups._six_bit_pairs: ("six_bit_pairs", "scales"),
+    groups._six_bits: ("six_bits", "scales"),
+    groups._high_and_low: ("high_and_low", "scales_h", "scales_l"),
+    groups._nibble_pairs: ("bytes", "scales"),
+}
 
 
 def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:

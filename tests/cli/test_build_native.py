@@ -13,7 +13,7 @@ pytestmark = pytest.mark.core
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
     """Nothing is built, and the compiler is a script that takes part of what it is asked for."""
-    monkeypatch.setenv("ROCMFORGE_NATIVE_FOLDER", str(tmp_path / "native"))
+    monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", str(tmp_path / "cpp"))
     return tmp_path
 
 
@@ -24,9 +24,9 @@ def compiler(folder, text, monkeypatch):
     monkeypatch.setenv("CXX", str(path))
 
 
-def test_what_is_built_is_found(run, native, native_folder):
+def test_what_is_built_is_found(run, cpp, cpp_folder):
     answer = json.loads(run("build-native", "--json").out)
-    assert Path(answer["library"]).parent == Path(native_folder) and answer["instructions"]
+    assert Path(answer["library"]).parent == Path(cpp_folder) and answer["instructions"]
     out = run("build-native")
     assert (
         out.code == 0
@@ -45,7 +45,7 @@ def test_a_compiler_that_fails_is_quoted(run, empty, monkeypatch):
     ran = run("build-native")
     assert ran.code == 2 and "failed with exit code 3: no such header: xla/ffi/api/ffi.h" in ran.err
     assert "compiling the products in C++" in ran.err
-    assert ran.out == "" and not list((empty / "native").glob("*.so"))
+    assert ran.out == "" and not list((empty / "cpp").glob("*.so"))
 
 
 def test_without_a_compiler(run, empty, monkeypatch):

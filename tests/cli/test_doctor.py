@@ -34,7 +34,7 @@ def test_this_machine(run):
     assert report["versions"]["jax"][0].isdigit()
 
 
-def test_this_machine_with_the_products_in_cpp(run, native):
+def test_this_machine_with_the_products_in_cpp(run, cpp):
     operations = json.loads(run("doctor", "--json").out)["operations"]
     assert all(operations[name].startswith("native, C++ with ") for name in ("matmul", "attention"))
     assert (

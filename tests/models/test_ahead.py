@@ -35,7 +35,7 @@ def planes(decoder):
     ]
 
 
-def test_loading_takes_what_was_read(path, native, monkeypatch):
+def test_loading_takes_what_was_read(path, cpp, monkeypatch):
     expected = planes(load_decoder(open_gguf(path)))
     ahead.read_ahead(path)
     monkeypatch.setattr(repack, "from_host", None)  # nothing is read again
@@ -46,7 +46,7 @@ def test_loading_takes_what_was_read(path, native, monkeypatch):
         )
 
 
-def test_another_file_is_not_mistaken_for_it(path, native, reference):
+def test_another_file_is_not_mistaken_for_it(path, cpp, reference):
     ahead.read_ahead(reference / "models" / "qwen2.Q5_1.gguf")
     expected = open_gguf(path).tensors["blk.0.attn_v.weight"].data
     np.testing.assert_array_equal(
@@ -57,7 +57,7 @@ def test_another_file_is_not_mistaken_for_it(path, native, reference):
 @pytest.mark.parametrize("why", ["no C++", "little memory", "other activations"])
 def test_where_nothing_is_read_ahead_loading_reads_all(why, path, request, monkeypatch):
     if why != "no C++":
-        request.getfixturevalue("native")
+        request.getfixturevalue("cpp")
     if why == "little memory":
         monkeypatch.setattr(ahead, "_available_bytes", lambda: path.stat().st_size)
     ahead.read_ahead(path)
@@ -70,7 +70,7 @@ def test_where_nothing_is_read_ahead_loading_reads_all(why, path, request, monke
     )
 
 
-def test_a_file_that_is_wrong_is_refused_by_who_loads_it(tmp_path, native):
+def test_a_file_that_is_wrong_is_refused_by_who_loads_it(tmp_path, cpp):
     (tmp_path / "wrong.gguf").write_bytes(b"GGUF and nothing else")
     ahead.read_ahead(tmp_path / "wrong.gguf")
     with pytest.raises(GGUFError, match="wrong.gguf"):
@@ -78,7 +78,7 @@ def test_a_file_that_is_wrong_is_refused_by_who_loads_it(tmp_path, native):
     ahead.stop()
 
 
-def test_a_command_reads_ahead_and_says_the_same(native):
+def test_a_command_reads_ahead_and_says_the_same(cpp):
     """In a process of its own, where jax and flax are imported meanwhile."""
     command = [
         sys.executable,

@@ -28,7 +28,7 @@ NAMES = (
 
 
 @pytest.fixture
-def loaded(reference, native):
+def loaded(reference, cpp):
     return lambda name, **how: load_decoder(open_gguf(reference / "models" / f"{name}.gguf"), **how)
 
 
@@ -135,5 +135,5 @@ def test_the_report_says_what_runs(loaded, monkeypatch, tmp_path):
     assert {("IQ2_XS", "xla"), ("Q4_K", "native")} <= how
     assert "IQ2_XS planes lie in columns, the C++ products read groups" in str(report)
     assert {entry.implementation for entry in report if entry.name == "attention"} == {"native"}
-    monkeypatch.setenv("ROCMFORGE_NATIVE_FOLDER", str(tmp_path))
+    monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", str(tmp_path))
     assert "rocmforge-jax build-native" in str(kernel_report(decoder))

@@ -5,8 +5,7 @@ import functools
 import jax
 import pytest
 
-from pallas_kernels.native import build
-from pallas_kernels.qmatmul import Weight
+from pallas_kernels.qmatmul.api import Weight
 from pallas_kernels.targets import INTERPRET, Target, current
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
@@ -20,11 +19,6 @@ PACKED_TYPES = [
 ]
 #: Kernels run on the GPU that jax computes on, in Pallas's interpreter where there is none.
 TARGET = current() or INTERPRET
-#: For tests of what is written in C++.
-NEEDS_NATIVE = pytest.mark.skipif(
-    build.compiler() is None or jax.default_backend() != "cpu",
-    reason="needs a C++ compiler, and jax to compute on the CPU",
-)
 #: A GPU of each set of instructions that kernels are written for.
 GPUS = [Target("cuda", "9.0"), Target("rocm", "gfx942"), Target("rocm", "gfx1100")]
 

@@ -27,12 +27,12 @@ FLOAT32 = 1e-6
 
 @pytest.fixture
 def none_built(monkeypatch, tmp_path):
-    monkeypatch.setenv("ROCMFORGE_NATIVE_FOLDER", str(tmp_path))
+    monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", str(tmp_path))
 
 
 @pytest.mark.parametrize("mode", ERRORS)
 @pytest.mark.parametrize("count", [1, 3, 33])
-def test_any_number_of_rows(count, mode, made, native, normal, distance):
+def test_any_number_of_rows(count, mode, made, cpp, normal, distance):
     for name in ("Q4_0", "Q5_1", "Q6_K"):
         w, dense = made(name, 37, 6 if name != "Q6_K" else 2)
         x = normal(count, len(dense))
@@ -45,7 +45,7 @@ def test_any_number_of_rows(count, mode, made, native, normal, distance):
         )
 
 
-def test_leading_axes_narrow_numbers_and_vmap(made, native, normal, distance):
+def test_leading_axes_narrow_numbers_and_vmap(made, cpp, normal, distance):
     w, dense = made("Q8_0", 37, 3)
     x = jnp.asarray(normal(2, 1, 3, 96), jnp.bfloat16)
     truth = np.asarray(x).astype(np.float64) @ dense
@@ -55,7 +55,7 @@ def test_leading_axes_narrow_numbers_and_vmap(made, native, normal, distance):
     np.testing.assert_array_equal(jax.vmap(lambda x: matmul(x, w, dtype=jnp.float32))(x), y)
 
 
-def test_one_expert_of_a_stack(packed, native, normal, distance):
+def test_one_expert_of_a_stack(packed, cpp, normal, distance):
     rows, values = packed("Q4_0", 21, 3)
     stack, x = (
         QTensor.from_bytes(rows.reshape(3, 7, -1), "Q4_0", layout="groups", transposed=True),
@@ -66,7 +66,7 @@ def test_one_expert_of_a_stack(packed, native, normal, distance):
 
 
 @pytest.mark.parametrize("count", [3, 20])
-def test_the_gradient_is_plain_xla_s(count, made, native, normal):
+def test_the_gradient_is_plain_xla_s(count, made, cpp, normal):
     w, _ = made("Q5_1", 37, 3)
     x, c = normal(count, 96), jnp.asarray(normal(count, 37))
 
@@ -76,7 +76,7 @@ def test_the_gradient_is_plain_xla_s(count, made, native, normal):
     np.testing.assert_array_equal(gradient("native"), gradient("xla"))
 
 
-def test_several_products_and_their_gradients(made, native, normal, distance):
+def test_several_products_and_their_gradients(made, cpp, normal, distance):
     """Several types with a bias, a residual, SwiGLU, after a norm: one call."""
     first, second, gate, up = (
         made(*of)[0] for of in (("Q4_0", 7, 3), ("Q8_0", 9, 3), ("Q5_1", 5, 3), ("Q4_0", 5, 3))
@@ -98,7 +98,7 @@ def test_several_products_and_their_gradients(made, native, normal, distance):
         assert one.dtype == other.dtype and distance(one, np.float64(other)) < 5 * ERRORS["int16"]
 
 
-def test_layouts(native, monkeypatch):
+def test_layouts(cpp, monkeypatch):
     """Groups where C++ multiplies them; other types and modes keep the layout of plain XLA."""
 
     def layout(name, **how):
@@ -118,7 +118,7 @@ def test_layouts(native, monkeypatch):
     assert layout("Q4_0") == "columns"
 
 
-def test_exact_products_are_plain_xla_s(made, native, normal):
+def test_exact_products_are_plain_xla_s(made, cpp, normal):
     w, _ = made("Q4_0", 7, 3)
     x = normal(2, 96)
     np.testing.assert_array_equal(
@@ -132,7 +132,7 @@ def test_exact_products_are_plain_xla_s(made, native, normal):
 
 
 def test_what_they_cannot_do_is_refused_by_name_and_done_otherwise(
-    made, packed, native, normal, distance
+    made, packed, cpp, normal, distance
 ):
     w, dense = made("Q4_0", 96, 3)
     columns = QTensor.from_bytes(
@@ -165,7 +165,7 @@ def test_what_they_cannot_do_is_refused_by_name_and_done_otherwise(
         assert len(x) == 0 and y.shape == (0, 96) or distance(y, np.float64(x) @ values) < FLOAT32
 
 
-def test_the_environment_chooses(made, native, normal, monkeypatch):
+def test_the_environment_chooses(made, cpp, normal, monkeypatch):
     w, _ = made("Q4_0", 7, 3)
 
     def calls():
@@ -181,7 +181,7 @@ def test_the_environment_chooses(made, native, normal, monkeypatch):
         assert calls() == expected
 
 
-def test_chosen_alone_it_leaves_what_it_has_not_to_plain_xla(made, native, monkeypatch):
+def test_chosen_alone_it_leaves_what_it_has_not_to_plain_xla(made, cpp, monkeypatch):
     w, dense = made("Q4_0", 7, 3)
     monkeypatch.setenv("ROCMFORGE_KERNELS", "native")
     np.testing.assert_array_equal(dequantize(w), np.float32(dense))
@@ -204,11 +204,11 @@ def test_without_a_library_it_says_how_to_get_one(made, none_built, normal, monk
             call(normal(1, 96), w)
 
 
-def copied(native_folder, tmp_path, monkeypatch):
+def copied(cpp_folder, tmp_path, monkeypatch):
     """The library in a folder of its own, where nobody has tried it."""
-    found = library.build.find(Path(native_folder))
+    found = library.build.find(Path(cpp_folder))
     shutil.copy(found, tmp_path / found.name)
-    monkeypatch.setenv("ROCMFORGE_NATIVE_FOLDER", str(tmp_path))
+    monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", str(tmp_path))
     monkeypatch.setattr(
         library.api, "load", lambda path: "these instructions"
     )  # JAX knows the same code already
@@ -225,9 +225,9 @@ def copied(native_folder, tmp_path, monkeypatch):
     ids=["wrong", "nan", "raises"],
 )
 def test_a_library_that_fails_is_named_once_and_xla_stands_in(
-    error, said, made, native, native_folder, normal, tmp_path, monkeypatch
+    error, said, made, cpp, cpp_folder, normal, tmp_path, monkeypatch
 ):
-    path = copied(native_folder, tmp_path, monkeypatch)
+    path = copied(cpp_folder, tmp_path, monkeypatch)
     monkeypatch.setattr(library, "_error", error)
     w, _ = made("Q4_0", 7, 3)
     x = normal(1, 96)
@@ -244,8 +244,8 @@ def test_a_library_that_fails_is_named_once_and_xla_stands_in(
     assert not list(tmp_path.glob("*.passed"))
 
 
-def test_a_library_is_tried_once_for_a_processor(native, native_folder, tmp_path, monkeypatch):
-    copied(native_folder, tmp_path, monkeypatch)
+def test_a_library_is_tried_once_for_a_processor(cpp, cpp_folder, tmp_path, monkeypatch):
+    copied(cpp_folder, tmp_path, monkeypatch)
     tried = []
     monkeypatch.setattr(
         library, "_error", lambda packing, mode: tried.append((packing, mode)) or 0.0
@@ -260,8 +260,8 @@ def test_a_library_is_tried_once_for_a_processor(native, native_folder, tmp_path
     assert library.usable() and len(tried) == 2 * len(library.word_packed.packings())
 
 
-def test_the_trial_itself_passes_and_finds_a_wrong_product(native, monkeypatch):
-    packing = library.word_packed.packing(formats.get("Q4_0"))
+def test_the_trial_itself_passes_and_finds_a_wrong_product(cpp, monkeypatch):
+    packing = library.groups.packing(formats.get("Q4_0"))
     assert library.usable() and library._error(packing, "int16") < ERRORS["int16"]
     multiply = library._multiply
     monkeypatch.setattr(library, "_multiply", lambda *of: [1.001 * y for y in multiply(*of)])

@@ -5,11 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pallas_kernels.native import repack as native_repack
 from rocmforge_jax import formats
-from rocmforge_jax.formats import Codes, Field, Format, WordPacking
-from rocmforge_jax.formats.scales import SCHEMES
-from rocmforge_jax.quant import native, repack, word_packed
+from rocmforge_jax.cpp import repack as native_repack
+from rocmforge_jax.quant import groups, native, repack
 from rocmforge_jax.quant.layout import split
 from tests.quant.conftest import IN_GROUPS
 
@@ -24,7 +22,7 @@ def random_rows(name, *lead, elements=1280, seed=0):
 
 
 @pytest.mark.parametrize("name", IN_GROUPS)
-def test_every_type(name, native):
+def test_every_type(name, cpp):
     """Stacks of experts too; and rows that several threads take, the last with fewer."""
     fmt = formats.get(name)
     for rows in (
@@ -40,7 +38,7 @@ def test_every_type(name, native):
             )
 
 
-def test_planes_are_not_copied_for_the_device(native):
+def test_planes_are_not_copied_for_the_device(cpp):
     planes = native_repack.repack(
         native_library(),
         random_rows("Q4_K", 5),
@@ -50,7 +48,7 @@ def test_planes_are_not_copied_for_the_device(native):
     assert all(plane.ctypes.data % native_repack.ALIGNMENT == 0 for plane in planes.values())
 
 
-def test_rows_that_are_no_whole_blocks_are_refused(native):
+def test_rows_that_are_no_whole_blocks_are_refused(cpp):
     rows, blocks = random_rows("Q4_K", 5), repack.blocks_of(formats.get("Q4_K"))
     for wrong in (rows[:, 1:], rows.astype(np.int8), rows[:, ::2]):
         with pytest.raises(

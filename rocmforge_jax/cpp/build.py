@@ -12,7 +12,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).parent / "src"
 #: The compilers that are looked for, in this order. The environment variable CXX names another.
 COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
@@ -53,7 +53,7 @@ def find(folder: Path) -> Path | None:
 
 def build(folder: Path) -> Path:
     """Compile into `folder`, or find what an earlier call compiled -> the library, to be loaded
-    with `native.api.load`.
+    with `products.load`.
 
     Processes may do so at the same time: each compiles in a folder of its own and moves the whole
     library to its name. RuntimeError: there is no compiler, or it fails, with the last lines of
@@ -126,11 +126,8 @@ def _headers() -> str:
 
 def _source_key() -> str:
     """Of all that the library is made from, but for the compiler."""
-    sources = sorted(
-        path
-        for path in SOURCES.iterdir()
-        if path.suffix in (".cc", ".h") or path.name == "build.py"
-    )
+    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cc", ".h"))
+    sources.append(Path(__file__))
     return _hash(
         [path.read_bytes() for path in sources]
         + [version("jaxlib").encode(), platform.machine().encode()]

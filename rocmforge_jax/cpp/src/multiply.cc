@@ -23,7 +23,7 @@ constexpr int64_t kWorthAThread = 1 << 16;
 
 constexpr int64_t kNumbersOfWeight = 7;
 
-// What `api.py` wrote into `jobs`: for each job its weights, whether there is a bias, a residual; for each weight the numbers of a packing.
+// What `products.py` wrote into `jobs`: for each job its weights, whether there is a bias, a residual; for each weight the numbers of a packing.
 ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ffi::Span<const int64_t> numbers, ffi::Span<const uint8_t> tables,
                      std::vector<Job>& jobs) {
   size_t at = 0, arg = 0, table = 0;

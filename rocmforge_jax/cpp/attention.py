@@ -2,7 +2,7 @@
 functions.
 
 Shapes as in `nn`: q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], all float32; starts int32
-[B]. A library that `native.api.load` has loaded provides them.
+[B]. A library that `products.load` has loaded provides them.
 """
 
 import jax

@@ -5,7 +5,7 @@
 
 constexpr int kGroup = 32;
 
-enum Scale : int64_t { kD, kInt8, kNibbles, kBytes, kE8M0, kE4M3 };  // the order of api.py
+enum Scale : int64_t { kD, kInt8, kNibbles, kBytes, kE8M0, kE4M3 };  // the order of products.py
 
 // A matrix [rows, groups * kGroup] as `pallas_kernels.packing` describes it.
 struct Weight {

@@ -7,20 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.native import api, build
 from pallas_kernels.packing import GROUP, position_words
 from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import formats
-from rocmforge_jax.quant import word_packed
-from tests.pallas_kernels.conftest import NEEDS_NATIVE, PACKED_TYPES
+from rocmforge_jax.cpp import build
+from rocmforge_jax.cpp import products as api
+from rocmforge_jax.quant import groups
+from tests.cpp.conftest import NEEDS_CPP
+from tests.pallas_kernels.conftest import PACKED_TYPES
 
 ERRORS = {"int16": 1e-4, "int8": 1.2e-2}
-pytestmark = NEEDS_NATIVE
+pytestmark = NEEDS_CPP
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library(native_folder):
-    library = build.build(native_folder)
+def library(cpp_folder):
+    library = build.build(cpp_folder)
     yield library, api.load(library)
 
 
@@ -333,10 +335,10 @@ def test_a_packing_without_code():
         api.multiply(jnp.ones((1, 64)), [Product((Weight(weight.planes, packing),))], mode="int16")
 
 
-def test_what_is_built_is_found_without_a_compiler(library, native_folder, monkeypatch):
+def test_what_is_built_is_found_without_a_compiler(library, cpp_folder, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert build.compiler() is None
-    assert build.find(native_folder) == library[0]
+    assert build.find(cpp_folder) == library[0]
 
 
 def test_a_compiler_that_fails(tmp_path, monkeypatch):

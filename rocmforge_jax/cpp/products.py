@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.native import attention
 from pallas_kernels.packing import GROUP, Packing
-from pallas_kernels.qmatmul import Product
+from pallas_kernels.qmatmul.api import Product
+from rocmforge_jax.cpp import attention
 
 #: The modes of activations that there are, and in how many bytes each has a number: see
 #: `qmatmul.activations`.

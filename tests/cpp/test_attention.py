@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.native import api, attention, build
-from tests.pallas_kernels.conftest import NEEDS_NATIVE
+from rocmforge_jax.cpp import attention, build
+from rocmforge_jax.cpp import products as api
+from tests.cpp.conftest import NEEDS_CPP
 
-pytestmark = NEEDS_NATIVE
+pytestmark = NEEDS_CPP
 
 #: B, T, N, K, H, S, starts: one token and several, one KV head and as many as heads, widths and
 #: slots that fill no tile.
@@ -22,9 +23,9 @@ CASES = [
 
 
 @pytest.fixture(params=["quickest", "plain C++"], autouse=True)
-def library(request, native_folder):
+def library(request, cpp_folder):
     """The library, with the instructions that it chooses, and with none in particular."""
-    library = build.find(native_folder)
+    library = build.find(cpp_folder)
     first = api.load(library)
     api.use(library, first if request.param == "quickest" else request.param)
     yield library

@@ -27,8 +27,7 @@ from opening import processor
 
 from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax import formats
-from rocmforge_jax.cpp import build
-from rocmforge_jax.cpp import products as api
+from rocmforge_jax.cpp import build, library, products
 from rocmforge_jax.quant import groups, native
 
 TYPES = ("Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")
@@ -48,7 +47,7 @@ extern "C" uint64_t read_all(const uint64_t* p, int64_t count) {
 def read_bandwidth(threads: int, size: int, repeats: int) -> float:
     """Bytes a second that threads read from memory, each its part of `size` bytes: the median."""
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "reader.so"
+        reader = Path(folder) / "reader.so"
         command = [
             build.compiler(),
             "-O3",
@@ -59,10 +58,10 @@ def read_bandwidth(threads: int, size: int, repeats: int) -> float:
             "c++",
             "-",
             "-o",
-            str(library),
+            str(reader),
         ]
         subprocess.run(command, input=READER, text=True, check=True)
-        read = ctypes.CDLL(str(library)).read_all
+        read = ctypes.CDLL(str(reader)).read_all
     read.argtypes, read.restype = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_uint64
     words = np.ones(size // 8, np.uint64)
     parts = [
@@ -125,7 +124,7 @@ class Case:
         self._x = jax.random.normal(jax.random.key(1), (rows, self.inputs), "float32")
         self._run = jax.jit(
             lambda x, weights: [
-                api.multiply(x, [Product((Weight(w, packing),))], mode=mode)[0][:1, :1]
+                products.multiply(x, [Product((Weight(w, packing),))], mode=mode)[0][:1, :1]
                 for w in weights
             ]
         )
@@ -158,7 +157,7 @@ def main():
     parser.add_argument("--types", nargs="+", default=TYPES)
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--rows", nargs="+", type=int, default=(1, 128))
-    parser.add_argument("--modes", nargs="+", default=tuple(api.MODES))
+    parser.add_argument("--modes", nargs="+", default=tuple(products.MODES))
     parser.add_argument(
         "--instructions", help="those to use, where the processor has them; default: the quickest"
     )
@@ -167,10 +166,10 @@ def main():
     )
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    library, size = native.build_library(), arguments.megabytes << 20
-    used = api.load(library)
+    path, size = native.build_library(), arguments.megabytes << 20
+    used = library.load(path)
     if arguments.instructions:
-        api.use(library, used := arguments.instructions)
+        library.use(path, used := arguments.instructions)
     threads = os.cpu_count()
     bandwidth = read_bandwidth(threads, 1 << 30, arguments.repeats)
     print(f"{processor()}, {threads} threads read {bandwidth / 1e9:.1f} GB/s; products use {used}")

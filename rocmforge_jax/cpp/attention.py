@@ -2,15 +2,12 @@
 functions.
 
 Shapes as in `nn`: q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], all float32; starts int32
-[B]. A library that `products.load` has loaded provides them.
+[B]. A library that `library.load` has loaded provides them.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-#: Name of the call -> the symbol of the library.
-TARGETS = {"rocmforge_attend": "Attend", "rocmforge_rotate_and_store": "RotateAndStore"}
 
 
 def attend(q_BTNH, keys, values, starts_B, *, scale: float) -> jax.Array:

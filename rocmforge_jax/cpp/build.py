@@ -1,6 +1,6 @@
-"""Compile the C++ products of this folder into one shared object.
+"""Compiles the C++ sources of `src` into one shared library.
 
-Needs a C++17 compiler and JAX's headers, no network. Imports no jax.
+This needs a C++17 compiler and the headers of JAX, but no network. It does not import JAX.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "src"
-#: The compilers that are looked for, in this order. The environment variable CXX names another.
+#: Compilers to look for, in this order. The environment variable CXX names another one.
 COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-#: The sets of instructions that `kernels.cc` is compiled for, by machine, and the flags of each;
-#: `processor.cc` chooses. One that the compiler does not know is left out; "plain" is always there.
+#: Compiler flags of each set of instructions that `kernels.cc` is compiled for, by machine.
+#: `processor.cc` chooses among them. A set unknown to the compiler is left out; "plain" never is.
 _VARIANTS = {
     "x86_64": {
         "avx512": (
@@ -30,20 +30,20 @@ _VARIANTS = {
         "avx2": _AVX2,
     }
 }
-#: Lines of a compiler's complaint that an error repeats.
+#: Lines of the output of a compiler that an error repeats.
 _LAST_LINES = 20
 
 
 def compiler() -> str | None:
-    """The C++ compiler that is used, or None."""
+    """Finds the C++ compiler, or returns None."""
     named = os.environ.get("CXX")
     return next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
 
 
 def find(folder: Path) -> Path | None:
-    """The library that `build` made in `folder` from this source for this JAX, or None.
+    """Finds the library that `build` made in `folder` from this source for this JAX, or None.
 
-    Needs no compiler.
+    This needs no compiler.
     """
     found = sorted(
         Path(folder).glob(f"multiply-{_source_key()}-*.so"), key=lambda path: path.stat().st_mtime
@@ -52,12 +52,19 @@ def find(folder: Path) -> Path | None:
 
 
 def build(folder: Path) -> Path:
-    """Compile into `folder`, or find what an earlier call compiled -> the library, to be loaded
-    with `products.load`.
+    """Compiles the library into `folder`, unless an earlier call did.
 
-    Processes may do so at the same time: each compiles in a folder of its own and moves the whole
-    library to its name. RuntimeError: there is no compiler, or it fails, with the last lines of
-    what it says.
+    Several processes may build at the same time: each compiles in a folder of its own and moves the
+    complete library to its final name.
+
+    Args:
+        folder: Where to put the library.
+
+    Returns:
+        The library, for `library.load`.
+
+    Raises:
+        RuntimeError: There is no compiler, or it fails; with the last lines of its output.
     """
     program = compiler()
     if program is None:
@@ -90,7 +97,7 @@ def build(folder: Path) -> Path:
 
 
 def _objects(program: str) -> list[tuple[str, tuple[str, ...]]]:
-    """What is compiled, side by side: (source, flags)."""
+    """Lists the translation units, which are compiled in parallel: (source, flags)."""
     variants = {
         name: flags
         for name, flags in _VARIANTS.get(platform.machine(), {}).items()
@@ -109,6 +116,7 @@ def _objects(program: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _knows(program: str, flags: tuple[str, ...]) -> bool:
+    """Whether a compiler accepts the flags."""
     return (
         subprocess.run(
             [program, *flags, "-E", "-x", "c++", os.devnull], capture_output=True
@@ -118,14 +126,14 @@ def _knows(program: str, flags: tuple[str, ...]) -> bool:
 
 
 def _headers() -> str:
-    """Where JAX's headers are: `jax.ffi.include_dir()`, without importing jax."""
+    """Returns the folder of the headers of JAX: `jax.ffi.include_dir()`, without importing JAX."""
     import jaxlib
 
     return str(Path(jaxlib.__file__).parent / "include")
 
 
 def _source_key() -> str:
-    """Of all that the library is made from, but for the compiler."""
+    """Hashes everything that the library is made from except the compiler."""
     sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cc", ".h"))
     sources.append(Path(__file__))
     return _hash(
@@ -139,7 +147,7 @@ def _hash(parts: list[bytes]) -> str:
 
 
 def _run(commands: list[list[str]]) -> list[str]:
-    """Run commands side by side -> what each said."""
+    """Runs commands in parallel and returns the output of each."""
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for command in commands

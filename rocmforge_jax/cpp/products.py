@@ -1,14 +1,8 @@
-"""Products with packed weights on a CPU: `multiply.cc` as a JAX function.
+"""Products with packed weights on a CPU: `multiply.cc` in JAX.
 
-It computes what `pallas_kernels.qmatmul` does on a GPU.
-
-Whoever calls it has it compiled by `build.build` and loads what that made.
+They compute what `pallas_kernels.qmatmul` computes on a GPU. The function belongs to the library
+that `library.load` loaded.
 """
-
-import ctypes
-import functools
-import itertools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,83 +10,34 @@ import numpy as np
 
 from pallas_kernels.packing import GROUP, Packing
 from pallas_kernels.qmatmul.api import Product
-from rocmforge_jax.cpp import attention
+from rocmforge_jax.cpp import library
 
-#: The modes of activations that there are, and in how many bytes each has a number: see
-#: `qmatmul.activations`.
+#: Modes of activations (see `qmatmul.activations`) and the bytes of a number in each.
 MODES = {"int16": 2, "int8": 1}
-_TARGET = "rocmforge_multiply"
-#: In the order of `enum Scale`.
+#: In the order of `enum Scale` in kernels.h.
 _SCALES = ("d", "int8", "nibbles", "bytes", "e8m0", "e4m3")
 _PLANES = ("codes", "d", "scale")
-#: What there is code for, as `functions` in few_rows.h: (bits, table, halves, minimum).
-_FORMS = {
-    (2, False, 1, False),
-    (2, False, 2, True),
-    (3, False, 2, False),
-    (4, False, 1, False),
-    (4, False, 1, True),
-    (4, True, 1, False),
-    (4, True, 2, False),
-    (5, False, 1, False),
-    (5, False, 1, True),
-    (6, False, 2, False),
-    (8, False, 1, False),
-}
-
-
-@functools.cache
-def load(library: Path) -> str:
-    """Make a compiled library known to JAX -> the instructions it uses.
-
-    OSError: it is no such library.
-    """
-    loaded = _opened(library)
-    for name, symbol in {_TARGET: "Multiply", **attention.TARGETS}.items():
-        jax.ffi.register_ffi_target(
-            name, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu"
-        )
-    return loaded.kernels_in_use().decode()
-
-
-def instructions(library: Path) -> list[str]:
-    """The sets of instructions that the library has kernels for and this processor can run, the
-    quickest first.
-    """
-    names = iter(
-        lambda index=itertools.count(): _opened(library).kernels_that_run(next(index)), None
-    )
-    return [name.decode() for name in names]
-
-
-def use(library: Path, name: str) -> None:
-    """Have all products use these instructions from now on: for tests and measurements.
-
-    ValueError: none of `instructions`.
-    """
-    if not _opened(library).use_kernels(name.encode()):
-        raise ValueError(
-            f"{name!r} is none of the instructions of this processor:"
-            f" {', '.join(instructions(library))}"
-        )
-
-
-@functools.cache
-def _opened(library: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(library))
-    loaded.kernels_in_use.restype = loaded.kernels_that_run.restype = ctypes.c_char_p
-    loaded.use_kernels.restype = ctypes.c_bool
-    return loaded
 
 
 def multiply(
     x_MK, products: list[Product], *, mode: str, norm=None, epsilon: float = 0.0
 ) -> list[jax.Array]:
-    """All products of one input [M, K] in one call, in float32 -> float32 [M, N] each.
+    """Computes all products of one input in one call, in float32.
 
-    norm: the scale [K] of an RMSNorm that x goes through first, or None. NotImplementedError: a
-    mode that is none of MODES, a packing that there is no code for. ValueError: shapes that do not
-    fit.
+    Args:
+        x_MK: The input.
+        products: The products, with packed weights.
+        mode: One of MODES: the numbers that the input is rounded to.
+        norm: The scale [K] of an RMSNorm to apply to the input first, or None.
+        epsilon: That of the norm.
+
+    Returns:
+        The outputs [M, N], one of each product.
+
+    Raises:
+        NotImplementedError: A mode outside of MODES, or a packing without code.
+        ValueError: Shapes that do not fit.
+        RuntimeError: No library is loaded.
     """
     if mode not in MODES:
         raise NotImplementedError(f"{mode} activations; there are {', '.join(MODES)}")
@@ -112,8 +57,8 @@ def multiply(
         jax.ShapeDtypeStruct((x_MK.shape[0], product.weights[0].rows), jnp.float32)
         for product in products
     ]
-    call = jax.ffi.ffi_call(_TARGET, outputs, vmap_method="sequential")
-    return call(
+    call = jax.ffi.ffi_call("rocmforge_multiply", outputs, vmap_method="sequential")
+    outputs = call(
         x_MK.astype(jnp.float32),
         norm,
         *operands,
@@ -122,12 +67,13 @@ def multiply(
         parts=np.int64(MODES[mode]),
         epsilon=np.float32(epsilon),
     )
+    return list(outputs)
 
 
 def validate(x_MK, products: list[Product], norm=None) -> None:
-    """What `multiply` takes, from shapes alone: the code in C++ reads memory as they say.
+    """Checks the operands of `multiply` by their shapes, which the C++ code relies on.
 
-    Errors as there.
+    It raises what `multiply` raises.
     """
     if x_MK.ndim != 2 or 0 in x_MK.shape or x_MK.shape[1] % GROUP:
         raise ValueError(
@@ -157,7 +103,7 @@ def validate(x_MK, products: list[Product], norm=None) -> None:
 
 def _validate_weight(weight, N: int, K: int) -> None:
     packing, groups = weight.packing, K // GROUP
-    if _form(packing) not in _FORMS:
+    if _form(packing) not in library.forms(library.loaded()):
         raise NotImplementedError(f"no code for {packing}")
     if groups % packing.span:
         raise ValueError(
@@ -183,21 +129,21 @@ def _validate_weight(weight, N: int, K: int) -> None:
             )
 
 
-def _form(packing: Packing):
-    return packing.bits, packing.table is not None, packing.halves, packing.minimum
+def _form(packing: Packing) -> library.Form:
+    return library.Form(
+        packing.bits, packing.table is not None, packing.halves, bool(packing.minimum)
+    )
 
 
 def _table(packing: Packing) -> list[int]:
-    """16 bytes: the codes' values, from which the C++ takes no offset.
-
-    Zeros where the packing has none.
-    """
+    """Returns 16 bytes: the values of the codes less the offset, zeros without a table."""
     return (
         [(entry - packing.offset) & 255 for entry in packing.table] if packing.table else [0] * 16
     )
 
 
 def _numbers(packing: Packing) -> list[int]:
+    """Returns what `read_jobs` in multiply.cc reads of a packing."""
     scale = _SCALES.index(packing.scale)
     return [
         packing.bits,

@@ -1,6 +1,4 @@
-"""Blocks of bytes, as a file holds them -> planes, in C++: `repack.cc`, by as many threads as there
-are processors.
-"""
+"""Turns the blocks of bytes of a file into planes: `repack.cc`, with a thread per processor."""
 
 import concurrent.futures
 import ctypes
@@ -13,24 +11,31 @@ import numpy as np
 
 from pallas_kernels.packing import GROUP, Packing
 
-#: How the scales of a block may lie, in the order of `enum Scales`. "bytes": one after the other,
-#: as int8 or uint8. "six_bit_pairs": of Q4_K and Q5_K, a scale and a minimum; "six_bits": of Q3_K;
-#: "high_and_low": of IQ4_XS, two fields.
+#: Layouts of the small scales of a block, in the order of `enum Scales`. "bytes": consecutive int8
+#: or uint8. "six_bit_pairs": scales and minima of Q4_K and Q5_K. "six_bits": those of Q3_K.
+#: "high_and_low": the two fields of IQ4_XS.
 SCALES = (None, "bytes", "six_bit_pairs", "six_bits", "high_and_low")
-#: Bytes of blocks that a thread takes at a time.
+#: Bytes of blocks that a thread converts at a time.
 PIECE = 4 << 20
-#: What XLA takes an array of the host for as it is.
+#: Alignment in bytes of host arrays that XLA uses without a copy.
 ALIGNMENT = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Where the fields of a block are.
+    """Where the fields of a block are, as offsets in bytes.
 
-    block: elements; bytes: of a block. codes: (offset, bits, run) of each field, the lowest bits of
-    the codes first, as `formats._bits.unpack` takes them; exchanged: whether bits 2 and 3 of a code
-    then change places. d, m: offsets of float16 scales, None where there are none. scales: one of
-    SCALES, which is at `at` and, for what has two fields, `more_at`.
+    Attributes:
+        block: Elements of a block.
+        bytes: Bytes of a block.
+        codes: (offset, bits, run) of each field of codes, the lowest bits first, as for
+            `formats._bits.unpack`.
+        d: Offset of the float16 scale, or None.
+        m: Offset of the float16 minimum, or None.
+        scales: Layout of the small scales, one of SCALES.
+        at: Offset of the small scales, or None.
+        more_at: Offset of their second field, or None.
+        exchanged: Whether bits 2 and 3 of each code change places after they are unpacked.
     """
 
     block: int
@@ -44,7 +49,7 @@ class Blocks:
     exchanged: bool = False
 
     def numbers(self, packing: Packing) -> np.ndarray:
-        """As `struct Blocks` has them."""
+        """Returns the numbers of `struct Blocks` in repack.cc."""
 
         def offsets(*many):
             return [-1 if offset is None else offset for offset in many]
@@ -73,9 +78,19 @@ class Blocks:
 def repack(
     library: Path, row_bytes: np.ndarray, blocks: Blocks, packing: Packing
 ) -> dict[str, np.ndarray]:
-    """uint8 [N, row bytes] -> planes of a matrix [N, K], aligned for XLA.
+    """Turns the blocks of a matrix into planes, which are aligned for XLA.
 
-    ValueError: rows that are no whole blocks.
+    Args:
+        library: The compiled library.
+        row_bytes: The blocks, uint8 [N, bytes of a row].
+        blocks: Where the fields of a block are.
+        packing: The packing of the planes.
+
+    Returns:
+        The planes of a matrix [N, K].
+
+    Raises:
+        ValueError: Rows that do not consist of whole blocks.
     """
     rows, nbytes = row_bytes.shape
     if row_bytes.dtype != np.uint8 or nbytes % blocks.bytes or not row_bytes.flags.c_contiguous:
@@ -117,7 +132,7 @@ def repack(
 
 
 def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An array like `numpy.empty`, at an address that XLA needs no copy for."""
+    """Makes an array like `numpy.empty` at an address that saves XLA a copy."""
     nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

@@ -20,6 +20,7 @@ from pallas_kernels import samples, targets
 from pallas_kernels.dequantize import reference
 from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax.cpp import build
+from rocmforge_jax.cpp import library as cpp_library
 from rocmforge_jax.cpp import products as api
 from rocmforge_jax.locate import cache_folder
 from rocmforge_jax.quant import word_packed
@@ -153,7 +154,7 @@ def _loaded(library: Path) -> tuple[str, str | None]:
     """(instructions, None), or what is wrong with a library, which is also said in a warning."""
     used, problem = "", None
     try:
-        used = api.load(library)
+        used = cpp_library.load(library)
         passed = library.with_name(f"{library.stem}-{used.replace(' ', '-')}.passed")
         if not passed.exists():
             problem = _problem()

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rocmforge_jax.cpp import attention, build
-from rocmforge_jax.cpp import products as api
+from rocmforge_jax.cpp import attention
 from tests.cpp.conftest import NEEDS_CPP
 
 pytestmark = NEEDS_CPP
@@ -22,14 +21,9 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=["quickest", "plain C++"], autouse=True)
-def library(request, cpp_folder):
-    """The library, with the instructions that it chooses, and with none in particular."""
-    library = build.find(cpp_folder)
-    first = api.load(library)
-    api.use(library, first if request.param == "quickest" else request.param)
-    yield library
-    api.use(library, first)
+@pytest.fixture(autouse=True)
+def every_set_of_instructions(instructions):
+    """All tests here run with each set of instructions."""
 
 
 def operands(B, T, N, K, H, S, starts, normal):

@@ -210,7 +210,7 @@ def copied(cpp_folder, tmp_path, monkeypatch):
     shutil.copy(found, tmp_path / found.name)
     monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", str(tmp_path))
     monkeypatch.setattr(
-        library.api, "load", lambda path: "these instructions"
+        library.cpp_library, "load", lambda path: "these instructions"
     )  # JAX knows the same code already
     return tmp_path / found.name
 

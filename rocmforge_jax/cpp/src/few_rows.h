@@ -6,6 +6,7 @@
 
 #include "dots.h"
 #include "finish.h"
+#include "forms.h"
 
 namespace few_rows {
 namespace {
@@ -130,24 +131,15 @@ struct Functions {
 template <int kBits, bool kTable, int kHalves, bool kMinimum>
 constexpr Functions kFunctions = {{kOfParts<kBits, kTable, kHalves, kMinimum, 1>, kOfParts<kBits, kTable, kHalves, kMinimum, 2>}};
 
-// Of the packings that there are; nullptr for others.
-const Functions* functions(const Weight& w) {
-  const int64_t key = w.bits * 1000 + w.has_table * 100 + w.halves * 10 + w.minimum;
-  switch (key) {
-    case 2010: return &kFunctions<2, false, 1, false>;
-    case 2021: return &kFunctions<2, false, 2, true>;
-    case 3020: return &kFunctions<3, false, 2, false>;
-    case 4010: return &kFunctions<4, false, 1, false>;
-    case 4011: return &kFunctions<4, false, 1, true>;
-    case 4110: return &kFunctions<4, true, 1, false>;
-    case 4120: return &kFunctions<4, true, 2, false>;
-    case 5010: return &kFunctions<5, false, 1, false>;
-    case 5011: return &kFunctions<5, false, 1, true>;
-    case 6020: return &kFunctions<6, false, 2, false>;
-    case 8010: return &kFunctions<8, false, 1, false>;
-  }
-  return nullptr;
+template <typename... Each>
+const Functions* find(const Weight& w, List<Each...>) {
+  const Functions* found = nullptr;
+  ((Each::holds(w) && (found = &kFunctions<Each::kBits, Each::kTable, Each::kHalves, Each::kMinimum>)), ...);
+  return found;
 }
+
+// nullptr for a form of packing that has no code.
+const Functions* functions(const Weight& w) { return find(w, Forms{}); }
 
 int64_t scratch(const Job&, int64_t) { return 0; }
 

@@ -1,10 +1,12 @@
 // Products of activations with packed weights on a CPU, as an XLA custom call: what `pallas_kernels.qmatmul` computes on a GPU.
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
+#include "forms.h"
 #include "kernels.h"
 #include "processor.h"
 #include "team.h"
@@ -23,7 +25,8 @@ constexpr int64_t kWorthAThread = 1 << 16;
 
 constexpr int64_t kNumbersOfWeight = 7;
 
-// What `products.py` wrote into `jobs`: for each job its weights, whether there is a bias, a residual; for each weight the numbers of a packing.
+// Reads the attribute `jobs` as `products.py` writes it. Each job: the count of its weights, whether there is a bias, whether there is a
+// residual. Each weight: the numbers of its packing.
 ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ffi::Span<const int64_t> numbers, ffi::Span<const uint8_t> tables,
                      std::vector<Job>& jobs) {
   size_t at = 0, arg = 0, table = 0;
@@ -113,7 +116,20 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
   return ffi::Error::Success();
 }
 
+template <typename... Each>
+constexpr auto numbers_of(List<Each...>) {
+  return std::array<std::array<int64_t, 4>, sizeof...(Each)>{{{Each::kBits, Each::kTable, Each::kHalves, Each::kMinimum}...}};
+}
+
 }  // namespace
+
+// Writes the numbers of the form at `index`: bits, table, halves, minimum. Returns whether there is a form at `index`.
+extern "C" __attribute__((visibility("default"))) bool packing_form(int index, int64_t* form) {
+  static constexpr auto kForms = numbers_of(Forms{});
+  if (index < 0 || index >= (int)kForms.size()) return false;
+  std::copy(kForms[index].begin(), kForms[index].end(), form);
+  return true;
+}
 
 extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* Multiply(XLA_FFI_CallFrame*);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Multiply, multiply,

@@ -80,7 +80,7 @@ void fill_scales(const Weight& w, int64_t row, int64_t g, int64_t count, int vec
 }
 
 void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Panel& to) {
-  const FillCodes fill_codes = by_codes<FillCodesOf, FillCodes>(w);
+  const FillCodes fill_codes = by_codes<FillCodesOf, FillCodes>(w, Forms{});
   for (int vector = 0; vector < kVectors; vector++, row += LANES) {
     for (int64_t first = 0; first < count; first += LANES)
       fill_codes(w, bytes, row, g + first, count - first < LANES ? count - first : LANES, first, vector, to);

@@ -1,6 +1,7 @@
 // Codes and scales of packed weights, a vector of groups of one row at a time.
 #pragma once
 
+#include "forms.h"
 #include "kernels.h"
 #include "vectors.h"
 
@@ -115,20 +116,12 @@ void read_scales(const Weight& w, int64_t row, int64_t g, int64_t count, Scales&
   }
 }
 
-// Codes of a packing for which there is code: Function<kBits, kTable>::value for `w`, or nullptr.
-template <template <int, bool> class Function, typename Value>
-Value by_codes(const Weight& w) {
-  if (w.has_table) return w.bits == 4 ? Function<4, true>::value : nullptr;
-  switch (w.bits) {
-    case 1: return Function<1, false>::value;
-    case 2: return Function<2, false>::value;
-    case 3: return Function<3, false>::value;
-    case 4: return Function<4, false>::value;
-    case 5: return Function<5, false>::value;
-    case 6: return Function<6, false>::value;
-    case 8: return Function<8, false>::value;
-  }
-  return nullptr;
+// Function<kBits, kTable>::value for the codes of `w`; nullptr for codes that no form has.
+template <template <int, bool> class Function, typename Value, typename... Each>
+Value by_codes(const Weight& w, List<Each...>) {
+  Value found = nullptr;
+  ((w.bits == Each::kBits && (bool)w.has_table == Each::kTable && (found = Function<Each::kBits, Each::kTable>::value)), ...);
+  return found;
 }
 
 }  // namespace

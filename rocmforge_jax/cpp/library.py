@@ -1,0 +1,104 @@
+"""Loads a compiled library and registers its functions with JAX.
+
+A process has one registry of functions, so a library is loaded for the whole process.
+"""
+
+import ctypes
+import functools
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+#: Name of a custom call in JAX -> its symbol in the library.
+TARGETS = {
+    "rocmforge_multiply": "Multiply",
+    "rocmforge_attend": "Attend",
+    "rocmforge_rotate_and_store": "RotateAndStore",
+}
+_registered: Path | None = None
+
+
+class Form(NamedTuple):
+    """What distinguishes the packings that the library has code for from those that it has not."""
+
+    bits: int
+    table: bool
+    halves: int
+    minimum: bool
+
+
+@functools.cache
+def load(library: Path) -> str:
+    """Registers the functions of a compiled library with JAX.
+
+    Args:
+        library: The file that `build.build` made.
+
+    Returns:
+        The instructions that the library uses.
+
+    Raises:
+        OSError: The file is not such a library.
+    """
+    global _registered
+    opened = _opened(library)
+    for name, symbol in TARGETS.items():
+        jax.ffi.register_ffi_target(
+            name, jax.ffi.pycapsule(getattr(opened, symbol)), platform="cpu"
+        )
+    _registered = library
+    return opened.kernels_in_use().decode()
+
+
+def loaded() -> Path:
+    """Returns the library that was loaded last; raises RuntimeError before the first one."""
+    if _registered is None:
+        raise RuntimeError("no C++ library is loaded: call rocmforge_jax.cpp.library.load first")
+    return _registered
+
+
+@functools.cache
+def forms(library: Path) -> frozenset[Form]:
+    """Asks a library for the forms of packings that it has code for.
+
+    They are the same for all sets of instructions.
+    """
+
+    def numbers(index) -> list[int]:
+        form = (ctypes.c_int64 * len(Form._fields))()
+        return list(form) if _opened(library).packing_form(index, form) else []
+
+    found = itertools.takewhile(bool, map(numbers, itertools.count()))
+    return frozenset(
+        Form(bits, bool(table), halves, bool(minimum)) for bits, table, halves, minimum in found
+    )
+
+
+def instructions(library: Path) -> list[str]:
+    """Lists the sets of instructions that both library and processor have, the fastest first."""
+    names = map(_opened(library).kernels_that_run, itertools.count())
+    return [name.decode() for name in itertools.takewhile(bool, names)]
+
+
+def use(library: Path, name: str) -> None:
+    """Makes all calls use one set of instructions from now on: for tests and measurements.
+
+    Args:
+        library: A library that is loaded.
+        name: One of `instructions(library)`; otherwise ValueError is raised.
+    """
+    if not _opened(library).use_kernels(name.encode()):
+        raise ValueError(
+            f"{name!r} is none of the instructions of this processor:"
+            f" {', '.join(instructions(library))}"
+        )
+
+
+@functools.cache
+def _opened(library: Path) -> ctypes.CDLL:
+    opened = ctypes.CDLL(str(library))
+    opened.kernels_in_use.restype = opened.kernels_that_run.restype = ctypes.c_char_p
+    opened.use_kernels.restype = opened.packing_form.restype = ctypes.c_bool
+    return opened

@@ -1,35 +1,93 @@
-"""Attention over a cache on a CPU, and what puts new tokens into it: `attention.cc` as JAX
-functions.
+"""Attention over a KV cache on a CPU, and the update of the cache: `attention.cc` in JAX.
 
-Shapes as in `nn`: q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], all float32; starts int32
-[B]. A library that `library.load` has loaded provides them.
+Shapes: q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], all float32; starts [B], int32.
+The functions belong to the library that `library.load` loaded.
 """
+
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+if TYPE_CHECKING:
+    from pallas_kernels.attention import AttentionRule
 
-def attend(q_BTNH, keys, values, starts_B, *, scale: float) -> jax.Array:
-    """Attention of T tokens, whose keys and values the cache holds from slot starts_B[b] on: each
-    sees the slots up to its own.
+
+def attend(q_BTNH, keys, values, starts_B, rule: "AttentionRule") -> jax.Array:
+    """Attention of T new tokens to the slots that the rule shows to them.
+
+    Args:
+        q_BTNH: The queries. Token t of sequence b is at slot starts_B[b] + t.
+        keys: Keys of all slots, those of the new tokens among them.
+        values: Values of all slots.
+        starts_B: The slot of the first new token of each sequence.
+        rule: How to attend: `scale`, `causal`, `window`, `soft_cap` and `sinks_N`. A query sees no
+            slot from starts_B[b] + T on, causal or not.
+
+    Returns:
+        The attention [B, T, N, H]. A query that sees no slot gets zeros.
+
+    Raises:
+        ValueError: Operands that do not fit, or a rule that makes no sense.
     """
     check(q_BTNH, keys, values, starts_B)
+    check_rule(rule, q_BTNH.shape[2])
+    sinks = jnp.zeros((0,), jnp.float32) if rule.sinks_N is None else rule.sinks_N
     call = jax.ffi.ffi_call(
         "rocmforge_attend",
         jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32),
         vmap_method="sequential",
     )
-    return call(q_BTNH, keys, values, starts_B, scale=np.float32(scale))
+    return call(
+        q_BTNH,
+        keys,
+        values,
+        starts_B,
+        sinks,
+        scale=np.float32(rule.scale),
+        causal=np.bool_(rule.causal),
+        window=np.int64(rule.window or 0),
+        soft_cap=np.float32(rule.soft_cap or 0),
+    )
+
+
+def check_rule(rule: "AttentionRule", heads: int) -> None:
+    """Raises ValueError, with the numbers, for a rule that makes no sense with so many heads."""
+    if rule.window is not None and not rule.causal:
+        raise ValueError(f"a window needs causal attention, got window {rule.window}, causal False")
+    if rule.window is not None and rule.window < 1:
+        raise ValueError(f"a window has at least 1 slot, got window {rule.window}")
+    if rule.soft_cap is not None and not rule.soft_cap > 0:
+        raise ValueError(f"a soft cap is above 0, got soft_cap {rule.soft_cap}")
+    sinks = rule.sinks_N
+    if sinks is not None and (sinks.shape != (heads,) or sinks.dtype != jnp.float32):
+        raise ValueError(f"sinks are {sinks.dtype} {list(sinks.shape)}: expected float32 [{heads}]")
 
 
 def rotate_and_store(
     q_BTNH, k_BTKH, v_BTKH, cos_BTR, sin_BTR, keys, values, starts_B, *, interleaved: bool
 ) -> tuple[jax.Array, ...]:
-    """-> (q rotated, keys and values with the T tokens in them from slot starts_B[b] on), in the
-    place of the old ones where XLA can.
+    """Rotates queries and keys of T new tokens and writes keys and values into the cache.
 
-    Tokens beyond the cache fail the call.
+    The cache is updated in place where XLA can. Tokens beyond the cache make the call fail.
+
+    Args:
+        q_BTNH: The queries.
+        k_BTKH: The keys of the new tokens.
+        v_BTKH: The values of the new tokens.
+        cos_BTR: Cosines of the angles of each token; the first 2 R elements of a head are rotated.
+        sin_BTR: Sines of the same angles.
+        keys: The keys of the cache.
+        values: The values of the cache.
+        starts_B: The slot of the first new token of each sequence.
+        interleaved: Whether a pair that is rotated consists of neighbours.
+
+    Returns:
+        The rotated queries, the keys and the values of the updated cache.
+
+    Raises:
+        ValueError: Operands that do not fit.
     """
     check(q_BTNH, keys, values, starts_B)
     if k_BTKH.shape != v_BTKH.shape or k_BTKH.shape != (
@@ -72,12 +130,13 @@ def rotate_and_store(
 
 
 def check(q_BTNH, keys, values, starts_B) -> None:
-    """ValueError, with the shapes, for operands that do not fit."""
+    """Raises ValueError, with the shapes, for operands that do not fit."""
     (B, T, N, H), (_, K, _, S) = q_BTNH.shape, keys.shape
     shapes = (
         keys.shape == (B, K, H, S)
         and values.shape == (B, K, S, H)
         and starts_B.shape == (B,)
+        and K > 0
         and N % K == 0
         and T <= S
     )

@@ -4,6 +4,7 @@ code with other ratios.
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -223,9 +224,10 @@ class _CausalNative:
     """The same of the function in C++, which reads the slots that hold tokens."""
 
     def __call__(self, q_BTNH, cache, starts_B):
-        return native_attention.attend(
-            q_BTNH, cache.keys, cache.values, starts_B, scale=q_BTNH.shape[-1] ** -0.5
+        rule = types.SimpleNamespace(
+            scale=q_BTNH.shape[-1] ** -0.5, causal=True, window=None, soft_cap=None, sinks_N=None
         )
+        return native_attention.attend(q_BTNH, cache.keys, cache.values, starts_B, rule)
 
     def plain(self, q_BTNH, cache, starts_B):
         return _causal_xla(q_BTNH, cache, starts_B)

@@ -1,7 +1,9 @@
-"""Attention over a cache in C++, and what puts tokens into the cache, against float64."""
+"""Attention over a KV cache in C++, with every set of instructions, against float64."""
+
+import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,152 +12,215 @@ from tests.cpp.conftest import NEEDS_CPP
 
 pytestmark = NEEDS_CPP
 
-#: B, T, N, K, H, S, starts: one token and several, one KV head and as many as heads, widths and
-#: slots that fill no tile.
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """`pallas_kernels.attention.AttentionRule`."""
+
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    soft_cap: float | None = None
+    sinks_N: np.ndarray | None = None
+
+
+#: B, T, N, K, H, S, starts: one token and several, 1, 2, 3 and 7 heads of q for a KV head, one KV
+#: head, widths and slots that fill no tile, several tiles of queries and of slots.
 CASES = [
     (1, 1, 14, 2, 64, 256, [190]),
     (2, 5, 6, 2, 40, 100, [70, 3]),
     (1, 70, 8, 8, 128, 77, [7]),
     (3, 1, 4, 1, 80, 50, [0, 49, 20]),
-    (1, 300, 7, 1, 24, 700, [211]),
+    (1, 150, 7, 1, 24, 700, [411]),
+    (2, 5, 4, 2, 32, 600, [590, 40]),
+    (3, 70, 4, 2, 80, 200, [0, 130, 61]),
+    (1, 70, 2, 1, 256, 330, [250]),
+    (3, 1, 14, 2, 512, 300, [299, 3, 257]),
+    (2, 5, 2, 2, 512, 90, [77, 0]),
+    (1, 70, 2, 1, 512, 200, [120]),
 ]
+#: What a rule has besides its scale; "sinks" stands for one logit a head.
+RULES = {
+    "plain": {},
+    "window 1": {"window": 1},
+    "window 7": {"window": 7},
+    "window 101": {"window": 101},
+    "window beyond the cache": {"window": 10**9},
+    "soft cap": {"soft_cap": 1.5},
+    "sinks": {"sinks_N": "sinks"},
+    "soft cap and sinks": {"soft_cap": 3.0, "sinks_N": "sinks"},
+    "window, soft cap and sinks": {"window": 33, "soft_cap": 3.0, "sinks_N": "sinks"},
+    "not causal": {"causal": False},
+    "not causal, soft cap and sinks": {"causal": False, "soft_cap": 3.0, "sinks_N": "sinks"},
+}
 
 
-@pytest.fixture(autouse=True)
-def every_set_of_instructions(instructions):
-    """All tests here run with each set of instructions."""
+@functools.cache
+def operands(B, T, N, K, H, S, starts):
+    rng = np.random.default_rng(0)
+    shapes = (B, T, N, H), (B, K, H, S), (B, K, S, H)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    for array in arrays:
+        array.setflags(write=False)
+    return *arrays, np.array(starts, np.int32)
 
 
-def operands(B, T, N, K, H, S, starts, normal):
-    q, keys, values = normal(B, T, N, H), normal(B, K, H, S, seed=1), normal(B, K, S, H, seed=2)
-    return q, keys, values, np.array(starts, np.int32)
+def made(case):
+    return operands(*case[:-1], tuple(case[-1]))
 
 
-def exact(q, keys, values, starts):
-    """float64: each token over the slots up to its own."""
-    B, T, N, H = q.shape
-    group, out = N // keys.shape[1], np.zeros(q.shape)
-    for b, t, n in np.ndindex(B, T, N):
-        seen = starts[b] + t + 1
-        scores = np.float64(q[b, t, n]) @ np.float64(keys[b, n // group, :, :seen]) * H**-0.5
-        weights = np.exp(scores - scores.max())
-        out[b, t, n] = weights / weights.sum() @ np.float64(values[b, n // group, :seen])
-    return out
+def rule_of(name, case) -> Rule:
+    N, H = case[2], case[4]
+    parts = dict(RULES[name])
+    if "sinks_N" in parts:
+        parts["sinks_N"] = np.linspace(-3, 5, N, dtype=np.float32)
+    return Rule(H**-0.5, **parts)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention(case, normal, distance):
-    q, keys, values, starts = operands(*case, normal)
-    for b, start in enumerate(starts):  # what no token sees, whatever it is
-        keys[b, :, :, start + case[1] :] = values[b, :, start + case[1] :] = np.nan
-    out = jax.jit(lambda *of: attention.attend(*of, scale=case[4] ** -0.5))(q, keys, values, starts)
-    assert distance(out, exact(q, keys, values, starts)) < 1e-6
+def seen(rule, starts, T, S) -> np.ndarray:
+    """Which slots each token sees: bool [B, T, S]."""
+    own, slot = starts[:, None, None] + np.arange(T)[:, None], np.arange(S)
+    if not rule.causal:
+        return np.broadcast_to(slot < starts[:, None, None] + T, (len(starts), T, S))
+    return (slot <= own) & (slot > own - (rule.window or S))
 
 
-def test_large_scores_and_what_is_no_number(normal):
-    """A softmax that overflows without care; a NaN poisons the query that has it, no other."""
-    q, keys, values, starts = operands(*CASES[1], normal)
-    q *= 300
-    out = attention.attend(q, keys, values, starts, scale=1.0)
+def exact(q, keys, values, starts, rule) -> np.ndarray:
+    """Attention in float64."""
+    (_, T, N, _), (_, K, _, S) = q.shape, keys.shape
+    group = N // K
+    shown = seen(rule, starts, T, S)[:, :, None]
+    scores = np.einsum(
+        "btnh,bnhs->btns", np.float64(q), np.float64(keys).repeat(group, axis=1), optimize=True
+    )
+    scores = scores * rule.scale
+    if rule.soft_cap is not None:
+        scores = rule.soft_cap * np.tanh(scores / rule.soft_cap)
+    scores = np.where(shown, scores, -np.inf)
+    sinks = np.full(N, -np.inf) if rule.sinks_N is None else np.float64(rule.sinks_N)
+    most = np.maximum(scores.max(axis=-1), sinks)[..., None]
+    weights = np.exp(scores - most)
+    total = weights.sum(axis=-1, keepdims=True) + np.exp(sinks[:, None] - most)
+    return np.einsum(
+        "btns,bnsh->btnh",
+        weights / total,
+        np.float64(values).repeat(group, axis=1),
+        optimize=True,
+    )
+
+
+@functools.cache
+def truth(name, index) -> np.ndarray:
+    return exact(*made(CASES[index]), rule_of(name, CASES[index]))
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[str(case) for case in CASES])
+@pytest.mark.parametrize("name", RULES)
+def test_attention(name, index, instructions, distance):
+    """Slots that no token sees are not read: they hold NaN."""
+    (q, keys, values, starts), rule = made(CASES[index]), rule_of(name, CASES[index])
+    unseen = ~seen(rule, starts, q.shape[1], keys.shape[3]).any(axis=1)
+    keys = np.where(unseen[:, None, None], np.float32(np.nan), keys)
+    values = np.where(unseen[:, None, :, None], np.float32(np.nan), values)
+    out = attention.attend(q, keys, values, starts, rule)
+    assert distance(out, truth(name, index)) < 1e-6
+
+
+def test_tiles_before_the_window_are_skipped(instructions):
+    """A value that is not a number reaches the tokens that see it, and those of their tile only."""
+    q, keys, values, starts = made(CASES[4])
+    values = values.copy()
+    values[0, 0, starts[0]] = np.nan
+    out = attention.attend(q, keys, values, starts, Rule(1.0, window=4))
+    poisoned = np.isnan(out).any(axis=(0, 2, 3))
+    assert poisoned[:4].all() and not poisoned[12:].any()
+
+
+def test_large_scores(instructions, distance):
+    """A softmax overflows here without care, and a cap is reached at either end."""
+    q, keys, values, starts = made(CASES[1])
+    q = q * 300
+    out = attention.attend(q, keys, values, starts, Rule(1.0))
     assert np.isfinite(out).all() and np.abs(out).max() <= np.abs(values).max() * (1 + 1e-6)
+    capped = Rule(1.0, soft_cap=20.0)
+    out = attention.attend(q, keys, values, starts, capped)
+    assert distance(out, exact(q, keys, values, starts, capped)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["plain", "window, soft cap and sinks", "not causal"])
+def test_a_query_that_is_no_number_poisons_no_other(name, instructions):
+    q, keys, values, starts = made(CASES[1])
+    q = q.copy()
     q[1, 2, 3, 4] = np.nan
-    poisoned = np.isnan(attention.attend(q, keys, values, starts, scale=1.0)).any(axis=-1)
+    out = attention.attend(q, keys, values, starts, rule_of(name, CASES[1]))
+    poisoned = np.isnan(out).any(axis=-1)
     assert np.argwhere(poisoned).tolist() == [[1, 2, 3]]
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_tokens_are_rotated_and_put_into_the_cache(case, interleaved, normal):
-    (B, T, _, K, H, *_), half = case, case[4] // 4
-    q, keys, values, starts = operands(*case, normal)
-    k, v, angles = (
-        normal(B, T, K, H, seed=3),
-        normal(B, T, K, H, seed=4),
-        normal(B, T, half, seed=5),
-    )
-    cos, sin = np.cos(angles), np.sin(angles)
+def test_sinks_at_both_ends(instructions):
+    """A sink of -inf takes no share; one far above all scores takes nearly everything."""
+    *arrays, starts = made(CASES[1])
+    sinks = np.array([-np.inf, 0, -np.inf, 60, 0, 1e4], np.float32)
+    out = attention.attend(*arrays, starts, Rule(0.1, sinks_N=sinks))
+    plain = attention.attend(*arrays, starts, Rule(0.1))
+    np.testing.assert_array_equal(out[:, :, [0, 2]], plain[:, :, [0, 2]])
+    assert np.isfinite(out).all() and (np.abs(out[:, :, [3, 5]]) < 1e-20).all()
 
-    def rotated(x):
-        first, second = np.s_[0 : 2 * half : 2], np.s_[1 : 2 * half : 2]
-        if not interleaved:
-            first, second = np.s_[:half], np.s_[half : 2 * half]
-        out, c, s = np.float64(x), np.float64(cos)[:, :, None], np.float64(sin)[:, :, None]
-        out[..., first], out[..., second] = (
-            x[..., first] * c - x[..., second] * s,
-            x[..., second] * c + x[..., first] * s,
+
+def test_jit_and_vmap(library):
+    q, keys, values, starts = made(CASES[1])
+    rule = rule_of("window, soft cap and sinks", CASES[1])
+    whole = attention.attend(q, keys, values, starts, rule)
+
+    @jax.jit
+    def one_by_one(sinks, *operands):
+        with_sinks = dataclasses.replace(rule, sinks_N=sinks)
+        return jax.vmap(lambda *one: attention.attend(*(a[None] for a in one), with_sinks)[0])(
+            *operands
         )
-        return out
 
-    expected_keys, expected_values = np.float64(keys), np.float64(values)
-    for b, start in enumerate(starts):
-        expected_keys[b, :, :, start : start + T] = rotated(k)[b].transpose(1, 2, 0)
-        expected_values[b, :, start : start + T] = v[b].transpose(1, 0, 2)
-    found = attention.rotate_and_store(
-        q, k, v, cos, sin, jnp.asarray(keys), jnp.asarray(values), starts, interleaved=interleaved
-    )
-    for one, other in zip(found, (rotated(q), expected_keys, expected_values)):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(one_by_one(rule.sinks_N, q, keys, values, starts), whole)
 
 
-def test_a_cache_that_is_donated_is_updated_where_it_lies(normal):
-    q, keys, values, starts = operands(*CASES[0], normal)
-    k, angles = normal(1, 1, 2, 64, seed=3), normal(1, 1, 32)
-    step = jax.jit(
-        lambda keys, values: attention.rotate_and_store(
-            q, k, k, angles, angles, keys, values, starts, interleaved=False
-        ),
-        donate_argnums=(0, 1),
-    )
-    keys, values = jnp.array(keys), jnp.array(values)
-    before = keys.unsafe_buffer_pointer(), values.unsafe_buffer_pointer()
-    text = step.lower(keys, values).compile().as_text()
-    _, *after = step(keys, values)
-    assert tuple(a.unsafe_buffer_pointer() for a in after) == before
-    assert " copy(" not in text
-
-
-def test_tokens_beyond_the_cache_fail(normal):
-    q, keys, values, _ = operands(*CASES[1], normal)
+def test_tokens_beyond_the_cache_fail(library):
+    q, keys, values, _ = made(CASES[1])
     for starts in ([96, 0], [0, -1]):
         with pytest.raises(Exception, match="tokens beyond the cache"):
             jax.block_until_ready(
-                attention.attend(q, keys, values, np.array(starts, np.int32), scale=1.0)
+                attention.attend(q, keys, values, np.array(starts, np.int32), Rule(1.0))
             )
 
 
-@pytest.mark.parametrize("wrong", ["q", "values", "starts", "dtype"])
-def test_shapes_that_do_not_fit_are_refused_with_all_of_them(wrong, normal):
-    q, keys, values, starts = operands(*CASES[1], normal)
-    q = q[:, :, :5] if wrong == "q" else q.astype(np.float16) if wrong == "dtype" else q
-    values, starts = (
-        values[:, :, :-1] if wrong == "values" else values,
-        (starts[:1] if wrong == "starts" else starts),
-    )
-    with pytest.raises(
-        ValueError,
-        match=r"attention takes float32 q, keys, values and int32 starts that fit, got float",
-    ):
-        attention.attend(q, keys, values, starts, scale=1.0)
+WRONG = {
+    r"float32 \[2, 5, 5, 40\]": lambda q, *rest: (q[:, :, :5], *rest),
+    r"float16 \[2, 5, 6, 40\]": lambda q, *rest: (q.astype(np.float16), *rest),
+    r"float32 \[2, 2, 99, 40\]": lambda q, k, v, starts: (q, k, v[:, :, :-1], starts),
+    r"float32 \[2, 0, 40, 100\]": lambda q, k, v, starts: (q, k[:, :0], v[:, :0], starts),
+    r"float32 \[2, 2, 40, 4\]": lambda q, k, v, starts: (q, k[..., :4], v[:, :, :4], starts),
+    r"int32 \[1\]": lambda q, k, v, starts: (q, k, v, starts[:1]),
+    r"int16 \[2\]": lambda q, k, v, starts: (q, k, v, starts.astype(np.int16)),
+}
 
 
-def test_new_tokens_that_do_not_fit_are_refused(normal):
-    q, keys, values, starts = operands(*CASES[1], normal)
-    k, angles = normal(2, 5, 2, 40), normal(2, 5, 20)
+@pytest.mark.parametrize("shape", WRONG)
+def test_shapes_that_do_not_fit_are_refused_with_all_of_them(shape):
+    with pytest.raises(ValueError, match=f"float32 q.*int32 starts.* got .*{shape}"):
+        attention.attend(*WRONG[shape](*made(CASES[1])), Rule(1.0))
 
-    def call(k, angles):
-        return attention.rotate_and_store(
-            q, k, k, angles, angles, keys, values, starts, interleaved=False
-        )
 
-    with pytest.raises(
-        ValueError,
-        match=(
-            r"k is \[2, 4, 2, 40\], v \[2, 4, 2, 40\], for q \[2, 5, 6, 40\] and keys \[2, 2, 40,"
-            r" 100\]"
-        ),
-    ):
-        call(k[:, 1:], angles)
-    with pytest.raises(
-        ValueError, match=r"cos is \[2, 5, 21\], sin \[2, 5, 21\], for q \[2, 5, 6, 40\]"
-    ):
-        call(k, normal(2, 5, 21))
+WRONG_RULES = {
+    "window 4, causal False": {"window": 4, "causal": False},
+    "window 0": {"window": 0},
+    "window -1": {"window": -1},
+    r"soft_cap 0\.0": {"soft_cap": 0.0},
+    r"soft_cap -30\.0": {"soft_cap": -30.0},
+    "soft_cap nan": {"soft_cap": float("nan")},
+    r"sinks are float32 \[5\]: expected float32 \[6\]": {"sinks_N": np.zeros(5, np.float32)},
+    r"sinks are int32 \[6\]: expected float32 \[6\]": {"sinks_N": np.zeros(6, np.int32)},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_RULES)
+def test_rules_that_make_no_sense(message):
+    with pytest.raises(ValueError, match=message):
+        attention.attend(*made(CASES[1]), Rule(1.0, **WRONG_RULES[message]))

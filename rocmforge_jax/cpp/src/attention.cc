@@ -21,18 +21,20 @@ int64_t threads_for(ffi::ThreadPool& pool, int64_t work) {
   return std::clamp<int64_t>(work / kWorthAThread, 1, std::max<int64_t>(pool.num_threads(), 1));
 }
 
-// q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], starts [B] -> [B, T, N, H].
-ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts, ffi::Result<F32> out, float scale) {
+// q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], starts [B], sinks [N] or [0] -> [B, T, N, H].
+ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts, F32 sinks, ffi::Result<F32> out, float scale, bool causal,
+                  int64_t window, float soft_cap) {
   const auto shape = q.dimensions();
   const int64_t B = shape[0], T = shape[1], N = shape[2], K = keys.dimensions()[1];
   const Attention of{q.typed_data(), keys.typed_data(), values.typed_data(), starts.typed_data(), out->typed_data(),
-                     T, K, N / K, shape[3], keys.dimensions()[3], scale};
+                     T, K, N / K, shape[3], keys.dimensions()[3],
+                     Rule{scale, soft_cap, causal, window, sinks.element_count() ? sinks.typed_data() : nullptr}};
   for (int64_t b = 0; b < B; b++)
     if (of.starts[b] < 0 || of.starts[b] + T > of.slots) return ffi::Error::InvalidArgument("tokens beyond the cache");
   const Kernels& use = kernels();
   const int64_t rows = T * (N / K), tiles = (rows + use.queries - 1) / use.queries;
   int64_t work = 0;
-  for (int64_t b = 0; b < B; b++) work += (of.starts[b] + T) * T * N * of.width;
+  for (int64_t b = 0; b < B; b++) work += (window ? std::min(of.starts[b] + T, window) : of.starts[b] + T) * T * N * of.width;
   Team team(pool, std::min(threads_for(pool, work), B * K * tiles) - 1);
   team.run(B * K * tiles, [&](int64_t i) {
     static thread_local std::vector<float> memory;
@@ -102,7 +104,11 @@ ffi::Error rotate_and_store(ffi::ThreadPool pool, F32 q, F32 k, F32 v, F32 cos, 
 extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* Attend(XLA_FFI_CallFrame*);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     Attend, attend,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<S32>().Ret<F32>().Attr<float>("scale"));
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<F32>().Arg<F32>().Arg<F32>().Arg<S32>().Arg<F32>()
+        .Ret<F32>()
+        .Attr<float>("scale").Attr<bool>("causal").Attr<int64_t>("window").Attr<float>("soft_cap"));
 
 extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* RotateAndStore(XLA_FFI_CallFrame*);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(RotateAndStore, rotate_and_store,

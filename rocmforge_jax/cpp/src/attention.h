@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "finish.h"
+#include "exponential.h"
 #include "kernels.h"
 #include "vectors.h"
 
@@ -56,23 +56,39 @@ inline int64_t scratch(int64_t width) {
   return kQueries * 2 * padded(width) + (kQueries > kFew * 4 ? kQueries : kFew * 4) * kSlots + kSlotsOfFew * 2 * padded(width);
 }
 
-// Scores of a query, of which the first `seen` count, -> their weights, and the largest score and the sum of all weights so far, and the
-// factor by which what was summed before is to be multiplied.
-inline float soften(float* scores, int slots, int seen, float& largest, float& total) {
+// Slots from `first` to before `end`.
+struct Slots {
+  int64_t first, end;
+};
+
+// Slots that a query of token t of sequence b sees.
+inline Slots seen_by(const Attention& of, int64_t b, int64_t t) {
+  const int64_t end = of.starts[b] + (of.rule.causal ? t + 1 : of.tokens), window = of.rule.window;
+  return {window && window < end ? end - window : 0, end};
+}
+
+constexpr int32_t kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// The LANES numbers from scores + i on, with `otherwise` in place of those outside of `seen`.
+inline Floats where_seen(Floats numbers, int i, Slots seen, float otherwise) {
+  if (seen.first <= i && i + LANES <= seen.end) return numbers;
+  const Ints slot = whole<Ints>(kLaneNumbers) + i;
+  return (slot >= (int)seen.first) & (slot < (int)seen.end) ? numbers : Floats{} + otherwise;
+}
+
+// Turns the scores of a query into weights. `seen`: the scores that count. largest, total: the largest score and the sum of all weights so
+// far. Returns the factor for everything that was summed before.
+inline float soften(float* scores, int slots, Slots seen, float& largest, float& total) {
   Floats highest = Floats{} - INFINITY;
   for (int i = 0; i < slots; i += LANES) {
-    Floats s = whole<Floats>(scores + i);
-    for (int j = 0; j < LANES && i + LANES > seen; j++)
-      if (i + j >= seen) s[j] = -INFINITY;
+    const Floats s = where_seen(whole<Floats>(scores + i), i, seen, -INFINITY);
     highest = s > highest ? s : highest;
   }
   float now = largest;
   for (int j = 0; j < LANES; j++) now = highest[j] > now ? highest[j] : now;
   Floats sums = {};
   for (int i = 0; i < slots; i += LANES) {
-    Floats weight = exponential(whole<Floats>(scores + i) - now);
-    for (int j = 0; j < LANES && i + LANES > seen; j++)
-      if (i + j >= seen) weight[j] = 0;
+    const Floats weight = where_seen(exponential(whole<Floats>(scores + i) - now), i, seen, 0);
     sums += weight;
     store(scores + i, weight);
   }
@@ -83,23 +99,28 @@ inline float soften(float* scores, int slots, int seen, float& largest, float& t
 
 // Queries first to last of KV head `head` of sequence b, counted with the heads of the group as the minor axis.
 void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t last, float* memory) {
+  const Rule& rule = of.rule;
   const int64_t H = of.width, P = padded(H), G = of.group, N = of.kv_heads * G, count = last - first;
-  const int slots = count <= kFew ? kSlotsOfFew : kSlots;
+  const int most = count <= kFew ? kSlotsOfFew : kSlots;
   float *q = memory, *out = q + kQueries * P, *scores = out + kQueries * P;
-  float *keys = scores + (count <= kFew ? kFew : kQueries) * slots, *values = keys + P * slots;
+  float *keys = scores + (count <= kFew ? kFew : kQueries) * most, *values = keys + P * most;
   float largest[kQueries], total[kQueries];
   const auto place = [&](int64_t i) { return ((b * of.tokens + (first + i) / G) * N + head * G + (first + i) % G) * H; };
+  const float scale = rule.soft_cap ? rule.scale / rule.soft_cap : rule.scale;
   for (int64_t i = 0; i < count; i++) {
-    for (int64_t h = 0; h < H; h++) q[i * H + h] = of.q[place(i) + h] * of.scale;
-    largest[i] = -INFINITY, total[i] = 0;
+    for (int64_t h = 0; h < H; h++) q[i * H + h] = of.q[place(i) + h] * scale;
+    // A sink is a score that has been seen already, without a value.
+    largest[i] = rule.sinks ? rule.sinks[head * G + (first + i) % G] : -INFINITY;
+    total[i] = largest[i] > -INFINITY ? 1 : 0;
   }
   __builtin_memset(out, 0, count * P * sizeof(float));
 
   const float* all_keys = of.keys + (b * of.kv_heads + head) * H * of.slots;
   const float* all_values = of.values + (b * of.kv_heads + head) * of.slots * H;
-  const int64_t end = of.starts[b] + (last - 1) / G + 1;  // slots that the last query sees
-  for (int64_t s = 0; s < end; s += slots) {
-    const int64_t here = end - s < slots ? end - s : slots;
+  const int64_t end = seen_by(of, b, (last - 1) / G).end;
+  for (int64_t s = seen_by(of, b, first / G).first; s < end; s += most) {
+    const int64_t here = end - s < most ? end - s : most;
+    const int slots = (int)padded(here);
     for (int64_t h = 0; h < H; h++) {
       __builtin_memcpy(keys + h * slots, all_keys + h * of.slots + s, here * sizeof(float));
       if (here < slots) __builtin_memset(keys + h * slots + here, 0, (slots - here) * sizeof(float));
@@ -111,18 +132,21 @@ void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t
     __builtin_memset(scores, 0, count * slots * sizeof(float));
     add_products(count, q, H, keys, slots, H, scores, slots);
     for (int64_t i = 0; i < count; i++) {
-      const int64_t seen = of.starts[b] + (first + i) / G + 1 - s;
-      if (seen <= 0) {  // in a tile that only later queries see
-        __builtin_memset(scores + i * slots, 0, slots * sizeof(float));
+      float* own = scores + i * slots;
+      Slots seen = seen_by(of, b, (first + i) / G);
+      seen = {seen.first - s, seen.end - s < here ? seen.end - s : here};
+      if (seen.end <= 0 || seen.first >= here) {  // only other queries see slots of this tile
+        __builtin_memset(own, 0, slots * sizeof(float));
         continue;
       }
-      const float factor = soften(scores + i * slots, slots, (int)(seen < slots ? seen : slots), largest[i], total[i]);
+      for (int j = 0; j < slots && rule.soft_cap; j += LANES) store(own + j, rule.soft_cap * hyperbolic_tangent(whole<Floats>(own + j)));
+      const float factor = soften(own, slots, seen, largest[i], total[i]);
       for (int64_t h = 0; h < P; h += LANES) store(out + i * P + h, whole<Floats>(out + i * P + h) * factor);
     }
     add_products(count, scores, slots, P == H ? all_values + s * H : values, P, here, out, P);
   }
   for (int64_t i = 0; i < count; i++)
-    for (int64_t h = 0; h < H; h++) of.out[place(i) + h] = out[i * P + h] / total[i];
+    for (int64_t h = 0; h < H; h++) of.out[place(i) + h] = total[i] == 0 ? 0 : out[i * P + h] / total[i];
 }
 
 }  // namespace

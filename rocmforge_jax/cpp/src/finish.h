@@ -1,20 +1,11 @@
 // What happens to products on their way out: SwiGLU, a bias, a residual.
 #pragma once
 
+#include "exponential.h"
 #include "kernels.h"
 #include "vectors.h"
 
 namespace {
-
-// e^x to 2e-7 of it for |x| < 87, and as at the ends of that range beyond; a NaN stays one.
-inline Floats exponential(Floats number) {
-  Floats x = number > 87.0f ? Floats{} + 87.0f : number;
-  x = x < -87.0f ? Floats{} - 87.0f : x;
-  const Floats shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-  const Floats r = x - n * 0.693145752f - n * 1.42860677e-6f;
-  const Floats p = ((((r * 1.3888889e-3f + 8.3333333e-3f) * r + 4.1666667e-2f) * r + 1.6666667e-1f) * r + 0.5f) * r * r + r + 1.0f;
-  return number == number ? (Floats)((Ints)p + ((Ints)shifted << 23)) : number;
-}
 
 inline Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
 

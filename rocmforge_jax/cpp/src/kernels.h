@@ -46,13 +46,21 @@ struct Way {
   void (*multiply)(const Job&, const Inputs&, const void* tiles, int64_t m, int64_t count, int64_t first, int64_t last, void* scratch);
 };
 
+// `AttentionRule` of `pallas_kernels.attention`. window and soft_cap are 0, sinks nullptr, in a rule without them.
+struct Rule {
+  float scale, soft_cap;
+  bool causal;
+  int64_t window;
+  const float* sinks;
+};
+
 // One call of attention: see `attention.py`. group: heads of q that share a KV head; width: of a head.
 struct Attention {
   const float *q, *keys, *values;
   const int32_t* starts;
   float* out;
   int64_t tokens, kv_heads, group, width, slots;
-  float scale;
+  Rule rule;
 };
 
 struct Kernels {

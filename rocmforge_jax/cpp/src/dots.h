@@ -1,10 +1,10 @@
-// A vector of activations for `few_rows.h`, and its products with codes.
+// A vector of activations for `gemv.h`, and its products with codes.
 #pragma once
 
 #include "quantize.h"
 #include "weights.h"
 
-namespace few_rows {
+namespace gemv {
 namespace {
 
 // Whether activations are numbers of 16 bits: where the processor cannot multiply bytes.
@@ -60,4 +60,4 @@ inline Ints dots(Ints start, const Words* codes, const Block<kParts>& x, int fir
 }
 
 }  // namespace
-}  // namespace few_rows
+}  // namespace gemv

@@ -1,19 +1,19 @@
 // The products for one set of instructions: compiled several times, with VARIANT for the name of what it offers.
 
 #include "attention.h"
-#include "few_rows.h"
-#include "many_rows.h"
+#include "gemv.h"
+#include "skinny_gemm.h"
 
 namespace {
-bool supports(const Weight& w) { return few_rows::functions(w) != nullptr; }
+bool supports(const Weight& w) { return gemv::functions(w) != nullptr; }
 }  // namespace
 
 extern "C" const Kernels VARIANT;
 const Kernels VARIANT = {
     ISA,
     supports,
-    {1, few_rows::kRows, few_rows::bytes, few_rows::quantize, few_rows::scratch, few_rows::multiply},
-    {many_rows::kTile, many_rows::kUnit, many_rows::bytes, many_rows::quantize, many_rows::scratch, many_rows::multiply},
+    {1, gemv::kRows, gemv::bytes, gemv::quantize, gemv::scratch, gemv::multiply},
+    {skinny_gemm::kTile, skinny_gemm::kUnit, skinny_gemm::bytes, skinny_gemm::quantize, skinny_gemm::scratch, skinny_gemm::multiply},
     attention::kQueries,
     attention::scratch,
     attention::attend,

@@ -66,7 +66,7 @@ struct Attention {
 struct Kernels {
   const char* name;
   bool (*supports)(const Weight&);
-  Way few, many;
+  Way gemv, skinny_gemm;
   // Queries first to last, at most `queries`, of a KV head of sequence b, counted with the heads of the group as the minor axis.
   int64_t queries;
   int64_t (*attend_scratch)(int64_t width);  // floats that it needs

@@ -1,10 +1,10 @@
-// A panel of a weight for `many_rows.h`: kUnit rows of kPanel groups, unpacked, with LANES rows side by side in a vector.
+// A panel of a weight for `skinny_gemm.h`: kUnit rows of kPanel groups, unpacked, with LANES rows side by side in a vector.
 #pragma once
 
 #include "quantize.h"
 #include "weights.h"
 
-namespace many_rows {
+namespace skinny_gemm {
 namespace {
 
 // Rows of activations, and vectors of rows of a weight, that are multiplied side by side: their sums fill the registers.
@@ -90,4 +90,4 @@ void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Pa
 }
 
 }  // namespace
-}  // namespace many_rows
+}  // namespace skinny_gemm

@@ -7,7 +7,7 @@
 #include "finish.h"
 #include "panel.h"
 
-namespace many_rows {
+namespace skinny_gemm {
 namespace {
 
 inline bool of_bytes(const Inputs& in) { return in.parts == 1 && BYTE_DOTS; }
@@ -123,7 +123,7 @@ int64_t scratch(const Job& job, int64_t count) { return sizeof(Panel) + job.weig
 
 // Products of kUnit rows from `row` on with all tiles -> totals [count rounded up to tiles][kVectors].
 void multiply_unit(const Weight& w, const Inputs& in, const char* tiles, int64_t count, int64_t row, Panel& panel, Floats* totals) {
-  const bool of_bytes = many_rows::of_bytes(in);
+  const bool of_bytes = skinny_gemm::of_bytes(in);
   const AddProducts add = add_products_of(w, of_bytes);
   const int64_t tile_bytes = bytes(in);
   for (int64_t i = 0; i < totals_of(count); i++) totals[i] = Floats{};
@@ -154,4 +154,4 @@ void multiply(const Job& job, const Inputs& in, const void* tiles, int64_t m0, i
 }
 
 }  // namespace
-}  // namespace many_rows
+}  // namespace skinny_gemm

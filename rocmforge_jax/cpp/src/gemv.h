@@ -8,7 +8,7 @@
 #include "finish.h"
 #include "forms.h"
 
-namespace few_rows {
+namespace gemv {
 namespace {
 
 // Rows of a weight that are multiplied side by side: what the registers hold.
@@ -165,4 +165,4 @@ void multiply(const Job& job, const Inputs& in, const void* tiles, int64_t m0, i
 }
 
 }  // namespace
-}  // namespace few_rows
+}  // namespace gemv

@@ -1,4 +1,4 @@
-// Attention over a cache, and what puts new tokens into it, as XLA custom calls: `attention.h` is the arithmetic.
+// Attention over a KV cache, and the update of the cache, as XLA custom calls. The arithmetic is in `attention.h`.
 
 #include <algorithm>
 #include <vector>
@@ -11,7 +11,7 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-// Multiplications that are worth waking a thread for.
+// Multiplications that justify waking one more thread.
 constexpr int64_t kWorthAThread = 1 << 17;
 
 using F32 = ffi::Buffer<ffi::F32>;
@@ -39,13 +39,13 @@ ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts,
   team.run(B * K * tiles, [&](int64_t i) {
     static thread_local std::vector<float> memory;
     memory.resize(std::max<size_t>(memory.size(), use.attend_scratch(of.width)));
-    const int64_t head = i / tiles, tile = tiles - 1 - i % tiles;  // the longest first
+    const int64_t head = i / tiles, tile = tiles - 1 - i % tiles;  // the tiles that see the most slots come first
     use.attend(of, head / K, head % K, tile * use.queries, std::min(rows, (tile + 1) * use.queries), memory.data());
   });
   return ffi::Error::Success();
 }
 
-// Rotates the first 2 * R numbers of a head by R angles, the others pass. interleaved: pairs are neighbours.
+// Rotates the first 2 * R elements of a head by R angles and copies the others. interleaved: a pair consists of neighbours.
 void rotate(const float* x, const float* cos, const float* sin, int64_t R, int64_t H, bool interleaved, float* out) {
   if (interleaved) {
     for (int64_t i = 0; i < R; i++) {
@@ -61,8 +61,8 @@ void rotate(const float* x, const float* cos, const float* sin, int64_t R, int64
   std::copy(x + 2 * R, x + H, out + 2 * R);
 }
 
-// q [B, T, N, H], k and v [B, T, K, H], cos and sin [B, T, R], keys, values, starts -> q rotated, and the same keys and values with the
-// tokens in them from slot starts[b] on.
+// q [B, T, N, H], k and v [B, T, K, H], cos and sin [B, T, R], keys, values, starts -> the rotated q, and keys and values with the new
+// tokens at slots starts[b] on.
 ffi::Error rotate_and_store(ffi::ThreadPool pool, F32 q, F32 k, F32 v, F32 cos, F32 sin, F32 keys, F32 values, S32 starts,
                             ffi::Result<F32> q_out, ffi::Result<F32> keys_out, ffi::Result<F32> values_out, bool interleaved) {
   const auto shape = q.dimensions();
@@ -72,7 +72,7 @@ ffi::Error rotate_and_store(ffi::ThreadPool pool, F32 q, F32 k, F32 v, F32 cos, 
   if (values.typed_data() != values_out->typed_data()) std::copy_n(values.typed_data(), values.element_count(), values_out->typed_data());
   for (int64_t b = 0; b < B; b++)
     if (starts.typed_data()[b] < 0 || starts.typed_data()[b] + T > S) return ffi::Error::InvalidArgument("tokens beyond the cache");
-  constexpr int64_t kTokens = 16;  // of a task: a cache line of each row of keys
+  constexpr int64_t kTokens = 16;  // per task: one cache line of each row of keys
   const int64_t pieces = (T + kTokens - 1) / kTokens;
   Team team(pool, std::min(threads_for(pool, B * T * (N + 2 * K) * H), B * pieces) - 1);
   team.run(B * pieces, [&](int64_t i) {

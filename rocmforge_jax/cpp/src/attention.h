@@ -1,5 +1,5 @@
-// Attention of new tokens over a cache, the heads of a group together: softmax(q k^T) v, a tile of slots at a time, so that scores stay
-// in the first cache (Dao et al., 2022, arXiv:2205.14135).
+// Flash attention (Dao et al., 2022, arXiv:2205.14135) of new tokens over a KV cache. The heads of a group are computed together, a tile
+// of slots at a time, so that scores stay in the L1 cache.
 #pragma once
 
 #include <cmath>
@@ -11,14 +11,14 @@
 namespace attention {
 namespace {
 
-// Columns of a tile of a product, and its rows: what the registers hold.
+// Columns and rows of a tile of a product: as many as the registers hold.
 constexpr int kColumns = 4 * LANES, kRows = 6;
-// The most queries of a call. Slots that are scored together: for few queries, whose time is that of reading the cache, more of them.
+// Most queries of a call, and slots of a tile. A few queries wait for the memory of the KV cache and take larger tiles of slots.
 constexpr int kQueries = 48, kFew = 16, kSlots = 64, kSlotsOfFew = 256;
 static_assert(kSlots % kColumns == 0 && kSlotsOfFew % kColumns == 0 && kQueries % kRows == 0);
 
-// c [rows, columns] += a [rows, depth] b [depth, columns], columns a multiple of kColumns; all are dense but for a and c, whose rows
-// are a_stride and c_stride apart.
+// c [rows, columns] += a [rows, depth] b [depth, columns]. columns is a multiple of kColumns. Rows of a are a_stride apart, those of c
+// c_stride; b is dense.
 template <int rows>
 inline void add_product(const float* a, int64_t a_stride, const float* b, int64_t columns, int64_t depth, float* c, int64_t c_stride) {
   for (int64_t j = 0; j < columns; j += kColumns) {
@@ -51,12 +51,12 @@ inline void add_products(int rows, const float* a, int64_t a_stride, const float
 
 inline int64_t padded(int64_t width) { return (width + kColumns - 1) / kColumns * kColumns; }
 
-// Floats of scratch memory.
+// Floats of scratch memory that `attend` needs.
 inline int64_t scratch(int64_t width) {
   return kQueries * 2 * padded(width) + (kQueries > kFew * 4 ? kQueries : kFew * 4) * kSlots + kSlotsOfFew * 2 * padded(width);
 }
 
-// Slots from `first` to before `end`.
+// Slots from `first` up to, but without, `end`.
 struct Slots {
   int64_t first, end;
 };
@@ -69,15 +69,15 @@ inline Slots seen_by(const Attention& of, int64_t b, int64_t t) {
 
 constexpr int32_t kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// The LANES numbers from scores + i on, with `otherwise` in place of those outside of `seen`.
+// Replaces by `otherwise` the numbers of slots outside of `seen`; the numbers are those of slots i to i + LANES - 1.
 inline Floats where_seen(Floats numbers, int i, Slots seen, float otherwise) {
   if (seen.first <= i && i + LANES <= seen.end) return numbers;
   const Ints slot = whole<Ints>(kLaneNumbers) + i;
   return (slot >= (int)seen.first) & (slot < (int)seen.end) ? numbers : Floats{} + otherwise;
 }
 
-// Turns the scores of a query into weights. `seen`: the scores that count. largest, total: the largest score and the sum of all weights so
-// far. Returns the factor for everything that was summed before.
+// Turns the scores of a query for the slots of a tile into weights and updates its largest score and the sum of its weights. Slots outside
+// of `seen` get weight 0. Returns the factor to rescale earlier sums with.
 inline float soften(float* scores, int slots, Slots seen, float& largest, float& total) {
   Floats highest = Floats{} - INFINITY;
   for (int i = 0; i < slots; i += LANES) {
@@ -97,7 +97,7 @@ inline float soften(float* scores, int slots, Slots seen, float& largest, float&
   return factor;
 }
 
-// Queries first to last of KV head `head` of sequence b, counted with the heads of the group as the minor axis.
+// Attention of the queries from first to before last of one KV head, counted with the heads of the group as the minor axis.
 void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t last, float* memory) {
   const Rule& rule = of.rule;
   const int64_t H = of.width, P = padded(H), G = of.group, N = of.kv_heads * G, count = last - first;
@@ -109,7 +109,7 @@ void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t
   const float scale = rule.soft_cap ? rule.scale / rule.soft_cap : rule.scale;
   for (int64_t i = 0; i < count; i++) {
     for (int64_t h = 0; h < H; h++) q[i * H + h] = of.q[place(i) + h] * scale;
-    // A sink is a score that has been seen already, without a value.
+    // A sink acts as an earlier score whose value is zero.
     largest[i] = rule.sinks ? rule.sinks[head * G + (first + i) % G] : -INFINITY;
     total[i] = largest[i] > -INFINITY ? 1 : 0;
   }

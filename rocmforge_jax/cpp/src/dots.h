@@ -1,4 +1,4 @@
-// A vector of activations for `gemv.h`, and its products with codes.
+// Quantised activations for `gemv.h`, and their dot products with codes.
 #pragma once
 
 #include "quantize.h"
@@ -7,12 +7,12 @@
 namespace gemv {
 namespace {
 
-// Whether activations are numbers of 16 bits: where the processor cannot multiply bytes.
+// Without instructions that multiply bytes, activations are 16-bit integers.
 constexpr bool kPairs = LANES == 4;
 
-// A vector of groups of a row of activations: its integers by position; and of each group the scale, and the sums of the integers of each
-// half and of all, as they are and times the scale. Integers are bytes, where there are two parts 128 * a high one + a low one; or they
-// are numbers of 16 bits, those of even bytes of codes before those of odd ones.
+// LANES groups of a row of activations: their integers by position, and for each group its scale and the sums of the integers of the first
+// half, of the second half and of both, unscaled and scaled. With two parts, an integer is 128 times a high byte plus a low byte. With
+// kPairs, integers have 16 bits, and those for the even bytes of codes come before those for the odd bytes.
 template <int kParts>
 struct Block {
   Words words[kPairs ? 2 : kParts][kPositions];
@@ -21,8 +21,8 @@ struct Block {
   Floats scaled_sums[3];
 };
 
-// The products of the codes of a weight with the integers of activations, at kCount positions from `first` on, added up and to `start`.
-// Codes are signed only where kSigned says so and bytes are not multiplied by VNNI, which takes unsigned ones.
+// `start` plus the dot product of codes and activations at kCount positions from `first` on. VNNI takes unsigned codes; elsewhere kSigned
+// says whether codes are signed.
 template <int kBits, bool kSigned, int kParts, int kCount>
 inline Ints dots(Ints start, const Words* codes, const Block<kParts>& x, int first) {
 #if BYTE_DOTS
@@ -34,7 +34,7 @@ inline Ints dots(Ints start, const Words* codes, const Block<kParts>& x, int fir
   }
   return kParts == 2 ? (high << 7) + start : start;
 #elif LANES == 8
-  // Products of two bytes are added up in 16 bits: at first so many as fit, 127 being the largest byte of activations.
+  // Sums of products of bytes have 16 bits at first: kFit of them cannot overflow, as activations are at most 127.
   constexpr int kMost = (1 << kBits) - 1, kFit = kSigned ? 1 : 32767 / (kMost * 2 * 127), kRun = kFit < kCount ? kFit : kCount;
   Ints parts[2] = {};
 #pragma GCC unroll 2

@@ -1,4 +1,4 @@
-// What happens to products on their way out: SwiGLU, a bias, a residual.
+// The epilogue of a product: SwiGLU, a bias, a residual.
 #pragma once
 
 #include "exponential.h"
@@ -9,7 +9,7 @@ namespace {
 
 inline Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
 
-// Writes outputs of row m, `count` of them from r on.
+// Applies the epilogue to `count` outputs of row m from column r on, and writes them.
 inline void finish(const Job& job, int64_t m, int64_t r, int count, Floats value, Floats up) {
   const int64_t at = m * job.rows + r;
   if (job.weight_count == 2) value = silu(value) * up;

@@ -1,7 +1,7 @@
-// Few rows of activations: weights are read once, row after row, and the time is that of reading them.
+// GEMV: products of a few rows of activations, which take the time of reading the weights once, row by row.
 //
-// A vector holds the words of LANES groups of one row of a weight, so the sums over a group stay in their lane, scales are multiplied
-// LANES at a time, and lanes are added up once a row.
+// A vector holds words of LANES groups of one row of a weight. The sum over a group stays in its lane, LANES scales are applied at a time,
+// and the lanes are summed once per row.
 #pragma once
 
 #include "dots.h"
@@ -11,19 +11,19 @@
 namespace gemv {
 namespace {
 
-// Rows of a weight that are multiplied side by side: what the registers hold.
+// Rows of a weight that are multiplied at once: as many as the registers hold.
 constexpr int kRows = LANES == 16 ? 2 : 1;
-// At least how far ahead of what is multiplied memory is asked for, in bytes.
+// Least distance of the prefetch, in bytes.
 constexpr int64_t kAhead = 4096;
 
-// Rows of a weight whose products wait for what comes after them.
+// Rows of a weight whose products are buffered before the epilogue.
 constexpr int kOut = 64;
 
 inline int64_t blocks(int64_t groups) { return (groups + LANES - 1) / LANES; }
 
 int64_t bytes(const Inputs& in) { return blocks(in.groups) * (in.parts == 2 ? sizeof(Block<2>) : sizeof(Block<1>)); }
 
-// Four integers as the bytes of a word.
+// Packs four integers into the bytes of a word.
 inline Words word_of(const Ints* integers) {
   Words word = (Words)integers[3] << 24;
 #pragma GCC unroll 4
@@ -59,16 +59,16 @@ void quantize(const Inputs& in, int64_t row, void* tile, int64_t) {
   else quantize_row(in, row, (Block<1>*)tile);
 }
 
-// The products of kRows rows of a weight, from `first` on, with kBatch rows of activations that lie `stride` bytes apart: out[m][r],
-// a row of a weight in turn where there is but one left.
+// Products of kRows rows of a weight, from `first` on, with kBatch rows of activations, which are `stride` bytes apart: out[m][r]. If only
+// one row of the weight is left, it is computed twice.
 template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts, int kBatch>
 void block(const Weight& w, int64_t first, const char* x, int64_t stride, float (*out)[kOut]) {
-  constexpr bool kSigned = kBits == 8 || kTable, kLifted = kSigned && BYTE_DOTS;  // bytes are made unsigned by adding 128
+  constexpr bool kSigned = kBits == 8 || kTable, kLifted = kSigned && BYTE_DOTS;  // adding 128 makes bytes unsigned
   const int32_t offset = kSigned ? 128 * kLifted : (int32_t)w.offset;
   const int64_t second = kRows == 1 || first + 1 < w.rows ? 1 : 0;
   Floats total[kBatch][kRows] = {};
   Scales scales[kRows];
-  // Whole steps ahead: half a step would ask for what the other of the rows side by side reads already.
+  // The prefetch is whole steps ahead: half a step would prefetch what the neighbouring row reads anyway.
   const int64_t step = kRows * kBits * w.groups * 4, ahead = (kAhead + step - 1) / step * step;
   for (int64_t g = 0; g < w.groups; g += LANES) {
     const int count = w.groups - g < LANES ? w.groups - g : LANES;
@@ -115,11 +115,11 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
     for (int r = 0; r < kRows; r++) out[m][r] = sum(total[m][r]);
 }
 
-// Rows of activations that are multiplied side by side.
+// Most rows of activations of a batch.
 constexpr int kTile = 4;
 using Function = void (*)(const Weight&, int64_t, const char*, int64_t, float (*)[kOut]);
 
-// One for each number of rows of activations: 1, 2, 4.
+// For batches of 1, 2 and 4 rows of activations.
 template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts>
 constexpr Function kOfParts[3] = {block<kBits, kTable, kHalves, kMinimum, kParts, 1>, block<kBits, kTable, kHalves, kMinimum, kParts, 2>,
                                   block<kBits, kTable, kHalves, kMinimum, kParts, 4>};

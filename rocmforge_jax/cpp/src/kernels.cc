@@ -1,4 +1,4 @@
-// The products for one set of instructions: compiled several times, with VARIANT for the name of what it offers.
+// The kernels for one set of instructions. This file is compiled once per set; VARIANT is the name of its table.
 
 #include "attention.h"
 #include "gemv.h"

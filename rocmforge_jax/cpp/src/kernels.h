@@ -1,11 +1,11 @@
-// What `kernels.cc`, which is compiled once for each set of instructions, offers to `multiply.cc`, which is compiled once.
+// The interface between `kernels.cc`, which is compiled once per set of instructions, and the custom calls, which are compiled once.
 #pragma once
 
 #include <cstdint>
 
 constexpr int kGroup = 32;
 
-enum Scale : int64_t { kD, kInt8, kNibbles, kBytes, kE8M0, kE4M3 };  // the order of products.py
+enum Scale : int64_t { kD, kInt8, kNibbles, kBytes, kE8M0, kE4M3 };  // in the order of products.py
 
 // A matrix [rows, groups * kGroup] as `pallas_kernels.packing` describes it.
 struct Weight {
@@ -26,8 +26,8 @@ struct Job {
   int64_t rows;
 };
 
-// Activations [M, groups * kGroup] before they are quantised. norm: the scale of an RMSNorm, or nullptr.
-// parts: 2 for integers of 15 bits, 1 for bytes.
+// Activations [M, groups * kGroup] before quantisation. norm: the scale of an RMSNorm, or nullptr. parts: 2 for 15-bit integers, 1 for
+// bytes.
 struct Inputs {
   const float *x, *norm;
   float epsilon;
@@ -35,14 +35,14 @@ struct Inputs {
   int parts;
 };
 
-// Two ways to multiply. Each has its own layout of quantised activations, which are written by tile: `tile` rows at a time.
+// A way to multiply, with its own layout of quantised activations, which has tiles of `tile` rows.
 struct Way {
-  int64_t tile;       // rows of activations that lie together
-  int64_t unit;       // rows of a weight that are multiplied together
+  int64_t tile;       // rows of activations in a tile
+  int64_t unit;       // rows of a weight that are multiplied at once
   int64_t (*bytes)(const Inputs&);  // of a tile of quantised activations
   void (*quantize)(const Inputs&, int64_t row, void* tile, int64_t row_of_tile);
-  int64_t (*scratch)(const Job&, int64_t count);  // bytes that multiply needs for so many rows of activations
-  // Outputs [count, first to last] of `count` rows of activations, the first of them row m of the output.
+  int64_t (*scratch)(const Job&, int64_t count);  // bytes that multiply needs for `count` rows of activations
+  // Computes columns first to last of the outputs of `count` rows of activations, the first of which is row m.
   void (*multiply)(const Job&, const Inputs&, const void* tiles, int64_t m, int64_t count, int64_t first, int64_t last, void* scratch);
 };
 
@@ -67,8 +67,8 @@ struct Kernels {
   const char* name;
   bool (*supports)(const Weight&);
   Way gemv, skinny_gemm;
-  // Queries first to last, at most `queries`, of a KV head of sequence b, counted with the heads of the group as the minor axis.
+  // Attends with at most `queries` queries, first to last, of a KV head of sequence b. The heads of the group are the minor axis.
   int64_t queries;
-  int64_t (*attend_scratch)(int64_t width);  // floats that it needs
+  int64_t (*attend_scratch)(int64_t width);  // floats that attend needs
   void (*attend)(const Attention&, int64_t b, int64_t head, int64_t first, int64_t last, float* scratch);
 };

@@ -16,11 +16,11 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-// Rows of activations up to which the products wait for memory more than for arithmetic.
+// Most rows of activations whose products are bound by memory rather than by arithmetic.
 constexpr int64_t kFew = 8;
-// Rows that are quantised at a time.
+// Rows of activations that are quantised at a time.
 constexpr int64_t kSlab = 512;
-// A thread more for each so many products of a row, if there are as many threads.
+// Multiplications that justify one more thread.
 constexpr int64_t kWorthAThread = 1 << 16;
 
 constexpr int64_t kNumbersOfWeight = 7;
@@ -66,7 +66,7 @@ ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ffi::Span
   return error;
 }
 
-// Memory that a thread keeps: fresh memory costs more than the product of a small matrix.
+// Aligned memory that a thread keeps: allocating costs more than the product with a small matrix.
 char* kept(std::vector<char>& memory, size_t size) {
   if (memory.size() < size + 64) memory.resize(size + 64);
   return (char*)(((uintptr_t)memory.data() + 63) / 64 * 64);
@@ -86,7 +86,7 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
   const int64_t threads = std::clamp<int64_t>(rows * K * M / kWorthAThread, 1, std::max<int64_t>(pool.num_threads(), 1));
   Team team(pool, threads - 1);
 
-  // Eight pieces of work a thread, so that none waits long for the last.
+  // Eight pieces of work per thread, so that no thread waits long for the last one.
   const int64_t piece = std::clamp<int64_t>(rows / (8 * threads) / way.unit * way.unit, way.unit, 256);
   struct Piece {
     const Job* job;

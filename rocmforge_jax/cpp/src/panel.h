@@ -1,4 +1,4 @@
-// A panel of a weight for `skinny_gemm.h`: kUnit rows of kPanel groups, unpacked, with LANES rows side by side in a vector.
+// A panel of a weight for `skinny_gemm.h`: kUnit rows of kPanel groups, unpacked. A vector holds LANES rows.
 #pragma once
 
 #include "quantize.h"
@@ -7,24 +7,24 @@
 namespace skinny_gemm {
 namespace {
 
-// Rows of activations, and vectors of rows of a weight, that are multiplied side by side: their sums fill the registers.
+// Rows of activations, and vectors of rows of a weight, that are multiplied at once: their sums fill the registers.
 constexpr int kTile = LANES == 16 ? 8 : 4, kVectors = 2, kUnit = kVectors * LANES;
-// Groups of a panel, which are unpacked at a time, and those that are multiplied with one tile after the other: what they need of the panel
-// and of two tiles, of which one is only asked for yet, fits into the first cache.
+// Groups of a panel, which are unpacked at a time; and groups that are multiplied with all tiles in turn. The latter, the current tile and
+// the prefetched one fit into the L1 cache.
 constexpr int kPanel = 16, kDepth = 8;
 
-// kUnit rows of kPanel groups: signed codes, [group][position][vector], in bytes or in pairs of 16 bits; what sums start at; scales.
+// kUnit rows of kPanel groups: signed codes [group][position][vector], as bytes or as pairs of 16 bits; initial values of sums; scales.
 struct Panel {
   Words codes[kPanel][2 * kPositions][kVectors];
   Ints start[kPanel][2][kVectors];
   Floats scale[kPanel][2][kVectors], minimum[kPanel][2][kVectors];
 };
 
-// A row of a weight; the last one stands in for those behind it.
+// Clamps a row to the last row of the weight.
 inline int64_t row_or_last(const Weight& w, int64_t row) { return row < w.rows ? row : w.rows - 1; }
 
-// Codes of `count` groups from g on, into the panel from its group `first` on. Words are transposed before they are unpacked: they are
-// fewer then.
+// Unpacks the codes of `count` groups from g on into the panel from its group `first` on. Words are transposed before they are unpacked,
+// while there are fewer of them.
 template <int kBits, bool kTable>
 void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int count, int first, int vector, Panel& to) {
   Words words[kBits][LANES];

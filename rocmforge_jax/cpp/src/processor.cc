@@ -1,4 +1,4 @@
-// Which of the compiled kernels this processor can run, and which of those are in use.
+// The compiled kernels that this processor can run, and the choice among them.
 
 #include "processor.h"
 
@@ -9,7 +9,7 @@
 #include <cpuid.h>
 #endif
 
-// Those that `build.py` had compiled: it defines the macro HAS_<name> of each.
+// `build.py` defines the macro HAS_<name> for each table that it compiles.
 extern "C" const Kernels kernels_plain, kernels_avx2, kernels_avxvnni, kernels_avx512;
 
 namespace {
@@ -37,7 +37,7 @@ struct Entry {
   bool (*runs)();
 };
 
-// The quickest first.
+// The fastest first.
 const Entry kEntries[] = {
 #if defined(HAS_avx512)
     {&kernels_avx512, has_avx512},
@@ -69,17 +69,17 @@ const Kernels& kernels() {
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// The name of those in use.
+// The name of the kernels in use.
 EXPORTED const char* kernels_in_use() { return kernels().name; }
 
-// The names of those that the processor can run, the quickest first: the one at `index`, or nullptr.
+// The name of the kernels at `index` among those that the processor can run, the fastest first, or nullptr.
 EXPORTED const char* kernels_that_run(int index) {
   for (const Entry& entry : kEntries)
     if (entry.runs() && index-- == 0) return entry.kernels->name;
   return nullptr;
 }
 
-// Uses those of this name from now on. Returns whether there are such that the processor can run.
+// Selects kernels by name. Returns false, and changes nothing, if the processor cannot run kernels of that name.
 EXPORTED bool use_kernels(const char* name) {
   for (const Entry& entry : kEntries)
     if (entry.runs() && !std::strcmp(entry.kernels->name, name)) return chosen.store(entry.kernels, std::memory_order_release), true;

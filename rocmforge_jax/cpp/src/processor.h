@@ -1,7 +1,7 @@
-// Which of the compiled kernels this processor can run.
+// The choice among the compiled kernels.
 #pragma once
 
 #include "kernels.h"
 
-// Those in use: the quickest that the processor can run, or the one that `use_kernels` chose.
+// The kernels in use: the fastest that the processor can run, or those that `use_kernels` selected.
 const Kernels& kernels();

@@ -1,4 +1,4 @@
-// Activations as `pallas_kernels.qmatmul.activations` has them: 32 consecutive inputs become integers and a scale.
+// Quantises activations like `pallas_kernels.qmatmul.activations`: 32 consecutive inputs become integers and a scale.
 #pragma once
 
 #include "kernels.h"
@@ -22,14 +22,14 @@ inline float factor_of_norm(const Inputs& in, const float* x) {
   return in.norm ? 1 / __builtin_sqrtf(mean_square(x, in.groups * kGroup) + in.epsilon) : 1;
 }
 
-// LANES groups, one to a lane. integers: at most 127 * 128, or 127. sums: of the integers of the first half and of the second.
+// LANES groups, one per lane. integers: at most 127 * 128, or 127. sums: those of the integers of the first and the second half.
 struct Groups {
   Ints integers[kGroup];
   Floats scale;
   Ints sums[2];
 };
 
-// Groups from g on; those that there are not are zeros.
+// Quantises LANES groups from g on; groups beyond the last are zeros.
 inline void quantize_groups(const Inputs& in, const float* x, int64_t g, float factor, Groups& to) {
   Words values[kGroup];
 #pragma GCC unroll 8
@@ -42,12 +42,13 @@ inline void quantize_groups(const Inputs& in, const float* x, int64_t g, float f
     }
     transpose(values + first);
   }
-  Ints largest = {};  // the bits of a float without its sign are in the order of floats, those of infinity and NaN the last
+  Ints largest = {};  // as integers, the bits of floats without their sign have the order of the floats, with infinity and NaN last
 #pragma GCC unroll 32
   for (int j = 0; j < kGroup; j++) largest = larger(largest, (Ints)values[j] & 0x7FFFFFFF);
-  const float most = in.parts == 2 ? 127 * 128 : 127;  // over less than 2^-110 it might be infinite
+  const float most = in.parts == 2 ? 127 * 128 : 127;  // divided by less than 2^-110 it might be infinite
   const Floats top = (Floats)largest, inverse = (Floats)((Ints)(most / top) & (largest > 17 << 23));
-  to.scale = (Floats)((Ints)(top * (1 / most)) | (largest >= 0x7F800000));  // NaN where a number is none, which then every output is
+  // NaN for a group with NaN or infinity, so that every output of the row is NaN.
+  to.scale = (Floats)((Ints)(top * (1 / most)) | (largest >= 0x7F800000));
   to.sums[0] = to.sums[1] = Ints{};
 #pragma GCC unroll 32
   for (int j = 0; j < kGroup; j++) {
@@ -56,12 +57,12 @@ inline void quantize_groups(const Inputs& in, const float* x, int64_t g, float f
   }
 }
 
-// Two of the four integers at a position as numbers of 16 bits: those of even bytes of codes, or of odd ones.
+// Two of the four integers at a position, as 16-bit numbers: those for the even bytes of codes, or for the odd bytes.
 inline Words pair_of(const Ints* integers, int position, int odd) {
   return ((Words)integers[4 * position + odd] & 0xFFFF) | (Words)integers[4 * position + odd + 2] << 16;
 }
 
-// The even, or the odd, of the bytes of words, as numbers of 16 bits.
+// The even or the odd bytes of words, as 16-bit numbers.
 template <bool kSigned>
 inline Words pair_of_bytes(Words bytes, int odd) {
   if (!kSigned) return (odd ? bytes >> 8 : bytes) & 0x00FF00FF;

@@ -1,4 +1,4 @@
-// Blocks of bytes, as a file holds them -> planes, as `pallas_kernels.packing` says. One pass over the blocks, one row at a time.
+// Turns the blocks of a file into the planes of `pallas_kernels.packing`, in one pass over the blocks, row by row.
 
 #include <cstdint>
 #include <cstring>
@@ -8,10 +8,10 @@ namespace {
 
 constexpr int kGroup = 32, kPositions = 8;
 
-// How the scales of a block lie: the order of repack.py.
+// Layouts of the small scales of a block, in the order of repack.py.
 enum Scales : int64_t { kNone, kBytes, kSixBitPairs, kSixBits, kHighAndLow };
 
-// `repack.Blocks`, in its order. An offset is that of a field in a block, -1 where there is none.
+// `repack.Blocks`, in its order. An offset is that of a field in its block; -1 if there is no such field.
 struct Blocks {
   int64_t block, bytes, bits;
   int64_t d, m;
@@ -28,7 +28,7 @@ inline uint64_t load(const uint8_t* at) {
   return word;
 }
 
-// The codes of a field, from bit `low` on, into `out`, where the first field finds nothing: see `formats._bits.unpack`.
+// Unpacks the codes of a field into `out` from bit `low` on, like `formats._bits.unpack`. The first field overwrites `out`.
 template <int kBits, bool kFirst>
 inline void unpack(const uint8_t* in, int64_t count, int64_t run, int low, uint8_t* out) {
   constexpr int kParts = 8 / kBits, kVector = 8;
@@ -48,7 +48,7 @@ inline void unpack(const uint8_t* in, int64_t count, int64_t run, int low, uint8
       }
 }
 
-// As many bytes, each with one bit of `bits`, the lowest first.
+// Adds to each of `count` bytes one bit of the field, the lowest bit first, shifted to bit `low`.
 inline void spread(const uint8_t* in, int64_t count, int low, uint8_t* out) {
   for (; count > 0; count -= 8, in++, out += 8) {
     const uint64_t apart = *in * 0x0101010101010101ull & 0x8040201008040201ull;
@@ -58,7 +58,7 @@ inline void spread(const uint8_t* in, int64_t count, int low, uint8_t* out) {
   }
 }
 
-// The codes of a row -> the words of its groups in the plane: `packing.pack_codes`. positions: room for a word of each code's position.
+// Packs the codes of a row into the words of its groups, like `packing.pack_codes`. positions: scratch, a word for each position.
 template <int kBits>
 inline void pack_row(const uint8_t* codes, int64_t groups, uint32_t* __restrict positions, uint32_t* __restrict out) {
   for (int64_t g = 0; g < groups; g++) {
@@ -93,7 +93,7 @@ inline void pack_row(const Blocks& how, const uint8_t* codes, int64_t groups, ui
   }
 }
 
-// Bits 2 and 3 of codes of four bits change places, of eight codes at a time.
+// Exchanges bits 2 and 3 of codes of four bits, eight codes at a time.
 inline void exchange(uint8_t* codes, int64_t count) {
   for (int64_t i = 0; i < count; i += 8) {
     uint64_t word = load(codes + i);
@@ -137,7 +137,7 @@ inline void shared_scales(const Blocks& how, const uint8_t* row, int64_t blocks,
   }
 }
 
-// The scales of one block -> `small`, bytes or, of pairs, 16-bit words, in the order of its groups and their halves.
+// Reads the small scales of a block, in the order of its groups and their halves. A pair of scale and minimum becomes one 16-bit number.
 inline void small_scales(const Blocks& how, const uint8_t* block, int64_t count, uint16_t* small) {
   const uint8_t *in = block + how.at, *more = block + how.more_at;
   switch (how.scales) {
@@ -177,7 +177,7 @@ inline void group_scales(const Blocks& how, const uint8_t* row, int64_t blocks, 
 
 }  // namespace
 
-// `rows` rows of `blocks` blocks each, from `from` on, -> their planes, from `codes`, `d` and `scale` on.
+// Turns `rows` rows of `blocks` blocks each, at `from`, into planes at `codes`, `d` and `scale`.
 extern "C" __attribute__((visibility("default"))) void rocmforge_repack(const uint8_t* from, int64_t rows, int64_t blocks, const Blocks* how,
                                                                          uint32_t* codes, uint8_t* d, uint8_t* scale) {
   const int64_t groups = blocks * how->block / kGroup;

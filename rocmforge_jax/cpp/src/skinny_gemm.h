@@ -1,7 +1,9 @@
-// Many rows of activations: a panel of a weight is unpacked once and multiplied with all of them, and the time is that of multiplying.
+// Skinny GEMM: products of tens of rows of activations and more, which are bound by arithmetic. A panel of a weight is unpacked once and
+// multiplied with all rows.
 //
-// A vector holds LANES rows of a weight. Integers of 15 bits are multiplied two at a time with codes of 16 bits; bytes, where the
-// processor can, four at a time with codes of a byte, then made unsigned by adding 128, for which the sums start at what this adds.
+// A vector holds LANES rows of a weight. 15-bit activations are multiplied with 16-bit codes, two at a time. 8-bit activations are
+// multiplied with 8-bit codes, four at a time, where the processor can. VNNI takes them unsigned: 128 is added, and the initial value of
+// the sum compensates.
 #pragma once
 
 #include "finish.h"
@@ -12,8 +14,8 @@ namespace {
 
 inline bool of_bytes(const Inputs& in) { return in.parts == 1 && BYTE_DOTS; }
 
-// Activations of a tile lie group after group: the integers of each row, [kTile][16 words] or [kTile][8 words]; then their scales
-// [kTile]; then the sums of each half and of all, times the scale, [3][kTile].
+// A tile of activations consists of groups. Each holds the integers of all rows [kTile][16 words] or [kTile][8 words], their scales
+// [kTile], and the scaled sums of the first half, the second half and both [3][kTile].
 constexpr int64_t words_of_group(bool bytes) { return kTile * (bytes ? 8 : 16); }
 constexpr int64_t stride(bool bytes) { return words_of_group(bytes) + 4 * kTile; }
 
@@ -62,8 +64,8 @@ void quantize(const Inputs& in, int64_t row, void* tile, int64_t row_of_tile) {
 
 using Totals = Floats (*)[kVectors];
 
-// totals[m][vector] += the products of groups first to last of a panel with those of a tile, which x starts with. `next` bytes behind it
-// is what comes next.
+// totals[m][vector] += the products of groups first to last of a panel with those of a tile, which start at x. The tile to prefetch is
+// `next` bytes further on.
 template <bool kOfBytes, int kHalves, bool kMinimum>
 void add_products(const Panel& panel, int64_t first, int64_t last, const uint32_t* x, int64_t next, Totals totals) {
   constexpr int kWords = kOfBytes ? 8 : 16, kSteps = kWords / kHalves;
@@ -121,7 +123,7 @@ inline int64_t totals_of(int64_t count) { return tiles_of(count) * kTile * kVect
 
 int64_t scratch(const Job& job, int64_t count) { return sizeof(Panel) + job.weight_count * totals_of(count) * sizeof(Floats); }
 
-// Products of kUnit rows from `row` on with all tiles -> totals [count rounded up to tiles][kVectors].
+// Computes totals [count rounded up to tiles][kVectors], the products of kUnit rows of a weight, from `row` on, with all tiles.
 void multiply_unit(const Weight& w, const Inputs& in, const char* tiles, int64_t count, int64_t row, Panel& panel, Floats* totals) {
   const bool of_bytes = skinny_gemm::of_bytes(in);
   const AddProducts add = add_products_of(w, of_bytes);

@@ -8,8 +8,8 @@
 
 #include "xla/ffi/api/ffi.h"
 
-// Threads of XLA's pool and the calling one. Those of the pool are woken when the team is made and wait for work, and go back when it is
-// destroyed, so one call wakes them once. They take the next task when they are ready: one that wakes late costs nothing.
+// The calling thread and threads of XLA's pool. The constructor wakes the threads of the pool, which then spin for work until the
+// destructor releases them, so that a call wakes them only once. Each takes the next task when it is ready: a late thread costs nothing.
 class Team {
  public:
   // helpers: threads besides the calling one.
@@ -32,7 +32,7 @@ class Team {
   }
 
  private:
-  // Tasks are numbered through all runs. A number below `end` can be taken only while its run lasts, since that waits for all it has.
+  // Tasks of all runs share one numbering. A run waits for all its tasks, so a task can be taken only during its run.
   struct Shared {
     std::atomic<int64_t> next{0}, end{0}, done{0};
     std::atomic<bool> closed{false};

@@ -1,8 +1,8 @@
-// Vectors of LANES 32-bit numbers: what the products need, on the processor that this is compiled for.
+// Vectors of LANES 32-bit numbers, for the set of instructions that this is compiled for.
 //
-// Arithmetic is GCC's and Clang's vector extension; what that lacks is written for AVX-512 with VNNI, for AVX2 with and without VNNI,
-// for SSE2, for NEON, and plainly. Everything is in a namespace without a name, as in all headers of `kernels.cc`: code for different
-// processors is linked together, and a function of one must not stand in for that of another.
+// Arithmetic uses the vector extension of GCC and Clang. Operations that it lacks are written for AVX-512 with VNNI, AVX2 with and without
+// VNNI, SSE2, NEON, and in plain C++. Everything is in an unnamed namespace, as in all headers of `kernels.cc`: code for several sets of
+// instructions is linked together, and the linker must not merge functions of the same name.
 #pragma once
 
 #include <cstdint>
@@ -58,14 +58,14 @@ inline void store(void* p, Vector vector) {
 
 inline Floats to_float(Ints a) { return __builtin_convertvector(a, Floats); }
 
-// Whole numbers nearest to floats of less than 2^22.
+// Rounds floats below 2^22 to the nearest integers.
 inline Ints round_to_int(Floats a) { return (Ints)(a + 12582912.0f) - 0x4B400000; }
 
 inline Floats absolute(Floats a) { return (Floats)((Ints)a & 0x7FFFFFFF); }
 
 inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
 
-// The sum of the products of two signed 16-bit numbers of `a` and two of `b`, added to each lane of `sum`.
+// Adds to each lane of `sum` the dot product of two signed 16-bit numbers of `a` and of `b`.
 inline Ints dot2(Ints sum, Words a, Words b) {
 #if LANES == 16
   return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
@@ -84,7 +84,7 @@ inline Ints dot2(Ints sum, Words a, Words b) {
 }
 
 #if BYTE_DOTS
-// The sum of the products of four unsigned bytes of `a` and four signed ones of `b`, added to each lane of `sum`.
+// Adds to each lane of `sum` the dot product of four unsigned bytes of `a` and four signed bytes of `b`.
 inline Ints dot4(Ints sum, Words a, Words b) {
 #if LANES == 16
   return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
@@ -94,7 +94,7 @@ inline Ints dot4(Ints sum, Words a, Words b) {
 }
 #endif
 
-// The entry of a table of 16 bytes for each byte, 0 to 15.
+// Looks up each byte, 0 to 15, in a table of 16 bytes.
 inline Words look_up(Words indices, const uint8_t* table) {
 #if LANES == 16
   return (Words)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), (__m512i)indices);
@@ -108,7 +108,7 @@ inline Words look_up(Words indices, const uint8_t* table) {
 #endif
 }
 
-// The first `count` numbers from p on, zeros behind them. Nothing behind them is read.
+// Loads `count` numbers from p and sets the other lanes to zero. Reads nothing behind the numbers.
 inline Words load(const uint32_t* p, int count) {
 #if LANES == 16
   return (Words)_mm512_maskz_loadu_epi32((__mmask16)((1u << count) - 1), p);
@@ -125,7 +125,7 @@ inline Words load(const uint32_t* p, int count) {
 #endif
 }
 
-// GCC converts vectors of narrow numbers one number at a time.
+// Written with intrinsics because GCC converts vectors of narrow numbers one number at a time.
 #if LANES == 16
 inline Ints widen(__m128i a, int8_t) { return (Ints)_mm512_cvtepi8_epi32(a); }
 inline Ints widen(__m128i a, uint8_t) { return (Ints)_mm512_cvtepu8_epi32(a); }
@@ -156,7 +156,7 @@ inline Ints load_narrow(const Narrow* p, int count) {
 #endif
 }
 
-// float16 numbers in the lower halves of lanes, as float32.
+// Converts float16 numbers in the lower halves of lanes to float32.
 inline Floats half_to_float(Ints half) {
 #if LANES == 16
   return (Floats)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)half));
@@ -185,7 +185,7 @@ inline float sum(Floats a) {
 #endif
 }
 
-// The lanes of a and b in turn: the first LANES of them, the others.
+// Interleaves the lanes of a and b; `first` gets the first half of the result, `second` the second half.
 inline void interleave(Words a, Words b, Words* first, Words* second) {
 #if LANES == 16
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -199,7 +199,7 @@ inline void interleave(Words a, Words b, Words* first, Words* second) {
 #endif
 }
 
-// Transposes LANES vectors: each round of interleaving turns the index of a number, row and lane, by one bit.
+// Transposes LANES vectors: each round of interleaving rotates the index (row, lane) of a number by one bit.
 inline void transpose(Words* rows) {
 #pragma GCC unroll 4
   for (int round = 1; round < LANES; round *= 2) {

@@ -1,4 +1,4 @@
-// Codes and scales of packed weights, a vector of groups of one row at a time.
+// Reads codes and scales of packed weights, LANES groups of a row at a time.
 #pragma once
 
 #include "forms.h"
@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kPositions = 8;
 
-// Words of groups -> words of their positions, as `packing.position_words`.
+// Turns the words of groups into the words of their positions, like `packing.position_words`.
 template <int kBits>
 inline void unpack(const Words* words, Words* positions) {
   int first = 0;
@@ -23,7 +23,7 @@ inline void unpack(const Words* words, Words* positions) {
     for (int p = 0; p < kPositions; p++) {
       const int in_nibble = part == 8 ? 1 : 4 / part;
       const int word = part == 8 ? p : p % 4 / in_nibble, shift = part == 8 ? 0 : p / 4 * 4 + p % in_nibble * part;
-      const int left = first - shift;  // straight to where the code has these bits
+      const int left = first - shift;  // one shift moves the bits to their place in the code
       const Words bits = words[first + word];
       positions[p] |= (left > 0 ? bits << left : bits >> -left) & mask << first;
     }
@@ -31,7 +31,7 @@ inline void unpack(const Words* words, Words* positions) {
   }
 }
 
-// Scales of some groups that follow one another in a row, and their minima; zeros from the last group to the end of its vector.
+// Scales and minima of consecutive groups of a row; zeros fill the vector of the last group.
 constexpr int64_t kChunk = 128;
 struct Scales {
   alignas(64) float scale[2][kChunk], minimum[2][kChunk];
@@ -48,7 +48,7 @@ inline Floats half_float(Ints code) {
 // 2^(e - 128): `packing.power_of_two`.
 inline Floats power_of_two(Ints e) { return (Floats)(((e - 1) << 23) & (e > 1)); }
 
-// d, or m, of `count` entries: the lower or the upper half of words where there are both.
+// Reads d or m of `count` entries. With minima, d is the lower half of a word and m the upper half.
 template <bool kMinimum>
 inline void read_halves(const Weight& w, int64_t first, int64_t count, int shift, float* to) {
   for (int64_t i = 0; i < count; i += LANES) {
@@ -59,7 +59,7 @@ inline void read_halves(const Weight& w, int64_t first, int64_t count, int shift
   }
 }
 
-// What the LANES groups from i on share with their neighbours.
+// The entries of LANES groups from i on, of which `span` consecutive groups share one.
 inline Floats shared(const float* entries, int64_t i, int64_t span) {
 #if LANES == 16
   if (span == 8) {
@@ -74,7 +74,7 @@ inline Floats shared(const float* entries, int64_t i, int64_t span) {
   return all;
 }
 
-// Scales and minima where they are small multiples of d and m: `kBits` bits of a number each.
+// Computes scales and minima that are small multiples of d and m; each multiple has kBits bits.
 template <bool kMinimum, int kBits, typename Small>
 inline void multiples(const float* d, const float* m, const Small* small, int64_t count, int64_t span, float* scale, float* minimum) {
   for (int64_t i = 0; i < count; i += LANES) {
@@ -84,7 +84,7 @@ inline void multiples(const float* d, const float* m, const Small* small, int64_
   }
 }
 
-// Of `count` groups from g on, at most kChunk; g is a multiple of kChunk. kMinimum: whether there are minima.
+// Reads the scales of `count` groups from g on, at most kChunk; g is a multiple of kChunk.
 template <bool kMinimum>
 void read_scales(const Weight& w, int64_t row, int64_t g, int64_t count, Scales& to) {
   const int64_t first = (row * w.groups + g) / w.span, entries = (count + w.span - 1) / w.span;

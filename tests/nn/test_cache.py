@@ -121,3 +121,103 @@ def test_sizes_below_one_are_refused(name, size):
     )
     with pytest.raises(ValueError, match=re.escape(message.format(**sizes))):
         Cache.zeros(**sizes, dtype=jnp.float32)
+
+
+def filled(normal, batch=3, length=12, dtype=jnp.float32):
+    """A cache of two layers with another number in every slot."""
+    layers = tuple(
+        LayerCache.of(
+            jnp.asarray(normal(batch, length, 2, 8, seed=2 * layer)).astype(dtype),
+            jnp.asarray(normal(batch, length, 2, 8, seed=2 * layer + 1)).astype(dtype),
+        )
+        for layer in range(2)
+    )
+    return Cache(layers, jnp.arange(1, batch + 1, dtype=jnp.int32))
+
+
+def arrays(cache):
+    return list(map(np.array, jax.tree.leaves(cache)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("b", [0, 1, 2])
+def test_a_row_is_one_sequence_and_replaces_one(normal, b, dtype):
+    cache, other = filled(normal, dtype=dtype), filled(lambda *s, seed: -normal(*s, seed=seed), 1)
+    other = jax.tree.map(lambda new, old: new.astype(old.dtype), other, cache)
+    row = jax.jit(Cache.row)(cache, jnp.int32(b))
+    assert (row.batch, row.length) == (1, 12)
+    for array, whole in zip(arrays(row), arrays(cache)):
+        np.testing.assert_array_equal(array, whole[b : b + 1])
+    expected = arrays(cache)
+    for array, new in zip(expected, arrays(other)):
+        array[b] = new[0]
+    changed = jax.jit(Cache.with_row)(cache, jnp.int32(b), other)
+    for array, wanted in zip(arrays(changed), expected):
+        np.testing.assert_array_equal(array, wanted)
+    for array, whole in zip(arrays(changed.with_row(b, row)), arrays(cache)):
+        np.testing.assert_array_equal(array, whole)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("batch", [3, 9])
+def test_a_row_is_replaced_in_place(batch, dtype):
+    """Where the cache is donated: no other row is copied or cast."""
+
+    def shapes(batch):
+        return jax.eval_shape(lambda: Cache.zeros(2, batch, 2, 64, 128, dtype))
+
+    row = jax.ShapeDtypeStruct((), jnp.int32)
+    step = jax.jit(Cache.with_row, donate_argnums=0)
+    compiled = step.lower(shapes(batch), row, shapes(1)).compile()
+    memory, cache = compiled.memory_analysis(), shapes(batch)
+    assert memory.alias_size_in_bytes == cache.nbytes
+    size = cache.layers[0].keys.size
+    operations = re.findall(r"= \w+\[([\d,]+)\]\S* (copy|transpose|convert)\(", compiled.as_text())
+    assert not [found for found in operations if math.prod(map(int, found[0].split(","))) >= size]
+    assert memory.temp_size_in_bytes < cache.nbytes / 4
+
+
+def test_a_row_of_another_batch_or_length_is_refused(normal):
+    cache = filled(normal)
+    with pytest.raises(ValueError, match="batch 1 and 12 slots, got batch 2 and 12"):
+        cache.with_row(0, filled(normal, batch=2))
+    with pytest.raises(ValueError, match="batch 1 and 12 slots, got batch 1 and 13"):
+        cache.with_row(0, filled(normal, batch=1, length=13))
+
+
+def test_a_grown_cache_holds_the_same_and_has_room(normal):
+    cache = filled(normal)
+    grown = cache.grown(20)
+    assert grown.length == 20 and grown.lengths_B.tolist() == cache.lengths_B.tolist()
+    for new, old in zip(grown.layers, cache.layers):
+        np.testing.assert_array_equal(new.keys[..., :12], old.keys)
+        np.testing.assert_array_equal(new.values[:, :, :12], old.values)
+        assert not new.keys[..., 12:].any() and not new.values[:, :, 12:].any()
+    with pytest.raises(ValueError, match="12 slots cannot grow to 11"):
+        cache.grown(11)
+
+
+def test_a_rewound_cache_goes_on_from_there(normal):
+    """What was written after that point is not seen again."""
+    cache, T = filled(normal, batch=2), 3
+    new = jnp.asarray(normal(2, T, 2, 8, seed=9))
+    rewound = cache.rewound(np.array([4, 7], np.int32))
+    assert rewound.lengths_B.tolist() == [4, 7] and rewound.lengths_B.dtype == jnp.int32
+    written = rewound.layers[0].write(new, new, rewound.lengths_B)
+    query = jnp.asarray(normal(2, 1, 4, 8, seed=10))
+    seen = attend(query, written, causal_mask(rewound.lengths_B[:, None] + T - 1, 12))
+    for b, length in enumerate((4, 7)):
+        alone = jax.tree.map(lambda array, b=b: array[b : b + 1], written)
+        short = LayerCache(alone.keys[..., : length + T], alone.values[:, :, : length + T])
+        everything = jnp.ones((1, 1, length + T), bool)
+        np.testing.assert_allclose(
+            seen[b], attend(query[b : b + 1], short, everything)[0], rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_bytes_are_known_before_anything_is_allocated(dtype):
+    shapes = jax.eval_shape(lambda: Cache.zeros(3, 2, 4, 32, 10, dtype))
+    cache = Cache.zeros(3, 2, 4, 32, 10, dtype)
+    assert shapes.nbytes == cache.nbytes == sum(array.nbytes for array in arrays(cache))
+    assert cache.layers[0].nbytes == cache.layers[0].keys.nbytes + cache.layers[0].values.nbytes

@@ -12,9 +12,12 @@ from rocmforge_jax.generate.engine import Engine
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """value: exp of the mean negative log-likelihood.
+    """A perplexity.
 
-    error: its standard error. tokens: how many were predicted.
+    Attributes:
+        value: exp of the mean negative log-likelihood.
+        error: its standard error.
+        tokens: how many were predicted.
     """
 
     value: float
@@ -33,12 +36,20 @@ def perplexity(
     bos_id: int | None = None,
     progress: bool | None = None,
 ) -> Perplexity:
-    """The text is cut into windows that each start from nothing; only the second half of a window
-    is predicted, so that every prediction has half a window before it. A rest shorter than a window
-    is left out. (llama.cpp, tools/perplexity.)
+    """Computes the perplexity of a text in windows, as llama.cpp's tools/perplexity does.
 
-    window: 4 to the context of the engine. bos_id: takes the place of each window's first token.
-    ValueError for a text shorter than one window.
+    Every window starts with an empty context. Only its second half is predicted, so that every
+    prediction has at least half a window before it. A rest shorter than a window is left out.
+
+    Args:
+        engine: of the model.
+        ids: the text.
+        window: tokens of a window, 4 to the context of the engine.
+        bos_id: replaces the first token of each window.
+        progress: whether to show a progress bar. Default: if stderr is a terminal.
+
+    Raises:
+        ValueError: the text is shorter than one window.
     """
     if not 4 <= window <= engine.context_length:
         raise ValueError(

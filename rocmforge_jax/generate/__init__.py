@@ -1,7 +1,23 @@
 """Generation: sampling on the device, and the engine that turns token ids into more token ids."""
 
-from rocmforge_jax.generate.engine import Engine, Generated
+from rocmforge_jax.generate.engine import Engine
 from rocmforge_jax.generate.perplexity import Perplexity, perplexity
 from rocmforge_jax.generate.sampling import Sampler, SamplingParams, sample
+from rocmforge_jax.generate.scheduler import Scheduler
+from rocmforge_jax.generate.sequence import Generated, PrefixCache, Sequence
+from rocmforge_jax.generate.steps import Slots, Steps
 
-__all__ = ["Engine", "Generated", "Perplexity", "Sampler", "SamplingParams", "perplexity", "sample"]
+__all__ = [
+    "Engine",
+    "Generated",
+    "Perplexity",
+    "PrefixCache",
+    "Sampler",
+    "SamplingParams",
+    "Scheduler",
+    "Sequence",
+    "Slots",
+    "Steps",
+    "perplexity",
+    "sample",
+]

@@ -11,7 +11,7 @@ one kept are kept as well. What nobody asks for is not computed.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -129,13 +129,14 @@ class Sampler:
     bias: jax.Array
 
     @classmethod
-    def of(cls, params: list[SamplingParams]) -> "Sampler":
+    def of(cls, params: Sequence[SamplingParams], bias_width: int = 0) -> "Sampler":
+        """The arrays of `params`, one row each. bias_width: least columns of `bias_ids`, `bias`."""
         arrays = {
             name: np.array([getattr(p, name) for p in params], dtype)
             for name, dtype in _DTYPES.items()
         }
         most = max(len(p.logit_bias) for p in params)
-        width = 1 << (most - 1).bit_length() if most else 0
+        width = max(bias_width, 1 << (most - 1).bit_length() if most else 0)
         arrays["bias_ids"] = np.full((len(params), width), -1, np.int32)
         arrays["bias"] = np.zeros((len(params), width), np.float32)
         for row, p in enumerate(params):
@@ -143,14 +144,35 @@ class Sampler:
             arrays["bias"][row, : len(p.logit_bias)] = list(p.logit_bias.values())
         return cls(**{name: jnp.asarray(array) for name, array in arrays.items()})
 
+    @property
+    def bias_width(self) -> int:
+        """Tokens of logit_bias that a row has room for."""
+        return self.bias.shape[1]
+
+    def widened(self, bias_width: int) -> "Sampler":
+        """The same rows with at least `bias_width` columns for logit_bias."""
+        more = ((0, 0), (0, max(0, bias_width - self.bias_width)))
+        return dataclasses.replace(
+            self,
+            bias_ids=jnp.pad(self.bias_ids, more, constant_values=-1),
+            bias=jnp.pad(self.bias, more),
+        )
+
 
 def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None):
-    """-> (tokens int32 [B], their log-probabilities float32 [B] under the model's own
-    distribution).
+    """Chooses the next token of each sequence. Greedy ties go to the lowest id.
 
-    positions_B: how many tokens each sequence has; with the seed it determines the random numbers,
-    so a sequence gets the same ones alone and in a batch. recent_BW: its last tokens, oldest first,
-    -1 for none; None where nothing is penalised. Greedy ties go to the lowest id.
+    Args:
+        logits_BV: of the model.
+        sampler: the parameters of each sequence.
+        positions_B: how many tokens each sequence has. Seed and position determine the random
+            numbers, so a sequence gets the same ones alone and in a batch.
+        recent_BW: the last tokens of each sequence, oldest first, -1 for a missing one; None where
+            nothing is penalised.
+
+    Returns:
+        (tokens, int32 [B]; their log-probabilities under the model's own distribution, float32
+        [B]).
     """
     model_BV = logits_BV.astype(jnp.float32)
     logits_BV = _add_bias(model_BV, sampler)
@@ -218,8 +240,9 @@ def _draw(logits_BV, sampler, positions_B):
 
 
 def keep_likely(logits_BV, top_k_B, typical_p_B, top_p_B, min_p_B):
-    """bool [B, V]: the tokens that top-k, typical, top-p and min-p leave, each applied to what the
-    ones before it left.
+    """Finds the tokens that top-k, typical, top-p and min-p leave, bool [B, V].
+
+    Each is applied to what the ones before it left.
     """
     order_BV = _sortable(logits_BV)
     V, all_ones = logits_BV.shape[-1], jnp.ones(logits_BV.shape, jnp.float32)
@@ -248,16 +271,17 @@ def _keep_typical(weights_BV, typical_p_B):
 
 
 def _share(weights_BV, p_B):
-    """The weight to reach for a share p of all: never 0, which no token at all would reach, and
-    beyond reach where p keeps all.
+    """The weight to reach for a share p of all.
+
+    It is never 0, which zero tokens would reach, and infinite where p keeps all tokens.
     """
     return jnp.where(p_B < 1, jnp.maximum(p_B * weights_BV.sum(axis=-1), _TINY), jnp.inf)
 
 
 def _sortable(values):
-    """float32 -> uint32 in the same order (IEEE 754: negative numbers have their bits inverted.
+    """Maps float32 to uint32 in the same order; both zeros become one number.
 
-    Both zeros are one number).
+    In IEEE 754 this inverts the bits of negative numbers and sets the sign bit of the others.
     """
     bits = jax.lax.bitcast_convert_type(jnp.where(values == 0, jnp.float32(0), values), jnp.uint32)
     sign = jnp.uint32(1 << 31)

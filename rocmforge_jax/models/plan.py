@@ -7,18 +7,37 @@ import numpy as np
 
 from rocmforge_jax.gguf import GGUFFile
 from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.decoder import Decoder
+from rocmforge_jax.nn import only_shapes
 
-#: Tokens of a prompt that are computed at once, and slots of the cache, that the plan counts with.
-PROMPT, SLOTS = 512, 4096
+#: Tokens of a prompt that are computed at once, and tokens of a text, that the plan counts with.
+PROMPT, TOKENS = 512, 4096
+#: Slots of the smallest cache; larger ones are powers of two.
+SMALLEST_CACHE = 256
+#: Tokens that one dispatch generates. The last dispatch of a text may go past its end by as many.
+TOKENS_PER_DISPATCH = 8
+
+
+def cache_length(tokens: int, context_length: int) -> int:
+    """Slots per sequence of a cache that has room for `tokens` tokens.
+
+    A power of two, so that few programs are compiled, but no more than a full context and the last
+    dispatch can use.
+    """
+    power = max(SMALLEST_CACHE, 1 << (tokens - 1).bit_length())
+    return max(tokens, min(power, context_length + TOKENS_PER_DISPATCH))
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on the device.
+    """Bytes on the device for one sequence.
 
-    weights: the packed planes. cache: keys and values of `slots` tokens. temporaries: an estimate
-    of what a prompt of 512 tokens needs while it is computed. available: what the device has free,
-    None where it does not say.
+    Attributes:
+        weights: the packed planes.
+        cache: the KV cache of `slots` slots, as the engine allocates it.
+        slots: slots of the cache.
+        temporaries: an estimate of the workspace for a prompt of 512 tokens.
+        available: free bytes of the device, None if it does not report them.
     """
 
     weights: int
@@ -29,17 +48,18 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
+        """Weights, cache and temporaries."""
         return self.weights + self.cache + self.temporaries
 
     def check(self) -> None:
-        """MemoryError, with the numbers, if the model cannot fit."""
+        """Raises MemoryError, with the numbers, if the model cannot fit."""
         if self.available is not None and self.total > self.available:
             raise MemoryError(f"the model does not fit: {self}")
 
     def __str__(self):
         free = "unknown" if self.available is None else _gib(self.available)
         return (
-            f"weights {_gib(self.weights)} + cache of {self.slots} tokens {_gib(self.cache)} +"
+            f"weights {_gib(self.weights)} + cache of {self.slots} slots {_gib(self.cache)} +"
             f" temporaries {_gib(self.temporaries)} = {_gib(self.total)}, available {free}"
         )
 
@@ -47,26 +67,43 @@ class MemoryPlan:
 def plan_memory(
     gguf: GGUFFile, config: DecoderConfig, dtype, *, context_length: int | None = None
 ) -> MemoryPlan:
-    """The plan for one sequence.
+    """Plans the memory of one sequence.
 
-    context_length: as for `load`; the cache is counted for at most 4096 of its tokens.
+    Args:
+        gguf: the file with the weights.
+        config: the decoder's configuration.
+        dtype: of activations and cache.
+        context_length: tokens of the longest text, default what the model was trained for. At most
+            4096 of them are counted for the cache. The padding of a prompt that nearly fills a
+            short context is not.
     """
-    itemsize = np.dtype(dtype).itemsize
-    slots = min(SLOTS, context_length or config.context_length)
-    prompt = min(PROMPT, slots)
-    widest = max(config.hidden, config.heads * config.head_width, config.width) * 4
-    scores = prompt * slots * config.heads * 4 * 2
+    context_length = context_length or config.context_length
+    tokens = min(TOKENS, context_length + TOKENS_PER_DISPATCH)  # of a full context, see above
+    slots = cache_length(tokens, context_length)
+    with only_shapes():
+        decoder = Decoder(config, dtype=np.dtype(dtype), rngs=None)
     return MemoryPlan(
         weights=sum(tensor.nbytes for tensor in gguf.tensors.values()),
-        cache=2 * config.layers * config.kv_heads * config.head_width * slots * itemsize,
+        cache=jax.eval_shape(lambda: decoder.init_cache(1, slots)).nbytes,
         slots=slots,
-        temporaries=prompt * widest * 4 + scores + config.vocabulary * 4,
+        temporaries=temporary_bytes(config, slots),
         available=available_bytes(),
     )
 
 
+def temporary_bytes(config: DecoderConfig, slots: int) -> int:
+    """An estimate of the workspace of one prompt of up to 512 tokens with a cache of `slots`."""
+    prompt = min(PROMPT, slots)
+    widest = max(config.hidden, config.heads * config.head_width, config.width) * 4
+    scores = prompt * slots * config.heads * 4 * 2
+    return prompt * widest * 4 + scores + config.vocabulary * 4
+
+
 def available_bytes(device: jax.Device | None = None) -> int | None:
-    """What a device (default: the first) has free; None where nobody says."""
+    """Free bytes of a device (default: the first one), None if unknown.
+
+    For a device that keeps no statistics, such as a CPU, this is the free memory of the machine.
+    """
     stats = (device or jax.devices()[0]).memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -32,14 +32,14 @@ def generated(engine, prompt, tokens=20, params=GREEDY):
 
 def prefilled(engine, monkeypatch, prompt, tokens=4):
     """The tokens of a prompt that were really computed."""
-    counted, original = [], engine._prefill
+    counted, original = [], engine.steps.prefill
 
-    def counting(leaves, cache, piece, added, before):
+    def counting(cache, piece, added, before):
         counted.append(int(added.sum()))
-        return original(leaves, cache, piece, added, before)
+        return original(cache, piece, added, before)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_prefill", counting)
+        patch.setattr(engine.steps, "prefill", counting)
         ids = generated(engine, prompt, tokens)
     return sum(counted), ids
 
@@ -101,14 +101,14 @@ def test_an_interrupted_answer_leaves_the_model_usable(engine, error):
 def test_an_interrupt_inside_a_dispatch_leaves_the_model_usable(engine, monkeypatch):
     prompt = list(range(40, 100))
     expected = generated(engine, prompt, 30)
-    original = engine._decode
+    original = engine.steps.decode
 
     def interrupted(*arguments):
-        original(*arguments)  # the cache has been given away, the result is lost
+        original(*arguments)  # the slots have been given away, the result is lost
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_decode", interrupted)
+        patch.setattr(engine.steps, "decode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             generated(engine, prompt, 30)
     assert generated(engine, prompt, 30) == expected
@@ -128,10 +128,10 @@ def test_two_answers_at_once_do_not_disturb_each_other(engine):
 def test_warm_up_compiles_what_an_answer_needs():
     lm = rocmforge_jax.load(DEMO)
     lm.warm_up(len(lm.tokenizer.encode("But soft, what light")))
-    jitted = (lm.engine._prefill, lm.engine._decode)
-    sizes = [function._cache_size() for function in jitted]
+    programs = (lm.engine.steps.prefill, lm.engine.steps.decode)
+    sizes = [program.jitted._cache_size() for program in programs]
     lm.generate("But soft, what light", max_tokens=20)
-    assert [function._cache_size() for function in jitted] == sizes and min(sizes) == 1
+    assert [program.jitted._cache_size() for program in programs] == sizes and min(sizes) == 1
 
 
 @pytest.mark.core

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from rocmforge_jax.generate import Engine, Sampler, SamplingParams, sample
+from rocmforge_jax.generate import Engine, SamplingParams
+from rocmforge_jax.generate.steps import start
+from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH
 
 pytestmark = pytest.mark.core
 DRAWN = SamplingParams(
@@ -16,38 +17,22 @@ DRAWN = SamplingParams(
 )
 
 
-@pytest.fixture(scope="module")
-def step(decoder):
-    """step(batch): a decode step with sampling, jitted on flat leaves with the cache donated, and
-    arguments for it.
-    """
-    graphdef, state = nnx.split(decoder)
-    leaves, treedef = jax.tree.flatten(state)
+@pytest.fixture
+def decode(engine):
+    """decode(batch): the jitted decode and its arguments, of which the slots are the second."""
 
-    def run(leaves, cache, tokens_B, sampler, recent_BW):
-        logits_BV, cache = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(
-            tokens_B[:, None], cache, last_only=True
-        )
-        return sample(logits_BV, sampler, cache.lengths_B, recent_BW), cache
+    def decode(batch):
+        cache = engine.steps.init_cache(batch, 256)
+        logits_BV = jnp.zeros((batch, engine.config.vocabulary), jnp.float32)
+        slots, _, _ = start(logits_BV, cache, [[1]] * batch, [DRAWN] * batch)
+        return engine.steps.decode.jitted, (engine.steps.leaves, slots, TOKENS_PER_DISPATCH)
 
-    jitted = jax.jit(run, donate_argnums=1)
-
-    def step(batch):
-        recent = jnp.full((batch, 64), -1, jnp.int32)
-        return jitted, (
-            leaves,
-            decoder.init_cache(batch, 256),
-            jnp.zeros(batch, jnp.int32),
-            Sampler.of([DRAWN] * batch),
-            recent,
-        )
-
-    return step
+    return decode
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_a_step_has_no_way_to_the_host(step, batch):
-    jitted, arguments = step(batch)
+def test_a_dispatch_has_no_way_to_the_host(decode, batch):
+    jitted, arguments = decode(batch)
     traced = jitted.trace(*arguments)
     lowered = traced.lower()
     for text in (str(traced.jaxpr), lowered.as_text(), lowered.compile().as_text()):
@@ -58,14 +43,12 @@ def test_a_step_has_no_way_to_the_host(step, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_the_cache_is_updated_in_place(step, batch):
-    """It is donated and taken: no temporary comes near it, nothing copies it, and the new one lies
-    where the old one was.
-    """
-    jitted, (leaves, cache, *rest) = step(batch)
-    compiled = jitted.lower(leaves, cache, *rest).compile()
+def test_the_cache_is_updated_in_place(decode, batch):
+    """The slots are donated: the new cache takes the memory of the old one without a copy."""
+    jitted, (leaves, slots, count) = decode(batch)
+    compiled, cache = jitted.lower(leaves, slots, count).compile(), slots.cache
     memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes == cache.nbytes
+    assert memory.alias_size_in_bytes >= cache.nbytes
     assert memory.temp_size_in_bytes < cache.nbytes / 2
     shapes = {layer.keys.shape for layer in cache.layers} | {
         layer.values.shape for layer in cache.layers
@@ -74,13 +57,13 @@ def test_the_cache_is_updated_in_place(step, batch):
     assert not shapes & {tuple(map(int, copy.split(","))) for copy in copies}
 
     before = [layer.values.unsafe_buffer_pointer() for layer in cache.layers]
-    _, after = jitted(leaves, cache, *rest)
+    after, _, _ = jitted(leaves, slots, count)
     assert all(leaf.is_deleted() for layer in cache.layers for leaf in (layer.keys, layer.values))
-    assert [layer.values.unsafe_buffer_pointer() for layer in after.layers] == before
+    assert [layer.values.unsafe_buffer_pointer() for layer in after.cache.layers] == before
 
 
 def test_a_dispatch_takes_nothing_from_the_host(engine):
-    """After the prompt is in, every dispatch runs under the guard that forbids implicit transfers."""
+    """After the prompt, every dispatch runs under the guard that forbids implicit transfers."""
     dispatches = engine.generate([[1, 2, 3]], DRAWN, max_tokens=30)
     next(dispatches)
     with jax.transfer_guard("disallow"):

@@ -127,7 +127,7 @@ def test_equal_seeds_give_equal_text_and_others_do_not(engine, answer):
 
 @pytest.mark.core
 def test_a_sequence_alone_and_in_a_batch(engine, answer):
-    """Prompts of different lengths with parameters and ends of their own: each is what it is alone."""
+    """Prompts with lengths, parameters and ends of their own: each is what it is alone."""
     prompts = [IDS[:3], IDS[20:60], IDS[100:117]]
     params = [
         DRAWN,
@@ -210,7 +210,7 @@ def test_a_stop_token_with_dispatches_begun_ahead(ahead, place):
 @pytest.mark.core
 @pytest.mark.parametrize("read", [1, 2, 3])
 def test_nothing_is_lost_where_dispatches_begun_ahead_are_abandoned(ahead, answer, read):
-    """The cache that is kept holds tokens that nobody has read: the text goes on as it would have."""
+    """The kept cache holds tokens that were never read: the text goes on as it would have."""
     for engine in ahead:
         engine.forget()
         whole = answer(engine, IDS[:20], GREEDY, max_tokens=40)[0]
@@ -220,7 +220,7 @@ def test_nothing_is_lost_where_dispatches_begun_ahead_are_abandoned(ahead, answe
         dispatches.close()
         assert begun == whole[: len(begun)] and len(begun) == 1 + 8 * (read - 1)
         assert (
-            engine._kept.common(IDS[:20] + whole) >= 20 + len(begun) - 1
+            engine.prefix_cache.common(IDS[:20] + whole) >= 20 + len(begun) - 1
         )  # what was read is not computed again
         assert (
             answer(engine, IDS[:20] + begun, GREEDY, max_tokens=40 - len(begun))[0]

@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 
 import rocmforge_jax
-from rocmforge_jax.generate import Sampler, SamplingParams
-from rocmforge_jax.generate.engine import TOKENS_PER_DISPATCH
-from rocmforge_jax.generate.sampling import PENALTY_WINDOW
+from rocmforge_jax.generate import SamplingParams
+from rocmforge_jax.generate.steps import start
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.models import kernel_report, load_decoder
+from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH
 from tests.models.test_logits import CORE, OTHERS
 
 pytestmark = pytest.mark.gpu
@@ -92,19 +92,11 @@ def test_a_step_takes_nothing_to_the_host(dtype, batch, monkeypatch):
     """Compiling, where kernels are tried, comes before."""
     monkeypatch.delenv("ROCMFORGE_KERNELS", raising=False)
     engine = rocmforge_jax.load("demo", dtype=jnp.dtype(dtype), progress=False).engine
-    _, cache = engine.prefill([[1, 2, 3]] * batch, slots=64)
-    operands = (
-        jnp.zeros(batch, jnp.int32),
-        jnp.full((batch, PENALTY_WINDOW), -1, jnp.int32),
-        Sampler.of([SamplingParams(seed=1)] * batch),
-    )
-
-    def dispatch(cache):
-        return engine._decode(engine._leaves, cache, *operands, TOKENS_PER_DISPATCH)
-
-    _, cache, *_ = dispatch(cache)
+    prompts, params = [[1, 2, 3]] * batch, [SamplingParams(seed=1)] * batch
+    slots, _, _ = start(*engine.prefill(prompts, slots=64), prompts, params)
+    slots, _, _ = engine.steps.decode(slots, TOKENS_PER_DISPATCH)
     with jax.transfer_guard_device_to_host("disallow"):
-        ids = jax.block_until_ready(dispatch(cache))[3]
+        _, ids, _ = jax.block_until_ready(engine.steps.decode(slots, TOKENS_PER_DISPATCH))
         with pytest.raises(Exception, match="Disallowed device-to-host transfer"):
             np.asarray(ids)
     assert np.asarray(ids).shape == (batch, TOKENS_PER_DISPATCH)

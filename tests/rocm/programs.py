@@ -1,4 +1,4 @@
-"""What is compiled: the engine's own steps and dequantisation, on abstract arrays.
+"""What is compiled: the steps of generation and dequantisation, on abstract arrays.
 
 No weight is made.
 
@@ -21,13 +21,14 @@ from pallas_kernels.attention import (
     prefill_attention,
 )
 from rocmforge_jax import dequantize, formats
-from rocmforge_jax.generate import Sampler, SamplingParams
-from rocmforge_jax.generate.engine import PREFILL_CHUNK, TOKENS_PER_DISPATCH, Engine
+from rocmforge_jax.generate import Sampler, SamplingParams, Slots, Steps
 from rocmforge_jax.generate.sampling import PENALTY_WINDOW
+from rocmforge_jax.generate.steps import PREFILL_CHUNK
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import Decoder, DecoderConfig, load_decoder
 from rocmforge_jax.models.config import MoEConfig
+from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH
 from rocmforge_jax.nn import Experts, RopeConfig, mixture
 from rocmforge_jax.quant import QParam, QTensor, matmul
 
@@ -95,10 +96,8 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
         return jax.jit(_mixture), (
             [_packed((moe.experts, *shape), how, layout_of, transposed=True) for shape in shapes],
         )
-    if what == "attention":
-        return jax.jit(_attention), _attention_operands(int(how))
-    engine, tokens, slots = _engine(what, layout_of)
-    return {"prefill": _prefill, "decode": _decode}[how](engine, tokens, slots)
+    steps, tokens, length = _steps(what, layout_of)
+    return {"prefill": _prefill, "decode": _decode}[how](steps, tokens, length)
 
 
 def _products(weights):
@@ -137,67 +136,27 @@ def _mixture(stacks):
     ]
 
 
-def _attention(q_BTNH, keys, values, lengths, sinks_N, new):
-    """Decode, decode with new tokens and prefill, with each kind of rule."""
-    rules = (
-        AttentionRule(0.1),
-        AttentionRule(0.1, window=1024, soft_cap=50.0, sinks_N=sinks_N),
-        AttentionRule(0.1, causal=False),
+def _prefill(steps, tokens, length):
+    cache = jax.eval_shape(lambda: steps.init_cache(1, length))
+    ids = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+    added = jax.ShapeDtypeStruct((1,), jnp.int32)
+    logits = jax.ShapeDtypeStruct((1, steps.config.vocabulary), jnp.float32)
+    return steps.prefill.jitted, (steps.leaves, cache, ids, added, logits)
+
+
+def _decode(steps, tokens, length):
+    slots = Slots(
+        cache=jax.eval_shape(lambda: steps.init_cache(1, length)),
+        last_B=jax.ShapeDtypeStruct((1,), jnp.int32),
+        recent_BW=jax.ShapeDtypeStruct((1, PENALTY_WINDOW), jnp.int32),
+        sampler=jax.eval_shape(lambda: Sampler.of([SamplingParams()])),
+        active_B=jax.ShapeDtypeStruct((1,), jnp.bool_),
     )
-    last, target = q_BTNH[:, -1], targets.current()
-    tokens = NewTokens(*new, interleaved=False)
-    return [
-        (
-            decode_attention(last, keys, values, lengths, rule, target=target),
-            decode_attention(last, keys, values, lengths, rule, target=target, new=tokens),
-            prefill_attention(q_BTNH, keys, values, lengths - 1, rule, target=target),
-        )
-        for rule in rules
-    ]
+    return steps.decode.jitted, (steps.leaves, slots, TOKENS_PER_DISPATCH)
 
 
-def _attention_operands(width):
-    of, dtype = jax.ShapeDtypeStruct, jnp.bfloat16
-    return (
-        of((1, 64, HEADS, width), dtype),
-        of((1, KV_HEADS, width, SLOTS), dtype),
-        of((1, KV_HEADS, SLOTS, width), dtype),
-        of((1,), jnp.int32),
-        of((HEADS,), jnp.float32),
-        [of((1, KV_HEADS, width), dtype)] * 2 + [of((1, width // 2), jnp.float32)] * 2,
-    )
-
-
-def _prefill(engine, tokens, slots):
-    cache, ids = (
-        _abstract(engine._init_cache, 1, slots),
-        jax.ShapeDtypeStruct((1, tokens), jnp.int32),
-    )
-    added, logits = (
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-        jax.ShapeDtypeStruct((1, engine.config.vocabulary), jnp.float32),
-    )
-    return engine._prefill, (engine._leaves, cache, ids, added, logits)
-
-
-def _decode(engine, tokens, slots):
-    cache, sampler = (
-        _abstract(engine._init_cache, 1, slots),
-        _abstract(Sampler.of, [SamplingParams()]),
-    )
-    last, recent = (
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-        jax.ShapeDtypeStruct((1, PENALTY_WINDOW), jnp.int32),
-    )
-    return engine._decode, (engine._leaves, cache, last, recent, sampler, TOKENS_PER_DISPATCH)
-
-
-def _abstract(make, *args):
-    return jax.eval_shape(lambda: make(*args))
-
-
-def _engine(model, layout_of) -> tuple[Engine, int, int]:
-    """The engine of a model, the tokens of a prompt and the slots of a cache to compile it for."""
+def _steps(model, layout_of) -> tuple[Steps, int, int]:
+    """The steps of a model, and the tokens of a prompt and length of a cache to compile for."""
     if model not in MODELS:
         raise ValueError(f"no model is named {model!r}; there are {', '.join(MODELS)}")
     return MODELS[model](layout_of)
@@ -207,7 +166,7 @@ def _engine(model, layout_of) -> tuple[Engine, int, int]:
 def _demo(layout_of):
     layout = layout_of(formats.get("Q8_0"))  # all types of the demo have the same
     return (
-        Engine(load_decoder(open_gguf(resolve("demo")), dtype=jnp.bfloat16, layout=layout)),
+        Steps(load_decoder(open_gguf(resolve("demo")), dtype=jnp.bfloat16, layout=layout)),
         64,
         256,
     )
@@ -216,7 +175,7 @@ def _demo(layout_of):
 @functools.cache
 def _llama_8b(layout_of):
     return (
-        _packed_engine(LLAMA_8B, lambda name: "Q6_K" if name in Q6_K else "Q4_K", layout_of),
+        _packed_steps(LLAMA_8B, lambda name: "Q6_K" if name in Q6_K else "Q4_K", layout_of),
         PREFILL_CHUNK,
         4096,
     )
@@ -225,7 +184,7 @@ def _llama_8b(layout_of):
 @functools.cache
 def _qwen3_30b_a3b(layout_of):
     return (
-        _packed_engine(
+        _packed_steps(
             QWEN3_30B_A3B, lambda name: None if name == "ffn_gate_inp" else "Q4_K", layout_of
         ),
         PREFILL_CHUNK,
@@ -236,7 +195,7 @@ def _qwen3_30b_a3b(layout_of):
 MODELS = {"demo": _demo, "llama-8b": _llama_8b, "qwen3-30b-a3b": _qwen3_30b_a3b}
 
 
-def _packed_engine(config: DecoderConfig, type_of: Callable, layout_of) -> Engine:
+def _packed_steps(config: DecoderConfig, type_of: Callable, layout_of) -> Steps:
     """Of an abstract decoder. type_of: a matrix's name -> the name of its type, or None."""
     decoder = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     for path, module in list(nnx.iter_modules(decoder)):
@@ -246,7 +205,7 @@ def _packed_engine(config: DecoderConfig, type_of: Callable, layout_of) -> Engin
                     variable.shape, type_of(path[-1]), layout_of, transposed=attribute == "kernel"
                 )
                 setattr(module, attribute, QParam(packed))
-    return Engine(decoder)
+    return Steps(decoder)
 
 
 def _packed(shape, type_name, layout_of, *, transposed) -> QTensor:

@@ -1,0 +1,144 @@
+"""Which sequence occupies which slot of a batch, and when the next tokens are begun and read."""
+
+import collections
+import collections.abc
+import dataclasses
+
+import jax
+import numpy as np
+
+from rocmforge_jax.generate.sequence import Generated, Sequence
+from rocmforge_jax.generate.steps import Slots, Steps, insert, start
+from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH, cache_length
+from rocmforge_jax.nn import Cache
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dispatch:
+    """Tokens that are being computed: row i belongs to owners[i], or to no sequence."""
+
+    owners: list[Sequence | None]
+    ids_BT: jax.Array
+    logprobs_BT: jax.Array
+
+
+class Scheduler:
+    """Generates for the sequences in the slots of one batch (continuous batching).
+
+    A sequence enters a free slot with `admit`, gets tokens from `step` and leaves with `release`.
+    The slots run together, whatever each of them holds.
+
+    Attributes:
+        slots: the state on the device. An interrupted dispatch may have taken its arrays.
+    """
+
+    def __init__(self, steps: Steps, slots: Slots, *, context_length: int, ahead: int):
+        """Takes slots without sequences.
+
+        Args:
+            steps: of the model.
+            slots: see `Steps.empty_slots`.
+            context_length: most tokens of a sequence.
+            ahead: dispatches that are begun before the tokens of the one before are read.
+        """
+        self.slots, self._steps = slots, steps
+        self._context_length, self._ahead = context_length, ahead
+        self._owners: list[Sequence | None] = [None] * slots.batch
+        self._active = [False] * slots.batch  # as `slots.active_B` has it
+        self._running: collections.deque[_Dispatch] = collections.deque()
+
+    @classmethod
+    def of(
+        cls,
+        steps: Steps,
+        sequences: collections.abc.Sequence[Sequence],
+        logits_BV,
+        cache: Cache,
+        **options,
+    ) -> "Scheduler":
+        """A scheduler whose slots are all taken, by sequences that were prefilled together."""
+        slots, ids_BT, logprobs_BT = start(
+            logits_BV, cache, [one.prompt for one in sequences], [one.params for one in sequences]
+        )
+        scheduler = cls(steps, slots, **options)
+        scheduler._enter(range(len(sequences)), sequences, ids_BT, logprobs_BT)
+        return scheduler
+
+    @property
+    def free(self) -> int:
+        """Slots without a sequence."""
+        return self._owners.count(None)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Puts a sequence into a free slot and computes its prompt, alone.
+
+        Raises:
+            ValueError: all slots are taken.
+        """
+        if not self.free:
+            raise ValueError(f"all {self.slots.batch} slots are taken: release a sequence first")
+        row, prompt = self._owners.index(None), sequence.prompt
+        self._make_room(self._steps.padded(len(prompt)))
+        logits_BV, cache = self._steps.prefill_prompts(
+            [prompt], self._steps.init_cache(1, self.slots.length)
+        )
+        one, ids_BT, logprobs_BT = start(
+            logits_BV,
+            cache,
+            [prompt],
+            [sequence.params],
+            bias_width=self.slots.sampler.bias_width,
+        )
+        slots = self.slots.with_bias_width(one.sampler.bias_width)
+        self.slots = insert(slots, jax.device_put(np.int32(row)), one)
+        self._enter([row], [sequence], ids_BT, logprobs_BT)
+
+    def step(self) -> list[tuple[Sequence, Generated]]:
+        """Reads the oldest dispatch: what it added to each sequence that it was begun for.
+
+        Before that the next dispatches are begun, so that the device is never idle. A sequence that
+        has just entered has a dispatch of its own, with one token.
+        """
+        while len(self._running) <= self._ahead and any(
+            one is not None and one.wants_more for one in self._owners
+        ):
+            self._begin_dispatch()
+        if not self._running:
+            return []
+        oldest = self._running.popleft()
+        ids, logprobs = (
+            np.asarray(array).tolist() for array in (oldest.ids_BT, oldest.logprobs_BT)
+        )
+        return [
+            (one, one.take(*tokens))
+            for one, *tokens in zip(oldest.owners, ids, logprobs)
+            if one is not None and one in self._owners
+        ]
+
+    def release(self, sequence: Sequence) -> None:
+        """Frees the slot of a sequence, finished or not."""
+        self._owners[self._owners.index(sequence)] = None
+
+    def _enter(self, rows, sequences, ids_BT, logprobs_BT):
+        for row, one in zip(rows, sequences):
+            self._owners[row], self._active[row], one.begun = one, True, 1
+        self._running.append(_Dispatch(list(sequences), ids_BT, logprobs_BT))
+
+    def _begin_dispatch(self):
+        owners = [one if one is not None and one.wants_more else None for one in self._owners]
+        active = [one is not None for one in owners]
+        if active != self._active:
+            active_B = jax.device_put(np.array(active))
+            self.slots, self._active = dataclasses.replace(self.slots, active_B=active_B), active
+        # The newest token of a sequence is not in the cache yet.
+        filled = max(len(one.prompt) + one.begun - 1 for one in owners if one is not None)
+        self._make_room(filled + TOKENS_PER_DISPATCH)
+        self.slots, ids_BT, logprobs_BT = self._steps.decode(self.slots, TOKENS_PER_DISPATCH)
+        for one in owners:
+            if one is not None:
+                one.begun += TOKENS_PER_DISPATCH
+        self._running.append(_Dispatch(owners, ids_BT, logprobs_BT))
+
+    def _make_room(self, tokens: int):
+        if tokens > self.slots.length:
+            self.slots = self.slots.grown(cache_length(tokens, self._context_length))

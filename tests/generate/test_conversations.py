@@ -104,7 +104,7 @@ def test_an_interrupt_inside_a_dispatch_leaves_the_model_usable(engine, monkeypa
     original = engine.steps.decode
 
     def interrupted(*arguments):
-        original(*arguments)  # the slots have been given away, the result is lost
+        original(*arguments)  # the cache has been given away, the result is lost
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

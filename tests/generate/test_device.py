@@ -19,13 +19,14 @@ DRAWN = SamplingParams(
 
 @pytest.fixture
 def decode(engine):
-    """decode(batch): the jitted decode and its arguments, of which the slots are the second."""
+    """decode(batch): the jitted decode and its arguments, of which the cache is the second."""
 
     def decode(batch):
         cache = engine.steps.init_cache(batch, 256)
         logits_BV = jnp.zeros((batch, engine.config.vocabulary), jnp.float32)
         slots, _, _ = start(logits_BV, cache, [[1]] * batch, [DRAWN] * batch)
-        return engine.steps.decode.jitted, (engine.steps.leaves, slots, TOKENS_PER_DISPATCH)
+        decode = engine.steps.decode
+        return decode.jitted, decode.arguments(slots, TOKENS_PER_DISPATCH)
 
     return decode
 
@@ -44,11 +45,11 @@ def test_a_dispatch_has_no_way_to_the_host(decode, batch):
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_the_cache_is_updated_in_place(decode, batch):
-    """The slots are donated: the new cache takes the memory of the old one without a copy."""
-    jitted, (leaves, slots, count) = decode(batch)
-    compiled, cache = jitted.lower(leaves, slots, count).compile(), slots.cache
+    """The cache is donated: the new one takes the memory of the old one without a copy."""
+    jitted, (leaves, cache, *rest) = decode(batch)
+    compiled = jitted.lower(leaves, cache, *rest).compile()
     memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes >= cache.nbytes
+    assert memory.alias_size_in_bytes == cache.nbytes
     assert memory.temp_size_in_bytes < cache.nbytes / 2
     shapes = {layer.keys.shape for layer in cache.layers} | {
         layer.values.shape for layer in cache.layers
@@ -57,9 +58,9 @@ def test_the_cache_is_updated_in_place(decode, batch):
     assert not shapes & {tuple(map(int, copy.split(","))) for copy in copies}
 
     before = [layer.values.unsafe_buffer_pointer() for layer in cache.layers]
-    after, _, _ = jitted(leaves, slots, count)
+    after, *_ = jitted(leaves, cache, *rest)
     assert all(leaf.is_deleted() for layer in cache.layers for leaf in (layer.keys, layer.values))
-    assert [layer.values.unsafe_buffer_pointer() for layer in after.cache.layers] == before
+    assert [layer.values.unsafe_buffer_pointer() for layer in after.layers] == before
 
 
 def test_a_dispatch_takes_nothing_from_the_host(engine):

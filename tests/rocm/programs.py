@@ -152,7 +152,7 @@ def _decode(steps, tokens, length):
         sampler=jax.eval_shape(lambda: Sampler.of([SamplingParams()])),
         active_B=jax.ShapeDtypeStruct((1,), jnp.bool_),
     )
-    return steps.decode.jitted, (steps.leaves, slots, TOKENS_PER_DISPATCH)
+    return steps.decode.jitted, steps.decode.arguments(slots, TOKENS_PER_DISPATCH)
 
 
 def _steps(model, layout_of) -> tuple[Steps, int, int]:

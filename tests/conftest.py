@@ -46,13 +46,41 @@ def pytest_configure(config):
                 file.unlink()
 
 
+#: The part of the reference data that every clone carries; tools/make_test_data.py makes it.
+DATA = ROOT / "tests" / "data"
+
+
+class _DataFolder(type(Path())):
+    """A folder in tests/data: asking for a file that is not in it skips the test."""
+
+    def __truediv__(self, name):
+        path = super().__truediv__(name)
+        if not path.exists():
+            pytest.skip(f"tests/data has no {path.relative_to(DATA)}: set ROCMFORGE_REFERENCE")
+        return path
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """The folder of ground truth: ROCMFORGE_REFERENCE, or ../shared/reference beside the checkout."""
+    """The folder of ground truth: ROCMFORGE_REFERENCE, or ../shared/reference beside the checkout.
+
+    Where it is missing, tests/data takes its place. In CI, which runs the tests for a decision, a
+    missing folder is a failure; a workflow without the folder names tests/data itself.
+    """
     folder = Path(os.environ.get("ROCMFORGE_REFERENCE") or ROOT.parent / "shared" / "reference")
-    if not folder.is_dir():
-        pytest.skip(f"no reference data at {folder}: set ROCMFORGE_REFERENCE")
-    return folder
+    if not (folder / "dequant" / "index.json").is_file():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no reference data at {folder}: set ROCMFORGE_REFERENCE")
+        folder = DATA
+    return _DataFolder(DATA) if folder.resolve() == DATA else folder
+
+
+@pytest.fixture(scope="session")
+def whole_reference(reference) -> Path:
+    """The reference folder, for tests that need all of it; skips where tests/data stands for it."""
+    if isinstance(reference, _DataFolder):
+        pytest.skip("tests/data is only a part of the reference data: set ROCMFORGE_REFERENCE")
+    return reference
 
 
 @pytest.fixture(scope="session")

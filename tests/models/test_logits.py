@@ -6,7 +6,15 @@ import pytest
 
 from rocmforge_jax.models import ARCHITECTURES
 
-CORE = ("llama-gqa.Q4_1", "llama-mqa.Q5_0", "llama-rope3.Q5_1", "qwen2.Q5_1", "mixtral.Q4_K_M")
+CORE = (
+    "llama-gqa.Q4_1",
+    "llama-gqa.IQ2_XS",
+    "llama-mqa.Q5_0",
+    "llama-rope3.Q5_1",
+    "qwen2.Q4_K_M",
+    "qwen2.Q5_1",
+    "mixtral.Q4_K_M",
+)
 OTHERS = (
     "llama-gqa.F32",
     "llama-gqa.Q4_0",
@@ -17,10 +25,8 @@ OTHERS = (
     "llama-gqa.Q4_K_M",
     "llama-gqa.Q6_K",
     "llama-gqa.IQ4_XS",
-    "llama-gqa.IQ2_XS",
     "llama-gqa.TQ2_0",
     "mistral-swa.Q4_0",
-    "qwen2.Q4_K_M",
     "qwen3.Q4_1",
     "qwen3.Q8_0",
     "glm4.Q5_1",
@@ -52,6 +58,6 @@ def test_bfloat16_logits_are_near(load, logits, relative, index, reference):
 
 
 @pytest.mark.core
-def test_every_reference_file_of_a_known_architecture_is_compared(index):
+def test_every_reference_file_of_a_known_architecture_is_compared(whole_reference, index):
     known = {name for name, file in index["files"].items() if file["arch"] in ARCHITECTURES}
     assert known == {*CORE, *OTHERS}

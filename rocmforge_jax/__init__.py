@@ -7,6 +7,8 @@ Importing this is light: jax is imported when something that computes is first u
 
 import importlib
 
+__version__ = "0.1.0"
+
 _WHERE = {
     "load": "language_model",
     "LanguageModel": "language_model",

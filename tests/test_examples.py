@@ -1,0 +1,24 @@
+"""The examples of the pages run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import rocmforge_jax
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert examples
+    monkeypatch.chdir(tmp_path)
+    architectures = "rocmforge_jax.models.architectures.ARCHITECTURES"
+    monkeypatch.setattr(
+        architectures, dict(rocmforge_jax.models.ARCHITECTURES)
+    )  # a page registers one
+    names = {}
+    for example in examples:
+        exec(compile(example, page, "exec"), names)

@@ -3,6 +3,7 @@ allocated.
 """
 
 import struct
+from typing import NoReturn
 
 from rocmforge_jax.gguf.errors import GGUFError
 from rocmforge_jax.gguf.limits import MAX_HEADER_BYTES, MAX_STRINGS
@@ -24,7 +25,7 @@ class HeaderCursor:
         self._file, self._window, self._base = file, b"", 0
         self._strings = 0
 
-    def refuse(self, message, at=None):
+    def refuse(self, message, at=None) -> NoReturn:
         """Raise GGUFError; `at` is the byte that the message is about, by default the position."""
         raise GGUFError(f"{self.path}: {message} (at byte {self.position if at is None else at})")
 

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     """
 
     type: str
-    count: int | None
+    count: int | None  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.count
     code: str
     start: int
     stop: int

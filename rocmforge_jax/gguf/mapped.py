@@ -19,17 +19,16 @@ class MappedFile:
 
     def view(self, start, stop) -> np.ndarray:
         """Bytes start to stop as a read-only uint8 array on the map."""
-        self._check(stop)
+        mapped = self._open(stop)
         return (
-            np.frombuffer(self._map, np.uint8, stop - start, start)
+            np.frombuffer(mapped, np.uint8, stop - start, start)
             if stop > start
             else np.empty(0, np.uint8)
         )
 
     def read(self, start, stop) -> bytes:
         """A copy of bytes start to stop."""
-        self._check(stop)
-        return self._map[start:stop]
+        return self._open(stop)[start:stop]
 
     def forget(self, start, stop):
         """Give back the pages that lie between two bytes.
@@ -47,7 +46,8 @@ class MappedFile:
         """Forget the map; it goes away with the last view on it."""
         self._map = None
 
-    def _check(self, stop):
+    def _open(self, stop) -> mmap.mmap:
+        """The map; refuses a closed one, and a file that has become shorter than `stop`."""
         if self._map is None:
             raise ValueError(f"{self.path} is closed: open it again")
         if (size := min(len(self._map), self._map.size())) < stop:
@@ -55,3 +55,4 @@ class MappedFile:
                 f"{self.path}: the file shrank after it was opened: it has {size} bytes, {stop} are"
                 " needed"
             )
+        return self._map

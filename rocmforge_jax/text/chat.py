@@ -114,7 +114,8 @@ def _token(metadata, name: str) -> str:
     id = meta.token_id(metadata, f"tokenizer.ggml.{name}_token_id", len(tokens))
     if id is None:
         id = DEFAULT_IDS.get(meta.string(metadata, "tokenizer.ggml.model", ""), {}).get(name)
-    return tokens[id] if id is not None and id < len(tokens) and isinstance(tokens[id], str) else ""
+    token = tokens[id] if id is not None and id < len(tokens) else ""
+    return token if isinstance(token, str) else ""
 
 
 def _checked(messages) -> list[dict]:

@@ -75,6 +75,7 @@ class Renderer:
     def _exchange(self, request: str, time_limit: float) -> dict:
         """The reply to one request. A process that did not reply is never used again."""
         process, late = self._process, threading.Event()
+        assert process is not None and process.stdin is not None and process.stdout is not None
 
         def end_it():
             late.set()

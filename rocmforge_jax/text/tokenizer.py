@@ -142,8 +142,9 @@ class Tokenizer:
         return id
 
     def _with_ends(self, ids: list[int]) -> list[int]:
-        start = [self.bos_id] if self.add_bos and ids[:1] != [self.bos_id] else []
-        end = [self.eos_id] if self.add_eos and ids[-1:] != [self.eos_id] else []
+        bos, eos = self.bos_id, self.eos_id
+        start = [bos] if self.add_bos and bos is not None and ids[:1] != [bos] else []
+        end = [eos] if self.add_eos and eos is not None and ids[-1:] != [eos] else []
         return start + ids + end
 
 
@@ -208,7 +209,10 @@ def _by_length(vocabulary: Vocabulary, *types: TokenType) -> list[tuple[str, int
     token first, wherever it is.
     """
     ids = np.flatnonzero(np.isin(vocabulary.types, types)).tolist()
-    found = [(vocabulary.tokens[id], id) for id in ids if vocabulary.tokens[id] in vocabulary.index]
+    texts = ((vocabulary.tokens[id], id) for id in ids)
+    found = [
+        (text, id) for text, id in texts if isinstance(text, str) and text in vocabulary.index
+    ]
     return sorted(found, key=lambda token: -len(token[0].encode()))
 
 

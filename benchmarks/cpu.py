@@ -1,5 +1,6 @@
-"""Speed on the CPU, beside llama.cpp's on the same files: `python benchmarks/cpu.py [--models demo
-qwen2.5-0.5b:q4_0 ...]`.
+"""Measures speed on the CPU beside llama.cpp on the same files.
+
+    python benchmarks/cpu.py [--models demo qwen2.5-0.5b:q4_0 ...]
 
 Both packages stay loaded, each in a process of its own, and take turns, so that what else the
 machine does hits both alike. Files with the shapes of real models and random weights are made where
@@ -125,9 +126,7 @@ def started(samples: dict, prefix: str, package: str, *where):
 def starts(
     samples: dict, packages: tuple, path: Path, threads: int, folder: Path, cold: int, warm: int
 ) -> Path:
-    """Start so many times with an empty compilation cache, and in turn with a full one. -> the full
-    one.
-    """
+    """Starts in turn with an empty and a full compilation cache; returns the full one's folder."""
     for i in range(cold):
         cache = folder / str(i)
         started(samples, "cold_", OURS, path, threads, cache)
@@ -140,8 +139,10 @@ def starts(
 def speeds(
     samples: dict, packages: tuple, path: Path, threads: int, cache: Path, repeats: int
 ) -> dict[str, float]:
-    """Tokens per second of each run, the packages in turn. -> the share of a processor that each
-    took while it waited, at most.
+    """Measures tokens per second of each run, the packages in turn.
+
+    Returns:
+        package -> the largest share of a processor that it took while it waited.
     """
     idle, runs = dict.fromkeys(packages, 0.0), fitting(path)
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,4 @@
-"""What is measured beside llama.cpp on the CPU, and the goals: `text(result)` is one file's part of
-the table.
-"""
+"""The goals on the CPU beside llama.cpp; `text(result)` writes one file's part of the table."""
 
 import dataclasses
 

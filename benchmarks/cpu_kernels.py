@@ -1,5 +1,6 @@
-"""Speed of the C++ products on this CPU: `python benchmarks/cpu_kernels.py [--types Q4_0 ...]
-[--rows 1 128] [--instructions AVX2]`.
+"""Measures the C++ products on this CPU.
+
+    python benchmarks/cpu_kernels.py [--types Q4_0 ...] [--rows 1 128] [--instructions AVX2]
 
 First the ceiling: how fast the same number of threads reads memory. Few rows of activations wait
 for that; many are bound by arithmetic. Each number is the median over matrices that together are
@@ -106,8 +107,9 @@ def random_planes(packing, rows: int, count: int) -> dict[str, np.ndarray]:
 
 
 class Case:
-    """Products of one type and shape with some rows of activations, over several matrices in one
-    program.
+    """Products of one type and shape with some rows of activations.
+
+    One program multiplies several matrices.
     """
 
     def __init__(self, name: str, shape: str, rows: int, mode: str, size: int):
@@ -174,7 +176,8 @@ def main():
     bandwidth = read_bandwidth(threads, 1 << 30, arguments.repeats)
     print(f"{processor()}, {threads} threads read {bandwidth / 1e9:.1f} GB/s; products use {used}")
     print(
-        f"{'':7}{'matrix':>13}{'rows':>6}{'mode':>7}{'us':>11}{'Gweights/s':>12}{'GB/s':>7}{'of read':>9}{'GFLOP/s':>9}{'busy':>6}"
+        f"{'':7}{'matrix':>13}{'rows':>6}{'mode':>7}{'us':>11}{'Gweights/s':>12}{'GB/s':>7}"
+        f"{'of read':>9}{'GFLOP/s':>9}{'busy':>6}"
     )
     results = []
     for name, shape in itertools.product(arguments.types, arguments.shapes):
@@ -188,8 +191,9 @@ def main():
         for case, of_case in zip(cases, zip(*times)):
             results.append(r := case.result(of_case, bandwidth))
             print(
-                f"{name:7}{shape:>13}{case.rows:6}{case.mode:>7}{r['microseconds']:11,.1f}{r['weights_per_s'] / 1e9:12.2f}"
-                f"{r['bytes_per_s'] / 1e9:7.1f}{r['share_of_bandwidth']:9.2f}{r['flop_per_s'] / 1e9:9,.0f}{r['busy']:6.2f}",
+                f"{name:7}{shape:>13}{case.rows:6}{case.mode:>7}{r['microseconds']:11,.1f}"
+                f"{r['weights_per_s'] / 1e9:12.2f}{r['bytes_per_s'] / 1e9:7.1f}"
+                f"{r['share_of_bandwidth']:9.2f}{r['flop_per_s'] / 1e9:9,.0f}{r['busy']:6.2f}",
                 flush=True,
             )
     about = {

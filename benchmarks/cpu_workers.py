@@ -1,5 +1,6 @@
-"""A package with a model in a process of its own: `python benchmarks/cpu_workers.py rocmforge_jax
-FILE --threads 2`.
+"""A package with a model in a process of its own: answers requests for measurements.
+
+    python benchmarks/cpu_workers.py rocmforge_jax FILE --threads 2
 
 Lines of JSON on stdout: one at the first token of a short prompt, one after the tokens that follow
 it, then an answer to each request on stdin: {"prompt": 128, "tokens": 64} -> seconds to the first
@@ -118,7 +119,7 @@ def peak_rss() -> int:
 
 
 def run(model, prompt: int, tokens: int, at_first=lambda: None) -> dict:
-    """Seconds to the first token of a prompt of so many random ids, and for the `tokens` after it."""
+    """Seconds to the first token after `prompt` random ids, and for the `tokens` after it."""
     ids = np.random.default_rng(0).integers(0, model.vocabulary, prompt).tolist()
     start = time.perf_counter()
     steps = model.steps(ids, tokens)
@@ -134,7 +135,7 @@ def say(**values):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("package", choices=PACKAGES)
     parser.add_argument("file", type=Path)
     parser.add_argument("--threads", type=int, required=True)

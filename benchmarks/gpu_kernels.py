@@ -1,5 +1,6 @@
-"""Speed and error of each kernel on a GPU, by type and shape: `python benchmarks/gpu_kernels.py
-[--types Q4_0 Q6_K ...]`.
+"""Measures speed and error of each kernel on a GPU, by type and shape.
+
+    python benchmarks/gpu_kernels.py [--types Q4_0 Q6_K ...]
 
 A line of benchmarks/results/gpu_kernels.jsonl is one kernel at one shape: the median time of its
 launches in a profiler trace, bytes moved in that time beside the device's copy bandwidth, measured
@@ -127,8 +128,10 @@ class Case:
         )
 
     def error(self, several, planes) -> float:
-        """Relative error of results of `run`: of the values themselves, or of products, of one row
-        with several x: one may be nearly a multiple of what all rows of a weight have in common.
+        """Computes the relative error of results of `run`.
+
+        They are the values themselves, or products of one row with several x: a single x may be
+        nearly a multiple of what all rows of a weight have in common.
         """
         exact = reference.dequantize(planes, self.packing)
         if self.kernel == "dequantize":

@@ -1,5 +1,6 @@
-"""llama.cpp on the same GPU and shapes as gpu_models.py: `python benchmarks/gpu_llama_cpp.py FOLDER
-[--mixes Q4_0 Q4_K_M ...]`.
+"""Measures llama.cpp on the same GPU and shapes as gpu_models.py.
+
+    python benchmarks/gpu_llama_cpp.py FOLDER [--mixes Q4_0 Q4_K_M ...]
 
 FOLDER has llama-bench and llama-batched-bench, built with -DGGML_CUDA=ON (or HIP). Files with
 random weights are written for them, one at a time, several GB each; a line of
@@ -22,7 +23,7 @@ MIXES = ("Q4_0", "Q4_K_M", "Q5_0", "Q6_K", "Q8_0")
 
 
 def measure(folder: Path, file: Path) -> dict:
-    """Tokens per second of a file: all layers on the GPU, with flash attention, a cache of float16."""
+    """Tokens per second: all layers on the GPU, flash attention, a KV cache of float16."""
 
     def bench(*args):
         return _lines(

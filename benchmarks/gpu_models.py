@@ -1,5 +1,6 @@
-"""Speed of whole models on a GPU: `python benchmarks/gpu_models.py [--shapes llama-3.1-8b] [--mixes
-Q4_0 Q4_K_M ...]`.
+"""Measures whole models on a GPU.
+
+    python benchmarks/gpu_models.py [--shapes llama-3.1-8b] [--mixes Q4_0 Q4_K_M ...]
 
 Models have random weights, made on the device. Each line of benchmarks/results/gpu_models.jsonl is
 one measurement of one model in one mode of activations: tokens per second of wall clock while
@@ -94,8 +95,9 @@ def _bytes(state) -> int:
 
 
 def _bytes_of_a_token(decoder) -> int:
-    """Of the weights that a step for one sequence reads: all but an embedding that is not the head
-    as well, and experts not chosen.
+    """Counts the bytes of weights that a step for one sequence reads.
+
+    Experts that are not chosen do not count, nor an embedding that is not the head as well.
     """
     bytes = _bytes(nnx.state(decoder)) - (
         0 if decoder.output is None else _bytes(nnx.state(decoder.token_embd))

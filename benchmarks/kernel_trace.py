@@ -11,8 +11,10 @@ import jax
 
 
 def kernel_times(run: Callable, repeats: int = 10) -> dict[str, tuple[float, float]]:
-    """{kernel: (microseconds a launch, launches a run)} of the kernels that run() starts on a GPU,
-    the longest in all first.
+    """Traces the kernels that run() starts on a GPU.
+
+    Returns:
+        kernel -> (microseconds a launch, launches a run), the largest total time first.
     """
     jax.block_until_ready(run())
     durations = collections.defaultdict(list)
@@ -51,8 +53,9 @@ def launches(runs: list[Callable]) -> list[tuple[str, float]]:
 
 
 def one_after_the_other(found: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
-    """(name, begin, end) -> (name, time of its own), in the order in which they end: what begins
-    while another runs counts from its end.
+    """Turns (name, begin, end) into (name, own time), in the order in which they end.
+
+    A kernel that begins while another one runs counts from the end of that one.
     """
     times, last = [], 0
     for name, begin, end in sorted(found, key=lambda launch: (launch[2], launch[1])):

@@ -1,6 +1,4 @@
-"""Models with the shapes of well-known ones and random packed weights, made on the device in
-seconds: for measuring GPUs.
-"""
+"""Makes models with well-known shapes and random packed weights, on the device and in seconds."""
 
 import functools
 import math

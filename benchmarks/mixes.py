@@ -6,10 +6,13 @@ MIXES = {"Q4_K_M": "Q4_K"}
 
 
 def type_of(name: str, layers: int, tied: bool, mix: str) -> str:
-    """The type of a tensor of the file, such as "blk.3.attn_v.weight", as `llama_tensor_get_type`
-    chooses it.
+    """Chooses the type of a tensor as llama.cpp's `llama_tensor_get_type` does.
 
-    tied: the embedding is the head as well.
+    Args:
+        name: of the tensor in the file, such as "blk.3.attn_v.weight".
+        layers: layers of the model.
+        tied: whether the embedding is the head as well.
+        mix: such as "Q4_K_M".
     """
     mix = mix.upper()
     if mix not in MIXES:
@@ -23,8 +26,9 @@ def type_of(name: str, layers: int, tied: bool, mix: str) -> str:
 
 
 def _use_more_bits(layer: int, layers: int) -> bool:
-    """The layers whose attn_v and ffn_down get more bits: the first and last eighth and every third
-    between.
+    """Whether attn_v and ffn_down of a layer get more bits.
+
+    They do in the first and last eighth of the layers and in every third one between.
     """
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2

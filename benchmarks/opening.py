@@ -1,5 +1,8 @@
-"""How long a file takes to open: `python benchmarks/opening.py FILE...`, each a GGUF file with a
-tokenizer.
+"""Measures how long files take to open.
+
+    python benchmarks/opening.py FILE...
+
+Each is a GGUF file with a tokenizer.
 
 Goals, for a vocabulary of 152,000 tokens: 80 ms to open, 0.25 s to read all tokens and merges, 1 s
 to a tokenizer. Each number is the median of 9 runs with the file in the page cache; lines go to

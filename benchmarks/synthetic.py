@@ -1,5 +1,6 @@
-"""GGUF files with the shapes of well-known models and random weights: `python
-benchmarks/synthetic.py qwen2.5-0.5b q4_0 OUT.gguf`.
+"""Writes a GGUF file with the shapes of a well-known model and random weights.
+
+    python benchmarks/synthetic.py qwen2.5-0.5b q4_0 OUT.gguf
 
 Speed does not depend on the values, only on their being finite and of a sane size, so scales are
 drawn so that a weight has a standard deviation of about 0.02. The files say that they have no
@@ -37,8 +38,9 @@ STRETCHED = {"llama-3.2-1b": 32, "llama-3.1-8b": 8}
 def random_blocks(
     fmt: formats.Format, shape: tuple[int, ...], random: np.random.Generator
 ) -> np.ndarray:
-    """Blocks of a tensor of row-major `shape`: uint8 [..., row bytes], float16 members small, all
-    others random bytes.
+    """Makes the blocks of a tensor of row-major `shape`, uint8 [..., row bytes].
+
+    Fields of float16 are small; all others are random bytes.
     """
     count = math.prod(shape) // fmt.block
     members = [np.dtype(field.dtype) for field in fmt.fields]
@@ -95,8 +97,9 @@ def tensor_shapes(shape_name: str) -> dict[str, tuple[int, ...]]:
 
 
 def rope_factors(shape_name: str) -> np.ndarray:
-    """What each frequency is divided by, float32 [head width / 2]: 1 where a wave is short, the
-    stretch where it is long.
+    """Makes the divisors of the RoPE frequencies, float32 [head width / 2].
+
+    They are 1 for short waves and the stretch for long ones.
     """
     head, base = SHAPES[shape_name][6], SHAPES[shape_name][8]
     waves_in_context = 8192 * base ** (-np.arange(0, head, 2) / head) / (2 * math.pi)
@@ -155,7 +158,7 @@ def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("type")
     parser.add_argument("out", type=Path)

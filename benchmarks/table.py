@@ -1,5 +1,6 @@
-"""The tables of measurements in README.md, made from benchmarks/results: `python
-benchmarks/table.py` renews them.
+"""Makes the tables of measurements in README.md from benchmarks/results.
+
+`python benchmarks/table.py` renews them.
 """
 
 import json
@@ -44,8 +45,10 @@ def cpu_table(measured: list[dict]) -> str:
 
 
 def gpu_table(measured: list[dict], llama_cpp: list[dict]) -> str:
-    """One row for each device, model, mode of activations and version of jax: its newest numbers,
-    from whichever runs have them, with llama.cpp's newest for that device and model and the ratio.
+    """Makes one row for each device, model, mode of activations and version of jax.
+
+    A row has the newest numbers, from whichever runs have them, llama.cpp's newest for that device
+    and model, and the ratio.
     """
 
     def model(one):
@@ -75,9 +78,10 @@ def _beside(ours: float, theirs: float | None) -> str:
 
 
 def kernels_table(measured: list[dict]) -> str:
-    """Of the device that was measured last, a row for each type: shares of the bandwidth of a large
-    copy, at the largest and the smallest shape, of weights that no cache holds; and of a copy of as
-    many bytes as the weight has.
+    """Makes a row for each type, on the device that was measured last.
+
+    Columns are shares of the bandwidth of a large copy, at the largest and the smallest shape, for
+    weights that no cache holds; and of that of a copy of as many bytes as the weight has.
     """
     measured = [
         one for one in measured if one["device"] == measured[-1]["device"] and "turns" not in one

@@ -1,6 +1,6 @@
-"""The table of docs/formats.md, made from the declarations.
+"""Makes the table of docs/formats.md from the declarations.
 
-`python -m tools.format_table docs/formats.md` renews it.
+`python -m rocmforge_jax.formats.docs docs/formats.md` renews it.
 """
 
 import sys

@@ -99,8 +99,9 @@ def measure(file: str, prompt_tokens: int, tokens: int, repeats: int) -> dict:
 
 
 def bytes_per_token(gguf) -> int:
-    """Bytes of weights that one token of one sequence must read: of the experts those that are
-    used, and no embedding that is not the head as well.
+    """Counts the bytes of weights that a decode step of one sequence must read.
+
+    Of the experts only the used ones count. An embedding counts only if it is the head as well.
     """
     experts = gguf.metadata.get(f"{gguf.architecture}.expert_count", 0)
     used = gguf.metadata.get(f"{gguf.architecture}.expert_used_count", 0)

@@ -75,8 +75,9 @@ def prepare_jax(model: str | None = None):
 
 
 def use_compilation_cache():
-    """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names
-    another. Call it before jax is used.
+    """Keeps what XLA compiles in the user's cache folder.
+
+    JAX_COMPILATION_CACHE_DIR chooses another folder. Call it before jax is used.
     """
     import jax
 

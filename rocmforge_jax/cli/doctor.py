@@ -1,6 +1,4 @@
-"""What this machine offers: versions, devices, what each operation runs on, known problems and
-their remedies.
-"""
+"""Show versions, devices, what each operation runs on, and known problems with remedies."""
 
 import dataclasses
 import os
@@ -47,10 +45,12 @@ class Facts:
 
     @property
     def platform(self) -> str:
+        """JAX's name for the platform of the first device; "none" without a device."""
         return self.devices[0]["platform"] if self.devices else "none"
 
     @property
     def on_rocm(self) -> bool:
+        """Whether the devices are AMD GPUs."""
         kinds = " ".join(device["kind"].lower() for device in self.devices)
         return self.platform in ("rocm", "gpu") and ("gfx" in kinds or "amd" in kinds)
 

@@ -108,7 +108,5 @@ def _shown(metadata, key) -> str:
 
 
 def _printable(text: str) -> str:
-    """A name from the file, control characters escaped: it must not write to the terminal as it
-    likes.
-    """
+    """Escapes the control characters of a name from the file, which could act on the terminal."""
     return repr(text)[1:-1]

@@ -1,5 +1,6 @@
-"""jax, imported at its first use: a format's declaration is plain data, and opening a file must not
-cost 150 MB of jax.
+"""`jax` and `jnp`, imported when they are first used.
+
+A format's declaration is plain data, and opening a file must not cost the 150 MB of jax.
 """
 
 import importlib

@@ -1,5 +1,6 @@
-"""ggml's searches for the scale (and minimum) of least weighted squared error, in NumPy and over
-many blocks at once.
+"""ggml's searches for the scale and minimum of least weighted squared error, in NumPy.
+
+Many blocks are searched at once.
 
 Arrays are float32 [elements of a block, blocks]. Every step and every sum is done in C's order and
 in float32: another order rounds differently and may settle on another scale. Source: ggml-quants.c
@@ -14,8 +15,9 @@ ZERO, NO_SPAN = np.float32(1e-15), np.float32(1e-30)
 
 
 def row_weights(rows):
-    """float32 [..., elements] -> the same shape: sqrt(mean square of the row + x^2), ggml's weights
-    where all importances are 1.
+    """Computes ggml's weights where all importances are 1: sqrt(mean square of the row + x^2).
+
+    Takes and returns float32 [..., elements].
     """
     squares = rows * rows
     mean = np.cumsum(squares, axis=-1)[..., -1:] / np.float32(rows.shape[-1])
@@ -23,9 +25,10 @@ def row_weights(rows):
 
 
 def symmetric(x, weights, bits):
-    """x ~ d * q, integers q from -2^(bits - 1). -> d [blocks], codes uint8, 2^(bits - 1) above q.
+    """Fits x ~ d * q with integers q from -2^(bits - 1).
 
-    In zero blocks all are 0.
+    Returns:
+        d [blocks], and the codes, uint8, which are q + 2^(bits - 1). In a block of zeros all are 0.
     """
     lowest = 2 ** (bits - 1)
     extreme = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
@@ -44,8 +47,10 @@ def symmetric(x, weights, bits):
 
 
 def asymmetric(x, weights, bits):
-    """x ~ d * q + m, integers q from 0 to 2^bits - 1 and m at most 0. -> d, m [blocks], codes q
-    uint8.
+    """Fits x ~ d * q + m with integers q from 0 to 2^bits - 1 and m at most 0.
+
+    Returns:
+        d and m, [blocks] each, and the codes q, uint8.
     """
     top = 2**bits - 1
     m, high = np.minimum(x.min(axis=0), 0), x.max(axis=0)
@@ -94,7 +99,7 @@ def _sum(terms):
 
 
 def _divide(a, b, where):
-    """a / b, and 0 elsewhere."""
+    """Divides a by b where `where` is true; 0 elsewhere."""
     return np.divide(a, b, out=np.zeros_like(b), where=where)
 
 

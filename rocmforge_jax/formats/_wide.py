@@ -1,8 +1,7 @@
-"""64-bit numbers as float32 on a device that has 32-bit words only (JAX without x64): integer
-arithmetic, rounded once.
+"""64-bit numbers as float32 on a device with 32-bit words only, which is JAX without x64.
 
-Both functions take uint32 [..., 2], low word first, and round to the nearest float32, ties to even,
-as a cast does.
+The arithmetic is that of integers, and the result is rounded once. Both functions take uint32 [...,
+2], low word first, and round to the nearest float32, ties to even, as a cast does.
 """
 
 import numpy as np
@@ -50,8 +49,11 @@ def _any(bits):
 
 
 def _round(significand, biased):
-    """Bits of the positive float32: uint32 of 26 bits (the leading one is bit 25, the lowest two
-    round), int32 exponent.
+    """Makes the bits of a positive float32.
+
+    Args:
+        significand: uint32 of 26 bits. The leading one is bit 25; the lowest two bits round.
+        biased: the biased exponent, int32.
     """
     shift = jnp.clip(1 - biased, 0, 26).astype(jnp.uint32)
     lost = significand & ((jnp.uint32(1) << shift) - 1)

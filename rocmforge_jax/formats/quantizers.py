@@ -1,8 +1,7 @@
-"""float32 values -> block bytes, in NumPy and to the byte as ggml-quants.c makes them
-(quantize_q4_0 and its siblings).
+"""Quantises float32 values in NumPy, to the byte as ggml-quants.c does.
 
-Every step is float32, as in C; a fused or a wider one would change codes that fall on a rounding
-boundary.
+The functions there are quantize_q4_0 and its siblings. Every step is float32, as in C; a fused or a
+wider one would change codes that fall on a rounding boundary.
 """
 
 import ml_dtypes
@@ -109,8 +108,9 @@ def _inverse(d):
 
 
 def _shared_exponent(x, largest_exponent, floor_log2):
-    """[blocks, 32] -> int32 [blocks, 1], 0 to 254: the E8M0 byte that brings the largest magnitude
-    to 2^largest_exponent or above.
+    """Finds the E8M0 byte that brings the largest magnitude to 2^largest_exponent or above.
+
+    Takes x [blocks, 32]; returns int32 [blocks, 1], 0 to 254.
     """
     largest = np.abs(x).max(axis=-1, keepdims=True)
     exponent = floor_log2(np.where(largest > 0, largest, 1)) - largest_exponent + E8M0_BIAS
@@ -126,9 +126,21 @@ def _exact_log2(x):
     return np.frexp(x)[1] - 1
 
 
+def _multiples(mantissa_bits, codes):
+    """Lists the magnitudes of the first `codes` codes of a small float.
+
+    They are float32 multiples of the smallest one.
+    """
+    one = 2**mantissa_bits
+    return np.array(
+        [c if c < one else (c % one + one) << (c // one - 1) for c in range(codes)], np.float32
+    )
+
+
 def _mxfp4(rows):
-    """For each element the first of the 16 codes that is nearest, as ggml's best_index_mxfp4 finds
-    it.
+    """Finds the nearest of the 16 codes for each element, the first one where two are as near.
+
+    ggml's best_index_mxfp4 does the same.
     """
     x = rows.reshape(-1, 32)
     e = _shared_exponent(x, 2, _rounded_log2)
@@ -142,8 +154,9 @@ def _mxfp4(rows):
 
 
 def _mxfp6(mantissa_bits, smallest, largest_exponent):
-    """Quantizer of an MXFP6 type with magnitudes in multiples of 2^smallest and the highest binade
-    2^largest_exponent.
+    """Makes the quantiser of an MXFP6 type.
+
+    Its magnitudes are multiples of 2^smallest, and its highest binade is 2^largest_exponent.
     """
     magnitudes = multiples(mantissa_bits, 32) * np.float32(2.0**smallest)
     middles = (magnitudes[1:] + magnitudes[:-1]) / 2

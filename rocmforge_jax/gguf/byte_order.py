@@ -6,9 +6,7 @@ from rocmforge_jax.formats import Format
 
 
 def to_little_endian(blocks: np.ndarray, fmt: Format) -> np.ndarray:
-    """uint8 [n * block bytes] of a big-endian file -> the same blocks little endian, a read-only
-    copy.
-    """
+    """Copies blocks of a big-endian file, uint8 [n * block bytes], to little endian, read-only."""
     places, start = [], 0
     for field in fmt.fields:
         size = np.dtype(field.dtype).itemsize

@@ -1,5 +1,6 @@
-"""Reading the head of a file: every length is compared with the bytes left before anything is
-allocated.
+"""Reads the head of a file.
+
+Every length is compared with the bytes left before anything is allocated.
 """
 
 import struct
@@ -12,11 +13,14 @@ _WINDOW = 2**16
 
 
 class HeaderCursor:
-    """A position in the head of a file, which is read in windows of 64 KiB: memory is constant
-    whatever the file.
+    """A position in the head of a file.
 
-    file: open for binary reading. size: its bytes. position: the next byte to read. order: "<" or
-    ">".
+    The head is read in windows of 64 KiB, so memory is constant whatever the file.
+
+    Attributes:
+        size: bytes of the file.
+        position: the next byte to read.
+        order: "<" or ">".
     """
 
     def __init__(self, file, size, path):

@@ -1,5 +1,6 @@
-"""Finding the key-value pairs of a file: keys, types and extents are checked, values are left where
-they are.
+"""Finds the key-value pairs of a file.
+
+Keys, types and extents are checked; values stay in the file.
 """
 
 from typing import NamedTuple

@@ -2,6 +2,7 @@
 
 
 class GGUFError(ValueError):
-    """A file that is no valid GGUF: the message says which file, what is wrong, at which byte, and
-    both numbers.
+    """Raised for a file that is not valid GGUF.
+
+    The message gives the file, what is wrong, the byte, and both numbers.
     """

@@ -47,7 +47,11 @@ class Metadata(Mapping):
         return self[key] if key in self else default
 
     def entry(self, key: str) -> Entry:
-        """Type, length and place of a value, without decoding it. KeyError names the nearest keys."""
+        """Gives type, length and place of a value without decoding it.
+
+        Raises:
+            KeyError: the key is missing; the message names the nearest keys.
+        """
         if key not in self._entries:
             near = difflib.get_close_matches(str(key), self._entries, n=3, cutoff=0.5)
             raise KeyError(

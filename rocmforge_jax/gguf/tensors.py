@@ -40,11 +40,12 @@ class TensorInfo:
 
     @property
     def data(self) -> np.ndarray:
-        """The blocks, little endian: read-only uint8 [*shape[:-1], row bytes], a view on the mapped
-        file.
+        """The blocks, little endian, as read-only uint8 [*shape[:-1], row bytes].
 
-        From a big-endian file it is a copy. GGUFError where the file has become too short since it
-        was opened.
+        They are a view on the mapped file, or a copy where the file is big-endian.
+
+        Raises:
+            GGUFError: the file has become too short since it was opened.
         """
         blocks = self._mapped.view(self.offset, self.offset + self.nbytes)
         if self._big_endian:

@@ -87,7 +87,7 @@ def _typed(key, value):
 
 
 def _narrowest(values, *preferred):
-    """The first GGUF type that holds all of `values`, which are Python's own; None where none does."""
+    """Finds the first GGUF type that holds all of `values`, Python's own; None if none does."""
     kinds = {type(value) for value in values}
     if kinds == {bool}:
         return "bool"

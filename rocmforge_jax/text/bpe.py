@@ -1,8 +1,8 @@
-"""The two ways in which a vocabulary holds text: byte-level BPE and SentencePiece BPE, both merged
-by the `tokenizers` library.
+"""Byte-level BPE and SentencePiece BPE, the two ways in which a vocabulary holds text.
 
-A codec encodes texts without special tokens and gives the bytes of ordinary tokens. `space_prefix`
-says whether it puts a space before each text that it encodes.
+The `tokenizers` library does the merging. A codec encodes texts without special tokens and gives
+the bytes of ordinary tokens. `space_prefix` says whether it puts a space before each text that it
+encodes.
 """
 
 from collections.abc import Iterator
@@ -32,8 +32,9 @@ _LONGEST_PIECE = 512
 
 
 class ByteLevelCodec:
-    """Byte-level BPE (`tokenizer.ggml.model` gpt2): words cut by regular expressions, bytes written
-    as printable characters.
+    """Byte-level BPE, which `tokenizer.ggml.model` calls gpt2.
+
+    Regular expressions cut the text into words, whose bytes are written as printable characters.
     """
 
     space_prefix = False
@@ -78,8 +79,9 @@ class ByteLevelCodec:
 
 
 class SentencePieceCodec:
-    """SentencePiece BPE (`tokenizer.ggml.model` llama): the pair with the best score merges first,
-    unknown characters become bytes.
+    """SentencePiece BPE, which `tokenizer.ggml.model` calls llama.
+
+    The pair with the best score merges first; unknown characters become bytes.
     """
 
     def __init__(self, vocabulary: Vocabulary, space_prefix: bool):

@@ -87,11 +87,16 @@ class ChatTemplate:
 def chat_template_from_metadata(
     metadata: Mapping[str, Any], name: str | None = None
 ) -> ChatTemplate:
-    """The template of a GGUF file, or its variant `name` (`tokenizer.chat_template.NAME`, often
-    "tool_use").
+    """Reads the chat template of a GGUF file.
 
-    A file without a template gives one that refuses to render; an unknown variant is a
-    ChatTemplateError with the known ones.
+    A file without a template gives one that refuses to render.
+
+    Args:
+        metadata: the file's keys and values.
+        name: a variant, `tokenizer.chat_template.NAME`; often "tool_use".
+
+    Raises:
+        ChatTemplateError: the variant is unknown; the message names the known ones.
     """
     key = "tokenizer.chat_template" + (f".{name}" if name else "")
     if name and key not in metadata:

@@ -1,5 +1,6 @@
-"""Typed look-ups in the metadata of a GGUF file: each value is checked for its type, each refusal
-names its key.
+"""Typed look-ups in the metadata of a GGUF file.
+
+The type of each value is checked, and each error names the key.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
-"""How byte-level BPE cuts text into words before merging: the regular expressions behind
-`tokenizer.ggml.pre`.
+r"""The regular expressions behind `tokenizer.ggml.pre`.
 
-The names are those of llama.cpp (src/llama-vocab.cpp, `llama_vocab::impl::load`). The expressions
-are the ones of the models' own tokenizer.json, which llama.cpp quotes beside its own: where
-std::regex lacks the syntax (`(?i:...)`, possessive quantifiers, `\\p{Lu}` in a class) llama.cpp
-runs an approximation, and the model was trained on the original.
+Byte-level BPE cuts text into words with them before it merges. The names are those of llama.cpp
+(src/llama-vocab.cpp, `llama_vocab::impl::load`). The expressions are the ones of the models' own
+tokenizer.json, which llama.cpp quotes beside its own: where std::regex lacks the syntax
+(`(?i:...)`, possessive quantifiers, `\p{Lu}` in a class) llama.cpp runs an approximation, and the
+model was trained on the original.
 
 Each expression of a tuple cuts every piece that the expressions before it have left, matches and
 gaps alike.
@@ -176,15 +176,13 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 
 
 def nearest(name: str, known) -> str:
-    """The end of an error message: the known names that look most like `name`, or all of them where
-    none does.
-    """
+    """Ends an error message with the known names most like `name`, or all if none is like it."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """The rule of one `tokenizer.ggml.pre`; GGUFError with the nearest names where there is none."""
+    """Looks up the rule of a `tokenizer.ggml.pre`; GGUFError names the nearest if it is unknown."""
     if name not in PRE_TOKENIZERS:
         raise GGUFError(
             f"tokenizer.ggml.pre is {name!r}, which is no known pre-tokenizer:"

@@ -44,20 +44,24 @@ class GenerationTag(Extension):
     tags = {"generation"}
 
     def parse(self, parser):
+        """Parses the block as a scope of its own."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
 
 
 def raise_exception(message):
+    """Refuses the messages, in the template's words."""
     raise Refused(f"the template refuses these messages: {message}")
 
 
 def strftime_now(form):
+    """Formats the current local time."""
     return datetime.now().strftime(form)
 
 
 def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    """Writes JSON; unlike Jinja's filter, it does not escape HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -65,6 +69,7 @@ def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
 
 @functools.lru_cache(maxsize=8)
 def compiled(template: str) -> jinja2.Template:
+    """Compiles a template in the sandbox."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
     )
@@ -74,6 +79,7 @@ def compiled(template: str) -> jinja2.Template:
 
 
 def rendered(template: str, variables: dict) -> str:
+    """Renders a template; refuses a text that becomes too long."""
     pieces, length = [], 0
     for piece in compiled(template).generate(variables):
         pieces.append(piece)
@@ -84,6 +90,7 @@ def rendered(template: str, variables: dict) -> str:
 
 
 def explained(error: Exception) -> str:
+    """Turns an error of the template into a message for the user."""
     match error:
         case Refused():
             return str(error)
@@ -101,8 +108,9 @@ def explained(error: Exception) -> str:
 
 
 def bound_resources():
-    """Memory, time, files written and processes started, where the system can bound them (not
-    Windows; memory not on macOS).
+    """Bounds memory, time, files written and processes started.
+
+    Windows can bound none of them, and macOS cannot bound memory.
     """
     try:
         import resource
@@ -125,6 +133,7 @@ def answer() -> dict | None:
 
 
 def main():
+    """Answers requests on stdin, one line each, until it is closed."""
     bound_resources()
     while (reply := answer()) is not None:
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")

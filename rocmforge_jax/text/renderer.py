@@ -1,5 +1,4 @@
-"""Run chat templates where they cannot do harm: in a process of their own, with bounds on time,
-memory and output.
+"""Runs chat templates in a process of their own, with bounds on time, memory and output.
 
 A template is a program from an untrusted file. Jinja's sandbox keeps it from the interpreter, but a
 multiplied string, a list nested in itself, `10 ** 10 ** 8` or a width in a format is one call into

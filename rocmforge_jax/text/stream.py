@@ -17,6 +17,7 @@ class ByteStream:
         self._at_start = last is None or tokenizer.is_special(last)
 
     def push(self, ids: Iterable[int]) -> bytes:
+        """Takes the next tokens and returns their bytes."""
         return b"".join(map(self._next, ids))
 
     def _next(self, id: int) -> bytes:

@@ -127,9 +127,7 @@ class Tokenizer:
         return self._types[self._checked(id)] in (TokenType.CONTROL, TokenType.UNKNOWN)
 
     def is_special(self, id: int) -> bool:
-        """Whether a token is read as a whole and never merged from text: control and user-defined
-        tokens.
-        """
+        """Whether a token is never merged from text: control and user-defined tokens."""
         return self._types[self._checked(id)] in (
             TokenType.CONTROL,
             TokenType.UNKNOWN,
@@ -205,14 +203,13 @@ _MODELS = {"gpt2": _byte_level, "llama": _sentence_piece}
 
 
 def _by_length(vocabulary: Vocabulary, *types: TokenType) -> list[tuple[str, int]]:
-    """(text, id) of the tokens of these types, longest first: llama.cpp reads the longest special
-    token first, wherever it is.
+    """Lists (text, id) of the tokens of these types, longest first.
+
+    llama.cpp reads the longest special token first, wherever it is in the text.
     """
     ids = np.flatnonzero(np.isin(vocabulary.types, types)).tolist()
     texts = ((vocabulary.tokens[id], id) for id in ids)
-    found = [
-        (text, id) for text, id in texts if isinstance(text, str) and text in vocabulary.index
-    ]
+    found = [(text, id) for text, id in texts if isinstance(text, str) and text in vocabulary.index]
     return sorted(found, key=lambda token: -len(token[0].encode()))
 
 

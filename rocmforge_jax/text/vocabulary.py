@@ -1,5 +1,4 @@
-"""The vocabulary of a GGUF file, checked: tokens, their types and scores, and the ids that mean
-something special.
+"""Reads and checks the vocabulary of a GGUF file: tokens, types, scores and special ids.
 
 The keys are those of the GGUF specification; which tokens end a generation follows llama.cpp
 (src/llama-vocab.cpp).
@@ -243,8 +242,9 @@ def _is_marked(token_type) -> bool:
 
 
 def _amended(types, index, ids, stop_ids):
-    """The types with the known mistakes of converters undone: what ends or infills a text is never
-    text itself.
+    """Undoes known mistakes of converters in the types.
+
+    A token that ends or infills a text is never text itself.
     """
     types = types.copy()
     infill = [id for name, id in ids.items() if name.startswith("fim_")]

@@ -20,7 +20,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def logprobs(text):
-    """Of each token after those before it, each window of 64 alone: float64 from the plain decoder."""
+    """The loss of each token, in windows of 64: float64 from the plain decoder."""
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""Declaring, looking up and quantizing cost no import of jax or gguf; only values on the device do."""
+"""Declarations and quantising import neither jax nor gguf; only values on the device do."""
 
 import subprocess
 import sys

@@ -96,7 +96,7 @@ def test_mxfp6_every_code_under_every_scale_is_the_product_of_ml_dtypes(name, sa
 
 @pytest.mark.parametrize("name", MXFP6)
 def test_mxfp6_quantizing_its_own_values_gives_its_own_bytes(name):
-    """Blocks whose first element has the highest binade, so that the shared exponent is determined."""
+    """The first element of each block has the highest binade, which fixes the shared exponent."""
     codes = (CODES[:, None] + CODES[None, :32]) % 64
     codes[:, 0] = 31
     blocks = mxfp6_blocks(codes, np.arange(100, 164, dtype=np.uint8))

@@ -17,9 +17,7 @@ pytestmark = pytest.mark.core
 )
 def test_plain_types_read_as_numpy_casts_them(dtype, same_bits):
     dtype = np.dtype(dtype)
-    name = {"bfloat16": "BF16"}.get(
-        dtype.name, dtype.name[0].upper() + dtype.name.lstrip("intfloat")
-    )
+    name = {"bfloat16": "BF16"}.get(dtype.name, f"{dtype.name[0].upper()}{8 * dtype.itemsize}")
     numbers = np.random.default_rng(5).integers(0, 256, 8 * 20_000, dtype=np.uint8).view(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         same_bits(dequantize(numbers.view(np.uint8), name), numbers.astype(np.float32))

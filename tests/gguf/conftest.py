@@ -43,7 +43,7 @@ class Raw:
         return self.pack("Q", len(raw) if length is None else length) + raw
 
     def pair(self, key, kind, value):
-        """A key with a number, bool or string; `key` may be the packed string itself to be wrong."""
+        """A key with a number, bool or string; a wrong `key` is given as its packed string."""
         payload = self.string(value) if kind == "string" else self.pack(CODES[kind], value)
         return self.string(key) + self.pack("I", TYPES.index(kind)) + payload
 

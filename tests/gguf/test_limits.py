@@ -17,7 +17,8 @@ SECONDS, MEGABYTES = 10, 64  # time is guarded at ten times the goal, memory at 
 MEASURE = """
 import json, re, sys, time
 from rocmforge_jax.gguf import GGUFError, open_gguf
-memory = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024  # ru_maxrss would inherit the parent's
+def memory():  # ru_maxrss would inherit the parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 before, start = memory(), time.perf_counter()
 try:
     outcome = repr(open_gguf(sys.argv[1]))

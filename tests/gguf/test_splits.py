@@ -12,7 +12,10 @@ pytestmark = pytest.mark.core
 NAMES = [f"m-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
 
 
-def write_part(path, number, *, count=np.uint16(3), total=np.int32(5), tensors=(), **metadata):
+THREE_FILES, FIVE_TENSORS = np.uint16(3), np.int32(5)
+
+
+def write_part(path, number, *, count=THREE_FILES, total=FIVE_TENSORS, tensors=(), **metadata):
     keys = {"split.no": np.uint16(number), "split.count": count, "split.tensors.count": total}
     keys = {key: value for key, value in keys.items() if value is not None}
     write_gguf(

@@ -40,7 +40,7 @@ SMALL_SHAPES = {
 
 @pytest.fixture(scope="session")
 def index(reference):
-    """ids: the prompt of every reference model; rows: the positions whose logits are stored; files."""
+    """ids: the prompt of all models; rows: the positions whose logits are stored; files."""
     return json.loads((reference / "models" / "index.json").read_text())
 
 

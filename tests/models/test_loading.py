@@ -1,4 +1,4 @@
-"""Every tensor is claimed and every key accounted for, or the file is refused with the whole list."""
+"""All tensors are claimed and all keys accounted for, or the file is refused with the list."""
 
 import re
 

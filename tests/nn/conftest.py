@@ -13,7 +13,7 @@ def attention():
 
     def reference(q, k, v, mask, scale=None):
         q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
-        (B, T, N, H), K = q.shape, k.shape[2]
+        (B, _, N, H), K = q.shape, k.shape[2]
         out = np.zeros(q.shape)
         for b in range(B):
             for n in range(N):

@@ -84,7 +84,7 @@ def test_large_scores_do_not_overflow(normal, attention, distance):
 )
 @pytest.mark.parametrize("T", [1, 4])
 def test_new_tokens_after_a_ragged_past(starts, T, normal, attention, distance):
-    """Each sequence's past fills its first slots; what lies beyond is never seen, whatever it is."""
+    """Each sequence's past fills its first slots; slots beyond it are never read."""
     B, S, N, K, H = len(starts), max(starts) + T + 3, 4, 2, 32
     q, k, v = normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, H, seed=2)
     positions = np.int32(starts)[:, None] + np.arange(T, dtype=np.int32)
@@ -141,7 +141,7 @@ def test_causal_mask_shows_slots_up_to_the_position():
 
 @pytest.mark.core
 def test_gradients_are_those_of_the_formula(normal):
-    """By central differences of the float32 function itself, along one direction for each operand."""
+    """By central differences of the float32 function, along one direction for each operand."""
     operands = [normal(1, 3, 2, 32), normal(1, 3, 1, 32, seed=1), normal(1, 3, 1, 32, seed=2)]
 
     def loss(q, k, v):
@@ -150,7 +150,7 @@ def test_gradients_are_those_of_the_formula(normal):
     for i, gradient in enumerate(jax.grad(loss, argnums=(0, 1, 2))(*operands)):
         direction = normal(*operands[i].shape, seed=3)
 
-        def moved(step):
+        def moved(step, i=i, direction=direction):
             return float(
                 loss(*operands[:i], operands[i] + np.float32(step) * direction, *operands[i + 1 :])
             )

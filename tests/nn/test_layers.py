@@ -151,7 +151,7 @@ def test_wrong_shapes_are_refused_with_both():
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_the_feed_forward_stays_on_the_device(quantised, weight, normal):
-    """No callback, no feed, no transfer: in what is traced, in what is compiled, and while it runs."""
+    """No callback, feed or transfer: in the jaxpr, in the compiled program, and while it runs."""
     gate, up, down = (weight(*shape, quantised)[0] for shape in ((D, F), (D, F), (F, D)))
     x = jnp.asarray(normal(2, D))
     run = jax.jit(swiglu_mlp)

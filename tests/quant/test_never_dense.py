@@ -64,7 +64,7 @@ def test_columns_the_other_way_round(name):
 @pytest.mark.parametrize("count", [1, 2, 8])
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_rows_on_a_gpu(name, count):
-    """MXFP6, which no GGUF file holds, has its codes written out, a byte each: exactly a quarter."""
+    """MXFP6, which no GGUF file holds, has each code written out as a byte: exactly a quarter."""
     assert temporaries(name, "rows", count) < (0.26 if name.startswith("MXFP6") else 0.15)
 
 

@@ -14,18 +14,20 @@ TEXT = "I'LL pay 12345 €, OK?\n\n  isMixed(a)\t中文。"
 # names -> the words of TEXT, joined by "|"
 WORDS = {
     "default": "I|'|LL| pay| |123|45| €|,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
-    """gpt-2 phi-2 mpt olmo jais trillion granite-docling gigachat mellum modern-bert exaone4 a.x-4.0 jina-es jina-de jina-v2-es
-    jina-v2-de jina-v1-en jina-v2-code roberta-bpe""": (
+    """gpt-2 phi-2 mpt olmo jais trillion granite-docling gigachat mellum modern-bert exaone4
+    a.x-4.0 jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe""": (
         "I|'|LL| pay| 12345| €,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。"
     ),
     """starcoder refact command-r smollm codeshell exaone minerva-7b mellum2""": (
         "I|'|LL| pay| |1|2|3|4|5| €,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。"
     ),
     "falcon": "I|'|LL| pay| |123|45| €|,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
-    """llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe glm4 chatglm-bpe
-    minicpm5""": ("I|'LL| pay| |123|45| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。"),
-    """qwen2 qwen35 stablelm2 hunyuan solar-open grok-2 megrez deepseek-r1-qwen kormo f2llmv2 ufakzeka bailingmoe bailingmoe2
-    llada-moe""": ("I|'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。"),
+    """llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe
+    glm4 chatglm-bpe minicpm5""": ("I|'LL| pay| |123|45| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。"),
+    """qwen2 qwen35 stablelm2 hunyuan solar-open grok-2 megrez deepseek-r1-qwen kormo f2llmv2
+    ufakzeka bailingmoe bailingmoe2 llada-moe""": (
+        "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。"
+    ),
     "seed-coder laguna": "I|'LL| pay| |1|2|3|4|5| €,| OK|?|\n\n| | isMixed|(a|)|\t中文|。",
     "exaone-moe": "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n|\n| | isMixed|(a|)|\t中文|。",
     "gpt-4o llama4 kanana2 talkie minimax-m2": (

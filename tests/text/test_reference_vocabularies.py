@@ -95,7 +95,8 @@ import sys
 from rocmforge_jax.text import ChatTemplate, load_tokenizer
 tokenizer = load_tokenizer({str(path)!r})
 assert tokenizer.decode(tokenizer.encode("Hello world")) == "Hello world"
-assert ChatTemplate("{{{{ messages[0].content }}}}").render([{{"role": "user", "content": "hi"}}]) == "hi"
+messages = [{{"role": "user", "content": "hi"}}]
+assert ChatTemplate("{{{{ messages[0].content }}}}").render(messages) == "hi"
 sys.exit("jax" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-W", "error", "-c", program]).returncode == 0

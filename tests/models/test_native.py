@@ -125,7 +125,10 @@ def test_the_gradient_of_a_whole_model(loaded):
         gradients(loaded("qwen2.Q5_1", activations="float")),
         strict=True,
     ):
-        assert np.linalg.norm(one - other) < 1e-2 * np.linalg.norm(other)
+        error = np.linalg.norm(one - other) / np.linalg.norm(other)
+        # A product is off by 1e-4, and two layers add up to 1.4e-4 to 3.6e-4. Equal gradients would
+        # mean that both models ran the same products.
+        assert 0 < error < 1e-3
 
 
 def test_the_report_says_what_runs(loaded, monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rocmforge_jax.locate import compiled_folder
+from tests.memory import give_back
 
 # Read by jax when it is first imported; tests of light imports need jax to stay unimported here.
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
@@ -44,6 +45,11 @@ def pytest_configure(config):
         if sum(size for _, size, _ in files) > MOST_COMPILED:
             for _, _, file in files[: len(files) // 2]:
                 file.unlink()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    give_back()
 
 
 #: The part of the reference data that every clone carries; tools/make_test_data.py makes it.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rocmforge_jax.locate import compiled_folder
-from tests.memory import give_back
+from tests.memory import Memory
 
 # Read by jax when it is first imported; tests of light imports need jax to stay unimported here.
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
@@ -47,9 +47,12 @@ def pytest_configure(config):
                 file.unlink()
 
 
+MEMORY = Memory()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown():
-    give_back()
+    MEMORY.give_back()
 
 
 #: The part of the reference data that every clone carries; tools/make_test_data.py makes it.

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tests.memory import FIRST_LIMIT, Memory
+from tests.memory import Memory
 
 
 def test_programs_are_dropped_at_the_limit_only():
@@ -15,5 +15,5 @@ def test_programs_are_dropped_at_the_limit_only():
     memory.give_back()
     assert function._cache_size() == 0
     function(jnp.ones(3))
-    memory.give_back()  # the next limit is FIRST_LIMIT or more
-    assert function._cache_size() == 1 and FIRST_LIMIT == 2 << 30
+    memory.give_back()  # the next limit is higher than what the process has now
+    assert function._cache_size() == 1

@@ -1,5 +1,8 @@
-"""Train the demo model and write it as GGUF: `python -m rocmforge_jax.demo.train TEXT OUT.gguf`
-(needs the extra `train`).
+"""Trains the demo model and writes it as GGUF.
+
+    python -m rocmforge_jax.demo.train TEXT OUT.gguf
+
+This needs the extra `train`.
 
 A Llama with grouped-query attention and a byte-level BPE vocabulary, trained on the first 90 % of a
 text and stopped where the perplexity on the last 10 % is lowest. A million characters are little
@@ -111,8 +114,9 @@ def step(graphdef, optimizer, drop, params, moments, average, tokens_BT, key):
 
 
 def held_out_loss(decoder: Decoder, ids: np.ndarray) -> float:
-    """Mean negative log-likelihood per token of a text, in windows of WINDOW tokens that each start
-    from nothing.
+    """Computes the mean negative log-likelihood per token of a text.
+
+    Each window of WINDOW tokens starts from an empty context.
     """
     graphdef, state = nnx.split(decoder)
     evaluate = jax.jit(lambda state, tokens: window_loss(nnx.merge(graphdef, state), tokens))
@@ -222,7 +226,7 @@ def metadata(tokenizer: Trainable) -> dict:
 
 
 def tensors(decoder: Decoder) -> dict:
-    """name -> (type, blocks): matrices quantised as TYPES says, vectors in F32."""
+    """Maps names to (type, blocks): matrices of the types in TYPES, vectors in F32."""
     out = {}
     for path, variable in nnx.to_flat_state(nnx.state(decoder)):
         values = np.asarray(variable.get_value(), np.float32)
@@ -233,6 +237,7 @@ def tensors(decoder: Decoder) -> dict:
 
 
 def main():
+    """Trains and writes the files that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("out", type=Path)

@@ -144,12 +144,12 @@ def attend_in_parts(
         if new is None:
             before, seen_as, parts = position, rule, [column]
         else:  # what lies before the new token, for a window that has one slot less
-            seen_as = (
-                rule if rule.window is None else dataclasses.replace(rule, window=rule.window - 1)
-            )
-            before, parts = position - 1, _rotated_parts(H, new)
+            before, seen_as, parts = position - 1, _before_the_token(rule), _rotated_parts(H, new)
         slots = Slots(keys_ref, values_ref, b, head, blocks.slots, parts)
-        seen = _share(seen_blocks(slots, before, before, seen_as.window), split, splits)
+        if new is not None and rule.window == 1:  # the new token alone
+            seen = (jnp.int32(0),) * 4
+        else:
+            seen = _share(seen_blocks(slots, before, before, seen_as.window), split, splits)
         takes_new = None if new is None else split == 0
         sees = seen[0] < seen[-1] if new is None else takes_new | (seen[0] < seen[-1])
 
@@ -204,6 +204,13 @@ def attend_in_parts(
         aliases={} if new is None else {1: 3, 2: 4},
     )(q_BNH, keys_BKHS, values_BKSH, lengths_B, *new_arrays)
     return found[:3], found[3:]
+
+
+def _before_the_token(rule: AttentionRule) -> AttentionRule:
+    """The rule for slots before a query's own, from the slot before it: a window loses a slot."""
+    if rule.window is None:
+        return rule
+    return dataclasses.replace(rule, window=max(rule.window - 1, 1))
 
 
 def _rotated_parts(H, new):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,9 @@ class AttentionRule:
         soft_cap: a cap c that makes c * tanh(score / c) of each score, or None.
         sinks_N: for each query head a logit that takes its share of the weights and has no value,
             or None.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     scale: float = _static()
@@ -39,6 +43,17 @@ class AttentionRule:
     window: int | None = _static(None)
     soft_cap: float | None = _static(None)
     sinks_N: jax.Array | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.scale, numbers.Real) or not math.isfinite(self.scale):
+            raise ValueError(f"scale must be a finite number, got {self.scale}")
+        window, cap = self.window, self.soft_cap
+        if window is not None and (not isinstance(window, numbers.Integral) or window < 1):
+            raise ValueError(f"window must be a positive integer or None, got {window}")
+        if window is not None and not self.causal:
+            raise ValueError(f"window={window} needs causal=True, got causal={self.causal}")
+        if cap is not None and not (isinstance(cap, numbers.Real) and 0 < cap < math.inf):
+            raise ValueError(f"soft_cap must be a positive number or None, got {cap}")
 
     def exponents(self, products, tanh=None):
         """Logarithms to base 2 of the weights before they are normalised.

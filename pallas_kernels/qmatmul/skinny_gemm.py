@@ -29,7 +29,7 @@ def multiply(x_MK, weight: Weight, *, target: Target, tile=None, experts=None) -
     Raises:
         ValueError: M is not the number of experts times a power of two from 16.
     """
-    (planes, packing), N = weight, weight.rows
+    planes, packing, N = weight.planes, weight.packing, weight.rows
     M, K = x_MK.shape
     groups, names = K // GROUP, sorted(planes)
     together = M if experts is None else _rows_of_an_expert(M, experts.shape[0])

@@ -4,17 +4,14 @@ Shapes: q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], all float32; sta
 The functions belong to the library that `library.load` loaded.
 """
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-    from pallas_kernels.attention import AttentionRule
+from pallas_kernels.attention import AttentionRule
 
 
-def attend(q_BTNH, keys, values, starts_B, rule: "AttentionRule") -> jax.Array:
+def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule) -> jax.Array:
     """Attention of T new tokens to the slots that the rule shows to them.
 
     Args:
@@ -32,8 +29,7 @@ def attend(q_BTNH, keys, values, starts_B, rule: "AttentionRule") -> jax.Array:
         ValueError: Operands that do not fit, or a rule that makes no sense.
     """
     check(q_BTNH, keys, values, starts_B)
-    check_rule(rule, q_BTNH.shape[2])
-    sinks = jnp.zeros((0,), jnp.float32) if rule.sinks_N is None else rule.sinks_N
+    sinks = _checked_sinks(rule, q_BTNH.shape[2])
     call = jax.ffi.ffi_call(
         "rocmforge_attend",
         jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32),
@@ -52,17 +48,13 @@ def attend(q_BTNH, keys, values, starts_B, rule: "AttentionRule") -> jax.Array:
     )
 
 
-def check_rule(rule: "AttentionRule", heads: int) -> None:
-    """Raises ValueError, with the numbers, for a rule that makes no sense with so many heads."""
-    if rule.window is not None and not rule.causal:
-        raise ValueError(f"a window needs causal attention, got window {rule.window}, causal False")
-    if rule.window is not None and rule.window < 1:
-        raise ValueError(f"a window has at least 1 slot, got window {rule.window}")
-    if rule.soft_cap is not None and not rule.soft_cap > 0:
-        raise ValueError(f"a soft cap is above 0, got soft_cap {rule.soft_cap}")
-    sinks = rule.sinks_N
-    if sinks is not None and (sinks.shape != (heads,) or sinks.dtype != jnp.float32):
-        raise ValueError(f"sinks are {sinks.dtype} {list(sinks.shape)}: expected float32 [{heads}]")
+def _checked_sinks(rule: AttentionRule, heads: int) -> jax.Array:
+    """Returns the sinks, float32 [heads], or an empty array for a rule without sinks."""
+    if rule.sinks_N is None:
+        return jnp.zeros((0,), jnp.float32)
+    if rule.sinks_N.shape != (heads,):
+        raise ValueError(f"sinks_N has shape {list(rule.sinks_N.shape)}: expected [{heads}]")
+    return rule.sinks_N.astype(jnp.float32)
 
 
 def rotate_and_store(

@@ -96,8 +96,8 @@ def test_wrong_masks():
     ],
 )
 def test_wrong_rules(implementation, settings, message):
-    rule = AttentionRule(**dict(scale=0.1) | settings)
     with pytest.raises(ValueError, match=message):
+        rule = AttentionRule(**dict(scale=0.1) | settings)
         decode_shapes(shapes(), rule, implementation=implementation)
 
 

@@ -1,6 +1,6 @@
 """Makes the table of docs/formats.md from the declarations.
 
-`python -m rocmforge_jax.formats.docs docs/formats.md` renews it.
+`python -m tools.format_table docs/formats.md` renews it.
 """
 
 import sys

@@ -1,8 +1,4 @@
-"""Trains the demo model and writes it as GGUF.
-
-    python -m rocmforge_jax.demo.train TEXT OUT.gguf
-
-This needs the extra `train`.
+"""Trains the demo model: `python -m tools.train_demo TEXT OUT.gguf` (needs the extra `train`).
 
 A Llama with grouped-query attention and a byte-level BPE vocabulary, trained on the first 90 % of a
 text and stopped where the perplexity on the last 10 % is lowest. A million characters are little
@@ -114,10 +110,7 @@ def step(graphdef, optimizer, drop, params, moments, average, tokens_BT, key):
 
 
 def held_out_loss(decoder: Decoder, ids: np.ndarray) -> float:
-    """Computes the mean negative log-likelihood per token of a text.
-
-    Each window of WINDOW tokens starts from an empty context.
-    """
+    """Returns the mean negative log-likelihood per token, over windows of WINDOW tokens."""
     graphdef, state = nnx.split(decoder)
     evaluate = jax.jit(lambda state, tokens: window_loss(nnx.merge(graphdef, state), tokens))
     count = (len(ids) - 1) // WINDOW
@@ -226,7 +219,7 @@ def metadata(tokenizer: Trainable) -> dict:
 
 
 def tensors(decoder: Decoder) -> dict:
-    """Maps names to (type, blocks): matrices of the types in TYPES, vectors in F32."""
+    """Name -> (type, blocks): matrices quantised as TYPES says, vectors in F32."""
     out = {}
     for path, variable in nnx.to_flat_state(nnx.state(decoder)):
         values = np.asarray(variable.get_value(), np.float32)
@@ -237,7 +230,7 @@ def tensors(decoder: Decoder) -> dict:
 
 
 def main():
-    """Trains and writes the files that the arguments name."""
+    """Trains the model and writes OUT.gguf and OUT.json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("out", type=Path)

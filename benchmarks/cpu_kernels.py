@@ -26,10 +26,11 @@ import jax
 import numpy as np
 from opening import processor
 
-from pallas_kernels.qmatmul.api import Product, Weight
+from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import formats
+from rocmforge_jax.backends import cpp
 from rocmforge_jax.cpp import build, library, products
-from rocmforge_jax.quant import groups, native
+from rocmforge_jax.quant import word_packed
 
 TYPES = ("Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")
 #: Outputs x inputs of the matrices of Qwen2.5-0.5B and Llama-3.2-1B. Those of whole blocks of 256
@@ -168,7 +169,7 @@ def main():
     )
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    path, size = native.build_library(), arguments.megabytes << 20
+    path, size = cpp.build_library(), arguments.megabytes << 20
     used = library.load(path)
     if arguments.instructions:
         library.use(path, used := arguments.instructions)

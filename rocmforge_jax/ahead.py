@@ -1,9 +1,8 @@
-"""A model's weights are read while jax and flax are still being imported, which takes a second and
-one processor.
+"""Prefetches a model's weights in a thread, while jax and flax are still being imported.
 
-`read_ahead` begins in a thread; `models.load_decoder` takes what that has made. It is for programs
-that know their model before they have imported anything, as the command line does. Importing this
-imports no jax.
+The imports take a second of one processor. `read_ahead` starts the thread and
+`models.load_decoder` takes the planes that it has made. It is for programs that know their model
+before they import anything else, as the command line does. Importing this file imports no jax.
 """
 
 import sys
@@ -28,7 +27,7 @@ def read_ahead(path) -> None:
 
 
 def take(tensor) -> dict[str, np.ndarray] | None:
-    """The planes of a TensorInfo, waited for; None if nobody reads it ahead. They are given once."""
+    """Waits for the planes of a TensorInfo and hands them over; None if it is not prefetched."""
     return _reader and _reader.take(tensor)
 
 
@@ -80,9 +79,10 @@ class _Reader:
         gguf = open_gguf(self._path)
         if sum(tensor.nbytes for tensor in gguf.tensors.values()) > MOST * _available_bytes():
             return
-        from rocmforge_jax.quant import native, repack, word_packed
+        from rocmforge_jax.backends import cpp
+        from rocmforge_jax.quant import repack, word_packed
 
-        native.instructions()  # NotImplementedError where there are none
+        cpp.instructions()  # NotImplementedError where there are none
         for tensor in gguf.tensors.values():
             if self._ended:
                 return
@@ -92,7 +92,10 @@ class _Reader:
                 and word_packed.can_hold(tensor.format)
                 and tensor.path == self._path
             ):
-                planes = repack.planes_of(tensor.data, tensor.format)
+                try:
+                    planes = repack.planes_of(tensor.data, tensor.format)
+                except NotImplementedError:  # a type that C++ does not repack
+                    continue
                 tensor.forget()
                 with self._changed:
                     if self._ended:

@@ -69,6 +69,7 @@ class LanguageModel:
 
     @property
     def model(self) -> Decoder:
+        """The Flax NNX module. Assign a changed one to generate with it."""
         return self._model
 
     @model.setter
@@ -155,9 +156,7 @@ class LanguageModel:
         )
 
     def warm_up(self, prompt_tokens: int = 16) -> None:
-        """Compile what an answer to a prompt of this length needs, so that the first one does not
-        wait for it.
-        """
+        """Compiles what a prompt of this length needs, so that the first answer need not wait."""
         self.engine.warm_up(prompt_tokens)
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
@@ -223,20 +222,29 @@ def load(
     *,
     dtype=None,
     activations: str = "int16",
+    backend: str | None = None,
     context_length: int | None = None,
     strict: bool = False,
     progress: bool | None = None,
 ) -> LanguageModel:
-    """Load a GGUF model on the default device.
+    """Loads a GGUF model on the default device.
 
-    path: a GGUF file; or "demo", the small model that ships with the package; or
-    "owner/repository/file.gguf" on the Hugging Face hub (needs the extra `hub`). dtype: of the
-    computation, default bfloat16 on GPUs and float32 on CPUs. activations: what GPU kernels for one
-    to a few tokens, and the products in C++ on CPUs, turn activations into, "int16", "int8" or
-    "float", see `quant.matmul`. context_length: most tokens of a text, default what the model was
-    trained for. strict: refuse what is only warned about otherwise. progress: show a bar on stderr,
-    default: if that is a terminal. FileNotFoundError or GGUFError say what is wrong with the file,
-    MemoryError how much a model that cannot fit would take.
+    Args:
+        path: A GGUF file; or "demo", the small model that ships with the package; or
+            "owner/repository/file.gguf" on the Hugging Face hub (needs the extra `hub`).
+        dtype: Of the computation, default bfloat16 on GPUs and float32 on CPUs.
+        activations: What products with packed weights turn their inputs into, "int16", "int8" or
+            "float": see `quant.matmul`.
+        backend: "pallas", "cpp" or "xla" for that one alone, "auto" for the first that can.
+            Default: ROCMFORGE_BACKEND, or "auto".
+        context_length: Most tokens of a text, default what the model was trained for.
+        strict: Whether to refuse what is otherwise only warned about.
+        progress: Whether to show a bar on stderr, default: if that is a terminal.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        GGUFError: The file is damaged or holds no model that can be loaded.
+        MemoryError: The model does not fit; with the numbers.
     """
     gguf = open_gguf(resolve(path))
     config, _ = read_config(gguf)
@@ -256,7 +264,12 @@ def load(
             bar.update(done - bar.n)
 
         model = load_decoder(
-            gguf, dtype=dtype, activations=activations, strict=strict, progress=show
+            gguf,
+            dtype=dtype,
+            activations=activations,
+            backend=backend,
+            strict=strict,
+            progress=show,
         )
     return from_parts(model, gguf, context_length=context_length)
 

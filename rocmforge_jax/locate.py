@@ -6,15 +6,10 @@ import os
 import platform
 from pathlib import Path
 
+from rocmforge_jax.settings import cache_folder
+
 #: The file behind the name "demo".
 DEMO = Path(__file__).parent / "demo" / "demo.gguf"
-
-
-def cache_folder() -> Path:
-    """The user's folder for what can be made again: $XDG_CACHE_HOME/rocmforge-jax, by default in
-    ~/.cache.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rocmforge-jax"
 
 
 def compiled_folder(purpose: str = "xla") -> Path:
@@ -38,8 +33,9 @@ def _processor() -> str:
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """The file that `load` would open: an existing path, the demo model, or a file of the hub,
-    downloaded once.
+    """Returns the file that `load` would open.
+
+    That is an existing path, the demo model, or a file of the hub, which is downloaded once.
     """
     if os.path.exists(path):
         return Path(path)

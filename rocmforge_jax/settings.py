@@ -1,24 +1,51 @@
-"""What environment variables choose. Imports no jax."""
+"""Reads every environment variable that the package heeds. Imports no jax.
+
+The command line also honours JAX's own variables, which JAX reads itself.
+"""
 
 import os
+from pathlib import Path
 
-_KERNELS = {
-    "auto": ("triton", "native", "xla"),
-    "triton": ("triton",),
-    "native": ("native",),
-    "xla": ("xla",),
-}
+#: The backends in the order in which they are tried.
+BACKENDS = ("pallas", "cpp", "xla")
 
 
 class SettingError(ValueError):
-    """The value of an environment variable is none that it may have."""
+    """An environment variable has a value that it must not have."""
 
 
-def kernel_order() -> tuple[str, ...]:
-    """The implementations of an operation to try, the first first, by ROCMFORGE_KERNELS: see
-    `quant.kernels`.
-    """
-    choice = os.environ.get("ROCMFORGE_KERNELS") or "auto"
-    if choice not in _KERNELS:
-        raise SettingError(f"ROCMFORGE_KERNELS is one of {', '.join(_KERNELS)}, got {choice!r}")
-    return _KERNELS[choice]
+def backend() -> str:
+    """Returns ROCMFORGE_BACKEND: "auto" (the default) or the one backend that a new model uses."""
+    choice = os.environ.get("ROCMFORGE_BACKEND") or "auto"
+    if choice not in ("auto", *BACKENDS):
+        raise SettingError(
+            f"ROCMFORGE_BACKEND must be one of auto, {', '.join(BACKENDS)}, got {choice!r}"
+        )
+    return choice
+
+
+def cpp_folder() -> Path:
+    """Returns the folder of the C++ library: ROCMFORGE_CPP_FOLDER, or one in the user's cache."""
+    named = os.environ.get("ROCMFORGE_CPP_FOLDER")
+    return Path(named) if named else cache_folder() / "cpp"
+
+
+def cache_folder() -> Path:
+    """Returns the user's cache folder: $XDG_CACHE_HOME/rocmforge-jax, by default in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rocmforge-jax"
+
+
+def compiler() -> str | None:
+    """Returns the C++ compiler that CXX names, None where it names none."""
+    return os.environ.get("CXX") or None
+
+
+def xla_flags() -> str:
+    """Returns XLA_FLAGS, which decide what XLA compiles."""
+    return os.environ.get("XLA_FLAGS", "")
+
+
+def jax_variables() -> dict[str, str]:
+    """Returns the variables of JAX that the user has set, for `doctor`."""
+    prefixes = ("XLA_PYTHON_CLIENT_", "JAX_")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}

@@ -17,7 +17,7 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
 # Products in C++ are hidden where they are built, so that the suite says the same on every machine:
-# numbers are plain XLA's, which are the more exact ones. The fixture `cpp` shows them to a test.
+# numbers are plain XLA's, which are the more exact ones. The fixture `in_cpp` shows them to a test.
 HIDDEN = str(ROOT / "build" / "no-library")
 LIBRARIES = os.environ.get("ROCMFORGE_CPP_FOLDER")
 if LIBRARIES == HIDDEN:  # set by the process that started this one, for tests side by side
@@ -106,10 +106,10 @@ def cpp_folder() -> str:
 
 
 @pytest.fixture
-def cpp(cpp_folder, monkeypatch):
+def in_cpp(cpp_folder, monkeypatch):
     """The products in C++ are there, also for programs that the test starts."""
-    if (found := os.environ.get("ROCMFORGE_KERNELS")) not in (None, "", "auto", "native"):
-        pytest.skip(f"ROCMFORGE_KERNELS is {found}")
+    if (found := os.environ.get("ROCMFORGE_BACKEND")) not in (None, "", "auto", "cpp"):
+        pytest.skip(f"ROCMFORGE_BACKEND is {found}")
     monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", cpp_folder)
 
 

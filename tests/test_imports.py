@@ -14,7 +14,6 @@ from tests.import_graph import (
     circles,
     imports,
     modules,
-    target,
     tree,
 )
 
@@ -24,17 +23,17 @@ pytestmark = pytest.mark.core
 #: rocmforge_jax, or pallas_kernels as a whole.
 MAY_IMPORT = {
     "formats": set(),
-    "locate": set(),
+    "locate": {"settings"},
     "settings": set(),
     "pallas_kernels": set(),
     "gguf": {"formats"},
     "text": {"gguf"},
-    "cpp": {"formats", "locate", "settings"},
+    "cpp": {"pallas_kernels", "settings"},
     "backends": {"pallas_kernels", "formats", "cpp", "locate", "settings"},
     "quant": {"backends", "pallas_kernels", "formats", "cpp", "locate", "settings"},
     "nn": {"quant", "backends", "pallas_kernels"},
-    "ahead": {"gguf", "quant"},
-    "models": {"formats", "gguf", "quant", "nn", "backends", "ahead"},
+    "ahead": {"gguf", "quant", "backends"},
+    "models": {"formats", "gguf", "quant", "nn", "backends", "ahead", "settings"},
     "generate": {"models", "nn", "quant"},
     "language_model": {"generate", "models", "gguf", "text", "locate"},
 }
@@ -42,8 +41,6 @@ MAY_IMPORT = {
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"pallas_kernels"} | {""}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["demo"] = set(MAY_IMPORT) | {""}  # a leaf on top, which no other part imports
-#: Parts of the design that the package does not have yet.
-PLANNED = {"backends", "cpp"}
 
 #: (file or folder, imported name or *) -> why the import is inside a function.
 LAZY = {
@@ -57,39 +54,13 @@ LAZY = {
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",
     ("rocmforge_jax/ahead.py", "*"): "a thread imports them while the first one imports jax",
     ("rocmforge_jax/cli", "*"): "a command imports what it needs, so that --help answers at once",
-    ("pallas_kernels/native/build.py", "jaxlib"): "only building needs its headers",
+    ("rocmforge_jax/cpp/build.py", "jaxlib"): "only building needs its headers",
 }
 #: The files that read environment variables.
 READ_ENVIRONMENT = {
-    "pallas_kernels/native/build.py",
-    "rocmforge_jax/cli/common.py",
-    "rocmforge_jax/cli/doctor.py",
-    "rocmforge_jax/locate.py",
-    "rocmforge_jax/models/report.py",
-    "rocmforge_jax/quant/native.py",
-    "rocmforge_jax/quant/trials.py",
     "rocmforge_jax/settings.py",
 }
 TRITON = "jax.experimental.pallas.triton"
-
-#: KNOWN: (module, module or name) pairs that break a rule below today. The work on `backends/` and
-#: `quant/` is to empty this set. A pair that is no longer found fails too.
-KNOWN = {
-    # The circle of five files in quant.
-    ("rocmforge_jax.quant.layout", "rocmforge_jax.quant.native"),
-    ("rocmforge_jax.quant.native", "rocmforge_jax.quant.kernels"),
-    ("rocmforge_jax.quant.qtensor", "rocmforge_jax.quant.ops"),
-    ("rocmforge_jax.quant.repack", "rocmforge_jax.quant.qtensor"),
-    # Names taken from a file that only imported them.
-    ("rocmforge_jax.cli.doctor", "rocmforge_jax.quant.kernels.kernel_order"),
-    ("rocmforge_jax.models.once", "rocmforge_jax.quant.kernels.kernel_order"),
-    ("rocmforge_jax.models.once", "rocmforge_jax.quant.kernels.targets"),
-    ("rocmforge_jax.models.report", "rocmforge_jax.quant.kernels.kernel_order"),
-    ("rocmforge_jax.models.report", "rocmforge_jax.quant.kernels.targets"),
-    ("rocmforge_jax.nn.attention", "pallas_kernels.attention.api.NewTokens"),
-    ("rocmforge_jax.quant.native", "rocmforge_jax.quant.kernels.kernel_order"),
-    ("rocmforge_jax.quant.ops", "rocmforge_jax.quant.kernels.Product"),
-}
 
 
 def part(module):
@@ -129,7 +100,7 @@ def test_no_import_points_up():
 
 
 def test_the_parts_are_those_of_the_package():
-    assert {part(module) for module in modules()} - {""} == set(MAY_IMPORT) - PLANNED
+    assert {part(module) for module in modules()} - {""} == set(MAY_IMPORT)
 
 
 def test_the_order_of_the_parts_has_no_circle():
@@ -138,14 +109,12 @@ def test_the_order_of_the_parts_has_no_circle():
 
 def test_no_circle_of_files():
     """Imports inside functions count: they are where a circle hides."""
-    assert circles(arrows() - KNOWN) == []
+    assert circles(arrows()) == []
 
 
 def test_imports_inside_functions_have_a_reason():
     found = [
-        f"{module} imports {name}"
-        for module, name in hidden_imports()
-        if not reasons(module, name) and (module, target(name)) not in KNOWN
+        f"{module} imports {name}" for module, name in hidden_imports() if not reasons(module, name)
     ]
     assert found == []
 
@@ -155,11 +124,7 @@ def test_every_reason_for_an_import_inside_a_function_is_needed():
 
 
 def test_names_are_imported_from_where_they_are_defined():
-    assert sorted(borrowed_names() - KNOWN) == []
-
-
-def test_known_exceptions_still_exist():
-    assert KNOWN <= arrows() | borrowed_names()
+    assert sorted(borrowed_names()) == []
 
 
 @pytest.fixture

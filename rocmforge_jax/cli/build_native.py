@@ -1,4 +1,4 @@
-"""Compile the products in C++ that make CPUs several times faster; needs a C++ compiler."""
+"""Compile the C++ library that makes CPUs several times faster; needs a C++ compiler."""
 
 import sys
 import time
@@ -18,18 +18,18 @@ def add_arguments(parser):
 
 
 def run(options):
-    from rocmforge_jax.quant import native
+    from rocmforge_jax.backends import cpp
 
     start = time.perf_counter()
     try:
-        library = native.find() or _built(native)
+        library = cpp.find() or _built()
     except RuntimeError as error:
         if not options.if_possible:
             raise common.UsageError(str(error)) from error
-        print(f"not built, plain XLA does the work: {error}", file=sys.stderr)
+        print(f"not built, plain XLA computes instead: {error}", file=sys.stderr)
         return
     try:
-        used = native.instructions()
+        used = cpp.instructions()
     except NotImplementedError as reason:  # on a GPU's machine, say
         used, why = None, f"not used: {reason}"
     if options.json:
@@ -40,10 +40,12 @@ def run(options):
         print(f"{library}: {used or why}")
 
 
-def _built(native):
-    print(
-        "compiling the products in C++, which takes up to a minute ...", file=sys.stderr, flush=True
-    )
-    library = native.build_library()
-    print("trying them ...", file=sys.stderr, flush=True)
+def _built():
+    from rocmforge_jax.backends import cpp
+    from rocmforge_jax.quant import word_packed
+
+    print("compiling the C++ library, which takes up to a minute ...", file=sys.stderr, flush=True)
+    library = cpp.build_library()
+    print("trying its products ...", file=sys.stderr, flush=True)
+    cpp.try_all(word_packed.packings())
     return library

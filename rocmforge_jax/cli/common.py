@@ -5,12 +5,12 @@ import contextlib
 import gc
 import importlib.metadata
 import json
-import os
 import sys
 from pathlib import Path
 
 from rocmforge_jax.ahead import read_ahead
 from rocmforge_jax.locate import compiled_folder, resolve
+from rocmforge_jax.settings import jax_variables
 
 
 class UsageError(Exception):
@@ -84,7 +84,7 @@ def use_compilation_cache():
     # A program's key has its kernels' code, and that the lines it was traced from: other ones where
     # something else was traced before.
     jax.config.update("jax_traceback_in_locations_limit", 0)
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if "JAX_COMPILATION_CACHE_DIR" in jax_variables():
         return
     folder = compiled_folder()
     try:

@@ -1,7 +1,6 @@
 """Show versions, devices, what each operation runs on, and known problems with remedies."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,51 +117,52 @@ def gather() -> Facts:
     versions = {"python": sys.version.split()[0]} | {
         name: common.version(name) for name in PACKAGES
     }
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(("XLA_PYTHON_CLIENT_", "JAX_"))
-    }
+    from rocmforge_jax import settings
+
     return Facts(
         versions,
         devices,
         Path("/dev/kfd").exists(),
         Path("/dev/nvidiactl").exists(),
-        os.environ.get("XLA_FLAGS", ""),
-        environment,
+        settings.xla_flags(),
+        settings.jax_variables(),
     )
 
 
 def operations() -> dict[str, str]:
-    """What each operation on a quantised weight would run on here, where its type has a kernel."""
-    from rocmforge_jax import formats
-    from rocmforge_jax.quant import default_layout, kernels, native
+    """Returns what each operation on a Q4_K weight runs on here: what `backends.choose` decides."""
+    import jax
+    import jax.numpy as jnp
 
-    layout = default_layout(formats.get("Q4_K"))
-    try:
-        kernel = (
-            f"triton for {kernels.current_target()}"
-            if "triton" in kernels.kernel_order()
-            else "xla (ROCMFORGE_KERNELS=xla)"
-        )
-        product = kernel
-    except NotImplementedError:  # no GPU
-        kernel, product = "xla", _on_cpu(native, kernels.kernel_order())
+    from rocmforge_jax import formats, nn, settings
+    from rocmforge_jax.backends import Numerics, record
+    from rocmforge_jax.models import default_dtype
+    from rocmforge_jax.quant import QTensor, default_layout, dequantize, matmul, take_rows
+
+    numerics = Numerics(backend=settings.backend())
+    fmt = formats.get("Q4_K")
+    layout = default_layout(fmt, numerics=numerics)
+
+    def each(row_bytes, x, ids, q):
+        w = QTensor.from_bytes(row_bytes, fmt, layout=layout)
+        dequantize(w, backend=numerics.backend)
+        matmul(x, w.T, backend=numerics.backend)
+        take_rows(w, ids, backend=numerics.backend)
+        rule, cache = nn.AttentionRule(1.0), nn.LayerCache.zeros(1, 1, 64, 256, q.dtype)
+        nn.cached_attention(q, cache, ids, rule, backend=numerics.backend)
+
+    def of(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    dtype = default_dtype()
+    x, q = of((1, 256), dtype), of((1, 1, 4, 64), dtype)
+    shapes = of((256, fmt.block_bytes), jnp.uint8), x, of((1,), jnp.int32), q
+    with record() as decisions:
+        jax.eval_shape(each, *shapes)
     return {
-        "dequantize": f"{kernel}, planes in {layout}",
-        "matmul": f"{product}, planes in {layout}",
-        "take_rows": f"xla, planes in {layout}",
-        "attention": product,
-    }
-
-
-def _on_cpu(native, order) -> str:
-    if "native" not in order:
-        return "xla"
-    try:
-        return f"native, C++ with {native.instructions()}"
-    except NotImplementedError as reason:
-        return f"xla; {reason}"
+        decision.operation.name: f"{decision.choice.name}: {decision.choice.reason}"
+        for decision in decisions
+    } | {"planes": layout}
 
 
 def problems(facts: Facts) -> Iterator[Problem]:

@@ -12,6 +12,8 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from rocmforge_jax import settings
+
 SOURCES = Path(__file__).parent / "src"
 #: Compilers to look for, in this order. The environment variable CXX names another one.
 COMPILERS = ("c++", "g++", "clang++")
@@ -36,7 +38,7 @@ _LAST_LINES = 20
 
 def compiler() -> str | None:
     """Finds the C++ compiler, or returns None."""
-    named = os.environ.get("CXX")
+    named = settings.compiler()
     return next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
 
 
@@ -68,7 +70,7 @@ def build(folder: Path) -> Path:
     """
     program = compiler()
     if program is None:
-        named = os.environ.get("CXX")
+        named = settings.compiler()
         looked_for = (
             f"the variable CXX names {named!r}, which is not found"
             if named

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.packing import GROUP, Packing
-from pallas_kernels.qmatmul.api import Product
+from pallas_kernels.qmatmul import Product
 from rocmforge_jax.cpp import library
 
 #: Modes of activations (see `qmatmul.activations`) and the bytes of a number in each.
@@ -103,8 +103,7 @@ def validate(x_MK, products: list[Product], norm=None) -> None:
 
 def _validate_weight(weight, N: int, K: int) -> None:
     packing, groups = weight.packing, K // GROUP
-    if _form(packing) not in library.forms(library.loaded()):
-        raise NotImplementedError(f"no code for {packing}")
+    require_form(packing)
     if groups % packing.span:
         raise ValueError(
             f"{groups} groups of a row share scales by {packing.span}: {K} inputs are no whole"
@@ -129,10 +128,12 @@ def _validate_weight(weight, N: int, K: int) -> None:
             )
 
 
-def _form(packing: Packing) -> library.Form:
-    return library.Form(
-        packing.bits, packing.table is not None, packing.halves, bool(packing.minimum)
-    )
+def require_form(packing: Packing) -> None:
+    """Raises NotImplementedError for a packing that the library has no code for."""
+    has_table, has_minimum = packing.table is not None, bool(packing.minimum)
+    form = library.Form(packing.bits, has_table, packing.halves, has_minimum)
+    if form not in library.forms(library.loaded()):
+        raise NotImplementedError(f"the C++ library has no code for {packing}")
 
 
 def _table(packing: Packing) -> list[int]:

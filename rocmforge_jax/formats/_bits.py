@@ -1,22 +1,24 @@
-"""Helpers of the block formats: codes taken out of bytes, and the two casts at the end."""
+"""Packing and unpacking of small codes, and the casts that end most declarations."""
+
+import numpy as np
 
 from rocmforge_jax.formats._lazy import jnp
 
 
 def unpack(packed, bits, run):
-    """Takes the codes of `bits` bits out of words of `width` bits.
+    """Unpacks the codes of `bits` bits that unsigned words hold, in the words' dtype.
 
     Each run of `run` words holds width / bits runs of codes, those in the lowest bits first. So 16
     bytes with bits=4, run=16 give all low nibbles and then all high ones; run=1 takes the codes of
     each byte one after the other.
 
     Args:
-        packed: unsigned [n].
-        bits: bits of one code.
-        run: words that are read together.
+        packed: unsigned [..., n], words of `width` bits.
+        bits: bits of a code; divides the width.
+        run: words of a run; divides n.
 
     Returns:
-        The codes in the dtype of `packed`, [n * width / bits].
+        The codes, [..., n * width / bits].
     """
     lead, shifts = packed.shape[:-1], _shifts(packed.dtype, bits)
     runs = packed.reshape(*lead, -1, 1, run)

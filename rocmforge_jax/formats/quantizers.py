@@ -126,17 +126,6 @@ def _exact_log2(x):
     return np.frexp(x)[1] - 1
 
 
-def _multiples(mantissa_bits, codes):
-    """Lists the magnitudes of the first `codes` codes of a small float.
-
-    They are float32 multiples of the smallest one.
-    """
-    one = 2**mantissa_bits
-    return np.array(
-        [c if c < one else (c % one + one) << (c // one - 1) for c in range(codes)], np.float32
-    )
-
-
 def _mxfp4(rows):
     """Finds the nearest of the 16 codes for each element, the first one where two are as near.
 

@@ -2,7 +2,8 @@
 
 from rocmforge_jax.models.architectures import ARCHITECTURES, Architecture, read_config, register
 from rocmforge_jax.models.config import DecoderConfig, MoEConfig
-from rocmforge_jax.models.decoder import Block, Decoder, param_count
+from rocmforge_jax.models.decoder import Decoder, param_count
+from rocmforge_jax.models.layers import Block
 from rocmforge_jax.models.load import default_dtype, load_decoder, tensor_name
 from rocmforge_jax.models.plan import MemoryPlan, plan_memory
 from rocmforge_jax.models.report import KernelReport, kernel_report

@@ -51,7 +51,7 @@ DESCRIPTIVE_KEYS = {
 
 
 def register(architecture: Architecture) -> None:
-    """Make an architecture known to `load`. Replaces an entry of the same name."""
+    """Makes an architecture known to `load`, in place of an entry of the same name."""
     ARCHITECTURES[architecture.name] = architecture
 
 
@@ -81,7 +81,7 @@ register(
 
 
 def find(name: str | None) -> Architecture:
-    """The architecture of a name. GGUFError names the nearest ones."""
+    """Returns the architecture of a name; GGUFError names the nearest ones."""
     if name is None:
         raise GGUFError("the file has no general.architecture: it holds no model")
     if name not in ARCHITECTURES:
@@ -93,8 +93,9 @@ def find(name: str | None) -> Architecture:
 
 
 def read_config(gguf: GGUFFile) -> tuple[DecoderConfig, dict[str, str]]:
-    """The configuration a file describes, and its keys of the architecture that were not used ->
-    why (or "unknown").
+    """Returns a file's configuration, and the architecture's keys that were not used.
+
+    Each of these keys maps to the reason, or to "unknown".
     """
     architecture = find(gguf.architecture)
     keys = KeyReader(gguf.metadata, architecture.name)
@@ -147,9 +148,7 @@ def _head_width(gguf, keys, heads, width) -> int:
 
 
 def _layers(gguf, keys) -> int:
-    """The number of layers: one that the file has no tensors for is refused before anything of it
-    is built.
-    """
+    """Returns the number of layers, refused where the file cannot have tensors for so many."""
     layers = keys.integer("block_count")
     if layers > max(len(gguf.tensors), 1):
         raise GGUFError(

@@ -106,6 +106,7 @@ class KeyReader:
     def integer(
         self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1
     ) -> int:
+        """Returns an integer from `low` to `high`, or the default where the key is missing."""
         value = self._get(key)
         if self._has_entry_per_layer(value) and (value == value[0]).all():
             value = value[0].item()
@@ -127,7 +128,7 @@ class KeyReader:
         )
 
     def real(self, key: str, default: float | None = None, low: float = 0.0) -> float:
-        """A finite number above `low`."""
+        """Returns a finite number above `low`, or the default where the key is missing."""
         value = self._get(key)
         if value is None and default is not None:
             return default
@@ -142,13 +143,14 @@ class KeyReader:
         return float(value)
 
     def text(self, key: str, default: str) -> str:
+        """Returns a string, or the default where the key is missing."""
         value = self._get(key)
         if value is not None and not isinstance(value, str):
             raise GGUFError(f"{self._prefix}{key} must be a string, {_found(value)}")
         return default if value is None else value
 
     def unread(self) -> list[str]:
-        """The architecture's keys that no getter asked for."""
+        """Returns the architecture's keys that no getter asked for."""
         return [
             key for key in self._metadata if key.startswith(self._prefix) and key not in self.seen
         ]

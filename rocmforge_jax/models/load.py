@@ -1,10 +1,13 @@
-"""From an open file to a Decoder: every tensor is claimed by a variable and every variable by a
-tensor, or all that is wrong is said at once, before a weight is read.
+"""Loads a Decoder from an open file.
+
+Every tensor is claimed by a variable and every variable by a tensor. Otherwise one error lists all
+that do not fit, before any weight is read.
 """
 
 import contextlib
 import functools
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +15,12 @@ import numpy as np
 from flax import nnx
 
 from rocmforge_jax import ahead
+from rocmforge_jax.backends import DEFAULT, Numerics
 from rocmforge_jax.gguf import GGUFError, GGUFFile, TensorInfo
 from rocmforge_jax.models.architectures import read_config
 from rocmforge_jax.models.decoder import Decoder
 from rocmforge_jax.nn import only_shapes
-from rocmforge_jax.quant import DEFAULT_MODE, QParam, QTensor, default_layout, repack
+from rocmforge_jax.quant import QParam, QTensor, default_layout, repack
 
 #: What a variable's last name is called in a file.
 _SUFFIX = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
@@ -25,7 +29,7 @@ _CONFIG_TENSORS = {"rope_freqs.weight"}
 
 
 def default_dtype():
-    """What activations are computed in: float32 on CPUs, bfloat16 on GPUs."""
+    """Returns the dtype in which models compute: float32 on CPUs, bfloat16 on GPUs."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
@@ -33,28 +37,40 @@ def load_decoder(
     gguf: GGUFFile,
     *,
     dtype=None,
-    activations: str = DEFAULT_MODE,
+    activations: str = DEFAULT.activations,
+    backend: str | None = None,
     layout: str | None = None,
     strict: bool = False,
-    progress=None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
-    """A Decoder with the weights of a file, packed as they are, on the default device.
+    """Makes a Decoder with the weights of a file, packed as they are, on the default device.
 
-    dtype: of the computation, default `default_dtype()`. activations: see `Decoder`. layout: of the
-    planes, default the device's. strict: refuse keys of the architecture that are not known,
-    instead of warning. progress: called with (bytes loaded, bytes in all) after each tensor.
-    GGUFError lists all tensors that are missing, unclaimed or of another shape.
+    Args:
+        gguf: The open file.
+        dtype: Of the computation, default `default_dtype()`.
+        activations: See `Decoder`.
+        backend: See `Decoder`.
+        layout: Of the planes, default the one that is fast on the device.
+        strict: Whether unknown keys of the architecture are refused instead of warned about.
+        progress: Called with (bytes loaded, bytes in all) after each tensor.
+
+    Raises:
+        GGUFError: Lists all tensors that are missing, unclaimed or of another shape.
     """
     config, unused = read_config(gguf)
     _report_unknown_keys(gguf, [key for key, why in unused.items() if why == "unknown"], strict)
     with only_shapes():
         decoder = Decoder(
-            config, dtype=dtype or default_dtype(), activations=activations, rngs=None
+            config,
+            dtype=dtype or default_dtype(),
+            activations=activations,
+            backend=backend,
+            rngs=None,
         )
     claims = _claim(decoder, gguf)
     total, done = sum(tensor.nbytes for _, _, tensor in claims), 0
     for module, attribute, tensor in claims:
-        setattr(module, attribute, _variable(tensor, attribute, layout, activations))
+        setattr(module, attribute, _variable(tensor, attribute, layout, decoder.numerics))
         tensor.forget()
         done += tensor.nbytes
         if progress is not None:
@@ -64,8 +80,9 @@ def load_decoder(
 
 
 def tensor_name(path: tuple) -> str:
-    """The file's name of the variable at a path of a Decoder: ("blk", 0, "attn_q", "kernel") ->
-    "blk.0.attn_q.weight".
+    """Returns the file's name of a variable of a Decoder.
+
+    The path ("blk", 0, "attn_q", "kernel") gives "blk.0.attn_q.weight".
     """
     return ".".join(map(str, (*path[:-1], _SUFFIX[path[-1]])))
 
@@ -81,7 +98,7 @@ def _report_unknown_keys(gguf, unknown, strict):
 
 
 def _claim(decoder, gguf) -> list[tuple[nnx.Module, str, TensorInfo]]:
-    """(module, attribute, tensor) for every variable of an abstract decoder, in the file's order."""
+    """Returns (module, attribute, tensor) for every variable, in the order of the file."""
     found, problems = {}, []
     for path, module in nnx.iter_modules(decoder):
         for attribute, variable in vars(module).items():
@@ -112,26 +129,22 @@ def _claim(decoder, gguf) -> list[tuple[nnx.Module, str, TensorInfo]]:
 
 
 def _file_shape(shape, attribute):
-    """A kernel (..., in, out) is stored (..., out, in)."""
+    """Returns the stored shape: a kernel (..., in, out) lies in a file as (..., out, in)."""
     return (
         (*shape[:-2], *shape[:-3:-1]) if attribute == "kernel" and len(shape) > 1 else tuple(shape)
     )
 
 
-def _variable(
-    tensor: TensorInfo, attribute: str, layout: str | None, activations: str
-) -> nnx.Variable:
-    """Quantised matrices stay packed.
+def _variable(tensor: TensorInfo, attribute: str, layout, numerics: Numerics) -> nnx.Variable:
+    """Makes the variable of a tensor.
 
-    Everything else becomes an nnx.Param in the file's dtype, kernels transposed to (in, out).
+    Quantised matrices stay packed. Everything else becomes an nnx.Param in the file's dtype,
+    kernels transposed to (in, out).
     """
     transposed = attribute == "kernel"
     if tensor.format.is_quantized and len(tensor.shape) > 1:
-        return QParam(
-            _packed(
-                tensor, layout or default_layout(tensor.format, activations=activations), transposed
-            )
-        )
+        layout = layout or default_layout(tensor.format, numerics=numerics)
+        return QParam(_packed(tensor, layout, transposed))
     if tensor.format.is_quantized or tensor.format.name not in ("F32", "F16", "BF16"):
         raise GGUFError(
             f"{tensor.name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight of"
@@ -144,9 +157,10 @@ def _variable(
 def _packed(tensor, layout, transposed) -> QTensor:
     if layout == "groups":
         if (planes := ahead.take(tensor)) is not None:
-            return repack.from_planes(planes, tensor.format, transposed=transposed)
+            return QTensor.from_planes(planes, tensor.format, transposed=transposed)
         with contextlib.suppress(NotImplementedError):
-            return repack.from_host(tensor.data, tensor.format, transposed=transposed)
+            planes = repack.planes_of(tensor.data, tensor.format)
+            return QTensor.from_planes(planes, tensor.format, transposed=transposed)
     return _split(tensor.data, tensor.format.name, layout, transposed)
 
 

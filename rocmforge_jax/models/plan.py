@@ -7,8 +7,7 @@ import numpy as np
 
 from rocmforge_jax.gguf import GGUFFile
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.decoder import Decoder
-from rocmforge_jax.nn import only_shapes
+from rocmforge_jax.models.decoder import init_cache
 
 #: Tokens of a prompt that are computed at once, and tokens of a text, that the plan counts with.
 PROMPT, TOKENS = 512, 4096
@@ -80,11 +79,10 @@ def plan_memory(
     context_length = context_length or config.context_length
     tokens = min(TOKENS, context_length + TOKENS_PER_DISPATCH)  # of a full context, see above
     slots = cache_length(tokens, context_length)
-    with only_shapes():
-        decoder = Decoder(config, dtype=np.dtype(dtype), rngs=None)
+    cache = jax.eval_shape(lambda: init_cache(config, 1, slots, np.dtype(dtype)))
     return MemoryPlan(
         weights=sum(tensor.nbytes for tensor in gguf.tensors.values()),
-        cache=jax.eval_shape(lambda: decoder.init_cache(1, slots)).nbytes,
+        cache=cache.nbytes,
         slots=slots,
         temporaries=temporary_bytes(config, slots),
         available=available_bytes(),

@@ -1,152 +1,106 @@
-"""Which implementation each weight and operation of a model uses here, and why."""
+"""Which backend computes each operation of a model here, and why.
+
+The report traces a decode step and a prompt, and lists what `backends.choose` decided on the way.
+So it cannot differ from what runs.
+"""
 
 import collections
 import dataclasses
-import functools
-import os
 import re
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from rocmforge_jax.backends import Decision, record
 from rocmforge_jax.models.decoder import Decoder
 from rocmforge_jax.models.load import tensor_name
-from rocmforge_jax.nn.attention import kernel_target
-from rocmforge_jax.nn.moe import router_target
-from rocmforge_jax.quant import QTensor, kernels, native
+
+#: Tokens of the prompt that is traced, and slots of its cache.
+_PROMPT, _SLOTS = 128, 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """name: a tensor of the file, or "attention".
+    """One decision.
 
-    kind: its type, or a dtype. operation: "few rows" (up to 3, or 16 in float32), "many rows" or
-    "product"; of what chooses experts, "few tokens" (up to 16); of attention, "one token" or "many
-    tokens". implementation: "triton", "native" (C++, on CPUs) or "xla". why: what the kernel does,
-    or why there is none.
+    Attributes:
+        tokens: "one token" or "many tokens", of one sequence.
+        name: The file's tensors that take part, joined by " + "; the operation where none does.
+        kind: Their types or dtypes, likewise.
+        operation: What is computed, such as "matmul" or "attention".
+        backend: "pallas", "cpp" or "xla".
+        why: What the backend does, or why no other can.
     """
 
+    tokens: str
     name: str
     kind: str
     operation: str
-    implementation: str
+    backend: str
     why: str
 
 
 class KernelReport(tuple):
-    """Entries in the order of the model. As text, layers that agree share a line."""
+    """Entries in the order in which they are computed. As text, equal layers share a line."""
 
     def __str__(self):
-        lines = collections.Counter(
-            dataclasses.replace(entry, name=re.sub(r"^blk\.\d+\.", "blk.*.", entry.name))
-            for entry in self
-        )
-        rows = [
-            (
-                f"{e.name} x{count}" if count > 1 else e.name,
-                e.kind,
-                e.operation,
-                e.implementation,
-                e.why,
-            )
-            for e, count in lines.items()
-        ]
+        def of_all_layers(entry):
+            return dataclasses.replace(entry, name=re.sub(r"\bblk\.\d+\.", "blk.*.", entry.name))
+
+        counts = collections.Counter(map(of_all_layers, self))
+        rows = []
+        for entry, count in counts.items():
+            _, name, *others = dataclasses.astuple(entry)
+            rows.append((entry.tokens, f"{name} x{count}" if count > 1 else name, *others))
         widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
-        return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]])
-            for row in rows
-        )
+        cells = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in rows]
+        return "\n".join("  ".join([*padded, row[-1]]) for padded, row in zip(cells, rows))
 
 
 def kernel_report(model: Decoder) -> KernelReport:
-    """What runs for each matrix and for attention, on the device that jax computes on and with
-    ROCMFORGE_KERNELS as it is.
+    """Lists what runs for every operation of a model, on the device that JAX computes on.
 
     On a GPU this tries every kernel that the model needs, as its first use would.
     """
+    names = _names(model)
     entries = []
+    for tokens, count in (("one token", 1), ("many tokens", _PROMPT)):
+        with record() as decisions:
+            jax.eval_shape(lambda count=count: _step(model, count))
+        entries += [_entry(tokens, decision, names) for decision in decisions]
+    return KernelReport(entries)
+
+
+def _step(model, count):
+    cache = model.init_cache(1, _SLOTS)
+    return model(jnp.zeros((1, count), jnp.int32), cache, last_only=True)[0]
+
+
+def _names(model) -> dict[int, tuple[str, str]]:
+    """Returns the name and the type of every matrix, by the id of its first array."""
+    names = {}
     for path, module in nnx.iter_modules(model):
         for attribute, variable in vars(module).items():
             if isinstance(variable, nnx.Variable) and len(variable.shape) > 1:
-                entries += _of_weight(
-                    tensor_name((*path, attribute)), variable.get_value(), model.activations
-                )
-    return KernelReport([*entries, *_of_attention(model)])
+                value = variable.get_value()
+                kind = getattr(value, "type_name", None) or str(value.dtype)
+                names[id(jax.tree.leaves(value)[0])] = tensor_name((*path, attribute)), kind
+    return names
 
 
-def _of_attention(model) -> list[Entry]:
-    config, dtype = model.config, np.dtype(model.dtype)
-    group = config.heads // config.kv_heads
-    in_cpp = functools.partial(
-        _in_cpp,
-        lambda: native.require_float32(np.zeros(0, dtype)),
-        "reads the slots that hold tokens",
-    )
-    whats = (
-        (False, "one token", "reads the cache once for all heads of a group"),
-        (
-            True,
-            "many tokens",
-            "flash attention",
-        ),
-    )
-
-    def on_gpu(several, what):
-        return f"{what}, {kernel_target(several, group, config.head_width, dtype)}"
-
-    def tried(*of):
-        return _tried({"triton": functools.partial(on_gpu, *of), "native": in_cpp})
-
-    return [
-        Entry("attention", dtype.name, tokens, *tried(several, what))
-        for several, tokens, what in whats
-    ]
+def _entry(tokens: str, decision: Decision, names) -> Entry:
+    leaves = jax.tree.leaves(decision.operands)
+    found = list(dict.fromkeys(names[id(leaf)] for leaf in leaves if id(leaf) in names))
+    operation, choice = decision.operation, decision.choice
+    name = " + ".join(name for name, _ in found) or operation.name
+    kinds = [kind for _, kind in found] or [_kind(decision.operands)]
+    kind = " + ".join(dict.fromkeys(kinds))
+    return Entry(tokens, name, kind, operation.name, choice.name, choice.reason)
 
 
-def _of_weight(name, weight, mode) -> list[Entry]:
-    if not isinstance(weight, QTensor):
-        product = Entry(name, str(weight.dtype), "product", "xla", "the weight is not packed")
-        if not name.endswith("ffn_gate_inp.weight"):
-            return [product]
-        found = _tried(
-            {"triton": lambda: f"norm, product and choice in two launches, {router_target()}"}
-        )
-        return [Entry(name, str(weight.dtype), "few tokens", *found), product]
-    kernel, entries = weight if weight.transposed else weight.T, []
-    in_cpp = functools.partial(
-        _in_cpp, lambda: native.require(kernel, mode=mode), f"packed weight, {mode} activations"
-    )
-    whats = (
-        ("few rows", f"packed weight, {mode} activations"),
-        (
-            "many rows",
-            "matrix units; from 65 rows on dequantised first",
-        ),
-    )
-    for operation, what in whats:
-        found = _tried(
-            {"triton": lambda: f"{what}, {kernels.target_of(weight, mode=mode)}", "native": in_cpp}
-        )
-        entries.append(Entry(name, weight.type_name, operation, *found))
-    return entries
-
-
-def _in_cpp(check, what) -> str:
-    check()
-    return f"{what}, C++, {native.instructions()}"
-
-
-def _tried(implementations: dict) -> tuple[str, str]:
-    """The first of `kernel_order` that can, and what it does.
-
-    "xla", and why not what this kind of device has.
-    """
-    reasons = {}
-    for name in kernels.kernel_order():
-        try:
-            if name in implementations:
-                return name, implementations[name]()
-        except NotImplementedError as reason:
-            reasons[name] = str(reason)
-    wanted = "native" if kernels.targets.current() is None else "triton"
-    return "xla", reasons.get(wanted, f"ROCMFORGE_KERNELS={os.environ.get('ROCMFORGE_KERNELS')}")
+def _kind(operands) -> str:
+    """Returns the type of the first operand that has one: of one expert of a stack, say."""
+    leaves = jax.tree.leaves(operands, is_leaf=lambda leaf: hasattr(leaf, "type_name"))
+    types = [getattr(leaf, "type_name", None) or str(getattr(leaf, "dtype", "")) for leaf in leaves]
+    return next(filter(None, types), "")

@@ -1,31 +1,34 @@
 """Flax NNX building blocks of language models. They know no architecture and no file."""
 
+from pallas_kernels.attention import AttentionRule
 from rocmforge_jax.nn.attention import (
     attend,
     attend_to_new,
-    causal_attention,
+    cached_attention,
     causal_mask,
     dot_product_attention,
-    validate_attention_dims,
 )
 from rocmforge_jax.nn.cache import Cache, LayerCache
+from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
-from rocmforge_jax.nn.linear import Embedding, Linear
+from rocmforge_jax.nn.linear import Embedding, Experts, Linear
 from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
-from rocmforge_jax.nn.moe import Experts, ScalarGate, choose_experts, mixture, route
+from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
-from rocmforge_jax.nn.prepared import Prepared, array_of
-from rocmforge_jax.nn.products import Product, products
+from rocmforge_jax.nn.products import Gate, products
+from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
+from rocmforge_jax.nn.shared_trace import shared_trace
 
 __all__ = [
+    "AttentionRule",
     "Cache",
     "Embedding",
     "Experts",
+    "Gate",
     "LayerCache",
     "Linear",
-    "Prepared",
-    "Product",
+    "QuantizedInput",
     "RMSNorm",
     "RopeConfig",
     "ScalarGate",
@@ -33,7 +36,7 @@ __all__ = [
     "array_of",
     "attend",
     "attend_to_new",
-    "causal_attention",
+    "cached_attention",
     "causal_mask",
     "choose_experts",
     "dot_product_attention",
@@ -43,6 +46,7 @@ __all__ = [
     "rms_norm",
     "rope_table",
     "route",
+    "shared_trace",
     "silu_gate",
     "swiglu",
     "swiglu_mlp",

@@ -12,9 +12,10 @@ _only_shapes = contextvars.ContextVar("only_shapes", default=False)
 
 @contextlib.contextmanager
 def only_shapes():
-    """Modules made inside hold a `jax.ShapeDtypeStruct` for each array, as `nnx.eval_shape` gives
-    them, for those who fill them from a file. Nothing is traced: tracing how 24 layers would be
-    drawn takes a second.
+    """Makes modules inside the context hold a `jax.ShapeDtypeStruct` for each array.
+
+    They are as `nnx.eval_shape` makes them, to be filled from a file, but nothing is traced.
+    Tracing the random numbers of 24 layers takes a second.
     """
     token = _only_shapes.set(True)
     try:
@@ -24,7 +25,7 @@ def only_shapes():
 
 
 def filled(shape: tuple[int, ...], value: float, dtype):
-    """An array of one value. Copied to the device: `jnp.full` would be compiled for each shape."""
+    """Makes an array of one value by a copy: `jnp.full` would be compiled for each shape."""
     return (
         jax.ShapeDtypeStruct(shape, dtype)
         if _only_shapes.get()
@@ -33,7 +34,7 @@ def filled(shape: tuple[int, ...], value: float, dtype):
 
 
 def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], deviation: float, dtype):
-    """Numbers of a normal distribution. rngs: None where only shapes are made."""
+    """Draws from a normal distribution. rngs may be None where only shapes are made."""
     return (
         jax.ShapeDtypeStruct(shape, dtype)
         if _only_shapes.get()

@@ -4,31 +4,44 @@ import jax
 import jax.numpy as jnp
 
 from rocmforge_jax import quant
+from rocmforge_jax.backends import DEFAULT
 
 
-def swiglu(x, gate, up, activations: str = quant.DEFAULT_MODE):
-    """silu(x @ gate) * (x @ up) (Shazeer, 2020, arXiv:2002.05202).
+def swiglu(x, gate, up, activations: str = DEFAULT.activations, backend: str | None = None):
+    """Computes silu(x @ gate) * (x @ up) (Shazeer, 2020, arXiv:2002.05202).
 
-    x: [..., D]; gate, up: (D, F), arrays or quantised.
+    Args:
+        x: [..., D].
+        gate: (D, F), an array or quantised.
+        up: As `gate`.
+        activations: As for `quant.matmul`.
+        backend: As for `quant.matmul`.
 
-    The activation is computed in float32; the result [..., F] has x's dtype. activations: as for
-    `quant.matmul`.
+    Returns:
+        [..., F] in x's dtype; the activation function is computed in float32.
     """
     if gate.shape != up.shape:
         raise ValueError(
             f"swiglu: gate is {list(gate.shape)}, up is {list(up.shape)}: they must be equal"
         )
-    return silu_gate(*(quant.matmul(x, weight, activations=activations) for weight in (gate, up)))
+    multiplied = [
+        quant.matmul(x, weight, activations=activations, backend=backend) for weight in (gate, up)
+    ]
+    return silu_gate(*multiplied)
 
 
 def silu_gate(gate, linear):
-    """silu(gate) * linear, computed in float32, in the operands' dtype."""
-    return (jax.nn.silu(gate.astype(jnp.float32)) * linear.astype(jnp.float32)).astype(linear.dtype)
+    """Computes silu(gate) * linear in float32 and returns it in the operands' dtype."""
+    activated = jax.nn.silu(gate.astype(jnp.float32)) * linear.astype(jnp.float32)
+    return activated.astype(linear.dtype)
 
 
-def swiglu_mlp(x, gate, up, down, activations: str = quant.DEFAULT_MODE):
-    """The SwiGLU feed-forward: swiglu(x, gate, up) @ down.
+def swiglu_mlp(
+    x, gate, up, down, activations: str = DEFAULT.activations, backend: str | None = None
+):
+    """Computes the SwiGLU feed-forward swiglu(x, gate, up) @ down -> [..., D].
 
-    x: [..., D]; gate, up: (D, F); down: (F, D) -> [..., D].
+    x is [..., D]; gate and up are (D, F), down is (F, D). The rest is as for `swiglu`.
     """
-    return quant.matmul(swiglu(x, gate, up, activations), down, activations=activations)
+    hidden = swiglu(x, gate, up, activations, backend)
+    return quant.matmul(hidden, down, activations=activations, backend=backend)

@@ -8,9 +8,9 @@ from rocmforge_jax.nn.fresh import filled
 
 
 def rms_norm(x, scale, epsilon: float):
-    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, computed in float32, in x's dtype.
+    """Computes x / sqrt(mean(x^2) + epsilon) * scale over the last axis.
 
-    scale: [x.shape[-1]].
+    It is computed in float32 and returned in x's dtype. scale: [x.shape[-1]].
     """
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
@@ -27,4 +27,5 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x):
+        """Norms x [..., width]."""
         return rms_norm(x, self.scale.get_value(), self.epsilon)

@@ -1,173 +1,204 @@
-"""Several products of one input, with what comes before and after them: one or two launches where
-there are kernels, one call of C++.
+"""Several products of one input, fused with the norm before and the sums after them.
+
+`products` takes modules and alone decides whether they are fused: on a GPU into one or two
+launches, on a CPU into one call of C++. A module of another class, say `nnx.LoRA`, is called as it
+is.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.qmatmul import Activations, api
-from pallas_kernels.targets import Target
+from pallas_kernels.qmatmul import Product
 from rocmforge_jax import quant
+from rocmforge_jax.backends import Numerics, Operation, choose, cpp, differentiable, pallas
+from rocmforge_jax.nn.linear import Embedding, Linear, how
 from rocmforge_jax.nn.mlp import silu_gate
-from rocmforge_jax.nn.norm import rms_norm
-from rocmforge_jax.nn.prepared import Prepared
-from rocmforge_jax.quant import kernels, native
-from rocmforge_jax.quant.qtensor import value_of
+from rocmforge_jax.nn.norm import RMSNorm, rms_norm
+from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
+from rocmforge_jax.quant.multiply import require_cpp, require_pallas, require_transposed
 
 
-class Product(NamedTuple):
-    """One output: x @ weight, or silu(x @ weight) * (x @ up) where there is an `up`.
+class Gate(NamedTuple):
+    """Two modules that give silu(gate(x)) * up(x)."""
 
-    Then + bias (out,), then + residual [..., out].
-
-    weight, up: (in, out), arrays or quantised.
-    """
-
-    weight: object
-    up: object = None
-    bias: object = None
-    residual: jax.Array | None = None
+    gate: Any
+    up: Any
 
 
 def products(
-    x: jax.Array | Prepared,
-    wanted: Sequence[Product],
+    x: jax.Array | QuantizedInput,
+    modules: Sequence[Any],
     *,
     norm=None,
+    residual: jax.Array | None = None,
     dtype=None,
-    activations: str = quant.DEFAULT_MODE,
-    implementation: str | None = None,
 ) -> list[jax.Array]:
-    """The outputs [..., out] of one x [..., in], in `dtype` (default x's).
+    """Applies several modules to norm(x).
 
-    norm: an RMSNorm that x goes through first, or None.
+    Args:
+        x: [..., in].
+        modules: Linear layers; `Gate` pairs; an `Embedding`, which stands for the product with its
+            transpose; or any other callables, which are then called one by one.
+        norm: Applied to x first, or None.
+        residual: [..., out], added to the output of the only module.
+        dtype: Of the outputs, default x's.
 
-    activations, implementation: as for `quant.matmul`. Differentiable in everything but quantised
-    weights.
+    Returns:
+        The output [..., out] of each module. Differentiable in everything but packed weights.
     """
-    x = x if isinstance(x, Prepared) else Prepared(x)
-    wanted = [Product(*map(value_of, product)) for product in wanted]
+    x = x if isinstance(x, QuantizedInput) else QuantizedInput(x)
     dtype = jnp.dtype(dtype or x.array.dtype)
+    rows = math.prod(x.array.shape[:-1])
+    operands = rows, x.array.dtype, tuple(modules), norm
+    choice = choose(PRODUCTS, operands, _numerics(modules).backend)
+    if choice.name == "xla":
+        return _one_by_one(array_of(x), modules, norm, residual, dtype)
+    return _fused(choice.name, x, modules, norm, residual, dtype)
 
-    def each_as_it_can(x, wanted, norm, dtype, activations):  # many rows, say
-        return _one_by_one(x.array, wanted, *_scale_of(norm), dtype, activations, implementation)
 
-    return kernels.dispatch_fused(
-        _FUSED, implementation, each_as_it_can, x, wanted, norm, dtype, activations
+def _layers(modules) -> list:
+    """Returns the layers, those of pairs one after the other."""
+    flat = (module if isinstance(module, Gate) else (module,) for module in modules)
+    return [layer for layers in flat for layer in layers]
+
+
+def _numerics(modules) -> Numerics:
+    """Returns the numerics of the first layer that has some."""
+    found = (getattr(layer, "numerics", None) for layer in _layers(modules))
+    return next((numerics for numerics in found if numerics is not None), Numerics())
+
+
+def _one_by_one(x, modules, norm, residual, dtype):
+    x = x if norm is None else norm(x)
+    outputs = []
+    for module in modules:
+        parts = module if isinstance(module, Gate) else (module,)
+        applied = [_apply(layer, x, dtype) for layer in parts]
+        outputs.append(applied[0] if len(applied) == 1 else silu_gate(*applied))
+    return outputs if residual is None else [residual + outputs[0].astype(residual.dtype)]
+
+
+def _apply(layer, x, dtype):
+    if type(layer) is Linear:
+        return layer(x, dtype)
+    if isinstance(layer, Embedding):
+        return layer.attend(x, dtype)
+    return layer(x).astype(dtype)
+
+
+def _weights(modules, norm) -> list:
+    """Returns the packed weights of layers that can be fused, or raises why one cannot."""
+    if type(norm) not in (RMSNorm, type(None)):
+        raise NotImplementedError(f"the norm is a {type(norm).__name__}")
+    layers = _layers(modules)
+    if others := [type(m).__name__ for m in layers if type(m) not in (Linear, Embedding)]:
+        raise NotImplementedError(f"a layer is a {others[0]}")
+    if len({layer.numerics for layer in layers}) > 1:
+        raise NotImplementedError("the layers differ in their numerics")
+    weights = [_weight(layer) for layer in layers]
+    if not all(isinstance(weight, quant.QTensor) for weight in weights):
+        raise NotImplementedError("a weight is not packed")
+    for weight in weights:
+        require_transposed(weight)
+    gated = [layer for module in modules if isinstance(module, Gate) for layer in module]
+    if any(getattr(layer, "bias", None) is not None for layer in gated):
+        raise NotImplementedError("a gated layer has a bias")
+    return weights
+
+
+def _weight(layer):
+    """Returns the (in, out) weight of a layer."""
+    return (
+        layer.embedding.get_value().T if isinstance(layer, Embedding) else layer.kernel.get_value()
     )
 
 
-def _scale_of(norm):
-    return (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
-
-
-def _one_by_one(x, wanted, scale, epsilon, dtype, activations, implementation):
-    x = x if scale is None else rms_norm(x, scale, epsilon)
-    multiply = functools.partial(
-        quant.matmul, x, dtype=dtype, activations=activations, implementation=implementation
+def _check_pallas(rows, dtype, modules, norm) -> str:
+    pallas.target()
+    mode = _numerics(modules).activations
+    targets = {require_pallas(weight, mode) for weight in _weights(modules, norm)}
+    most = pallas.gemv_rows(dtype)
+    if not 0 < rows <= most:
+        raise NotImplementedError(f"{rows} rows, the fused kernel takes 1 to {most}")
+    return (
+        f"{_described(modules, norm)} in one or two launches, {mode} activations, {targets.pop()}"
     )
 
-    def one(product):
-        y = multiply(product.weight)
-        y = y if product.up is None else silu_gate(y, multiply(product.up))
-        y = y if product.bias is None else y + product.bias.astype(y.dtype)[(None,) * (y.ndim - 1)]
-        return (
-            y if product.residual is None else product.residual + y.astype(product.residual.dtype)
-        )
 
-    return list(map(one, wanted))
-
-
-def _fused(x, wanted, norm, dtype, mode):
-    """The same in kernels. NotImplementedError, with the reason, for what they cannot do."""
-    target = kernels.target_of(*_weights(wanted), mode=mode)
-    if not all(weight.transposed for weight in _weights(wanted)):
-        raise NotImplementedError(
-            "a weight is seen as it is stored, the kernel multiplies with its transpose"
-        )
-    if (
-        not 0
-        < (rows := math.prod(x.array.shape[:-1]))
-        <= (most := kernels.few_rows_limit(x.array.dtype))
-    ):
-        raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {most}")
-    return _in_rows(_Fused, target, x, wanted, norm, dtype, mode)
+def _check_cpp(rows, dtype, modules, norm) -> str:
+    cpp.instructions()
+    mode = _numerics(modules).activations
+    used = {require_cpp(weight, mode) for weight in _weights(modules, norm)}
+    if not rows:
+        raise NotImplementedError("there is no row to multiply")
+    return f"{_described(modules, norm)} in one call, {mode} activations, C++ with {used.pop()}"
 
 
-def _native(x, wanted, norm, dtype, mode):
-    """The same in one call of C++, any number of rows."""
-    native.require(*_weights(wanted), mode=mode, rows=math.prod(x.array.shape[:-1]))
-    return _in_rows(_Native, None, x, wanted, norm, dtype, mode)
+def _described(modules, norm) -> str:
+    count = len(_layers(modules))
+    return f"{'norm and ' if norm is not None else ''}{count} product{'s' * (count > 1)}"
 
 
-_FUSED = {"triton": _fused, "native": _native}
+PRODUCTS = Operation("products", {"pallas": _check_pallas, "cpp": _check_cpp}, fused=True)
 
 
-def _weights(wanted):
-    return [
-        weight
-        for product in wanted
-        for weight in (product.weight, product.up)
-        if weight is not None
-    ]
-
-
-def _in_rows(kind, target, x, wanted, norm, dtype, mode):
-    """A kernel that takes matrices."""
-
-    def flat(a):
-        return None if a is None else a.reshape(-1, a.shape[-1])
-
-    scale, epsilon = _scale_of(norm)
-    jobs = [product._replace(residual=flat(product.residual)) for product in wanted]
-    ready = x.for_products(mode) if norm is None else None
-    outputs = kernels.differentiable(
-        kind(epsilon, dtype, mode, target), flat(x.array), ready, scale, jobs
-    )
+def _fused(backend, x, modules, norm, residual, dtype):
+    """Hands matrices to a kernel and gives its outputs the shape of x."""
+    numerics = _numerics(modules)
+    scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
+    ready = x.activations_in(numerics.activations) if norm is None else None
+    wanted = [_product(module) for module in modules]
+    if residual is not None:
+        (only,) = wanted
+        wanted = [only._replace(residual=_flat(residual))]
+    run = _Fused(backend, numerics, dtype, epsilon)
+    outputs = differentiable(run, _flat(x.array), ready, scale, wanted)
     return [y.reshape(*x.array.shape[:-1], -1) for y in outputs]
+
+
+def _flat(a):
+    return a.reshape(-1, a.shape[-1])
+
+
+def _product(module) -> Product:
+    layers = module if isinstance(module, Gate) else (module,)
+    bias = getattr(layers[0], "bias", None)
+    return Product(tuple(map(_weight, layers)), None if bias is None else bias.get_value())
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fused:
-    """The kernels as a function of arrays, and the products one by one."""
+    """The fused products as a function of arrays, and the same products one by one."""
 
-    epsilon: float
+    backend: str
+    numerics: Numerics
     dtype: jnp.dtype
-    mode: str
-    target: Target | None
+    epsilon: float
 
-    def __call__(self, x, ready: Activations | None, scale, wanted):
-        how = dict(mode=self.mode, dtype=self.dtype, target=self.target)
-        x, norm = (x, dict(norm=scale, epsilon=self.epsilon)) if ready is None else (ready, {})
-        return kernels.few_rows(x, list(map(_job, wanted)), **how, **norm)
+    def __call__(self, x, ready, scale, wanted):
+        options = dict(mode=self.numerics.activations, dtype=self.dtype)
+        if self.backend == "cpp":
+            return cpp.multiply(x, wanted, norm=scale, epsilon=self.epsilon, **options)
+        if ready is not None:
+            return pallas.gemv(ready, wanted, **options)
+        return pallas.gemv(x, wanted, norm=scale, epsilon=self.epsilon, **options)
 
     def plain(self, x, ready, scale, wanted):
-        return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, None)
+        x = x if scale is None else rms_norm(x, scale, self.epsilon)
+        # The gradient of C++ is plain XLA's.
+        backend = "xla" if self.backend == "cpp" else self.numerics.backend
+        options = how(dataclasses.replace(self.numerics, backend=backend)) | {"dtype": self.dtype}
+        return [_plain_product(x, product, options) for product in wanted]
 
 
-class _Native(_Fused):
-    """The products in C++ likewise."""
-
-    def __call__(self, x, _, scale, wanted):
-        return native.multiply(
-            x,
-            list(map(_job, wanted)),
-            mode=self.mode,
-            dtype=self.dtype,
-            norm=scale,
-            epsilon=self.epsilon,
-        )
-
-    def plain(self, x, _, scale, wanted):
-        return _one_by_one(x, wanted, scale, self.epsilon, self.dtype, self.mode, "xla")
-
-
-def _job(product):
-    weights = [weight for weight in (product.weight, product.up) if weight is not None]
-    return api.Product(tuple(map(kernels.as_weight, weights)), product.bias, product.residual)
+def _plain_product(x, product: Product, options):
+    multiplied = [quant.matmul(x, weight, **options) for weight in product.weights]
+    y = multiplied[0] if len(multiplied) == 1 else silu_gate(*multiplied)
+    if product.bias is not None:
+        y = y + product.bias.astype(y.dtype)[None]
+    return y if product.residual is None else product.residual + y.astype(product.residual.dtype)

@@ -1,5 +1,4 @@
-"""Rotary position embeddings (Su et al., 2021, arXiv:2104.09864), with exact angles at any
-position.
+"""Rotary position embeddings (Su et al., 2021, arXiv:2104.09864), exact at any position.
 
 position * frequency in float32 is off by 1e-2 radians at position 100,000. Here a frequency is a
 fixed-point fraction of a full turn in 32 bits, so position * frequency wraps around as the angle
@@ -47,7 +46,7 @@ class RopeConfig:
             raise ValueError(f"rope factors must be positive and finite, got {self.factors}")
 
     def turns(self) -> np.ndarray:
-        """uint32 [width/2]: the frequencies as 2**-32ths of a turn per position, modulo a turn."""
+        """Returns the frequencies in units of 2**-32 turns per position, uint32 [width/2]."""
         radians = (
             self.base ** (-np.arange(0, self.width, 2, dtype=np.float64) / self.width) / self.scale
         )
@@ -59,18 +58,16 @@ class RopeConfig:
 
 
 def rope_table(positions_BT, config: RopeConfig):
-    """Integer positions -> (cos, sin), float32 [B, T, width/2]: computed once and used by every
-    layer.
-    """
+    """Returns (cos, sin) of integer positions, float32 [B, T, width/2], once for all layers."""
     phase = positions_BT.astype(jnp.uint32)[..., None] * config.turns()[None, None]
     radians = phase.astype(jnp.int32).astype(jnp.float32) * jnp.float32(2 * np.pi / 2**32)
     return jnp.cos(radians), jnp.sin(radians)
 
 
 def apply_rope(x_BTNH, table, config: RopeConfig):
-    """Rotate the first config.width elements of each head of x [B, T, heads, H]; the others pass.
+    """Rotates the first config.width elements of each head of x [B, T, heads, H].
 
-    In x's dtype.
+    The other elements stay. The result has x's dtype.
     """
     if x_BTNH.shape[-1] < config.width:
         raise ValueError(

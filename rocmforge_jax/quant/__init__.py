@@ -1,5 +1,4 @@
-"""Arrays that stay quantised on the device: `QTensor`, the variable `QParam`, and what can be done
-with them.
+"""Arrays that stay quantised on the device: `QTensor`, `QParam`, and operations on them.
 
 Names are imported when they are first used: `ahead` reads weights while flax, which most of them
 need, is being imported.
@@ -8,10 +7,9 @@ need, is being imported.
 import importlib
 
 _WHERE = {
-    "DEFAULT_MODE": "kernels",
     "QParam": "qtensor",
     "QTensor": "qtensor",
-    "default_layout": "layout",
+    "default_layout": "placement",
     "dequantize": "ops",
     "expert_matmul": "ops",
     "matmul": "ops",

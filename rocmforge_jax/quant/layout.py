@@ -2,15 +2,15 @@
 
 Of a matrix of N rows with K/block blocks each:
 
-    "groups"   see `quant.word_packed`      32 inputs side by side: what the kernels for GPUs and the products in C++ read
-    "rows"     [..., N, K/block, *field]    input axis minor: on GPUs, for types that "groups" cannot hold
-    "columns"  [..., K/block, *field, N]    output axis minor: what XLA vectorises for a CPU
+    "groups"   32 inputs side by side, see `quant.word_packed`: what Pallas and C++ kernels read
+    "rows"     [..., N, K/block, *field], input axis minor: on GPUs, for types that do not fit
+               "groups"
+    "columns"  [..., K/block, *field, N], output axis minor: what XLA vectorises for a CPU
 
-In the last two a plane holds one field of every block, and fields keep their order. `split` and the
-implementations of matmul know this; nobody else.
+In "rows" and "columns" a plane holds one field of every block. Only this file and the products know
+the layouts.
 """
 
-import jax
 import jax.numpy as jnp
 
 from rocmforge_jax.formats import Format
@@ -19,30 +19,17 @@ from rocmforge_jax.quant import word_packed
 LAYOUTS = ("groups", "rows", "columns")
 
 
-def default_layout(
-    fmt: Format, device: jax.Device | None = None, *, activations: str | None = None
-) -> str:
-    """The layout of a type that is fast on a device (default: the one jax computes on) for a mode
-    of activations (default: the default).
-    """
-    from rocmforge_jax.quant import native
-
-    platform = jax.default_backend() if device is None else device.platform
-    if word_packed.can_hold(fmt) and (platform != "cpu" or native.wanted(activations)):
-        return "groups"
-    return "columns" if platform == "cpu" else "rows"
-
-
 def check_layout(layout: str, fmt: Format) -> str:
+    """Returns the layout, or raises ValueError where it is unknown or cannot hold the type."""
     if layout not in LAYOUTS:
         raise ValueError(f"a plane layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
     if layout == "groups" and not word_packed.can_hold(fmt):
-        raise ValueError(f"{fmt} has no layout 'groups': its codes are no small integers")
+        raise ValueError(f"{fmt} has no layout 'groups': its codes are not small integers")
     return layout
 
 
 def stored_shape(planes, fmt: Format, layout: str) -> tuple[int, ...]:
-    """(..., N, K)."""
+    """Returns (..., N, K)."""
     if layout == "groups":
         return word_packed.stored_shape(planes)
     field = fmt.fields[0]
@@ -55,7 +42,7 @@ def stored_shape(planes, fmt: Format, layout: str) -> tuple[int, ...]:
 
 
 def take_rows(planes, fmt: Format, layout: str, ids):
-    """The planes of some rows of a matrix; ids outside it are clipped."""
+    """Returns the planes of some rows of a matrix; ids outside it are clipped."""
     if layout == "groups":
         return word_packed.take_rows(planes, ids)
     axes = {field.name: row_axis(len(field.shape), layout) for field in fmt.fields}
@@ -65,12 +52,12 @@ def take_rows(planes, fmt: Format, layout: str, ids):
 
 
 def row_axis(field_ndim: int, layout: str) -> int:
-    """The axis of a plane that counts the rows, from the end."""
+    """Returns the axis of a plane that counts the rows, from the end."""
     return -1 if layout == "columns" else -2 - field_ndim
 
 
 def split(row_bytes, fmt: Format, layout: str):
-    """uint8 [..., N, row bytes] -> {field: plane} in `layout`. Traceable."""
+    """Splits uint8 [..., N, row bytes] into {field: plane} in `layout`. Traceable."""
     *lead, nbytes = row_bytes.shape
     blocks = row_bytes.reshape(*lead, fmt.row_blocks(nbytes), fmt.block_bytes)
     if check_layout(layout, fmt) == "groups":
@@ -79,7 +66,7 @@ def split(row_bytes, fmt: Format, layout: str):
 
 
 def join(planes, fmt: Format, layout: str):
-    """The inverse of `split`: planes in `layout` -> uint8 [..., N, row bytes]."""
+    """Joins planes in `layout` into uint8 [..., N, row bytes]: the inverse of `split`."""
     fields = (
         word_packed.join(planes, fmt)
         if layout == "groups"

@@ -1,9 +1,7 @@
 """Operations on quantised matrices: dequantize, matmul, expert_matmul, take_rows.
 
-Each takes implementation=None, "xla" or, where it has a kernel, "triton" or "native" (C++, on
-CPUs). None tries them in the order that `kernels` says: one that cannot do a case raises
-NotImplementedError with its reason and the next one is tried. What is wrong with the operands is a
-ValueError with the numbers, raised while tracing.
+Each takes backend=None, "pallas", "cpp" or "xla". None takes the first that can, as
+`backends.choose` says. Wrong operands are a ValueError with the numbers, raised while tracing.
 """
 
 import functools
@@ -11,45 +9,49 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.quant import kernels, native, word_packed, xla_columns, xla_rows
+from rocmforge_jax.backends import DEFAULT, Operation, choose, pallas
+from rocmforge_jax.backends.choice import check_name
+from rocmforge_jax.quant import word_packed, xla_columns, xla_rows
 from rocmforge_jax.quant.layout import take_rows as take_packed_rows
+from rocmforge_jax.quant.multiply import check_shapes, multiply, require_pallas
 from rocmforge_jax.quant.qtensor import QTensor, as_qtensor, value_of
 
 _DECODE = {"columns": xla_columns.decode, "rows": xla_rows.decode, "groups": word_packed.decode}
 _VALUE_DTYPES = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
 
 
-def dequantize(weight, dtype=jnp.float32, *, implementation: str | None = None) -> jax.Array:
-    """The values of a QTensor or QParam, an array of `weight.shape`.
+def dequantize(weight, dtype=jnp.float32, *, backend: str | None = None) -> jax.Array:
+    """Returns the values of a QTensor or QParam, an array of `weight.shape`.
 
-    In float32 equal to ggml's to the bit; bfloat16 and float16 are the rounding of those values.
-    Jit it with its consumer, or alone: `jax.jit(dequantize)(w)`.
+    float32 values equal ggml's to the bit; bfloat16 and float16 are the rounding of those. Jit it
+    with its consumer, or alone: `jax.jit(dequantize)(w)`.
     """
     w, dtype = as_qtensor(weight), jnp.dtype(dtype)
     if dtype not in _VALUE_DTYPES:
         raise ValueError(f"dequantize gives float32, bfloat16 or float16, got {dtype}")
-    stored = kernels.dispatch(
-        {"triton": _dequantize_triton, "xla": _dequantize_xla}, implementation, w, dtype
-    )
+    choice = choose(DEQUANTIZE, (w,), backend)
+    stored = pallas.dequantize(w, dtype) if choice.name == "pallas" else _by_xla(w).astype(dtype)
     swap = w.transposed != (w.layout == "columns")
     return jnp.swapaxes(stored, -1, -2) if swap else stored
 
 
-def _dequantize_triton(w, dtype):
+def _check_dequantize(w) -> str:
+    on = require_pallas(w, DEFAULT.activations)
     if w.ndim != 2:
         raise NotImplementedError(f"the kernel takes a matrix, got {list(w.shape)}")
-    return kernels.dequantize(w, dtype, kernels.target_of(w))
+    return f"one pass over the planes, {on}"
 
 
-def _dequantize_xla(w, dtype):
-    return _dequantize_stored(w.planes, w.type_name, w.layout, len(w.stored_shape) - 2).astype(
-        dtype
-    )
+DEQUANTIZE = Operation("dequantize", {"pallas": _check_dequantize})
+
+
+def _by_xla(w):
+    return _dequantize_stored(w.planes, w.type_name, w.layout, len(w.stored_shape) - 2)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _dequantize_stored(planes, type_name, layout, lead):
-    """[..., N, K] for rows, [..., K, N] for columns."""
+    """Returns [..., N, K] for rows and groups, [..., K, N] for columns."""
     fmt = QTensor(planes, type_name, layout).format
 
     def program(planes):
@@ -65,43 +67,35 @@ def matmul(
     weight,
     *,
     dtype=None,
-    activations: str = kernels.DEFAULT_MODE,
-    implementation: str | None = None,
+    activations: str = DEFAULT.activations,
+    backend: str | None = None,
 ) -> jax.Array:
-    """x [..., in] @ weight (in, out) -> [..., out] in `dtype` (default x's), accumulated in
-    float32.
+    """Computes x [..., in] @ weight (in, out) -> [..., out], accumulated in float32.
 
-    weight: a QTensor, a QParam or an array. A quantised weight is never written out dense for up to
-    eight rows of x. activations: what a kernel for few rows, or the products in C++, turn x into,
-    "int16" (relative error 1e-4), "int8" (8e-3) or "float" (1e-6, which on CPUs is plain XLA's);
-    plain XLA always computes with x itself. On GPUs few rows are up to 16, or up to 3 of bfloat16
-    and float16: more go to the matrix units, for which the weight is rounded to x's type (2e-3,
-    2e-4). Differentiable in x; the weight is a constant.
+    A quantised weight is never written out dense for up to eight rows of x. Differentiable in x;
+    a quantised weight is a constant.
+
+    Args:
+        x: Floating point.
+        weight: A QTensor, a QParam or an array.
+        dtype: Of the result, default x's.
+        activations: What the kernel for few rows, and C++, turn x into: "int16" (relative error
+            1e-4), "int8" (8e-3) or "float" (1e-6; on CPUs plain XLA computes it). On GPUs few rows
+            are up to 16, or up to 3 of bfloat16 and float16. More rows go to the matrix units, for
+            which the weight is rounded to x's type (2e-3, 2e-4). Plain XLA computes with x itself.
+        backend: The one to use, default the first that can.
     """
     x, weight = jnp.asarray(x), value_of(weight)
-    if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
-        raise ValueError(
-            f"matmul: x {list(x.shape)} @ weight {list(weight.shape)}: the last axis of x must be"
-            " the first of a matrix"
-        )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"matmul: x must be floating point, got {x.dtype}")
-    if implementation not in (None, "triton", "native", "xla"):
-        raise ValueError(
-            f"no implementation {implementation!r} here; there are triton, native, xla"
-        )
-    if not isinstance(weight, QTensor):
-        return jnp.matmul(
-            x, weight.astype(x.dtype), precision="highest", preferred_element_type=jnp.float32
-        ).astype(dtype or x.dtype)
-    dtype = jnp.dtype(dtype or x.dtype)
-    products = {
-        "triton": lambda x: _matmul(x, weight, activations, dtype),
-        "native": lambda x: _matmul(x, weight, f"native {activations}", dtype),
-        "xla": lambda x: _matmul(x, weight, "xla", dtype),
-    }
-    flat = kernels.dispatch(products, implementation, x.reshape(-1, x.shape[-1]))
-    return flat.astype(dtype).reshape(*x.shape[:-1], weight.shape[-1])
+    if isinstance(weight, QTensor):
+        return multiply(x, weight, dtype=dtype, activations=activations, backend=backend)
+    check_shapes(x, weight)
+    choose(DENSE_MATMUL, (weight,), check_name(backend))
+    weight = weight.astype(x.dtype)
+    y = jnp.matmul(x, weight, precision="highest", preferred_element_type=jnp.float32)
+    return y.astype(dtype or x.dtype)
+
+
+DENSE_MATMUL = Operation("matmul", note="the weight is not packed")
 
 
 def expert_matmul(
@@ -110,113 +104,69 @@ def expert_matmul(
     expert,
     *,
     dtype=None,
-    activations: str = kernels.DEFAULT_MODE,
-    implementation: str | None = None,
+    activations: str = DEFAULT.activations,
+    backend: str | None = None,
 ) -> jax.Array:
-    """x [..., in] @ weight[expert] -> [..., out], for a stack of experts (E, in, out): a QTensor, a
-    QParam or an array.
+    """Computes x [..., in] @ weight[expert] -> [..., out], for a stack of experts (E, in, out).
 
-    expert: an integer scalar, traced or not; clipped to the stack. Only that expert's planes are
-    read.
+    Only that expert's planes are read.
+
+    Args:
+        x: Floating point.
+        weight: A QTensor, a QParam or an array.
+        expert: An integer scalar, traced or not; clipped to the stack.
+        dtype: As for `matmul`.
+        activations: As for `matmul`.
+        backend: As for `matmul`.
     """
     weight = value_of(weight)
     if weight.ndim != 3:
         raise ValueError(
             f"expert_matmul needs a stack (experts, in, out), got {list(weight.shape)}"
         )
-    one = jax.tree.map(
-        lambda stack: jax.lax.dynamic_index_in_dim(stack, expert, 0, keepdims=False), weight
-    )
-    return matmul(x, one, dtype=dtype, activations=activations, implementation=implementation)
+
+    def one(stack):
+        return jax.lax.dynamic_index_in_dim(stack, expert, 0, keepdims=False)
+
+    chosen = jax.tree.map(one, weight)
+    return matmul(x, chosen, dtype=dtype, activations=activations, backend=backend)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _matmul(x, w, how, dtype):
-    """x [M, in] @ w -> [M, out] in float32, or in `dtype` where that saves a pass.
+def take_rows(weight, ids, dtype=jnp.float32, *, backend: str | None = None) -> jax.Array:
+    """Returns rows of an embedding (V, D) for integer ids [...] -> [..., D] in `dtype`.
 
-    how: "xla", or the mode of a kernel's activations, after "native " for the products in C++.
-    """
-    if how == "xla":
-        return _matmul_xla(x, w)
-    if how.startswith("native "):
-        return _matmul_native(x, w, how.removeprefix("native "))
-    return _matmul_triton(x, w, how, dtype)
-
-
-def _matmul_xla(x, w):
-    module, x = (xla_columns, x.astype(jnp.float32)) if w.layout == "columns" else (xla_rows, x)
-    return module.matmul(x, w) if w.transposed else module.matmul_transposed(x, w)
-
-
-def _matmul_triton(x, w, mode, dtype):
-    target = kernels.target_of(w, mode=mode)
-    if w.transposed and 0 < x.shape[0] <= kernels.few_rows_limit(x.dtype):
-        product = kernels.Product((kernels.as_weight(w),))
-        return kernels.few_rows(x, [product], mode=mode, dtype=dtype, target=target)[0]
-    if w.transposed and x.shape[0] <= kernels.PACKED_ROWS and x.dtype.itemsize == 2:
-        return kernels.many_rows(x, w, target)
-    # Behind a barrier: products of one x would be merged, which writes their dense weights out a
-    # second time, side by side.
-    x, dense_NK = jax.lax.optimization_barrier((x, kernels.dequantize(w, x.dtype, target)))
-    dense = dense_NK.T if w.transposed else dense_NK
-    # The matrix units sum in float32 whatever they give.
-    given = x.dtype if x.dtype == dtype else jnp.float32
-    return jnp.matmul(x, dense, precision="highest", preferred_element_type=given)
-
-
-def _matmul_native(x, w, mode):
-    native.require(w, mode=mode, rows=x.shape[0])
-    return native.multiply(
-        x, [kernels.Product((kernels.as_weight(w),))], mode=mode, dtype=jnp.float32
-    )[0]
-
-
-def _matmul_forward(x, w, how, dtype):
-    return _matmul(x, w, how, dtype), (w, jnp.zeros((0,), x.dtype))
-
-
-def _matmul_backward(how, dtype, residuals, gradient):
-    w, like = residuals
-    how = (
-        "xla" if how.startswith("native ") else how
-    )  # which multiplies with no weight as it is stored
-    return _matmul(gradient, w.T, how, like.dtype).astype(like.dtype), None
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-def take_rows(weight, ids, dtype=jnp.float32, *, implementation: str | None = None) -> jax.Array:
-    """Rows of an embedding (V, D): integer ids [...] -> [..., D] in `dtype`.
-
-    Ids are clipped to the table: check them first.
+    Ids are clipped to the table, so check them first.
     """
     ids, weight = jnp.asarray(ids), value_of(weight)
     if weight.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(
             f"take_rows needs a matrix and integer ids, got {list(weight.shape)} and {ids.dtype}"
         )
-    if implementation not in (None, "xla"):
-        raise ValueError(f"no implementation {implementation!r} here; there are xla")
+    choose(TAKE_ROWS, (weight,), backend)
     if not isinstance(weight, QTensor):
         return jnp.take(weight, ids, axis=0, mode="clip").astype(dtype)
     if weight.transposed:
         raise ValueError(f"take_rows reads packed rows; {weight} is transposed: take its .T")
-    return _take_packed(weight, ids.reshape(-1)).astype(dtype).reshape(*ids.shape, weight.shape[-1])
+    taken = _take_packed(weight, ids.reshape(-1)).astype(dtype)
+    return taken.reshape(*ids.shape, weight.shape[-1])
+
+
+TAKE_ROWS = Operation("take_rows", note="only the rows that are taken are decoded")
 
 
 @jax.jit
 def _take_packed(w, ids):
-    """Rows [len(ids), K] of a stored [N, K] in float32."""
-    values = _DECODE[w.layout](take_packed_rows(w.planes, w.format, w.layout, ids), w.format)
+    """Returns rows [len(ids), K] of a stored [N, K] in float32."""
+    planes = take_packed_rows(w.planes, w.format, w.layout, ids)
+    values = _DECODE[w.layout](planes, w.format)
     return values.T if w.layout == "columns" else values
 
 
 def validate_matmul_dims(expected_mkn, a_shape, b_shape, c_shape) -> None:
-    """Check A [m, k] @ B [k, n] -> C [m, n]. ValueError names the operand and both shapes.
+    """Checks A [m, k] @ B [k, n] -> C [m, n].
 
     Sizes are positive integers whose products fit 63 bits, so that no offset into an operand can
-    wrap.
+    wrap. Raises ValueError, which names the operand and both shapes.
     """
     if len(expected_mkn) != 3:
         raise ValueError(f"expected (m, k, n), got {len(expected_mkn)} sizes: {list(expected_mkn)}")
@@ -224,15 +174,12 @@ def validate_matmul_dims(expected_mkn, a_shape, b_shape, c_shape) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a positive integer, got {size!r}")
     m, k, n = expected_mkn
-    for name, shape, expected in (
-        ("A", a_shape, (m, k)),
-        ("B", b_shape, (k, n)),
-        ("C", c_shape, (m, n)),
-    ):
+    operands = ("A", a_shape, (m, k)), ("B", b_shape, (k, n)), ("C", c_shape, (m, n))
+    for name, shape, expected in operands:
         if tuple(shape) != expected:
             raise ValueError(f"{name} shape mismatch: expected {list(expected)}, got {list(shape)}")
-        if expected[0] * expected[1] >= 2**63:
+        if (elements := expected[0] * expected[1]) >= 2**63:
             raise ValueError(
-                f"{name} is too large: {list(expected)} is {expected[0] * expected[1]} elements,"
-                " the limit is 2**63 - 1"
+                f"{name} is too large: {list(expected)} is {elements} elements, the limit is"
+                " 2**63 - 1"
             )

@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.packing import GROUP, Packing
 from rocmforge_jax import formats
 from rocmforge_jax.quant import layout as layouts
+from rocmforge_jax.quant import placement, word_packed
+from rocmforge_jax.quant.multiply import multiply
 
 
 @jax.tree_util.register_dataclass
@@ -53,16 +56,38 @@ class QTensor:
                 f"a {fmt} matrix is uint8 [..., rows, row bytes], at least one row and block, got"
                 f" {dtype} {list(shape)}"
             )
-        layout = layout or layouts.default_layout(fmt)
+        layout = layout or placement.default_layout(fmt)
         return cls(layouts.split(row_bytes, fmt, layout), fmt.name, layout, transposed)
 
+    @classmethod
+    def from_planes(cls, planes, fmt, *, transposed: bool = False) -> "QTensor":
+        """Makes a QTensor of planes in layout "groups" in the host's memory, without a copy."""
+        on_device = {name: jax.device_put(plane) for name, plane in planes.items()}
+        return cls(on_device, formats.get(fmt).name, "groups", transposed)
+
     def to_bytes(self) -> jax.Array:
-        """The inverse of `from_bytes`: uint8 [..., N, row bytes]."""
+        """Returns what `from_bytes` takes: uint8 [..., N, row bytes]."""
         return layouts.join(self.planes, self.format, self.layout)
 
     @property
     def format(self) -> formats.Format:
+        """The declaration of the type."""
         return formats.get(self.type_name)
+
+    @property
+    def packing(self) -> Packing:
+        """How kernels read the planes, which must lie in layout "groups"."""
+        return word_packed.packing(self.format)
+
+    @property
+    def rows(self) -> int:
+        """N, as the kernels call it: how many rows the stored matrix has."""
+        return self.stored_shape[-2]
+
+    @property
+    def groups(self) -> int:
+        """K / 32, as the kernels call it: how many groups of inputs a row has."""
+        return self.stored_shape[-1] // GROUP
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -71,21 +96,23 @@ class QTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape as the tensor is seen: (..., N, K), or (..., K, N) if transposed."""
         *lead, rows, columns = self.stored_shape
         return (*lead, columns, rows) if self.transposed else (*lead, rows, columns)
 
     @property
     def ndim(self) -> int:
+        """The number of axes of `shape`."""
         return len(self.stored_shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the planes: those of the file, up to 4 % more in layout "groups"."""
+        """Bytes of the planes: as many as in the file, or up to 4 % more in layout "groups"."""
         return sum(plane.nbytes for plane in self.planes.values())
 
     @property
     def T(self) -> "QTensor":
-        """The last two axes swapped; no data moves."""
+        """The same planes seen with the last two axes swapped; no data moves."""
         return dataclasses.replace(self, transposed=not self.transposed)
 
     #: NumPy leaves `x @ w` to __rmatmul__.
@@ -95,9 +122,7 @@ class QTensor:
         raise TypeError(f"{self} does not become an array by itself: use rocmforge_jax.dequantize")
 
     def __rmatmul__(self, x):
-        from rocmforge_jax.quant.ops import matmul
-
-        return matmul(x, self)
+        return multiply(x, self)
 
     def __repr__(self):
         return f"QTensor({self.type_name}, shape={self.shape}, layout={self.layout!r})"
@@ -129,12 +154,12 @@ class QParam(nnx.Variable):
 
 
 def value_of(weight):
-    """What a variable holds; anything else as it is."""
+    """Unwraps an nnx.Variable; returns anything else unchanged."""
     return weight.get_value() if isinstance(weight, nnx.Variable) else weight
 
 
 def as_qtensor(weight) -> QTensor:
-    """The QTensor of a QTensor or QParam (TypeError for anything else)."""
+    """Unwraps a QParam; returns a QTensor unchanged and raises TypeError for anything else."""
     value = value_of(weight)
     if not isinstance(value, QTensor):
         raise TypeError(f"expected a QTensor or a QParam, got {type(weight).__name__}")

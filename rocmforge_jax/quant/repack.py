@@ -6,26 +6,21 @@ copy of the file's bytes on the device, a compiled program for each shape, and a
 """
 
 import functools
-from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
-from rocmforge_jax.cpp import repack as native_repack
+from pallas_kernels.packing import GROUP
+from rocmforge_jax.backends import cpp
+from rocmforge_jax.cpp import repack as cpp_repack
 from rocmforge_jax.formats import Format
-from rocmforge_jax.quant import native, word_packed
+from rocmforge_jax.quant import word_packed
 
-if TYPE_CHECKING:
-    from rocmforge_jax.quant.qtensor import QTensor
-
-#: The function of `groups` that reads a type's small scales -> how `cpp.repack` calls that, and
-#: the fields.
-_SCALES = {
-    groups._six_bit_pairs: ("six_bit_pairs", "scales"),
-    groups._six_bits: ("six_bits", "scales"),
-    groups._high_and_low: ("high_and_low", "scales_h", "scales_l"),
-    groups._nibble_pairs: ("bytes", "scales"),
-}
+#: Bits that C++ unpacks from the first and from the second field of the codes.
+_BITS = ((1, 2, 4), (1, 2))
+#: Codes in a run of more than one word are unpacked by as many at a time.
+_VECTOR = 8
+#: Scales of a block that C++ has room for.
+_MOST_SCALES = 16
 
 
 def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
@@ -34,34 +29,15 @@ def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
     Raises:
         NotImplementedError: there is no library, or it cannot repack the type.
     """
-    native.instructions()
+    cpp.instructions()
     *lead, rows, nbytes = row_bytes.shape
     stacked = np.ascontiguousarray(row_bytes).reshape(-1, nbytes)
-    planes = native_repack.repack(native.find(), stacked, blocks_of(fmt), word_packed.packing(fmt))
+    planes = cpp_repack.repack(cpp.find(), stacked, blocks_of(fmt), word_packed.packing(fmt))
     return {name: plane.reshape(*lead, rows, *plane.shape[1:]) for name, plane in planes.items()}
 
 
-def from_host(row_bytes: np.ndarray, fmt: Format, *, transposed: bool = False) -> "QTensor":
-    """The QTensor, in "groups", of rows in the host's memory. Raises like `planes_of`."""
-    return from_planes(planes_of(row_bytes, fmt), fmt, transposed=transposed)
-
-
-def from_planes(
-    planes: dict[str, np.ndarray], fmt: Format, *, transposed: bool = False
-) -> "QTensor":
-    """The QTensor of planes from `planes_of`, which are not copied."""
-    from rocmforge_jax.quant.qtensor import QTensor  # which needs flax
-
-    return QTensor(
-        {name: jax.device_put(plane) for name, plane in planes.items()},
-        fmt.name,
-        "groups",
-        transposed,
-    )
-
-
 @functools.cache
-def blocks_of(fmt: Format) -> native_repack.Blocks:
+def blocks_of(fmt: Format) -> cpp_repack.Blocks:
     """Where the fields of a block are, for C++.
 
     Raises:
@@ -72,7 +48,7 @@ def blocks_of(fmt: Format) -> native_repack.Blocks:
         raise NotImplementedError(f"C++ does not repack {fmt}: {reason}")
     for field in fmt.fields:
         offsets[field.name], at = at, at + field.nbytes
-    return native_repack.Blocks(
+    return cpp_repack.Blocks(
         fmt.block,
         fmt.block_bytes,
         tuple((offsets[name], bits, run) for name, bits, run in how.codes),
@@ -87,9 +63,9 @@ def blocks_of(fmt: Format) -> native_repack.Blocks:
 def _unsupported(fmt: Format) -> str | None:
     """Why C++ cannot repack a type; None if it can."""
     how = word_packed.declared(fmt)
-    if how.scheme not in native_repack.SCALES:
+    if how.scheme not in cpp_repack.SCALES:
         return f"no code for the scale scheme {how.scheme!r}"
-    if (scales := fmt.block // word_packed.GROUP * how.halves) > _MOST_SCALES:
+    if (scales := fmt.block // GROUP * how.halves) > _MOST_SCALES:
         return f"a block has {scales} scales, at most {_MOST_SCALES} fit"
     if how.bits == 8 and len(how.codes) == 1:
         return None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rocmforge_jax.quant import native as library
+from rocmforge_jax.backends import cpp
 
 pytestmark = pytest.mark.core
 
@@ -24,7 +24,7 @@ def compiler(folder, text, monkeypatch):
     monkeypatch.setenv("CXX", str(path))
 
 
-def test_what_is_built_is_found(run, cpp, cpp_folder):
+def test_what_is_built_is_found(run, in_cpp, cpp_folder):
     answer = json.loads(run("build-native", "--json").out)
     assert Path(answer["library"]).parent == Path(cpp_folder) and answer["instructions"]
     out = run("build-native")
@@ -44,7 +44,7 @@ def test_a_compiler_that_fails_is_quoted(run, empty, monkeypatch):
     )
     ran = run("build-native")
     assert ran.code == 2 and "failed with exit code 3: no such header: xla/ffi/api/ffi.h" in ran.err
-    assert "compiling the products in C++" in ran.err
+    assert "compiling the C++ library" in ran.err
     assert ran.out == "" and not list((empty / "cpp").glob("*.so"))
 
 
@@ -56,6 +56,6 @@ def test_without_a_compiler(run, empty, monkeypatch):
     assert (
         ran.code == 0
         and ran.out == ""
-        and "not built, plain XLA does the work: no C++ compiler" in ran.err
+        and "not built, plain XLA computes instead: no C++ compiler" in ran.err
     )
-    assert not library.usable()
+    assert not cpp.usable()

@@ -111,10 +111,9 @@ def test_an_unknown_tokenizer_names_the_nearest(run, hand_made):
     "words", [["generate", "--prompt", "a"], ["doctor"]], ids=lambda words: words[0]
 )
 def test_an_environment_that_chooses_nothing_known_is_refused(run, monkeypatch, words):
-    monkeypatch.setenv("ROCMFORGE_KERNELS", "cuda")
-    assert "ROCMFORGE_KERNELS is one of auto, triton, native, xla, got 'cuda'" in refused(
-        run(*words)
-    )
+    monkeypatch.setenv("ROCMFORGE_BACKEND", "cuda")
+    message = "ROCMFORGE_BACKEND must be one of auto, pallas, cpp, xla, got 'cuda'"
+    assert message in refused(run(*words))
 
 
 def test_a_file_of_the_hub_without_the_hub_says_what_to_install(run, monkeypatch):

@@ -7,7 +7,7 @@ from pallas_kernels.qmatmul.api import Product, Weight
 from rocmforge_jax import formats
 from rocmforge_jax.cpp import library as cpp_library
 from rocmforge_jax.cpp import products
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.cpp.conftest import NEEDS_CPP
 
 pytestmark = NEEDS_CPP
@@ -27,7 +27,7 @@ def test_forms_are_those_of_the_packings_that_formats_have(library, instructions
     """There is code for each of them, and for no other."""
     needed = {
         cpp_library.Form(p.bits, p.table is not None, p.halves, p.minimum)
-        for p in groups.packings()
+        for p in word_packed.packings()
     }
     assert cpp_library.forms.__wrapped__(library[0]) == needed
 
@@ -40,7 +40,7 @@ def test_a_file_that_is_no_library(tmp_path):
 
 def test_nothing_is_multiplied_before_a_library_is_loaded(library, monkeypatch):
     assert cpp_library.loaded() == library[0]
-    packing = groups.packing(formats.get("Q4_0"))
+    packing = word_packed.packing(formats.get("Q4_0"))
     weight = Weight({"codes": jnp.zeros((8, 4, 2), jnp.uint32)}, packing)
     monkeypatch.setattr(cpp_library, "_registered", None)
     with pytest.raises(RuntimeError, match="no C.. library is loaded"):

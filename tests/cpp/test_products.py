@@ -11,7 +11,7 @@ from pallas_kernels.packing import GROUP, position_words
 from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import formats
 from rocmforge_jax.cpp import products
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.cpp.conftest import NEEDS_CPP
 from tests.pallas_kernels.conftest import PACKED_TYPES
 

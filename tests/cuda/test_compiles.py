@@ -42,8 +42,7 @@ def compiled(device, jitted, args, **options) -> dict[str, cubins.Kernel]:
 
 
 @pytest.mark.parametrize("name", [*STEPS, *PRODUCTS, *MIXTURES])
-def test_compiles_into_registers(name, h100, monkeypatch):
-    monkeypatch.setenv("ROCMFORGE_KERNELS", "auto")
+def test_compiles_into_registers(name, h100):
     with targets.use(H100):
         kernels = compiled(h100, *programs.program(name, layout_of))
     of_few_rows = {

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -35,10 +36,13 @@ def planes(decoder):
     ]
 
 
-def test_loading_takes_what_was_read(path, cpp, monkeypatch):
+def test_loading_takes_what_was_read(path, in_cpp, monkeypatch):
     expected = planes(load_decoder(open_gguf(path)))
     ahead.read_ahead(path)
-    monkeypatch.setattr(repack, "from_host", None)  # nothing is read again
+    for thread in threading.enumerate():
+        if thread.name == "read-ahead":
+            thread.join()
+    monkeypatch.setattr(repack, "planes_of", None)  # nothing is read again
     for plane, like in zip(planes(load_decoder(open_gguf(path))), expected, strict=True):
         assert plane.dtype == like.dtype
         np.testing.assert_array_equal(
@@ -46,7 +50,7 @@ def test_loading_takes_what_was_read(path, cpp, monkeypatch):
         )
 
 
-def test_another_file_is_not_mistaken_for_it(path, cpp, reference):
+def test_another_file_is_not_mistaken_for_it(path, in_cpp, reference):
     ahead.read_ahead(reference / "models" / "qwen2.Q5_1.gguf")
     expected = open_gguf(path).tensors["blk.0.attn_v.weight"].data
     np.testing.assert_array_equal(
@@ -57,7 +61,7 @@ def test_another_file_is_not_mistaken_for_it(path, cpp, reference):
 @pytest.mark.parametrize("why", ["no C++", "little memory", "other activations"])
 def test_where_nothing_is_read_ahead_loading_reads_all(why, path, request, monkeypatch):
     if why != "no C++":
-        request.getfixturevalue("cpp")
+        request.getfixturevalue("in_cpp")
     if why == "little memory":
         monkeypatch.setattr(ahead, "_available_bytes", lambda: path.stat().st_size)
     ahead.read_ahead(path)
@@ -70,7 +74,7 @@ def test_where_nothing_is_read_ahead_loading_reads_all(why, path, request, monke
     )
 
 
-def test_a_file_that_is_wrong_is_refused_by_who_loads_it(tmp_path, cpp):
+def test_a_file_that_is_wrong_is_refused_by_who_loads_it(tmp_path, in_cpp):
     (tmp_path / "wrong.gguf").write_bytes(b"GGUF and nothing else")
     ahead.read_ahead(tmp_path / "wrong.gguf")
     with pytest.raises(GGUFError, match="wrong.gguf"):
@@ -78,7 +82,7 @@ def test_a_file_that_is_wrong_is_refused_by_who_loads_it(tmp_path, cpp):
     ahead.stop()
 
 
-def test_a_command_reads_ahead_and_says_the_same(cpp):
+def test_a_command_reads_ahead_and_says_the_same(in_cpp):
     """In a process of its own, where jax and flax are imported meanwhile."""
     command = [
         sys.executable,

@@ -1,17 +1,17 @@
-"""What `kernel_report` says of a model: on a CPU, in the interpreter, with kernels switched off,
-with one that fails its trial.
-"""
+"""What `kernel_report` lists: exactly what runs, on a CPU, in the interpreter, with one backend."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from pallas_kernels import targets
 from rocmforge_jax import formats
+from rocmforge_jax.backends import pallas, record
 from rocmforge_jax.models import Decoder, DecoderConfig, kernel_report, load_decoder
 from rocmforge_jax.models.config import MoEConfig
 from rocmforge_jax.nn import RopeConfig
-from rocmforge_jax.quant import kernels, trials
 
 pytestmark = pytest.mark.core
 
@@ -26,7 +26,7 @@ PACKED = {
 
 @pytest.fixture
 def decoder(small_file):
-    """decoder(layout): two layers, four matrices packed, the others not."""
+    """Makes a decoder of two layers, with four matrices packed and the others not."""
     from tests.models.conftest import SMALL_SHAPES
 
     random = np.random.default_rng(2)
@@ -44,88 +44,102 @@ def decoder(small_file):
         name: packed(PACKED[name], shape) if name in PACKED else plain(shape)
         for name, shape in shapes.items()
     }
-    return lambda layout="groups": load_decoder(
-        small_file({"llama.block_count": 2}, tensors), layout=layout
-    )
+
+    def make(**options):
+        options = {"layout": "groups"} | options
+        return load_decoder(small_file({"llama.block_count": 2}, tensors), **options)
+
+    return make
 
 
-@pytest.fixture(autouse=True)
-def chosen(monkeypatch):
-    monkeypatch.delenv("ROCMFORGE_KERNELS", raising=False)
-
-
-def of(report, *, name):
+def of(report, *, name, tokens="one token", operation=None):
     return [
-        (entry.kind, entry.operation, entry.implementation, entry.why)
+        (entry.kind, entry.operation, entry.backend, entry.why)
         for entry in report
-        if entry.name == name
+        if entry.name == name and entry.tokens == tokens
+        if operation is None or entry.operation == operation
     ]
 
 
 def test_every_matrix_and_attention_are_named(decoder):
-    """Under the file's names, in the order of the model; norms are no matrices."""
+    """Under the file's names, in the order in which they are computed; norms are not matrices."""
     report = kernel_report(decoder())
     matrices = [
         f"blk.{i}.{part}.weight"
         for i in range(2)
         for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     ]
-    assert {entry.name for entry in report} == {"token_embd.weight", *matrices, "attention"}
-    counts = {
-        name: sum(entry.name == name for entry in report)
-        for name in {entry.name for entry in report}
-    }
-    assert all(
-        count == (2 if name in PACKED or name == "attention" else 1)
-        for name, count in counts.items()
-    )
+    for tokens in ("one token", "many tokens"):
+        entries = [entry for entry in report if entry.tokens == tokens]
+        named = [name for entry in entries for name in entry.name.split(" + ")]
+        assert set(named) == {"token_embd.weight", *matrices, "attention"}
+        assert named.count("attention") == 2
+        multiplied = [entry.name for entry in entries if entry.operation == "matmul"]
+        assert multiplied == [*matrices, "token_embd.weight"]
+
+
+def test_the_report_is_what_a_forward_pass_decides(decoder):
+    """By construction; this holds it to what a traced step of the model itself chooses."""
+    model = decoder()
+    with targets.use(targets.INTERPRET):
+        report = kernel_report(model)
+        with record() as decisions:
+            tokens = jnp.zeros((1, 1), jnp.int32)
+            jax.eval_shape(lambda: model(tokens, model.init_cache(1, 8), last_only=True))
+    expected = [(d.operation.name, d.choice.name, d.choice.reason) for d in decisions]
+    found = [(e.operation, e.backend, e.why) for e in report if e.tokens == "one token"]
+    assert found == expected
 
 
 @pytest.mark.parametrize("layout", ["groups", "columns"])
 def test_on_a_cpu_all_is_plain_xla(layout, decoder):
     if targets.current() is not None:
         pytest.skip("this machine has a GPU")
-    report, why = (
-        kernel_report(decoder(layout)),
-        "the C++ products are not built (build it once with: rocmforge-jax build-native)",
-    )
-    assert {entry.implementation for entry in report} == {"xla"}
-    assert of(report, name="blk.0.attn_q.weight") == [
-        ("Q4_0", "few rows", "xla", why),
-        ("Q4_0", "many rows", "xla", why),
-    ]
-    assert of(report, name="blk.0.attn_k.weight") == [
-        ("float32", "product", "xla", "the weight is not packed")
-    ]
-    assert of(report, name="attention") == [
-        ("float32", "one token", "xla", why),
-        ("float32", "many tokens", "xla", why),
-    ]
+    report = kernel_report(decoder(layout=layout))
+    assert {entry.backend for entry in report} == {"xla"}
+    for tokens in ("one token", "many tokens"):
+        options = dict(tokens=tokens, operation="matmul")
+        ((kind, _, _, why),) = of(report, name="blk.0.attn_q.weight", **options)
+        assert kind == "Q4_0" and "rocmforge-jax build-native" in why
+        ((kind, _, _, why),) = of(report, name="blk.0.attn_k.weight", **options)
+        assert kind == "float32" and why == "the weight is not packed"
+        for kind, _, _, why in of(report, name="attention", tokens=tokens):
+            assert kind == "float32" and "rocmforge-jax build-native" in why
 
 
 def test_in_the_interpreter_each_says_what_its_kernel_does(decoder):
     with targets.use(targets.INTERPRET):
         report = kernel_report(decoder())
-    assert of(report, name="blk.0.ffn_down.weight") == [
-        ("Q8_0", "few rows", "triton", "packed weight, int16 activations, interpret"),
+    name = "blk.0.ffn_down.weight"
+    assert of(report, name=name) == [
         (
             "Q8_0",
-            "many rows",
-            "triton",
-            "matrix units; from 65 rows on dequantised first, interpret",
-        ),
+            "products",
+            "pallas",
+            "1 product in one or two launches, int16 activations, interpret",
+        )
     ]
-    assert of(report, name="blk.0.attn_k.weight") == [
-        ("float32", "product", "xla", "the weight is not packed")
+    assert of(report, name=name, tokens="many tokens") == [
+        ("Q8_0", "products", "xla", "128 rows, the fused kernel takes 1 to 16"),
+        ("Q8_0", "matmul", "pallas", "dequantised, then XLA's product, interpret"),
     ]
-    assert of(report, name="attention") == [
-        (
-            "float32",
-            "one token",
-            "triton",
-            "reads the cache once for all heads of a group, interpret",
-        ),
-        ("float32", "many tokens", "triton", "flash attention, interpret"),
+    ((kind, _, backend, why),) = set(of(report, name="attention"))
+    assert (kind, backend) == ("float32", "pallas")
+    assert "stores and reads the cache once for all heads of a group, interpret" in why
+    ((_, _, _, why),) = set(of(report, name="attention", tokens="many tokens"))
+    assert why.startswith("flash attention, interpret")
+
+
+def test_a_fused_operation_that_cannot_run_says_why(decoder):
+    """Two of the three products of one input are dense here, so the third is multiplied alone."""
+    with targets.use(targets.INTERPRET):
+        report = kernel_report(decoder())
+    together = " + ".join(f"blk.0.attn_{part}.weight" for part in "qkv")
+    assert of(report, name=together) == [
+        ("Q4_0 + float32", "products", "xla", "a weight is not packed")
+    ]
+    assert of(report, name="blk.0.attn_q.weight") == [
+        ("Q4_0", "matmul", "pallas", "packed weight, int16 activations, interpret")
     ]
 
 
@@ -146,81 +160,80 @@ def test_what_chooses_experts_says_so_for_few_tokens():
     model = Decoder(config, rngs=nnx.Rngs(0))
     with targets.use(targets.INTERPRET):
         report = kernel_report(model)
-    assert of(report, name="blk.0.ffn_gate_inp.weight") == [
-        ("float32", "few tokens", "triton", "norm, product and choice in two launches, interpret"),
-        ("float32", "product", "xla", "the weight is not packed"),
+    name = "blk.0.ffn_gate_inp.weight"
+    launches = "norm, product and choice in two launches, interpret"
+    assert of(report, name=name) == [("float32", "choice of experts", "pallas", launches)]
+    assert of(report, name=name, tokens="many tokens", operation="choice of experts") == [
+        ("float32", "choice of experts", "xla", "128 tokens, the kernels take 1 to 16")
     ]
+    stacks = " + ".join(f"blk.0.ffn_{part}_exps.weight" for part in ("gate", "up", "down"))
+    ((_, _, backend, why),) = of(report, name=stacks)
+    assert (backend, why) == ("xla", "a stack of experts is not packed")
 
 
 def test_planes_that_no_kernel_reads(decoder):
     with targets.use(targets.INTERPRET):
-        report = kernel_report(decoder("rows"))
-    why = "Q4_0 planes lie in rows, kernels read groups"
-    assert of(report, name="blk.1.attn_q.weight") == [
-        ("Q4_0", "few rows", "xla", why),
-        ("Q4_0", "many rows", "xla", why),
-    ]
+        report = kernel_report(decoder(layout="rows"))
+    for tokens in ("one token", "many tokens"):
+        ((kind, _, backend, why),) = of(
+            report, name="blk.1.attn_q.weight", tokens=tokens, operation="matmul"
+        )
+        assert (kind, backend) == ("Q4_0", "xla") and "Q4_0 planes lie in rows" in why
 
 
-def test_switched_off(decoder, monkeypatch):
-    monkeypatch.setenv("ROCMFORGE_KERNELS", "xla")
+def test_a_model_keeps_the_backend_that_it_was_made_with(decoder, monkeypatch):
+    """The environment is read when a model is made, and never again."""
+    monkeypatch.setenv("ROCMFORGE_BACKEND", "xla")
+    made_then = decoder()
+    monkeypatch.setenv("ROCMFORGE_BACKEND", "pallas")
     with targets.use(targets.INTERPRET):
-        report = kernel_report(decoder())
-    packed = [entry for entry in report if entry.kind.startswith("Q") or entry.name == "attention"]
-    assert len(packed) == 2 * len(PACKED) + 2
-    assert {(entry.implementation, entry.why) for entry in packed} == {
-        ("xla", "ROCMFORGE_KERNELS=xla")
+        report = kernel_report(made_then)
+        assert {entry.backend for entry in kernel_report(decoder(backend="xla"))} == {"xla"}
+    assert {entry.backend for entry in report} == {"xla"}
+    assert {entry.why for entry in report if entry.name == "attention"} == {
+        "the backend xla is asked for"
     }
-    assert all(entry.implementation == "xla" for entry in report)
+    assert decoder().numerics.backend == "pallas"
 
 
 def test_a_kernel_that_fails_its_trial(decoder, monkeypatch, tmp_path):
-    """Its type is plain XLA's and the report says why; the others keep their kernels.
+    """Its type is plain XLA's and the report gives the reason; the others keep their kernels.
 
-    One warning, as at its first use.
+    There is one warning, as at its first use.
     """
     model = decoder()
     monkeypatch.setattr(targets, "of_device", lambda device: DEVICE)
-    monkeypatch.setattr(trials, "_findings", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def error(what):
+        return lambda: jnp.float32(1.0 if "Q8_0" in what else 0.0)
+
+    require = pallas.require
     monkeypatch.setattr(
-        kernels, "_error", lambda packing, mode, target: 1.0 if packing.bits == 8 else 0.0
+        pallas, "require", lambda what, _, allowed: require(what, error(what), allowed)
     )
-    monkeypatch.setattr("rocmforge_jax.nn.attention._kernel_error", lambda *args: 0.0)
-    with pytest.warns(
-        UserWarning, match="the kernel for Q8_0 and int16 activations is wrong"
-    ) as warned:
+    message = "the kernel for Q8_0 and int16 activations is wrong"
+    with pytest.warns(UserWarning, match=message) as warned:
         report = kernel_report(model)
     assert len(warned) == 1
-    why = (
-        f"the kernel for Q8_0 and int16 activations is wrong on {DEVICE}: its relative error is"
-        " 1.0e+00, allowed 1e-04"
-    )
-    assert of(report, name="blk.0.ffn_down.weight") == [
-        ("Q8_0", "few rows", "xla", why),
-        ("Q8_0", "many rows", "xla", why),
-    ]
-    assert {
-        entry.implementation
-        for entry in report
-        if entry.kind in ("Q4_0", "Q4_1") or entry.name == "attention"
-    } == {"triton"}
+    for tokens in ("one token", "many tokens"):
+        options = dict(tokens=tokens, operation="matmul")
+        ((_, _, backend, why),) = of(report, name="blk.0.ffn_down.weight", **options)
+        assert backend == "xla" and f"{DEVICE}: its relative error is 1.0e+00, allowed 1e-04" in why
+    others = [e for e in report if e.operation == "attention" or e.operation == "matmul"]
+    packed = [e.backend for e in others if e.kind in ("Q4_0", "Q4_1") or e.name == "attention"]
+    assert set(packed) == {"pallas"}
 
 
 def test_as_text_layers_that_agree_share_a_line(decoder):
     with targets.use(targets.INTERPRET):
         lines = str(kernel_report(decoder())).splitlines()
-
-    def begin(start):
-        return [line for line in lines if line.startswith(start)]
-
-    few, many = begin("blk.*.attn_q.weight")
-    assert few.split()[:6] == ["blk.*.attn_q.weight", "x2", "Q4_0", "few", "rows", "triton"]
-    assert many.split()[:6] == ["blk.*.attn_q.weight", "x2", "Q4_0", "many", "rows", "triton"]
-    assert [line.split()[:3] for line in begin("blk.*.ffn_down.weight")] == [
-        ["blk.*.ffn_down.weight", "Q8_0", "few"],
-        ["blk.*.ffn_down.weight", "Q8_0", "many"],
-        ["blk.*.ffn_down.weight", "float32", "product"],
+    words = [line.split() for line in lines if line.startswith("one token")]
+    multiplied = [w for w in words if "matmul" in w and "blk.*.attn_q.weight" in w]
+    assert [w[2:7] for w in multiplied] == [
+        ["blk.*.attn_q.weight", "x2", "Q4_0", "matmul", "pallas"]
     ]
-    assert len({line.index("  triton  ") for line in lines if "  triton  " in line}) == 1
-    assert not begin("blk.0") and not begin("blk.1")
+    down = [w[3] for w in words if w[2] == "blk.*.ffn_down.weight"]
+    assert set(down) == {"Q8_0", "float32"}
+    assert len({line.index("  pallas  ") for line in lines if "  pallas  " in line}) == 1
+    assert not [line for line in lines if "blk.0" in line or "blk.1" in line]

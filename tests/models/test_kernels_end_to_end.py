@@ -51,11 +51,12 @@ def interpreted():
 
 @pytest.fixture(scope="module")
 def random_decoder(packed, normal):
-    """random_decoder(mode, **config): two layers, four heads for each of two KV heads, every matrix
-    packed.
+    """Makes a decoder of two layers, with four heads for each of two KV heads.
+
+    Every matrix is packed.
     """
 
-    def make(mode, **config):
+    def make(mode, backend="auto", **config):
         config = DecoderConfig(
             layers=2,
             width=96,
@@ -69,7 +70,8 @@ def random_decoder(packed, normal):
             rope=RopeConfig(32),
             **config,
         )
-        decoder = nnx.eval_shape(lambda: Decoder(config, activations=mode, rngs=nnx.Rngs(0)))
+        made = dict(activations=mode, backend=backend)
+        decoder = nnx.eval_shape(lambda: Decoder(config, **made, rngs=nnx.Rngs(0)))
         for number, (path, module) in enumerate(list(nnx.iter_modules(decoder))):
             for name, variable in list(vars(module).items()):
                 if isinstance(variable, nnx.Variable):
@@ -132,14 +134,13 @@ def continued(decoder, tokens_BT, new, given=None):
     ],
 )
 def test_kernels_give_the_logits_of_plain_xla(
-    variant, mode, batch, random_decoder, relative, interpreted, monkeypatch
+    variant, mode, batch, random_decoder, relative, interpreted
 ):
     """Of a prompt and of each token after it; the likeliest tokens are the same."""
+    plain = random_decoder(mode, "xla", **VARIANTS[variant])
     decoder = random_decoder(mode, **VARIANTS[variant])
     tokens = np.random.default_rng(0).integers(0, 160, (batch, PROMPT), dtype=np.int32)
-    monkeypatch.setenv("ROCMFORGE_KERNELS", "xla")
-    expected, ids = continued(decoder, tokens, NEW)
-    monkeypatch.setenv("ROCMFORGE_KERNELS", "auto")
+    expected, ids = continued(plain, tokens, NEW)
     found, found_ids = continued(decoder, tokens, NEW, given=ids)
     error = relative(found, expected)
     assert 0 < error < ERRORS[mode]
@@ -150,11 +151,10 @@ def test_kernels_give_the_logits_of_plain_xla(
 @pytest.mark.parametrize("tokens", [1, 17])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_decoder_runs_where_kernels_are_all_there_is(
-    variant, tokens, random_decoder, interpreted, monkeypatch
+    variant, tokens, random_decoder, interpreted
 ):
     """Nothing in it asks for a kernel that is not there."""
-    monkeypatch.setenv("ROCMFORGE_KERNELS", "triton")
-    decoder = random_decoder("int16", **VARIANTS[variant])
+    decoder = random_decoder("int16", "pallas", **VARIANTS[variant])
     logits, _ = jax.eval_shape(
         decoder, jnp.zeros((1, tokens), jnp.int32), decoder.init_cache(1, 32)
     )
@@ -162,14 +162,15 @@ def test_a_decoder_runs_where_kernels_are_all_there_is(
 
 
 @pytest.mark.parametrize("target", GPUS, ids=str)
-def test_a_step_copies_no_expert(target, random_decoder, flat, monkeypatch):
+def test_a_step_copies_no_expert(target, random_decoder, flat):
     """No slice of a stack's planes is in the program of one token.
 
     Without kernels there is one, so it would be found.
     """
-    leaves, merge = flat(random_decoder("int16", **VARIANTS["qwen2moe"]))
 
-    def slices_of_stacks():
+    def slices_of_stacks(backend):
+        leaves, merge = flat(random_decoder("int16", backend, **VARIANTS["qwen2moe"]))
+
         def step(leaves, tokens, cache):
             return merge(leaves)(tokens, cache, last_only=True)
 
@@ -182,6 +183,5 @@ def test_a_step_copies_no_expert(target, random_decoder, flat, monkeypatch):
             shape for shape in sliced if re.fullmatch(r"4x\d+x\d+x\d+xui32|4x\d+x\d+xf16", shape)
         }
 
-    assert not slices_of_stacks()
-    monkeypatch.setenv("ROCMFORGE_KERNELS", "xla")
-    assert slices_of_stacks() == {"4x64x4x3xui32", "4x64x3xf16", "4x96x4x2xui32", "4x96x2xf16"}
+    assert not slices_of_stacks("auto")
+    assert slices_of_stacks("xla") == {"4x64x4x3xui32", "4x64x3xf16", "4x96x4x2xui32", "4x96x2xf16"}

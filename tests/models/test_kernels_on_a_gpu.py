@@ -48,31 +48,31 @@ def stepped(decoder, tokens_BT, single):
     return np.float64(jnp.stack(every, axis=1))
 
 
-def test_greedy_text_of_the_demo_is_that_of_plain_xla(monkeypatch):
+def test_greedy_text_of_the_demo_is_that_of_plain_xla():
     texts = {}
-    for choice in ("xla", "triton"):
-        monkeypatch.setenv("ROCMFORGE_KERNELS", choice)
-        model = rocmforge_jax.load("demo", dtype=jnp.float32, activations="float", progress=False)
+    for choice in ("xla", "pallas"):
+        model = rocmforge_jax.load(
+            "demo", dtype=jnp.float32, activations="float", backend=choice, progress=False
+        )
         used = {
-            entry.implementation
+            entry.backend
             for entry in kernel_report(model.model)
-            if entry.kind.startswith("Q") or entry.name == "attention"
+            if entry.operation in ("matmul", "attention") and "not packed" not in entry.why
         }
         assert used == {choice}
         texts[choice] = [
             model.generate(prompt, max_tokens=64, params=SamplingParams(temperature=0)).ids
             for prompt in PROMPTS
         ]
-    assert all(map(len, texts["xla"])) and texts["triton"] == texts["xla"]
+    assert all(map(len, texts["xla"])) and texts["pallas"] == texts["xla"]
 
 
 @pytest.mark.parametrize("name", [*CORE, *OTHERS])
-def test_logits_of_single_tokens_are_llama_cpp_s(name, reference, relative, monkeypatch):
+def test_logits_of_single_tokens_are_llama_cpp_s(name, reference, relative):
     """The last tokens of the long prompt, each of them a step with kernels.
 
     Where llama.cpp's logits of them are stored.
     """
-    monkeypatch.delenv("ROCMFORGE_KERNELS", raising=False)
     files = [reference / "models" / file for file in ("index.json", f"{name}.gguf", f"{name}.npy")]
     if missing := [file.name for file in files if not file.is_file()]:
         pytest.skip(f"no {', '.join(missing)} in the reference data")
@@ -88,9 +88,8 @@ def test_logits_of_single_tokens_are_llama_cpp_s(name, reference, relative, monk
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_step_takes_nothing_to_the_host(dtype, batch, monkeypatch):
+def test_a_step_takes_nothing_to_the_host(dtype, batch):
     """Compiling, where kernels are tried, comes before."""
-    monkeypatch.delenv("ROCMFORGE_KERNELS", raising=False)
     engine = rocmforge_jax.load("demo", dtype=jnp.dtype(dtype), progress=False).engine
     prompts, params = [[1, 2, 3]] * batch, [SamplingParams(seed=1)] * batch
     slots, _, _ = start(*engine.prefill(prompts, slots=64), prompts, params)

@@ -1,7 +1,5 @@
 """Mixtures of experts against float64, token by token."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ from flax import nnx
 
 from pallas_kernels import targets
 from rocmforge_jax import dequantize, formats
+from rocmforge_jax.backends import Numerics, pallas, record
 from rocmforge_jax.nn import (
     Experts,
     Linear,
@@ -17,10 +16,9 @@ from rocmforge_jax.nn import (
     ScalarGate,
     choose_experts,
     mixture,
-    moe,
     route,
 )
-from rocmforge_jax.quant import QParam, QTensor, kernels
+from rocmforge_jax.quant import QParam, QTensor
 
 pytestmark = pytest.mark.core
 
@@ -52,15 +50,20 @@ def normed(normal):
     return norm, router
 
 
-@pytest.mark.parametrize(("tokens", "launches"), [(1, 1), (16, 1), (17, 0)])
-def test_few_tokens_choose_their_experts_in_kernels(tokens, launches, normed, normal, monkeypatch):
+def decided(call):
+    """Returns the result of a call, and the (operation, backend, reason) of each decision."""
+    with record() as decisions:
+        result = call()
+    return result, [(d.operation.name, d.choice.name, d.choice.reason) for d in decisions]
+
+
+@pytest.mark.parametrize(("tokens", "backend"), [(1, "pallas"), (16, "pallas"), (17, "xla")])
+def test_few_tokens_choose_their_experts_in_kernels(tokens, backend, normed, normal):
     """As plain XLA chooses, which `test_route_...` holds to float64.
 
     And weights and gradients are equal.
     """
     (norm, router), x = normed, jnp.asarray(normal(tokens, D))
-    asked, kernel = [], moe._route
-    monkeypatch.setattr(moe, "_route", lambda *args: asked.append(args) or kernel(*args))
 
     def loss(norm, router, x):
         weights, ids = choose_experts(x, router, 2, renormalize=True, norm=norm)
@@ -68,10 +71,9 @@ def test_few_tokens_choose_their_experts_in_kernels(tokens, launches, normed, no
 
     run = nnx.grad(loss, argnums=(0, 1, 2), has_aux=True)
     gradients, (weights, ids) = run(norm, router, x)
-    assert not asked
     with targets.use(targets.INTERPRET):
-        found, (weights_there, ids_there) = run(norm, router, x)
-    assert len(asked) == launches
+        (found, (weights_there, ids_there)), decisions = decided(lambda: run(norm, router, x))
+    assert decisions[0][:2] == ("choice of experts", backend)
     np.testing.assert_array_equal(ids, ids_there)
     np.testing.assert_allclose(weights, weights_there, rtol=1e-5)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True):
@@ -94,9 +96,10 @@ def test_a_router_that_kernels_do_not_know_is_called(normed, normal):
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
 
 
-def experts(values, quantised, layout=None):
+def experts(values, quantised, layout=None, **numerics):
     """values: [E, out, in] -> (Experts, what it holds in float64 [E, in, out])."""
-    module = Experts(E, values.shape[2], values.shape[1], rngs=nnx.Rngs(0))
+    made = dict(numerics=Numerics(**numerics), rngs=nnx.Rngs(0))
+    module = Experts(E, values.shape[2], values.shape[1], **made)
     assert module.kernel.shape == (E, values.shape[2], values.shape[1])
     if not quantised:
         module.kernel = nnx.Param(jnp.asarray(values.swapaxes(1, 2)))
@@ -112,11 +115,11 @@ def experts(values, quantised, layout=None):
 def case(normal):
     """(tokens, ...) -> operands of a mixture of two experts each, and its value in float64."""
 
-    def make(tokens, quantised=True, layout=None):
+    def make(tokens, quantised=True, layout=None, **numerics):
         shapes = ((F, D), (F, D), (D, F))
         stacks, dense = zip(
             *(
-                experts(normal(E, *shape, seed=i) / np.float32(6), quantised, layout)
+                experts(normal(E, *shape, seed=i) / np.float32(6), quantised, layout, **numerics)
                 for i, shape in enumerate(shapes)
             )
         )
@@ -145,29 +148,23 @@ def test_a_mixture_is_the_weighted_sum_of_its_experts(tokens, quantised, case, d
 
 
 @pytest.mark.parametrize(("tokens", "mode"), [(1, "float"), (3, "float"), (1, "int16")])
-def test_pairs_in_kernels(tokens, mode, case, distance, monkeypatch):
+def test_pairs_in_kernels(tokens, mode, case, distance):
     """In the interpreter: all pairs in two launches, which read the stacks where they lie."""
-    operands, truth = case(tokens, layout="groups")
-    asked, few_rows = [], kernels.few_rows
-    monkeypatch.setattr(
-        kernels, "few_rows", lambda *args, **how: asked.append(args) or few_rows(*args, **how)
-    )
+    operands, truth = case(tokens, layout="groups", activations=mode)
     with targets.use(targets.INTERPRET):
-        y = jax.jit(functools.partial(mixture, activations=mode))(*operands)
-    assert len(asked) == 2
+        y, decisions = decided(lambda: jax.jit(lambda *of: mixture(*of))(*operands))
+    assert decisions == [("experts", "pallas", "two launches for all pairs, interpret")]
     assert distance(y, truth) < ERRORS[mode]
 
 
 @pytest.mark.parametrize("tokens", [3, 9])
 def test_a_mixture_of_what_a_norm_gives(tokens, case, normed, distance):
-    (x, *rest), _ = case(tokens, layout="groups")
+    (x, *rest), _ = case(tokens, layout="groups", activations="float")
     norm, _ = normed
     expected = mixture(norm(x), *rest)
     assert distance(mixture(x, *rest, norm=norm), expected) < 1e-6
     with targets.use(targets.INTERPRET):
-        assert (
-            distance(mixture(x, *rest, norm=norm, activations="float"), expected) < ERRORS["float"]
-        )
+        assert distance(mixture(x, *rest, norm=norm), expected) < ERRORS["float"]
 
 
 def _rounded(x):
@@ -179,7 +176,7 @@ ROUTES = {"mixed": None, "two alone": [0, 5]}
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_many_pairs_by_expert_in_kernels(route, case, distance, monkeypatch):
+def test_many_pairs_by_expert_in_kernels(route, case, distance):
     """In bfloat16, in the interpreter: each expert reads its own tokens, in tiles.
 
     Weights and hidden units are rounded to bfloat16.
@@ -190,15 +187,14 @@ def test_many_pairs_by_expert_in_kernels(route, case, distance, monkeypatch):
         if ROUTES[route] is None
         else jnp.broadcast_to(jnp.int32(ROUTES[route]), chosen.shape)
     )
-    x, asked, many_rows = x.astype(jnp.bfloat16), [], kernels.many_rows
-    monkeypatch.setattr(
-        kernels, "many_rows", lambda *args, **how: asked.append(args) or many_rows(*args, **how)
-    )
+    x = x.astype(jnp.bfloat16)
+    operands = x, weights, chosen, *stacks
     with targets.use(targets.INTERPRET):
-        y = jax.jit(functools.partial(mixture))(
-            x, weights, chosen, *stacks
-        )  # traced here, whatever was traced before
-    assert len(asked) == 3 and y.dtype == jnp.bfloat16
+        y, decisions = decided(lambda: jax.jit(lambda *of: mixture(*of))(*operands))
+    assert decisions == [
+        ("experts", "pallas", "pairs ordered by expert, three launches, interpret")
+    ]
+    assert y.dtype == jnp.bfloat16
     gate, up, down = (_rounded(dequantize(stack.kernel.get_value())) for stack in stacks)
     truth, x64 = np.zeros(x.shape), np.float64(x)
     for t, u in np.ndindex(chosen.shape):
@@ -212,12 +208,12 @@ def test_many_pairs_by_expert_in_kernels(route, case, distance, monkeypatch):
     )  # of rounding the sum to bfloat16, and where a hidden unit is rounded the other way
 
 
-def test_many_pairs_in_float32_keep_it(case, distance, monkeypatch):
+def test_many_pairs_in_float32_keep_it(case, distance):
     """The matrix units would round the weights."""
-    operands, truth = case(23, layout="groups")
-    monkeypatch.setattr(kernels, "many_rows", None)
+    operands, truth = case(23, layout="groups", activations="float")
     with targets.use(targets.INTERPRET):
-        y = jax.jit(functools.partial(mixture, activations="float"))(*operands)
+        y, decisions = decided(lambda: jax.jit(lambda *of: mixture(*of))(*operands))
+    assert decisions[0][:2] == ("experts", "xla") and "float32" in decisions[0][2]
     assert distance(y, truth) < ERRORS["float"]
 
 
@@ -225,18 +221,18 @@ def test_many_pairs_in_float32_keep_it(case, distance, monkeypatch):
     ("tokens", "dtype", "tolerance"), [(3, "float32", 1e-4), (23, "bfloat16", 5e-2)]
 )
 def test_the_gradient_of_pairs_in_kernels(tokens, dtype, tolerance, case):
-    (x, weights, *rest), _ = case(tokens, layout="groups")
+    (x, weights, *rest), _ = case(tokens, layout="groups", activations="float")
     x = x.astype(dtype)
 
-    def loss(x, weights, **how):
-        return (mixture(x, weights, *rest, **how).astype(jnp.float32) ** 2).sum()
+    def gradient():
+        def loss(x, weights):
+            return (mixture(x, weights, *rest).astype(jnp.float32) ** 2).sum()
 
-    def gradient(**how):
-        return jax.grad(functools.partial(loss, **how), argnums=(0, 1))(x, weights)
+        return jax.grad(loss, argnums=(0, 1))(x, weights)
 
     expected = gradient()
     with targets.use(targets.INTERPRET):
-        found = gradient(activations="float")
+        found = gradient()
     for one, other in zip(found, expected):
         one, other = np.float32(one), np.float32(other)
         assert np.linalg.norm(one - other) < tolerance * np.linalg.norm(other)
@@ -244,18 +240,18 @@ def test_the_gradient_of_pairs_in_kernels(tokens, dtype, tolerance, case):
 
 @pytest.mark.parametrize("why", ["addresses", "switched off"])
 def test_where_no_kernel_reads_a_stack_each_expert_is_copied_out(why, case, distance, monkeypatch):
-    operands, truth = case(1, layout="groups")
+    backend = "auto" if why == "addresses" else "xla"
+    operands, truth = case(1, layout="groups", activations="float", backend=backend)
 
     def refuse(planes):
         if planes["codes"].ndim > 3:
             raise NotImplementedError("too large")
 
     if why == "addresses":
-        monkeypatch.setattr(kernels, "check_offsets", refuse)
-    else:
-        monkeypatch.setenv("ROCMFORGE_KERNELS", "xla")
+        monkeypatch.setattr(pallas, "check_offsets", refuse)
     with targets.use(targets.INTERPRET):
-        y = jax.jit(functools.partial(mixture, activations="float"))(*operands)
+        y, decisions = decided(lambda: jax.jit(lambda *of: mixture(*of))(*operands))
+    assert decisions[0][:2] == ("experts", "xla")
     assert distance(y, truth) < ERRORS["float"]
 
 

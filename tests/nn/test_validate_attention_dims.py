@@ -100,7 +100,7 @@ def test_sizes_that_are_no_positive_integers(operand, right, size):
         shape = (*right[:axis], size, *right[axis + 1 :])
         assert (
             refusal(**{operand: shape})
-            == f"{operand} has a size that is no positive integer: {list(shape)}"
+            == f"{operand} has a size that is not a positive integer: {list(shape)}"
         )
 
 

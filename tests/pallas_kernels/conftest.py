@@ -5,7 +5,7 @@ import functools
 import jax
 import pytest
 
-from pallas_kernels.qmatmul.api import Weight
+from pallas_kernels.qmatmul import Weight
 from pallas_kernels.targets import INTERPRET, Target, current
 from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed

@@ -109,11 +109,11 @@ def test_take_rows_refuses_stacks_transposed_tables_and_ids_that_are_no_integers
 
 
 @pytest.mark.core
-def test_unknown_implementations_are_refused(layout):
+def test_unknown_backends_are_refused(layout):
     w = QTensor.from_bytes(np.zeros((7, 54), np.uint8), "Q4_0", layout=layout)
     for call in (
-        lambda: dequantize(w, implementation="nonsense"),
-        lambda: take_rows(w, IDS, implementation="nonsense"),
+        lambda: dequantize(w, backend="nonsense"),
+        lambda: take_rows(w, IDS, backend="nonsense"),
     ):
-        with pytest.raises(ValueError, match="no implementation 'nonsense' here; there are .*xla"):
+        with pytest.raises(ValueError, match="auto, pallas, cpp, xla, got 'nonsense'"):
             call()

@@ -174,13 +174,11 @@ def test_wrong_shapes_and_dtypes_are_refused_with_both(kernel):
     for weight in (w, jnp.zeros((96, 7))):
         with pytest.raises(ValueError, match="matmul: x must be floating point, got int32"):
             matmul(np.zeros((2, 96), np.int32), weight)
-        with pytest.raises(ValueError, match="no implementation 'nonsense' here; there are .*xla"):
-            matmul(np.zeros((2, 96), np.float32), weight, implementation="nonsense")
+        with pytest.raises(ValueError, match="auto, pallas, cpp, xla, got 'nonsense'"):
+            matmul(np.zeros((2, 96), np.float32), weight, backend="nonsense")
 
 
 @pytest.mark.core
-def test_the_implementation_can_be_named(kernel, normal):
+def test_the_backend_can_be_named(kernel, normal):
     w, _ = kernel("Q4_0", 7, 3)
-    np.testing.assert_array_equal(
-        matmul(normal(2, 96), w, implementation="xla"), matmul(normal(2, 96), w)
-    )
+    np.testing.assert_array_equal(matmul(normal(2, 96), w, backend="xla"), matmul(normal(2, 96), w))

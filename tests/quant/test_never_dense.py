@@ -33,7 +33,7 @@ def temporaries(name, layout, count, transposed=True):
     w = jax.eval_shape(
         lambda rows: QTensor.from_bytes(rows, name, layout=layout, transposed=transposed), row_bytes
     )
-    product = functools.partial(matmul, implementation="xla")
+    product = functools.partial(matmul, backend="xla")
     compiled = jax.jit(product).lower(jax.ShapeDtypeStruct((count, SIZE), jnp.float32), w).compile()
     return compiled.memory_analysis().temp_size_in_bytes / DENSE_BYTES
 

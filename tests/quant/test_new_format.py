@@ -106,7 +106,7 @@ def test_values_are_exact(layout, new, rows, values):
 @pytest.mark.parametrize("count", [1, 3, 20])
 def test_products_in_xla(layout, count, new, rows, values, normal, distance):
     x = normal(count, K)
-    y = matmul(jnp.asarray(x), weight(rows, layout), implementation="xla")
+    y = matmul(jnp.asarray(x), weight(rows, layout), backend="xla")
     assert distance(y, np.float64(x) @ np.float64(values.T)) < 1e-6
 
 
@@ -115,30 +115,30 @@ def test_products_of_few_rows_in_pallas(
     mode, error, new, rows, values, normal, distance, interpreted
 ):
     x = normal(2, K)
-    y = matmul(jnp.asarray(x), weight(rows, "groups"), activations=mode, implementation="triton")
+    y = matmul(jnp.asarray(x), weight(rows, "groups"), activations=mode, backend="pallas")
     assert 0 < distance(y, np.float64(x) @ np.float64(values.T)) < error
 
 
 def test_products_of_many_rows_in_pallas(new, rows, values, normal, distance, interpreted):
     x = normal(20, K).astype(jnp.bfloat16)
-    y = matmul(jnp.asarray(x), weight(rows, "groups"), dtype=jnp.float32, implementation="triton")
+    y = matmul(jnp.asarray(x), weight(rows, "groups"), dtype=jnp.float32, backend="pallas")
     assert 0 < distance(y, x.astype(np.float64) @ np.float64(values.T)) < 2e-3
 
 
 def test_values_in_pallas(new, rows, values, interpreted):
-    found = dequantize(weight(rows, "groups"), implementation="triton")
+    found = dequantize(weight(rows, "groups"), backend="pallas")
     np.testing.assert_array_equal(found, values.T)
 
 
-def test_planes_in_cpp(new, rows, native):
-    made, expected = repack.from_host(rows, new).planes, split(rows, new, "groups")
+def test_planes_in_cpp(new, rows, in_cpp):
+    made, expected = repack.planes_of(rows, new), split(rows, new, "groups")
     assert made.keys() == expected.keys() == {"codes", "d", "scale"}
     jax.tree.map(np.testing.assert_array_equal, made, dict(expected))
 
 
 @pytest.mark.parametrize("count", [1, 20])
 @pytest.mark.parametrize(("mode", "error"), [("int16", 1e-4), ("int8", 8e-3)])
-def test_products_in_cpp(mode, error, count, new, rows, values, normal, distance, native):
-    x, w = normal(count, K), repack.from_host(rows, new, transposed=True)
-    y = matmul(jnp.asarray(x), w, activations=mode, implementation="native")
+def test_products_in_cpp(mode, error, count, new, rows, values, normal, distance, in_cpp):
+    x, w = normal(count, K), QTensor.from_planes(repack.planes_of(rows, new), new, transposed=True)
+    y = matmul(jnp.asarray(x), w, activations=mode, backend="cpp")
     assert 0 < distance(y, np.float64(x) @ np.float64(values.T)) < error

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from rocmforge_jax import formats
-from rocmforge_jax.cpp import repack as native_repack
-from rocmforge_jax.quant import groups, native, repack
+from rocmforge_jax.backends import cpp
+from rocmforge_jax.cpp import repack as cpp_repack
+from rocmforge_jax.formats import Codes, Field, Format, WordPacking
+from rocmforge_jax.formats.scales import SCHEMES
+from rocmforge_jax.quant import repack, word_packed
 from rocmforge_jax.quant.layout import split
 from tests.quant.conftest import IN_GROUPS
 
@@ -22,14 +25,14 @@ def random_rows(name, *lead, elements=1280, seed=0):
 
 
 @pytest.mark.parametrize("name", IN_GROUPS)
-def test_every_type(name, cpp):
+def test_every_type(name, in_cpp):
     """Stacks of experts too; and rows that several threads take, the last with fewer."""
     fmt = formats.get(name)
     for rows in (
         random_rows(name, 3, 7),
-        random_rows(name, 2 * native_repack.PIECE // fmt.row_bytes(1280) + 3),
+        random_rows(name, 2 * cpp_repack.PIECE // fmt.row_bytes(1280) + 3),
     ):
-        made, expected = repack.from_host(rows, fmt).planes, split(rows, fmt, "groups")
+        made, expected = repack.planes_of(rows, fmt), split(rows, fmt, "groups")
         assert made.keys() == expected.keys()
         for plane, like in expected.items():
             assert made[plane].dtype == like.dtype and made[plane].shape == like.shape
@@ -38,29 +41,29 @@ def test_every_type(name, cpp):
             )
 
 
-def test_planes_are_not_copied_for_the_device(cpp):
-    planes = native_repack.repack(
-        native_library(),
+def test_planes_are_not_copied_for_the_device(in_cpp):
+    planes = cpp_repack.repack(
+        cpp_library(),
         random_rows("Q4_K", 5),
         repack.blocks_of(formats.get("Q4_K")),
         packing("Q4_K"),
     )
-    assert all(plane.ctypes.data % native_repack.ALIGNMENT == 0 for plane in planes.values())
+    assert all(plane.ctypes.data % cpp_repack.ALIGNMENT == 0 for plane in planes.values())
 
 
-def test_rows_that_are_no_whole_blocks_are_refused(cpp):
+def test_rows_that_are_no_whole_blocks_are_refused(in_cpp):
     rows, blocks = random_rows("Q4_K", 5), repack.blocks_of(formats.get("Q4_K"))
     for wrong in (rows[:, 1:], rows.astype(np.int8), rows[:, ::2]):
         with pytest.raises(
             ValueError,
             match=rf"uint8, .* 144 bytes .* {wrong.dtype} \[5, ",
         ):
-            native_repack.repack(native_library(), wrong, blocks, packing("Q4_K"))
+            cpp_repack.repack(cpp_library(), wrong, blocks, packing("Q4_K"))
 
 
 def test_without_the_library_it_says_how_to_get_one():
     with pytest.raises(NotImplementedError, match="rocmforge-jax build-native"):
-        repack.from_host(random_rows("Q4_0", 5), formats.get("Q4_0"))
+        repack.planes_of(random_rows("Q4_0", 5), formats.get("Q4_0"))
 
 
 def test_offsets_are_those_of_the_fields():
@@ -70,7 +73,7 @@ def test_offsets_are_those_of_the_fields():
 
 def test_cpp_has_every_scheme_of_scales():
     """`test_every_type` compares what the two make of random bytes."""
-    assert set(SCHEMES) == set(native_repack.SCALES) - {None}
+    assert set(SCHEMES) == set(cpp_repack.SCALES) - {None}
 
 
 @pytest.mark.parametrize(
@@ -93,8 +96,8 @@ def test_codes_that_cpp_cannot_repack_are_not_supported(codes, message):
         repack.blocks_of(fmt)
 
 
-def native_library():
-    return native.find()
+def cpp_library():
+    return cpp.find()
 
 
 def packing(name):

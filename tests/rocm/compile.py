@@ -7,7 +7,6 @@ tests with it.
 
 import functools
 import json
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -28,7 +27,6 @@ def main(plugin: str, target: str, *names: str) -> None:
     layout_of = functools.partial(default_layout, device=compiler.device(TARGETS[target]))
     for name in names:
         record = {"program": name, "target": target, "jax": jax.__version__}
-        os.environ["ROCMFORGE_KERNELS"] = "xla" if name.startswith("plain ") else "auto"
         try:
             with targets.use(targets.Target("rocm", target)):
                 record |= compiler.compile_for(TARGETS[target], *programs.program(name, layout_of))

@@ -21,6 +21,7 @@ from pallas_kernels.attention import (
     prefill_attention,
 )
 from rocmforge_jax import dequantize, formats
+from rocmforge_jax.backends import Numerics
 from rocmforge_jax.generate import Sampler, SamplingParams, Slots, Steps
 from rocmforge_jax.generate.sampling import PENALTY_WINDOW
 from rocmforge_jax.generate.steps import PREFILL_CHUNK
@@ -80,46 +81,47 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
 
     layout_of: a type's layout of planes.
     """
+    backend = "xla" if name.startswith("plain ") else "auto"
     what, how = name.removeprefix("plain ").split()
     if what == "dequantize":
-        return jax.jit(dequantize, static_argnums=1), (
+        return jax.jit(functools.partial(dequantize, backend=backend), static_argnums=1), (
             _packed(MATRIX, how, layout_of, transposed=True),
             jnp.bfloat16,
         )
     if what == "product":
-        return jax.jit(_products), (
+        return jax.jit(functools.partial(_products, backend)), (
             [_packed(shape, how, layout_of, transposed=True) for shape in PRODUCTS],
         )
     if what == "mixture":
         width, moe = QWEN3_30B_A3B.width, QWEN3_30B_A3B.moe
         shapes = (width, moe.hidden), (width, moe.hidden), (moe.hidden, width)
-        return jax.jit(_mixture), (
+        return jax.jit(functools.partial(_mixture, backend)), (
             [_packed((moe.experts, *shape), how, layout_of, transposed=True) for shape in shapes],
         )
-    steps, tokens, length = _steps(what, layout_of)
+    if what == "attention":
+        return jax.jit(_attention), _attention_operands(int(how))
+    steps, tokens, length = _steps(what, layout_of, backend)
     return {"prefill": _prefill, "decode": _decode}[how](steps, tokens, length)
 
 
-def _products(weights):
+def _products(backend, weights):
     """Each weight times one and eight rows, and times 32 on the matrix units."""
 
-    def rows(weight, count, dtype):
-        return jnp.ones((count, weight.shape[0]), dtype)
+    def product(weight, count, dtype=jnp.float32, **mode):
+        return matmul(jnp.ones((count, weight.shape[0]), dtype), weight, backend=backend, **mode)
 
-    few = [
-        matmul(rows(weight, count, jnp.float32), weight) for weight in weights for count in (1, 8)
-    ]
-    modes = [
-        matmul(rows(weights[0], 1, jnp.float32), weights[0], activations=mode)
-        for mode in ("int8", "float")
-    ]
-    return few, modes, matmul(rows(weights[0], 32, jnp.bfloat16), weights[0])
+    few = [product(weight, count) for weight in weights for count in (1, 8)]
+    modes = [product(weights[0], 1, activations=mode) for mode in ("int8", "float")]
+    return few, modes, product(weights[0], 32, jnp.bfloat16)
 
 
-def _mixture(stacks):
+def _mixture(backend, stacks):
     experts, used, width = QWEN3_30B_A3B.moe.experts, QWEN3_30B_A3B.moe.used, QWEN3_30B_A3B.width
+    numerics = Numerics(backend=backend)
     modules = [
-        nnx.eval_shape(lambda shape=stack.shape: Experts(*shape, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(
+            lambda shape=stack.shape: Experts(*shape, numerics=numerics, rngs=nnx.Rngs(0))
+        )
         for stack in stacks
     ]
     for module, stack in zip(modules, stacks):
@@ -134,6 +136,37 @@ def _mixture(stacks):
         )
         for tokens in TOKENS
     ]
+
+
+def _attention(q_BTNH, keys, values, lengths, sinks_N, new):
+    """Decode, decode with new tokens and prefill, with each kind of rule."""
+    rules = (
+        AttentionRule(0.1),
+        AttentionRule(0.1, window=1024, soft_cap=50.0, sinks_N=sinks_N),
+        AttentionRule(0.1, causal=False),
+    )
+    last, target = q_BTNH[:, -1], targets.current()
+    tokens = NewTokens(*new, interleaved=False)
+    return [
+        (
+            decode_attention(last, keys, values, lengths, rule, target=target),
+            decode_attention(last, keys, values, lengths, rule, target=target, new=tokens),
+            prefill_attention(q_BTNH, keys, values, lengths - 1, rule, target=target),
+        )
+        for rule in rules
+    ]
+
+
+def _attention_operands(width):
+    of, dtype = jax.ShapeDtypeStruct, jnp.bfloat16
+    return (
+        of((1, 64, HEADS, width), dtype),
+        of((1, KV_HEADS, width, SLOTS), dtype),
+        of((1, KV_HEADS, SLOTS, width), dtype),
+        of((1,), jnp.int32),
+        of((HEADS,), jnp.float32),
+        [of((1, KV_HEADS, width), dtype)] * 2 + [of((1, width // 2), jnp.float32)] * 2,
+    )
 
 
 def _prefill(steps, tokens, length):
@@ -155,37 +188,46 @@ def _decode(steps, tokens, length):
     return steps.decode.jitted, steps.decode.arguments(slots, TOKENS_PER_DISPATCH)
 
 
-def _steps(model, layout_of) -> tuple[Steps, int, int]:
+def _steps(model, layout_of, backend) -> tuple[Steps, int, int]:
     """The steps of a model, and the tokens of a prompt and length of a cache to compile for."""
     if model not in MODELS:
         raise ValueError(f"no model is named {model!r}; there are {', '.join(MODELS)}")
-    return MODELS[model](layout_of)
+    return MODELS[model](layout_of, backend)
 
 
 @functools.cache
-def _demo(layout_of):
+def _demo(layout_of, backend):
     layout = layout_of(formats.get("Q8_0"))  # all types of the demo have the same
     return (
-        Steps(load_decoder(open_gguf(resolve("demo")), dtype=jnp.bfloat16, layout=layout)),
+        Steps(
+            load_decoder(
+                open_gguf(resolve("demo")), dtype=jnp.bfloat16, layout=layout, backend=backend
+            )
+        ),
         64,
         256,
     )
 
 
 @functools.cache
-def _llama_8b(layout_of):
+def _llama_8b(layout_of, backend):
     return (
-        _packed_steps(LLAMA_8B, lambda name: "Q6_K" if name in Q6_K else "Q4_K", layout_of),
+        _packed_steps(
+            LLAMA_8B, lambda name: "Q6_K" if name in Q6_K else "Q4_K", layout_of, backend
+        ),
         PREFILL_CHUNK,
         4096,
     )
 
 
 @functools.cache
-def _qwen3_30b_a3b(layout_of):
+def _qwen3_30b_a3b(layout_of, backend):
     return (
         _packed_steps(
-            QWEN3_30B_A3B, lambda name: None if name == "ffn_gate_inp" else "Q4_K", layout_of
+            QWEN3_30B_A3B,
+            lambda name: None if name == "ffn_gate_inp" else "Q4_K",
+            layout_of,
+            backend,
         ),
         PREFILL_CHUNK,
         4096,
@@ -195,9 +237,11 @@ def _qwen3_30b_a3b(layout_of):
 MODELS = {"demo": _demo, "llama-8b": _llama_8b, "qwen3-30b-a3b": _qwen3_30b_a3b}
 
 
-def _packed_steps(config: DecoderConfig, type_of: Callable, layout_of) -> Steps:
+def _packed_steps(config: DecoderConfig, type_of: Callable, layout_of, backend) -> Steps:
     """Of an abstract decoder. type_of: a matrix's name -> the name of its type, or None."""
-    decoder = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    decoder = nnx.eval_shape(
+        lambda: Decoder(config, dtype=jnp.bfloat16, backend=backend, rngs=nnx.Rngs(0))
+    )
     for path, module in list(nnx.iter_modules(decoder)):
         for attribute, variable in list(vars(module).items()):
             if isinstance(variable, nnx.Variable) and len(variable.shape) > 1 and type_of(path[-1]):

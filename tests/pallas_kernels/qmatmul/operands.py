@@ -5,7 +5,7 @@ import jax
 from pallas_kernels.qmatmul import Product, Weight
 from pallas_kernels.samples import random_planes
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 
 
 def stack_of(matrix, name, experts, rows, blocks):
@@ -20,7 +20,7 @@ def stack_of(matrix, name, experts, rows, blocks):
 
 def abstract_weight(name, rows, inputs, experts=None):
     """A weight of a type whose planes are shapes, or a stack of `experts` of them."""
-    packing = groups.packing(formats.get(name))
+    packing = word_packed.packing(formats.get(name))
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, rows, inputs // 32))
     if experts is not None:
         planes = {

@@ -7,7 +7,7 @@ import pytest
 from pallas_kernels.qmatmul import codes
 from pallas_kernels.targets import Target
 from rocmforge_jax import formats
-from rocmforge_jax.quant import groups
+from rocmforge_jax.quant import word_packed
 from tests.pallas_kernels.conftest import PACKED_TYPES
 
 pytestmark = pytest.mark.core
@@ -25,7 +25,9 @@ pytestmark = pytest.mark.core
 def test_bytes_are_in_turn_where_all_weights_have_tables(names, platform, turn):
     """And one scale a group; AMD's GPUs look bytes up in their order."""
     assert (
-        codes.come_in_turn([groups.packing(formats.get(name)) for name in names], Target(platform))
+        codes.come_in_turn(
+            [word_packed.packing(formats.get(name)) for name in names], Target(platform)
+        )
         == turn
     )
 
@@ -35,7 +37,7 @@ def test_what_is_taken_off_a_code_is_exact(name):
     """Times a scale it has at most 24 bits, so that a fused multiply-add of the code that is too
     large rounds once.
     """
-    packing = groups.packing(formats.get(name))
+    packing = word_packed.packing(formats.get(name))
     signed = packing.table is not None or packing.bits == 8
     bits, offset = (8, 128) if signed else (packing.bits, packing.offset)
     bits_of_scale = {"d": 11, "int8": 18 if name == "Q6_K" else 16, "e4m3": 4}

@@ -1,0 +1,29 @@
+"""Which backend computes an operation here, why, and whether it works. Knows no weights."""
+
+from rocmforge_jax.backends.choice import (
+    Choice,
+    Decision,
+    Operation,
+    WrongDevice,
+    choose,
+    record,
+    recording,
+)
+from rocmforge_jax.backends.gradient import differentiable
+from rocmforge_jax.backends.numerics import ACTIVATION_MODES, DEFAULT, Numerics
+from rocmforge_jax.settings import BACKENDS
+
+__all__ = [
+    "ACTIVATION_MODES",
+    "BACKENDS",
+    "DEFAULT",
+    "Choice",
+    "Decision",
+    "Numerics",
+    "Operation",
+    "WrongDevice",
+    "choose",
+    "differentiable",
+    "record",
+    "recording",
+]

@@ -1,0 +1,123 @@
+"""Chooses the backend that computes an operation, for the operation and for the report alike.
+
+Three backends exist, tried in this order: "pallas" (kernels for GPUs), "cpp" (C++ for CPUs) and
+"xla" (plain jax.numpy, which can compute everything).
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+from rocmforge_jax.settings import BACKENDS
+
+
+class WrongDevice(NotImplementedError):
+    """A backend does not run on the kind of device that JAX computes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An operation that several backends can compute.
+
+    Attributes:
+        name: What reports call the operation.
+        checks: Maps "pallas" and "cpp" to functions of the operands. A check returns what the
+            backend does with these operands, or raises NotImplementedError with the reason why
+            the backend cannot compute them. A backend without a check never computes the
+            operation. Plain XLA needs no check.
+        fused: Whether the operation only combines others, so that "xla" means computing these one
+            by one, each with its own choice. A backend that the caller demands may then refuse.
+        note: Why XLA computes the operation where no other backend has a check.
+    """
+
+    name: str
+    checks: Mapping[str, Callable[..., str]] = dataclasses.field(default_factory=dict)
+    fused: bool = False
+    note: str = "no other backend computes this"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The backend that computes an operation, and what it does or why no other backend can."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """One call of `choose`, as `record` keeps it."""
+
+    operation: Operation
+    operands: tuple
+    choice: Choice
+
+
+def check_name(backend: str | None) -> str:
+    """Returns "auto" for None and the name itself otherwise; raises ValueError for other names."""
+    if backend is not None and backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+    return backend or "auto"
+
+
+def choose(operation: Operation, operands: tuple, wanted: str | None = None) -> Choice:
+    """Chooses the backend of an operation.
+
+    Args:
+        operation: What is to be computed.
+        operands: What the operation's checks take. Only shapes, dtypes and layouts are read.
+        wanted: The backend to use, or None or "auto" for the first one that can.
+
+    Returns:
+        The backend and the reason.
+
+    Raises:
+        ValueError: `wanted` names no backend.
+        NotImplementedError: The backend that is wanted cannot compute these operands.
+    """
+    wanted, reasons = check_name(wanted), {}
+    for name in BACKENDS if wanted == "auto" else (wanted,):
+        if name not in operation.checks:
+            continue
+        try:
+            return _recorded(operation, operands, Choice(name, operation.checks[name](*operands)))
+        except NotImplementedError as reason:
+            reasons[name] = reason
+    if wanted in reasons and not operation.fused:
+        raise NotImplementedError(f"{operation.name}: {wanted}: {reasons[wanted]}")
+    return _recorded(operation, operands, Choice("xla", _why_xla(operation, wanted, reasons)))
+
+
+def _why_xla(operation, wanted, reasons) -> str:
+    if wanted == "xla" and operation.checks:
+        return "the backend xla is asked for"
+    # A GPU's user does not care why C++ does not run, nor a CPU's user about kernels for GPUs.
+    of_this_device = [str(r) for r in reasons.values() if not isinstance(r, WrongDevice)]
+    return "; ".join(of_this_device or map(str, reasons.values())) or operation.note
+
+
+_decisions: contextvars.ContextVar[list[Decision] | None] = contextvars.ContextVar(
+    "decisions", default=None
+)
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[Decision]]:
+    """Collects the decisions of every `choose` inside the context, in their order."""
+    token = _decisions.set(decisions := [])
+    try:
+        yield decisions
+    finally:
+        _decisions.reset(token)
+
+
+def recording() -> bool:
+    """Returns whether decisions are being recorded, so that traces must not be reused."""
+    return _decisions.get() is not None
+
+
+def _recorded(operation, operands, choice):
+    if (decisions := _decisions.get()) is not None:
+        decisions.append(Decision(operation, operands, choice))
+    return choice

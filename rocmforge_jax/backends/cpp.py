@@ -1,0 +1,158 @@
+"""The C++ library for CPUs as a backend: where it is, whether it works, and its calls.
+
+The library is compiled once, by `rocmforge-jax build-native`, into the user's cache folder. It is
+found only where it is current: made from this source for this JAX.
+"""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import samples, targets
+from pallas_kernels.dequantize import reference
+from pallas_kernels.packing import Packing
+from pallas_kernels.qmatmul import Product, Weight
+from rocmforge_jax import settings
+from rocmforge_jax.backends.choice import WrongDevice
+from rocmforge_jax.backends.trials import Trials
+from rocmforge_jax.cpp import attention, build, library, products
+
+#: What a user does about a missing library.
+REMEDY = "build it once with: rocmforge-jax build-native"
+#: Largest relative error of a product that works, by mode of its activations.
+_ALLOWED = {"int16": 1e-4, "int8": 2e-2}
+
+
+def find() -> Path | None:
+    """Returns the library, None where none is built from this source for this JAX."""
+    return _find(settings.cpp_folder())
+
+
+@functools.cache
+def _find(folder: Path) -> Path | None:
+    return build.find(folder)
+
+
+def build_library() -> Path:
+    """Compiles the library unless it is current, and returns its file.
+
+    Raises RuntimeError with the compiler's last lines.
+    """
+    built = build.build(settings.cpp_folder())
+    _find.cache_clear()
+    return built
+
+
+def instructions() -> str:
+    """Returns which instructions the library uses on this processor.
+
+    Raises:
+        WrongDevice: JAX computes on something other than a CPU.
+        NotImplementedError: The library is not built or does not load.
+    """
+    if jax.default_backend() != "cpu":
+        raise WrongDevice(f"the C++ library is for CPUs, this is a {jax.default_backend()}")
+    if (target := targets.current()) is not None:
+        raise WrongDevice(f"the C++ library is for CPUs, this is traced for {target}")
+    if (found := find()) is None:
+        raise NotImplementedError(f"the C++ library is not built ({REMEDY})")
+    return _loaded(found)
+
+
+def usable() -> bool:
+    """Returns whether the library is built and loads on this machine."""
+    try:
+        return bool(instructions())
+    except NotImplementedError:
+        return False
+
+
+def require_mode(mode: str) -> None:
+    """Raises NotImplementedError, with the reason, unless products with these activations run."""
+    instructions()
+    if mode not in products.MODES:
+        known = " or ".join(products.MODES)
+        raise NotImplementedError(f"C++ products turn activations into {known}, not {mode}")
+
+
+def require_packing(packing: Packing, mode: str) -> None:
+    """Tries the products of a packing on this processor before their first use."""
+    require_mode(mode)
+    products.require_form(packing)
+    what = f"the C++ product for {packing} and {mode} activations"
+    _trials().require(what, functools.partial(_error, packing, mode), _ALLOWED[mode])
+
+
+def require_float32(*dtypes) -> None:
+    """Raises NotImplementedError, with the reason, unless attention with these dtypes runs."""
+    instructions()
+    if others := [str(dtype) for dtype in dtypes if dtype != jnp.float32]:
+        raise NotImplementedError(f"attention in C++ computes in float32, not {others[0]}")
+
+
+def try_all(packings: Iterable[Packing]) -> None:
+    """Tries every packing and mode now. A failure is a warning, as at the first use."""
+    for packing in packings:
+        for mode in _ALLOWED:
+            with contextlib.suppress(NotImplementedError):
+                require_packing(packing, mode)
+
+
+def multiply(x_MK, wanted, *, mode: str, dtype, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
+    """Computes several products of x: see `rocmforge_jax.cpp.products.multiply`."""
+    return _multiply(x_MK, wanted, norm, mode, jnp.dtype(dtype), epsilon)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _multiply(x_MK, wanted, norm, mode, dtype, epsilon):
+    outputs = products.multiply(x_MK, wanted, mode=mode, norm=norm, epsilon=epsilon)
+    return [y.astype(dtype) for y in outputs]
+
+
+attend = attention.attend
+rotate_and_store = attention.rotate_and_store
+
+
+def _loaded(found: Path) -> str:
+    """Loads the library and returns its instructions, or raises NotImplementedError."""
+    used, problem = _load(found)
+    if problem:
+        raise NotImplementedError(problem)
+    return used
+
+
+@functools.cache
+def _load(found: Path) -> tuple[str, str | None]:
+    """Returns (instructions, None), or what is wrong with the library, after one warning."""
+    try:
+        return library.load(found), None
+    except Exception as error:  # a loader may raise anything
+        text = f"{type(error).__name__}: {str(error)[:500]}"
+        problem = f"the C++ library {found.name} does not load: {text}"
+        warnings.warn(f"{problem}. Plain XLA is used instead; {REMEDY}.", stacklevel=3)
+        return "", problem
+
+
+def _trials() -> Trials:
+    return _trials_of(find(), instructions())
+
+
+@functools.cache
+def _trials_of(found: Path, used: str) -> Trials:
+    file = found.with_name(f"{found.stem}-{used.replace(' ', '-')}.passed")
+    return Trials(file, f"this processor ({used})", f"To try another build, {REMEDY}")
+
+
+def _error(packing, mode: str) -> jax.Array:
+    """Returns the relative error of a small product."""
+    planes = samples.random_planes(jax.random.key(0), packing, 37, 40)
+    x = jax.random.normal(jax.random.key(1), (3, 40 * 32), jnp.float32)
+    product = Product((Weight(planes, packing),))
+    (y,) = _multiply(x, [product], None, mode, jnp.dtype("float32"), 0.0)
+    exact = jnp.dot(x, reference.dequantize(planes, packing).T, precision="highest")
+    return jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact)

@@ -1,0 +1,45 @@
+"""How a model computes, as one value."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from rocmforge_jax.backends.choice import check_name
+
+#: What integer products turn activations into; `pallas_kernels.qmatmul.activations` has the facts.
+ACTIVATION_MODES = ("int16", "int8", "float")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """How the layers of a model compute. Hashable: it is static metadata of every layer.
+
+    Attributes:
+        dtype: Of activations between layers and of the KV cache: float32, bfloat16 or float16.
+        activations: What products with packed weights turn activations into on GPUs (few rows) and
+            in C++: "int16" (relative error 1e-4), "int8" (8e-3, as in llama.cpp) or "float".
+        backend: "pallas", "cpp" or "xla" for that backend alone, "auto" for the first that can.
+
+    Raises:
+        ValueError: A value is none of these.
+    """
+
+    dtype: jnp.dtype = "float32"
+    activations: str = "int16"
+    backend: str = "auto"
+
+    def __post_init__(self):
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        object.__setattr__(self, "backend", check_name(self.backend))
+        if self.dtype.name not in _DTYPES:
+            raise ValueError(f"a model computes in {', '.join(_DTYPES)}, got {self.dtype.name}")
+        if self.activations not in ACTIVATION_MODES:
+            raise ValueError(
+                f"activations must be one of {', '.join(ACTIVATION_MODES)}, got"
+                f" {self.activations!r}"
+            )
+
+
+#: Of layers that stand alone.
+DEFAULT = Numerics()

@@ -1,0 +1,210 @@
+"""The Pallas kernels for GPUs as a backend: on what they run, whether they work, and their calls.
+
+Every call is jitted on its own, so that the layers of a model share one trace.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+import pallas_kernels
+from pallas_kernels import samples, targets
+from pallas_kernels.attention import AttentionRule, NewTokens, decode_attention, prefill_attention
+from pallas_kernels.attention.checks import require_kernels
+from pallas_kernels.dequantize import dequantize as dequantize_planes
+from pallas_kernels.dequantize import reference as dequantize_reference
+from pallas_kernels.qmatmul import (
+    GEMV_ROWS,
+    Product,
+    Weight,
+    blocks,
+    check_offsets,
+    multiply,
+    multiply_skinny,
+)
+from pallas_kernels.router import route as route_tokens
+from pallas_kernels.targets import Target
+from rocmforge_jax import settings
+from rocmforge_jax.backends.choice import WrongDevice
+from rocmforge_jax.backends.trials import Trials
+
+#: Largest relative error of a product that works, by mode of its activations.
+_ALLOWED = {"int16": 1e-4, "int8": 2e-2, "float": 2e-6}
+#: Rows of bfloat16 or float16 from which on the matrix units multiply, and up to which they take
+#: the weight packed.
+MATRIX_ROWS, PACKED_ROWS = 4, 64
+
+
+def target() -> Target:
+    """Returns what kernels are compiled for here; raises WrongDevice without a GPU."""
+    found = targets.current()
+    if found is None:
+        raise WrongDevice(f"Pallas kernels run on GPUs, this is a {jax.default_backend()}")
+    return found
+
+
+def require(what: str, error: Callable[[], jax.Array], allowed: float) -> None:
+    """Tries a kernel on this device before its first use: see `Trials.require`.
+
+    Nothing is tried for a target that is not the device: nothing can run there.
+    """
+    on = target()
+    if on == targets.of_device(jax.devices()[0]):
+        _trials(on, settings.cache_folder()).require(what, error, allowed)
+
+
+@functools.cache
+def _trials(on: Target, folder: Path) -> Trials:
+    return Trials(folder / "trials" / f"{_key()}.txt", str(on))
+
+
+@functools.cache
+def _key() -> str:
+    """Returns a hash of everything that the result of a trial depends on."""
+    device, folder = jax.devices()[0], Path(pallas_kernels.__file__).parent
+    versions = [jax.__version__, jaxlib.__version__, device.client.platform_version]
+    facts = [*versions, device.device_kind, settings.xla_flags()]
+    sources = [path.read_bytes() for path in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256(b"\0".join([*map(str.encode, facts), *sources])).hexdigest()[:16]
+
+
+def kernel_of_product(rows: int, dtype) -> str:
+    """Returns which kernel multiplies `rows` rows of x: "gemv", "skinny_gemm" or "dequantize".
+
+    float32 stays with the GEMV as long as that can, because the matrix units do not keep it.
+    """
+    narrow = jnp.dtype(dtype).itemsize <= 2
+    if 0 < rows <= gemv_rows(dtype):
+        return "gemv"
+    return "skinny_gemm" if narrow and rows <= PACKED_ROWS else "dequantize"
+
+
+def gemv_rows(dtype) -> int:
+    """Returns the most rows of x that the GEMV kernel takes."""
+    return GEMV_ROWS if jnp.dtype(dtype).itemsize > 2 else MATRIX_ROWS - 1
+
+
+def require_weight(weight, mode: str) -> None:
+    """Tries the kernels for a weight's packing and a mode of activations before their first use.
+
+    Raises NotImplementedError, with the reason, where they do not work or cannot address it.
+    """
+    error = functools.partial(_error_of_products, weight.packing, mode, target())
+    what = f"the kernel for {weight.type_name} and {mode} activations"
+    require(what, error, _ALLOWED[mode])
+    check_offsets(weight.planes)
+
+
+def rows_of_an_expert(pairs: int, experts: int) -> int:
+    """Returns how many rows of one expert the skinny GEMM takes together."""
+    return blocks.rows_of_an_expert(pairs, experts, target())
+
+
+def gemv(x, products, *, mode: str, dtype, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
+    """Computes several products of a few rows of x: see `pallas_kernels.qmatmul.multiply`."""
+    return _gemv(x, products, norm, mode, jnp.dtype(dtype), target(), epsilon)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _gemv(x, products, norm, mode, dtype, on, epsilon):
+    return multiply(x, products, mode=mode, dtype=dtype, target=on, norm=norm, epsilon=epsilon)
+
+
+def skinny_product(x_MK, weight, experts=None) -> jax.Array:
+    """Multiplies tens of rows of a narrow x: see `pallas_kernels.qmatmul.multiply_skinny`."""
+    return _skinny(x_MK, weight, target(), experts)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _skinny(x_MK, weight, on, experts=None):
+    return multiply_skinny(x_MK, weight, target=on, experts=experts)
+
+
+def dequantize(weight, dtype) -> jax.Array:
+    """Returns the values [N, K] of a packed weight."""
+    return _dequantize(weight.planes, weight.packing, jnp.dtype(dtype), target())
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _dequantize(planes, packing, dtype, on):
+    return dequantize_planes(planes, packing, dtype, target=on)
+
+
+def check_attention(q, keys, values) -> Target:
+    """Returns the target of attention kernels, or raises NotImplementedError with the reason."""
+    require_kernels(on := target(), q, keys, values)
+    return on
+
+
+def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule) -> jax.Array:
+    """Computes attention of T tokens that the cache holds already -> [B, T, N, H]."""
+    return _attend(q_BTNH, keys, values, starts_B, rule, target())
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _attend(q_BTNH, keys, values, starts_B, rule, on):
+    if q_BTNH.shape[1] > 1:
+        return prefill_attention(q_BTNH, keys, values, starts_B, rule, target=on)
+    return decode_attention(q_BTNH[:, 0], keys, values, starts_B + 1, rule, target=on)[:, None]
+
+
+def attend_to_new_token(q_BNH, new: NewTokens, keys, values, starts_B, rule, mode: str | None):
+    """Puts one token of each sequence into the cache and attends to it: see `NewTokens`.
+
+    Returns (attention [B, N, H], its Activations in `mode` or None, keys, values).
+    """
+    interleaved, epsilons = new.interleaved, None if new.norms is None else new.norms[1]
+    operands = (*new[:4], None if new.norms is None else new.norms[0])
+    static = interleaved, epsilons, mode, target()
+    return _attend_to_new_token(q_BNH, operands, keys, values, starts_B, rule, static)
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _attend_to_new_token(q_BNH, operands, keys, values, starts_B, rule, static):
+    *arrays, scales = operands
+    interleaved, epsilons, mode, on = static
+    new = NewTokens(*arrays, interleaved, None if scales is None else (scales, epsilons))
+    out, keys, values = decode_attention(
+        q_BNH, keys, values, starts_B + 1, rule, target=on, activations=mode, new=new
+    )
+    out, quantized = (out, None) if mode is None else out
+    return out, quantized, keys, values
+
+
+def route(x_TD, kernel_DE, scale_D, *, used: int, renormalize: bool, epsilon: float):
+    """Chooses the experts of each token: see `pallas_kernels.router`."""
+    return _route(x_TD, kernel_DE, scale_D, used, renormalize, epsilon, target())
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _route(x_TD, kernel_DE, scale_D, used, renormalize, epsilon, on):
+    settings_ = dict(used=used, renormalize=renormalize, epsilon=epsilon, target=on)
+    return route_tokens(x_TD, kernel_DE, scale_D, **settings_)
+
+
+def _error_of_products(packing, mode, on) -> jax.Array:
+    """Returns the relative error of all kernels for a packing on a small random matrix."""
+    planes, x = _sample(packing)
+    dense = dequantize_reference.dequantize(planes, packing)
+    dot = functools.partial(jnp.dot, precision="highest")
+    weight = Weight(planes, packing)
+    product = Product((weight,))
+    (y,) = _gemv(x, [product], None, mode, jnp.dtype("float32"), on, 0.0)
+    exact = dot(x, dense.T)
+    values = _dequantize(planes, packing, jnp.dtype("float32"), on)
+    narrow = x.astype(jnp.bfloat16)
+    rounded = _skinny(narrow, weight, on) - dot(narrow.astype(jnp.float32), dense.T)
+    norm = jnp.linalg.norm(exact)
+    others_work = (values == dense).all() & (jnp.linalg.norm(rounded) < 1e-2 * norm)
+    return jnp.where(others_work, jnp.linalg.norm(y - exact) / norm, jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(packing):
+    planes = samples.random_planes(jax.random.key(0), packing, 72, 40)
+    return planes, jax.random.normal(jax.random.key(1), (2, 40 * 32), jnp.float32)

@@ -1,0 +1,193 @@
+"""The product of x with one packed weight, on every backend."""
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.packing import Packing
+from pallas_kernels.qmatmul import Product
+from rocmforge_jax.backends import ACTIVATION_MODES, Operation, choose, cpp, pallas
+from rocmforge_jax.quant import xla_columns, xla_rows
+
+
+class PackedMatrix(Protocol):
+    """What a product reads of a `QTensor`, whose operator `x @ w` is built on this file."""
+
+    planes: dict[str, jax.Array]
+    type_name: str
+    layout: str
+    transposed: bool
+
+    @property
+    def packing(self) -> Packing:
+        """How kernels read the planes in layout "groups"."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(in, out)."""
+        ...
+
+    @property
+    def ndim(self) -> int:
+        """2 for a matrix."""
+        ...
+
+    @property
+    def T(self) -> "PackedMatrix":
+        """The same planes seen with the axes swapped."""
+        ...
+
+
+def multiply(
+    x, weight: PackedMatrix, *, dtype=None, activations: str = "int16", backend: str | None = None
+) -> jax.Array:
+    """Computes x [..., in] @ weight (in, out) -> [..., out] in `dtype`: see `quant.matmul`."""
+    x = jnp.asarray(x)
+    check_shapes(x, weight)
+    dtype = jnp.dtype(dtype or x.dtype)
+    flat = x.reshape(-1, x.shape[-1])
+    operands = flat.shape[0], flat.dtype, weight, activations
+    how = _How(choose(MATMUL, operands, backend).name, activations, dtype)
+    return _multiply(flat, weight, how).astype(dtype).reshape(*x.shape[:-1], weight.shape[-1])
+
+
+def check_shapes(x, weight) -> None:
+    """Raises ValueError unless x is floating point and fits the matrix `weight`."""
+    if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(
+            f"matmul: x {list(x.shape)} @ weight {list(weight.shape)}: the last axis of x must be"
+            " the first of a matrix"
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"matmul: x must be floating point, got {x.dtype}")
+
+
+def require_pallas(weight: PackedMatrix, mode: str) -> str:
+    """Returns the target of the kernels for a weight, or raises why there are none."""
+    on = pallas.target()
+    _require_groups(weight)
+    check_mode(mode)
+    pallas.require_weight(weight, mode)
+    return str(on)
+
+
+def require_cpp(weight: PackedMatrix, mode: str) -> str:
+    """Returns the instructions of C++ for a weight, or raises why it cannot multiply with it."""
+    used = cpp.instructions()
+    check_mode(mode)
+    cpp.require_mode(mode)
+    _require_groups(weight)
+    require_transposed(weight)
+    cpp.require_packing(weight.packing, mode)
+    return used
+
+
+def require_transposed(weight: PackedMatrix) -> None:
+    """Raises NotImplementedError for a weight that is seen as it is stored."""
+    if not weight.transposed:
+        raise NotImplementedError(
+            "the weight is seen as it is stored, and kernels multiply with its transpose"
+        )
+
+
+def check_mode(mode: str) -> None:
+    """Raises ValueError for a mode of activations that does not exist."""
+    if mode not in ACTIVATION_MODES:
+        raise ValueError(f"activations must be one of {', '.join(ACTIVATION_MODES)}, got {mode!r}")
+
+
+def _require_groups(weight):
+    if weight.layout != "groups":
+        raise NotImplementedError(
+            f"{weight.type_name} planes lie in {weight.layout}, and kernels read groups"
+        )
+
+
+#: What the kernels do, by the name that `_kernel_of` gives them.
+_KERNELS = {
+    "gemv": "packed weight, {mode} activations",
+    "skinny_gemm": "packed weight, on the matrix units",
+    "dequantize": "dequantised, then XLA's product",
+}
+
+
+def _kernel_of(rows: int, dtype, weight) -> str:
+    """Returns which kernel multiplies. Only the stored rows are inputs of a transposed weight."""
+    return pallas.kernel_of_product(rows, dtype) if weight.transposed else "dequantize"
+
+
+def _check_pallas(rows, dtype, weight, mode) -> str:
+    on = require_pallas(weight, mode)
+    return f"{_KERNELS[_kernel_of(rows, dtype, weight)].format(mode=mode)}, {on}"
+
+
+def _check_cpp(rows, dtype, weight, mode) -> str:
+    used = require_cpp(weight, mode)
+    if not rows:
+        raise NotImplementedError("there is no row to multiply")
+    return f"packed weight, {mode} activations, C++ with {used}"
+
+
+MATMUL = Operation("matmul", {"pallas": _check_pallas, "cpp": _check_cpp})
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """The backend of a product, its mode of activations and the dtype of the result."""
+
+    backend: str
+    activations: str
+    dtype: jnp.dtype
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _multiply(x, w, how: _How):
+    """Computes x [M, in] @ w -> [M, out], in float32 or in how.dtype where that saves a pass."""
+    if how.backend == "pallas":
+        return _by_pallas(x, w, how)
+    if how.backend == "cpp":
+        return _by_cpp(x, w, how)
+    return _by_xla(x, w)
+
+
+def _by_xla(x, w):
+    module, x = (xla_columns, x.astype(jnp.float32)) if w.layout == "columns" else (xla_rows, x)
+    return module.matmul(x, w) if w.transposed else module.matmul_transposed(x, w)
+
+
+def _by_pallas(x, w, how):
+    kernel = _kernel_of(x.shape[0], x.dtype, w)
+    if kernel == "gemv":
+        return pallas.gemv(x, [Product((w,))], mode=how.activations, dtype=how.dtype)[0]
+    if kernel == "skinny_gemm":
+        return pallas.skinny_product(x, w)
+    # Behind a barrier, because XLA would merge products of one x and for that write their dense
+    # weights out a second time, side by side.
+    x, dense_NK = jax.lax.optimization_barrier((x, pallas.dequantize(w, x.dtype)))
+    dense = dense_NK.T if w.transposed else dense_NK
+    # The matrix units sum in float32, whatever they return.
+    returned = x.dtype if x.dtype == how.dtype else jnp.float32
+    return jnp.matmul(x, dense, precision="highest", preferred_element_type=returned)
+
+
+def _by_cpp(x, w, how):
+    return cpp.multiply(x, [Product((w,))], mode=how.activations, dtype=jnp.float32)[0]
+
+
+def _forward(x, w, how):
+    return _multiply(x, w, how), (w, jnp.zeros((0,), x.dtype))
+
+
+def _backward(how, residuals, gradient):
+    w, like = residuals
+    # C++ multiplies with no weight as it is stored.
+    backend = "xla" if how.backend == "cpp" else how.backend
+    how = dataclasses.replace(how, backend=backend, dtype=like.dtype)
+    return _multiply(gradient, w.T, how).astype(like.dtype), None
+
+
+_multiply.defvjp(_forward, _backward)

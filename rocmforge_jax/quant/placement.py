@@ -1,0 +1,31 @@
+"""Chooses the layout in which a quantised matrix is fast on a device."""
+
+import jax
+
+from rocmforge_jax.backends import DEFAULT, Numerics, cpp
+from rocmforge_jax.formats import Format
+from rocmforge_jax.quant import word_packed
+
+
+def default_layout(
+    fmt: Format, device: jax.Device | None = None, numerics: Numerics = DEFAULT
+) -> str:
+    """Returns the layout of a type that is fast on a device, by default the one JAX computes on.
+
+    On a CPU the C++ library reads "groups" and plain XLA is fastest with "columns", so `numerics`
+    decides: its backend and its mode of activations.
+    """
+    platform = jax.default_backend() if device is None else device.platform
+    if word_packed.can_hold(fmt) and (platform != "cpu" or _in_cpp(fmt, numerics)):
+        return "groups"
+    return "columns" if platform == "cpu" else "rows"
+
+
+def _in_cpp(fmt: Format, numerics: Numerics) -> bool:
+    if numerics.backend not in ("auto", "cpp"):
+        return False
+    try:
+        cpp.require_packing(word_packed.packing(fmt), numerics.activations)
+    except NotImplementedError:
+        return False
+    return True

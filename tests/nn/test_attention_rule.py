@@ -1,0 +1,166 @@
+"""One attention rule on every backend: windows, soft caps, sinks and no causal mask, in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import targets
+from rocmforge_jax.backends import Numerics, record
+from rocmforge_jax.nn import (
+    AttentionRule,
+    LayerCache,
+    RopeConfig,
+    apply_rope,
+    attend_to_new,
+    cached_attention,
+    rope_table,
+)
+
+#: Slots of the cache, and where each sequence's new tokens begin.
+S, STARTS = 90, [61, 0, 7]
+RULES = {
+    "plain": {},
+    "window of 1": dict(window=1),
+    "window of 17": dict(window=17),
+    "window of all": dict(window=200),
+    "soft cap": dict(soft_cap=1.5),
+    "sinks": dict(sinks=True),
+    "all at once": dict(window=17, soft_cap=1.5, sinks=True, scale=0.3),
+    "not causal": dict(causal=False),
+    "not causal, with sinks": dict(causal=False, sinks=True, soft_cap=3.0),
+}
+
+
+@pytest.fixture(params=["xla", "cpp", "pallas"])
+def backend(request):
+    """Makes one backend after the other available here: Pallas in its interpreter."""
+    if request.param == "cpp":
+        request.getfixturevalue("in_cpp")
+    if request.param != "pallas":
+        yield request.param
+        return
+    with targets.use(targets.INTERPRET):
+        yield request.param
+
+
+def made(rule, heads, width, normal):
+    """Returns an AttentionRule, and the arguments of the reference that are not the mask."""
+    rule = dict(scale=width**-0.5) | rule
+    sinks = normal(heads, seed=7) if rule.pop("sinks", False) else None
+    numbers = dict(scale=rule["scale"], soft_cap=rule.get("soft_cap"), sinks=sinks)
+    return AttentionRule(**rule, sinks_N=None if sinks is None else jnp.asarray(sinks)), numbers
+
+
+def mask_of(rule, T):
+    """Returns which slots each query sees, bool [B, T, S]."""
+    starts, slots = np.array(STARTS)[:, None, None], np.arange(S)[None, None]
+    positions = starts + np.arange(T)[None, :, None]
+    seen = slots <= positions if rule.causal else slots < starts + T + 0 * positions
+    return seen if rule.window is None else seen & (slots > positions - rule.window)
+
+
+@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("name", RULES)
+def test_every_backend_takes_the_whole_rule(name, T, backend, normal, attention, distance):
+    """What unfilled slots hold is never seen."""
+    B, N, K, H = len(STARTS), 6, 2, 32
+    q, k, v = normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, H, seed=2)
+    rule, numbers = made(RULES[name], N, H, normal)
+    filled = np.arange(S)[None, :, None, None] < np.array(STARTS)[:, None, None, None] + T
+    cache = LayerCache.of(*(jnp.asarray(np.where(filled, a, np.float32(1e4))) for a in (k, v)))
+    run = functools.partial(cached_attention, backend=backend)
+    out = jax.jit(run)(jnp.asarray(q), cache, jnp.array(STARTS, jnp.int32), rule)
+    assert distance(out, attention(q, k, v, mask_of(rule, T), **numbers)) < 1e-5
+
+
+@pytest.mark.parametrize(("N", "K", "H"), [(2, 1, 512), (4, 4, 80), (7, 1, 256)])
+@pytest.mark.parametrize("T", [1, 4])
+def test_widths_and_ratios(N, K, H, T, backend, normal, attention, distance):
+    B = len(STARTS)
+    q, k, v = normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, H, seed=2)
+    rule, numbers = made(RULES["all at once"], N, H, normal)
+    cache, starts = LayerCache.of(jnp.asarray(k), jnp.asarray(v)), jnp.array(STARTS, jnp.int32)
+    with record() as decisions:
+        out = cached_attention(jnp.asarray(q), cache, starts, rule, backend=backend)
+    assert [decision.choice.name for decision in decisions] == [backend]
+    assert distance(out, attention(q, k, v, mask_of(rule, T), **numbers)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["plain", "all at once", "not causal"])
+@pytest.mark.parametrize("T", [1, 3])
+def test_new_tokens_enter_the_cache_and_attend(name, T, backend, normal, attention, distance):
+    """The cache is the same on every backend, and so is what attends to it."""
+    B, N, K, H = len(STARTS), 4, 2, 32
+    q, k, v = (normal(B, T, heads, H, seed=i) for i, heads in enumerate((N, K, K)))
+    rule, numbers = made(RULES[name], N, H, normal)
+    past = [normal(B, S, K, H, seed=i) for i in (3, 4)]
+    rope, starts = RopeConfig(24), jnp.array(STARTS, jnp.int32)
+    table = rope_table(starts[:, None] + jnp.arange(T, dtype=jnp.int32)[None], rope)
+    cache = LayerCache.of(*map(jnp.asarray, past))
+    out, after = attend_to_new(
+        *map(jnp.asarray, (q, k, v)),
+        table,
+        rope,
+        cache,
+        starts,
+        rule,
+        numerics=Numerics(backend=backend),
+    )
+    turned_q, turned_k = (np.asarray(apply_rope(jnp.asarray(a), table, rope)) for a in (q, k))
+    keys, values = (a.copy() for a in past)
+    for b, start in enumerate(STARTS):
+        keys[b, start : start + T], values[b, start : start + T] = turned_k[b], v[b]
+    np.testing.assert_allclose(np.asarray(after.keys).transpose(0, 3, 1, 2), keys, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(after.values).transpose(0, 2, 1, 3), values)
+    truth = attention(turned_q, keys, values, mask_of(rule, T), **numbers)
+    assert distance(out.array, truth.reshape(B, T, -1)) < 1e-5
+
+
+def test_gradients_reach_the_sinks(backend, normal, distance):
+    B, T, N, K, H = len(STARTS), 3, 4, 2, 32
+    q, k, v = normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, H, seed=2)
+    cache, starts = LayerCache.of(jnp.asarray(k), jnp.asarray(v)), jnp.array(STARTS, jnp.int32)
+
+    def loss(backend, q, sinks):
+        rule = AttentionRule(0.2, window=17, soft_cap=2.0, sinks_N=sinks)
+        return (cached_attention(q, cache, starts, rule, backend=backend) ** 2).sum()
+
+    operands = jnp.asarray(q), jnp.asarray(normal(N, seed=5))
+    found, exact = (
+        jax.grad(functools.partial(loss, name), argnums=(0, 1))(*operands)
+        for name in (backend, "xla")
+    )
+    for one, other in zip(found, exact, strict=True):
+        assert np.linalg.norm(other) > 0 and distance(one, np.float64(other)) < 1e-5
+
+
+def test_the_gradient_of_a_query_that_sees_nothing_is_zero():
+    """The first slot alone is filled, and the window of a later query has passed it."""
+    q = jnp.ones((1, 1, 1, 32))
+    cache = LayerCache(jnp.ones((1, 1, 32, 8)), jnp.ones((1, 1, 8, 32)))
+
+    def loss(q):
+        return cached_attention(q, cache, jnp.array([-1]), AttentionRule(1.0)).sum()
+
+    value, gradient = jax.value_and_grad(loss)(q)
+    assert value == 0 and not np.asarray(gradient).any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(window=0), "window .* 0"),
+        (dict(window=2.5), "window .* 2.5"),
+        (dict(soft_cap=0.0), "soft_cap .* 0.0"),
+        (dict(scale=float("nan")), "scale .* nan"),
+        (dict(causal=False, window=5), "window.*5"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(fields, message, backend):
+    q, cache = jnp.ones((1, 1, 1, 32)), LayerCache.zeros(1, 1, 32, 8, jnp.float32)
+    with pytest.raises(ValueError, match=message):
+        rule = AttentionRule(**(dict(scale=1.0) | fields))
+        cached_attention(q, cache, jnp.zeros(1, jnp.int32), rule, backend=backend)

@@ -36,13 +36,13 @@ RULES = {
 
 @pytest.fixture(params=["xla", "cpp", "pallas"])
 def backend(request):
-    """Makes one backend after the other available here: Pallas in its interpreter."""
+    """Makes one backend after the other available: Pallas on a GPU, or in its interpreter."""
     if request.param == "cpp":
         request.getfixturevalue("in_cpp")
     if request.param != "pallas":
         yield request.param
         return
-    with targets.use(targets.INTERPRET):
+    with targets.use(targets.current() or targets.INTERPRET):
         yield request.param
 
 

@@ -13,7 +13,8 @@ CUDA := $(VENV)/cuda
 # begins to compile fails there.
 QUICK := tests/gguf tests/text tests/formats/test_declarations.py \
 	tests/quant/test_validate_matmul_dims.py tests/cli/test_inspect.py tests/cli/test_tokenize.py \
-	tests/test_imports.py tests/test_public_api.py tests/test_pages.py
+	tests/test_imports.py tests/test_public_api.py tests/test_pages.py \
+	tests/backends/test_choice.py
 
 # Tests mostly compile, which takes one core: two processes halve the time. More would each take 2 GB.
 PYTEST_ARGS := $(or $(ARGS),-n 2 -q)

@@ -6,6 +6,23 @@ Importing this is light: jax is imported when something that computes is first u
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
+    from rocmforge_jax.generate import SamplingParams as SamplingParams
+    from rocmforge_jax.gguf import GGUFError as GGUFError
+    from rocmforge_jax.gguf import open_gguf as open_gguf
+    from rocmforge_jax.language_model import Completion as Completion
+    from rocmforge_jax.language_model import LanguageModel as LanguageModel
+    from rocmforge_jax.language_model import load as load
+    from rocmforge_jax.models import kernel_report as kernel_report
+    from rocmforge_jax.nn import validate_attention_dims as validate_attention_dims
+    from rocmforge_jax.quant import QParam as QParam
+    from rocmforge_jax.quant import QTensor as QTensor
+    from rocmforge_jax.quant import dequantize as dequantize
+    from rocmforge_jax.quant import validate_matmul_dims as validate_matmul_dims
+    from rocmforge_jax.text import ChatTemplateError as ChatTemplateError
+    from rocmforge_jax.text import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
 

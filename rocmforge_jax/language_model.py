@@ -135,7 +135,9 @@ class LanguageModel:
         ChatTemplateError where the file has no template or it fails.
         """
         text = self.chat_template.render(messages, add_generation_prompt=True, **(template or {}))
-        return self.generate(text, parse_special=True, **options)
+        answer = self.generate(text, parse_special=True, **options)
+        assert not isinstance(answer, list)  # of one text
+        return answer
 
     def perplexity(
         self, text: str, *, window: int | None = None, progress: bool | None = None
@@ -212,9 +214,9 @@ class _Answer:
                 return
 
     def completion(self) -> Completion:
-        return Completion(
-            "".join(self._pieces), self._ids, self.finish_reason, self._logprobs, len(self.prompt)
-        )
+        assert self.finish_reason is not None  # it has ended
+        text = "".join(self._pieces)
+        return Completion(text, self._ids, self.finish_reason, self._logprobs, len(self.prompt))
 
 
 def load(

@@ -5,6 +5,7 @@ reads KV head n // (N / K). What the kernels refuse with NotImplementedError, `r
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def decode_attention(
     blocks: Blocks | None = None,
     activations: str | None = None,
     new: NewTokens | None = None,
-):
+) -> Any:
     """Attention of one query of each sequence, at position lengths_B[b] - 1.
 
     Operands of products are in the cache's dtype, sums and softmax in float32. What unfilled slots

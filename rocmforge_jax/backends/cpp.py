@@ -59,9 +59,14 @@ def instructions() -> str:
         raise WrongDevice(f"the C++ library is for CPUs, this is a {jax.default_backend()}")
     if (target := targets.current()) is not None:
         raise WrongDevice(f"the C++ library is for CPUs, this is traced for {target}")
+    return _loaded(file())
+
+
+def file() -> Path:
+    """Returns the library, or raises NotImplementedError where none is built."""
     if (found := find()) is None:
         raise NotImplementedError(f"the C++ library is not built ({REMEDY})")
-    return _loaded(found)
+    return found
 
 
 def usable() -> bool:
@@ -139,7 +144,7 @@ def _load(found: Path) -> tuple[str, str | None]:
 
 
 def _trials() -> Trials:
-    return _trials_of(find(), instructions())
+    return _trials_of(file(), instructions())
 
 
 @functools.cache

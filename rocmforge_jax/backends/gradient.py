@@ -1,12 +1,12 @@
 """Gives functions of compiled code the gradient of the plain function that they stand for."""
 
 import functools
+from typing import Any
 
 import jax
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def differentiable(kernel, *operands):
+def differentiable(kernel, *operands) -> Any:
     """Computes kernel(*operands), with the gradient of kernel.plain(*operands).
 
     Args:
@@ -14,6 +14,11 @@ def differentiable(kernel, *operands):
             by what it computes.
         *operands: Pytrees of arrays.
     """
+    return _call(kernel, *operands)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _call(kernel, *operands):
     return kernel(*operands)
 
 
@@ -21,4 +26,4 @@ def _backward(kernel, operands, gradients):
     return jax.vjp(kernel.plain, *operands)[1](gradients)
 
 
-differentiable.defvjp(lambda kernel, *operands: (kernel(*operands), operands), _backward)
+_call.defvjp(lambda kernel, *operands: (kernel(*operands), operands), _backward)

@@ -25,7 +25,7 @@ class Numerics:
         ValueError: A value is none of these.
     """
 
-    dtype: jnp.dtype = "float32"
+    dtype: jnp.dtype = jnp.dtype("float32")
     activations: str = "int16"
     backend: str = "auto"
 

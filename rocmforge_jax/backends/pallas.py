@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+from jaxlib import version as jaxlib_version
 
 import pallas_kernels
 from pallas_kernels import samples, targets
@@ -67,7 +67,7 @@ def _trials(on: Target, folder: Path) -> Trials:
 def _key() -> str:
     """Returns a hash of everything that the result of a trial depends on."""
     device, folder = jax.devices()[0], Path(pallas_kernels.__file__).parent
-    versions = [jax.__version__, jaxlib.__version__, device.client.platform_version]
+    versions = [jax.__version__, jaxlib_version.__version__, device.client.platform_version]
     facts = [*versions, device.device_kind, settings.xla_flags()]
     sources = [path.read_bytes() for path in sorted(folder.rglob("*.py"))]
     return hashlib.sha256(b"\0".join([*map(str.encode, facts), *sources])).hexdigest()[:16]
@@ -166,9 +166,9 @@ def attend_to_new_token(q_BNH, new: NewTokens, keys, values, starts_B, rule, mod
 
 @functools.partial(jax.jit, static_argnums=6)
 def _attend_to_new_token(q_BNH, operands, keys, values, starts_B, rule, static):
-    *arrays, scales = operands
+    k, v, cos, sin, scales = operands
     interleaved, epsilons, mode, on = static
-    new = NewTokens(*arrays, interleaved, None if scales is None else (scales, epsilons))
+    new = NewTokens(k, v, cos, sin, interleaved, None if scales is None else (scales, epsilons))
     out, keys, values = decode_attention(
         q_BNH, keys, values, starts_B + 1, rule, target=on, activations=mode, new=new
     )

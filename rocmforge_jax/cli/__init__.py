@@ -5,6 +5,7 @@ Data goes to stdout, everything else to stderr. Exit codes: 0; 2 for what the us
 """
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -33,14 +34,13 @@ def main(argv: list[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
         try:
             options = _parser().parse_args(argv)
-            if hasattr(sys.stdout, "reconfigure"):
-                sys.stdout.reconfigure(
-                    errors="replace"
-                )  # a terminal that lacks a character must not end the program
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                # A terminal that lacks a character must not end the program.
+                sys.stdout.reconfigure(errors="replace")
             options.run(options)
             sys.stdout.flush()
         except SystemExit as error:  # argparse has said why
-            return error.code
+            return error.code if isinstance(error.code, int) else 1
         except BrokenPipeError:
             # The reader of our output has gone. Python flushes stdout once more at exit: let that
             # go nowhere.
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {version(PROGRAM)}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
-        words = module.__doc__.splitlines()[0]
+        words = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(
             module.NAME, help=words, description=words, allow_abbrev=False
         )

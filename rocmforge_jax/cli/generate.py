@@ -1,6 +1,7 @@
 """Continue a text with a model."""
 
 import dataclasses
+from typing import Any
 
 from rocmforge_jax.cli import common
 
@@ -33,7 +34,7 @@ def run(options):
 
     lm = rocmforge_jax.load(options.model)
     with common.usage_errors():  # the prompt is checked before anything is computed
-        answer = lm.generate(prompt, stream=not options.json, **generation)
+        answer: Any = lm.generate(prompt, stream=not options.json, **generation)
     if options.json:
         common.print_json(dataclasses.asdict(answer))
         return

@@ -45,11 +45,14 @@ class Decoder(nnx.Module):
         """
         self.config = config
         self.numerics = Numerics(dtype, activations, backend or settings.backend())
-        made = dict(numerics=self.numerics, rngs=rngs)
-        self.token_embd = Embedding(config.vocabulary, config.width, **made)
-        self.blk = nnx.List([Block(config, **made) for _ in range(config.layers)])
+        numerics, sizes = self.numerics, (config.vocabulary, config.width)
+        self.token_embd = Embedding(*sizes, numerics=numerics, rngs=rngs)
+        blocks = [Block(config, numerics=numerics, rngs=rngs) for _ in range(config.layers)]
+        self.blk = nnx.List(blocks)
         self.output_norm = norm_of(config, config.width)
-        self.output = None if config.tied else Linear(config.width, config.vocabulary, **made)
+        self.output = None
+        if not config.tied:
+            self.output = Linear(*reversed(sizes), numerics=numerics, rngs=rngs)
 
     def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
         """Makes an empty cache for `batch` sequences of up to `length` tokens.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.backends import Numerics
-from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.config import DecoderConfig, MoEConfig
 from rocmforge_jax.nn import (
     AttentionRule,
     Experts,
@@ -55,7 +55,7 @@ class Block(nnx.Module):
         config = self.config
         self.ffn_norm = norm_of(config, config.width)
         if config.moe:
-            self._init_experts(rngs)
+            self._init_experts(config.moe, rngs)
         else:
             linear = functools.partial(Linear, numerics=self.numerics, rngs=rngs)
             if not config.fused_gate_up:
@@ -64,8 +64,8 @@ class Block(nnx.Module):
             self.ffn_down = linear(config.hidden, config.width)
         self.post_ffw_norm = norm_of(config, config.width) if config.post_norms else None
 
-    def _init_experts(self, rngs):
-        moe, width = self.config.moe, self.config.width
+    def _init_experts(self, moe: MoEConfig, rngs):
+        width = self.config.width
         linear = functools.partial(Linear, numerics=self.numerics, rngs=rngs)
         stack = functools.partial(Experts, moe.experts, numerics=self.numerics, rngs=rngs)
         self.ffn_gate_inp = linear(width, moe.experts)
@@ -92,17 +92,28 @@ class Block(nnx.Module):
         """
         attended, cache = self.attention(x_BTD, rope, cache, starts_B)
         x_BTD = _add(x_BTD, attended, self.attn_output, self.post_attention_norm)
-        if not self.config.moe:
+        if (moe := self.config.moe) is None:
             return _add(x_BTD, self._hidden(x_BTD), self.ffn_down, self.post_ffw_norm), cache
-        fed_BTD = self._experts(x_BTD.reshape(-1, self.config.width)).reshape(x_BTD.shape)
+        fed_BTD = self._experts(moe, x_BTD.reshape(-1, self.config.width)).reshape(x_BTD.shape)
         return x_BTD + (self.post_ffw_norm or _same)(fed_BTD), cache
 
     def attention(self, x_BTD, rope, cache, starts_B):
         """Computes attention [B, T, N * H] before the output projection, and the cache."""
         norms = (self.attn_q_norm, self.attn_k_norm) if self.config.qk_norm else None
         rule = AttentionRule(self.config.head_width**-0.5)
-        new = (*self._qkv(x_BTD), rope, self.config.rope, cache, starts_B, rule)
-        return attend_to_new(*new, norms=norms, numerics=self.numerics)
+        q_BTNH, k_BTKH, v_BTKH = self._qkv(x_BTD)
+        return attend_to_new(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
+            rope,
+            self.config.rope,
+            cache,
+            starts_B,
+            rule,
+            norms=norms,
+            numerics=self.numerics,
+        )
 
     def _qkv(self, x_BTD):
         config = self.config
@@ -122,8 +133,8 @@ class Block(nnx.Module):
             return silu_gate(*jnp.split(fused, 2, axis=-1))
         return products(x_BTD, [Gate(self.ffn_gate, self.ffn_up)], norm=self.ffn_norm)[0]
 
-    def _experts(self, x_TD):
-        moe, norm = self.config.moe, self.ffn_norm
+    def _experts(self, moe: MoEConfig, x_TD):
+        norm = self.ffn_norm
         weights, experts = choose_experts(
             x_TD, self.ffn_gate_inp, moe.used, renormalize=moe.renormalize, norm=norm
         )

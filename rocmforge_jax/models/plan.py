@@ -1,6 +1,7 @@
 """How much memory a model will take on its device, before anything is loaded."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -97,7 +98,7 @@ def temporary_bytes(config: DecoderConfig, slots: int) -> int:
     return prompt * widest * 4 + scores + config.vocabulary * 4
 
 
-def available_bytes(device: jax.Device | None = None) -> int | None:
+def available_bytes(device: Any = None) -> int | None:
     """Free bytes of a device (default: the first one), None if unknown.
 
     For a device that keeps no statistics, such as a CPU, this is the free memory of the machine.

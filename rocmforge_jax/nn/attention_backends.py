@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,9 +133,10 @@ class _Store:
     rope: RopeConfig
 
     def __call__(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
-        operands = (*table, cache.keys, cache.values, starts_B)
+        (cos, sin), interleaved = table, self.rope.interleaved
+        new, old = (q_BTNH, k_BTKH, v_BTKH), (cache.keys, cache.values)
         q_BTNH, keys, values = cpp.rotate_and_store(
-            q_BTNH, k_BTKH, v_BTKH, *operands, interleaved=self.rope.interleaved
+            *new, cos, sin, *old, starts_B, interleaved=interleaved
         )
         return q_BTNH, LayerCache(keys, values)
 
@@ -153,9 +155,9 @@ class _NewToken:
     quantizes: bool
 
     def __call__(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, scales, rule):
-        q_BNH, *arrays = (a[:, 0] for a in (q_BTNH, k_BTKH, v_BTKH, *table))
-        norms = None if scales is None else (scales, self.spec.epsilons)
-        new = NewTokens(*arrays, self.spec.rope.interleaved, norms)
+        q_BNH, k, v, cos, sin = (a[:, 0] for a in (q_BTNH, k_BTKH, v_BTKH, *table))
+        norms: Any = None if scales is None else (scales, self.spec.epsilons)
+        new = NewTokens(k, v, cos, sin, self.spec.rope.interleaved, norms)
         mode = self.spec.numerics.activations if self.quantizes else None
         out, quantized, keys, values = pallas.attend_to_new_token(
             q_BNH, new, cache.keys, cache.values, starts_B, rule, mode

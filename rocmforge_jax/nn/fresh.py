@@ -2,10 +2,10 @@
 
 import contextlib
 import contextvars
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 _only_shapes = contextvars.ContextVar("only_shapes", default=False)
 
@@ -24,7 +24,7 @@ def only_shapes():
         _only_shapes.reset(token)
 
 
-def filled(shape: tuple[int, ...], value: float, dtype):
+def filled(shape: tuple[int, ...], value: float, dtype) -> Any:
     """Makes an array of one value by a copy: `jnp.full` would be compiled for each shape."""
     return (
         jax.ShapeDtypeStruct(shape, dtype)
@@ -33,8 +33,8 @@ def filled(shape: tuple[int, ...], value: float, dtype):
     )
 
 
-def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], deviation: float, dtype):
-    """Draws from a normal distribution. rngs may be None where only shapes are made."""
+def normal(rngs: Any, shape: tuple[int, ...], deviation: float, dtype) -> Any:
+    """Draws from a normal distribution. rngs, an nnx.Rngs, may be None inside `only_shapes`."""
     return (
         jax.ShapeDtypeStruct(shape, dtype)
         if _only_shapes.get()

@@ -118,16 +118,15 @@ class _Pairs:
 
     def __call__(self, x_TD, scale_D, experts_P, gate, up, down):
         multiply = functools.partial(pallas.gemv, mode=self.numerics.activations)
-        gated = Product((gate, up), experts=experts_P)
-        normed = dict(norm=scale_D, epsilon=self.epsilon)
-        (hidden,) = multiply(x_TD, [gated], dtype=x_TD.dtype, **normed)
+        gated = [Product((gate, up), experts=experts_P)]
+        (hidden,) = multiply(x_TD, gated, dtype=x_TD.dtype, norm=scale_D, epsilon=self.epsilon)
         return multiply(hidden, [Product((down,), experts=experts_P)], dtype=jnp.float32)[0]
 
-    def plain(self, x_TD, scale_D, experts_P, *stacks):
+    def plain(self, x_TD, scale_D, experts_P, gate, up, down):
         x_TD = x_TD if scale_D is None else rms_norm(x_TD, scale_D, self.epsilon)
         each = jnp.repeat(x_TD, len(experts_P) // len(x_TD), axis=0)
         return jax.lax.map(
-            lambda of_pair: _one_expert(*of_pair, *stacks, self.numerics), (each, experts_P)
+            lambda of: _one_expert(of[0], of[1], gate, up, down, self.numerics), (each, experts_P)
         )
 
 
@@ -148,15 +147,15 @@ class _ByExpert:
         hidden = silu_gate(multiply(x, gate), multiply(x, up)).astype(x_TD.dtype)
         return multiply(hidden, down)[place_P]
 
-    def plain(self, x_TD, experts_P, *stacks):
+    def plain(self, x_TD, experts_P, gate, up, down):
         experts_TU = experts_P.reshape(len(x_TD), -1)
 
         def expert(y_TUD, e):
-            y_TD = _one_expert(x_TD, e, *stacks, self.numerics)
+            y_TD = _one_expert(x_TD, e, gate, up, down, self.numerics)
             return jnp.where((experts_TU == e)[..., None], y_TD[:, None], y_TUD), None
 
         start = jnp.zeros((*experts_TU.shape, x_TD.shape[1]), jnp.float32)
-        y_TUD, _ = jax.lax.scan(expert, start, jnp.arange(stacks[0].shape[0]))
+        y_TUD, _ = jax.lax.scan(expert, start, jnp.arange(gate.shape[0]))
         return y_TUD.reshape(len(experts_P), -1)
 
 

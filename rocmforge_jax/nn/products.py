@@ -111,7 +111,7 @@ def _weights(modules, norm) -> list:
     return weights
 
 
-def _weight(layer):
+def _weight(layer) -> Any:
     """Returns the (in, out) weight of a layer."""
     return (
         layer.embedding.get_value().T if isinstance(layer, Embedding) else layer.kernel.get_value()
@@ -151,7 +151,8 @@ def _fused(backend, x, modules, norm, residual, dtype):
     """Hands matrices to a kernel and gives its outputs the shape of x."""
     numerics = _numerics(modules)
     scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
-    ready = x.activations_in(numerics.activations) if norm is None else None
+    takes_ready = norm is None and backend == "pallas"
+    ready = x.activations_in(numerics.activations) if takes_ready else None
     wanted = [_product(module) for module in modules]
     if residual is not None:
         (only,) = wanted
@@ -181,12 +182,10 @@ class _Fused:
     epsilon: float
 
     def __call__(self, x, ready, scale, wanted):
-        options = dict(mode=self.numerics.activations, dtype=self.dtype)
-        if self.backend == "cpp":
-            return cpp.multiply(x, wanted, norm=scale, epsilon=self.epsilon, **options)
-        if ready is not None:
-            return pallas.gemv(ready, wanted, **options)
-        return pallas.gemv(x, wanted, norm=scale, epsilon=self.epsilon, **options)
+        mode, normed = self.numerics.activations, ready is None
+        x, scale, epsilon = (x, scale, self.epsilon) if normed else (ready, None, 0.0)
+        multiply = cpp.multiply if self.backend == "cpp" else pallas.gemv
+        return multiply(x, wanted, mode=mode, dtype=self.dtype, norm=scale, epsilon=epsilon)
 
     def plain(self, x, ready, scale, wanted):
         x = x if scale is None else rms_norm(x, scale, self.epsilon)

@@ -5,6 +5,17 @@ need, is being imported.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
+    from rocmforge_jax.quant.ops import dequantize as dequantize
+    from rocmforge_jax.quant.ops import expert_matmul as expert_matmul
+    from rocmforge_jax.quant.ops import matmul as matmul
+    from rocmforge_jax.quant.ops import take_rows as take_rows
+    from rocmforge_jax.quant.ops import validate_matmul_dims as validate_matmul_dims
+    from rocmforge_jax.quant.placement import default_layout as default_layout
+    from rocmforge_jax.quant.qtensor import QParam as QParam
+    from rocmforge_jax.quant.qtensor import QTensor as QTensor
 
 _WHERE = {
     "QParam": "qtensor",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,25 @@ from rocmforge_jax.quant import xla_columns, xla_rows
 class PackedMatrix(Protocol):
     """What a product reads of a `QTensor`, whose operator `x @ w` is built on this file."""
 
-    planes: dict[str, jax.Array]
-    type_name: str
-    layout: str
-    transposed: bool
+    @property
+    def planes(self) -> dict[str, jax.Array]:
+        """The arrays that hold the blocks."""
+        ...
+
+    @property
+    def type_name(self) -> str:
+        """The ggml type."""
+        ...
+
+    @property
+    def layout(self) -> str:
+        """How the planes lie: see `quant.layout`."""
+        ...
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the matrix is seen as (in, out) instead of as it is stored."""
+        ...
 
     @property
     def packing(self) -> Packing:
@@ -52,7 +67,8 @@ def multiply(
     flat = x.reshape(-1, x.shape[-1])
     operands = flat.shape[0], flat.dtype, weight, activations
     how = _How(choose(MATMUL, operands, backend).name, activations, dtype)
-    return _multiply(flat, weight, how).astype(dtype).reshape(*x.shape[:-1], weight.shape[-1])
+    y: Any = _multiply(flat, weight, how)
+    return y.astype(dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
 
 def check_shapes(x, weight) -> None:
@@ -187,7 +203,8 @@ def _backward(how, residuals, gradient):
     # C++ multiplies with no weight as it is stored.
     backend = "xla" if how.backend == "cpp" else how.backend
     how = dataclasses.replace(how, backend=backend, dtype=like.dtype)
-    return _multiply(gradient, w.T, how).astype(like.dtype), None
+    d_x: Any = _multiply(gradient, w.T, how)
+    return d_x.astype(like.dtype), None
 
 
 _multiply.defvjp(_forward, _backward)

@@ -1,5 +1,7 @@
 """Chooses the layout in which a quantised matrix is fast on a device."""
 
+from typing import Any
+
 import jax
 
 from rocmforge_jax.backends import DEFAULT, Numerics, cpp
@@ -7,9 +9,7 @@ from rocmforge_jax.formats import Format
 from rocmforge_jax.quant import word_packed
 
 
-def default_layout(
-    fmt: Format, device: jax.Device | None = None, numerics: Numerics = DEFAULT
-) -> str:
+def default_layout(fmt: Format, device: Any = None, numerics: Numerics = DEFAULT) -> str:
     """Returns the layout of a type that is fast on a device, by default the one JAX computes on.
 
     On a CPU the C++ library reads "groups" and plain XLA is fastest with "columns", so `numerics`

@@ -32,7 +32,7 @@ def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
     cpp.instructions()
     *lead, rows, nbytes = row_bytes.shape
     stacked = np.ascontiguousarray(row_bytes).reshape(-1, nbytes)
-    planes = cpp_repack.repack(cpp.find(), stacked, blocks_of(fmt), word_packed.packing(fmt))
+    planes = cpp_repack.repack(cpp.file(), stacked, blocks_of(fmt), word_packed.packing(fmt))
     return {name: plane.reshape(*lead, rows, *plane.shape[1:]) for name, plane in planes.items()}
 
 

@@ -9,6 +9,8 @@ own, with one entry per column. Reshapes and concatenations become bookkeeping i
 straight line of vector operations, which it fuses into one loop.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,10 @@ def _evaluate(jaxpr, consts, args):
     values.update(zip(jaxpr.invars, args))
 
     def read(atom):
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else values[atom]
+        if not isinstance(atom, Literal):
+            return values[atom]
+        aval: Any = atom.aval
+        return np.asarray(atom.val, aval.dtype)
 
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]

@@ -61,6 +61,20 @@ READ_ENVIRONMENT = {
     "rocmforge_jax/settings.py",
 }
 TRITON = "jax.experimental.pallas.triton"
+#: What the parts above `backends` may use of the kernels' package: data types and plain references,
+#: no kernel.
+NO_KERNELS = {
+    "pallas_kernels.attention.AttentionRule",
+    "pallas_kernels.attention.NewTokens",
+    "pallas_kernels.attention.reference",
+    "pallas_kernels.dequantize.reference",
+    "pallas_kernels.packing",
+    "pallas_kernels.qmatmul.Activations",
+    "pallas_kernels.qmatmul.Product",
+    "pallas_kernels.qmatmul.activations.quantize_reference",
+    "pallas_kernels.router.reference",
+    "pallas_kernels.targets",
+}
 
 
 def part(module):
@@ -97,6 +111,18 @@ def test_no_import_points_up():
         if part(module) and part(other) not in MAY_IMPORT[part(module)] | {part(module)}
     ]
     assert wrong == []
+
+
+def test_only_backends_import_kernels():
+    """And whatever is listed as harmless is used."""
+    used = {
+        name.name if name.name in NO_KERNELS else name.name.rpartition(".")[0]
+        for module in modules()
+        if part(module) not in ("pallas_kernels", "backends", "cpp")
+        for name in imports(module)
+        if name.name.startswith("pallas_kernels")
+    }
+    assert used == NO_KERNELS
 
 
 def test_the_parts_are_those_of_the_package():

@@ -50,9 +50,8 @@ class Decoder(nnx.Module):
         blocks = [Block(config, numerics=numerics, rngs=rngs) for _ in range(config.layers)]
         self.blk = nnx.List(blocks)
         self.output_norm = norm_of(config, config.width)
-        self.output = None
-        if not config.tied:
-            self.output = Linear(*reversed(sizes), numerics=numerics, rngs=rngs)
+        head = None if config.tied else Linear(*reversed(sizes), numerics=numerics, rngs=rngs)
+        self.output = head
 
     def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
         """Makes an empty cache for `batch` sequences of up to `length` tokens.

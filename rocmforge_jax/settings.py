@@ -27,7 +27,7 @@ def backend() -> str:
 def cpp_folder() -> Path:
     """Returns the folder of the C++ library: ROCMFORGE_CPP_FOLDER, or one in the user's cache."""
     named = os.environ.get("ROCMFORGE_CPP_FOLDER")
-    return Path(named) if named else cache_folder() / "cpp"
+    return Path(named).absolute() if named else cache_folder() / "cpp"
 
 
 def cache_folder() -> Path:

@@ -1,6 +1,7 @@
 """Which backend computes an operation here, why, and whether it works. Knows no weights."""
 
 from rocmforge_jax.backends.choice import (
+    BackendError,
     Choice,
     Decision,
     Operation,
@@ -16,6 +17,7 @@ from rocmforge_jax.settings import BACKENDS
 __all__ = [
     "ACTIVATION_MODES",
     "BACKENDS",
+    "BackendError",
     "DEFAULT",
     "Choice",
     "Decision",

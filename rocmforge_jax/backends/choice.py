@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from rocmforge_jax.settings import BACKENDS
 
 
+class BackendError(NotImplementedError):
+    """The backend that a caller demands cannot compute an operation."""
+
+
 class WrongDevice(NotImplementedError):
     """A backend does not run on the kind of device that JAX computes on."""
 
@@ -74,7 +78,8 @@ def choose(operation: Operation, operands: tuple, wanted: str | None = None) -> 
 
     Raises:
         ValueError: `wanted` names no backend.
-        NotImplementedError: The backend that is wanted cannot compute these operands.
+        BackendError: The backend that is wanted has code for the operation but cannot compute
+            these operands. An operation that it has no code for at all is left to XLA.
     """
     wanted, reasons = check_name(wanted), {}
     for name in BACKENDS if wanted == "auto" else (wanted,):
@@ -85,13 +90,18 @@ def choose(operation: Operation, operands: tuple, wanted: str | None = None) -> 
         except NotImplementedError as reason:
             reasons[name] = reason
     if wanted in reasons and not operation.fused:
-        raise NotImplementedError(f"{operation.name}: {wanted}: {reasons[wanted]}")
+        raise BackendError(
+            f"{operation.name}: {wanted}: {reasons[wanted]}; the backend 'auto' takes the first"
+            " that can"
+        )
     return _recorded(operation, operands, Choice("xla", _why_xla(operation, wanted, reasons)))
 
 
 def _why_xla(operation, wanted, reasons) -> str:
     if wanted == "xla" and operation.checks:
         return "the backend xla is asked for"
+    if wanted != "auto" and operation.checks and wanted not in operation.checks:
+        return f"{wanted} has no code for {operation.name}"
     # A GPU's user does not care why C++ does not run, nor a CPU's user about kernels for GPUs.
     of_this_device = [str(r) for r in reasons.values() if not isinstance(r, WrongDevice)]
     return "; ".join(of_this_device or map(str, reasons.values())) or operation.note

@@ -30,11 +30,17 @@ _ALLOWED = {"int16": 1e-4, "int8": 2e-2}
 
 def find() -> Path | None:
     """Returns the library, None where none is built from this source for this JAX."""
-    return _find(settings.cpp_folder())
+    folder = settings.cpp_folder()
+    try:
+        changed = folder.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _find(folder, changed)
 
 
 @functools.cache
-def _find(folder: Path) -> Path | None:
+def _find(folder: Path, changed: int) -> Path | None:
+    """Looks into a folder again once it has changed: another process may have built the library."""
     return build.find(folder)
 
 
@@ -43,9 +49,7 @@ def build_library() -> Path:
 
     Raises RuntimeError with the compiler's last lines.
     """
-    built = build.build(settings.cpp_folder())
-    _find.cache_clear()
-    return built
+    return build.build(settings.cpp_folder())
 
 
 def instructions() -> str:

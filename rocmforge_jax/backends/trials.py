@@ -65,7 +65,7 @@ class Trials:
 
     def _passed_before(self, what: str) -> bool:
         try:
-            return what in self._file.read_text().splitlines()
+            return what in self._file.read_text(errors="replace").splitlines()
         except OSError:
             return False
 

@@ -72,7 +72,10 @@ def _fail(error: Exception) -> int:
 def _input_errors() -> tuple[type[Exception], ...]:
     from rocmforge_jax import ChatTemplateError, GGUFError
 
+    found = sys.modules.get("rocmforge_jax.backends")  # a command that computes has imported it
+    backend_errors = () if found is None else (found.BackendError,)
     return (
+        *backend_errors,
         UsageError,
         SettingError,
         GGUFError,

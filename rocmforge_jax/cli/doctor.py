@@ -143,26 +143,36 @@ def operations() -> dict[str, str]:
     fmt = formats.get("Q4_K")
     layout = default_layout(fmt, numerics=numerics)
 
-    def each(row_bytes, x, ids, q):
-        w = QTensor.from_bytes(row_bytes, fmt, layout=layout)
-        dequantize(w, backend=numerics.backend)
-        matmul(x, w.T, backend=numerics.backend)
-        take_rows(w, ids, backend=numerics.backend)
+    def packed(row_bytes):
+        return QTensor.from_bytes(row_bytes, fmt, layout=layout)
+
+    def attention(q, starts):
         rule, cache = nn.AttentionRule(1.0), nn.LayerCache.zeros(1, 1, 64, 256, q.dtype)
-        nn.cached_attention(q, cache, ids, rule, backend=numerics.backend)
+        return nn.cached_attention(q, cache, starts, rule, backend=numerics.backend)
 
     def of(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    dtype = default_dtype()
-    x, q = of((1, 256), dtype), of((1, 1, 4, 64), dtype)
-    shapes = of((256, fmt.block_bytes), jnp.uint8), x, of((1,), jnp.int32), q
-    with record() as decisions:
-        jax.eval_shape(each, *shapes)
-    return {
-        decision.operation.name: f"{decision.choice.name}: {decision.choice.reason}"
-        for decision in decisions
-    } | {"planes": layout}
+    by = dict(backend=numerics.backend)
+    dtype, rows = default_dtype(), of((256, fmt.block_bytes), jnp.uint8)
+    x, ids, q = of((1, 256), dtype), of((1,), jnp.int32), of((1, 1, 4, 64), dtype)
+    calls = {
+        "dequantize": (lambda rows: dequantize(packed(rows), **by), rows),
+        "matmul": (lambda x, rows: matmul(x, packed(rows).T, **by), x, rows),
+        "take_rows": (lambda rows, ids: take_rows(packed(rows), ids, **by), rows, ids),
+        "attention": (attention, q, ids),
+    }
+    found = {}
+    for name, call in calls.items():
+        with record() as decisions:
+            try:
+                jax.eval_shape(*call)
+            except NotImplementedError as reason:  # of a backend that the user has asked for
+                found[name] = f"cannot run: {reason}"
+            else:
+                (decision,) = decisions
+                found[name] = f"{decision.choice.name}: {decision.choice.reason}"
+    return found | {"planes": layout}
 
 
 def problems(facts: Facts) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ import pytest
 from rocmforge_jax import settings
 from rocmforge_jax.backends import (
     BACKENDS,
+    BackendError,
     Choice,
     Numerics,
     Operation,
@@ -57,10 +58,15 @@ def test_plain_xla_has_the_reason_of_this_device(checks, wanted, reason):
 
 def test_a_backend_that_is_demanded_must_be_able():
     operation = Operation("sum", {"pallas": cannot, "cpp": can})
-    with pytest.raises(NotImplementedError, match="sum: pallas: 9 is too large"):
+    with pytest.raises(BackendError, match="sum: pallas: 9 is too large; .*'auto'"):
         choose(operation, (9,), "pallas")
     fused = Operation("sum", {"pallas": cannot, "cpp": can}, fused=True)
     assert choose(fused, (9,), "pallas") == Choice("xla", "9 is too large")
+
+
+def test_an_operation_that_a_backend_has_no_code_for_is_left_to_xla():
+    operation = Operation("sum", {"pallas": can})
+    assert choose(operation, (9,), "cpp") == Choice("xla", "cpp has no code for sum")
 
 
 def test_unknown_names_are_refused():

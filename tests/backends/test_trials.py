@@ -84,3 +84,11 @@ def test_what_passed_is_remembered_for_later_programs_and_what_failed_is_tried_a
     assert start(file.with_name("another key.txt")) == [0.0, 1.0]
     read_only = type(file)("/dev/null/trials.txt")
     assert start(read_only) == start(read_only) == [0.0, 1.0]
+
+
+def test_a_damaged_file_counts_as_empty(file):
+    file.parent.mkdir()
+    file.write_bytes(bytes(range(256)) * 4)
+    tried = []
+    Trials(file, "a GPU").require("good", error_of(0.0, tried), 1e-4)
+    assert tried == [0.0]

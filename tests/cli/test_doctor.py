@@ -42,6 +42,16 @@ def test_this_machine_with_the_products_in_cpp(run, in_cpp):
     assert operations["planes"] == "groups" and operations["dequantize"].startswith("xla: ")
 
 
+@pytest.mark.parametrize("backend", ["pallas", "cpp"])
+def test_a_backend_that_cannot_run_is_named_with_the_reason(backend, run, monkeypatch):
+    monkeypatch.setenv("ROCMFORGE_BACKEND", backend)
+    ran = run("doctor", "--json")
+    found = json.loads(ran.out)["operations"]["matmul"]
+    assert ran.code == 0 and re.match(f"cannot run: matmul: {backend}: .*'auto'", found)
+    ran = run("generate", "--prompt", "A", "--max-tokens", "1")
+    assert ran.code == 2 and f"{backend}: " in ran.err and "Traceback" not in ran.err
+
+
 def test_text_names_every_version_and_device(run):
     out = run("doctor").out
     assert all(word in out for word in ("python", "jaxlib", "flax", "matmul", "cpu", "problems"))

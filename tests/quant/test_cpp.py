@@ -178,3 +178,14 @@ def test_a_library_that_does_not_load_is_refused_with_the_reason(
     np.testing.assert_array_equal(y, matmul(x, w, backend="xla"))
     with pytest.raises(NotImplementedError, match="does not load: OSError: invalid ELF header"):
         matmul(x, w, backend="cpp")
+
+
+def test_a_library_that_another_process_builds_is_found(in_cpp, cpp_folder, tmp_path, monkeypatch):
+    """Also where the folder is named relative to the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "libraries").mkdir()
+    monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", "libraries")
+    assert cpp.find() is None
+    built = build.find(Path(cpp_folder))
+    shutil.copy(built, tmp_path / "libraries" / built.name)
+    assert cpp.find() == tmp_path / "libraries" / built.name

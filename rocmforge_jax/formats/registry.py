@@ -1,6 +1,7 @@
 """Every format by its name and by its ggml id."""
 
 import difflib
+import sys
 
 from rocmforge_jax.formats import iq, k_quants, legacy, mx, plain, ternary
 from rocmforge_jax.formats.format import Format
@@ -9,6 +10,7 @@ FORMATS: dict[str, Format] = {
     f.name: f for family in (plain, legacy, k_quants, iq, ternary, mx) for f in family.FORMATS
 }
 _BY_ID: dict[int, Format] = {f.ggml_id: f for f in FORMATS.values() if f.ggml_id is not None}
+_BUILT_IN = frozenset(FORMATS.values())
 
 #: ids that ggml once used: files with them must be converted again.
 REMOVED_IDS = {
@@ -44,13 +46,18 @@ def unregister(format: Format) -> None:
     """Removes a format that `register` added.
 
     Raises:
-        ValueError: it is not registered.
+        ValueError: it is not registered, or it is one of ggml's.
     """
+    if format in _BUILT_IN:
+        raise ValueError(f"{format.name} is one of ggml's formats, which stay")
     if FORMATS.get(format.name) is not format:
         raise ValueError(f"{format.name!r} is not registered")
     del FORMATS[format.name]
     if format.ggml_id is not None:
         del _BY_ID[format.ggml_id]
+    if "jax" in sys.modules:
+        # Traced functions know a format by its name, which another format may have next.
+        sys.modules["jax"].clear_caches()
 
 
 def get(which: str | int | Format) -> Format:

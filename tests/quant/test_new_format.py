@@ -1,5 +1,7 @@
 """A format that ggml does not have works in every layout and with kernels, by one declaration."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,3 +144,27 @@ def test_products_in_cpp(mode, error, count, new, rows, values, normal, distance
     x, w = normal(count, K), QTensor.from_planes(repack.planes_of(rows, new), new, transposed=True)
     y = matmul(jnp.asarray(x), w, activations=mode, backend="cpp")
     assert 0 < distance(y, np.float64(x) @ np.float64(values.T)) < error
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_another_format_of_the_same_name_has_its_own_values(layout, rows):
+    """Traced functions know a format by its name."""
+    other = dataclasses.replace(
+        NEW,
+        affine=lambda **fields: NEW.affine(**fields)._replace(scale=2 * NEW.affine(**fields).scale),
+        packing=None,
+    )
+    found = []
+    for fmt in (dataclasses.replace(NEW, packing=None), other):
+        formats.register(fmt)
+        try:
+            found.append(np.asarray(dequantize(weight(rows, layout))))
+        finally:
+            formats.unregister(fmt)
+    np.testing.assert_array_equal(found[1], 2 * found[0])
+
+
+def test_formats_of_ggml_stay():
+    with pytest.raises(ValueError, match="Q4_0"):
+        formats.unregister(formats.get("Q4_0"))
+    assert formats.get("Q4_0").name == "Q4_0"

@@ -64,8 +64,10 @@ class Engine:
         self.context_length = trained if context_length is None else context_length
         if self.context_length < 2:
             raise ValueError(f"context_length must be at least 2, got {self.context_length}")
-        if max_slots is not None and max_slots < 1:
-            raise ValueError(f"max_slots must be at least 1, got {max_slots}")
+        if max_slots is not None and (not isinstance(max_slots, int) or max_slots < 1):
+            raise ValueError(f"max_slots must be an integer of at least 1, got {max_slots!r}")
+        if ahead is not None and (not isinstance(ahead, int) or ahead < 0):
+            raise ValueError(f"ahead must be an integer of at least 0, got {ahead!r}")
         if self.context_length > trained:
             warnings.warn(
                 f"a context of {self.context_length} tokens is longer than the {trained} the model"
@@ -212,6 +214,11 @@ class Engine:
 
         The first answer then does not wait for the compiler.
         """
+        if not 1 <= prompt_tokens < self.context_length:
+            raise ValueError(
+                f"a prompt of {prompt_tokens} tokens does not fit a context of"
+                f" {self.context_length} with at least one for the answer"
+            )
         prompts = [[0] * prompt_tokens] * batch
         count = min(TOKENS_PER_DISPATCH, self.context_length - prompt_tokens)
         for _ in self.generate(prompts, max_tokens=count):

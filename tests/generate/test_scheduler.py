@@ -191,7 +191,7 @@ def test_a_sequence_may_leave_before_it_has_finished(decoder, engine):
 
 
 def test_slots_below_one_are_refused(decoder):
-    with pytest.raises(ValueError, match="max_slots must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_slots .* at least 1, got 0"):
         Engine(decoder, max_slots=0)
 
 
@@ -225,3 +225,20 @@ def test_an_abandoned_queue_leaves_the_engine_usable(engines, engine, read):
         next(dispatches)
     dispatches.close()
     assert_same(joined(engines[1].generate(PROMPTS, PARAMS, **options)), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(max_slots=2.5), "max_slots .* got 2.5"),
+        (dict(ahead=-1), "ahead .* got -1"),
+    ],
+)
+def test_options_of_an_engine_are_checked(options, message, decoder):
+    with pytest.raises(ValueError, match=message):
+        Engine(decoder, **options)
+
+
+def test_a_warm_up_that_does_not_fit_is_refused(decoder):
+    with pytest.raises(ValueError, match="prompt of 16 tokens .* context of 8"):
+        Engine(decoder, context_length=8).warm_up()

@@ -82,9 +82,10 @@ def load_decoder(
 def tensor_name(path: tuple) -> str:
     """Returns the file's name of a variable of a Decoder.
 
-    The path ("blk", 0, "attn_q", "kernel") gives "blk.0.attn_q.weight".
+    The path ("blk", 0, "attn_q", "kernel") gives "blk.0.attn_q.weight". A variable that files do
+    not have, say of an adapter, keeps its own name.
     """
-    return ".".join(map(str, (*path[:-1], _SUFFIX[path[-1]])))
+    return ".".join(map(str, (*path[:-1], _SUFFIX.get(path[-1], path[-1]))))
 
 
 def _report_unknown_keys(gguf, unknown, strict):

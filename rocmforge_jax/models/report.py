@@ -61,8 +61,13 @@ class KernelReport(tuple):
 def kernel_report(model: Decoder) -> KernelReport:
     """Lists what runs for every operation of a model, on the device that JAX computes on.
 
-    On a GPU this tries every kernel that the model needs, as its first use would.
+    It is what a step that is traced now would use. On a GPU this tries every kernel that the model
+    needs, as its first use would.
     """
+    if not isinstance(model, Decoder):
+        raise TypeError(
+            f"kernel_report takes a Decoder, such as `lm.model`, got a {type(model).__name__}"
+        )
     names = _names(model)
     entries = []
     for tokens, count in (("one token", 1), ("many tokens", _PROMPT)):

@@ -51,6 +51,10 @@ def products(
     Returns:
         The output [..., out] of each module. Differentiable in everything but packed weights.
     """
+    if residual is not None and len(modules) != 1:
+        raise ValueError(f"a residual is added to the output of one module, got {len(modules)}")
+    if not modules:
+        return []
     x = x if isinstance(x, QuantizedInput) else QuantizedInput(x)
     dtype = jnp.dtype(dtype or x.array.dtype)
     rows = math.prod(x.array.shape[:-1])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rocmforge_jax.models import Block, Decoder, DecoderConfig
+from pallas_kernels import targets
+from rocmforge_jax.models import Block, Decoder, DecoderConfig, kernel_report
 from rocmforge_jax.nn import RopeConfig
 
 pytestmark = pytest.mark.core
@@ -89,3 +90,12 @@ def test_the_adapter_of_each_layer_is_its_own(decoder):
         block.attn_q = merged
     np.testing.assert_allclose(decoder(TOKENS)[0], adapted, rtol=1e-4, atol=1e-5)
     assert np.abs(np.asarray(adapted - plain)).max() > 1e-2
+
+
+def test_the_report_names_what_a_user_has_put_in(decoder):
+    with targets.use(targets.INTERPRET):
+        entries = kernel_report(with_adapters(decoder, layers=1))
+    assert any("lora_a" in entry.name for entry in entries)
+    assert "a layer is a LoRA" in [entry.why for entry in entries]
+    with pytest.raises(TypeError, match="takes a Decoder.*got a str"):
+        kernel_report("demo")

@@ -220,3 +220,10 @@ def test_a_backend_that_is_demanded(linear, normal):
         assert [name for _, name, _ in decisions] == ["pallas"]
         with pytest.raises(NotImplementedError, match="matmul: pallas: .* lie in rows"):
             products(x, [linear(7, backend="pallas", layout="rows")[0]])
+
+
+def test_a_residual_needs_one_module(linear, normal):
+    layers = [linear(D)[0], linear(D)[0]]
+    with pytest.raises(ValueError, match="one module, got 2"):
+        products(normal(2, D), layers, residual=normal(2, D))
+    assert products(normal(2, D), []) == []

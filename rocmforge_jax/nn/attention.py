@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import AttentionRule, reference
+from pallas_kernels.attention.checks import check_operands
 from rocmforge_jax.backends import DEFAULT, Numerics, choose
 from rocmforge_jax.nn import attention_backends
 from rocmforge_jax.nn.attention_backends import ATTENTION, NEW_TOKENS, NewTokensSpec
@@ -53,10 +54,16 @@ def cached_attention(
 
     Returns:
         [B, T, N, H] in q's dtype. Differentiable.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit; it names the operands and both sizes.
     """
+    starts_B = jnp.asarray(starts_B)
+    arrays = dict(q_BTNH=q_BTNH, keys_BKHS=cache.keys, values_BKSH=cache.values, starts_B=starts_B)
+    check_operands(arrays, rule)
     operands = _shaped(q_BTNH), _shaped(cache), rule
     choice = choose(ATTENTION, operands, backend)
-    return attention_backends.attend(choice.name, q_BTNH, cache, starts_B, rule)
+    return attention_backends.attend(choice.name, q_BTNH, cache, starts_B.astype(jnp.int32), rule)
 
 
 def attend_to_new(

@@ -164,3 +164,21 @@ def test_rules_that_cannot_be_are_refused(fields, message, backend):
     with pytest.raises(ValueError, match=message):
         rule = AttentionRule(**(dict(scale=1.0) | fields))
         cached_attention(q, cache, jnp.zeros(1, jnp.int32), rule, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(q=(1, 1, 3, 32)), "3 heads.*2"),
+        (dict(q=(1, 1, 4, 30)), "30.*32|32.*30"),
+        (dict(starts=[0, 0]), "axis B"),
+        (dict(starts=[0.5]), "integers"),
+        (dict(sinks=5), "axis N"),
+    ],
+)
+def test_operands_that_do_not_fit_are_refused_alike(change, message, backend):
+    q = jnp.ones(change.get("q", (1, 1, 4, 32)))
+    sinks = jnp.zeros(change["sinks"]) if "sinks" in change else None
+    cache, starts = LayerCache.zeros(1, 2, 32, 8, jnp.float32), np.array(change.get("starts", [0]))
+    with pytest.raises(ValueError, match=message):
+        cached_attention(q, cache, starts, AttentionRule(1.0, sinks_N=sinks), backend=backend)

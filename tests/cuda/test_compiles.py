@@ -45,12 +45,12 @@ def compiled(device, jitted, args, **options) -> dict[str, cubins.Kernel]:
 def test_compiles_into_registers(name, h100):
     with targets.use(H100):
         kernels = compiled(h100, *programs.program(name, layout_of))
-    of_few_rows = {
+    of_gemv = {
         kernel
         for kernel in kernels
         if kernel.startswith(("multiply_int", "multiply_float", "quantize_"))
     }
-    assert of_few_rows and all(kernels[kernel].lets_next_begin for kernel in of_few_rows)
+    assert of_gemv and all(kernels[kernel].lets_next_begin for kernel in of_few_rows)
     # XLA's part of launches that begin early: what does not wait would read what is not written
     # yet. Its sorts do not, nor are they begun early.
     assert {

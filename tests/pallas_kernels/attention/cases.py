@@ -1,4 +1,4 @@
-"""Attention in float64, and both implementations as jitted functions."""
+"""Attention in float64, and both backends as jitted functions."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from pallas_kernels.attention.blocks import Blocks
 from tests.pallas_kernels.conftest import TARGET
 
 #: The kernels, and the plain reference.
-IMPLEMENTATIONS = ("pallas", "xla")
+BACKENDS = ("pallas", "xla")
 #: Blocks of 16 slots and 16 rows: small shapes have many of both.
 SMALL = Blocks(slots=16, rows=16, threads=64, programs=24)
 #: Rules but for their scale; `sinks` stands for sinks as large as scores, so that they matter.
@@ -43,18 +43,18 @@ def rule_of(name, scale, N, normal) -> AttentionRule:
     return AttentionRule(scale, **options)
 
 
-def decoded(implementation, q, keys, values, lengths, rule, blocks=SMALL):
+def decoded(backend, q, keys, values, lengths, rule, blocks=SMALL):
     """Attention of the one token of q [B, 1, N, H]."""
     operands = q[:, 0], keys, values, jnp.int32(lengths), rule
-    if implementation == "xla":
+    if backend == "xla":
         return _decode_reference(*operands)[:, None]
     return decode_jit(*operands, target=TARGET, blocks=blocks)[:, None]
 
 
-def prefilled(implementation, q, keys, values, starts, rule, blocks=SMALL):
+def prefilled(backend, q, keys, values, starts, rule, blocks=SMALL):
     """Attention of the tokens of q [B, T, N, H]."""
     operands = q, keys, values, jnp.int32(starts), rule
-    if implementation == "xla":
+    if backend == "xla":
         return _prefill_reference(*operands)
     return prefill_jit(*operands, target=TARGET, blocks=blocks)
 

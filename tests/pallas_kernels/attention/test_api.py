@@ -11,7 +11,7 @@ from pallas_kernels.attention import (
     reference,
 )
 from pallas_kernels.attention.blocks import Blocks
-from tests.pallas_kernels.attention.cases import IMPLEMENTATIONS, shapes
+from tests.pallas_kernels.attention.cases import BACKENDS, shapes
 from tests.pallas_kernels.conftest import TARGET
 
 pytestmark = pytest.mark.core
@@ -19,16 +19,16 @@ pytestmark = pytest.mark.core
 RULE = AttentionRule(0.1)
 
 
-def decode_shapes(arrays, rule=RULE, *, implementation="pallas", target=TARGET, **how):
+def decode_shapes(arrays, rule=RULE, *, backend="pallas", target=TARGET, **how):
     def call(*operands):
-        if implementation == "xla":
+        if backend == "xla":
             return reference.decode(*operands)
         return decode_attention(*operands, target=target, **how)
 
     return jax.eval_shape(call, *arrays, rule)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -44,9 +44,9 @@ def decode_shapes(arrays, rule=RULE, *, implementation="pallas", target=TARGET, 
         (dict(dtype=jnp.int8), "q_BNH must hold floating-point numbers, got int8"),
     ],
 )
-def test_wrong_shapes(implementation, wrong, message):
+def test_wrong_shapes(backend, wrong, message):
     with pytest.raises(ValueError, match=message):
-        decode_shapes(shapes(**wrong), implementation=implementation)
+        decode_shapes(shapes(**wrong), backend=backend)
 
 
 def test_wrong_operands_of_prefill():
@@ -76,7 +76,7 @@ def test_wrong_masks():
         call(jax.ShapeDtypeStruct((2, 3, 31), jnp.bool_))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -95,10 +95,10 @@ def test_wrong_masks():
         ),
     ],
 )
-def test_wrong_rules(implementation, settings, message):
+def test_wrong_rules(backend, settings, message):
     with pytest.raises(ValueError, match=message):
         rule = AttentionRule(**dict(scale=0.1) | settings)
-        decode_shapes(shapes(), rule, implementation=implementation)
+        decode_shapes(shapes(), rule, backend=backend)
 
 
 def test_wrong_dtypes():
@@ -140,4 +140,4 @@ def test_what_the_kernels_refuse_and_the_reference_does_not(arrays, settings, me
     arrays = shapes(**arrays)
     with pytest.raises(NotImplementedError, match=message):
         decode_shapes(arrays, **settings)
-    assert decode_shapes(arrays, implementation="xla").shape == arrays[0].shape
+    assert decode_shapes(arrays, backend="xla").shape == arrays[0].shape

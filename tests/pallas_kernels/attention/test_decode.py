@@ -9,7 +9,7 @@ from pallas_kernels.attention import AttentionRule, decode_attention
 from pallas_kernels.attention.blocks import Blocks
 from pallas_kernels.qmatmul.activations import quantize_reference
 from tests.pallas_kernels.attention.cases import (
-    IMPLEMENTATIONS,
+    BACKENDS,
     SMALL,
     decoded,
     rule_of,
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.core
 LENGTHS = [0, 1, 15, 16, 17, 32, 33, 71, 80]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("N", "K", "H", "options"),
     [
@@ -39,10 +39,10 @@ LENGTHS = [0, 1, 15, 16, 17, 32, 33, 71, 80]
         (4, 2, 64, "not-causal-all"),
     ],
 )
-def test_decode(implementation, N, K, H, options, operands, normal, distance):
+def test_decode(backend, N, K, H, options, operands, normal, distance):
     q, keys, values = operands(len(LENGTHS), 1, N, K, H, 80)
     rule = rule_of(options, H**-0.5, N, normal)
-    out = decoded(implementation, q, keys, values, LENGTHS, rule)
+    out = decoded(backend, q, keys, values, LENGTHS, rule)
     assert out.dtype == q.dtype
     assert distance(out, truth(q, keys, values, np.array(LENGTHS) - 1, rule)) < 1e-6
     assert not np.asarray(out[0]).any()

@@ -6,7 +6,7 @@ import pytest
 
 from pallas_kernels.attention import AttentionRule
 from tests.pallas_kernels.attention.cases import (
-    IMPLEMENTATIONS,
+    BACKENDS,
     decoded,
     prefilled,
     rule_of,
@@ -16,7 +16,7 @@ from tests.pallas_kernels.attention.cases import (
 pytestmark = pytest.mark.core
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("T", "N", "K", "H", "options"),
     [
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.core
         (33, 2, 1, 32, "not-causal-all"),
     ],
 )
-def test_prefill(implementation, T, N, K, H, options, operands, normal, distance):
+def test_prefill(backend, T, N, K, H, options, operands, normal, distance):
     """New tokens from the first slot on, within a block, at its border, and up to the last slot.
 
     No block ends at the last slot.
@@ -42,43 +42,41 @@ def test_prefill(implementation, T, N, K, H, options, operands, normal, distance
     starts = [0, 7, 16, 37]
     q, keys, values = operands(len(starts), T, N, K, H, S)
     rule = rule_of(options, H**-0.5, N, normal)
-    out = prefilled(implementation, q, keys, values, starts, rule)
+    out = prefilled(backend, q, keys, values, starts, rule)
     assert out.dtype == q.dtype
     assert distance(out, truth(q, keys, values, starts, rule)) < 1e-6
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_narrow_caches(implementation, dtype, operands, distance):
+def test_narrow_caches(backend, dtype, operands, distance):
     """Operands are exact in the cache's dtype: only the weights are rounded to it, once, in
     relation to their size.
     """
     q, keys, values = operands(2, 20, 8, 2, 64, 64, dtype)
     rule, rounding = AttentionRule(0.125), float(jnp.finfo(dtype).eps) / 2
-    out = prefilled(implementation, q, keys, values, [0, 44], rule, blocks=None)
+    out = prefilled(backend, q, keys, values, [0, 44], rule, blocks=None)
     assert out.dtype == jnp.float32
     assert distance(out, truth(q, keys, values, [0, 44], rule)) < rounding
     last = q[:, -1:]
-    out = decoded(implementation, last, keys, values, [20, 64], rule, blocks=None)
+    out = decoded(backend, last, keys, values, [20, 64], rule, blocks=None)
     assert distance(out, truth(last, keys, values, [19, 63], rule)) < rounding
     for run, tokens, at in ((prefilled, q, [0, 44]), (decoded, last, [20, 64])):
-        narrow = run(implementation, tokens.astype(dtype), keys, values, at, rule, blocks=None)
+        narrow = run(backend, tokens.astype(dtype), keys, values, at, rule, blocks=None)
         assert narrow.dtype == dtype
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_a_query_that_sees_nothing_gets_zeros(
-    implementation, causal, sinks, operands, normal, distance
-):
+def test_a_query_that_sees_nothing_gets_zeros(backend, causal, sinks, operands, normal, distance):
     """Tokens at negative positions, and a sequence without tokens; a sink has no value."""
     q, keys, values = operands(2, 4, 2, 1, 32, 20)
     rule = AttentionRule(0.2, causal, sinks_N=normal(2) if sinks else None)
-    out = np.asarray(prefilled(implementation, q, keys, values, [-2, -9], rule, blocks=None))
+    out = np.asarray(prefilled(backend, q, keys, values, [-2, -9], rule, blocks=None))
     assert not out[1].any() and out[0, :2].any() == (not causal)
     assert distance(out, truth(q, keys, values, [-2, -9], rule)) < 1e-6
-    assert not np.asarray(decoded(implementation, q, keys, values, [0, 0], rule, blocks=None)).any()
+    assert not np.asarray(decoded(backend, q, keys, values, [0, 0], rule, blocks=None)).any()
 
 
 def test_prefill_never_counts_unfilled_slots(operands, distance):
@@ -95,14 +93,14 @@ def test_prefill_never_counts_unfilled_slots(operands, distance):
         assert distance(out, truth(q, keys, values, [15, 30], rule)) < 1e-6
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("soft_cap", [None, 30.0])
-def test_large_scores_do_not_overflow(implementation, soft_cap, operands, distance):
+def test_large_scores_do_not_overflow(backend, soft_cap, operands, distance):
     q, keys, values = operands(1, 4, 2, 1, 64, 40)
     rule = AttentionRule(1e3, soft_cap=soft_cap)
     expected = truth(q, keys, values, [36], rule)
     # Scores of 1e4 are known to 1e-3 in float32.
-    out = prefilled(implementation, q, keys, values, [36], rule)
+    out = prefilled(backend, q, keys, values, [36], rule)
     assert distance(out, expected) < 1e-3
-    out = decoded(implementation, q[:, -1:], keys, values, [40], rule)
+    out = decoded(backend, q[:, -1:], keys, values, [40], rule)
     assert distance(out, expected[:, -1:]) < 1e-3

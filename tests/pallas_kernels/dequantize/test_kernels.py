@@ -20,12 +20,12 @@ pytestmark = pytest.mark.core
 
 _kernel = jax.jit(functools.partial(op.dequantize, target=TARGET), static_argnums=(1, 2))
 _reference = jax.jit(reference.dequantize, static_argnums=(1, 2))
-IMPLEMENTATIONS = {"triton": _kernel, "xla": _reference}
+BACKENDS = {"pallas": _kernel, "xla": _reference}
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+@pytest.fixture(params=BACKENDS)
 def dequantize(request):
-    return IMPLEMENTATIONS[request.param]
+    return BACKENDS[request.param]
 
 
 def bits(array):

@@ -50,7 +50,7 @@ def test_compiles_into_registers(name, h100):
         for kernel in kernels
         if kernel.startswith(("multiply_int", "multiply_float", "quantize_"))
     }
-    assert of_gemv and all(kernels[kernel].lets_next_begin for kernel in of_few_rows)
+    assert of_gemv and all(kernels[kernel].lets_next_begin for kernel in of_gemv)
     # XLA's part of launches that begin early: what does not wait would read what is not written
     # yet. Its sorts do not, nor are they begun early.
     assert {

@@ -68,9 +68,8 @@ class Worker:
     def __init__(self, package: str, path: Path, threads: int, cache: Path):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        environment.setdefault(
-            "ROCMFORGE_CPP_FOLDER", str(cache_folder() / "cpp")
-        )  # the user's, wherever XLA's cache is
+        # The user's folder, wherever XLA's cache is.
+        environment.setdefault("ROCMFORGE_CPP_FOLDER", str(cache_folder() / "cpp"))
         command = [
             sys.executable,
             HERE / "cpu_workers.py",

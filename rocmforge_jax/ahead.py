@@ -60,9 +60,8 @@ class _Reader:
 
     def _run(self):
         interval = sys.getswitchinterval()
-        sys.setswitchinterval(
-            1e-4
-        )  # of the usual 5 ms, each return from C++ would wait one for the thread that imports
+        # Each return from C++ waits up to one interval for the importing thread: usually 5 ms.
+        sys.setswitchinterval(1e-4)
         try:
             self._read()
         except Exception:  # whatever is wrong with the file or the machine is said by who loads it

@@ -16,9 +16,8 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     assert examples
     monkeypatch.chdir(tmp_path)
     architectures = "rocmforge_jax.models.architectures.ARCHITECTURES"
-    monkeypatch.setattr(
-        architectures, dict(rocmforge_jax.models.ARCHITECTURES)
-    )  # a page registers one
+    # A page registers one.
+    monkeypatch.setattr(architectures, dict(rocmforge_jax.models.ARCHITECTURES))
     names = {}
     for example in examples:
         exec(compile(example, page, "exec"), names)

@@ -182,7 +182,6 @@ def _values(read, dtype, target):
         elif packing.scale == "e8m0" or target.interpret:
             value = (lifted - above) * scale
         else:
-            value = triton.multiply_add(
-                lifted, scale, scale * -above, target
-            )  # exact: `above` is 2^n times a number of few bits
+            # scale * -above is exact: `above` is 2^n times a number of few bits.
+            value = triton.multiply_add(lifted, scale, scale * -above, target)
         yield value.astype(dtype)

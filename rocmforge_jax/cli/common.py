@@ -92,9 +92,8 @@ def use_compilation_cache():
     except OSError:
         return  # no home to write to: compile each time
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0.0
-    )  # a dozen small programs take as long as the large ones
+    # A dozen small programs together take as long to compile as the large ones.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 #: Field of `SamplingParams` -> type, default and meaning, so that help does not import jax; a test

@@ -189,9 +189,8 @@ def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None):
 
 
 def _add_bias(logits_BV, sampler):
-    ids = jnp.where(
-        sampler.bias_ids < 0, logits_BV.shape[-1], sampler.bias_ids
-    )  # beyond the end: dropped
+    # Unused entries get an id beyond the end, which `mode="drop"` drops.
+    ids = jnp.where(sampler.bias_ids < 0, logits_BV.shape[-1], sampler.bias_ids)
     return jax.vmap(lambda row, ids, bias: row.at[ids].add(bias, mode="drop"))(
         logits_BV, ids, sampler.bias
     )

@@ -11,9 +11,8 @@ import json
 import sys
 
 if __name__ == "__main__":
-    sys.path[:] = json.loads(
-        sys.argv[1]
-    )  # started with -I -S: the paths are the parent's, and nothing else is looked at
+    # Started with -I -S, so the only import paths are those that the parent passes.
+    sys.path[:] = json.loads(sys.argv[1])
 
 import functools
 from datetime import datetime

@@ -158,9 +158,10 @@ def test_kernels_do_not_hold_where_they_were_traced_from(monkeypatch):
     quantize = functools.partial(activations.quantize, mode="int16", target=target)
 
     def text():
+        # Never lowered before.
         return lowered_to_triton(
             target, lambda x: quantize(x), jax.ShapeDtypeStruct((1, 4096), jnp.bfloat16)
-        )  # never lowered before
+        )
 
     before = jax.config.jax_traceback_in_locations_limit
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")

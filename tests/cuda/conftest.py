@@ -42,9 +42,8 @@ def h100():
     from jax._src import xla_bridge
     from jax.experimental import topologies
 
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # what another compiler left is not what is tested
+    # Programs cached by another compiler are not what is tested.
+    jax.config.update("jax_enable_compilation_cache", False)
 
     xla_bridge.register_plugin("cuda", priority=500, library_path=str(found[0]))
     return topologies.get_topology_desc(

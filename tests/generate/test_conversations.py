@@ -55,9 +55,8 @@ def test_a_conversation_goes_on_from_the_cache(lm, engine, monkeypatch):
         + lm.tokenizer.encode("\n\nFirst Citizen:\nYou are all resolved?")
     )
     count, continued = prefilled(engine, monkeypatch, longer)
-    assert (
-        count <= len(longer) - len(prompt) - 19
-    )  # all but the last token of the answer was in the cache
+    # All but the last token of the answer was in the cache.
+    assert count <= len(longer) - len(prompt) - 19
     engine.forget()
     count, fresh = prefilled(engine, monkeypatch, longer)
     assert count == len(longer) and continued == fresh

@@ -219,9 +219,8 @@ def test_nothing_is_lost_where_dispatches_begun_ahead_are_abandoned(ahead, answe
         begun = [id for _ in range(read) for id in next(dispatches)[0].ids]
         dispatches.close()
         assert begun == whole[: len(begun)] and len(begun) == 1 + 8 * (read - 1)
-        assert (
-            engine.prefix_cache.common(IDS[:20] + whole) >= 20 + len(begun) - 1
-        )  # what was read is not computed again
+        # What was read is not computed again.
+        assert engine.prefix_cache.common(IDS[:20] + whole) >= 20 + len(begun) - 1
         assert (
             answer(engine, IDS[:20] + begun, GREEDY, max_tokens=40 - len(begun))[0]
             == whole[len(begun) :]

@@ -223,12 +223,13 @@ def greedy(logits, recent=None, **params):
         ([2.0, 1.0, 0.5], [0], {"presence_penalty": 1.1}, 1),
         ([2.0, 1.0, 0.5], [0, 0], {"frequency_penalty": 0.4}, 0),
         ([2.0, 1.0, 0.5], [0, 0, 0], {"frequency_penalty": 0.4}, 1),  # for each time
+        # The first is too long ago.
         (
             [2.0, 1.0, 0.5],
             [0, 1, 1],
             {"presence_penalty": 9.0, "penalty_last_n": 2},
             0,
-        ),  # the first is too long ago
+        ),
         ([2.0, 1.0, 0.5], [0, 1, 1], {"presence_penalty": 9.0, "penalty_last_n": 3}, 2),
         ([2.0, 1.0, 0.5], [0, 0], {"presence_penalty": 9.0, "penalty_last_n": 0}, 0),
         ([2.0, 1.0, 0.5], [2], {"presence_penalty": -2.0}, 2),

@@ -11,9 +11,8 @@ from gguf import GGML_QUANT_SIZES
 from rocmforge_jax.gguf import GGUFError, open_gguf
 
 CODES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
-SIZES = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()} | {
-    42: (64, 18)
-}  # ggml's Q2_0, unknown to gguf 0.19
+# 42 is ggml's Q2_0, unknown to gguf 0.19.
+SIZES = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()} | {42: (64, 18)}
 
 
 class PlainReader:
@@ -90,9 +89,8 @@ def check(path, data):
     assert list(metadata) == list(plain.metadata)
     for key, expected in plain.metadata.items():
         assert _same(metadata[key], expected), (key, metadata[key], expected)
-    order = (
-        bytes if plain.order == "<" else sorted
-    )  # swapping the bytes of a block's members moves them only
+    # Swapping the bytes of a block's members moves them only.
+    order = bytes if plain.order == "<" else sorted
     assert list(tensors) == list(plain.tensors)
     for name, (*described, blocks) in plain.tensors.items():
         assert tensors[name][:2] == tuple(described)

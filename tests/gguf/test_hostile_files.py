@@ -36,9 +36,8 @@ def test_every_bit_of_the_header(check, scratch, small_file):
         data = bytearray(small_file)
         data[bit // 8] ^= 1 << bit % 8
         accepted += not check(scratch, bytes(data))
-    values = (
-        8 * (1 + 1 + 2 + 2 + 4 + 4 + 4 + 8 + 8 + 8 + len("text") + 2 + 3 * 2) + 3
-    )  # of booleans one bit is free
+    # A boolean has one bit that may change freely.
+    values = 8 * (1 + 1 + 2 + 2 + 4 + 4 + 4 + 8 + 8 + 8 + len("text") + 2 + 3 * 2) + 3
     assert values < accepted < 8 * header / 2, "any value is right, most other bits are structure"
 
 

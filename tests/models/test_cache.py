@@ -72,9 +72,8 @@ def test_padded_rows_are_the_rows_alone(load, flat, relative, index):
 
     alone = jax.jit(lambda leaves, tokens: merge(leaves)(tokens)[0])
     for b, (row, n) in enumerate(zip(rows, lengths)):
-        expected = alone(leaves, np.pad(row, (0, 66 - len(row)))[None])[
-            0, n - 1 : n + 2
-        ]  # what follows changes nothing before it
+        # What follows changes nothing before it.
+        expected = alone(leaves, np.pad(row, (0, 66 - len(row)))[None])[0, n - 1 : n + 2]
         assert relative(np.stack([output[b] for output in outputs]), expected) < 1e-5
 
 

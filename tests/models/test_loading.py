@@ -176,9 +176,8 @@ def test_weights_are_the_file_s(small_file):
 
 
 def test_a_head_of_its_own_and_a_tied_one(small_file, logits):
-    embedding = (
-        np.random.default_rng(0).normal(0, 0.2, (48, 32)).astype(np.float32)
-    )  # as small_file writes it
+    # As small_file writes it.
+    embedding = np.random.default_rng(0).normal(0, 0.2, (48, 32)).astype(np.float32)
     tokens = np.arange(8, dtype=np.int32)[None]
     tied, own, negative = (
         load_decoder(

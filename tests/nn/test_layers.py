@@ -53,10 +53,11 @@ def test_rms_norm(epsilon, size, normal, distance):
 
 
 def test_rms_norm_of_narrow_x_is_rounded_once(normal):
+    # Squares overflow float16.
     x, scale = (
         jnp.asarray(300 * normal(2, D), jnp.float16),
         jnp.ones(D, jnp.float16),
-    )  # squares overflow float16
+    )
     expected = rms_norm(x.astype(jnp.float32), scale, 1e-6).astype(jnp.float16)
     np.testing.assert_array_equal(rms_norm(x, scale, 1e-6), expected)
     np.testing.assert_array_equal(rms_norm(jnp.zeros((1, D)), scale, 1e-6), np.zeros((1, D)))

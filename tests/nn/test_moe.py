@@ -203,9 +203,8 @@ def test_many_pairs_by_expert_in_kernels(route, case, distance):
         truth[t] += np.float64(weights[t, u]) * (
             _rounded(linear / (1 + np.exp(-linear)) * (x64[t] @ up[e])) @ down[e]
         )
-    assert (
-        distance(y, truth) < 3e-3
-    )  # of rounding the sum to bfloat16, and where a hidden unit is rounded the other way
+    # The sum is rounded to bfloat16, and a hidden unit may be rounded the other way.
+    assert distance(y, truth) < 3e-3
 
 
 def test_many_pairs_in_float32_keep_it(case, distance):

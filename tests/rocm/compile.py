@@ -20,9 +20,8 @@ from tests.rocm.targets import TARGETS
 
 
 def main(plugin: str, target: str, *names: str) -> None:
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # what is computed here, such as the planes of the demo, is computed on the CPU
+    # What is computed here, such as the planes of the demo, is computed on the CPU.
+    jax.config.update("jax_platforms", "cpu")
     compiler.load_plugin(Path(plugin))
     layout_of = functools.partial(default_layout, device=compiler.device(TARGETS[target]))
     for name in names:

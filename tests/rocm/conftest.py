@@ -50,10 +50,11 @@ def compiled(plugin, request):
     @functools.cache
     def compiled(target: str, names: tuple[str, ...]) -> dict[str, dict]:
         command = [sys.executable, "-m", "tests.rocm.compile", str(plugin), target, *names]
+        # Programs read from the compilation cache dump nothing.
         environment = os.environ | {
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "JAX_ENABLE_COMPILATION_CACHE": "false",
-        }  # what is read back dumps nothing
+        }
         ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         found = {record["program"]: record for record in map(json.loads, ran.stdout.splitlines())}
         records.extend(found.values())

@@ -118,10 +118,11 @@ def test_records_compressed_with_snappy():
 @pytest.mark.parametrize(
     ("compressed", "plain"),
     [
+        # A copy with an 11-bit offset that overlaps what it writes.
         (
             b"\x0c\x08abc\x15\x03",
             b"abc" * 4,
-        ),  # a copy with an 11-bit offset that overlaps what it writes
+        ),
         (b"\x06\x08abc\x0a\x03\x00", b"abcabc"),  # a 16-bit offset
         (b"\x06\x08abc\x0b\x03\x00\x00\x00", b"abcabc"),  # a 32-bit offset
     ],

@@ -26,9 +26,8 @@ def refused(template, error, limit=2.0):
     start = time.perf_counter()
     with pytest.raises(ChatTemplateError, match=error):
         ChatTemplate(template, time_limit=limit).render(HI)
-    assert (
-        time.perf_counter() - start < limit + 20
-    )  # and a process to start, on a machine that is busy
+    # Starting a process takes time on a busy machine.
+    assert time.perf_counter() - start < limit + 20
     assert ChatTemplate("{{ messages[0].content }}").render(HI) == "hi"
 
 
@@ -76,9 +75,8 @@ def test_endless_work_is_stopped(template):
     ],
 )
 def test_great_memory_is_refused(template):
-    refused(
-        template, "the template needs more than 512 MB of memory", limit=60.0
-    )  # seconds enough to take it on a busy machine
+    # The limit leaves time to take the memory on a busy machine.
+    refused(template, "the template needs more than 512 MB of memory", limit=60.0)
 
 
 @pytest.mark.core

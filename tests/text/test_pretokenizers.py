@@ -78,11 +78,12 @@ def test_words(cut, pre, words):
         ("gpt-2", "a\r\n \n b", "a|\r\n \n| b"),
         ("qwen2", "x   y", "x|  | y"),
         ("exaone-moe", "one two", "one two"),
+        # Its punctuation, ":-~", has the ASCII letters in it.
         (
             "deepseek-llm",
             "naïve Ωμέγα",
             "na|ï|ve| Ωμέγα",
-        ),  # its punctuation, ":-~", has the ASCII letters in it
+        ),
         ("deepseek-coder", "ひらがな", "ひらがな"),
         ("deepseek-v3", "日本a", "日本|a"),
         ("tekken", "HTTPServer", "HTTPServer"),

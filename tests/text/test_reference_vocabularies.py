@@ -17,9 +17,10 @@ NAMES = ["llama-spm", "llama-bpe", "qwen2"]
 def cases(reference, name):
     """(text, ids) pairs."""
     stem = reference / "tokenizers" / f"ggml-vocab-{name}.gguf"
+    # It ends with a separator.
     texts = (
         stem.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")[:-1]
-    )  # it ends with a separator
+    )
     lines = stem.with_suffix(".gguf.out").read_text().splitlines()
     assert len(texts) == len(lines)
     return [(text, [int(id) for id in line.split()]) for text, line in zip(texts, lines)]

@@ -55,9 +55,8 @@ def test_decode_of_new_tokens(N, K, H, R, interleaved, normed, options, operands
         else None
     )
     new = NewTokens(k, v, np.cos(angles), np.sin(angles), interleaved, norms)
-    dirty = jnp.where(
-        (np.arange(80) >= slots[:, None])[:, None, :, None], jnp.nan, values
-    )  # from the new token's slot on
+    # From the new token's slot on.
+    dirty = jnp.where((np.arange(80) >= slots[:, None])[:, None, :, None], jnp.nan, values)
 
     def call(q, keys, values, lengths, *arrays):
         return decode_attention(

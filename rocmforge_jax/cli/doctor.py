@@ -147,7 +147,7 @@ def operations() -> dict[str, str]:
         return QTensor.from_bytes(row_bytes, fmt, layout=layout)
 
     def attention(q, starts):
-        rule, cache = nn.AttentionRule(1.0), nn.LayerCache.zeros(1, 1, 64, 256, q.dtype)
+        rule, cache = nn.AttentionRule(1.0), nn.KVState.zeros(1, 1, 64, 256, q.dtype)
         return nn.cached_attention(q, cache, starts, rule, backend=numerics.backend)
 
     def of(shape, dtype):

@@ -115,7 +115,7 @@ def decode(merge, leaves, slots: Slots, count: int):
         logits_BV, after = decoder(last_B[:, None], cache, last_only=True)
         # The decoder counts every slot on; an inactive one stays where it is. Passing `lengths_B`
         # instead would make the decoder gather the last token of one.
-        cache = after.rewound(cache.lengths_B + added_B)
+        cache = dataclasses.replace(after, lengths_B=cache.lengths_B + added_B)
         last_B, logprobs_B, recent_BW = sample_next(
             logits_BV, slots.sampler, cache.lengths_B, recent_BW
         )

@@ -1,5 +1,6 @@
 """The decoder that every architecture here is a setting of: token ids to logits."""
 
+import functools
 import math
 
 import jax
@@ -10,7 +11,7 @@ from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.layers import Block, norm_of
-from rocmforge_jax.nn import Cache, Embedding, Linear, products, rope_table, shared_trace
+from rocmforge_jax.nn import Cache, Embedding, KVState, Linear, products, rope_table, shared_trace
 
 
 class Decoder(nnx.Module):
@@ -101,7 +102,9 @@ class Decoder(nnx.Module):
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)
         if last_only:
             x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
-        return self._head(x_BTD), cache and Cache(tuple(layers), starts_B + added_B)
+        if cache is not None:
+            cache = Cache(tuple(layers), starts_B + added_B, cache.length)
+        return self._head(x_BTD), cache
 
     def _head(self, x):
         head = self.token_embd if self.output is None else self.output
@@ -110,8 +113,20 @@ class Decoder(nnx.Module):
 
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype) -> Cache:
     """Makes an empty cache of a model for `batch` sequences of up to `length` tokens."""
-    sizes = config.layers, batch, config.kv_heads, config.head_width, length
-    return Cache.zeros(*sizes, dtype)
+    if min(batch, length) < 1:
+        raise ValueError(f"a cache needs positive sizes, got batch {batch}, length {length}")
+    return _empty_cache(config, batch, length, jnp.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _empty_cache(config, batch, length, dtype):
+    """All layers in one program: one program per array takes a third of a second at the start."""
+
+    def layer():
+        return KVState.zeros(batch, config.kv_heads, config.head_width, length, dtype)
+
+    layers = tuple(layer() for _ in range(config.layers))
+    return Cache(layers, jnp.zeros((batch,), jnp.int32), length)
 
 
 def _check(tokens_BT, cache, positions_BT, lengths_B):

@@ -15,7 +15,7 @@ from rocmforge_jax.nn import (
     AttentionRule,
     Experts,
     Gate,
-    LayerCache,
+    KVState,
     Linear,
     RMSNorm,
     ScalarGate,
@@ -78,7 +78,7 @@ class Block(nnx.Module):
             self.ffn_up_shexp = linear(width, moe.shared_hidden)
             self.ffn_down_shexp = linear(moe.shared_hidden, width)
 
-    def __call__(self, x_BTD, rope, cache: LayerCache | None = None, starts_B=None):
+    def __call__(self, x_BTD, rope, cache: KVState | None = None, starts_B=None):
         """Computes the layer.
 
         Args:

@@ -8,9 +8,9 @@ from rocmforge_jax.nn.attention import (
     causal_mask,
     dot_product_attention,
 )
-from rocmforge_jax.nn.cache import Cache, LayerCache
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
+from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear
 from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
@@ -19,6 +19,7 @@ from rocmforge_jax.nn.products import Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
 from rocmforge_jax.nn.shared_trace import shared_trace
+from rocmforge_jax.nn.state import Cache, State
 
 __all__ = [
     "AttentionRule",
@@ -26,12 +27,13 @@ __all__ = [
     "Embedding",
     "Experts",
     "Gate",
-    "LayerCache",
+    "KVState",
     "Linear",
     "QuantizedInput",
     "RMSNorm",
     "RopeConfig",
     "ScalarGate",
+    "State",
     "apply_rope",
     "array_of",
     "attend",

@@ -12,8 +12,8 @@ from pallas_kernels.attention.checks import check_operands
 from rocmforge_jax.backends import DEFAULT, Numerics, choose
 from rocmforge_jax.nn import attention_backends
 from rocmforge_jax.nn.attention_backends import ATTENTION, NEW_TOKENS, NewTokensSpec
-from rocmforge_jax.nn.cache import LayerCache
 from rocmforge_jax.nn.dims import validate_attention_dims
+from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.norm import RMSNorm
 from rocmforge_jax.nn.quantized_input import QuantizedInput
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope
@@ -24,7 +24,7 @@ def causal_mask(positions_BT, length: int):
     return jnp.arange(length)[None, None] <= positions_BT[..., None]
 
 
-def attend(q_BTNH, cache: LayerCache, mask_BTS, rule: AttentionRule | None = None):
+def attend(q_BTNH, cache: KVState, mask_BTS, rule: AttentionRule | None = None):
     """Computes attention under any mask, in plain XLA.
 
     Args:
@@ -41,7 +41,7 @@ def attend(q_BTNH, cache: LayerCache, mask_BTS, rule: AttentionRule | None = Non
 
 
 def cached_attention(
-    q_BTNH, cache: LayerCache, starts_B, rule: AttentionRule, *, backend: str | None = None
+    q_BTNH, cache: KVState, starts_B, rule: AttentionRule, *, backend: str | None = None
 ):
     """Computes attention of T new tokens that the cache holds from slot starts_B[b] on.
 
@@ -72,13 +72,13 @@ def attend_to_new(
     v_BTKH,
     table,
     rope: RopeConfig,
-    cache: LayerCache | None,
+    cache: KVState | None,
     starts_B,
     rule: AttentionRule,
     *,
     norms: tuple | None = None,
     numerics: Numerics = DEFAULT,
-) -> tuple[QuantizedInput, LayerCache | None]:
+) -> tuple[QuantizedInput, KVState | None]:
     """Norms and rotates T new tokens, puts them into the cache and lets them attend to it.
 
     Args:
@@ -106,7 +106,7 @@ def attend_to_new(
     if cache is None:
         q_BTNH, k_BTKH = (apply_rope(heads, table, rope) for heads in (q_BTNH, k_BTKH))
         from_the_first_B = jnp.zeros(q_BTNH.shape[:1], jnp.int32)
-        of_these = LayerCache.of(k_BTKH, v_BTKH)
+        of_these = KVState.of(k_BTKH, v_BTKH)
         out = cached_attention(q_BTNH, of_these, from_the_first_B, rule, backend=numerics.backend)
         return QuantizedInput(_joined(out)), None
     spec = NewTokensSpec(rope, numerics, norms and tuple(norm.epsilon for norm in norms))
@@ -136,4 +136,4 @@ def dot_product_attention(q, k, v, mask=None, *, scale: float | None = None):
     if mask is None:
         mask = jnp.ones((q.shape[0], q.shape[1], k.shape[1]), bool)
     rule = AttentionRule(q.shape[-1] ** -0.5 if scale is None else scale)
-    return attend(q, LayerCache.of(k, v), mask, rule)
+    return attend(q, KVState.of(k, v), mask, rule)

@@ -11,7 +11,7 @@ from pallas_kernels.attention import AttentionRule, NewTokens, reference
 from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul.activations import quantize_reference
 from rocmforge_jax.backends import Numerics, Operation, cpp, differentiable, pallas
-from rocmforge_jax.nn.cache import LayerCache
+from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.norm import rms_norm
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
 
@@ -75,7 +75,7 @@ ATTENTION = Operation("attention", {"pallas": _check_pallas, "cpp": _check_cpp})
 NEW_TOKENS = Operation("attention", {"pallas": _check_new_pallas, "cpp": _check_new_cpp})
 
 
-def attend(backend: str, q_BTNH, cache: LayerCache, starts_B, rule: AttentionRule):
+def attend(backend: str, q_BTNH, cache: KVState, starts_B, rule: AttentionRule):
     """Computes attention of tokens that the cache holds already, on one backend."""
     if backend == "xla":
         return reference.prefill(q_BTNH, cache.keys, cache.values, starts_B, rule)
@@ -138,7 +138,7 @@ class _Store:
         q_BTNH, keys, values = cpp.rotate_and_store(
             *new, cos, sin, *old, starts_B, interleaved=interleaved
         )
-        return q_BTNH, LayerCache(keys, values)
+        return q_BTNH, KVState(keys, values)
 
     def plain(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
         return _store(q_BTNH, k_BTKH, v_BTKH, table, self.rope, cache, starts_B)
@@ -162,7 +162,7 @@ class _NewToken:
         out, quantized, keys, values = pallas.attend_to_new_token(
             q_BNH, new, cache.keys, cache.values, starts_B, rule, mode
         )
-        return (out[:, None], quantized), LayerCache(keys, values)
+        return (out[:, None], quantized), KVState(keys, values)
 
     def plain(self, *operands):
         (out, _), cache = _in_two_steps("xla", self.spec, *operands)
@@ -196,7 +196,7 @@ def _trial_error(case) -> jax.Array:
         token = _NewToken(spec, quantizes=False)
         scales = jnp.full(width, 1.1), jnp.full(width, 0.9)
         table = rope_table(starts[:, None], spec.rope)
-        operands = q, k, v, table, LayerCache(keys, values), starts, scales, rule
+        operands = q, k, v, table, KVState(keys, values), starts, scales, rule
         found, exact = token(*operands), token.plain(*operands)
         pairs += zip(jax.tree.leaves(found), jax.tree.leaves(exact))
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from rocmforge_jax.generate import PrefixCache, SamplingParams, Sequence
-from rocmforge_jax.nn import Cache
+from rocmforge_jax.nn import Cache, KVState
 
 pytestmark = pytest.mark.core
 
@@ -44,12 +44,16 @@ def test_the_text_holds_all_that_was_read():
     assert one.text == [1, 2, 3, 4, 7, 5] and one.prompt == [1, 2, 3]
 
 
+def cache_of(tokens):
+    state = KVState.zeros(1, 1, 4, 32, jnp.float32)
+    return Cache((state,), jnp.full(1, tokens, jnp.int32), 32)
+
+
 @pytest.fixture
 def kept():
     """The prefix cache of a text of 30 tokens, of which the cache lacks the last two."""
-    cache = Cache.zeros(layers=1, batch=1, kv_heads=1, head_width=4, length=32, dtype=jnp.float32)
     prefix = PrefixCache()
-    prefix.keep(list(range(30)), cache.rewound(jnp.array([28], jnp.int32)))
+    prefix.keep(list(range(30)), cache_of(28))
     return prefix
 
 
@@ -79,7 +83,7 @@ def test_few_tokens_are_computed_again(kept, length, known):
 def test_a_forgotten_or_donated_cache_is_not_reused(kept):
     kept.forget()
     assert kept.take(list(range(40))) == (None, 0)
-    cache = Cache.zeros(layers=1, batch=1, kv_heads=1, head_width=4, length=32, dtype=jnp.float32)
+    cache = cache_of(0)
     kept.keep(list(range(30)), cache)
     cache.layers[0].keys.delete()
     assert kept.common(list(range(30))) == 0

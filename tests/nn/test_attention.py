@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rocmforge_jax.nn import LayerCache, attend, causal_mask, dot_product_attention
+from rocmforge_jax.nn import KVState, attend, causal_mask, dot_product_attention
 
 attend_jit = jax.jit(dot_product_attention)
 
@@ -101,7 +101,7 @@ def test_new_tokens_after_a_ragged_past(starts, T, normal, attention, distance):
     def garbage(x):
         return jnp.asarray(np.where(past[..., None, None], x, np.float32(1e4)))
 
-    out, cache = step(q, LayerCache.of(garbage(k), garbage(v)), fresh(k), fresh(v))
+    out, cache = step(q, KVState.of(garbage(k), garbage(v)), fresh(k), fresh(v))
     mask = np.arange(S)[None, None] <= positions[..., None]
     assert distance(out, attention(q, k, v, mask)) < 1e-6
     held = np.arange(S) < np.int32(starts)[:, None] + T
@@ -124,7 +124,7 @@ def test_a_narrow_cache_rounds_and_softmax_stays_in_float32(normal, attention, d
         narrow(normal(2, 50, 2, 64, seed=2)),
     )
     mask = np.ones((2, 3, 50), bool)
-    out = attend(q.astype(jnp.float32), LayerCache.of(k, v), jnp.asarray(mask))
+    out = attend(q.astype(jnp.float32), KVState.of(k, v), jnp.asarray(mask))
     assert out.dtype == jnp.float32
     assert distance(out, attention(q, k, v, mask)) < 2**-8
     assert dot_product_attention(q, k, v).dtype == jnp.bfloat16

@@ -11,7 +11,7 @@ from pallas_kernels import targets
 from rocmforge_jax.backends import Numerics, record
 from rocmforge_jax.nn import (
     AttentionRule,
-    LayerCache,
+    KVState,
     RopeConfig,
     apply_rope,
     attend_to_new,
@@ -70,7 +70,7 @@ def test_every_backend_takes_the_whole_rule(name, T, backend, normal, attention,
     q, k, v = normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, H, seed=2)
     rule, numbers = made(RULES[name], N, H, normal)
     filled = np.arange(S)[None, :, None, None] < np.array(STARTS)[:, None, None, None] + T
-    cache = LayerCache.of(*(jnp.asarray(np.where(filled, a, np.float32(1e4))) for a in (k, v)))
+    cache = KVState.of(*(jnp.asarray(np.where(filled, a, np.float32(1e4))) for a in (k, v)))
     run = functools.partial(cached_attention, backend=backend)
     out = jax.jit(run)(jnp.asarray(q), cache, jnp.array(STARTS, jnp.int32), rule)
     assert distance(out, attention(q, k, v, mask_of(rule, T), **numbers)) < 1e-5
@@ -82,7 +82,7 @@ def test_widths_and_ratios(N, K, H, T, backend, normal, attention, distance):
     B = len(STARTS)
     q, k, v = normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, H, seed=2)
     rule, numbers = made(RULES["all at once"], N, H, normal)
-    cache, starts = LayerCache.of(jnp.asarray(k), jnp.asarray(v)), jnp.array(STARTS, jnp.int32)
+    cache, starts = KVState.of(jnp.asarray(k), jnp.asarray(v)), jnp.array(STARTS, jnp.int32)
     with record() as decisions:
         out = cached_attention(jnp.asarray(q), cache, starts, rule, backend=backend)
     assert [decision.choice.name for decision in decisions] == [backend]
@@ -99,7 +99,7 @@ def test_new_tokens_enter_the_cache_and_attend(name, T, backend, normal, attenti
     past = [normal(B, S, K, H, seed=i) for i in (3, 4)]
     rope, starts = RopeConfig(24), jnp.array(STARTS, jnp.int32)
     table = rope_table(starts[:, None] + jnp.arange(T, dtype=jnp.int32)[None], rope)
-    cache = LayerCache.of(*map(jnp.asarray, past))
+    cache = KVState.of(*map(jnp.asarray, past))
     out, after = attend_to_new(
         *map(jnp.asarray, (q, k, v)),
         table,
@@ -122,7 +122,7 @@ def test_new_tokens_enter_the_cache_and_attend(name, T, backend, normal, attenti
 def test_gradients_reach_the_sinks(backend, normal, distance):
     B, T, N, K, H = len(STARTS), 3, 4, 2, 32
     q, k, v = normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, H, seed=2)
-    cache, starts = LayerCache.of(jnp.asarray(k), jnp.asarray(v)), jnp.array(STARTS, jnp.int32)
+    cache, starts = KVState.of(jnp.asarray(k), jnp.asarray(v)), jnp.array(STARTS, jnp.int32)
 
     def loss(backend, q, sinks):
         rule = AttentionRule(0.2, window=17, soft_cap=2.0, sinks_N=sinks)
@@ -140,7 +140,7 @@ def test_gradients_reach_the_sinks(backend, normal, distance):
 def test_the_gradient_of_a_query_that_sees_nothing_is_zero():
     """The first slot alone is filled, and the window of a later query has passed it."""
     q = jnp.ones((1, 1, 1, 32))
-    cache = LayerCache(jnp.ones((1, 1, 32, 8)), jnp.ones((1, 1, 8, 32)))
+    cache = KVState(jnp.ones((1, 1, 32, 8)), jnp.ones((1, 1, 8, 32)))
 
     def loss(q):
         return cached_attention(q, cache, jnp.array([-1]), AttentionRule(1.0)).sum()
@@ -160,7 +160,7 @@ def test_the_gradient_of_a_query_that_sees_nothing_is_zero():
     ],
 )
 def test_rules_that_cannot_be_are_refused(fields, message, backend):
-    q, cache = jnp.ones((1, 1, 1, 32)), LayerCache.zeros(1, 1, 32, 8, jnp.float32)
+    q, cache = jnp.ones((1, 1, 1, 32)), KVState.zeros(1, 1, 32, 8, jnp.float32)
     with pytest.raises(ValueError, match=message):
         rule = AttentionRule(**(dict(scale=1.0) | fields))
         cached_attention(q, cache, jnp.zeros(1, jnp.int32), rule, backend=backend)
@@ -179,6 +179,6 @@ def test_rules_that_cannot_be_are_refused(fields, message, backend):
 def test_operands_that_do_not_fit_are_refused_alike(change, message, backend):
     q = jnp.ones(change.get("q", (1, 1, 4, 32)))
     sinks = jnp.zeros(change["sinks"]) if "sinks" in change else None
-    cache, starts = LayerCache.zeros(1, 2, 32, 8, jnp.float32), np.array(change.get("starts", [0]))
+    cache, starts = KVState.zeros(1, 2, 32, 8, jnp.float32), np.array(change.get("starts", [0]))
     with pytest.raises(ValueError, match=message):
         cached_attention(q, cache, starts, AttentionRule(1.0, sinks_N=sinks), backend=backend)

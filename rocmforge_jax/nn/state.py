@@ -1,0 +1,186 @@
+"""What the layers of a model remember of the tokens they have seen.
+
+Each layer owns a `State`; a `Cache` holds those of all layers. Callers that copy rows, grow or
+rewind a cache go through these methods and know no axes of the arrays.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+#: Axes of a mesh that states are sharded over: sequences, and heads.
+BATCH_AXIS, HEADS_AXIS = "data", "model"
+
+
+class State:
+    """The state of one layer for each sequence of a batch.
+
+    A subclass is a frozen dataclass and a pytree, whose arrays have the batch axis first. The
+    defaults here suit a recurrent state: its size does not depend on the number of tokens, and it
+    cannot be rewound.
+    """
+
+    def row(self, b) -> Self:
+        """Returns sequence b alone, as a state of batch 1. b: int or int32 []."""
+        return jax.tree.map(lambda array: take_row(array, b), self)
+
+    def with_row(self, b, other: Self) -> Self:
+        """Returns the state with sequence b taken from `other`, a state of batch 1."""
+        return jax.tree.map(lambda array, new: put_row(array, b, new), self, other)
+
+    def grown(self, length: int) -> Self:
+        """Returns the state with room for `length` tokens per sequence; it may only grow."""
+        return self
+
+    def rewound(self, held: int, length: int) -> Self | None:
+        """Returns the state of the first `length` of `held` tokens, None if it is lost."""
+        return self if length == held else None
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether the state can be rewound to any length, so that it needs no snapshots."""
+        return False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, also of abstract ones (`jax.eval_shape`)."""
+        return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(self))
+
+    def specs(self, mesh: Mesh) -> Self:
+        """Returns a PartitionSpec for each array: the batch over the mesh axis "data"."""
+        return jax.tree.map(lambda a: partition(mesh, a.shape, {0: BATCH_AXIS}), self)
+
+
+def partition(mesh: Mesh, shape: tuple[int, ...], wanted: dict[int, str]) -> PartitionSpec:
+    """Returns the PartitionSpec of an array.
+
+    Args:
+        mesh: The devices.
+        shape: Of the array.
+        wanted: Array axis -> mesh axis. An axis that the mesh lacks, or whose size does not divide
+            the array's, is replicated.
+    """
+    names = [None] * len(shape)
+    for axis, name in wanted.items():
+        if name in mesh.shape and shape[axis] % mesh.shape[name] == 0:
+            names[axis] = name
+    return PartitionSpec(*names)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The states of all layers.
+
+    Attributes:
+        layers: The state of each layer.
+        lengths_B: int32 [B], 0 to `length`: the tokens that sequence b has seen.
+        length: Tokens per sequence that there is room for. Static.
+    """
+
+    layers: tuple[State, ...]
+    lengths_B: jax.Array
+    length: int = dataclasses.field(metadata=dict(static=True))
+
+    @property
+    def batch(self) -> int:
+        """Sequences, B."""
+        return self.lengths_B.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, also of abstract ones (`jax.eval_shape`)."""
+        lengths = self.lengths_B.size * self.lengths_B.dtype.itemsize
+        return sum(layer.nbytes for layer in self.layers) + lengths
+
+    def row(self, b) -> "Cache":
+        """Returns sequence b alone, as a cache of batch 1. b: int or int32 [], 0 to batch - 1."""
+        layers = tuple(layer.row(b) for layer in self.layers)
+        return Cache(layers, take_row(self.lengths_B, b), self.length)
+
+    def with_row(self, b, other: "Cache") -> "Cache":
+        """Returns the cache with sequence b replaced by that of `other`.
+
+        Donate the cache under `jax.jit` to write in place.
+
+        Args:
+            b: int or int32 [], 0 to batch - 1.
+            other: A cache of batch 1 with the same length and dtype.
+
+        Raises:
+            ValueError: `other` has another batch or length.
+        """
+        if (other.batch, other.length) != (1, self.length):
+            raise ValueError(
+                f"a row of this cache has batch 1 and {self.length} slots, got batch"
+                f" {other.batch} and {other.length} slots"
+            )
+        layers = tuple(layer.with_row(b, new) for layer, new in zip(self.layers, other.layers))
+        return Cache(layers, put_row(self.lengths_B, b, other.lengths_B), self.length)
+
+    def grown(self, length: int) -> "Cache":
+        """Returns a copy with room for `length` tokens per sequence, at least as many as now.
+
+        One compiled program makes the copy.
+        """
+        if length < self.length:
+            raise ValueError(f"a cache of {self.length} slots cannot grow to {length}")
+        return _grown(self, length)
+
+    def rewound(self, held: int, length: int) -> "Cache | None":
+        """Returns the cache as it was when every sequence had `length` tokens.
+
+        Args:
+            held: Tokens of every sequence now.
+            length: Tokens to keep, 0 to `held`.
+
+        Returns:
+            The cache, or None if a layer cannot be rewound so far. No array is copied.
+        """
+        layers = [layer.rewound(held, length) for layer in self.layers]
+        if any(layer is None for layer in layers):
+            return None
+        return Cache(tuple(layers), jnp.full((self.batch,), length, jnp.int32), self.length)
+
+    def specs(self, mesh: Mesh) -> "Cache":
+        """Returns a PartitionSpec for each array: see `State.specs`."""
+        layers = tuple(layer.specs(mesh) for layer in self.layers)
+        lengths = partition(mesh, self.lengths_B.shape, {0: BATCH_AXIS})
+        return Cache(layers, lengths, self.length)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _grown(cache: Cache, length: int) -> Cache:
+    return Cache(tuple(layer.grown(length) for layer in cache.layers), cache.lengths_B, length)
+
+
+def take_row(array, b):
+    """Returns array[b : b + 1]; b may be traced."""
+    return jax.lax.dynamic_slice_in_dim(array, b, 1, axis=0)
+
+
+def put_row(array, b, new):
+    """Returns the array with row b replaced by `new` [1, ...]; b may be traced."""
+    starts = [jnp.asarray(b, jnp.int32)] + [jnp.int32(0)] * (array.ndim - 1)
+    return update_slice(array, new, starts)
+
+
+def update_slice(buffer, update, starts):
+    """Calls `dynamic_update_slice`, with 2-byte floats seen as integers.
+
+    XLA:CPU would cast the whole buffer to float32 and back for 2-byte floats.
+    """
+    if buffer.dtype.itemsize != 2:
+        return jax.lax.dynamic_update_slice(buffer, update, starts)
+
+    def bits(array):
+        return jax.lax.bitcast_convert_type(array, jnp.uint16)
+
+    return jax.lax.bitcast_convert_type(
+        jax.lax.dynamic_update_slice(bits(buffer), bits(update), starts), buffer.dtype
+    )

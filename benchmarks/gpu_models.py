@@ -26,6 +26,7 @@ from flax import nnx
 from kernel_trace import kernel_times
 
 from rocmforge_jax.generate import Engine, SamplingParams
+from rocmforge_jax.models import Mixture
 
 RESULTS = Path(__file__).parent / "results" / "gpu_models.jsonl"
 MIXES = ("Q4_0", "Q4_K_M", "Q5_0", "Q6_K", "Q8_0")
@@ -102,15 +103,11 @@ def _bytes_of_a_token(decoder) -> int:
     bytes = _bytes(nnx.state(decoder)) - (
         0 if decoder.output is None else _bytes(nnx.state(decoder.token_embd))
     )
-    if (moe := decoder.config.moe) is not None:
-        experts = _bytes(
-            [
-                nnx.state(module)
-                for path, module in nnx.iter_modules(decoder)
-                if path and str(path[-1]).endswith("_exps")
-            ]
-        )
-        bytes -= experts * (moe.experts - moe.used) // moe.experts
+    for layer, config in zip(decoder.blk, decoder.config.layers):
+        if isinstance(mixture := config.feed_forward, Mixture):
+            stacks = [m for name, m in vars(layer).items() if name.endswith("_exps")]
+            experts = _bytes([nnx.state(stack) for stack in stacks])
+            bytes -= experts * (mixture.experts - mixture.used) // mixture.experts
     return bytes
 
 

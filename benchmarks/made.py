@@ -11,8 +11,7 @@ from synthetic import MIXTURES, ROUTER, SHAPES
 
 from pallas_kernels import samples
 from rocmforge_jax import formats
-from rocmforge_jax.models import Decoder, DecoderConfig
-from rocmforge_jax.models.config import MoEConfig
+from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Mixture
 from rocmforge_jax.models.load import tensor_name
 from rocmforge_jax.nn import RopeConfig
 from rocmforge_jax.quant import QParam, QTensor, word_packed
@@ -22,22 +21,21 @@ def config(shape_name: str) -> DecoderConfig:
     architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, base = SHAPES[
         shape_name
     ]
-    return DecoderConfig(
-        layers=layers,
+    rope = RopeConfig(width=head, base=base, interleaved=architecture == "llama")
+    qk_norm = "head" if architecture == "qwen3moe" else None
+    biases = ("attn_q", "attn_k", "attn_v") if architecture == "qwen2" else ()
+    mixture = MIXTURES.get(shape_name)
+    return DecoderConfig.uniform(
+        layers,
+        Attention(heads, kv_heads, head, rope, qk_norm=qk_norm),
+        Mixture(*mixture) if mixture else Gated(hidden),
         width=width,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_width=head,
         vocabulary=vocabulary,
         context_length=32768,
         norm_epsilon=1e-5,
-        rope=RopeConfig(width=head, base=base, interleaved=architecture == "llama"),
-        qkv_bias=architecture == "qwen2",
-        qk_norm=architecture == "qwen3moe",
+        biases=frozenset(biases),
         tied=layers < 28,
         architecture=architecture,
-        moe=MoEConfig(*MIXTURES[shape_name]) if shape_name in MIXTURES else None,
     )
 
 
@@ -58,7 +56,7 @@ def decoder(shape_name: str, mix: str, dtype=jnp.bfloat16, **settings) -> Decode
                         else jnp.ones(variable.shape)
                     )
                 else:
-                    fmt = formats.get(type_of(name, made.config.layers, made.config.tied, mix))
+                    fmt = formats.get(type_of(name, len(made.config.layers), made.config.tied, mix))
                     made_here = _packed(variable.shape, fmt, attribute == "kernel", next(keys))
                 setattr(module, attribute, made_here)
     return made

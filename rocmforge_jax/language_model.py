@@ -79,8 +79,8 @@ class LanguageModel:
     def __repr__(self):
         config = self.model.config
         return (
-            f"<LanguageModel {config.architecture}: {config.layers} layers, width {config.width},"
-            f" vocabulary {config.vocabulary}>"
+            f"<LanguageModel {config.architecture}: {len(config.layers)} layers, width"
+            f" {config.width}, vocabulary {config.vocabulary}>"
         )
 
     def generate(

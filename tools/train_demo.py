@@ -27,22 +27,20 @@ from rocmforge_jax import formats
 from rocmforge_jax.generate import Engine, perplexity
 from rocmforge_jax.gguf import write_gguf
 from rocmforge_jax.language_model import load
-from rocmforge_jax.models import Decoder, DecoderConfig, param_count, tensor_name
+from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, param_count, tensor_name
 from rocmforge_jax.nn import RopeConfig
 
-VOCABULARY = 1024
+VOCABULARY, HIDDEN = 1024, 640
 END = "<|endoftext|>"
-CONFIG = DecoderConfig(
-    layers=4,
+ATTENTION = Attention(8, 2, 32, RopeConfig(width=32, interleaved=True))
+CONFIG = DecoderConfig.uniform(
+    4,
+    ATTENTION,
+    Gated(HIDDEN),
     width=256,
-    hidden=640,
-    heads=8,
-    kv_heads=2,
-    head_width=32,
     vocabulary=VOCABULARY,
     context_length=512,
     norm_epsilon=1e-5,
-    rope=RopeConfig(width=32, interleaved=True),
     tied=True,
 )
 #: Type of each tensor: a mix, so that the demo exercises the formats the project began with.
@@ -197,15 +195,15 @@ def metadata(tokenizer: Trainable) -> dict:
         ),
         "general.license": "apache-2.0",
         "general.quantization_version": 2,
-        "llama.block_count": config.layers,
+        "llama.block_count": len(config.layers),
         "llama.context_length": config.context_length,
         "llama.embedding_length": config.width,
-        "llama.feed_forward_length": config.hidden,
-        "llama.attention.head_count": config.heads,
-        "llama.attention.head_count_kv": config.kv_heads,
+        "llama.feed_forward_length": HIDDEN,
+        "llama.attention.head_count": ATTENTION.heads,
+        "llama.attention.head_count_kv": ATTENTION.kv_heads,
         "llama.attention.layer_norm_rms_epsilon": np.float32(config.norm_epsilon),
-        "llama.rope.freq_base": np.float32(config.rope.base),
-        "llama.rope.dimension_count": config.rope.width,
+        "llama.rope.freq_base": np.float32(ATTENTION.rope.base),
+        "llama.rope.dimension_count": ATTENTION.rope.width,
         "llama.vocab_size": config.vocabulary,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",

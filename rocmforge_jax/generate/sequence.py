@@ -107,7 +107,7 @@ class PrefixCache:
         """Tokens at the start of a prompt that the cache holds."""
         if self._cache is None or _is_donated(self._cache):
             return 0
-        held = min(len(prompt), len(self._text), self._held())
+        held = min(len(prompt), len(self._text), int(self._cache.lengths_B[0]))
         return next((i for i in range(held) if prompt[i] != self._text[i]), held)
 
     def take(self, prompt: collections.abc.Sequence[int]) -> tuple[Cache | None, int]:
@@ -117,15 +117,11 @@ class PrefixCache:
         common. At least the last token of the prompt is left to be computed.
         """
         known, cache = min(self.common(prompt), len(prompt) - 1), self._cache
-        if cache is not None and known >= SMALLEST_PREFIX:
-            cache = cache.rewound(self._held(), known)
-        else:
-            cache = None
+        if cache is not None:
+            enough = known >= SMALLEST_PREFIX
+            cache = cache.rewound(int(cache.lengths_B[0]), known) if enough else None
         self.forget()
         return cache, 0 if cache is None else known
-
-    def _held(self) -> int:
-        return int(self._cache.lengths_B[0])
 
 
 def _is_donated(cache: Cache) -> bool:

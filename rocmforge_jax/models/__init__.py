@@ -1,24 +1,33 @@
-"""Decoders: one family as code, its architectures as data."""
+"""Decoders: layers as data, made of mixers and feed-forwards; architectures that read files."""
 
 from rocmforge_jax.models.architectures import ARCHITECTURES, Architecture, read_config, register
-from rocmforge_jax.models.config import DecoderConfig, MoEConfig
+from rocmforge_jax.models.config import DecoderConfig, LayerConfig, Norms, Tokens
 from rocmforge_jax.models.decoder import Decoder, param_count
-from rocmforge_jax.models.layers import Block
+from rocmforge_jax.models.families import llama_like
+from rocmforge_jax.models.feed_forward import Gated, Mixture
+from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.load import default_dtype, load_decoder, tensor_name
+from rocmforge_jax.models.mixers import Attention
 from rocmforge_jax.models.plan import MemoryPlan, plan_memory
 from rocmforge_jax.models.report import KernelReport, kernel_report
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
-    "Block",
+    "Attention",
     "Decoder",
     "DecoderConfig",
+    "Gated",
     "KernelReport",
+    "Layer",
+    "LayerConfig",
     "MemoryPlan",
-    "MoEConfig",
+    "Mixture",
+    "Norms",
+    "Tokens",
     "default_dtype",
     "kernel_report",
+    "llama_like",
     "load_decoder",
     "param_count",
     "plan_memory",

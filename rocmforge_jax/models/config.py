@@ -1,167 +1,244 @@
-"""The sizes and options of a decoder, and how they are read from a file's metadata."""
+"""A decoder as data: a tuple of layers, each a mixer and a feed-forward."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-import numpy as np
+import jax
+import jax.numpy as jnp
+from flax import nnx
 
-from rocmforge_jax.gguf import GGUFError
-from rocmforge_jax.nn.rope import RopeConfig
+from rocmforge_jax.backends import Numerics
+from rocmforge_jax.nn import Experts, Linear, RMSNorm, State
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What a layer has to know about the T tokens that it computes.
+
+    Attributes:
+        positions_BT: int32, for everything that depends on the position.
+        starts_B: int32, the tokens that the state holds already.
+        lengths_B: int32, how many of the T tokens are real; the rest is padding. None: all.
+        rope: The `rope_table` of the layer's rotary embedding. None: the layer makes it.
+    """
+
+    positions_BT: jax.Array
+    starts_B: jax.Array
+    lengths_B: jax.Array | None = None
+    rope: tuple[jax.Array, jax.Array] | None = None
+
+    @classmethod
+    def first(cls, batch: int, count: int) -> "Tokens":
+        """Describes the first `count` tokens of each text of a batch."""
+        positions_BT = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (batch, count))
+        return cls(positions_BT, jnp.zeros((batch,), jnp.int32))
+
+
+class Mixer(Protocol):
+    """Mixes tokens: attention, a convolution, a recurrence.
+
+    A mixer is a frozen, hashable dataclass of sizes and options. The weights are in the layer.
+    """
+
+    @property
+    def output(self) -> str:
+        """The name of the projection that follows, such as "attn_output"."""
+        ...
+
+    def modules(self, make: "Make") -> Mapping[str, nnx.Module]:
+        """Makes the submodules of a layer, by their names in the file."""
+        ...
+
+    def init_state(self, batch: int, length: int, dtype) -> State:
+        """Makes the empty state of `batch` sequences of up to `length` tokens."""
+        ...
+
+    def __call__(self, layer: Any, x_BTD, norm, tokens: Tokens, state: Any) -> tuple[Any, Any]:
+        """Computes what goes into the output projection, and the new state.
+
+        Args:
+            layer: The layer with the submodules.
+            x_BTD: The residual stream.
+            norm: Comes before the mixer, or None.
+            tokens: Positions and lengths.
+            state: Of the tokens before, or None: then these tokens are the whole text.
+        """
+        ...
+
+    def workspace(self, tokens: int, slots: int) -> int:
+        """Estimates the float32 numbers of the largest temporaries for one prompt."""
+        ...
+
+
+class FeedForward(Protocol):
+    """What each token goes through by itself. Like a Mixer, it holds no weights."""
+
+    @property
+    def output(self) -> str | None:
+        """The name of the projection that follows, or None where the result is final."""
+        ...
+
+    def modules(self, make: "Make") -> Mapping[str, nnx.Module]:
+        """Makes the submodules of a layer, by their names in the file."""
+        ...
+
+    def __call__(self, layer: Any, x_BTD, norm) -> Any:
+        """Computes what goes into the output projection, from norm(x)."""
+        ...
+
+    def workspace(self, tokens: int) -> int:
+        """Estimates the float32 numbers of the largest temporaries for one prompt."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Norms:
+    """The norms of a layer, by their names in the file; None where there is none.
+
+    Families use one name for different places: `post_attention_norm` comes after the mixer in
+    Gemma and before the feed-forward in gpt-oss.
+    """
+
+    epsilon: float
+    before_mixer: str | None = "attn_norm"
+    after_mixer: str | None = None
+    before_feed_forward: str | None = "ffn_norm"
+    after_feed_forward: str | None = None
+
+    def __post_init__(self):
+        check_epsilon(self.epsilon)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the norms that there are."""
+        return tuple(name for name in dataclasses.astuple(self)[1:] if name is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig:
+    """One layer of a decoder.
+
+    Attributes:
+        mixer: Mixes tokens, or None.
+        feed_forward: Computes each token by itself, or None.
+        norms: Which norms there are, and where.
+        residual_scale: Multiplies what mixer and feed-forward add to the residual stream.
+        biases: Names of the submodules that have a bias.
+        output_scales: Names of the submodules whose product is multiplied by a factor.
+    """
+
+    mixer: Mixer | None
+    feed_forward: FeedForward | None
+    norms: Norms
+    residual_scale: float = 1.0
+    biases: frozenset[str] = frozenset()
+    output_scales: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Everything that shapes a Decoder. Hashable, so it is static metadata of the module.
 
-    Sizes as in nn.axes: width D, hidden F, heads N, kv_heads K, head_width H, vocabulary V.
-    context_length: positions the model was trained for. tied: the head is the transposed embedding.
-    moe: the feed-forward is a mixture of experts. The rest is what an `Architecture` says:
-    qkv_bias, qk_norm, post_norms, fused_qkv, fused_gate_up.
+    Attributes:
+        layers: The layers, in order.
+        width: Of the residual stream, D.
+        vocabulary: Rows of the embedding, V.
+        context_length: Positions that the model was trained for.
+        norm_epsilon: Of the norm before the head.
+        tied: Whether the head is the transposed embedding.
+        embedding_scale: Multiplies embeddings.
+        logit_scale: Multiplies logits.
+        logit_cap: A cap c that makes c * tanh(logit / c) of each logit, or None.
+        output_norm: Name of the norm before the head in the file.
+        biases: As in LayerConfig, for the head.
+        output_scales: As in LayerConfig, for the head.
+        architecture: The name of the family.
     """
 
-    layers: int
+    layers: tuple[LayerConfig, ...]
     width: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_width: int
     vocabulary: int
     context_length: int
     norm_epsilon: float
-    rope: RopeConfig
     tied: bool = True
-    moe: "MoEConfig | None" = None
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    post_norms: bool = False
-    fused_qkv: bool = False
-    fused_gate_up: bool = False
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+    output_norm: str = "output_norm"
+    biases: frozenset[str] = frozenset()
+    output_scales: frozenset[str] = frozenset()
     architecture: str = "llama"
 
     def __post_init__(self):
-        sizes = (
-            "layers",
-            "width",
-            "hidden",
-            "heads",
-            "kv_heads",
-            "head_width",
-            "vocabulary",
-            "context_length",
-        )
-        for name in sizes:
+        if not self.layers:
+            raise ValueError("layers must be at least 1, got 0")
+        for name in ("width", "vocabulary", "context_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"the model has {self.heads} heads and {self.kv_heads} KV heads: heads must be a"
-                " multiple of KV heads"
-            )
-        if self.rope.width > self.head_width:
-            raise ValueError(
-                f"rope rotates {self.rope.width} elements of a head of {self.head_width}"
-            )
-        if not (math.isfinite(self.norm_epsilon) and self.norm_epsilon >= 0):
-            raise ValueError(
-                f"norm_epsilon must be finite and not negative, got {self.norm_epsilon}"
-            )
+        check_epsilon(self.norm_epsilon)
+
+    @classmethod
+    def uniform(
+        cls,
+        layers: int,
+        mixer: Mixer | None,
+        feed_forward: FeedForward | None,
+        *,
+        norm_epsilon: float,
+        norms: dict[str, Any] | None = None,
+        biases: frozenset[str] = frozenset(),
+        **sizes: Any,
+    ) -> "DecoderConfig":
+        """Makes the configuration of a decoder whose layers are all alike.
+
+        Args:
+            layers: How many.
+            mixer: Of every layer.
+            feed_forward: Of every layer.
+            norm_epsilon: Of all norms.
+            norms: Changes of the `Norms` of every layer.
+            biases: Of every layer.
+            **sizes: The other fields.
+        """
+        norms_of_layer = Norms(norm_epsilon, **(norms or {}))
+        layer = LayerConfig(mixer, feed_forward, norms_of_layer, biases=biases)
+        return cls((layer,) * layers, norm_epsilon=norm_epsilon, **sizes)
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raises ValueError unless the epsilon of a norm is finite and not negative."""
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"norm_epsilon must be finite and not negative, got {epsilon}")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises ValueError, with the name, for a size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 @dataclasses.dataclass(frozen=True)
-class MoEConfig:
-    """A mixture of `experts`, `used` of them for each token, `hidden` units each.
+class Make:
+    """Makes the submodules of one layer, with the biases and factors that the layer has."""
 
-    shared_hidden: units of an expert that every token goes through as well, 0 for none.
-    renormalize: see `nn.route`.
-    """
+    config: LayerConfig
+    width: int
+    numerics: Numerics
+    rngs: nnx.Rngs | None
 
-    experts: int
-    used: int
-    hidden: int
-    shared_hidden: int = 0
-    renormalize: bool = True
+    def linear(self, name: str, inputs: int, outputs: int) -> Linear:
+        """Makes the linear layer that the file calls `name`."""
+        has_bias, numerics = name in self.config.biases, self.numerics
+        return Linear(inputs, outputs, use_bias=has_bias, numerics=numerics, rngs=self.rngs)
 
-    def __post_init__(self):
-        if not 1 <= self.used <= self.experts:
-            raise ValueError(
-                f"each token uses {self.used} of {self.experts} experts: it must be at least 1 and"
-                " at most all"
-            )
+    def experts(self, name: str, count: int, inputs: int, outputs: int) -> Experts:
+        """Makes the stack of linear layers that the file calls `name`."""
+        return Experts(count, inputs, outputs, numerics=self.numerics, rngs=self.rngs)
 
-
-class KeyReader:
-    """Reads an architecture's keys from metadata, checks them, and remembers which were read.
-
-    Every getter raises GGUFError naming the file's key, the expected range and the value found.
-    """
-
-    def __init__(self, metadata, architecture: str):
-        self._metadata, self._prefix = metadata, architecture + "."
-        self.seen: set[str] = set()
-
-    def _get(self, key):
-        self.seen.add(self._prefix + key)
-        return self._metadata.get(self._prefix + key)
-
-    def integer(
-        self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1
-    ) -> int:
-        """Returns an integer from `low` to `high`, or the default where the key is missing."""
-        value = self._get(key)
-        if self._has_entry_per_layer(value) and (value == value[0]).all():
-            value = value[0].item()
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise GGUFError(
-                f"{self._prefix}{key} must be an integer from {low} to {high}, {_found(value)}"
-            )
-        return value
-
-    def _has_entry_per_layer(self, value) -> bool:
-        layers = self._metadata.get(self._prefix + "block_count")
-        return (
-            isinstance(value, np.ndarray)
-            and isinstance(layers, int)
-            and value.shape == (layers,)
-            and layers > 0
-        )
-
-    def real(self, key: str, default: float | None = None, low: float = 0.0) -> float:
-        """Returns a finite number above `low`, or the default where the key is missing."""
-        value = self._get(key)
-        if value is None and default is not None:
-            return default
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not (math.isfinite(value) and value > low)
-        ):
-            raise GGUFError(
-                f"{self._prefix}{key} must be a finite number above {low}, {_found(value)}"
-            )
-        return float(value)
-
-    def text(self, key: str, default: str) -> str:
-        """Returns a string, or the default where the key is missing."""
-        value = self._get(key)
-        if value is not None and not isinstance(value, str):
-            raise GGUFError(f"{self._prefix}{key} must be a string, {_found(value)}")
-        return default if value is None else value
-
-    def unread(self) -> list[str]:
-        """Returns the architecture's keys that no getter asked for."""
-        return [
-            key for key in self._metadata if key.startswith(self._prefix) and key not in self.seen
-        ]
-
-
-def _found(value) -> str:
-    if value is None:
-        return "the file has no such key"
-    text = (
-        f"an array of {len(value)}"
-        if hasattr(value, "__len__") and not isinstance(value, str)
-        else repr(value)
-    )
-    return f"the file has {text}"
+    def norm(self, name: str, width: int) -> RMSNorm:
+        """Makes the norm that the file calls `name`."""
+        return RMSNorm(width, epsilon=self.config.norms.epsilon)

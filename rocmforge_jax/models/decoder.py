@@ -1,7 +1,9 @@
 """The decoder that every architecture here is a setting of: token ids to logits."""
 
+import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,18 @@ from flax import nnx
 
 from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
-from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.layers import Block, norm_of
-from rocmforge_jax.nn import Cache, Embedding, KVState, Linear, products, rope_table, shared_trace
+from rocmforge_jax.models.config import DecoderConfig, Tokens
+from rocmforge_jax.models.layer import Layer
+from rocmforge_jax.nn import (
+    Cache,
+    Embedding,
+    Linear,
+    NoState,
+    RMSNorm,
+    products,
+    rope_table,
+    shared_trace,
+)
 
 
 class Decoder(nnx.Module):
@@ -48,11 +59,20 @@ class Decoder(nnx.Module):
         self.numerics = Numerics(dtype, activations, backend or settings.backend())
         numerics, sizes = self.numerics, (config.vocabulary, config.width)
         self.token_embd = Embedding(*sizes, numerics=numerics, rngs=rngs)
-        blocks = [Block(config, numerics=numerics, rngs=rngs) for _ in range(config.layers)]
-        self.blk = nnx.List(blocks)
-        self.output_norm = norm_of(config, config.width)
-        head = None if config.tied else Linear(*reversed(sizes), numerics=numerics, rngs=rngs)
-        self.output = head
+        layers = [
+            Layer(layer, config.width, numerics=numerics, rngs=rngs) for layer in config.layers
+        ]
+        self.blk = nnx.List(layers)
+        setattr(self, config.output_norm, RMSNorm(config.width, epsilon=config.norm_epsilon))
+        self.output = self._make_head(rngs)
+
+    def _make_head(self, rngs) -> Linear | None:
+        """Makes the head, None where it is the transposed embedding."""
+        config = self.config
+        if config.tied:
+            return None
+        has_bias, sizes = "output" in config.biases, (config.width, config.vocabulary)
+        return Linear(*sizes, use_bias=has_bias, numerics=self.numerics, rngs=rngs)
 
     def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
         """Makes an empty cache for `batch` sequences of up to `length` tokens.
@@ -91,28 +111,53 @@ class Decoder(nnx.Module):
         _check(tokens_BT, cache, positions_BT, lengths_B)
         B, T = tokens_BT.shape
         starts_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.lengths_B
-        slots_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
-        rope = rope_table(slots_BT if positions_BT is None else positions_BT, self.config.rope)
-
-        x_BTD, layers = self.token_embd(tokens_BT, self.numerics.dtype), []
-        for block, layer in zip(self.blk, cache.layers if cache else [None] * len(self.blk)):
-            x_BTD, layer = shared_trace(block, x_BTD, rope, layer, starts_B)
-            layers.append(layer)
-
+        if positions_BT is None:
+            positions_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
+        x_BTD, states = self._layers(
+            self._embed(tokens_BT), Tokens(positions_BT, starts_B, lengths_B), cache
+        )
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)
         if last_only:
             x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
         if cache is not None:
-            cache = Cache(tuple(layers), starts_B + added_B, cache.length)
+            cache = Cache(tuple(states), starts_B + added_B, cache.length)
         return self._head(x_BTD), cache
 
+    def _embed(self, tokens_BT):
+        scale, dtype = self.config.embedding_scale, self.numerics.dtype
+        if scale == 1:
+            return self.token_embd(tokens_BT, dtype)
+        return (self.token_embd(tokens_BT, jnp.float32) * jnp.float32(scale)).astype(dtype)
+
+    def _layers(self, x_BTD, tokens: Tokens, cache: Cache | None):
+        """Applies all layers -> the residual stream, and the new states."""
+        states: list[Any] = []
+        tables: dict[Any, Any] = {None: None}
+        old = cache.layers if cache else [None] * len(self.blk)
+        for layer, config, state in zip(self.blk, self.config.layers, old):
+            rope: Any = getattr(config.mixer, "rope", None)
+            if rope not in tables:
+                tables[rope] = rope_table(tokens.positions_BT, rope)
+            of_layer = dataclasses.replace(tokens, rope=tables[rope])
+            x_BTD, state = shared_trace(layer, x_BTD, of_layer, state)
+            states.append(state)
+        return x_BTD, states
+
     def _head(self, x):
+        config = self.config
         head = self.token_embd if self.output is None else self.output
-        return products(x, [head], norm=self.output_norm, dtype=jnp.float32)[0]
+        norm = getattr(self, config.output_norm)
+        (logits,) = products(x, [head], norm=norm, dtype=jnp.float32)
+        logits = logits if config.logit_scale == 1 else logits * jnp.float32(config.logit_scale)
+        cap = config.logit_cap
+        return logits if cap is None else jnp.float32(cap) * jnp.tanh(logits / jnp.float32(cap))
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype) -> Cache:
-    """Makes an empty cache of a model for `batch` sequences of up to `length` tokens."""
+    """Makes an empty cache of a model for `batch` sequences of up to `length` tokens.
+
+    Raises ValueError for a size below 1.
+    """
     if min(batch, length) < 1:
         raise ValueError(f"a cache needs positive sizes, got batch {batch}, length {length}")
     return _empty_cache(config, batch, length, jnp.dtype(dtype))
@@ -121,12 +166,11 @@ def init_cache(config: DecoderConfig, batch: int, length: int, dtype) -> Cache:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _empty_cache(config, batch, length, dtype):
     """All layers in one program: one program per array takes a third of a second at the start."""
-
-    def layer():
-        return KVState.zeros(batch, config.kv_heads, config.head_width, length, dtype)
-
-    layers = tuple(layer() for _ in range(config.layers))
-    return Cache(layers, jnp.zeros((batch,), jnp.int32), length)
+    mixers = [layer.mixer for layer in config.layers]
+    states = tuple(
+        NoState() if mixer is None else mixer.init_state(batch, length, dtype) for mixer in mixers
+    )
+    return Cache(states, jnp.zeros((batch,), jnp.int32), length)
 
 
 def _check(tokens_BT, cache, positions_BT, lengths_B):

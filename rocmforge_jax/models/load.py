@@ -23,9 +23,21 @@ from rocmforge_jax.nn import only_shapes
 from rocmforge_jax.quant import QParam, QTensor, default_layout, repack
 
 #: What a variable's last name is called in a file.
-_SUFFIX = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+_SUFFIX = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "output_scale": "scale",
+}
 #: Tensors that the configuration has already read.
-_CONFIG_TENSORS = {"rope_freqs.weight"}
+_CONFIG_TENSORS = {
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+}
+#: Tensors of this suffix calibrate the rounding of activations, which is chosen at run time here.
+_CALIBRATION = ".input_scale"
 
 
 def default_dtype():
@@ -67,7 +79,7 @@ def load_decoder(
             backend=backend,
             rngs=None,
         )
-    claims = _claim(decoder, gguf)
+    claims = _claim(decoder, gguf, _skipped(gguf, len(config.layers)))
     total, done = sum(tensor.nbytes for _, _, tensor in claims), 0
     for module, attribute, tensor in claims:
         setattr(module, attribute, _variable(tensor, attribute, layout, decoder.numerics))
@@ -98,7 +110,29 @@ def _report_unknown_keys(gguf, unknown, strict):
         warnings.warn(message, stacklevel=4)
 
 
-def _claim(decoder, gguf) -> list[tuple[nnx.Module, str, TensorInfo]]:
+def _skipped(gguf, layers: int) -> set[str]:
+    """Returns the tensors that no module claims; says so where they hold something of a model."""
+    predictors = {name for name in gguf.tensors if _number_of_block(name) >= layers}
+    blocks = gguf.metadata.get(f"{gguf.architecture}.block_count")
+    predictors = {name for name in predictors if _number_of_block(name) < blocks}
+    if predictors:
+        warnings.warn(
+            f"{gguf.path}: the {len(predictors)} tensors of {blocks - layers} blocks for"
+            " multi-token prediction are not loaded",
+            stacklevel=4,
+        )
+    calibrations = {name for name in gguf.tensors if name.endswith(_CALIBRATION)}
+    return predictors | calibrations | _CONFIG_TENSORS
+
+
+def _number_of_block(name: str) -> int:
+    """Returns N of a tensor "blk.N...", else -1."""
+    head, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    return int(number) if head == "blk" and number.isdecimal() and len(number) < 10 else -1
+
+
+def _claim(decoder, gguf, skipped: set[str]) -> list[tuple[nnx.Module, str, TensorInfo]]:
     """Returns (module, attribute, tensor) for every variable, in the order of the file."""
     found, problems = {}, []
     for path, module in nnx.iter_modules(decoder):
@@ -119,7 +153,7 @@ def _claim(decoder, gguf) -> list[tuple[nnx.Module, str, TensorInfo]]:
     problems += [
         f"{name} is not part of the architecture"
         for name in gguf.tensors
-        if name not in names | _CONFIG_TENSORS
+        if name not in names | skipped
     ]
     if problems:
         raise GGUFError(

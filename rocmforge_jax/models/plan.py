@@ -93,9 +93,14 @@ def plan_memory(
 def temporary_bytes(config: DecoderConfig, slots: int) -> int:
     """An estimate of the workspace of one prompt of up to 512 tokens with a cache of `slots`."""
     prompt = min(PROMPT, slots)
-    widest = max(config.hidden, config.heads * config.head_width, config.width) * 4
-    scores = prompt * slots * config.heads * 4 * 2
-    return prompt * widest * 4 + scores + config.vocabulary * 4
+    mixers = [layer.mixer for layer in config.layers if layer.mixer is not None]
+    feeds = [layer.feed_forward for layer in config.layers if layer.feed_forward is not None]
+    widest = max(
+        prompt * config.width,
+        *(mixer.workspace(prompt, slots) for mixer in mixers),
+        *(4 * feed.workspace(prompt) for feed in feeds),
+    )
+    return (widest + config.vocabulary) * 4
 
 
 def available_bytes(device: Any = None) -> int | None:

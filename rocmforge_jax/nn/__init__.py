@@ -19,7 +19,7 @@ from rocmforge_jax.nn.products import Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
 from rocmforge_jax.nn.shared_trace import shared_trace
-from rocmforge_jax.nn.state import Cache, State
+from rocmforge_jax.nn.state import Cache, NoState, State
 
 __all__ = [
     "AttentionRule",
@@ -29,6 +29,7 @@ __all__ = [
     "Gate",
     "KVState",
     "Linear",
+    "NoState",
     "QuantizedInput",
     "RMSNorm",
     "RopeConfig",

@@ -7,7 +7,7 @@ rewind a cache go through these methods and know no axes of the arrays.
 import dataclasses
 import functools
 import math
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,21 @@ class State:
         return jax.tree.map(lambda a: partition(mesh, a.shape, {0: BATCH_AXIS}), self)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoState(State):
+    """The state of a layer that remembers nothing."""
+
+    def rewound(self, held: int, length: int) -> "NoState":
+        """Returns itself."""
+        return self
+
+    @property
+    def rewinds(self) -> bool:
+        """True: there is nothing to lose."""
+        return True
+
+
 def partition(mesh: Mesh, shape: tuple[int, ...], wanted: dict[int, str]) -> PartitionSpec:
     """Returns the PartitionSpec of an array.
 
@@ -65,7 +80,7 @@ def partition(mesh: Mesh, shape: tuple[int, ...], wanted: dict[int, str]) -> Par
         wanted: Array axis -> mesh axis. An axis that the mesh lacks, or whose size does not divide
             the array's, is replicated.
     """
-    names = [None] * len(shape)
+    names: list[str | None] = [None] * len(shape)
     for axis, name in wanted.items():
         if name in mesh.shape and shape[axis] % mesh.shape[name] == 0:
             names[axis] = name
@@ -142,15 +157,16 @@ class Cache:
         Returns:
             The cache, or None if a layer cannot be rewound so far. No array is copied.
         """
-        layers = [layer.rewound(held, length) for layer in self.layers]
-        if any(layer is None for layer in layers):
+        rewound = (layer.rewound(held, length) for layer in self.layers)
+        layers = tuple(layer for layer in rewound if layer is not None)
+        if len(layers) < len(self.layers):
             return None
-        return Cache(tuple(layers), jnp.full((self.batch,), length, jnp.int32), self.length)
+        return Cache(layers, jnp.full((self.batch,), length, jnp.int32), self.length)
 
     def specs(self, mesh: Mesh) -> "Cache":
         """Returns a PartitionSpec for each array: see `State.specs`."""
         layers = tuple(layer.specs(mesh) for layer in self.layers)
-        lengths = partition(mesh, self.lengths_B.shape, {0: BATCH_AXIS})
+        lengths: Any = partition(mesh, self.lengths_B.shape, {0: BATCH_AXIS})
         return Cache(layers, lengths, self.length)
 
 

@@ -13,8 +13,7 @@ import pytest
 from pallas_kernels import targets
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import DEMO
-from rocmforge_jax.models import load_decoder
-from rocmforge_jax.models.config import MoEConfig
+from rocmforge_jax.models import Mixture, load_decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, THEIRS = "rocmforge_jax", "llama_cpp"
@@ -211,12 +210,11 @@ def test_a_made_mixture_is_one_that_loads(program, tmp_path, monkeypatch):
     ]
     assert plain == ["blk.0.ffn_gate_inp.weight"]
     of_file, of_device = load_decoder(gguf).config, made.config("small")
-    assert of_file.moe == of_device.moe == MoEConfig(experts=4, used=2, hidden=256)
-    assert (
-        (of_file.qk_norm, of_file.qkv_bias)
-        == (of_device.qk_norm, of_device.qkv_bias)
-        == (True, False)
-    )
+    (of_file,), (of_device,) = of_file.layers, of_device.layers
+    mixture = Mixture(experts=4, used=2, hidden=256)
+    assert of_file.feed_forward == of_device.feed_forward == mixture
+    assert of_file.mixer == of_device.mixer and of_file.mixer.qk_norm == "head"
+    assert of_file.biases == of_device.biases == frozenset()
 
 
 @pytest.mark.core

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from rocmforge_jax.generate import Engine
-from rocmforge_jax.models import Decoder, DecoderConfig
+from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated
 from rocmforge_jax.nn import RopeConfig
 
 VOCABULARY = 64
@@ -17,17 +17,14 @@ VOCABULARY = 64
 
 @pytest.fixture(scope="session")
 def decoder():
-    config = DecoderConfig(
-        layers=2,
+    config = DecoderConfig.uniform(
+        2,
+        Attention(4, 2, 8, RopeConfig(8)),
+        Gated(64),
         width=32,
-        hidden=64,
-        heads=4,
-        kv_heads=2,
-        head_width=8,
         vocabulary=VOCABULARY,
         context_length=2048,
         norm_epsilon=1e-5,
-        rope=RopeConfig(8),
         tied=False,
     )
     return Decoder(config, rngs=nnx.Rngs(0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rocmforge_jax.gguf import GGUFError
-from rocmforge_jax.models import DecoderConfig, load_decoder
+from rocmforge_jax.models import Attention, DecoderConfig, Gated, Mixture, load_decoder
 from rocmforge_jax.nn import RopeConfig
 
 pytestmark = pytest.mark.core
@@ -124,8 +124,8 @@ def test_products_of_sizes_that_are_huge(small_file):
         ),
         ({"rope.scaling.type": 1}, "llama.rope.scaling.type must be a string, the file has 1"),
         (
-            {"rope.scaling.type": "linear", "rope.scaling.factor": 0.0},
-            "scaling.factor must be a finite number above 0.0, the file has 0",
+            {"rope.scaling.type": "linear", "rope.scaling.factor": -2.0},
+            "scaling.factor must be a finite number from 0.0, the file has -2.0",
         ),
         (
             {"expert_count": 2, "expert_used_count": 3},
@@ -164,28 +164,40 @@ def test_linear_rope_scaling_divides_the_positions(small_file, logits):
     np.testing.assert_allclose(logits(scaled, tokens), doubled, rtol=1e-4, atol=1e-5)
 
 
+def by_hand(attention=None, epsilon=1e-5, **changes):
+    sizes = dict(width=32, vocabulary=48, context_length=128) | changes
+    attention = Attention(
+        **dict(heads=4, kv_heads=2, head_width=8, rope=RopeConfig(8)) | (attention or {})
+    )
+    return DecoderConfig.uniform(
+        sizes.pop("layers", 1), attention, Gated(64), norm_epsilon=epsilon, **sizes
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"layers": 0}, "layers must be at least 1, got 0"),
-        ({"kv_heads": 3}, "4 heads and 3 KV heads"),
-        ({"rope": RopeConfig(16)}, "rope rotates 16 elements of a head of 8"),
-        ({"norm_epsilon": float("nan")}, "norm_epsilon must be finite and not negative, got nan"),
-        ({"norm_epsilon": -1e-5}, "norm_epsilon must be finite and not negative, got -1e-05"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"attention": {"heads": 0}}, "heads must be at least 1, got 0"),
+        ({"attention": {"kv_heads": 3}}, "4 heads and 3 KV heads"),
+        ({"attention": {"rope": RopeConfig(16)}}, "rope rotates 16 elements of a head of 8"),
+        ({"epsilon": float("nan")}, "norm_epsilon must be finite and not negative, got nan"),
+        ({"epsilon": -1e-5}, "norm_epsilon must be finite and not negative, got -1e-05"),
     ],
 )
 def test_configurations_made_by_hand(change, message):
-    sizes = dict(
-        layers=1,
-        width=32,
-        hidden=64,
-        heads=4,
-        kv_heads=2,
-        head_width=8,
-        vocabulary=48,
-        context_length=128,
-    )
-    options = sizes | dict(norm_epsilon=1e-5, rope=RopeConfig(8))
-    DecoderConfig(**options)
+    by_hand()
     with pytest.raises(ValueError, match=message):
-        DecoderConfig(**options | change)
+        by_hand(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"used": 5}, "5 of 4 experts"), ({"hidden": 0}, "hidden must be at least 1, got 0")],
+)
+def test_mixtures_made_by_hand(change, message):
+    sizes = dict(experts=4, used=2, hidden=64)
+    Mixture(**sizes)
+    with pytest.raises(ValueError, match=message):
+        Mixture(**sizes | change)

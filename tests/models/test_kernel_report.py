@@ -9,8 +9,14 @@ from flax import nnx
 from pallas_kernels import targets
 from rocmforge_jax import formats
 from rocmforge_jax.backends import pallas, record
-from rocmforge_jax.models import Decoder, DecoderConfig, kernel_report, load_decoder
-from rocmforge_jax.models.config import MoEConfig
+from rocmforge_jax.models import (
+    Attention,
+    Decoder,
+    DecoderConfig,
+    Mixture,
+    kernel_report,
+    load_decoder,
+)
 from rocmforge_jax.nn import RopeConfig
 
 pytestmark = pytest.mark.core
@@ -144,18 +150,14 @@ def test_a_fused_operation_that_cannot_run_says_why(decoder):
 
 
 def test_what_chooses_experts_says_so_for_few_tokens():
-    config = DecoderConfig(
-        layers=1,
+    config = DecoderConfig.uniform(
+        1,
+        Attention(2, 1, 16, RopeConfig(16)),
+        Mixture(experts=4, used=2, hidden=32),
         width=32,
-        hidden=32,
-        heads=2,
-        kv_heads=1,
-        head_width=16,
         vocabulary=40,
         context_length=64,
         norm_epsilon=1e-5,
-        rope=RopeConfig(16),
-        moe=MoEConfig(experts=4, used=2, hidden=32),
     )
     model = Decoder(config, rngs=nnx.Rngs(0))
     with targets.use(targets.INTERPRET):

@@ -13,8 +13,8 @@ from flax import nnx
 
 from pallas_kernels import targets
 from rocmforge_jax import formats
-from rocmforge_jax.models import Decoder, DecoderConfig
-from rocmforge_jax.models.config import MoEConfig
+from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Mixture
+from rocmforge_jax.models.families import POST_NORMS
 from rocmforge_jax.nn import RopeConfig
 from rocmforge_jax.quant import QParam, QTensor
 from tests.pallas_kernels.conftest import GPUS, lowered_to_triton
@@ -27,14 +27,21 @@ __all__ = ["ggml_blocks", "packed"]
 ERRORS = {"float": 1e-5, "int16": 5e-4}
 #: K-quants where the inputs are the 256 of attention and of the hidden layer, else blocks of 32.
 TYPES = {"attn_output": "Q4_K", "ffn_down": "Q6_K"}
+#: Name -> changes of the attention; the feed-forward; changes of the decoder.
+QKV_BIASES = frozenset(("attn_q", "attn_k", "attn_v", "attn_qkv"))
 VARIANTS = {
-    "llama": {},
-    "qwen3": dict(qk_norm=True),
-    "glm4": dict(qkv_bias=True, post_norms=True, fused_gate_up=True),
-    "chatglm": dict(qkv_bias=True, fused_qkv=True, fused_gate_up=True, tied=False),
-    "qwen2moe": dict(
-        qkv_bias=True,
-        moe=MoEConfig(experts=4, used=2, hidden=64, shared_hidden=32, renormalize=False),
+    "llama": ({}, Gated(256), {}),
+    "qwen3": (dict(qk_norm="head"), Gated(256), {}),
+    "glm4": ({}, Gated(256, fused=True), dict(biases=QKV_BIASES, norms=POST_NORMS)),
+    "chatglm": (
+        dict(fused_qkv=True),
+        Gated(256, fused=True),
+        dict(biases=QKV_BIASES, tied=False),
+    ),
+    "qwen2moe": (
+        {},
+        Mixture(experts=4, used=2, hidden=64, shared_hidden=32, renormalize=False),
+        dict(biases=QKV_BIASES),
     ),
 }
 #: Tokens of a prompt, more than the kernel for few rows takes: weights are dequantised for it.
@@ -56,19 +63,17 @@ def random_decoder(packed, normal):
     Every matrix is packed.
     """
 
-    def make(mode, backend="auto", **config):
-        config = DecoderConfig(
-            layers=2,
+    def make(mode, backend="auto", variant="llama"):
+        attention, feed_forward, changes = VARIANTS[variant]
+        config = DecoderConfig.uniform(
+            2,
+            Attention(8, 2, 32, RopeConfig(32), **attention),
+            feed_forward,
             width=96,
-            hidden=256,
-            heads=8,
-            kv_heads=2,
-            head_width=32,
             vocabulary=160,
             context_length=64,
             norm_epsilon=1e-5,
-            rope=RopeConfig(32),
-            **config,
+            **changes,
         )
         made = dict(activations=mode, backend=backend)
         decoder = nnx.eval_shape(lambda: Decoder(config, **made, rngs=nnx.Rngs(0)))
@@ -137,8 +142,8 @@ def test_kernels_give_the_logits_of_plain_xla(
     variant, mode, batch, random_decoder, relative, interpreted
 ):
     """Of a prompt and of each token after it; the likeliest tokens are the same."""
-    plain = random_decoder(mode, "xla", **VARIANTS[variant])
-    decoder = random_decoder(mode, **VARIANTS[variant])
+    plain = random_decoder(mode, "xla", variant)
+    decoder = random_decoder(mode, variant=variant)
     tokens = np.random.default_rng(0).integers(0, 160, (batch, PROMPT), dtype=np.int32)
     expected, ids = continued(plain, tokens, NEW)
     found, found_ids = continued(decoder, tokens, NEW, given=ids)
@@ -154,7 +159,7 @@ def test_a_decoder_runs_where_kernels_are_all_there_is(
     variant, tokens, random_decoder, interpreted
 ):
     """Nothing in it asks for a kernel that is not there."""
-    decoder = random_decoder("int16", "pallas", **VARIANTS[variant])
+    decoder = random_decoder("int16", "pallas", variant)
     logits, _ = jax.eval_shape(
         decoder, jnp.zeros((1, tokens), jnp.int32), decoder.init_cache(1, 32)
     )
@@ -169,7 +174,7 @@ def test_a_step_copies_no_expert(target, random_decoder, flat):
     """
 
     def slices_of_stacks(backend):
-        leaves, merge = flat(random_decoder("int16", backend, **VARIANTS["qwen2moe"]))
+        leaves, merge = flat(random_decoder("int16", backend, "qwen2moe"))
 
         def step(leaves, tokens, cache):
             return merge(leaves)(tokens, cache, last_only=True)

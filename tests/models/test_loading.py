@@ -1,5 +1,6 @@
 """All tensors are claimed and all keys accounted for, or the file is refused with the list."""
 
+import functools
 import re
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from rocmforge_jax.gguf import GGUFError, open_gguf, write_gguf
 from rocmforge_jax.models import (
     ARCHITECTURES,
     Architecture,
+    llama_like,
     load_decoder,
     param_count,
     read_config,
@@ -31,7 +33,8 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(small_file):
         "output_norm.weight": None,
         "blk.0.ffn_up.weight": zeros(64, 33),
         "blk.0.attn_norm.weight": zeros(31),
-        "blk.0.attn_q.bias": zeros(32),
+        "blk.0.attn_q.bias": zeros(31),
+        "blk.0.attn_q_norm.weight": zeros(8),
         "blk.1.attn_q.weight": zeros(32, 32),
     }
     with pytest.raises(GGUFError) as caught:
@@ -43,11 +46,12 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(small_file):
         "output_norm.weight [32] is missing",
         "blk.0.ffn_up.weight has shape [64, 33], expected [64, 32]",
         "blk.0.attn_norm.weight has shape [31], expected [32]",
-        "blk.0.attn_q.bias is not part of the architecture",
+        "blk.0.attn_q.bias has shape [31], expected [32]",
+        "blk.0.attn_q_norm.weight is not part of the architecture",
         "blk.1.attn_q.weight is not part of the architecture",
     ):
         assert words in message
-    assert message.count(";") == 5
+    assert message.count(";") == 6
 
 
 def test_a_file_without_an_embedding_says_so(small_file):
@@ -131,9 +135,8 @@ def test_an_architecture_registered_by_the_user(small_file, logits, monkeypatch)
     expected = logits(load_decoder(small_file()), tokens)
     results = []
     for interleaved in (True, False):
-        register(
-            Architecture("mymodel", rope_interleaved=interleaved, ignored_keys={"unused": "a test"})
-        )
+        read = functools.partial(llama_like, interleaved=interleaved)
+        register(Architecture("mymodel", read, ignored_keys={"unused": "a test"}))
         results.append(logits(load_decoder(small_file(keys=renamed, name="renamed.gguf")), tokens))
     np.testing.assert_array_equal(results[0], expected)
     assert not np.allclose(results[1], expected, rtol=1e-3)

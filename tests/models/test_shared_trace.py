@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from pallas_kernels import targets
-from rocmforge_jax.models import Block, Decoder, DecoderConfig, kernel_report
+from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Layer, kernel_report
 from rocmforge_jax.nn import RopeConfig
 
 pytestmark = pytest.mark.core
@@ -18,17 +18,14 @@ TOKENS = jnp.arange(7, dtype=jnp.int32)[None]
 
 @pytest.fixture
 def decoder():
-    config = DecoderConfig(
-        layers=LAYERS,
+    config = DecoderConfig.uniform(
+        LAYERS,
+        Attention(4, 2, 8, RopeConfig(8)),
+        Gated(48),
         width=WIDTH,
-        hidden=48,
-        heads=4,
-        kv_heads=2,
-        head_width=8,
         vocabulary=40,
         context_length=64,
         norm_epsilon=1e-5,
-        rope=RopeConfig(8),
     )
     return Decoder(config, rngs=nnx.Rngs(0))
 
@@ -36,8 +33,8 @@ def decoder():
 @pytest.fixture
 def traces(monkeypatch):
     """Counts how often a layer is traced while a function is."""
-    calls, call = [], Block.__call__
-    monkeypatch.setattr(Block, "__call__", lambda *args: calls.append(1) or call(*args))
+    calls, call = [], Layer.__call__
+    monkeypatch.setattr(Layer, "__call__", lambda *args: calls.append(1) or call(*args))
 
     def traces(decoder):
         calls.clear()

@@ -27,42 +27,33 @@ from rocmforge_jax.generate.sampling import PENALTY_WINDOW
 from rocmforge_jax.generate.steps import PREFILL_CHUNK
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve
-from rocmforge_jax.models import Decoder, DecoderConfig, load_decoder
-from rocmforge_jax.models.config import MoEConfig
+from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Mixture, load_decoder
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH
 from rocmforge_jax.nn import Experts, RopeConfig, mixture
 from rocmforge_jax.quant import QParam, QTensor, matmul
 
 #: Two layers of Llama 3 8B; its vocabulary and the types of its matrices in a Q4_K_M file.
-LLAMA_8B = DecoderConfig(
-    layers=2,
+LLAMA_8B = DecoderConfig.uniform(
+    2,
+    Attention(32, 8, 128, RopeConfig(width=128, base=500000.0, interleaved=True)),
+    Gated(14336),
     width=4096,
-    hidden=14336,
-    heads=32,
-    kv_heads=8,
-    head_width=128,
     vocabulary=128256,
     context_length=8192,
     norm_epsilon=1e-5,
-    rope=RopeConfig(width=128, base=500000.0, interleaved=True),
     tied=False,
 )
 #: Two layers of Qwen3-30B-A3B, in Q4_K but for its router: what a Llama does not have is an own
 #: norm of each head, and experts.
-QWEN3_30B_A3B = DecoderConfig(
-    layers=2,
+QWEN3_30B_A3B = DecoderConfig.uniform(
+    2,
+    Attention(32, 4, 128, RopeConfig(width=128, base=1e6), qk_norm="head"),
+    Mixture(experts=128, used=8, hidden=768),
     width=2048,
-    hidden=6144,
-    heads=32,
-    kv_heads=4,
-    head_width=128,
     vocabulary=151936,
     context_length=8192,
     norm_epsilon=1e-6,
-    rope=RopeConfig(width=128, base=1e6),
     tied=False,
-    qk_norm=True,
-    moe=MoEConfig(experts=128, used=8, hidden=768),
 )
 Q6_K = {"attn_v", "ffn_down", "output"}
 #: Shape of the matrix that is dequantised.

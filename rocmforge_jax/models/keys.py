@@ -1,0 +1,193 @@
+"""Reads the keys of an architecture from a file's metadata, checks them and remembers which."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rocmforge_jax.gguf import GGUFError, GGUFFile
+
+
+class KeyReader:
+    """The keys and tensors of a file, as a family's function reads them.
+
+    Every getter raises GGUFError naming the file's key, the expected range and the value found. A
+    getter that takes a default returns it where the key is missing.
+
+    Attributes:
+        path: Of the file.
+        architecture: Its name, the prefix of its keys.
+        tensors: The file's tensors by name.
+        layers: Layers of the decoder, without the blocks of multi-token prediction.
+        predictors: Blocks for multi-token prediction, which `block_count` counts too.
+    """
+
+    def __init__(self, gguf: GGUFFile):
+        self._metadata, self._prefix = gguf.metadata, f"{gguf.architecture}."
+        self.path, self.tensors, self.architecture = gguf.path, gguf.tensors, gguf.architecture
+        self.seen: set[str] = set()
+        self._blocks = self._block_count()
+        self.predictors = self.integer("nextn_predict_layers", 0, low=0, high=self._blocks - 1)
+        self.layers = self._blocks - self.predictors
+
+    def _block_count(self) -> int:
+        """Returns the number of blocks, refused where the file lacks tensors for so many."""
+        blocks = self.integer("block_count")
+        if blocks > max(len(self.tensors), 1):
+            raise GGUFError(
+                f"{self.path}: {self._prefix}block_count is {blocks}, the file has"
+                f" {len(self.tensors)} tensors"
+            )
+        return blocks
+
+    def get(self, key: str) -> Any:
+        """Returns the value of a key as the file has it, or None."""
+        self.seen.add(self._prefix + key)
+        return self._metadata.get(self._prefix + key)
+
+    def integer(
+        self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1
+    ) -> int:
+        """Returns an integer from `low` to `high`. An array of equal entries counts as one."""
+        value = self.get(key)
+        if self._is_per_layer(value) and (value == value[0]).all():
+            value = value[0].item()
+        return self._integer(key, value, default, low, high)
+
+    def integers(
+        self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1
+    ) -> tuple[int, ...]:
+        """Returns an integer for each layer, from an array of the file or from one value.
+
+        An entry of an array may be 0: the layer has nothing of the kind.
+        """
+        value = self.get(key)
+        if not self._is_per_layer(value):
+            return (self._integer(key, value, default, low, high),) * self.layers
+        entries = [self._integer(key, entry, None, 0, high) for entry in value.tolist()]
+        return tuple(entries[: self.layers])
+
+    def _is_per_layer(self, value) -> bool:
+        blocks = self._metadata.get(self._prefix + "block_count")
+        return (
+            isinstance(value, np.ndarray) and isinstance(blocks, int) and 0 < len(value) == blocks
+        )
+
+    def _integer(self, key, value, default, low, high) -> int:
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise GGUFError(
+                f"{self._prefix}{key} must be an integer from {low} to {high}, {_found(value)}"
+            )
+        return value
+
+    def real(self, key: str, default: float | None = None, low: float = 0.0) -> float:
+        """Returns a finite number above `low`."""
+        return self._real(key, default, low, above=True)
+
+    def optional_real(self, key: str) -> float | None:
+        """Returns a positive number; None where the key is missing or 0, which means none."""
+        return self._real(key, 0.0, 0.0, above=False) or None
+
+    def _real(self, key, default, low, above) -> float:
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            if value > low or (value == low and not above):
+                return float(value)
+        kind = "finite number above" if above else "finite number from"
+        raise GGUFError(f"{self._prefix}{key} must be a {kind} {low}, {_found(value)}")
+
+    def text(self, key: str, default: str) -> str:
+        """Returns a string."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, str):
+            raise GGUFError(f"{self._prefix}{key} must be a string, {_found(value)}")
+        return default if value is None else value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Returns a bool."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise GGUFError(f"{self._prefix}{key} must be a bool, {_found(value)}")
+        return default if value is None else value
+
+    def windows(
+        self, period: int, default: int | None = None, *, full_first: bool = False
+    ) -> tuple[int | None, ...]:
+        """Returns the attention window of each layer, None for full attention.
+
+        Args:
+            period: Default period of the pattern: one layer of so many has full attention.
+            default: Tokens of a window where the file does not say. None: then no layer has one.
+            full_first: Whether the first layer of a period has full attention, not the last.
+        """
+        window = self.integer("attention.sliding_window", default or 0, low=0)
+        key = "attention.sliding_window_pattern"
+        pattern = self.get(key)
+        if self._is_per_layer(pattern):
+            windowed = [bool(entry) for entry in pattern[: self.layers]]
+        else:
+            period = self._integer(key, pattern, period, 0, 2**31 - 1)
+            full = 0 if full_first else period - 1
+            windowed = [period == 0 or i % period != full for i in range(self.layers)]
+        return tuple(window if is_windowed and window else None for is_windowed in windowed)
+
+    def has(self, layer: int, tensor: str) -> bool:
+        """Returns whether a layer has a tensor, such as "attn_qkv.weight"."""
+        return f"blk.{layer}.{tensor}" in self.tensors
+
+    def named(self, layer: int | None, suffix: str) -> frozenset[str]:
+        """Returns the names of the modules that have a tensor of this suffix, such as "bias".
+
+        layer: Its number, or None for the modules outside of the layers.
+        """
+        if self._by_place is None:
+            self._by_place = _by_place(self.tensors)
+        return frozenset(self._by_place.get((layer, suffix), ()))
+
+    _by_place: dict[tuple[int | None, str], list[str]] | None = None
+
+    def vector(self, name: str) -> tuple[float, ...] | None:
+        """Returns a small F32 tensor, or None where the file has none."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return None
+        if tensor.format.name != "F32" or len(tensor.shape) != 1:
+            raise GGUFError(f"{self.path}: {name} must be an F32 vector, got {tensor}")
+        return tuple(tensor.data.view(np.dtype("<f4")).tolist())
+
+    def unread(self) -> Mapping[str, Any]:
+        """Returns the architecture's keys that no getter asked for, without its prefix."""
+        return {
+            key.removeprefix(self._prefix): value
+            for key, value in self._metadata.items()
+            if key.startswith(self._prefix) and key not in self.seen
+        }
+
+
+def _by_place(tensors) -> dict[tuple[int | None, str], list[str]]:
+    """Sorts the names of modules by layer and suffix."""
+    places: dict[tuple[int | None, str], list[str]] = {}
+    for name in tensors:
+        head, _, suffix = name.rpartition(".")
+        layer = None
+        if head.startswith("blk."):
+            number, _, head = head.removeprefix("blk.").partition(".")
+            layer = int(number) if number.isdecimal() and len(number) < 10 else -1
+        places.setdefault((layer, suffix), []).append(head)
+    return places
+
+
+def _found(value) -> str:
+    if value is None:
+        return "the file has no such key"
+    text = (
+        f"an array of {len(value)}"
+        if hasattr(value, "__len__") and not isinstance(value, str)
+        else repr(value)
+    )
+    return f"the file has {text}"

@@ -1,0 +1,68 @@
+"""One layer of a decoder: a mixer and a feed-forward, each added to the residual stream."""
+
+import operator
+from typing import Any
+
+from flax import nnx
+
+from rocmforge_jax.backends import Numerics
+from rocmforge_jax.models.config import LayerConfig, Make, Tokens
+from rocmforge_jax.nn import State, products
+
+
+class Layer(nnx.Module):
+    """A layer.
+
+    Submodules carry the names of the file's tensors, so `blk.0.attn_q.weight` is
+    `decoder.blk[0].attn_q.kernel`.
+
+    Attributes:
+        config: The mixer, the feed-forward and the norms. They compute with this layer's weights.
+        numerics: How the layer computes.
+    """
+
+    def __init__(
+        self, config: LayerConfig, width: int, *, numerics: Numerics, rngs: nnx.Rngs | None
+    ):
+        self.config, self.numerics = config, numerics
+        make = Make(config, width, numerics, rngs)
+        for part in (config.mixer, config.feed_forward):
+            for name, module in ({} if part is None else part.modules(make)).items():
+                setattr(self, name, module)
+        for name in config.norms.names:
+            setattr(self, name, make.norm(name, width))
+
+    def __call__(self, x_BTD, tokens: Tokens, state: State | None = None):
+        """Computes the layer.
+
+        Args:
+            x_BTD: The residual stream.
+            tokens: Positions and lengths of the T tokens.
+            state: Of the tokens before, or None: then the tokens see one another alone.
+
+        Returns:
+            The residual stream; the state with the T tokens in it, or None.
+        """
+        mixer, feed_forward, norms = self.config.mixer, self.config.feed_forward, self.config.norms
+        if mixer is not None:
+            y, state = mixer(self, x_BTD, self._find(norms.before_mixer), tokens, state)
+            x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer)
+        if feed_forward is not None:
+            y = feed_forward(self, x_BTD, self._find(norms.before_feed_forward))
+            x_BTD = self._add(x_BTD, y, feed_forward.output, norms.after_feed_forward)
+        return x_BTD, state
+
+    def _add(self, x_BTD, y, output: str | None, norm_name: str | None):
+        """Adds y to the residual stream, after its projection and norm where there are some."""
+        projection, norm = self._find(output), self._find(norm_name)
+        scale = self.config.residual_scale
+        if projection is not None:
+            if norm is None and scale == 1:
+                return products(y, [projection], residual=x_BTD)[0]
+            (y,) = products(y, [projection])
+        y = y if norm is None else norm(y)
+        return x_BTD + (y if scale == 1 else y * scale)
+
+    def _find(self, name: str | None) -> Any:
+        """Returns the submodule of a name, which may have dots, or None."""
+        return None if name is None else operator.attrgetter(name)(self)

@@ -1,0 +1,5 @@
+"""Mixers: the parts of a layer that let tokens see one another. Each owns the kind of its state."""
+
+from rocmforge_jax.models.mixers.attention import Attention
+
+__all__ = ["Attention"]

@@ -17,7 +17,15 @@ from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.nn.products import Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
-from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
+from rocmforge_jax.nn.rope import (
+    RopeConfig,
+    Yarn,
+    apply_rope,
+    attention_temperature,
+    longrope_factors,
+    rope_table,
+    yarn_magnitude,
+)
 from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.state import Cache, State
 
@@ -34,14 +42,17 @@ __all__ = [
     "RopeConfig",
     "ScalarGate",
     "State",
+    "Yarn",
     "apply_rope",
     "array_of",
     "attend",
     "attend_to_new",
+    "attention_temperature",
     "cached_attention",
     "causal_mask",
     "choose_experts",
     "dot_product_attention",
+    "longrope_factors",
     "mixture",
     "only_shapes",
     "products",
@@ -53,4 +64,5 @@ __all__ = [
     "swiglu",
     "swiglu_mlp",
     "validate_attention_dims",
+    "yarn_magnitude",
 ]

@@ -14,7 +14,7 @@ from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear
 from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
-from rocmforge_jax.nn.norm import RMSNorm, rms_norm
+from rocmforge_jax.nn.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from rocmforge_jax.nn.products import Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
@@ -36,6 +36,7 @@ __all__ = [
     "Experts",
     "Gate",
     "KVState",
+    "LayerNorm",
     "Linear",
     "QuantizedInput",
     "RMSNorm",
@@ -52,6 +53,7 @@ __all__ = [
     "causal_mask",
     "choose_experts",
     "dot_product_attention",
+    "layer_norm",
     "longrope_factors",
     "mixture",
     "only_shapes",

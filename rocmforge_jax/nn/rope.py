@@ -52,8 +52,8 @@ class Yarn:
             for turns in (self.beta_fast, self.beta_slow)
         )
         first, last = max(0, math.floor(first)), min(width - 1, math.ceil(last))
-        # The least length is llama.cpp's: it makes a slope of no length a step.
-        slope = (np.arange(width // 2) - first) / max(0.001, last - first)
+        # The ends may lie beyond the pairs, or the last before the first: then it is a step.
+        slope = (np.arange(width // 2) - first) / max(1, last - first)
         return 1 - np.clip(slope, 0, 1)
 
 

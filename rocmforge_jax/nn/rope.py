@@ -116,7 +116,9 @@ class RopeConfig:
         beta_fast: float = 32.0,
         beta_slow: float = 1.0,
     ) -> "RopeConfig":
-        """Returns this config with a context extension, given as the keys `rope.scaling.*` give it.
+        """Returns this config with the context extension that the keys `rope.scaling.*` describe.
+
+        It replaces the config's own scale, yarn and magnitude.
 
         Args:
             kind: "none", "linear", "yarn" or "longrope". LongRoPE differs from linear only in its
@@ -124,8 +126,8 @@ class RopeConfig:
             factor: How much longer the context becomes. 0 is taken as 1, as in llama.cpp.
             original_context: The context before, only used by YaRN.
             attn_factor: A factor of cosines and sines, whatever the kind.
-            log_multiplier: Divides YaRN's own magnitude by `yarn_magnitude(factor, log_multiplier)`
-                (transformers' `mscale_all_dim`). Files of deepseek2 hold a tenth of it.
+            log_multiplier: `yarn_magnitude` with this multiplier divides YaRN's own magnitude.
+                Transformers calls it `mscale_all_dim`; files of deepseek2 hold a tenth of it.
             mscale: The multiplier of YaRN's own magnitude. In deepseek2 it equals log_multiplier
                 unless that is 0.
             beta_fast: See `Yarn`.
@@ -134,12 +136,11 @@ class RopeConfig:
         if kind not in KINDS:
             raise ValueError(f"rope scaling {kind!r} is not supported, only {', '.join(KINDS)}")
         scale = 1.0 if kind == "none" or factor == 0 else factor
-        changes: dict = dict(scale=scale, magnitude=attn_factor)
-        if kind == "yarn":
-            changes["yarn"] = Yarn(original_context, beta_fast, beta_slow)
-            own = yarn_magnitude(scale, mscale) / yarn_magnitude(scale, log_multiplier)
-            changes["magnitude"] *= own
-        return dataclasses.replace(self, **changes)
+        if kind != "yarn":
+            return dataclasses.replace(self, scale=scale, yarn=None, magnitude=attn_factor)
+        own = yarn_magnitude(scale, mscale) / yarn_magnitude(scale, log_multiplier)
+        yarn = Yarn(original_context, beta_fast, beta_slow)
+        return dataclasses.replace(self, scale=scale, yarn=yarn, magnitude=attn_factor * own)
 
     def turns(self) -> np.ndarray:
         """Returns the frequencies in units of 2**-32 turns per position, uint32 [width/2]."""

@@ -79,6 +79,7 @@ def test_keys_of_a_context_extension(kind, factor, log_multiplier, attn_factor, 
     assert config.yarn == (Yarn(513, 30.0, 1.5) if kind == "yarn" else None)
     assert (config.width, config.base, config.interleaved) == (64, 150_000.0, True)
     assert hash(config) == hash(dataclasses.replace(config))
+    assert config.extended("none") == plain
 
 
 def test_keys_with_neutral_values_change_nothing():

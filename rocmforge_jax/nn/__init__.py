@@ -14,10 +14,18 @@ from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear
 from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
-from rocmforge_jax.nn.norm import RMSNorm, rms_norm
+from rocmforge_jax.nn.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from rocmforge_jax.nn.products import Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
-from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
+from rocmforge_jax.nn.rope import (
+    RopeConfig,
+    Yarn,
+    apply_rope,
+    attention_temperature,
+    longrope_factors,
+    rope_table,
+    yarn_magnitude,
+)
 from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.state import Cache, NoState, State
 
@@ -28,6 +36,7 @@ __all__ = [
     "Experts",
     "Gate",
     "KVState",
+    "LayerNorm",
     "Linear",
     "NoState",
     "QuantizedInput",
@@ -35,14 +44,18 @@ __all__ = [
     "RopeConfig",
     "ScalarGate",
     "State",
+    "Yarn",
     "apply_rope",
     "array_of",
     "attend",
     "attend_to_new",
+    "attention_temperature",
     "cached_attention",
     "causal_mask",
     "choose_experts",
     "dot_product_attention",
+    "layer_norm",
+    "longrope_factors",
     "mixture",
     "only_shapes",
     "products",
@@ -54,4 +67,5 @@ __all__ = [
     "swiglu",
     "swiglu_mlp",
     "validate_attention_dims",
+    "yarn_magnitude",
 ]

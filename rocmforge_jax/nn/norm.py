@@ -1,4 +1,4 @@
-"""Root mean square normalisation."""
+"""Root mean square and layer normalisation."""
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +10,81 @@ from rocmforge_jax.nn.fresh import filled
 def rms_norm(x, scale, epsilon: float):
     """Computes x / sqrt(mean(x^2) + epsilon) * scale over the last axis.
 
-    It is computed in float32 and returned in x's dtype. scale: [x.shape[-1]].
+    It is computed in float32 and returned in x's dtype. scale: [x.shape[-1]], or None for 1.
     """
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
-    return (normed * scale.astype(jnp.float32)[(None,) * (x.ndim - 1)]).astype(x.dtype)
+    return (normed if scale is None else normed * _along_last(scale, x)).astype(x.dtype)
+
+
+def layer_norm(x, scale, bias, epsilon: float):
+    """Computes (x - mean(x)) / sqrt(variance(x) + epsilon) * scale + bias over the last axis.
+
+    It is computed in float32 and returned in x's dtype. scale and bias: [x.shape[-1]], or None for
+    1 and 0.
+    """
+    x32 = x.astype(jnp.float32)
+    # The difference comes first: the mean of squares less a squared mean cancels.
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
+    normed = normed if scale is None else normed * _along_last(scale, x)
+    return (normed if bias is None else normed + _along_last(bias, x)).astype(x.dtype)
+
+
+def _along_last(vector, x):
+    """Returns a vector in float32 that broadcasts along the last axis of x."""
+    return vector.astype(jnp.float32)[(None,) * (x.ndim - 1)]
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` with a learned scale, named as in Flax; a GGUF file calls it `weight`."""
+    """`rms_norm` with a learned scale, named as in Flax; a GGUF file calls it `weight`.
+
+    Attributes:
+        scale: (width,), or None without a learned scale.
+        epsilon: Added to the mean of the squares.
+    """
 
     def __init__(
-        self, width: int, *, epsilon: float, dtype=jnp.float32, rngs: nnx.Rngs | None = None
+        self,
+        width: int,
+        *,
+        epsilon: float,
+        use_scale: bool = True,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs | None = None,
     ):
-        self.scale = nnx.Param(filled((width,), 1, dtype))
+        self.scale = nnx.Param(filled((width,), 1, dtype)) if use_scale else None
         self.epsilon = epsilon
 
     def __call__(self, x):
         """Norms x [..., width]."""
-        return rms_norm(x, self.scale.get_value(), self.epsilon)
+        scale = None if self.scale is None else self.scale.get_value()
+        return rms_norm(x, scale, self.epsilon)
+
+
+class LayerNorm(nnx.Module):
+    """`layer_norm` with a learned scale and bias, named as in Flax.
+
+    Attributes:
+        scale: (width,), a GGUF file's `weight`.
+        bias: (width,), or None.
+        epsilon: Added to the variance.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        epsilon: float,
+        use_bias: bool = True,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs | None = None,
+    ):
+        self.scale = nnx.Param(filled((width,), 1, dtype))
+        self.bias = nnx.Param(filled((width,), 0, dtype)) if use_bias else None
+        self.epsilon = epsilon
+
+    def __call__(self, x):
+        """Norms x [..., width]."""
+        bias = None if self.bias is None else self.bias.get_value()
+        return layer_norm(x, self.scale.get_value(), bias, self.epsilon)

@@ -6,20 +6,73 @@ does: the error is at most 2**-33 turns per position.
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import numpy as np
 
+#: The values of `rope.scaling.type`.
+KINDS = ("none", "linear", "yarn", "longrope")
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+    """The frequencies that a context extension slows down (Peng et al., 2023, arXiv:2309.00071).
+
+    A pair that makes more than `beta_fast` turns in the original context keeps its frequency. A
+    pair that makes fewer than `beta_slow` is slowed down by the whole `RopeConfig.scale`. Between
+    the two, the share that is kept falls linearly with the index of the pair. As in llama.cpp, the
+    ends of this slope are rounded outwards to whole pairs.
+
+    Attributes:
+        original_context: The positions that the model was first trained on.
+        beta_fast: Turns in the original context, at least beta_slow.
+        beta_slow: Turns in the original context, positive.
+    """
+
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+    def __post_init__(self):
+        if self.original_context < 1:
+            raise ValueError(
+                f"the original context of YaRN must be positive, got {self.original_context}"
+            )
+        if not 0 < self.beta_slow <= self.beta_fast < math.inf:
+            raise ValueError(
+                "YaRN needs 0 < beta_slow <= beta_fast, both finite, got beta_slow"
+                f" {self.beta_slow} and beta_fast {self.beta_fast}"
+            )
+
+    def kept(self, width: int, base: float) -> np.ndarray:
+        """Returns the share of each frequency that is not slowed down, float64 [width/2]."""
+        first, last = (
+            width * math.log(self.original_context / (2 * np.pi * turns)) / (2 * math.log(base))
+            for turns in (self.beta_fast, self.beta_slow)
+        )
+        first, last = max(0, math.floor(first)), min(width - 1, math.ceil(last))
+        # The ends may lie beyond the pairs, or the last before the first: then it is a step.
+        slope = (np.arange(width // 2) - first) / max(1, last - first)
+        return 1 - np.clip(slope, 0, 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Which elements of a head rotate, and how fast.
+    """Which elements of a head rotate, how fast, and how a longer context slows them down.
 
-    width: rotated elements per head (the first ones; even, at most the head width). base: frequency
-    i is base**(-2i/width) radians per position. interleaved: pairs are (0,1), (2,3), ... (ggml's
-    "norm"), else (0, width/2), (1, width/2 + 1), ... ("neox"). scale: positions are divided by it
-    (linear context extension). factors: divisors of each frequency, [width/2] (`rope_freqs.weight`:
-    the long-context factors of Llama 3), or None.
+    Attributes:
+        width: Rotated elements per head (the first ones; even, at most the head width).
+        base: Frequency i is base**(-2i/width) radians per position.
+        interleaved: Whether pairs are (0, 1), (2, 3), ... (ggml's "norm") rather than
+            (0, width/2), (1, width/2 + 1), ... ("neox").
+        scale: Divisor of the frequencies: of all of them (linear context extension), or of those
+            that `yarn` chooses.
+        factors: Further divisors, one for each frequency, [width/2], or None. Llama 3 keeps its
+            own in `rope_freqs.weight`, Phi 3 in `rope_factors_long.weight`.
+        yarn: Which frequencies `scale` divides; None for all.
+        magnitude: Factor of cosines and sines, so scores grow by its square (the attention factor
+            of YaRN and LongRoPE). Elements that do not rotate are not multiplied.
     """
 
     width: int
@@ -27,6 +80,8 @@ class RopeConfig:
     interleaved: bool = False
     scale: float = 1.0
     factors: tuple[float, ...] | None = None
+    yarn: Yarn | None = None
+    magnitude: float = 1.0
 
     def __post_init__(self):
         if self.width < 2 or self.width % 2:
@@ -44,12 +99,56 @@ class RopeConfig:
             )
         if self.factors is not None and not all(np.isfinite(f) and f > 0 for f in self.factors):
             raise ValueError(f"rope factors must be positive and finite, got {self.factors}")
+        if self.yarn is not None and self.base <= 1:
+            raise ValueError(f"YaRN needs a rope base above 1, got {self.base}")
+        if not (np.isfinite(self.magnitude) and self.magnitude > 0):
+            raise ValueError(f"rope magnitude must be positive and finite, got {self.magnitude}")
+
+    def extended(
+        self,
+        kind: str,
+        factor: float = 1.0,
+        *,
+        original_context: int = 0,
+        attn_factor: float = 1.0,
+        log_multiplier: float = 0.0,
+        mscale: float = 1.0,
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+    ) -> "RopeConfig":
+        """Returns this config with the context extension that the keys `rope.scaling.*` describe.
+
+        It replaces the config's own scale, yarn and magnitude.
+
+        Args:
+            kind: "none", "linear", "yarn" or "longrope". LongRoPE differs from linear only in its
+                `factors`, which `longrope_factors` chooses.
+            factor: How much longer the context becomes. 0 is taken as 1, as in llama.cpp.
+            original_context: The context before, only used by YaRN.
+            attn_factor: A factor of cosines and sines, whatever the kind.
+            log_multiplier: `yarn_magnitude` with this multiplier divides YaRN's own magnitude.
+                Transformers calls it `mscale_all_dim`; files of deepseek2 hold a tenth of it.
+            mscale: The multiplier of YaRN's own magnitude. In deepseek2 it equals log_multiplier
+                unless that is 0.
+            beta_fast: See `Yarn`.
+            beta_slow: See `Yarn`.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"rope scaling {kind!r} is not supported, only {', '.join(KINDS)}")
+        scale = 1.0 if kind == "none" or factor == 0 else factor
+        if kind != "yarn":
+            return dataclasses.replace(self, scale=scale, yarn=None, magnitude=attn_factor)
+        own = yarn_magnitude(scale, mscale) / yarn_magnitude(scale, log_multiplier)
+        yarn = Yarn(original_context, beta_fast, beta_slow)
+        return dataclasses.replace(self, scale=scale, yarn=yarn, magnitude=attn_factor * own)
 
     def turns(self) -> np.ndarray:
         """Returns the frequencies in units of 2**-32 turns per position, uint32 [width/2]."""
-        radians = (
-            self.base ** (-np.arange(0, self.width, 2, dtype=np.float64) / self.width) / self.scale
-        )
+        unscaled = self.base ** (-np.arange(0, self.width, 2, dtype=np.float64) / self.width)
+        radians = unscaled / self.scale
+        if self.yarn is not None:
+            kept = self.yarn.kept(self.width, self.base)
+            radians = kept * unscaled + (1 - kept) * radians
         if self.factors is not None:
             radians = radians / np.asarray(self.factors, np.float64)
         return (np.round(radians / (2 * np.pi) * 2.0**32).astype(np.uint64) % 2**32).astype(
@@ -57,11 +156,56 @@ class RopeConfig:
         )
 
 
+def yarn_magnitude(factor: float, multiplier: float = 1.0) -> float:
+    """Returns YaRN's attention factor for a context that is `factor` times as long.
+
+    Latent attention multiplies its score scale by the square of (the magnitude of its RopeConfig
+    times `yarn_magnitude(factor, log_multiplier)`).
+    """
+    return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+
+
+def longrope_factors(short, long, *, context: int, original_context: int):
+    """Chooses the factors of LongRoPE: the long ones for a context above the original one.
+
+    As in llama.cpp, the length that a model is opened with decides, so all positions turn alike.
+    """
+    return long if context > original_context else short
+
+
+def attention_temperature(positions_BT, scale: float, floor_scale: int, offset: int = 0):
+    """Returns the factor of queries that sharpens attention at later positions, float32 [B, T].
+
+    It is 1 + scale * log(1 + floor((position + offset) / floor_scale)). The division is one of
+    integers, so the steps are exact at any position.
+
+    Args:
+        positions_BT: Integer positions.
+        scale: `attention.temperature_scale`; 0.1 in Llama 4.
+        floor_scale: The length of a step. It is `rope.scaling.original_context_length` in
+            mistral3, `attention.temperature_length` in deepseek2, 8192 in Llama 4.
+        offset: 1 in Llama 4, 0 in the others.
+    """
+    if floor_scale < 1 or not np.isfinite(scale):
+        raise ValueError(
+            "attention temperature needs a positive floor_scale and a finite scale, got"
+            f" {floor_scale} and {scale}"
+        )
+    steps = (positions_BT.astype(jnp.uint32) + jnp.uint32(offset)) // jnp.uint32(floor_scale)
+    return 1 + jnp.float32(scale) * jnp.log1p(steps.astype(jnp.float32))
+
+
 def rope_table(positions_BT, config: RopeConfig):
-    """Returns (cos, sin) of integer positions, float32 [B, T, width/2], once for all layers."""
+    """Returns (cos, sin) of integer positions, float32 [B, T, width/2], once for all layers.
+
+    Both are multiplied by the config's magnitude.
+    """
     phase = positions_BT.astype(jnp.uint32)[..., None] * config.turns()[None, None]
     radians = phase.astype(jnp.int32).astype(jnp.float32) * jnp.float32(2 * np.pi / 2**32)
-    return jnp.cos(radians), jnp.sin(radians)
+    cos, sin = jnp.cos(radians), jnp.sin(radians)
+    if config.magnitude == 1:
+        return cos, sin
+    return cos * jnp.float32(config.magnitude), sin * jnp.float32(config.magnitude)
 
 
 def apply_rope(x_BTNH, table, config: RopeConfig):

@@ -1,6 +1,7 @@
-"""Rotary embeddings against float64 NumPy, at positions up to 200,000."""
+"""Rotary embeddings against float64 NumPy, at positions up to a million."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -8,26 +9,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rocmforge_jax.nn import RopeConfig, apply_rope, rope_table
+from rocmforge_jax.nn import RopeConfig, Yarn, apply_rope, rope_table
 
 pytestmark = pytest.mark.core
 
-POSITIONS = np.array(
-    [
-        [0, 1, 2, 3, 511, 4_095, 8_192, 32_767],
-        [65_536, 99_999, 100_000, 131_071, 150_001, 180_000, 199_999, 200_000],
-    ],
-    np.int32,
+POSITIONS = np.concatenate(
+    [np.arange(601), [5_000, 8_192, 32_767, 65_536, 99_999, 100_000, 199_999, 10**6, 10**6 + 1]]
 )
+POSITIONS = POSITIONS.astype(np.int32).reshape(2, -1)
 LLAMA_3 = tuple([1.0] * 12 + [1.5, 2.25, 4.0, 7.5] + [8.0] * 16)
+LONG = tuple(np.linspace(1.03, 61.7, 24).tolist())
 CONFIGS = {
     "llama": RopeConfig(64, interleaved=True),
     "llama 3": RopeConfig(64, base=500_000.0, interleaved=True, factors=LLAMA_3),
     "qwen2": RopeConfig(64, base=1_000_000.0),
     "glm: half a head": RopeConfig(32, interleaved=True),
     "linear scale": RopeConfig(64, scale=4.0),
+    "linear, odd": RopeConfig(42, base=12_345.6, scale=3.7, interleaved=True),
     "faster than a turn": RopeConfig(4, base=0.01),
     "width 2": RopeConfig(2),
+    "proportional": RopeConfig(64, base=1e6, factors=(1.0,) * 8 + (1e30,) * 24),
+    "longrope": RopeConfig(48, factors=LONG, magnitude=1.19),
+    "gpt-oss": RopeConfig(64, base=150_000.0, scale=32.0, yarn=Yarn(4096), magnitude=1.3465735903),
+    "yarn, odd": RopeConfig(46, 50_000.5, True, 16.7, yarn=Yarn(1_023, 29.5, 1.25), magnitude=0.87),
+    "yarn and factors": RopeConfig(48, scale=2.3, factors=LONG, yarn=Yarn(4_097, 8.0)),
+    "yarn, all but one pair slowed": RopeConfig(64, scale=40.0, yarn=Yarn(5)),
+    "yarn, every pair kept": RopeConfig(64, scale=40.0, yarn=Yarn(10**9)),
+    "yarn, a slope beyond the pairs": RopeConfig(
+        16, base=100.0, scale=6.5, yarn=Yarn(635, 32.0, 0.01)
+    ),
+    "yarn, one beta": RopeConfig(34, base=2_000.0, scale=3.0, yarn=Yarn(1_000, 7.5, 7.5)),
 }
 
 
@@ -36,32 +47,64 @@ def config(request):
     return CONFIGS[request.param]
 
 
+def frequencies(config):
+    """Radians per position, float64 [width / 2], pair by pair as ggml's rope_yarn has them."""
+    found = []
+    for pair in range(config.width // 2):
+        extrapolated = config.base ** (-2 * pair / config.width)
+        if config.factors is not None:
+            extrapolated /= config.factors[pair]
+        interpolated = extrapolated / config.scale
+        mix = 0.0
+        if config.yarn is not None:
+            low = math.floor(turning(config, config.yarn.beta_fast))
+            high = math.ceil(turning(config, config.yarn.beta_slow))
+            low, high = max(0, low), min(config.width - 1, high)
+            mix = 1 - min(1, max(0, (pair - low) / max(0.001, high - low)))
+        found.append(interpolated * (1 - mix) + extrapolated * mix)
+    return np.array(found)
+
+
+def turning(config, turns):
+    """The pair, not a whole number, that makes so many turns in the original context."""
+    context = config.yarn.original_context
+    return config.width * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.base))
+
+
 def angles(config, positions):
     """Radians, float64 [..., width / 2]: the formula of the paper."""
-    frequencies = config.base ** (-np.arange(0, config.width, 2) / config.width) / config.scale
-    if config.factors is not None:
-        frequencies = frequencies / np.array(config.factors)
-    return positions[..., None] * frequencies
+    return positions[..., None] * frequencies(config)
 
 
-def bound(positions):
+def bound(positions, magnitude=1.0):
     """A frequency is rounded to 2**-32 turns, half of it off at most.
 
-    Then the angle, at most pi, and its cosine are float32.
+    Then the angle, at most pi, its cosine and the product with the magnitude are float32.
     """
-    return 2 * np.pi * 2.0**-33 * positions[..., None] + 3 * np.pi * 2.0**-24 + 2.0**-22
+    of_one = 2 * np.pi * 2.0**-33 * positions[..., None] + 3 * np.pi * 2.0**-24 + 2.0**-22
+    return magnitude * of_one
+
+
+def test_a_frequency_is_rounded_once(config):
+    exact = frequencies(config) / (2 * np.pi) % 1 * 2.0**32
+    apart = np.abs(config.turns() - exact)
+    # A frequency just below a full turn is rounded to 0.
+    assert (np.minimum(apart, 2.0**32 - apart) <= 0.5 + 2.0**-18).all()
 
 
 def test_angles_are_exact_at_any_position(config):
     cos, sin = jax.jit(rope_table, static_argnums=1)(POSITIONS, config)
-    assert cos.dtype == sin.dtype == jnp.float32 and cos.shape == (2, 8, config.width // 2)
-    exact = angles(config, POSITIONS)
-    assert (np.abs(cos - np.cos(exact)) <= bound(POSITIONS)).all()
-    assert (np.abs(sin - np.sin(exact)) <= bound(POSITIONS)).all()
+    assert cos.dtype == sin.dtype == jnp.float32 and cos.shape == (
+        *POSITIONS.shape,
+        config.width // 2,
+    )
+    exact, error = angles(config, POSITIONS), bound(POSITIONS, config.magnitude)
+    assert (np.abs(cos - config.magnitude * np.cos(exact)) <= error).all()
+    assert (np.abs(sin - config.magnitude * np.sin(exact)) <= error).all()
 
 
 def test_pairs_turn_by_their_angles_and_the_rest_passes(config, normal):
-    x = normal(2, 8, 3, 80)
+    x = normal(*POSITIONS.shape, 3, 80)
     turned = np.asarray(apply_rope(jnp.asarray(x), rope_table(POSITIONS, config), config))
     half = config.width // 2
     ahead = np.arange(half)
@@ -71,22 +114,27 @@ def test_pairs_turn_by_their_angles_and_the_rest_passes(config, normal):
         np.float64(x[..., second]),
         angles(config, POSITIONS)[:, :, None],
     )
-    error = bound(POSITIONS)[:, :, None] * (np.abs(a) + np.abs(b)) + 2.0**-22
-    assert (np.abs(turned[..., first] - (a * np.cos(angle) - b * np.sin(angle))) <= error).all()
-    assert (np.abs(turned[..., second] - (b * np.cos(angle) + a * np.sin(angle))) <= error).all()
+    error = bound(POSITIONS, config.magnitude)[:, :, None] * (np.abs(a) + np.abs(b)) + 2.0**-22
+    cos, sin = config.magnitude * np.cos(angle), config.magnitude * np.sin(angle)
+    assert (np.abs(turned[..., first] - (a * cos - b * sin)) <= error).all()
+    assert (np.abs(turned[..., second] - (b * cos + a * sin)) <= error).all()
     np.testing.assert_array_equal(turned[..., config.width :], x[..., config.width :])
 
 
-def test_position_zero_leaves_x_as_it_is(config, normal):
+def test_position_zero_only_multiplies_by_the_magnitude(config, normal):
     x = jnp.asarray(normal(1, 1, 2, 80))
+    expected = x.at[..., : config.width].multiply(jnp.float32(config.magnitude))
     np.testing.assert_array_equal(
-        apply_rope(x, rope_table(jnp.zeros((1, 1), jnp.int32), config), config), x
+        apply_rope(x, rope_table(jnp.zeros((1, 1), jnp.int32), config), config), expected
     )
 
 
 def test_narrow_x_is_turned_in_float32_and_rounded_once(normal):
     config = CONFIGS["qwen2"]
-    x, table = jnp.asarray(normal(2, 8, 3, 80), jnp.bfloat16), rope_table(POSITIONS, config)
+    x, table = (
+        jnp.asarray(normal(*POSITIONS.shape, 3, 80), jnp.bfloat16),
+        rope_table(POSITIONS, config),
+    )
     turned = apply_rope(x, table, config)
     assert turned.dtype == jnp.bfloat16
     np.testing.assert_array_equal(
@@ -97,7 +145,7 @@ def test_narrow_x_is_turned_in_float32_and_rounded_once(normal):
 def test_a_head_narrower_than_the_rotation_is_refused(normal):
     config = RopeConfig(64)
     with pytest.raises(ValueError, match="rope rotates 64 elements of a head, the head has 32"):
-        apply_rope(normal(1, 8, 1, 32), rope_table(POSITIONS[:1], config), config)
+        apply_rope(normal(1, 8, 1, 32), rope_table(POSITIONS[:1, :8], config), config)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +170,27 @@ def test_a_head_narrower_than_the_rotation_is_refused(normal):
             dict(factors=(1.0, float("nan"))),
             "rope factors must be positive and finite, got (1.0, nan)",
         ),
+        (dict(magnitude=0.0), "rope magnitude must be positive and finite, got 0.0"),
+        (dict(magnitude=float("inf")), "rope magnitude must be positive and finite, got inf"),
+        (dict(yarn=Yarn(64), base=1.0), "YaRN needs a rope base above 1, got 1.0"),
     ],
 )
 def test_impossible_configurations_are_refused(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         dataclasses.replace(RopeConfig(4), **change)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((0,), "the original context of YaRN must be positive, got 0"),
+        ((-5,), "the original context of YaRN must be positive, got -5"),
+        ((64, 1.0, 32.0), "got beta_slow 32.0 and beta_fast 1.0"),
+        ((64, 32.0, 0.0), "got beta_slow 0.0 and beta_fast 32.0"),
+        ((64, float("inf"), 1.0), "got beta_slow 1.0 and beta_fast inf"),
+        ((64, 32.0, float("nan")), "got beta_slow nan and beta_fast 32.0"),
+    ],
+)
+def test_impossible_bounds_of_yarn_are_refused(numbers, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Yarn(*numbers)

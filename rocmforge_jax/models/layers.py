@@ -18,12 +18,13 @@ from rocmforge_jax.nn import (
     KVState,
     Linear,
     RMSNorm,
+    Routing,
     ScalarGate,
     attend_to_new,
     choose_experts,
+    gated,
     mixture,
     products,
-    silu_gate,
 )
 
 
@@ -130,14 +131,14 @@ class Block(nnx.Module):
         """Computes the hidden layer of the feed-forward, [B, T, F]."""
         if self.config.fused_gate_up:
             (fused,) = products(x_BTD, [self.ffn_up], norm=self.ffn_norm)
-            return silu_gate(*jnp.split(fused, 2, axis=-1))
+            gate, up = jnp.split(fused, 2, axis=-1)
+            return gated(gate, up)
         return products(x_BTD, [Gate(self.ffn_gate, self.ffn_up)], norm=self.ffn_norm)[0]
 
     def _experts(self, moe: MoEConfig, x_TD):
         norm = self.ffn_norm
-        weights, experts = choose_experts(
-            x_TD, self.ffn_gate_inp, moe.used, renormalize=moe.renormalize, norm=norm
-        )
+        routing = Routing(moe.used, "softmax", moe.renormalize)
+        weights, experts = choose_experts(x_TD, self.ffn_gate_inp, routing, norm=norm)
         stacks = self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps
         out_TD = mixture(x_TD, weights, experts, *stacks, norm=norm)
         if moe.shared_hidden:

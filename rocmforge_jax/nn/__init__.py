@@ -1,6 +1,8 @@
 """Flax NNX building blocks of language models. They know no architecture and no file."""
 
+from pallas_kernels.activation_functions import GELU, RELU2, SILU, ActivationFunction, swiglu_oai
 from pallas_kernels.attention import AttentionRule
+from pallas_kernels.router import Routing
 from rocmforge_jax.nn.attention import (
     attend,
     attend_to_new,
@@ -12,26 +14,32 @@ from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear
-from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
+from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
-from rocmforge_jax.nn.products import Gate, products
+from rocmforge_jax.nn.products import Activated, Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import RopeConfig, apply_rope, rope_table
 from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.state import Cache, State
 
 __all__ = [
+    "Activated",
+    "ActivationFunction",
     "AttentionRule",
     "Cache",
     "Embedding",
     "Experts",
+    "GELU",
     "Gate",
     "KVState",
     "Linear",
     "QuantizedInput",
+    "RELU2",
     "RMSNorm",
     "RopeConfig",
+    "Routing",
+    "SILU",
     "ScalarGate",
     "State",
     "apply_rope",
@@ -42,6 +50,7 @@ __all__ = [
     "causal_mask",
     "choose_experts",
     "dot_product_attention",
+    "gated",
     "mixture",
     "only_shapes",
     "products",
@@ -49,8 +58,8 @@ __all__ = [
     "rope_table",
     "route",
     "shared_trace",
-    "silu_gate",
     "swiglu",
     "swiglu_mlp",
+    "swiglu_oai",
     "validate_attention_dims",
 ]

@@ -64,6 +64,7 @@ TRITON = "jax.experimental.pallas.triton"
 #: What the parts above `backends` may use of the kernels' package: data types and plain references,
 #: no kernel.
 NO_KERNELS = {
+    "pallas_kernels.activation_functions",
     "pallas_kernels.attention.AttentionRule",
     "pallas_kernels.attention.NewTokens",
     "pallas_kernels.attention.checks.check_operands",
@@ -73,6 +74,7 @@ NO_KERNELS = {
     "pallas_kernels.qmatmul.Activations",
     "pallas_kernels.qmatmul.Product",
     "pallas_kernels.qmatmul.activations.quantize_reference",
+    "pallas_kernels.router.Routing",
     "pallas_kernels.router.reference",
     "pallas_kernels.targets",
 }

@@ -45,7 +45,8 @@ def own_docstring(value):
     NamedTuple makes up.
     """
     doc = vars(value).get("__doc__") if isinstance(value, type) else value.__doc__
-    return None if doc and doc.startswith(f"{value.__name__}(") else doc
+    name = getattr(value, "__name__", type(value).__name__)  # some values are callable
+    return None if doc and doc.startswith(f"{name}(") else doc
 
 
 @pytest.mark.core

@@ -54,6 +54,7 @@ def multiply(
     if not rows or products[0].pairs is None and rows > GEMV_ROWS:
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {GEMV_ROWS}")
     for product in products:
+        product.check_epilogue()
         for weight in product.weights:
             check_offsets(weight.planes)
     if not isinstance(x, Activations):

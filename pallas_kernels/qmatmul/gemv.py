@@ -2,7 +2,8 @@
 
 Reading the weight takes most of the time of such a product. So a program reads some rows of the
 weight once, word by word, and multiplies them in registers (`dots`). Several products of one input
-are one launch. What follows a product (bias, SwiGLU, residual) is computed before it is written.
+are one launch. What follows a product (scale, bias, activation function, residual) is computed
+before it is written.
 
 The matrix units are faster where the rows of activations are many: here each row costs as much
 arithmetic as the first.
@@ -96,7 +97,13 @@ def _run(product, out_ref, x_rows, first_row, tile_index, tile, target):
     rows = [first_row + i for i in range(x_rows.batch)]
     expert = () if product.experts is None else (product.experts[first_row],)
     # Operands of the epilogue are loaded here, so that their latency overlaps with the weight's.
-    bias = None if product.bias is None else triton.load(product.bias, (at,)).astype(jnp.float32)
+    scales_and_biases = [
+        (
+            None if scale is None else scale[expert[0] if expert else 0].astype(jnp.float32),
+            None if bias is None else triton.load(bias, (*expert, at)).astype(jnp.float32),
+        )
+        for _, scale, bias in product.of_each_weight
+    ]
     residuals = [
         None
         if product.residual is None
@@ -111,14 +118,22 @@ def _run(product, out_ref, x_rows, first_row, tile_index, tile, target):
         if squares_G is not None:
             factor = x_rows.norm_factor(squares_G)
             of_weights = [y * factor for y in of_weights]
-        y = of_weights[0] if len(of_weights) == 1 else _silu(of_weights[0]) * of_weights[1]
-        for addend in (bias, residual):
-            y = y if addend is None else y + addend
+        y = _finished(of_weights, scales_and_biases, product.activation)
+        y = y if residual is None else y + residual
         triton.store(out_ref, (row, at), y.astype(out_ref.dtype))
 
 
-def _silu(x):
-    return x / (1 + jnp.exp(-x))
+def _finished(of_weights, scales_and_biases, activation):
+    """Apply the scales, the biases and the activation function to the products of each weight."""
+    scaled = []
+    for y, (scale, bias) in zip(of_weights, scales_and_biases):
+        y = y if scale is None else y * scale
+        scaled.append(y if bias is None else y + bias)
+    return scaled[0] if activation is None else activation(*scaled, times_sigmoid=_times_sigmoid)
+
+
+def _times_sigmoid(x, z):
+    return x / (1 + jnp.exp(-z))
 
 
 def _product(x_rows, weight, expert, start, count, tile, target):

@@ -30,11 +30,20 @@ def multiply(
 
 
 def _product(x_MK, product: Product):
-    outputs = [_times(x_MK, weight, product.experts) for weight in product.weights]
-    y = outputs[0] if len(outputs) == 1 else jax.nn.silu(outputs[0]) * outputs[1]
-    if product.bias is not None:
-        y = y + product.bias.astype(jnp.float32)[None]
+    product.check_epilogue()
+    outputs = []
+    for weight, scale, bias in product.of_each_weight:
+        y = _times(x_MK, weight, product.experts)
+        y = y if scale is None else y * _of_rows(scale[:, None], product.experts)
+        outputs.append(y if bias is None else y + _of_rows(bias, product.experts))
+    y = outputs[0] if product.activation is None else product.activation(*outputs)
     return y if product.residual is None else y + product.residual.astype(jnp.float32)
+
+
+def _of_rows(array, experts):
+    """Brings a scale or a bias, [N] or [E, N], into the shape of the output."""
+    array = array.astype(jnp.float32)
+    return jnp.atleast_2d(array) if experts is None else array[experts]
 
 
 def _times(x_MK, weight: Weight, experts):

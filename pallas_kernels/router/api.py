@@ -4,6 +4,7 @@ import jax
 
 from pallas_kernels.router import kernels
 from pallas_kernels.router.blocks import BLOCKS, Blocks
+from pallas_kernels.router.routing import Routing
 from pallas_kernels.targets import Target, of_family
 
 
@@ -11,43 +12,54 @@ def route(
     x_TD,
     kernel_DE,
     norm_D,
+    routing: Routing,
     *,
-    used: int,
-    renormalize: bool,
+    bias_E=None,
+    selection_bias_E=None,
     epsilon: float,
     target: Target,
     blocks: Blocks | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Choose the experts of each token: RMSNorm, a product with the router, softmax, top-k.
+    """Choose the experts of each token: RMSNorm, a product with the router, scores, top-k.
 
     Args:
         x_TD: the tokens, any float dtype.
         kernel_DE: the router's weight, of which products are float32.
         norm_D: the scale of the RMSNorm.
-        used: how many experts a token goes through, 1 to E.
-        renormalize: whether the weights of the chosen experts are scaled to sum to 1.
+        routing: how to choose.
+        bias_E: the router's bias, or None.
+        selection_bias_E: added to the scores for the selection alone, or None.
         epsilon: the epsilon of the RMSNorm.
         target: what the kernels are compiled for.
         blocks: the sizes of programs; the default depends on the target.
 
     Returns:
-        The weights, float32, and the ids, int32, of the most probable experts, both [T, used], in
-        descending order. Experts with equal weights come in the order of their ids.
+        The weights, float32, and the ids, int32, of the chosen experts, both [T, used], in
+        descending order of their scores, selection bias included. Experts with equal ones come in
+        the order of their ids.
 
     Raises:
-        ValueError: shapes do not fit together, or `used` is not 1 to E.
+        NotImplementedError: the experts are in groups.
+        ValueError: shapes do not fit together, or `routing` does not fit the experts.
     """
-    check_operands(x_TD, kernel_DE, norm_D, used)
+    check_operands(x_TD, kernel_DE, norm_D, routing, bias_E, selection_bias_E)
+    if routing.groups > 1:
+        raise NotImplementedError(f"the experts are in {routing.groups} groups")
     blocks = blocks or of_family(BLOCKS, target)
-    return kernels.route(x_TD, kernel_DE, norm_D, used, renormalize, epsilon, blocks, target)
+    logits = kernels.logits(x_TD, kernel_DE, norm_D, blocks, target)
+    biases = bias_E, selection_bias_E
+    return kernels.choose(logits, biases, x_TD.shape[1], routing, epsilon, blocks, target)
 
 
-def check_operands(x_TD, kernel_DE, norm_D, used: int) -> None:
-    """Raises ValueError, with the numbers, unless the shapes fit together."""
+def check_operands(x_TD, kernel_DE, norm_D, routing, bias_E=None, selection_bias_E=None) -> None:
+    """Raises ValueError, with the numbers, unless the operands fit together."""
     if kernel_DE.shape[0] != x_TD.shape[1] or norm_D.shape != x_TD.shape[1:]:
         raise ValueError(
             f"x has width {x_TD.shape[1]}, the router {kernel_DE.shape[0]}, the norm"
             f" {list(norm_D.shape)}: they must be equal"
         )
-    if not 1 <= used <= kernel_DE.shape[1]:
-        raise ValueError(f"{used} experts are used, there are {kernel_DE.shape[1]}")
+    E = kernel_DE.shape[1]
+    routing.check(E)
+    for name, bias in (("bias", bias_E), ("selection bias", selection_bias_E)):
+        if bias is not None and bias.shape != (E,):
+            raise ValueError(f"the {name} has shape {list(bias.shape)}: expected [{E}]")

@@ -1,4 +1,4 @@
-"""Kernels of the choice of experts: a product with a small dense matrix, then softmax and top-k.
+"""Kernels of the choice of experts: a product with a small dense matrix, then scores and top-k.
 
 Plain XLA takes ten launches, one of them a sort, and decoding a mixture with small experts waits
 for them. The product is split over experts and over inputs, because it is too small to fill a GPU
@@ -12,16 +12,11 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
 from pallas_kernels.router.blocks import Blocks
+from pallas_kernels.router.routing import SMALLEST_SUM, Routing
 from pallas_kernels.targets import Target
 
 
-def route(x_TD, kernel_DE, norm_D, used, renormalize, epsilon, blocks: Blocks, target: Target):
-    """Run both kernels -> weights float32 and ids int32, both [T, used]."""
-    sums, squares = _logits(x_TD, kernel_DE, norm_D, blocks, target)
-    return _choose(sums, squares, x_TD.shape[1], used, renormalize, epsilon, blocks, target)
-
-
-def _logits(x_TD, kernel_DE, norm_D, blocks, target):
+def logits(x_TD, kernel_DE, norm_D, blocks: Blocks, target: Target):
     """Partial sums over S parts of the inputs.
 
     Returns:
@@ -58,15 +53,33 @@ def _logits(x_TD, kernel_DE, norm_D, blocks, target):
     )(x_TD, kernel_DE, norm_D)
 
 
-def _choose(sums, squares, width, used, renormalize, epsilon, blocks, target):
+def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: Blocks, target):
+    """Scores and top-k of the sums that `logits` returns -> weights float32, ids int32 [T, used].
+
+    Args:
+        sums_and_squares: what `logits` returns.
+        biases: of the router and of the selection, [E] or None.
+        width: the inputs of the router.
+        routing: how to choose; without groups.
+        epsilon: the epsilon of the norm.
+        blocks: the sizes of programs.
+        target: what the kernel is compiled for.
+    """
+    sums, squares = sums_and_squares
     T, splits, E = sums.shape
     padded, padded_splits = pl.next_power_of_2(E), pl.next_power_of_2(splits)
     at_once = min(padded, max(1, blocks.pairs // padded))
+    operands, structure = jax.tree.flatten((sums, squares, biases))
 
-    def kernel(point, sums_ref, squares_ref, weights_ref, ids_ref):
+    def kernel(point, *refs):
+        sums_ref, squares_ref, biases = jax.tree.unflatten(structure, refs[: len(operands)])
+        (bias_ref, selection_bias_ref), (weights_ref, ids_ref) = biases, refs[len(operands) :]
         (t,), split = point, jnp.arange(padded_splits, dtype=jnp.int32)
         squares = triton.load(squares_ref, (t, split), mask=split < splits).sum()
         factor = jax.lax.rsqrt(squares / np.float32(width) + np.float32(epsilon))
+
+        def load(ref, experts):
+            return triton.load(ref, (experts,), mask=experts < E).astype(jnp.float32)
 
         def logits_of(experts):
             mask = (split < splits)[:, None] & (experts < E)[None]
@@ -74,36 +87,73 @@ def _choose(sums, squares, width, used, renormalize, epsilon, blocks, target):
                 triton.load(sums_ref, (t, split[:, None], experts[None]), mask=mask).sum(axis=0)
                 * factor
             )
+            logits = logits if bias_ref is None else logits + load(bias_ref, experts)
             return jnp.where(experts < E, logits, -jnp.inf)
 
-        def ordered(logits):
-            # NaN counts as the smallest, so that places stay a permutation.
-            return jnp.where(logits == logits, logits, -jnp.inf)
+        def selected_by(experts, of_experts):
+            # Without a bias the order of scores is that of logits.
+            if selection_bias_ref is not None:
+                scores = _scores(of_experts, logits, routing.scoring)
+                of_experts = scores + load(selection_bias_ref, experts)
+                of_experts = jnp.where(experts < E, of_experts, -jnp.inf)
+            return _ordered(of_experts)
 
         def count_above(j, place):
             others = j * at_once + jnp.arange(at_once, dtype=jnp.int32)
-            theirs, own = ordered(logits_of(others))[None], ordered(logits)[:, None]
+            theirs = selected_by(others, logits_of(others))[None]
+            own = selected_by(expert, logits)[:, None]
             above = (theirs > own) | (theirs == own) & (others[None] < expert[:, None])
             return place + above.astype(jnp.int32).sum(axis=1)
 
         expert = jnp.arange(padded, dtype=jnp.int32)
         logits = logits_of(expert)
         place = jax.lax.fori_loop(0, padded // at_once, count_above, jnp.zeros(padded, jnp.int32))
-        weights = jnp.exp(logits - ordered(logits).max())
-        weights = weights / weights.sum()
-        chosen = place < used
-        if renormalize:
-            weights = weights / jnp.where(chosen, weights, 0).sum()
+        weights, chosen = _scored(logits, place, routing), place < routing.used
+        if routing.renormalize:
+            total = jnp.where(chosen, weights, 0).sum()
+            # The largest of a softmax sum to more than the least.
+            if selection_bias_ref is not None or routing.scoring != "softmax":
+                total = jnp.where(total < SMALLEST_SUM, np.float32(SMALLEST_SUM), total)
+            weights = weights / total
+        if routing.scale not in (0, 1):
+            weights = weights * np.float32(routing.scale)
         triton.store(weights_ref, (t, place), weights, mask=chosen)
         triton.store(ids_ref, (t, place), expert, mask=chosen)
 
-    shapes = [jax.ShapeDtypeStruct((T, used), dtype) for dtype in (jnp.float32, jnp.int32)]
     run = triton.call(
         kernel,
-        shapes,
+        [jax.ShapeDtypeStruct((T, routing.used), dtype) for dtype in (jnp.float32, jnp.int32)],
         grid=(T,),
         target=target,
         warps=blocks.threads // target.wave,
         name="route_choose",
     )
-    return tuple(run(sums, squares))
+    return tuple(run(*operands))
+
+
+def _ordered(numbers):
+    """Counts NaN as the smallest number, so that places stay a permutation."""
+    return jnp.where(numbers == numbers, numbers, -jnp.inf)
+
+
+def _scores(logits, all_logits, scoring: str):
+    """Turns logits into scores; a softmax is over `all_logits`."""
+    if scoring == "sigmoid":
+        return 1 / (1 + jnp.exp(-logits))
+    if scoring == "sqrt_softplus":
+        softplus = jnp.maximum(logits, np.float32(0)) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+        return jnp.sqrt(softplus)
+    if scoring == "softmax":
+        highest = _ordered(all_logits).max()
+        return jnp.exp(logits - highest) / jnp.exp(all_logits - highest).sum()
+    return logits
+
+
+def _scored(logits, place, routing: Routing):
+    """Computes the scores of all experts, or those of the chosen from these alone."""
+    if routing.scoring not in ("softmax", "softmax_of_chosen"):
+        return _scores(logits, logits, routing.scoring)
+    if routing.scoring == "softmax_of_chosen":
+        logits = jnp.where(place < routing.used, logits, -jnp.inf)
+    weights = jnp.exp(logits - _ordered(logits).max())
+    return weights / weights.sum()

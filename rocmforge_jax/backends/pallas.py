@@ -27,6 +27,7 @@ from pallas_kernels.qmatmul import (
     multiply,
     multiply_skinny,
 )
+from pallas_kernels.router import Routing
 from pallas_kernels.router import route as route_tokens
 from pallas_kernels.targets import Target
 from rocmforge_jax import settings
@@ -176,15 +177,16 @@ def _attend_to_new_token(q_BNH, operands, keys, values, starts_B, rule, static):
     return out, quantized, keys, values
 
 
-def route(x_TD, kernel_DE, scale_D, *, used: int, renormalize: bool, epsilon: float):
+def route(x_TD, kernel_DE, scale_D, routing: Routing, *, bias_E, selection_bias_E, epsilon: float):
     """Chooses the experts of each token: see `pallas_kernels.router`."""
-    return _route(x_TD, kernel_DE, scale_D, used, renormalize, epsilon, target())
+    operands = x_TD, kernel_DE, scale_D, bias_E, selection_bias_E
+    return _route(*operands, routing, epsilon, target())
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _route(x_TD, kernel_DE, scale_D, used, renormalize, epsilon, on):
-    settings_ = dict(used=used, renormalize=renormalize, epsilon=epsilon, target=on)
-    return route_tokens(x_TD, kernel_DE, scale_D, **settings_)
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+def _route(x_TD, kernel_DE, scale_D, bias_E, selection_bias_E, routing, epsilon, on):
+    biases = dict(bias_E=bias_E, selection_bias_E=selection_bias_E)
+    return route_tokens(x_TD, kernel_DE, scale_D, routing, **biases, epsilon=epsilon, target=on)
 
 
 def _error_of_products(packing, mode, on) -> jax.Array:

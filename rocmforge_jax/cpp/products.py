@@ -16,6 +16,8 @@ from rocmforge_jax.cpp import library
 MODES = {"int16": 2, "int8": 1}
 #: In the order of `enum Scale` in kernels.h.
 _SCALES = ("d", "int8", "nibbles", "bytes", "e8m0", "e4m3")
+#: In the order of `enum FunctionName`.
+_FUNCTIONS = (None, "silu", "gelu", "relu2", "swiglu_oai")
 _PLANES = ("codes", "d", "scale")
 
 
@@ -42,16 +44,18 @@ def multiply(
     if mode not in MODES:
         raise NotImplementedError(f"{mode} activations; there are {', '.join(MODES)}")
     validate(x_MK, products, norm)
-    operands, numbers, tables = [], [], []
+    operands, numbers, tables, factors = [], [], [], []
     for product in products:
-        numbers += [len(product.weights), product.bias is not None, product.residual is not None]
-        for weight in product.weights:
-            operands += [weight.planes[name] for name in _PLANES if name in weight.planes]
-            numbers += _numbers(weight.packing)
+        function = product.activation
+        numbers += [len(product.weights), _FUNCTIONS.index(function and function.name)]
+        numbers += [product.residual is not None]
+        factors += [0, 0] if function is None else [function.alpha, function.limit]
+        for weight, scale, bias in product.of_each_weight:
+            numbers += [scale is not None, bias is not None, *_numbers(weight.packing)]
             tables += _table(weight.packing)
-        operands += [
-            a.astype(jnp.float32) for a in (product.bias, product.residual) if a is not None
-        ]
+            operands += [weight.planes[name] for name in _PLANES if name in weight.planes]
+            operands += _floats(scale, bias)
+        operands += _floats(product.residual)
     norm = jnp.zeros((0,), jnp.float32) if norm is None else norm.astype(jnp.float32)
     outputs = [
         jax.ShapeDtypeStruct((x_MK.shape[0], product.weights[0].rows), jnp.float32)
@@ -64,6 +68,7 @@ def multiply(
         *operands,
         jobs=np.array(numbers, np.int64),
         tables=np.array(tables, np.uint8),
+        factors=np.array(factors, np.float32),
         parts=np.int64(MODES[mode]),
         epsilon=np.float32(epsilon),
     )
@@ -86,19 +91,13 @@ def validate(x_MK, products: list[Product], norm=None) -> None:
     if not products:
         raise ValueError("there is no product to compute")
     for product in products:
-        if len(product.weights) not in (1, 2):
-            raise ValueError(
-                f"a product has {len(product.weights)} weights: expected 1, or 2 for SwiGLU"
-            )
         N = product.weights[0].rows
         for weight in product.weights:
             _validate_weight(weight, N, K)
-        for name, array, shape in (
-            ("bias", product.bias, (N,)),
-            ("residual", product.residual, (M, N)),
-        ):
-            if array is not None and array.shape != shape:
-                raise ValueError(f"{name} has shape {list(array.shape)}: expected {list(shape)}")
+        product.check_epilogue()
+        if product.residual is not None and product.residual.shape != (M, N):
+            got = list(product.residual.shape)
+            raise ValueError(f"residual has shape {got}: expected {[M, N]}")
 
 
 def _validate_weight(weight, N: int, K: int) -> None:
@@ -126,6 +125,11 @@ def _validate_weight(weight, N: int, K: int) -> None:
             raise ValueError(
                 f"the plane {name} is {got}: expected {expected} for {N} rows of {K} inputs"
             )
+
+
+def _floats(*arrays) -> list[jax.Array]:
+    """Returns those that are not None, as float32."""
+    return [array.astype(jnp.float32) for array in arrays if array is not None]
 
 
 def require_form(packing: Packing) -> None:

@@ -9,11 +9,12 @@ from flax import nnx
 from rocmforge_jax.models.config import Make, check_sizes
 from rocmforge_jax.nn import (
     Gate,
+    Routing,
     ScalarGate,
     choose_experts,
+    gated,
     mixture,
     products,
-    silu_gate,
 )
 
 
@@ -42,7 +43,7 @@ class Gated:
         """Computes the hidden units [B, T, F]."""
         if self.fused:
             (fused,) = products(x_BTD, [layer.ffn_up], norm=norm)
-            return silu_gate(*jnp.split(fused, 2, axis=-1))
+            return gated(*jnp.split(fused, 2, axis=-1))
         return products(x_BTD, [Gate(layer.ffn_gate, layer.ffn_up)], norm=norm)[0]
 
     def workspace(self, tokens: int) -> int:
@@ -93,7 +94,7 @@ class Mixture:
         """Computes the sum of the chosen experts [B, T, D]."""
         x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
         weights, experts = choose_experts(
-            x_TD, layer.ffn_gate_inp, self.used, renormalize=self.renormalize, norm=norm
+            x_TD, layer.ffn_gate_inp, Routing(self.used, "softmax", self.renormalize), norm=norm
         )
         stacks = layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps
         out_TD = mixture(x_TD, weights, experts, *stacks, norm=norm)

@@ -1,6 +1,8 @@
 """Flax NNX building blocks of language models. They know no architecture and no file."""
 
+from pallas_kernels.activation_functions import GELU, RELU2, SILU, ActivationFunction, swiglu_oai
 from pallas_kernels.attention import AttentionRule
+from pallas_kernels.router import Routing
 from rocmforge_jax.nn.attention import (
     attend,
     attend_to_new,
@@ -12,10 +14,10 @@ from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear
-from rocmforge_jax.nn.mlp import silu_gate, swiglu, swiglu_mlp
+from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
-from rocmforge_jax.nn.products import Gate, products
+from rocmforge_jax.nn.products import Activated, Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
     RopeConfig,
@@ -30,18 +32,24 @@ from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.state import Cache, NoState, State
 
 __all__ = [
+    "Activated",
+    "ActivationFunction",
     "AttentionRule",
     "Cache",
     "Embedding",
     "Experts",
+    "GELU",
     "Gate",
     "KVState",
     "LayerNorm",
     "Linear",
     "NoState",
     "QuantizedInput",
+    "RELU2",
     "RMSNorm",
     "RopeConfig",
+    "Routing",
+    "SILU",
     "ScalarGate",
     "State",
     "Yarn",
@@ -56,6 +64,7 @@ __all__ = [
     "dot_product_attention",
     "layer_norm",
     "longrope_factors",
+    "gated",
     "mixture",
     "only_shapes",
     "products",
@@ -63,9 +72,9 @@ __all__ = [
     "rope_table",
     "route",
     "shared_trace",
-    "silu_gate",
     "swiglu",
     "swiglu_mlp",
+    "swiglu_oai",
     "validate_attention_dims",
     "yarn_magnitude",
 ]

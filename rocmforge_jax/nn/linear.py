@@ -1,5 +1,6 @@
 """Linear layers, stacks of them and embeddings, whose weights may be quantised."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -9,13 +10,14 @@ from rocmforge_jax.nn.fresh import filled, normal
 
 
 class Linear(nnx.Module):
-    """Computes y = x @ kernel + bias, accumulated in float32.
+    """Computes y = x @ kernel * output_scale + bias, accumulated in float32.
 
     A fresh kernel is drawn from a normal distribution of standard deviation 1/sqrt(in).
 
     Attributes:
         kernel: (in, out), an nnx.Param or a QParam.
         bias: (out,), or None.
+        output_scale: (1,), or None. Files with NVFP4 weights have such factors.
         numerics: The backend and the mode of activations; its dtype is not used.
     """
 
@@ -25,6 +27,7 @@ class Linear(nnx.Module):
         out_features: int,
         *,
         use_bias: bool = False,
+        use_output_scale: bool = False,
         dtype=jnp.float32,
         numerics: Numerics = DEFAULT,
         rngs: nnx.Rngs | None,
@@ -32,14 +35,15 @@ class Linear(nnx.Module):
         kernel = normal(rngs, (in_features, out_features), in_features**-0.5, dtype)
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(filled((out_features,), 0, dtype)) if use_bias else None
+        self.output_scale = nnx.Param(filled((1,), 1, jnp.float32)) if use_output_scale else None
         self.numerics = numerics
 
     def __call__(self, x, dtype=None):
         """Maps [..., in] to [..., out] in `dtype`, default x's."""
-        y = quant.matmul(x, self.kernel, dtype=dtype, **how(self.numerics))
-        if self.bias is None:
-            return y
-        return y + self.bias.get_value().astype(y.dtype)[(None,) * (y.ndim - 1)]
+        scale, bias = value_or_none(self.output_scale), value_or_none(self.bias)
+        dtype = dtype or x.dtype
+        y = quant.matmul(x, self.kernel, dtype=wide(dtype, scale), **how(self.numerics))
+        return scaled_and_biased(y, scale, bias, dtype)
 
 
 class Embedding(nnx.Module):
@@ -77,6 +81,8 @@ class Experts(nnx.Module):
 
     Attributes:
         kernel: (E, in, out), an nnx.Param or a QParam.
+        bias: (E, out), or None.
+        output_scale: (E,), or None: each expert's factor of its product, before the bias.
         numerics: The backend and the mode of activations; its dtype is not used.
     """
 
@@ -86,19 +92,62 @@ class Experts(nnx.Module):
         in_features: int,
         out_features: int,
         *,
+        use_bias: bool = False,
+        use_output_scale: bool = False,
         dtype=jnp.float32,
         numerics: Numerics = DEFAULT,
         rngs: nnx.Rngs | None,
     ):
         shape = (experts, in_features, out_features)
         self.kernel = nnx.Param(normal(rngs, shape, in_features**-0.5, dtype))
+        self.bias = nnx.Param(filled((experts, out_features), 0, dtype)) if use_bias else None
+        scale = filled((experts,), 1, jnp.float32) if use_output_scale else None
+        self.output_scale = None if scale is None else nnx.Param(scale)
         self.numerics = numerics
 
     def __call__(self, x, expert):
         """Maps x [..., in] to [..., out] through one expert, an integer scalar."""
-        return quant.expert_matmul(x, self.kernel, expert, **how(self.numerics))
+        scale_and_bias = value_or_none(self.output_scale), value_or_none(self.bias)
+        return through_expert(x, expert, self.kernel, *scale_and_bias, numerics=self.numerics)
 
 
 def how(numerics: Numerics) -> dict[str, str]:
     """Returns the keyword arguments of `quant.matmul` that numerics decide."""
     return dict(activations=numerics.activations, backend=numerics.backend)
+
+
+def value_or_none(variable: nnx.Variable | None):
+    """Returns the value of a variable that a layer may lack."""
+    return None if variable is None else variable.get_value()
+
+
+def wide(dtype, scale):
+    """Returns the dtype of a product: float32 before a scale, because it may not fit in float16."""
+    return dtype if scale is None else jnp.float32
+
+
+def scaled_and_biased(y, scale, bias, dtype):
+    """Returns y * scale + bias in `dtype`.
+
+    Args:
+        y: [..., out], of dtype `wide(dtype, scale)`.
+        scale: (1,) or None.
+        bias: (out,) or None.
+        dtype: Of the result.
+    """
+    leading = (None,) * (y.ndim - 1)
+    y = y if scale is None else y * scale.astype(y.dtype)[leading]
+    y = y if bias is None else y + bias.astype(y.dtype)[leading]
+    return y.astype(dtype)
+
+
+def through_expert(x, expert, kernel, scale_E, bias_EN, *, numerics: Numerics):
+    """Computes x @ kernel[expert] * scale[expert] + bias[expert], [..., out] in x's dtype."""
+    y = quant.expert_matmul(x, kernel, expert, dtype=wide(x.dtype, scale_E), **how(numerics))
+
+    def one(stack):
+        return jax.lax.dynamic_index_in_dim(stack, expert, keepdims=False)
+
+    scale_1 = None if scale_E is None else one(scale_E)[None]
+    bias_N = None if bias_EN is None else one(bias_EN)
+    return scaled_and_biased(y, scale_1, bias_N, x.dtype)

@@ -1,8 +1,10 @@
 """Gated feed-forward."""
 
-import jax
+import functools
+
 import jax.numpy as jnp
 
+from pallas_kernels.activation_functions import SILU, ActivationFunction
 from rocmforge_jax import quant
 from rocmforge_jax.backends import DEFAULT
 
@@ -24,16 +26,23 @@ def swiglu(x, gate, up, activations: str = DEFAULT.activations, backend: str | N
         raise ValueError(
             f"swiglu: gate is {list(gate.shape)}, up is {list(up.shape)}: they must be equal"
         )
-    multiplied = [
-        quant.matmul(x, weight, activations=activations, backend=backend) for weight in (gate, up)
-    ]
-    return silu_gate(*multiplied)
+    multiply = functools.partial(quant.matmul, x, activations=activations, backend=backend)
+    return gated(multiply(gate), multiply(up))
 
 
-def silu_gate(gate, linear):
-    """Computes silu(gate) * linear in float32 and returns it in the operands' dtype."""
-    activated = jax.nn.silu(gate.astype(jnp.float32)) * linear.astype(jnp.float32)
-    return activated.astype(linear.dtype)
+def gated(gate, up=None, activation: ActivationFunction = SILU):
+    """Computes activation(gate) * up, or activation(gate), in float32.
+
+    Args:
+        gate: The gate, or the only operand.
+        up: The linear part, of the same shape and dtype, or None.
+        activation: The activation function.
+
+    Returns:
+        The result in the operands' dtype.
+    """
+    operands = (gate,) if up is None else (gate, up)
+    return activation(*(operand.astype(jnp.float32) for operand in operands)).astype(gate.dtype)
 
 
 def swiglu_mlp(

@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.activation_functions import SILU, ActivationFunction
+from pallas_kernels.router import Routing
+from pallas_kernels.router import reference as router_reference
 from rocmforge_jax import quant
 from rocmforge_jax.backends import DEFAULT, choose
 from rocmforge_jax.nn import moe_pallas
+from rocmforge_jax.nn.expert_stacks import Stacks
 from rocmforge_jax.nn.fresh import normal
 from rocmforge_jax.nn.linear import Experts, Linear
-from rocmforge_jax.nn.mlp import silu_gate
 from rocmforge_jax.nn.moe_pallas import MIXTURE, ROUTE
 
 
@@ -25,63 +28,104 @@ class ScalarGate(nnx.Module):
         return jax.nn.sigmoid(logit).astype(x.dtype)
 
 
-def route(logits_TE, used: int, *, renormalize: bool):
-    """Returns the top `used` experts of each token: (weights float32, ids int32), both [T, used].
+def route(logits_TE, routing: Routing, selection_bias_E=None):
+    """Chooses the experts of each token from the router's logits.
 
-    The weights are a softmax over all experts; renormalize scales the chosen ones to sum to 1.
+    Args:
+        logits_TE: The logits.
+        routing: How to choose.
+        selection_bias_E: Added to the scores for the selection alone, or None.
+
+    Returns:
+        The weights, float32, and the ids, int32, both [T, used], the best first.
     """
-    scores = jax.nn.softmax(logits_TE.astype(jnp.float32), axis=-1)
-    weights, experts = jax.lax.top_k(scores, used)
-    return weights / weights.sum(axis=-1, keepdims=True) if renormalize else weights, experts
+    return router_reference.choose(logits_TE, routing, selection_bias_E)
 
 
-def choose_experts(x_TD, router, used: int, *, renormalize: bool, norm=None):
+def choose_experts(x_TD, router, routing: Routing, *, selection_bias_E=None, norm=None):
     """Returns `route` of router(norm(x)): weights and ids, both [T, used].
 
     Args:
         x_TD: The tokens.
         router: A Linear layer or any other callable that gives logits [T, E].
-        used: Experts of a token.
-        renormalize: Whether the weights of a token sum to 1.
+        routing: How to choose.
+        selection_bias_E: As for `route`.
         norm: Applied to x first, or None.
     """
     backend = getattr(router, "numerics", DEFAULT).backend
-    if choose(ROUTE, (x_TD.shape[0], router, norm), backend).name == "pallas":
-        return moe_pallas.choose_experts(x_TD, router, norm, used, renormalize)
+    operands = x_TD.shape[0], router, norm, routing
+    if choose(ROUTE, operands, backend).name == "pallas":
+        return moe_pallas.choose_experts(x_TD, router, norm, routing, selection_bias_E)
     x_TD = x_TD if norm is None else norm(x_TD)
     logits_TE = router(x_TD, jnp.float32) if type(router) is Linear else router(x_TD)
-    return route(logits_TE, used, renormalize=renormalize)
+    return route(logits_TE, routing, selection_bias_E)
 
 
-def mixture(x_TD, weights, experts, gate: Experts, up: Experts, down: Experts, *, norm=None):
-    """Computes the weighted sum of the chosen experts' SwiGLU of norm(x) -> [T, D] in x's dtype.
+def mixture(
+    x_TD,
+    weights,
+    experts,
+    gate: Experts | None,
+    up: Experts,
+    down: Experts,
+    *,
+    norm=None,
+    activation: ActivationFunction = SILU,
+    weights_first: bool = False,
+):
+    """Computes the weighted sum of the chosen experts' feed-forward of norm(x), [T, D].
 
     Args:
         x_TD: The tokens.
         weights: float32 [T, used], of `route`.
         experts: int32 [T, used], of `route`.
-        gate: The gates of all experts.
-        up: The linear parts that they multiply.
+        gate: The gates of all experts. None: `up` has no gates; or it holds them, before the linear
+            parts, which makes it twice as wide as the input of `down`.
+        up: The linear parts that gates multiply.
         down: The products that follow.
         norm: Applied to x first, or None.
+        activation: The activation function of the gates, or of `up` without gates.
+        weights_first: Whether a weight multiplies the input of its expert, not the output.
+
+    Returns:
+        The sums in x's dtype.
+
+    Raises:
+        ValueError: The stacks do not fit together.
     """
-    (T, used), E = experts.shape, gate.kernel.shape[0]
+    stacks = Stacks(gate, up, down, activation)
+    stacks.check()
+    if weights_first:
+        return _weighted_first(x_TD, weights, experts, stacks, norm)
+    (T, used), E = experts.shape, up.kernel.shape[0]
     few = T * used <= E
-    numerics = getattr(gate, "numerics", DEFAULT)
-    operands = few, x_TD.dtype, (gate, up, down), norm
+    numerics = getattr(stacks.first[0], "numerics", DEFAULT)
+    operands = few, x_TD.dtype, stacks, norm
     if choose(MIXTURE, operands, numerics.backend).name != "pallas":
-        return _one_by_one(x_TD, weights, experts, gate, up, down, norm)
-    y_PD = moe_pallas.mixture(few, x_TD, norm, experts.reshape(-1), (gate, up, down), numerics)
+        return _one_by_one(x_TD, weights, experts, stacks, norm)
+    y_PD = moe_pallas.mixture(few, x_TD, norm, experts.reshape(-1), stacks, numerics)
     return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
 
 
-def _one_by_one(x_TD, weights, experts, gate, up, down, norm):
+def _weighted_first(x_TD, weights, experts, stacks: Stacks, norm):
+    """Sees each pair as a token of its own, with one expert of weight 1."""
+    (T, used), D = experts.shape, x_TD.shape[1]
+    normed_TD = x_TD if norm is None else norm(x_TD)
+    x_TUD = weights[..., None] * normed_TD.astype(jnp.float32)[:, None]
+    x_PD, one = x_TUD.reshape(T * used, D).astype(x_TD.dtype), jnp.ones((T * used, 1), jnp.float32)
+    *layers, activation = stacks
+    y_PD = mixture(x_PD, one, experts.reshape(-1, 1), *layers, activation=activation)
+    return y_PD.reshape(T, used, -1).astype(jnp.float32).sum(axis=1).astype(x_TD.dtype)
+
+
+def _one_by_one(x_TD, weights, experts, stacks: Stacks, norm):
     """Takes a step a pair, which reads that expert alone, or a step an expert, over all tokens."""
-    (T, used), E = experts.shape, gate.kernel.shape[0]
+    (T, used), E = experts.shape, stacks.up.kernel.shape[0]
     x_TD = x_TD if norm is None else norm(x_TD)
 
     def forward(x, e):
-        return down(silu_gate(gate(x, e), up(x, e)), e).astype(jnp.float32)
+        hidden = stacks.hidden([layer(x, e) for layer in stacks.first])
+        return stacks.down(hidden, e).astype(jnp.float32)
 
     def pair(sum_TD, i):
         t = i // used

@@ -1,7 +1,7 @@
 """A mixture of experts in Pallas kernels, for few and for many pairs of a token and an expert.
 
 Few pairs take two launches of the GEMV. Many, in a narrow float type, are brought into the order of
-their experts and take three launches of the skinny GEMM.
+their experts and take two or three launches of the skinny GEMM.
 """
 
 import dataclasses
@@ -11,46 +11,53 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.qmatmul import Product
+from pallas_kernels.router import Routing
 from pallas_kernels.router import reference as router_reference
 from rocmforge_jax import quant
 from rocmforge_jax.backends import Numerics, Operation, differentiable, pallas
-from rocmforge_jax.nn.linear import Experts, Linear, how
-from rocmforge_jax.nn.mlp import silu_gate
+from rocmforge_jax.nn.expert_stacks import Stack, Stacks
+from rocmforge_jax.nn.linear import Experts, Linear, through_expert, value_or_none
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.quant.multiply import require_pallas, require_transposed
 
 
-def _check_route(tokens, router, norm) -> str:
+def _check_route(tokens, router, norm, routing: Routing) -> str:
     on = pallas.target()
     if type(router) is not Linear or type(norm) is not RMSNorm:
         classes = type(router).__name__, type(norm).__name__
         raise NotImplementedError(f"the router is a {classes[0]}, the norm a {classes[1]}")
-    if isinstance(router.kernel.get_value(), quant.QTensor) or router.bias is not None:
-        raise NotImplementedError("the router is quantised or has a bias")
+    if isinstance(router.kernel.get_value(), quant.QTensor) or router.output_scale is not None:
+        raise NotImplementedError("the router is quantised or has an output scale")
+    if routing.groups > 1:
+        raise NotImplementedError(f"the experts are in {routing.groups} groups")
     most = pallas.gemv_rows("float32")
     if not 0 < tokens <= most:
         raise NotImplementedError(f"{tokens} tokens, the kernels take 1 to {most}")
-    pallas.require("the kernel that chooses experts", _routing_error, 1e-5)
-    return f"norm, product and choice in two launches, {on}"
+    how = "" if routing.scoring == "softmax" else f" by {routing.scoring}"
+    error = functools.partial(_routing_error, routing.scoring)
+    pallas.require(f"the kernel that chooses experts{how}", error, 1e-5)
+    return f"norm, product and choice{how} in two launches, {on}"
 
 
-def _check_mixture(few, dtype, stacks, norm) -> str:
+def _check_mixture(few, dtype, stacks: Stacks, norm) -> str:
     pallas.target()
-    if others := [type(stack).__name__ for stack in stacks if type(stack) is not Experts]:
+    if others := [type(stack).__name__ for stack in stacks.all if type(stack) is not Experts]:
         raise NotImplementedError(f"a stack of experts is a {others[0]}")
     if type(norm) not in (RMSNorm, type(None)):
         raise NotImplementedError(f"the norm is a {type(norm).__name__}")
-    weights = [stack.kernel.get_value() for stack in stacks]
+    weights = [stack.kernel.get_value() for stack in stacks.all]
     if not all(isinstance(weight, quant.QTensor) for weight in weights):
         raise NotImplementedError("a stack of experts is not packed")
     if not few and dtype.itemsize > 2:
         raise NotImplementedError("many pairs in float32: the matrix units do not keep float32")
-    mode = stacks[0].numerics.activations
+    mode = stacks.down.numerics.activations
     (on,) = {require_pallas(weight, mode) for weight in weights}
     for weight in weights:
         require_transposed(weight)
-    does = "two launches for all pairs" if few else "pairs ordered by expert, three launches"
-    return f"{does}, {on}"
+    if few:
+        return f"two launches for all pairs with {stacks.activation}, {on}"
+    count = {1: "two", 2: "three"}[len(stacks.first)]
+    return f"pairs ordered by expert, {count} launches with {stacks.activation}, {on}"
 
 
 #: Both only combine operations that plain XLA and other kernels can do one by one.
@@ -58,55 +65,75 @@ ROUTE = Operation("choice of experts", {"pallas": _check_route}, fused=True)
 MIXTURE = Operation("experts", {"pallas": _check_mixture}, fused=True)
 
 
-def choose_experts(x_TD, router, norm, used: int, renormalize: bool):
+def choose_experts(x_TD, router, norm, routing: Routing, selection_bias_E):
     """Returns the weights and ids of each token's experts, both [T, used]."""
-    route = _Route(used, renormalize, norm.epsilon)
     operands = x_TD, router.kernel.get_value(), norm.scale.get_value()
-    return differentiable(route, *operands)
+    biases = value_or_none(router.bias), selection_bias_E
+    return differentiable(_Route(routing, norm.epsilon), *operands, *biases)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Route:
     """The kernels that choose experts as a function of arrays, and plain XLA."""
 
-    used: int
-    renormalize: bool
+    routing: Routing
     epsilon: float
 
-    def __call__(self, *operands):
-        return pallas.route(*operands, **dataclasses.asdict(self))
+    def __call__(self, x_TD, kernel_DE, scale_D, bias_E, selection_bias_E):
+        return pallas.route(
+            x_TD,
+            kernel_DE,
+            scale_D,
+            self.routing,
+            bias_E=bias_E,
+            selection_bias_E=selection_bias_E,
+            epsilon=self.epsilon,
+        )
 
-    def plain(self, *operands):
-        return router_reference.route(*operands, **dataclasses.asdict(self))
+    def plain(self, x_TD, kernel_DE, scale_D, bias_E, selection_bias_E):
+        return router_reference.route(
+            x_TD,
+            kernel_DE,
+            scale_D,
+            self.routing,
+            bias_E=bias_E,
+            selection_bias_E=selection_bias_E,
+            epsilon=self.epsilon,
+        )
 
 
-def _routing_error():
+def _routing_error(scoring: str):
     """Returns the largest error of a weight, infinite where another expert is chosen."""
     x = jax.random.normal(jax.random.key(0), (2, 800))
     kernel = jax.random.normal(jax.random.key(1), (800, 60)) / 30
-    route, operands = _Route(4, True, 1e-5), (x, kernel, jnp.ones(800))
+    biases = [None, None]
+    if scoring != "softmax":
+        biases = [jax.random.normal(jax.random.key(key), (60,)) / 10 for key in (2, 3)]
+    route, operands = _Route(Routing(4, scoring, True), 1e-5), (x, kernel, jnp.ones(800), *biases)
     (found, experts), (exact, others) = route(*operands), route.plain(*operands)
     return jnp.where((experts == others).all(), jnp.abs(found - exact).max(), jnp.inf)
 
 
-def mixture(few: bool, x_TD, norm, experts_P, stacks, numerics: Numerics):
+def mixture(few: bool, x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
     """Returns the output of each pair, float32 [P, D], those of a token one after another."""
-    weights = [stack.kernel.get_value() for stack in stacks]
-    experts_P = experts_P.astype(jnp.int32)
+    experts_P, arrays = experts_P.astype(jnp.int32), stacks.arrays()
     if few:
         scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
-        return differentiable(_Pairs(numerics, epsilon), x_TD, scale, experts_P, *weights)
+        return differentiable(_Pairs(numerics, epsilon), x_TD, scale, experts_P, arrays)
     x_TD = x_TD if norm is None else norm(x_TD)
-    return differentiable(_ByExpert(numerics), x_TD, experts_P, *weights)
+    return differentiable(_ByExpert(numerics), x_TD, experts_P, arrays)
 
 
-def _one_expert(x, e, gate, up, down, numerics):
-    """Computes one expert's SwiGLU of x [..., D] -> float32 [..., D]."""
+def _one_expert(x, e, stacks: Stacks, numerics):
+    """Computes one expert's feed-forward of x [..., D] -> float32 [..., D]."""
+    through = functools.partial(through_expert, numerics=numerics)
+    hidden = stacks.hidden([through(x, e, *stack) for stack in stacks.first])
+    return through(hidden, e, *stacks.down).astype(jnp.float32)
 
-    def linear(x, stack):
-        return quant.expert_matmul(x, stack, e, **how(numerics))
 
-    return linear(silu_gate(linear(x, gate), linear(x, up)), down).astype(jnp.float32)
+def _product(stacks: list[Stack], experts_P, activation=None) -> Product:
+    kernels, scales, biases = zip(*stacks)
+    return Product(kernels, biases, experts=experts_P, scales=scales, activation=activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,17 +143,22 @@ class _Pairs:
     numerics: Numerics
     epsilon: float
 
-    def __call__(self, x_TD, scale_D, experts_P, gate, up, down):
+    def __call__(self, x_TD, scale_D, experts_P, stacks: Stacks):
         multiply = functools.partial(pallas.gemv, mode=self.numerics.activations)
-        gated = [Product((gate, up), experts=experts_P)]
-        (hidden,) = multiply(x_TD, gated, dtype=x_TD.dtype, norm=scale_D, epsilon=self.epsilon)
-        return multiply(hidden, [Product((down,), experts=experts_P)], dtype=jnp.float32)[0]
+        normed = functools.partial(multiply, x_TD, norm=scale_D, epsilon=self.epsilon)
+        if stacks.is_fused:
+            outputs = normed([_product(stacks.first, experts_P)], dtype=jnp.float32)
+            hidden = stacks.hidden(outputs).astype(x_TD.dtype)
+        else:
+            product = _product(stacks.first, experts_P, stacks.activation)
+            (hidden,) = normed([product], dtype=x_TD.dtype)
+        return multiply(hidden, [_product([stacks.down], experts_P)], dtype=jnp.float32)[0]
 
-    def plain(self, x_TD, scale_D, experts_P, gate, up, down):
+    def plain(self, x_TD, scale_D, experts_P, stacks: Stacks):
         x_TD = x_TD if scale_D is None else rms_norm(x_TD, scale_D, self.epsilon)
         each = jnp.repeat(x_TD, len(experts_P) // len(x_TD), axis=0)
         return jax.lax.map(
-            lambda of: _one_expert(of[0], of[1], gate, up, down, self.numerics), (each, experts_P)
+            lambda of: _one_expert(of[0], of[1], stacks, self.numerics), (each, experts_P)
         )
 
 
@@ -136,27 +168,37 @@ class _ByExpert:
 
     numerics: Numerics
 
-    def __call__(self, x_TD, experts_P, gate, up, down):
-        P, T, E = len(experts_P), len(x_TD), gate.shape[0]
+    def __call__(self, x_TD, experts_P, stacks: Stacks):
+        P, T, E = len(experts_P), len(x_TD), stacks.up.kernel.shape[0]
         rows = pallas.rows_of_an_expert(P, E)
         place_P, expert_of_tile = _places(experts_P, E, rows)
         token_P = jnp.arange(P, dtype=jnp.int32) // (P // T)
         token_of_row = jnp.zeros(len(expert_of_tile) * rows, jnp.int32).at[place_P].set(token_P)
+        expert_of_row = jnp.repeat(expert_of_tile, rows)
         multiply = functools.partial(pallas.skinny_product, experts=expert_of_tile)
         x = x_TD[token_of_row]
-        hidden = silu_gate(multiply(x, gate), multiply(x, up)).astype(x_TD.dtype)
-        return multiply(hidden, down)[place_P]
+        outputs = [_finished(multiply(x, s.kernel), s, expert_of_row) for s in stacks.first]
+        hidden = stacks.hidden(outputs).astype(x_TD.dtype)
+        down = stacks.down
+        return _finished(multiply(hidden, down.kernel)[place_P], down, experts_P)
 
-    def plain(self, x_TD, experts_P, gate, up, down):
+    def plain(self, x_TD, experts_P, stacks: Stacks):
         experts_TU = experts_P.reshape(len(x_TD), -1)
 
         def expert(y_TUD, e):
-            y_TD = _one_expert(x_TD, e, gate, up, down, self.numerics)
+            y_TD = _one_expert(x_TD, e, stacks, self.numerics)
             return jnp.where((experts_TU == e)[..., None], y_TD[:, None], y_TUD), None
 
         start = jnp.zeros((*experts_TU.shape, x_TD.shape[1]), jnp.float32)
-        y_TUD, _ = jax.lax.scan(expert, start, jnp.arange(gate.shape[0]))
+        y_TUD, _ = jax.lax.scan(expert, start, jnp.arange(stacks.up.kernel.shape[0]))
         return y_TUD.reshape(len(experts_P), -1)
+
+
+def _finished(y, stack: Stack, expert_of_row):
+    """Applies the scales and biases of the rows' experts. Rows without an expert are not used."""
+    if stack.scale_E is not None:
+        y = y * stack.scale_E[expert_of_row][:, None]
+    return y if stack.bias_EN is None else y + stack.bias_EN[expert_of_row].astype(y.dtype)
 
 
 def _places(experts_P, E: int, rows: int):

@@ -13,21 +13,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.activation_functions import SILU, ActivationFunction
 from pallas_kernels.qmatmul import Product
 from rocmforge_jax import quant
 from rocmforge_jax.backends import Numerics, Operation, choose, cpp, differentiable, pallas
-from rocmforge_jax.nn.linear import Embedding, Linear, how
-from rocmforge_jax.nn.mlp import silu_gate
+from rocmforge_jax.nn.linear import (
+    Embedding,
+    Linear,
+    how,
+    scaled_and_biased,
+    value_or_none,
+    wide,
+)
+from rocmforge_jax.nn.mlp import gated
 from rocmforge_jax.nn.norm import RMSNorm, rms_norm
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.quant.multiply import require_cpp, require_pallas, require_transposed
 
 
 class Gate(NamedTuple):
-    """Two modules that give silu(gate(x)) * up(x)."""
+    """Two modules that give activation(gate(x)) * up(x)."""
 
     gate: Any
     up: Any
+    activation: ActivationFunction = SILU
+
+
+class Activated(NamedTuple):
+    """A module that gives activation(layer(x))."""
+
+    layer: Any
+    activation: ActivationFunction
 
 
 def products(
@@ -42,8 +58,9 @@ def products(
 
     Args:
         x: [..., in].
-        modules: Linear layers; `Gate` pairs; an `Embedding`, which stands for the product with its
-            transpose; or any other callables, which are then called one by one.
+        modules: Linear layers; `Gate` pairs; `Activated` layers; an `Embedding`, which stands for
+            the product with its transpose; or any other callables, which are then called one by
+            one.
         norm: Applied to x first, or None.
         residual: [..., out], added to the output of the only module.
         dtype: Of the outputs, default x's.
@@ -65,10 +82,17 @@ def products(
     return _fused(choice.name, x, modules, norm, residual, dtype)
 
 
+def _parts(module) -> tuple[tuple, ActivationFunction | None]:
+    """Returns the layers of a module, and the activation function after them."""
+    if isinstance(module, Gate | Activated):
+        *layers, activation = module
+        return tuple(layers), activation
+    return (module,), None
+
+
 def _layers(modules) -> list:
     """Returns the layers, those of pairs one after the other."""
-    flat = (module if isinstance(module, Gate) else (module,) for module in modules)
-    return [layer for layers in flat for layer in layers]
+    return [layer for module in modules for layer in _parts(module)[0]]
 
 
 def _numerics(modules) -> Numerics:
@@ -81,10 +105,14 @@ def _one_by_one(x, modules, norm, residual, dtype):
     x = x if norm is None else norm(x)
     outputs = []
     for module in modules:
-        parts = module if isinstance(module, Gate) else (module,)
-        applied = [_apply(layer, x, dtype) for layer in parts]
-        outputs.append(applied[0] if len(applied) == 1 else silu_gate(*applied))
+        layers, activation = _parts(module)
+        applied = [_apply(layer, x, dtype) for layer in layers]
+        outputs.append(_activated(applied, activation))
     return outputs if residual is None else [residual + outputs[0].astype(residual.dtype)]
+
+
+def _activated(applied, activation):
+    return applied[0] if activation is None else gated(*applied, activation=activation)
 
 
 def _apply(layer, x, dtype):
@@ -109,9 +137,6 @@ def _weights(modules, norm) -> list:
         raise NotImplementedError("a weight is not packed")
     for weight in weights:
         require_transposed(weight)
-    gated = [layer for module in modules if isinstance(module, Gate) for layer in module]
-    if any(getattr(layer, "bias", None) is not None for layer in gated):
-        raise NotImplementedError("a gated layer has a bias")
     return weights
 
 
@@ -145,7 +170,9 @@ def _check_cpp(rows, dtype, modules, norm) -> str:
 
 def _described(modules, norm) -> str:
     count = len(_layers(modules))
-    return f"{'norm and ' if norm is not None else ''}{count} product{'s' * (count > 1)}"
+    functions = dict.fromkeys(str(f) for _, f in map(_parts, modules) if f is not None)
+    after = f" with {' and '.join(functions)}" if functions else ""
+    return f"{'norm and ' if norm is not None else ''}{count} product{'s' * (count > 1)}{after}"
 
 
 PRODUCTS = Operation("products", {"pallas": _check_pallas, "cpp": _check_cpp}, fused=True)
@@ -171,9 +198,13 @@ def _flat(a):
 
 
 def _product(module) -> Product:
-    layers = module if isinstance(module, Gate) else (module,)
-    bias = getattr(layers[0], "bias", None)
-    return Product(tuple(map(_weight, layers)), None if bias is None else bias.get_value())
+    layers, activation = _parts(module)
+    scales, biases = (
+        tuple(value_or_none(getattr(layer, name, None)) for layer in layers)
+        for name in ("output_scale", "bias")
+    )
+    weights = tuple(map(_weight, layers))
+    return Product(weights, biases, scales=scales, activation=activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,13 +226,14 @@ class _Fused:
         x = x if scale is None else rms_norm(x, scale, self.epsilon)
         # The gradient of C++ is plain XLA's.
         backend = "xla" if self.backend == "cpp" else self.numerics.backend
-        options = how(dataclasses.replace(self.numerics, backend=backend)) | {"dtype": self.dtype}
-        return [_plain_product(x, product, options) for product in wanted]
+        numerics = dataclasses.replace(self.numerics, backend=backend)
+        return [_plain_product(x, product, numerics, self.dtype) for product in wanted]
 
 
-def _plain_product(x, product: Product, options):
-    multiplied = [quant.matmul(x, weight, **options) for weight in product.weights]
-    y = multiplied[0] if len(multiplied) == 1 else silu_gate(*multiplied)
-    if product.bias is not None:
-        y = y + product.bias.astype(y.dtype)[None]
+def _plain_product(x, product: Product, numerics: Numerics, dtype):
+    multiplied = []
+    for weight, scale, bias in product.of_each_weight:
+        y = quant.matmul(x, weight, dtype=wide(dtype, scale), **how(numerics))
+        multiplied.append(scaled_and_biased(y, scale, bias, dtype))
+    y = _activated(multiplied, product.activation)
     return y if product.residual is None else product.residual + y.astype(product.residual.dtype)

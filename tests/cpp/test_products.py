@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.activation_functions import SILU
 from pallas_kernels.packing import GROUP, position_words
 from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import formats
@@ -130,8 +131,8 @@ def test_what_comes_before_and_after(count, instructions, distance):
     gate, up, other = made("Q4_K", 70, 512), made("Q6_K", 70, 512, 1), made("Q8_0", 33, 512, 2)
     x, norm, bias, residual = drawn(3, count, 512), drawn(4, 512), drawn(5, 33), drawn(6, count, 33)
     wanted = [
-        Product((gate[0], up[0])),
-        Product((other[0],), jnp.asarray(bias), jnp.asarray(residual)),
+        Product((gate[0], up[0]), activation=SILU),
+        Product((other[0],), (jnp.asarray(bias),), jnp.asarray(residual)),
     ]
     first, second = products.multiply(
         jnp.asarray(x), wanted, mode="int16", norm=jnp.asarray(norm), epsilon=1e-5
@@ -159,7 +160,9 @@ def test_swiglu_far_from_zero(count, instructions, distance):
     integers[:, ::32] = 16256
     for size in (1e2, 1e4, 1e8):
         x = (size / 16256 * integers).astype(np.float32)
-        (y,) = products.multiply(jnp.asarray(x), [Product((weight, weight))], mode="int16")
+        (y,) = products.multiply(
+            jnp.asarray(x), [Product((weight, weight), activation=SILU)], mode="int16"
+        )
         g = np.float64(x) @ values.T
         exact = np.where(g > 0, g, g * np.exp(np.minimum(g, 0))) / (1 + np.exp(-np.abs(g))) * g
         assert np.abs(g).max() > 20 and (g > 0).any() and (g < 0).any()
@@ -181,9 +184,9 @@ def test_what_is_no_number_stays_none(bad, instructions):
     for count in (2, 20):
         poisoned = x[:count].copy()
         poisoned[1, 1000] = bad
-        for weights in ((weight,), (weight, weight)):
-            (y,) = products.multiply(jnp.asarray(poisoned), [Product(weights)], mode="int16")
-            (clean,) = products.multiply(jnp.asarray(x[:count]), [Product(weights)], mode="int16")
+        for product in (Product((weight,)), Product((weight, weight), activation=SILU)):
+            (y,) = products.multiply(jnp.asarray(poisoned), [product], mode="int16")
+            (clean,) = products.multiply(jnp.asarray(x[:count]), [product], mode="int16")
             assert np.isnan(y[1]).all()
             np.testing.assert_array_equal(np.delete(y, 1, axis=0), np.delete(clean, 1, axis=0))
 
@@ -262,7 +265,7 @@ WRONG = {
     ),
     r"codes is uint32\[8, 4, 2\]: expected uint32\[6, 4, 2\]": lambda w: (
         jnp.ones((1, 64)),
-        [Product((made("Q4_0", 6, 64)[0], w))],
+        [Product((made("Q4_0", 6, 64)[0], w), activation=SILU)],
     ),
     r"d is float32\[8, 2\]: expected float16\[8, 2\]": lambda w: (
         jnp.ones((1, 64)),
@@ -272,9 +275,9 @@ WRONG = {
         jnp.ones((1, 64)),
         [Product((Weight({"codes": w.planes["codes"]}, w.packing),))],
     ),
-    r"bias has shape \[7\]: expected \[8\]": lambda w: (
+    r"biases has shape \[7\]: expected \[8\]": lambda w: (
         jnp.ones((1, 64)),
-        [Product((w,), jnp.ones(7))],
+        [Product((w,), (jnp.ones(7),))],
     ),
     r"residual has shape \[1, 8\]: expected \[2, 8\]": lambda w: (
         jnp.ones((2, 64)),

@@ -13,6 +13,7 @@ from rocmforge_jax.nn import (
     Experts,
     Linear,
     RMSNorm,
+    Routing,
     ScalarGate,
     choose_experts,
     mixture,
@@ -23,6 +24,7 @@ from rocmforge_jax.quant import QParam, QTensor
 pytestmark = pytest.mark.core
 
 E, D, F = 6, 32, 64
+TWO = Routing(2, "softmax", renormalize=True)
 #: Relative error of a mixture by the mode of its activations: each number goes through two
 #: products.
 ERRORS = {"float": 1e-6, "int16": 2e-4}
@@ -37,7 +39,7 @@ def test_route_takes_the_likeliest_of_a_softmax_over_all(normal, distance):
         (False, chosen),
         (True, chosen / chosen.sum(axis=-1, keepdims=True)),
     ):
-        weights, experts = route(jnp.asarray(logits), 2, renormalize=renormalize)
+        weights, experts = route(jnp.asarray(logits), Routing(2, "softmax", renormalize))
         np.testing.assert_array_equal(experts, best)
         assert weights.dtype == jnp.float32 and distance(weights, truth) < 1e-6
 
@@ -66,7 +68,7 @@ def test_few_tokens_choose_their_experts_in_kernels(tokens, backend, normed, nor
     (norm, router), x = normed, jnp.asarray(normal(tokens, D))
 
     def loss(norm, router, x):
-        weights, ids = choose_experts(x, router, 2, renormalize=True, norm=norm)
+        weights, ids = choose_experts(x, router, TWO, norm=norm)
         return (weights**2).sum(), (weights, ids)
 
     run = nnx.grad(loss, argnums=(0, 1, 2), has_aux=True)
@@ -83,15 +85,10 @@ def test_few_tokens_choose_their_experts_in_kernels(tokens, backend, normed, nor
 def test_a_router_that_kernels_do_not_know_is_called(normed, normal):
     """What a user put there, say one that is fine-tuned."""
     (norm, router), x = normed, jnp.asarray(normal(3, D))
-    expected = choose_experts(x, router, 2, renormalize=False, norm=norm)
+    expected = choose_experts(x, router, TWO, norm=norm)
     with targets.use(targets.INTERPRET):
-        found = choose_experts(
-            x,
-            nnx.LoRA(D, 4, E, base_module=router, rngs=nnx.Rngs(0)),
-            2,
-            renormalize=False,
-            norm=norm,
-        )
+        lora = nnx.LoRA(D, 4, E, base_module=router, rngs=nnx.Rngs(0))
+        found = choose_experts(x, lora, TWO, norm=norm)
     np.testing.assert_array_equal(found[1], expected[1])  # its second factor begins with zeros
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
 
@@ -124,7 +121,7 @@ def case(normal):
             )
         )
         x, logits = jnp.asarray(normal(tokens, D, seed=5)), jnp.asarray(normal(tokens, E, seed=6))
-        weights, chosen = route(logits, 2, renormalize=True)
+        weights, chosen = route(logits, TWO)
         return (x, weights, chosen, *stacks), _weighted_sum(np.asarray(x), weights, chosen, *dense)
 
     return make
@@ -153,7 +150,7 @@ def test_pairs_in_kernels(tokens, mode, case, distance):
     operands, truth = case(tokens, layout="groups", activations=mode)
     with targets.use(targets.INTERPRET):
         y, decisions = decided(lambda: jax.jit(lambda *of: mixture(*of))(*operands))
-    assert decisions == [("experts", "pallas", "two launches for all pairs, interpret")]
+    assert decisions == [("experts", "pallas", "two launches for all pairs with silu, interpret")]
     assert distance(y, truth) < ERRORS[mode]
 
 
@@ -192,7 +189,7 @@ def test_many_pairs_by_expert_in_kernels(route, case, distance):
     with targets.use(targets.INTERPRET):
         y, decisions = decided(lambda: jax.jit(lambda *of: mixture(*of))(*operands))
     assert decisions == [
-        ("experts", "pallas", "pairs ordered by expert, three launches, interpret")
+        ("experts", "pallas", "pairs ordered by expert, three launches with silu, interpret")
     ]
     assert y.dtype == jnp.bfloat16
     gate, up, down = (_rounded(dequantize(stack.kernel.get_value())) for stack in stacks)

@@ -17,11 +17,20 @@ struct Weight {
   int64_t rows, groups;
 };
 
-// One output [M, rows]: see `qmatmul.api.Product`.
+enum FunctionName : int64_t { kNone, kSilu, kGelu, kRelu2, kSwigluOai };  // in the order of products.py
+
+// An activation function: see `pallas_kernels.activation_functions`.
+struct Function {
+  FunctionName name;
+  float alpha, limit;
+};
+
+// One output [M, rows]: see `qmatmul.product.Product`. scales, biases: of each weight, nullptr where there is none.
 struct Job {
   Weight weights[2];
   int weight_count;
-  const float *bias, *residual;
+  const float *scales[2], *biases[2], *residual;
+  Function function;
   float* out;
   int64_t rows;
 };

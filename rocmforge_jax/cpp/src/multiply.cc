@@ -25,10 +25,11 @@ constexpr int64_t kWorthAThread = 1 << 16;
 
 constexpr int64_t kNumbersOfWeight = 7;
 
-// Reads the attribute `jobs` as `products.py` writes it. Each job: the count of its weights, whether there is a bias, whether there is a
-// residual. Each weight: the numbers of its packing.
+// Reads the attribute `jobs` as `products.py` writes it. Each job: the count of its weights, its activation function, whether there is a
+// residual. Each weight: whether there is a scale, whether there is a bias, the numbers of its packing. `factors` are alpha and limit of
+// each job's function.
 ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ffi::Span<const int64_t> numbers, ffi::Span<const uint8_t> tables,
-                     std::vector<Job>& jobs) {
+                     ffi::Span<const float> factors, std::vector<Job>& jobs) {
   size_t at = 0, arg = 0, table = 0;
   ffi::Error error = ffi::Error::Success();
   ffi::Span<const int64_t> shape;
@@ -41,10 +42,12 @@ ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ffi::Span
   while (at < numbers.size()) {
     Job job{};
     job.weight_count = (int)numbers[at];
-    const bool has_bias = numbers[at + 1], has_residual = numbers[at + 2];
+    job.function = {(FunctionName)numbers[at + 1], factors[2 * jobs.size()], factors[2 * jobs.size() + 1]};
+    const bool has_residual = numbers[at + 2];
     at += 3;
-    for (int i = 0; i < job.weight_count; i++, at += kNumbersOfWeight, table += 16) {
-      const int64_t* n = numbers.begin() + at;
+    for (int i = 0; i < job.weight_count; i++, at += 2 + kNumbersOfWeight, table += 16) {
+      const bool has_scale = numbers[at], has_bias = numbers[at + 1];
+      const int64_t* n = numbers.begin() + at + 2;
       Weight w{n[0], n[1], n[2], n[3], n[4], n[5], n[6], tables.begin() + table};
       w.codes = (const uint32_t*)next();
       if (error.failure()) return error;
@@ -54,8 +57,9 @@ ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ffi::Span
       if (!kernels().supports(w)) return ffi::Error::InvalidArgument("no code for this packing");
       job.rows = w.rows;
       job.weights[i] = w;
+      if (has_scale) job.scales[i] = (const float*)next();
+      if (has_bias) job.biases[i] = (const float*)next();
     }
-    if (has_bias) job.bias = (const float*)next();
     if (has_residual) job.residual = (const float*)next();
     if (error.failure()) return error;
     auto out = outs.get<ffi::AnyBuffer>(jobs.size());
@@ -73,10 +77,10 @@ char* kept(std::vector<char>& memory, size_t size) {
 }
 
 ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> norm, ffi::RemainingArgs args,
-                    ffi::RemainingRets outs, ffi::Span<const int64_t> numbers, ffi::Span<const uint8_t> tables, int64_t parts,
-                    float epsilon) {
+                    ffi::RemainingRets outs, ffi::Span<const int64_t> numbers, ffi::Span<const uint8_t> tables,
+                    ffi::Span<const float> factors, int64_t parts, float epsilon) {
   std::vector<Job> jobs;
-  if (auto error = read_jobs(args, outs, numbers, tables, jobs); error.failure()) return error;
+  if (auto error = read_jobs(args, outs, numbers, tables, factors, jobs); error.failure()) return error;
   const int64_t M = x.dimensions()[0], K = x.dimensions()[1];
   const Inputs in{x.typed_data(), norm.element_count() ? norm.typed_data() : nullptr, epsilon, K / kGroup, (int)parts};
   const Way& way = M <= kFew ? kernels().gemv : kernels().skinny_gemm;
@@ -141,5 +145,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Multiply, multiply,
                                   .RemainingRets()
                                   .Attr<ffi::Span<const int64_t>>("jobs")
                                   .Attr<ffi::Span<const uint8_t>>("tables")
+                                  .Attr<ffi::Span<const float>>("factors")
                                   .Attr<int64_t>("parts")
                                   .Attr<float>("epsilon"));

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.activation_functions import SILU
 from pallas_kernels.qmatmul import (
     Product,
     Weight,
@@ -46,8 +47,8 @@ def _run(x, planes, packing, mode, tile=None, dtype=jnp.float32):
 @functools.partial(jax.jit, static_argnames=("packings", "mode", "epsilon"))
 def _run_several(x, planes, rest, norm, packings, mode, epsilon):
     products = [
-        Product(tuple(map(Weight, *weights)), *others)
-        for *weights, others in zip(planes, packings, rest)
+        Product(tuple(map(Weight, *of)), *others, activation=SILU if len(of[0]) == 2 else None)
+        for *of, others in zip(planes, packings, rest)
     ]
     outputs = multiply(
         x, products, mode=mode, dtype=jnp.float32, norm=norm, epsilon=epsilon, target=TARGET
@@ -149,7 +150,7 @@ def test_several_products_of_one_normed_input(mode, matrix, normal):
     bias, residual, gate_residual = normal(7), normal(2, 9, seed=1), normal(2, 5, seed=1)
     planes = [(first.planes,), (second.planes,), (gate.planes, up.planes)]
     packings = ((first.packing,), (second.packing,), (gate.packing, up.packing))
-    rest = [(bias, None), (None, residual), (None, gate_residual)]
+    rest = [((bias,), None), (None, residual), (None, gate_residual)]
     acts, (biased, added, gated) = _run_several(x, planes, rest, norm, packings, mode, 1e-5)
 
     wide = np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(axis=1, keepdims=True) + 1e-5) * norm
@@ -171,7 +172,10 @@ def test_it_equals_the_reference(matrix, normal, distance):
 
     def run(x, norm, planes):
         first, second, third = map(Weight, planes, packings)
-        products = [Product((first, second), residual=residual), Product((third,), bias)]
+        products = [
+            Product((first, second), residual=residual, activation=SILU),
+            Product((third,), (bias,)),
+        ]
         how = dict(norm=norm, epsilon=1e-5, target=TARGET)
         acts = activations.quantize(x, "int16", **how)
         return acts, products, multiply(x, products, mode="int16", dtype=jnp.float32, **how)
@@ -200,7 +204,10 @@ def test_experts_of_a_stack(mode, pairs, matrix, normal):
     def run(x, wide, experts, planes):
         weights = [Weight(of, weight.packing) for of, (weight, _) in zip(planes, made)]
         (hidden,) = multiply(
-            x, [Product(tuple(weights[:2]), experts=experts)], tile=Tile(2, 4), **how
+            x,
+            [Product(tuple(weights[:2]), experts=experts, activation=SILU)],
+            tile=Tile(2, 4),
+            **how,
         )
         acts = activations.quantize(hidden, mode, target=TARGET)
         (ends,) = multiply(acts, [Product((weights[3],), experts=experts)], **how)
@@ -342,9 +349,9 @@ def test_kernels_lower_to_triton(target, name, inputs, mode):
     def run(x, norm, planes):
         how = dict(mode=mode, dtype=jnp.bfloat16, target=target)
         one = multiply(x[:1], [Product((Weight(planes, packing),))], norm=norm, epsilon=1e-5, **how)
-        pair = Product((Weight(planes, packing), Weight(planes, packing)))
+        pair = Product((Weight(planes, packing),) * 2, activation=SILU)
         return one, multiply(
-            x, [pair, Product((Weight(planes, packing),), bias=jnp.ones(12))], **how
+            x, [pair, Product((Weight(planes, packing),), biases=(jnp.ones(12),))], **how
         )
 
     assert lowered_to_triton(target, run, x, norm, planes).count("__gpu$xla.gpu.triton") == 4
@@ -371,7 +378,12 @@ def test_where_loads_come_first(rows, name, weights, mode, waits):
         def run(x, planes, target=target):
             return multiply(
                 x,
-                [Product((Weight(planes, packing),) * weights)],
+                [
+                    Product(
+                        (Weight(planes, packing),) * weights,
+                        activation=SILU if weights == 2 else None,
+                    )
+                ],
                 mode=mode,
                 dtype=jnp.float32,
                 target=target,
@@ -423,7 +435,10 @@ def test_experts_lower_to_triton(target, tokens, used):
     def run(x, experts, gate, down):
         how, (first, second) = dict(mode="int16", target=target), packings
         (hidden,) = multiply(
-            x, [Product((Weight(gate, first),) * 2, experts=experts)], dtype=jnp.bfloat16, **how
+            x,
+            [Product((Weight(gate, first),) * 2, experts=experts, activation=SILU)],
+            dtype=jnp.bfloat16,
+            **how,
         )
         return multiply(
             hidden, [Product((Weight(down, second),), experts=experts)], dtype=jnp.float32, **how

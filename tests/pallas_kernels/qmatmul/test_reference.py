@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.activation_functions import SILU
 from pallas_kernels.qmatmul import Product, reference
 from tests.pallas_kernels.qmatmul.exact import FLOAT32, off
 from tests.pallas_kernels.qmatmul.operands import stack_of
@@ -30,7 +31,7 @@ def test_a_product(name, rows, matrix, normal):
 def test_norm_bias_residual_and_swiglu(matrix, normal):
     (first, first_values), (second, second_values) = matrix("Q4_0", 7, 8), matrix("Q5_1", 7, 8)
     x, norm, bias, residual = 5 * normal(2, 256), 1 + 0.1 * normal(256), normal(7), normal(2, 7)
-    products = [Product((first,), bias, residual), Product((first, second))]
+    products = [Product((first,), (bias,), residual), Product((first, second), activation=SILU)]
     both, gated = _multiply(x, products, norm=norm, epsilon=0.1)
     wide = np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(axis=1, keepdims=True) + 0.1) * norm
     assert off(np.float64(both) - bias - residual, wide, first_values) < FLOAT32

@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 
 from pallas_kernels import router
+from pallas_kernels.router import Routing
 from tests.pallas_kernels.conftest import GPUS, TARGET, lowered_to_triton
 
 pytestmark = pytest.mark.core
 
 
-@functools.partial(jax.jit, static_argnames=("used", "renormalize", "epsilon"))
-def _route(x, kernel, norm, *, used, renormalize=True, epsilon=1e-5):
-    return router.route(
-        x, kernel, norm, used=used, renormalize=renormalize, epsilon=epsilon, target=TARGET
-    )
+@functools.partial(jax.jit, static_argnames="routing")
+def _route(x, kernel, norm, routing, bias=None, selection_bias=None):
+    biases = dict(bias_E=bias, selection_bias_E=selection_bias)
+    return router.route(x, kernel, norm, routing, **biases, epsilon=1e-5, target=TARGET)
+
+
+def _softmax(used, renormalize=True):
+    return Routing(used, "softmax", renormalize)
 
 
 # Fewer experts than a program has, and more than are compared at once; inputs that fill no share,
@@ -35,7 +39,7 @@ def test_the_likeliest_of_a_softmax(
         normal(inputs, experts) / np.float32(inputs**0.5),
     )
     norm = 1 + 0.1 * normal(inputs)
-    weights, ids = _route(x, kernel, norm, used=used, renormalize=renormalize)
+    weights, ids = _route(x, kernel, norm, _softmax(used, renormalize))
 
     wide = np.asarray(x).astype(np.float64)
     logits = (
@@ -54,8 +58,8 @@ def test_the_likeliest_of_a_softmax(
 def test_equal_ones_come_in_the_order_of_their_ids(normal):
     """Experts e, e + 5 and e + 10 have the same logit."""
     x, kernel, norm = normal(2, 64), normal(64, 5), np.ones(64, np.float32)
-    _, first = _route(x, kernel, norm, used=3)
-    _, ids = _route(x, np.tile(kernel, 3), norm, used=9)
+    _, first = _route(x, kernel, norm, _softmax(3))
+    _, ids = _route(x, np.tile(kernel, 3), norm, _softmax(9))
     np.testing.assert_array_equal(ids, (np.asarray(first)[..., None] + [0, 5, 10]).reshape(2, 9))
 
 
@@ -63,7 +67,7 @@ def test_no_numbers_choose_experts_that_are_there(normal):
     """An index outside a stack would be read. The weights say what went wrong."""
     x, kernel = normal(2, 64), normal(64, 6)
     x[0], kernel[3, 2] = np.nan, np.nan
-    weights, ids = _route(x, kernel, np.ones(64, np.float32), used=4)
+    weights, ids = _route(x, kernel, np.ones(64, np.float32), _softmax(4))
     assert np.isnan(weights).all()
     for row in np.asarray(ids):
         assert len(set(row.tolist())) == 4 and row.min() >= 0 and row.max() < 6
@@ -73,5 +77,6 @@ def test_no_numbers_choose_experts_that_are_there(normal):
 def test_it_lowers_to_two_launches(target):
     of = jax.ShapeDtypeStruct
     operands = of((3, 2880), jnp.bfloat16), of((2880, 384), jnp.float32), of((2880,), jnp.float32)
-    run = functools.partial(router.route, used=6, renormalize=False, epsilon=1e-6, target=target)
+    how = dict(routing=_softmax(6, False), epsilon=1e-6, target=target)
+    run = functools.partial(router.route, **how)
     assert lowered_to_triton(target, run, *operands).count("__gpu$xla.gpu.triton") == 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.router import reference, route
+from pallas_kernels.router import Routing, reference, route
 from tests.pallas_kernels.conftest import TARGET
 
 pytestmark = pytest.mark.core
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.core
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_it_chooses_as_the_kernels(renormalize, normal, distance):
     x, kernel = normal(3, 96), normal(96, 12) / np.float32(10)
-    how = dict(used=4, renormalize=renormalize, epsilon=1e-5)
+    how = dict(routing=Routing(4, "softmax", renormalize), epsilon=1e-5)
     norm = 1 + 0.1 * normal(96)
     weights, ids = jax.jit(functools.partial(reference.route, **how))(x, kernel, norm)
     found, found_ids = jax.jit(functools.partial(route, target=TARGET, **how))(x, kernel, norm)
@@ -25,7 +25,7 @@ def test_it_chooses_as_the_kernels(renormalize, normal, distance):
 
 
 def test_equal_experts_come_in_the_order_of_their_ids():
-    weights, ids = reference.choose(jnp.array([[1.0, 2.0, 2.0, 1.0]]), 3, renormalize=True)
+    weights, ids = reference.choose(jnp.array([[1.0, 2.0, 2.0, 1.0]]), Routing(3, "softmax", True))
     assert ids.tolist() == [[1, 2, 0]]
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-6)
 
@@ -40,7 +40,8 @@ def test_equal_experts_come_in_the_order_of_their_ids():
 )
 def test_operands_that_do_not_fit(kernel, norm, used, message):
     of = jax.ShapeDtypeStruct
-    call = functools.partial(route, used=used, renormalize=True, epsilon=1e-5, target=TARGET)
+    routing = Routing(used, "softmax", renormalize=True)
+    call = functools.partial(route, routing=routing, epsilon=1e-5, target=TARGET)
     operands = of((2, 96), jnp.float32), of(kernel, jnp.float32), of(norm, jnp.float32)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(call, *operands)

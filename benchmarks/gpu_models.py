@@ -107,7 +107,7 @@ def _bytes_of_a_token(decoder) -> int:
         if isinstance(mixture := config.feed_forward, Mixture):
             stacks = [m for name, m in vars(layer).items() if name.endswith("_exps")]
             experts = _bytes([nnx.state(stack) for stack in stacks])
-            bytes -= experts * (mixture.experts - mixture.used) // mixture.experts
+            bytes -= experts * (mixture.experts - mixture.routing.used) // mixture.experts
     return bytes
 
 

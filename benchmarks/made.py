@@ -13,7 +13,7 @@ from pallas_kernels import samples
 from rocmforge_jax import formats
 from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Mixture
 from rocmforge_jax.models.load import tensor_name
-from rocmforge_jax.nn import RopeConfig
+from rocmforge_jax.nn import RopeConfig, Routing
 from rocmforge_jax.quant import QParam, QTensor, word_packed
 
 
@@ -24,11 +24,14 @@ def config(shape_name: str) -> DecoderConfig:
     rope = RopeConfig(width=head, base=base, interleaved=architecture == "llama")
     qk_norm = "head" if architecture == "qwen3moe" else None
     biases = ("attn_q", "attn_k", "attn_v") if architecture == "qwen2" else ()
-    mixture = MIXTURES.get(shape_name)
+    feed_forward = Gated(hidden)
+    if shape_name in MIXTURES:
+        experts, used, units = MIXTURES[shape_name]
+        feed_forward = Mixture(experts, Routing(used, "softmax", True), units)
     return DecoderConfig.uniform(
         layers,
         Attention(heads, kv_heads, head, rope, qk_norm=qk_norm),
-        Mixture(*mixture) if mixture else Gated(hidden),
+        feed_forward,
         width=width,
         vocabulary=vocabulary,
         context_length=32768,

@@ -249,7 +249,7 @@ def load(
         MemoryError: The model does not fit; with the numbers.
     """
     gguf = open_gguf(resolve(path))
-    config, _ = read_config(gguf)
+    config, _ = read_config(gguf, context_length)
     plan = plan_memory(gguf, config, dtype or default_dtype(), context_length=context_length)
     plan.check()
     with tqdm(
@@ -270,6 +270,7 @@ def load(
             dtype=dtype,
             activations=activations,
             backend=backend,
+            context_length=context_length,
             strict=strict,
             progress=show,
         )

@@ -34,7 +34,6 @@ ARCHITECTURES: dict[str, Architecture] = {}
 
 #: Keys of any architecture that describe and do not shape the model -> why they are not read.
 DESCRIPTIVE_KEYS = {
-    "rope.scaling.original_context_length": "the factors are in the file",
     "rope.scaling.finetuned": "a note on training",
     "tensor_data_layout": "the reader needs no hint",
 }
@@ -88,14 +87,21 @@ def find(name: str | None) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def read_config(gguf: GGUFFile) -> tuple[DecoderConfig, dict[str, str]]:
+def read_config(
+    gguf: GGUFFile, context_length: int | None = None
+) -> tuple[DecoderConfig, dict[str, str]]:
     """Returns a file's configuration, and the architecture's keys that were not used.
 
     Each of these keys maps to the reason, or to "unknown".
+
+    Args:
+        gguf: The file.
+        context_length: Tokens that the model is opened for, default what it was trained for.
+            LongRoPE has other factors for a long context.
     """
     architecture = find(gguf.architecture)
     try:
-        keys = KeyReader(gguf)
+        keys = KeyReader(gguf, context_length)
         config = architecture.read(keys)
     except GGUFError:
         raise

@@ -221,6 +221,12 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
+def check_width(expected: int, found: int) -> None:
+    """Raises ValueError unless a part of a layer was made for the width of the model."""
+    if expected != found:
+        raise ValueError(f"a layer for width {expected} is in a model of width {found}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Make:
     """Makes the submodules of one layer, with the biases and factors that the layer has."""
@@ -232,12 +238,26 @@ class Make:
 
     def linear(self, name: str, inputs: int, outputs: int) -> Linear:
         """Makes the linear layer that the file calls `name`."""
-        has_bias, numerics = name in self.config.biases, self.numerics
-        return Linear(inputs, outputs, use_bias=has_bias, numerics=numerics, rngs=self.rngs)
+        return Linear(
+            inputs,
+            outputs,
+            use_bias=name in self.config.biases,
+            use_output_scale=name in self.config.output_scales,
+            numerics=self.numerics,
+            rngs=self.rngs,
+        )
 
     def experts(self, name: str, count: int, inputs: int, outputs: int) -> Experts:
         """Makes the stack of linear layers that the file calls `name`."""
-        return Experts(count, inputs, outputs, numerics=self.numerics, rngs=self.rngs)
+        return Experts(
+            count,
+            inputs,
+            outputs,
+            use_bias=name in self.config.biases,
+            use_output_scale=name in self.config.output_scales,
+            numerics=self.numerics,
+            rngs=self.rngs,
+        )
 
     def norm(self, name: str, width: int) -> RMSNorm:
         """Makes the norm that the file calls `name`."""

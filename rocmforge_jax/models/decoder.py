@@ -71,8 +71,14 @@ class Decoder(nnx.Module):
         config = self.config
         if config.tied:
             return None
-        has_bias, sizes = "output" in config.biases, (config.width, config.vocabulary)
-        return Linear(*sizes, use_bias=has_bias, numerics=self.numerics, rngs=rngs)
+        return Linear(
+            config.width,
+            config.vocabulary,
+            use_bias="output" in config.biases,
+            use_output_scale="output" in config.output_scales,
+            numerics=self.numerics,
+            rngs=rngs,
+        )
 
     def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
         """Makes an empty cache for `batch` sequences of up to `length` tokens.

@@ -5,170 +5,102 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from typing import Any
 
-from rocmforge_jax.gguf import GGUFError
-from rocmforge_jax.models.config import DecoderConfig, LayerConfig, Mixer, Norms
-from rocmforge_jax.models.feed_forward import Gated, Mixture
+from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.mixers import Attention
-from rocmforge_jax.nn import RopeConfig
+from rocmforge_jax.models.llama_like import head_width, llama_like, rope, window_rope
+from rocmforge_jax.models.mixers import Attention, ShortConvolution
+from rocmforge_jax.nn import GELU, RopeConfig, swiglu_oai
 
 #: Norms whose results are added to the residual stream, besides those before.
 POST_NORMS = dict(after_mixer="post_attention_norm", after_feed_forward="post_ffw_norm")
 
 
-def llama_like(
-    keys: KeyReader,
-    *,
-    interleaved: bool = False,
-    norms: dict[str, Any] | None = None,
-    attention: dict[str, Any] | None = None,
-    gated: dict[str, Any] | None = None,
-    mixture: dict[str, Any] | None = None,
-    layer: dict[str, Any] | None = None,
-    required_biases: frozenset[str] = frozenset(),
-    mixer: Callable[[int, Attention | None], Mixer | None] | None = None,
-    **decoder,
-) -> DecoderConfig:
-    """Reads the configuration of a decoder that resembles Llama's.
+def with_windows(windows, rope_of_windows: RopeConfig | None = None):
+    """Returns the argument `mixer` of `llama_like` for layers that differ in their window.
 
     Args:
-        keys: Of the file.
-        interleaved: Which elements of a head form a rotated pair (ggml's "norm" if true, "neox"
-            if not).
-        norms: Changes of the `Norms` of every layer.
-        attention: Changes of every `Attention`.
-        gated: Changes of every `Gated`.
-        mixture: Changes of every `Mixture`.
-        layer: Changes of every `LayerConfig`.
-        required_biases: Submodules that have a bias whether the file has it or not.
-        mixer: (number of a layer, its attention) -> its mixer, for what differs between layers. The
-            attention is None where the file counts no KV heads.
-        **decoder: Changes of the `DecoderConfig`.
+        windows: Of each layer: see `KeyReader.windows`.
+        rope_of_windows: Of layers with a window, where it is another.
     """
-    epsilon = keys.real("attention.layer_norm_rms_epsilon")
-    mixers = attentions(keys, interleaved, **(attention or {}))
-    if mixer is not None:
-        mixers = [mixer(i, one) for i, one in enumerate(mixers)]
-    parts = zip(mixers, feed_forwards(keys, gated or {}, mixture or {}))
-    layers = tuple(
-        LayerConfig(
-            *of_layer,
-            norms=Norms(epsilon, **(norms or {})),
-            biases=keys.named(i, "bias") | required_biases,
-            output_scales=keys.named(i, "scale"),
-            **(layer or {}),
-        )
-        for i, of_layer in enumerate(parts)
-    )
-    config = DecoderConfig(
-        layers=layers,
-        width=keys.integer("embedding_length"),
-        vocabulary=vocabulary(keys),
-        context_length=keys.integer("context_length"),
-        norm_epsilon=epsilon,
-        tied="output.weight" not in keys.tensors,
-        biases=keys.named(None, "bias"),
-        output_scales=keys.named(None, "scale"),
-    )
-    return dataclasses.replace(config, **decoder)
+
+    def mixer(i: int, attention: Attention | None) -> Attention | None:
+        if attention is None or windows[i] is None:
+            return attention
+        rotary = rope_of_windows or attention.rope
+        return dataclasses.replace(attention, window=windows[i], rope=rotary)
+
+    return mixer
 
 
-def attentions(keys: KeyReader, interleaved: bool, **changes) -> list[Attention | None]:
-    """Reads the attention of each layer; None for a layer without heads.
+def gemma(keys: KeyReader, **changes) -> DecoderConfig:
+    """Gemma: GELU gates, and embeddings multiplied by the root of the width.
 
-    changes: Fields of every `Attention`.
+    changes: As for `llama_like`.
     """
-    heads = keys.integers("attention.head_count")
-    head_width = _head_width(keys, heads)
-    if keys.get("attention.head_count_kv") is None:
-        kv_heads = heads
-    else:
-        kv_heads = keys.integers("attention.head_count_kv")
-    rotary = rope(keys, head_width, interleaved)
-
-    def of_layer(i):
-        fused = keys.has(i, "attn_qkv.weight")
-        made = Attention(heads[i], kv_heads[i], head_width, rotary, fused_qkv=fused)
-        return dataclasses.replace(made, **changes)
-
-    return [of_layer(i) if heads[i] and kv_heads[i] else None for i in range(keys.layers)]
+    scale = math.sqrt(keys.integer("embedding_length"))
+    return llama_like(keys, gated=dict(activation=GELU), embedding_scale=scale, **changes)
 
 
-def _head_width(keys, heads) -> int:
-    """The width of a head; where the file does not say, the heads share the model's width."""
-    width, count = keys.integer("embedding_length"), max(heads)
-    shared = None if width % count else width // count
-    given = keys.integer("attention.key_length", shared or 0)
-    if not given:
-        raise GGUFError(
-            f"{keys.path}: width {width} is not a multiple of {count} heads, and there is no"
-            " attention.key_length"
-        )
-    if (of_values := keys.integer("attention.value_length", given)) != given:
-        raise GGUFError(f"keys are {given} wide and values {of_values}: not supported")
-    return given
-
-
-def rope(keys: KeyReader, head_width: int, interleaved: bool) -> RopeConfig:
-    """Reads the rotary embedding."""
-    kind = keys.text("rope.scaling.type", "linear")
-    if kind not in ("none", "linear"):
-        raise GGUFError(
-            f"{keys.path}: rope scaling {kind!r} is not supported, only none and linear"
-        )
-    old = keys.optional_real("rope.scale_linear")
-    scale = keys.optional_real("rope.scaling.factor") or old or 1.0
-    return RopeConfig(
-        keys.integer("rope.dimension_count", head_width),
-        base=keys.real("rope.freq_base", 10000.0),
-        interleaved=interleaved,
-        scale=scale if kind == "linear" else 1.0,
-        factors=keys.vector("rope_freqs.weight"),
+def gemma2(keys: KeyReader) -> DecoderConfig:
+    """Gemma 2: norms after each part, soft caps, windows in every second layer."""
+    return gemma(
+        keys,
+        norms=POST_NORMS,
+        attention=dict(
+            soft_cap=keys.optional_real("attn_logit_softcapping", 50.0),
+            scale=_gemma_scale(keys, layers_of_27b=46),
+        ),
+        mixer=with_windows(keys.windows(2, 4096)),
+        logit_cap=keys.optional_real("final_logit_softcapping", 30.0),
     )
 
 
-def feed_forwards(keys: KeyReader, gated: dict, mixture: dict) -> list[Gated | Mixture | None]:
-    """Reads the feed-forward of each layer; gated, mixture: changes of every one."""
-    experts, hidden = keys.integer("expert_count", 0, low=0), keys.integers("feed_forward_length")
-    dense = keys.integer("leading_dense_block_count", 0, low=0) if experts else keys.layers
-    mixed = _mixture(keys, experts, mixture) if experts else None
-
-    def of_layer(i):
-        if i >= dense:
-            return mixed
-        fused = not keys.has(i, "ffn_gate.weight")
-        return dataclasses.replace(Gated(hidden[i], fused=fused), **gated) if hidden[i] else None
-
-    return [of_layer(i) for i in range(keys.layers)]
-
-
-def _mixture(keys, experts, changes) -> Mixture:
-    made = Mixture(
-        experts=experts,
-        used=keys.integer("expert_used_count", high=experts),
-        hidden=keys.integer("expert_feed_forward_length", keys.integer("feed_forward_length")),
-        shared_hidden=keys.integer("expert_shared_feed_forward_length", 0, low=0),
+def gemma3(keys: KeyReader) -> DecoderConfig:
+    """Gemma 3: norms of heads, five layers of six with a window and a rotary base of their own."""
+    full = rope(keys, head_width(keys), interleaved=False)
+    return gemma(
+        keys,
+        norms=POST_NORMS,
+        attention=dict(qk_norm="head", scale=_gemma_scale(keys, layers_of_27b=62)),
+        mixer=with_windows(keys.windows(6), window_rope(keys, full, 10000.0)),
+        logit_cap=keys.optional_real("final_logit_softcapping"),
     )
-    return dataclasses.replace(made, **changes)
 
 
-def vocabulary(keys: KeyReader) -> int:
-    """Reads the rows of the embedding; the key vocab_size, where there is one, must agree."""
-    embedding = keys.tensors.get("token_embd.weight")
-    rows = embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else None
-    given = keys.get("vocab_size")
-    if rows is None and given is None:
-        raise GGUFError(f"{keys.path}: the file has no matrix token_embd.weight")
-    claimed = keys.integer("vocab_size", rows)
-    if rows is not None and claimed != rows:
-        raise GGUFError(
-            f"{keys.path}: {keys.architecture}.vocab_size is {claimed}, token_embd.weight has"
-            f" {rows} rows"
-        )
-    return claimed
+def _gemma_scale(keys, layers_of_27b: int) -> float | None:
+    """The 27B models scale scores by the width over the heads, which is not their head width."""
+    if keys.layers != layers_of_27b:
+        return None
+    return (keys.integer("embedding_length") // keys.integer("attention.head_count")) ** -0.5
+
+
+def gpt_oss(keys: KeyReader) -> DecoderConfig:
+    """gpt-oss: sinks, windows in every second layer, clamped SwiGLU in every expert."""
+    return llama_like(
+        keys,
+        norms=dict(before_feed_forward="post_attention_norm"),
+        attention=dict(sinks=True),
+        mixer=with_windows(keys.windows(2)),
+        mixture=dict(activation=swiglu_oai()),
+        routing=dict(scoring="softmax_of_chosen", renormalize=False),
+    )
+
+
+def lfm2(keys: KeyReader) -> DecoderConfig:
+    """LFM2: short convolutions in the layers without KV heads."""
+    width, taps = keys.integer("embedding_length"), keys.integer("shortconv.l_cache")
+    window = keys.integer("attention.sliding_window", 0, low=0) or None
+
+    def mixer(i: int, attention: Attention | None):
+        if attention is None:
+            return ShortConvolution(width, taps)
+        return dataclasses.replace(attention, window=window)
+
+    attention = dict(qk_norm="head")
+    return llama_like(keys, attention=attention, mixer=mixer, output_norm="token_embd_norm")
 
 
 def _llama_like(**options) -> Callable[[KeyReader], DecoderConfig]:
@@ -188,11 +120,16 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "llama": (_llama_like(interleaved=True), _IGNORED_WINDOW),
     "qwen2": (_llama_like(required_biases=_QKV_BIASES), {}),
     "qwen2moe": (
-        _llama_like(required_biases=_QKV_BIASES, mixture=dict(renormalize=False)),
+        _llama_like(required_biases=_QKV_BIASES, routing=dict(renormalize=False)),
         {},
     ),
     "qwen3": (_llama_like(attention=dict(qk_norm="head")), {}),
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head")), {}),
     "chatglm": (_llama_like(interleaved=True, required_biases=frozenset(("attn_qkv",))), {}),
+    "gemma": (gemma, {}),
+    "gemma2": (gemma2, {}),
+    "gemma3": (gemma3, {}),
+    "gpt-oss": (gpt_oss, {}),
+    "lfm2": (lfm2, {}),
     "glm4": (_llama_like(interleaved=True, norms=POST_NORMS, required_biases=_QKV_BIASES), {}),
 }

@@ -8,6 +8,10 @@ from flax import nnx
 
 from rocmforge_jax.models.config import Make, check_sizes
 from rocmforge_jax.nn import (
+    SILU,
+    Activated,
+    ActivationFunction,
+    Bias,
     Gate,
     Routing,
     ScalarGate,
@@ -20,12 +24,18 @@ from rocmforge_jax.nn import (
 
 @dataclasses.dataclass(frozen=True)
 class Gated:
-    """A gated feed-forward of `hidden` units.
+    """A feed-forward of `hidden` units, with or without a gate.
 
-    fused: Whether gate and up are one tensor, ffn_up, that holds the gate first.
+    Attributes:
+        hidden: Units, F.
+        activation: Of the gate, or of the units without one.
+        gated: Whether there is a gate, which multiplies the units.
+        fused: Whether gate and up are one tensor, ffn_up, that holds the gate first.
     """
 
     hidden: int
+    activation: ActivationFunction = SILU
+    gated: bool = True
     fused: bool = False
     output = "ffn_down"
 
@@ -34,17 +44,22 @@ class Gated:
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
         """Makes the projections."""
-        names = ("ffn_up",) if self.fused else ("ffn_gate", "ffn_up")
-        units = self.hidden * 2 // len(names)
-        made = {name: make.linear(name, make.width, units) for name in names}
+        sizes = {"ffn_up": self.hidden * (2 if self.gated and self.fused else 1)}
+        if self.gated and not self.fused:
+            sizes["ffn_gate"] = self.hidden
+        made = {name: make.linear(name, make.width, units) for name, units in sizes.items()}
         return made | {"ffn_down": make.linear("ffn_down", self.hidden, make.width)}
 
     def __call__(self, layer, x_BTD, norm):
         """Computes the hidden units [B, T, F]."""
-        if self.fused:
-            (fused,) = products(x_BTD, [layer.ffn_up], norm=norm)
-            return gated(*jnp.split(fused, 2, axis=-1))
-        return products(x_BTD, [Gate(layer.ffn_gate, layer.ffn_up)], norm=norm)[0]
+        if self.gated and self.fused:
+            (both,) = products(x_BTD, [layer.ffn_up], norm=norm)
+            gate, up = jnp.split(both, 2, axis=-1)
+            return gated(gate, up, self.activation)
+        module = Activated(layer.ffn_up, self.activation)
+        if self.gated:
+            module = Gate(layer.ffn_gate, layer.ffn_up, self.activation)
+        return products(x_BTD, [module], norm=norm)[0]
 
     def workspace(self, tokens: int) -> int:
         """Counts the hidden units."""
@@ -53,60 +68,99 @@ class Gated:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """A mixture of `experts`, `used` of them for each token, `hidden` units each.
+    """A mixture of `experts`, of which each token goes through some.
 
-    shared_hidden: Units of an expert that every token goes through as well, 0 for none.
-    renormalize: See `nn.route`.
+    Attributes:
+        experts: Experts, E.
+        routing: How many a token goes through, and how they are chosen and weighted.
+        hidden: Units of each.
+        activation: Of the experts.
+        fused: Whether gates and ups are one stack, ffn_gate_up_exps, that holds the gates first.
+        gated: Whether the experts have gates.
+        selection_bias: Whether scores are biased for the selection alone (exp_probs_b).
+        weights_first: Whether a weight multiplies the input of its expert, not the output.
+        shared_hidden: Units of an expert that every token goes through as well, 0 for none.
+        shared_gate: Whether a sigmoid gate multiplies the shared expert (ffn_gate_inp_shexp).
     """
 
     experts: int
-    used: int
+    routing: Routing
     hidden: int
+    activation: ActivationFunction = SILU
+    fused: bool = False
+    gated: bool = True
+    selection_bias: bool = False
+    weights_first: bool = False
     shared_hidden: int = 0
-    renormalize: bool = True
+    shared_gate: bool = False
     output = None
 
     def __post_init__(self):
         check_sizes(hidden=self.hidden)
-        if not 1 <= self.used <= self.experts:
-            raise ValueError(
-                f"each token uses {self.used} of {self.experts} experts: it must be at least 1 and"
-                " at most all"
-            )
+        self.routing.check(self.experts)
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
         """Makes the router, the stacks of experts and the shared expert."""
-        width, hidden, shared = make.width, self.hidden, self.shared_hidden
         made: dict[str, nnx.Module] = {
-            "ffn_gate_inp": make.linear("ffn_gate_inp", width, self.experts)
+            "ffn_gate_inp": make.linear("ffn_gate_inp", make.width, self.experts)
         }
-        for name in ("ffn_gate_exps", "ffn_up_exps"):
-            made[name] = make.experts(name, self.experts, width, hidden)
-        made["ffn_down_exps"] = make.experts("ffn_down_exps", self.experts, hidden, width)
-        if shared:
-            made["ffn_gate_inp_shexp"] = ScalarGate(width, rngs=make.rngs)
-            for name in ("ffn_gate_shexp", "ffn_up_shexp"):
-                made[name] = make.linear(name, width, shared)
-            made["ffn_down_shexp"] = make.linear("ffn_down_shexp", shared, width)
+        if self.selection_bias:
+            made["exp_probs_b"] = Bias(self.experts)
+        sizes = dict.fromkeys(self._first_stacks(), self.hidden * (2 if self.fused else 1))
+        for name, units in sizes.items():
+            made[name] = make.experts(name, self.experts, make.width, units)
+        made["ffn_down_exps"] = make.experts("ffn_down_exps", self.experts, self.hidden, make.width)
+        return made | self._shared_modules(make)
+
+    def _first_stacks(self) -> tuple[str, ...]:
+        if self.fused:
+            return ("ffn_gate_up_exps",)
+        return ("ffn_gate_exps", "ffn_up_exps") if self.gated else ("ffn_up_exps",)
+
+    def _shared_modules(self, make) -> dict[str, nnx.Module]:
+        made: dict[str, nnx.Module] = {}
+        if not self.shared_hidden:
+            return made
+        if self.shared_gate:
+            made["ffn_gate_inp_shexp"] = ScalarGate(make.width, rngs=make.rngs)
+        for name in ("ffn_gate_shexp", "ffn_up_shexp") if self.gated else ("ffn_up_shexp",):
+            made[name] = make.linear(name, make.width, self.shared_hidden)
+        made["ffn_down_shexp"] = make.linear("ffn_down_shexp", self.shared_hidden, make.width)
         return made
 
     def __call__(self, layer, x_BTD, norm):
         """Computes the sum of the chosen experts [B, T, D]."""
         x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        bias = layer.exp_probs_b.bias.get_value() if self.selection_bias else None
         weights, experts = choose_experts(
-            x_TD, layer.ffn_gate_inp, Routing(self.used, "softmax", self.renormalize), norm=norm
+            x_TD, layer.ffn_gate_inp, self.routing, selection_bias_E=bias, norm=norm
         )
-        stacks = layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps
-        out_TD = mixture(x_TD, weights, experts, *stacks, norm=norm)
+        *gates, up = (getattr(layer, name) for name in self._first_stacks())
+        out_TD = mixture(
+            x_TD,
+            weights,
+            experts,
+            gates[0] if gates else None,
+            up,
+            layer.ffn_down_exps,
+            norm=norm,
+            activation=self.activation,
+            weights_first=self.weights_first,
+        )
         if self.shared_hidden:
             out_TD = out_TD + self._shared(layer, x_TD, norm)
         return out_TD.reshape(x_BTD.shape)
 
     def _shared(self, layer, x_TD, norm):
-        (hidden,) = products(x_TD, [Gate(layer.ffn_gate_shexp, layer.ffn_up_shexp)], norm=norm)
+        module = Activated(layer.ffn_up_shexp, self.activation)
+        if self.gated:
+            module = Gate(layer.ffn_gate_shexp, layer.ffn_up_shexp, self.activation)
+        (hidden,) = products(x_TD, [module], norm=norm)
         (shared_TD,) = products(hidden, [layer.ffn_down_shexp])
-        return layer.ffn_gate_inp_shexp(norm(x_TD)) * shared_TD
+        if not self.shared_gate:
+            return shared_TD
+        return layer.ffn_gate_inp_shexp(x_TD if norm is None else norm(x_TD)) * shared_TD
 
     def workspace(self, tokens: int) -> int:
         """Counts the hidden units of the chosen experts."""
-        return tokens * (self.used * self.hidden + self.shared_hidden)
+        return tokens * (self.routing.used * self.hidden + self.shared_hidden)

@@ -20,16 +20,20 @@ class KeyReader:
         architecture: Its name, the prefix of its keys.
         tensors: The file's tensors by name.
         layers: Layers of the decoder, without the blocks of multi-token prediction.
+        trained_context: Tokens that the model was trained for.
+        context: Tokens that it is opened for.
         predictors: Blocks for multi-token prediction, which `block_count` counts too.
     """
 
-    def __init__(self, gguf: GGUFFile):
+    def __init__(self, gguf: GGUFFile, context_length: int | None = None):
         self._metadata, self._prefix = gguf.metadata, f"{gguf.architecture}."
         self.path, self.tensors, self.architecture = gguf.path, gguf.tensors, gguf.architecture
         self.seen: set[str] = set()
         self._blocks = self._block_count()
         self.predictors = self.integer("nextn_predict_layers", 0, low=0, high=self._blocks - 1)
         self.layers = self._blocks - self.predictors
+        self.trained_context = self.integer("context_length")
+        self.context = context_length or self.trained_context
 
     def _block_count(self) -> int:
         """Returns the number of blocks, refused where the file lacks tensors for so many."""
@@ -87,9 +91,9 @@ class KeyReader:
         """Returns a finite number above `low`."""
         return self._real(key, default, low, above=True)
 
-    def optional_real(self, key: str) -> float | None:
-        """Returns a positive number; None where the key is missing or 0, which means none."""
-        return self._real(key, 0.0, 0.0, above=False) or None
+    def optional_real(self, key: str, default: float = 0.0) -> float | None:
+        """Returns a positive number, None for 0, which means none."""
+        return self._real(key, default, 0.0, above=False) or None
 
     def _real(self, key, default, low, above) -> float:
         value = self.get(key)

@@ -52,6 +52,7 @@ def load_decoder(
     activations: str = DEFAULT.activations,
     backend: str | None = None,
     layout: str | None = None,
+    context_length: int | None = None,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
@@ -63,13 +64,14 @@ def load_decoder(
         activations: See `Decoder`.
         backend: See `Decoder`.
         layout: Of the planes, default the one that is fast on the device.
+        context_length: See `read_config`.
         strict: Whether unknown keys of the architecture are refused instead of warned about.
         progress: Called with (bytes loaded, bytes in all) after each tensor.
 
     Raises:
         GGUFError: Lists all tensors that are missing, unclaimed or of another shape.
     """
-    config, unused = read_config(gguf)
+    config, unused = read_config(gguf, context_length)
     _report_unknown_keys(gguf, [key for key, why in unused.items() if why == "unknown"], strict)
     with only_shapes():
         decoder = Decoder(

@@ -10,6 +10,7 @@ from rocmforge_jax.nn.attention import (
     causal_mask,
     dot_product_attention,
 )
+from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
@@ -30,12 +31,16 @@ from rocmforge_jax.nn.rope import (
 )
 from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.state import Cache, NoState, State
+from rocmforge_jax.nn.vector import Bias, Vector
 
 __all__ = [
     "Activated",
     "ActivationFunction",
     "AttentionRule",
+    "Bias",
     "Cache",
+    "CausalConvolution",
+    "ConvState",
     "Embedding",
     "Experts",
     "GELU",
@@ -52,6 +57,7 @@ __all__ = [
     "SILU",
     "ScalarGate",
     "State",
+    "Vector",
     "Yarn",
     "apply_rope",
     "array_of",
@@ -59,6 +65,7 @@ __all__ = [
     "attend_to_new",
     "attention_temperature",
     "cached_attention",
+    "causal_convolution",
     "causal_mask",
     "choose_experts",
     "dot_product_attention",

@@ -14,6 +14,7 @@ from pallas_kernels import targets
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import DEMO
 from rocmforge_jax.models import Mixture, load_decoder
+from rocmforge_jax.nn import Routing
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, THEIRS = "rocmforge_jax", "llama_cpp"
@@ -211,7 +212,7 @@ def test_a_made_mixture_is_one_that_loads(program, tmp_path, monkeypatch):
     assert plain == ["blk.0.ffn_gate_inp.weight"]
     of_file, of_device = load_decoder(gguf).config, made.config("small")
     (of_file,), (of_device,) = of_file.layers, of_device.layers
-    mixture = Mixture(experts=4, used=2, hidden=256)
+    mixture = Mixture(4, Routing(2, "softmax", True), 256)
     assert of_file.feed_forward == of_device.feed_forward == mixture
     assert of_file.mixer == of_device.mixer and of_file.mixer.qk_norm == "head"
     assert of_file.biases == of_device.biases == frozenset()

@@ -7,7 +7,7 @@ import pytest
 
 from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models import Attention, DecoderConfig, Gated, Mixture, load_decoder
-from rocmforge_jax.nn import RopeConfig
+from rocmforge_jax.nn import RopeConfig, Routing
 
 pytestmark = pytest.mark.core
 
@@ -119,8 +119,8 @@ def test_products_of_sizes_that_are_huge(small_file):
         ),
         ({EPSILON: None}, "rms_epsilon must be .* the file has no such key"),
         (
-            {"rope.scaling.type": "yarn"},
-            "rope scaling 'yarn' is not supported, only none and linear",
+            {"rope.scaling.type": "ntk"},
+            "rope scaling 'ntk' is not supported, only none, linear, yarn, longrope",
         ),
         ({"rope.scaling.type": 1}, "llama.rope.scaling.type must be a string, the file has 1"),
         (
@@ -194,10 +194,13 @@ def test_configurations_made_by_hand(change, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"used": 5}, "5 of 4 experts"), ({"hidden": 0}, "hidden must be at least 1, got 0")],
+    [
+        ({"routing": Routing(5, "softmax", True)}, "5 experts are used, there are 4"),
+        ({"hidden": 0}, "hidden must be at least 1, got 0"),
+    ],
 )
 def test_mixtures_made_by_hand(change, message):
-    sizes = dict(experts=4, used=2, hidden=64)
+    sizes = dict(experts=4, routing=Routing(2, "softmax", True), hidden=64)
     Mixture(**sizes)
     with pytest.raises(ValueError, match=message):
         Mixture(**sizes | change)

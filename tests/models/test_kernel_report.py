@@ -17,7 +17,7 @@ from rocmforge_jax.models import (
     kernel_report,
     load_decoder,
 )
-from rocmforge_jax.nn import RopeConfig
+from rocmforge_jax.nn import RopeConfig, Routing
 
 pytestmark = pytest.mark.core
 
@@ -153,7 +153,7 @@ def test_what_chooses_experts_says_so_for_few_tokens():
     config = DecoderConfig.uniform(
         1,
         Attention(2, 1, 16, RopeConfig(16)),
-        Mixture(experts=4, used=2, hidden=32),
+        Mixture(4, Routing(2, "softmax", True), 32),
         width=32,
         vocabulary=40,
         context_length=64,

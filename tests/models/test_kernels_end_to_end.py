@@ -15,7 +15,7 @@ from pallas_kernels import targets
 from rocmforge_jax import formats
 from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Mixture
 from rocmforge_jax.models.families import POST_NORMS
-from rocmforge_jax.nn import RopeConfig
+from rocmforge_jax.nn import RopeConfig, Routing
 from rocmforge_jax.quant import QParam, QTensor
 from tests.pallas_kernels.conftest import GPUS, lowered_to_triton
 from tests.reference_blocks import ggml_blocks, packed
@@ -40,7 +40,7 @@ VARIANTS = {
     ),
     "qwen2moe": (
         {},
-        Mixture(experts=4, used=2, hidden=64, shared_hidden=32, renormalize=False),
+        Mixture(4, Routing(2, "softmax", False), 64, shared_hidden=32, shared_gate=True),
         dict(biases=QKV_BIASES),
     ),
 }

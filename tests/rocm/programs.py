@@ -29,7 +29,7 @@ from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Mixture, load_decoder
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH
-from rocmforge_jax.nn import Experts, RopeConfig, mixture
+from rocmforge_jax.nn import Experts, RopeConfig, Routing, mixture
 from rocmforge_jax.quant import QParam, QTensor, matmul
 
 #: Two layers of Llama 3 8B; its vocabulary and the types of its matrices in a Q4_K_M file.
@@ -48,7 +48,7 @@ LLAMA_8B = DecoderConfig.uniform(
 QWEN3_30B_A3B = DecoderConfig.uniform(
     2,
     Attention(32, 4, 128, RopeConfig(width=128, base=1e6), qk_norm="head"),
-    Mixture(experts=128, used=8, hidden=768),
+    Mixture(experts=128, routing=Routing(8, "softmax", True), hidden=768),
     width=2048,
     vocabulary=151936,
     context_length=8192,

@@ -1,5 +1,6 @@
 """Mixers: the parts of a layer that let tokens see one another. Each owns the kind of its state."""
 
-from rocmforge_jax.models.mixers.attention import Attention
+from rocmforge_jax.models.mixers.attention import Attention, Temperature
+from rocmforge_jax.models.mixers.convolution import ShortConvolution
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "ShortConvolution", "Temperature"]

@@ -2,13 +2,34 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.models.config import Make, Tokens, check_sizes
-from rocmforge_jax.nn import AttentionRule, KVState, RopeConfig, attend_to_new, products, rope_table
+from rocmforge_jax.nn import (
+    AttentionRule,
+    KVState,
+    RopeConfig,
+    Vector,
+    array_of,
+    attend_to_new,
+    attention_temperature,
+    products,
+    rms_norm,
+    rope_table,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+    """Sharpens attention at later positions: the arguments of `nn.attention_temperature`."""
+
+    scale: float
+    floor_scale: int
+    offset: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +40,38 @@ class Attention:
         heads: Query heads, N.
         kv_heads: KV heads, K, a divisor of N.
         head_width: Of queries, keys and values, H.
-        rope: Which elements of a head rotate, and how fast.
-        qk_norm: Whether queries and keys are normed, each head by itself ("head"), before they
-            rotate.
+        rope: Which elements of a head rotate, and how fast; None for no rotation.
+        scale: Factor of scores, default 1/sqrt(H).
+        causal: Whether a token sees only those before it, and itself.
+        window: How many tokens a token sees, itself included; None for all. The state is a ring
+            buffer of about this size.
+        chunk: Tokens see one another only within chunks of this size; None for all.
+        soft_cap: A cap c that makes c * tanh(score / c) of each score, or None.
+        sinks: Whether each head has a learned logit that takes a share of the weights
+            (attn_sinks).
+        qk_norm: Whether queries and keys are normed before they rotate: each head by itself
+            ("head"), or over all heads ("width").
+        v_norm: Whether each head of the values is divided by its root mean square.
+        gate: A sigmoid gate of the result: "query", from attn_q, where each head's query is
+            followed by its gate; "width", from attn_gate; "head", likewise, one number a head.
+        temperature: Sharpens attention at later positions, or None.
         fused_qkv: Whether q, k and v are one tensor, attn_qkv.
     """
 
     heads: int
     kv_heads: int
     head_width: int
-    rope: RopeConfig
-    qk_norm: Literal["head"] | None = None
+    rope: RopeConfig | None
+    scale: float | None = None
+    causal: bool = True
+    window: int | None = None
+    chunk: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    qk_norm: Literal["head", "width"] | None = None
+    v_norm: bool = False
+    gate: Literal["query", "width", "head"] | None = None
+    temperature: Temperature | None = None
     fused_qkv: bool = False
     output = "attn_output"
 
@@ -40,55 +82,118 @@ class Attention:
                 f"the model has {self.heads} heads and {self.kv_heads} KV heads: heads must be a"
                 " multiple of KV heads"
             )
-        if self.rope.width > self.head_width:
+        if self.rope is not None and self.rope.width > self.head_width:
             raise ValueError(
                 f"rope rotates {self.rope.width} elements of a head of {self.head_width}"
             )
+        if self.gate == "query" and self.fused_qkv:
+            raise ValueError("a fused attn_qkv holds no gates")
 
     @property
-    def _widths(self) -> tuple[int, int]:
-        """Widths of all queries, and of all keys."""
-        return self.heads * self.head_width, self.kv_heads * self.head_width
+    def _widths(self) -> dict[str, int]:
+        """Widths of all queries, keys and values."""
+        q, kv = self.heads * self.head_width, self.kv_heads * self.head_width
+        return {"attn_q": q, "attn_k": kv, "attn_v": kv}
+
+    def _projections(self) -> dict[str, int]:
+        """The tensors that read the residual stream, and their widths."""
+        sizes = self._widths
+        if self.fused_qkv:
+            sizes = {"attn_qkv": sum(sizes.values())}
+        if self.gate == "query":
+            sizes["attn_q"] *= 2
+        elif self.gate:
+            per_head = self.head_width if self.gate == "width" else 1
+            sizes["attn_gate"] = self.heads * per_head
+        return sizes
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
-        """Makes the projections and the norms of heads."""
-        q, kv = self._widths
-        if self.fused_qkv:
-            sizes = {"attn_qkv": q + 2 * kv}
-        else:
-            sizes = {"attn_q": q, "attn_k": kv, "attn_v": kv}
+        """Makes the projections, the norms and the sinks."""
         made: dict[str, nnx.Module] = {
-            name: make.linear(name, make.width, size) for name, size in sizes.items()
+            name: make.linear(name, make.width, size) for name, size in self._projections().items()
         }
-        if self.qk_norm:
-            for name in ("attn_q_norm", "attn_k_norm"):
-                made[name] = make.norm(name, self.head_width)
-        made["attn_output"] = make.linear("attn_output", q, make.width)
+        for name in ("attn_q", "attn_k") if self.qk_norm else ():
+            width = self.head_width if self.qk_norm == "head" else self._widths[name]
+            made[f"{name}_norm"] = make.norm(f"{name}_norm", width)
+        if self.sinks:
+            made["attn_sinks"] = Vector(self.heads)
+        made["attn_output"] = make.linear("attn_output", self._widths["attn_q"], make.width)
         return made
 
     def init_state(self, batch: int, length: int, dtype) -> KVState:
-        """Makes an empty KV cache."""
-        return KVState.zeros(batch, self.kv_heads, self.head_width, length, dtype)
+        """Makes an empty KV cache, a ring buffer for a window."""
+        sizes = batch, self.kv_heads, self.head_width, length
+        return KVState.zeros(*sizes, dtype)
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: KVState | None):
         """Computes attention [B, T, N * H] before the output projection, and the KV cache."""
-        q_BTNH, k_BTKH, v_BTKH = self._qkv(layer, x_BTD, norm)
-        norms = (layer.attn_q_norm, layer.attn_k_norm) if self.qk_norm else None
-        rule = AttentionRule(self.head_width**-0.5)
-        table = rope_table(tokens.positions_BT, self.rope) if tokens.rope is None else tokens.rope
-        new = q_BTNH, k_BTKH, v_BTKH, table, self.rope
-        return attend_to_new(
-            *new, state, tokens.starts_B, rule, norms=norms, numerics=layer.numerics
+        q_BTNH, k_BTKH, v_BTKH, gate = self._project(layer, x_BTD, norm)
+        norms = (layer.attn_q_norm, layer.attn_k_norm) if self.qk_norm == "head" else None
+        if self.temperature is not None:
+            if norms is not None:
+                q_BTNH, k_BTKH, norms = norms[0](q_BTNH), norms[1](k_BTKH), None
+            q_BTNH = self._sharpened(q_BTNH, tokens)
+        if self.v_norm:
+            v_BTKH = rms_norm(v_BTKH, None, layer.config.norms.epsilon)
+        out, state = attend_to_new(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
+            self._table(tokens),
+            self.rope,
+            state,
+            tokens.starts_B,
+            self._rule(layer),
+            norms=norms,
+            numerics=layer.numerics,
+        )
+        return (out if gate is None else self._gated(array_of(out), gate)), state
+
+    def _project(self, layer, x_BTD, norm):
+        """Computes q, k, v by heads, and the gate or None."""
+        names = list(self._projections())
+        parts = products(x_BTD, [getattr(layer, name) for name in names], norm=norm)
+        of = dict(zip(names, parts))
+        if self.fused_qkv:
+            q, k, _ = self._widths.values()
+            of |= zip(self._widths, jnp.split(of["attn_qkv"], [q, q + k], axis=-1))
+        gate = of.get("attn_gate")
+        if self.gate == "query":
+            both = of["attn_q"].reshape(*x_BTD.shape[:2], self.heads, 2, self.head_width)
+            of["attn_q"], gate = both[..., 0, :], both[..., 1, :]
+        if self.qk_norm == "width":
+            of["attn_q"] = layer.attn_q_norm(of["attn_q"])
+            of["attn_k"] = layer.attn_k_norm(of["attn_k"])
+        heads = (of[name].reshape(*x_BTD.shape[:2], -1, self.head_width) for name in self._widths)
+        return *heads, gate
+
+    def _sharpened(self, q_BTNH, tokens: Tokens):
+        assert self.temperature is not None
+        of_positions = dataclasses.astuple(self.temperature)
+        factor_BT = attention_temperature(tokens.positions_BT, *of_positions)
+        return (q_BTNH.astype(jnp.float32) * factor_BT[..., None, None]).astype(q_BTNH.dtype)
+
+    def _table(self, tokens: Tokens) -> Any:
+        if tokens.rope is not None or self.rope is None:
+            return tokens.rope
+        return rope_table(tokens.positions_BT, self.rope)
+
+    def _rule(self, layer) -> AttentionRule:
+        return AttentionRule(
+            self.head_width**-0.5 if self.scale is None else self.scale,
+            causal=self.causal,
+            window=self.window,
+            soft_cap=self.soft_cap,
+            sinks_N=layer.attn_sinks.kernel.get_value() if self.sinks else None,
         )
 
-    def _qkv(self, layer, x_BTD, norm):
-        if self.fused_qkv:
-            q, kv = self._widths
-            (fused,) = products(x_BTD, [layer.attn_qkv], norm=norm)
-            parts = jnp.split(fused, [q, q + kv], axis=-1)
-        else:
-            parts = products(x_BTD, [layer.attn_q, layer.attn_k, layer.attn_v], norm=norm)
-        return [part.reshape(*part.shape[:2], -1, self.head_width) for part in parts]
+    def _gated(self, out_BTD, gate):
+        """Multiplies the result by the sigmoid of a gate for each number, or for each head."""
+        shape = *out_BTD.shape[:2], self.heads, -1
+        gated = out_BTD.astype(jnp.float32).reshape(shape) * jax.nn.sigmoid(
+            gate.astype(jnp.float32).reshape(shape)
+        )
+        return gated.reshape(out_BTD.shape).astype(out_BTD.dtype)
 
     def workspace(self, tokens: int, slots: int) -> int:
         """Counts queries, keys and values, and the scores twice."""

@@ -1,0 +1,219 @@
+"""Reads what nearly all families of decoders share: `llama_like`, and its parts."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.models.config import DecoderConfig, LayerConfig, Mixer, Norms
+from rocmforge_jax.models.feed_forward import Gated, Mixture
+from rocmforge_jax.models.keys import KeyReader
+from rocmforge_jax.models.mixers import Attention
+from rocmforge_jax.nn import RopeConfig, Routing, longrope_factors
+
+
+def llama_like(
+    keys: KeyReader,
+    *,
+    interleaved: bool = False,
+    norms: dict[str, Any] | None = None,
+    attention: dict[str, Any] | None = None,
+    gated: dict[str, Any] | None = None,
+    mixture: dict[str, Any] | None = None,
+    routing: dict[str, Any] | None = None,
+    layer: dict[str, Any] | None = None,
+    required_biases: frozenset[str] = frozenset(),
+    mixer: Callable[[int, Attention | None], Mixer | None] | None = None,
+    **decoder,
+) -> DecoderConfig:
+    """Reads the configuration of a decoder that resembles Llama's.
+
+    Args:
+        keys: Of the file.
+        interleaved: Which elements of a head form a rotated pair (ggml's "norm" if true, "neox"
+            if not).
+        norms: Changes of the `Norms` of every layer.
+        attention: Changes of every `Attention`.
+        gated: Changes of every `Gated`.
+        mixture: Changes of every `Mixture`.
+        routing: Changes of the `Routing` of every mixture.
+        layer: Changes of every `LayerConfig`.
+        required_biases: Submodules that have a bias whether the file has it or not.
+        mixer: (number of a layer, its attention) -> its mixer, for what differs between layers. The
+            attention is None where the file counts no KV heads.
+        **decoder: Changes of the `DecoderConfig`.
+    """
+    epsilon = keys.real("attention.layer_norm_rms_epsilon")
+    mixers = attentions(keys, interleaved, **(attention or {}))
+    if mixer is not None:
+        mixers = [mixer(i, one) for i, one in enumerate(mixers)]
+    parts = zip(mixers, feed_forwards(keys, gated or {}, mixture or {}, routing or {}))
+    layers = tuple(
+        LayerConfig(
+            *of_layer,
+            norms=Norms(epsilon, **(norms or {})),
+            biases=keys.named(i, "bias") | required_biases,
+            output_scales=keys.named(i, "scale"),
+            **(layer or {}),
+        )
+        for i, of_layer in enumerate(parts)
+    )
+    config = DecoderConfig(
+        layers=layers,
+        width=keys.integer("embedding_length"),
+        vocabulary=vocabulary(keys),
+        context_length=keys.trained_context,
+        norm_epsilon=epsilon,
+        tied="output.weight" not in keys.tensors,
+        biases=keys.named(None, "bias"),
+        output_scales=keys.named(None, "scale"),
+    )
+    return dataclasses.replace(config, **decoder)
+
+
+def attentions(keys: KeyReader, interleaved: bool, **changes) -> list[Attention | None]:
+    """Reads the attention of each layer; None for a layer without heads.
+
+    changes: Fields of every `Attention`.
+    """
+    heads = keys.integers("attention.head_count")
+    width = head_width(keys)
+    if keys.get("attention.head_count_kv") is None:
+        kv_heads = heads
+    else:
+        kv_heads = keys.integers("attention.head_count_kv")
+    rotary = rope(keys, width, interleaved)
+
+    def of_layer(i):
+        fused = keys.has(i, "attn_qkv.weight")
+        made = Attention(heads[i], kv_heads[i], width, rotary, fused_qkv=fused)
+        return dataclasses.replace(made, **changes)
+
+    return [of_layer(i) if heads[i] and kv_heads[i] else None for i in range(keys.layers)]
+
+
+def head_width(keys: KeyReader) -> int:
+    """The width of a head; where the file does not say, the heads share the model's width."""
+    width, count = keys.integer("embedding_length"), max(keys.integers("attention.head_count"))
+    shared = None if width % count else width // count
+    given = keys.integer("attention.key_length", shared or 0)
+    if not given:
+        raise GGUFError(
+            f"{keys.path}: width {width} is not a multiple of {count} heads, and there is no"
+            " attention.key_length"
+        )
+    if (of_values := keys.integer("attention.value_length", given)) != given:
+        raise GGUFError(f"keys are {given} wide and values {of_values}: not supported")
+    return given
+
+
+def rope(keys: KeyReader, width: int, interleaved: bool) -> RopeConfig:
+    """Reads the rotary embedding with its context extension, as llama.cpp does.
+
+    A factor without a type means linear scaling, a factor of 0 none.
+    """
+    original = keys.integer("rope.scaling.original_context_length", keys.context)
+    factor = keys.optional_real("rope.scaling.factor") or keys.optional_real("rope.scale_linear")
+    plain = RopeConfig(
+        keys.integer("rope.dimension_count", width),
+        base=keys.real("rope.freq_base", 10000.0),
+        interleaved=interleaved,
+        factors=_rope_factors(keys, original),
+    )
+    return plain.extended(
+        keys.text("rope.scaling.type", "linear"),
+        factor or 1.0,
+        original_context=original,
+        attn_factor=keys.real("rope.scaling.attn_factor", 1.0),
+        log_multiplier=keys.optional_real("rope.scaling.yarn_log_multiplier") or 0.0,
+        beta_fast=keys.real("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.real("rope.scaling.yarn_beta_slow", 1.0),
+    )
+
+
+def _rope_factors(keys, original: int) -> tuple[float, ...] | None:
+    """Reads the divisors of the frequencies: of Llama 3, or those of LongRoPE for the context."""
+    short, long = (keys.vector(f"rope_factors_{name}.weight") for name in ("short", "long"))
+    of_context = longrope_factors(short, long, context=keys.context, original_context=original)
+    return keys.vector("rope_freqs.weight") or of_context
+
+
+def window_rope(keys: KeyReader, full: RopeConfig, base: float) -> RopeConfig:
+    """Returns the rotary embedding of window layers that no context extension changes."""
+    base = keys.real("rope.freq_base_swa", base)
+    return RopeConfig(full.width, base=base, interleaved=full.interleaved)
+
+
+def feed_forwards(
+    keys: KeyReader, gated: dict, mixture: dict, routing: dict
+) -> list[Gated | Mixture | None]:
+    """Reads the feed-forward of each layer. The others are changes of each one."""
+    experts = keys.integer("expert_count", 0, low=0)
+    hidden = keys.integers("feed_forward_length")
+    dense = keys.integer("leading_dense_block_count", 0, low=0) if experts else keys.layers
+    used = keys.integer("expert_used_count", high=experts) if experts else 0
+    mixed = _mixture(keys, experts, Routing(used, "softmax", True), routing) if experts else None
+
+    def of_layer(i):
+        if i >= dense and mixed is not None:
+            return dataclasses.replace(_with_tensors(keys, i, mixed), **mixture)
+        fused = not keys.has(i, "ffn_gate.weight")
+        return dataclasses.replace(Gated(hidden[i], fused=fused), **gated) if hidden[i] else None
+
+    return [of_layer(i) for i in range(keys.layers)]
+
+
+def _mixture(keys, experts: int, routing: Routing, changes: dict) -> Mixture:
+    hidden = keys.integer("expert_feed_forward_length", keys.integer("feed_forward_length"))
+    shared = keys.integer("expert_shared_count", 0, low=0) * hidden
+    return Mixture(
+        experts=experts,
+        routing=dataclasses.replace(routing, **changes),
+        hidden=hidden,
+        shared_hidden=keys.integer("expert_shared_feed_forward_length", shared, low=0),
+    )
+
+
+def _with_tensors(keys, i: int, mixture: Mixture) -> Mixture:
+    """Returns a mixture with the options that the tensors of a layer show."""
+    return dataclasses.replace(
+        mixture,
+        fused=keys.has(i, "ffn_gate_up_exps.weight"),
+        selection_bias=keys.has(i, "exp_probs_b.bias"),
+        shared_gate=keys.has(i, "ffn_gate_inp_shexp.weight"),
+    )
+
+
+#: The values of `expert_gating_func`.
+_SCORINGS = (None, "softmax", "sigmoid", "softmax_of_chosen", "sqrt_softplus")
+
+
+def routing(keys: KeyReader, scoring: str = "softmax") -> dict[str, Any]:
+    """Reads how experts are chosen, for families whose files say so: changes of a `Routing`.
+
+    scoring: Where the file does not say.
+    """
+    number = keys.integer("expert_gating_func", 0, low=0, high=len(_SCORINGS) - 1)
+    return dict(
+        scoring=_SCORINGS[number] or scoring,
+        renormalize=keys.flag("expert_weights_norm", False),
+        scale=keys.optional_real("expert_weights_scale") or 1.0,
+        groups=keys.integer("expert_group_count", 0, low=0) or 1,
+        groups_used=keys.integer("expert_group_used_count", 0, low=0) or 1,
+    )
+
+
+def vocabulary(keys: KeyReader) -> int:
+    """Reads the rows of the embedding; the key vocab_size, where there is one, must agree."""
+    embedding = keys.tensors.get("token_embd.weight")
+    rows = embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else None
+    given = keys.get("vocab_size")
+    if rows is None and given is None:
+        raise GGUFError(f"{keys.path}: the file has no matrix token_embd.weight")
+    claimed = keys.integer("vocab_size", rows)
+    if rows is not None and claimed != rows:
+        raise GGUFError(
+            f"{keys.path}: {keys.architecture}.vocab_size is {claimed}, token_embd.weight has"
+            f" {rows} rows"
+        )
+    return claimed

@@ -1,0 +1,59 @@
+"""The gated short convolution of LFM2 as a mixer."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import nnx
+
+from rocmforge_jax.models.config import Make, Tokens, check_sizes, check_width
+from rocmforge_jax.nn import CausalConvolution, ConvState, products
+
+
+class _ShortConvolution(nnx.Module):
+    """The submodules, which share the prefix `shortconv` in the file."""
+
+    def __init__(self, make: Make, taps: int):
+        width = make.width
+        self.in_proj = make.linear("shortconv.in_proj", width, 3 * width)
+        self.conv = CausalConvolution(taps, width, rngs=make.rngs)
+        self.out_proj = make.linear("shortconv.out_proj", width, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortConvolution:
+    """A convolution over the last tokens, gated at its input and its output.
+
+    in_proj gives b, c and x; the mixer computes c * convolution(b * x).
+
+    Attributes:
+        width: Of the model, which is the number of channels.
+        taps: Tokens that an output depends on.
+    """
+
+    width: int
+    taps: int
+    output = "shortconv.out_proj"
+
+    def __post_init__(self):
+        check_sizes(width=self.width, taps=self.taps)
+
+    def modules(self, make: Make) -> Mapping[str, nnx.Module]:
+        """Makes the projections and the filters."""
+        check_width(self.width, make.width)
+        return {"shortconv": _ShortConvolution(make, self.taps)}
+
+    def init_state(self, batch: int, length: int, dtype) -> ConvState:
+        """Makes the state before the first token."""
+        return ConvState.zeros(batch, self.taps, self.width, dtype)
+
+    def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: ConvState | None):
+        """Computes the input of the output projection, and the last inputs."""
+        (bcx,) = products(x_BTD, [layer.shortconv.in_proj], norm=norm)
+        b_BTD, c_BTD, x_BTD = jnp.split(bcx, 3, axis=-1)
+        y_BTD, state = layer.shortconv.conv(b_BTD * x_BTD, state, tokens.lengths_B)
+        return (c_BTD.astype(jnp.float32) * y_BTD).astype(x_BTD.dtype), state
+
+    def workspace(self, tokens: int, slots: int) -> int:
+        """Counts nothing: the temporaries are a few times the residual stream."""
+        return 0

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.backends import Numerics
-from rocmforge_jax.nn import Experts, Linear, RMSNorm, State
+from rocmforge_jax.nn import Experts, LayerNorm, Linear, RMSNorm, State
 
 
 @jax.tree_util.register_dataclass
@@ -99,10 +99,19 @@ class Norms:
     """The norms of a layer, by their names in the file; None where there is none.
 
     Families use one name for different places: `post_attention_norm` comes after the mixer in
-    Gemma and before the feed-forward in gpt-oss.
+    Gemma and before the feed-forward in gpt-oss. One norm may stand in two places.
+
+    Attributes:
+        epsilon: Of all norms of the layer.
+        kind: "rms", or "layer" for norms that subtract the mean.
+        before_mixer: Applied to the residual stream before the mixer.
+        after_mixer: Applied to what the mixer adds.
+        before_feed_forward: Applied to the residual stream before the feed-forward.
+        after_feed_forward: Applied to what the feed-forward adds.
     """
 
     epsilon: float
+    kind: Literal["rms", "layer"] = "rms"
     before_mixer: str | None = "attn_norm"
     after_mixer: str | None = None
     before_feed_forward: str | None = "ffn_norm"
@@ -114,7 +123,17 @@ class Norms:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the norms that there are."""
-        return tuple(name for name in dataclasses.astuple(self)[1:] if name is not None)
+        places = (
+            self.before_mixer,
+            self.after_mixer,
+            self.before_feed_forward,
+            self.after_feed_forward,
+        )
+        return tuple(dict.fromkeys(name for name in places if name is not None))
+
+    def make(self, width: int, use_bias: bool) -> RMSNorm | LayerNorm:
+        """Makes a norm of this kind."""
+        return make_norm(self.kind, width, self.epsilon, use_bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +145,7 @@ class LayerConfig:
         feed_forward: Computes each token by itself, or None.
         norms: Which norms there are, and where.
         residual_scale: Multiplies what mixer and feed-forward add to the residual stream.
+        parallel: Whether the feed-forward reads what the mixer reads, not what it gives.
         biases: Names of the submodules that have a bias.
         output_scales: Names of the submodules whose product is multiplied by a factor.
     """
@@ -134,6 +154,7 @@ class LayerConfig:
     feed_forward: FeedForward | None
     norms: Norms
     residual_scale: float = 1.0
+    parallel: bool = False
     biases: frozenset[str] = frozenset()
     output_scales: frozenset[str] = frozenset()
 
@@ -148,12 +169,13 @@ class DecoderConfig:
         vocabulary: Rows of the embedding, V.
         context_length: Positions that the model was trained for.
         norm_epsilon: Of the norm before the head.
+        norm_kind: Of the norm before the head: see `Norms`.
         tied: Whether the head is the transposed embedding.
         embedding_scale: Multiplies embeddings.
         logit_scale: Multiplies logits.
         logit_cap: A cap c that makes c * tanh(logit / c) of each logit, or None.
         output_norm: Name of the norm before the head in the file.
-        biases: As in LayerConfig, for the head.
+        biases: As in LayerConfig, for the head and the norm before it.
         output_scales: As in LayerConfig, for the head.
         architecture: The name of the family.
     """
@@ -163,6 +185,7 @@ class DecoderConfig:
     vocabulary: int
     context_length: int
     norm_epsilon: float
+    norm_kind: Literal["rms", "layer"] = "rms"
     tied: bool = True
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
@@ -203,8 +226,8 @@ class DecoderConfig:
             biases: Of every layer.
             **sizes: The other fields.
         """
-        norms_of_layer = Norms(norm_epsilon, **(norms or {}))
-        layer = LayerConfig(mixer, feed_forward, norms_of_layer, biases=biases)
+        kinds = dict(kind=sizes.get("norm_kind", "rms")) | (norms or {})
+        layer = LayerConfig(mixer, feed_forward, Norms(norm_epsilon, **kinds), biases=biases)
         return cls((layer,) * layers, norm_epsilon=norm_epsilon, **sizes)
 
 
@@ -259,6 +282,13 @@ class Make:
             rngs=self.rngs,
         )
 
-    def norm(self, name: str, width: int) -> RMSNorm:
+    def norm(self, name: str, width: int) -> RMSNorm | LayerNorm:
         """Makes the norm that the file calls `name`."""
-        return RMSNorm(width, epsilon=self.config.norms.epsilon)
+        return self.config.norms.make(width, name in self.config.biases)
+
+
+def make_norm(kind: str, width: int, epsilon: float, use_bias: bool) -> RMSNorm | LayerNorm:
+    """Makes a norm of a kind: see `Norms`. Only a layer norm may have a bias."""
+    if kind == "layer":
+        return LayerNorm(width, epsilon=epsilon, use_bias=use_bias)
+    return RMSNorm(width, epsilon=epsilon)

@@ -11,14 +11,13 @@ from flax import nnx
 
 from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
-from rocmforge_jax.models.config import DecoderConfig, Tokens
+from rocmforge_jax.models.config import DecoderConfig, Tokens, make_norm
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.nn import (
     Cache,
     Embedding,
     Linear,
     NoState,
-    RMSNorm,
     products,
     rope_table,
     shared_trace,
@@ -63,7 +62,9 @@ class Decoder(nnx.Module):
             Layer(layer, config.width, numerics=numerics, rngs=rngs) for layer in config.layers
         ]
         self.blk = nnx.List(layers)
-        setattr(self, config.output_norm, RMSNorm(config.width, epsilon=config.norm_epsilon))
+        has_bias = config.output_norm in config.biases
+        norm = make_norm(config.norm_kind, config.width, config.norm_epsilon, has_bias)
+        setattr(self, config.output_norm, norm)
         self.output = self._make_head(rngs)
 
     def _make_head(self, rngs) -> Linear | None:

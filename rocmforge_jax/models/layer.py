@@ -44,11 +44,13 @@ class Layer(nnx.Module):
             The residual stream; the state with the T tokens in it, or None.
         """
         mixer, feed_forward, norms = self.config.mixer, self.config.feed_forward, self.config.norms
+        before_BTD = x_BTD
         if mixer is not None:
             y, state = mixer(self, x_BTD, self._find(norms.before_mixer), tokens, state)
             x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer)
         if feed_forward is not None:
-            y = feed_forward(self, x_BTD, self._find(norms.before_feed_forward))
+            read_BTD = before_BTD if self.config.parallel else x_BTD
+            y = feed_forward(self, read_BTD, self._find(norms.before_feed_forward))
             x_BTD = self._add(x_BTD, y, feed_forward.output, norms.after_feed_forward)
         return x_BTD, state
 

@@ -43,7 +43,8 @@ def llama_like(
             attention is None where the file counts no KV heads.
         **decoder: Changes of the `DecoderConfig`.
     """
-    epsilon = keys.real("attention.layer_norm_rms_epsilon")
+    kind = (norms or {}).get("kind", "rms")
+    epsilon = keys.real(f"attention.layer_norm_{'rms_' if kind == 'rms' else ''}epsilon")
     mixers = attentions(keys, interleaved, **(attention or {}))
     if mixer is not None:
         mixers = [mixer(i, one) for i, one in enumerate(mixers)]
@@ -64,6 +65,7 @@ def llama_like(
         vocabulary=vocabulary(keys),
         context_length=keys.trained_context,
         norm_epsilon=epsilon,
+        norm_kind=layers[0].norms.kind,
         tied="output.weight" not in keys.tensors,
         biases=keys.named(None, "bias"),
         output_scales=keys.named(None, "scale"),

@@ -1,0 +1,235 @@
+"""A decoder in NumPy, float64, written from the definitions of its parts: the truth of options.
+
+It reads the weights of a Decoder by the names of the file and shares no code with the package.
+"""
+
+import numpy as np
+
+
+def weight(module):
+    """The weight of a linear layer, a stack, a vector: float64, (in, out)."""
+    return np.asarray(module.kernel.get_value(), np.float64)
+
+
+def linear(layer, x):
+    y = x @ weight(layer)
+    if layer.output_scale is not None:
+        y = y * np.asarray(layer.output_scale.get_value(), np.float64)
+    return y if layer.bias is None else y + np.asarray(layer.bias.get_value(), np.float64)
+
+
+def rms(x, epsilon):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon)
+
+
+def norm(module, x, kind, epsilon):
+    if module is None:
+        return x
+    if kind == "layer":
+        x = x - x.mean(-1, keepdims=True)
+    y = rms(x, epsilon) * np.asarray(module.scale.get_value(), np.float64)
+    bias = getattr(module, "bias", None)
+    return y if bias is None else y + np.asarray(bias.get_value(), np.float64)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def activate(function, gate, up=None):
+    if function.name == "swiglu_oai":
+        gate, up = np.minimum(gate, function.limit), np.clip(up, -function.limit, function.limit)
+        return gate * sigmoid(function.alpha * gate) * (up + 1)
+    y = {
+        "silu": lambda x: x * sigmoid(x),
+        "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+        "relu2": lambda x: np.maximum(x, 0) ** 2,
+    }[function.name](gate)
+    return y if up is None else y * up
+
+
+def rotate(x_BTNH, positions, rope):
+    """Rotates pairs of elements by position * base^(-2i/width) / scale / factors[i]."""
+    if rope is None:
+        return x_BTNH
+    angles = rope.base ** (-np.arange(0, rope.width, 2) / rope.width) / rope.scale
+    angles = angles / (1 if rope.factors is None else np.asarray(rope.factors))
+    turn = np.exp(1j * positions[:, None] * angles)[None, :, None]
+    y, half = x_BTNH.copy(), rope.width // 2
+    first, second = (
+        (slice(0, rope.width, 2), slice(1, rope.width, 2))
+        if rope.interleaved
+        else (slice(0, half), slice(half, rope.width))
+    )
+    turned = (x_BTNH[..., first] + 1j * x_BTNH[..., second]) * turn
+    y[..., first], y[..., second] = turned.real, turned.imag
+    return y
+
+
+def attention(mixer, layer, x, kind, epsilon):
+    B, T, _ = x.shape
+    N, K, H = mixer.heads, mixer.kv_heads, mixer.head_width
+    positions, gate = np.arange(T), None
+    if mixer.fused_qkv:
+        q, k, v = np.split(linear(layer.attn_qkv, x), [N * H, (N + K) * H], axis=-1)
+    else:
+        q, k, v = (linear(part, x) for part in (layer.attn_q, layer.attn_k, layer.attn_v))
+    if mixer.gate == "query":
+        q = q.reshape(B, T, N, 2 * H)
+        q, gate = q[..., :H].reshape(B, T, -1), q[..., H:]
+    elif mixer.gate:
+        gate = linear(layer.attn_gate, x).reshape(B, T, N, -1)
+    if mixer.qk_norm == "width":
+        q, k = norm(layer.attn_q_norm, q, kind, epsilon), norm(layer.attn_k_norm, k, kind, epsilon)
+    q, k, v = (a.reshape(B, T, -1, H) for a in (q, k, v))
+    if mixer.qk_norm == "head":
+        q, k = norm(layer.attn_q_norm, q, kind, epsilon), norm(layer.attn_k_norm, k, kind, epsilon)
+    v = rms(v, epsilon) if mixer.v_norm else v
+    q, k = rotate(q, positions, mixer.rope), rotate(k, positions, mixer.rope)
+    if (temperature := mixer.temperature) is not None:
+        steps = np.floor((positions + temperature.offset) / temperature.floor_scale)
+        q = q * (1 + temperature.scale * np.log(1 + steps))[:, None, None]
+    scores = np.einsum("btnh,bsnh->bnts", q, np.repeat(k, N // K, axis=2))
+    scores = scores * (H**-0.5 if mixer.scale is None else mixer.scale)
+    if mixer.soft_cap is not None:
+        scores = mixer.soft_cap * np.tanh(scores / mixer.soft_cap)
+    t, s = positions[:, None], positions[None]
+    seen = (s <= t) if mixer.causal else np.ones((T, T), bool)
+    seen = seen & (s > t - mixer.window) if mixer.window else seen
+    seen = seen & (s // mixer.chunk == t // mixer.chunk) if mixer.chunk else seen
+    weights = np.where(seen, np.exp(scores), 0)
+    total = weights.sum(-1, keepdims=True)
+    if mixer.sinks:
+        total = total + np.exp(weight(layer.attn_sinks))[None, :, None, None]
+    out = np.einsum("bnts,bsnh->btnh", weights / total, np.repeat(v, N // K, axis=2))
+    out = out if gate is None else out * sigmoid(gate)
+    return linear(layer.attn_output, out.reshape(B, T, -1))
+
+
+def short_convolution(mixer, layer, x, kind, epsilon):
+    b, c, x = np.split(linear(layer.shortconv.in_proj, x), 3, axis=-1)
+    kernel, y = weight(layer.shortconv.conv), np.zeros_like(x)
+    for tap in range(mixer.taps):
+        back = mixer.taps - 1 - tap
+        y[:, back:] += kernel[tap] * (b * x)[:, : x.shape[1] - back]
+    return linear(layer.shortconv.out_proj, c * y)
+
+
+MIXERS = {"Attention": attention, "ShortConvolution": short_convolution}
+
+
+def gated(part, layer, x):
+    if part.gated and part.fused:
+        gate, up = np.split(linear(layer.ffn_up, x), 2, axis=-1)
+        hidden = activate(part.activation, gate, up)
+    elif part.gated:
+        hidden = activate(part.activation, linear(layer.ffn_gate, x), linear(layer.ffn_up, x))
+    else:
+        hidden = activate(part.activation, linear(layer.ffn_up, x))
+    return linear(layer.ffn_down, hidden)
+
+
+def expert(stack, e, x):
+    y = x @ weight(stack)[e]
+    if stack.output_scale is not None:
+        y = y * np.asarray(stack.output_scale.get_value(), np.float64)[e]
+    return y if stack.bias is None else y + np.asarray(stack.bias.get_value(), np.float64)[e]
+
+
+def one_expert(part, layer, e, x):
+    if part.fused:
+        gate, up = np.split(expert(layer.ffn_gate_up_exps, e, x), 2, axis=-1)
+        hidden = activate(part.activation, gate, up)
+    elif part.gated:
+        hidden = activate(
+            part.activation, expert(layer.ffn_gate_exps, e, x), expert(layer.ffn_up_exps, e, x)
+        )
+    else:
+        hidden = activate(part.activation, expert(layer.ffn_up_exps, e, x))
+    return expert(layer.ffn_down_exps, e, hidden)
+
+
+def choose(part, layer, x):
+    """The ids and weights of the experts of one token."""
+    routing, logits = part.routing, linear(layer.ffn_gate_inp, x)
+    scores = {
+        "softmax": lambda z: np.exp(z) / np.exp(z).sum(),
+        "sigmoid": sigmoid,
+        "softmax_of_chosen": lambda z: z,
+        "sqrt_softplus": lambda z: np.sqrt(np.log1p(np.exp(z))),
+    }[routing.scoring](logits)
+    by = scores.copy()
+    if part.selection_bias:
+        by = by + np.asarray(layer.exp_probs_b.bias.get_value(), np.float64)
+    if routing.groups > 1:
+        of_groups = by.reshape(routing.groups, -1)
+        best = np.sort(of_groups, axis=1)[:, -2:].sum(axis=1)
+        kept = np.argsort(-best)[: routing.groups_used]
+        dropped = np.setdiff1d(np.arange(routing.groups), kept)
+        of_groups[dropped] = -np.inf
+    ids = np.argsort(-by)[: routing.used]
+    weights = scores[ids]
+    if routing.scoring == "softmax_of_chosen":
+        weights = np.exp(weights) / np.exp(weights).sum()
+    if routing.renormalize:
+        weights = weights / max(weights.sum(), 2.0**-14)
+    return ids, weights * routing.scale
+
+
+def mixture(part, layer, x):
+    y = np.zeros_like(x)
+    for at in np.ndindex(*x.shape[:-1]):
+        for e, w in zip(*choose(part, layer, x[at])):
+            if part.weights_first:
+                y[at] += one_expert(part, layer, e, w * x[at])
+            else:
+                y[at] += w * one_expert(part, layer, e, x[at])
+    if part.shared_hidden:
+        up = linear(layer.ffn_up_shexp, x)
+        if part.gated:
+            hidden = activate(part.activation, linear(layer.ffn_gate_shexp, x), up)
+        else:
+            hidden = activate(part.activation, up)
+        shared = linear(layer.ffn_down_shexp, hidden)
+        if part.shared_gate:
+            shared = shared * sigmoid(x @ weight(layer.ffn_gate_inp_shexp))[..., None]
+        y = y + shared
+    return y
+
+
+FEED_FORWARDS = {"Gated": gated, "Mixture": mixture}
+
+
+def forward(decoder, tokens_BT):
+    """The logits of one causal pass, [B, T, V]."""
+    config = decoder.config
+    table = np.asarray(decoder.token_embd.embedding.get_value(), np.float64)
+    x = table[np.asarray(tokens_BT)] * config.embedding_scale
+    for layer in decoder.blk:
+        x = one_layer(layer, x)
+    final = getattr(decoder, config.output_norm)
+    x = norm(final, x, config.norm_kind, config.norm_epsilon)
+    logits = x @ table.T if decoder.output is None else linear(decoder.output, x)
+    logits = logits * config.logit_scale
+    cap = config.logit_cap
+    return logits if cap is None else cap * np.tanh(logits / cap)
+
+
+def one_layer(layer, x):
+    config, norms = layer.config, layer.config.norms
+
+    def normed(name, x):
+        module = None if name is None else getattr(layer, name)
+        return norm(module, x, norms.kind, norms.epsilon)
+
+    before = x
+    if config.mixer is not None:
+        mix = MIXERS[type(config.mixer).__name__]
+        y = mix(config.mixer, layer, normed(norms.before_mixer, x), norms.kind, norms.epsilon)
+        x = x + config.residual_scale * normed(norms.after_mixer, y)
+    if config.feed_forward is not None:
+        feed = FEED_FORWARDS[type(config.feed_forward).__name__]
+        read = normed(norms.before_feed_forward, before if config.parallel else x)
+        y = feed(config.feed_forward, layer, read)
+        x = x + config.residual_scale * normed(norms.after_feed_forward, y)
+    return x

@@ -1,0 +1,204 @@
+"""Every option of a layer and of a decoder, against a decoder in float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rocmforge_jax.models import (
+    Attention,
+    Decoder,
+    DecoderConfig,
+    Gated,
+    LayerConfig,
+    Mixture,
+    Norms,
+    ShortConvolution,
+    Temperature,
+)
+from rocmforge_jax.nn import GELU, RELU2, RopeConfig, Routing, swiglu_oai
+from tests.models import float64
+
+pytestmark = pytest.mark.core
+
+WIDTH, VOCABULARY, TOKENS = 48, 70, 37
+ATTENTION = Attention(6, 2, 16, RopeConfig(16))
+GATED = Gated(40)
+POST = dict(
+    before_mixer=None,
+    after_mixer="post_attention_norm",
+    before_feed_forward=None,
+    after_feed_forward="post_ffw_norm",
+)
+BOTH = dict(after_mixer="post_attention_norm", after_feed_forward="post_ffw_norm")
+BIASES = frozenset(
+    f"{part}{number}"
+    for number in ("", "_norm")
+    for part in ("attn_q", "attn_k", "attn_v", "attn_output", "attn", "ffn")
+) | frozenset(("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp"))
+STACKS = frozenset(("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"))
+SOFTMAX = Routing(3, "softmax", True)
+MIXTURE = Mixture(8, SOFTMAX, 24)
+
+
+def attention(**changes):
+    return dict(mixer=dataclasses.replace(ATTENTION, **changes))
+
+
+def gated(**changes):
+    return dict(feed_forward=dataclasses.replace(GATED, **changes))
+
+
+def mixed(*routing, **changes):
+    chosen = Routing(*routing) if routing else SOFTMAX
+    return dict(feed_forward=dataclasses.replace(MIXTURE, routing=chosen, **changes))
+
+
+#: Name -> changes of a layer, or of the decoder (those that a layer has not).
+OPTIONS = {
+    "plain": {},
+    "no rotation": attention(rope=None),
+    "part rotates, interleaved": attention(rope=RopeConfig(10, base=500.0, interleaved=True)),
+    "linear scaling and factors": attention(
+        rope=RopeConfig(16, scale=4.0, factors=(1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 8.0, 9.0))
+    ),
+    "scale": attention(scale=0.4),
+    "not causal": attention(causal=False),
+    "window": attention(window=7),
+    "chunks": attention(chunk=8),
+    "window, soft cap and sinks": attention(window=11, soft_cap=1.5, sinks=True),
+    "norms of heads": attention(qk_norm="head"),
+    "norms of heads, no rotation": attention(qk_norm="head", rope=None),
+    "norms over all heads": attention(qk_norm="width"),
+    "norms of heads and of values": attention(qk_norm="head", v_norm=True),
+    "gate in attn_q": attention(gate="query", qk_norm="head"),
+    "gate of each number": attention(gate="width"),
+    "gate of each head": attention(gate="head"),
+    "temperature": attention(temperature=Temperature(0.5, 9)),
+    "temperature after norms": attention(temperature=Temperature(0.5, 8, 1), qk_norm="head"),
+    "fused attn_qkv": attention(fused_qkv=True),
+    "convolution": dict(mixer=ShortConvolution(WIDTH, 3)),
+    "convolution of five taps": dict(mixer=ShortConvolution(WIDTH, 5)),
+    "no mixer": dict(mixer=None),
+    "no feed-forward": dict(feed_forward=None),
+    "gelu": gated(activation=GELU),
+    "relu2 without gate": gated(activation=RELU2, gated=False),
+    "clamped swiglu": gated(activation=swiglu_oai(limit=0.5)),
+    "fused gate and up": gated(fused=True, activation=GELU),
+    "norms after": dict(norms=POST),
+    "norms before and after": dict(norms=BOTH, residual_scale=0.3),
+    "layer norms": dict(norms=dict(kind="layer"), norm_kind="layer"),
+    "biases everywhere": dict(
+        biases=BIASES, norms=dict(kind="layer"), norm_kind="layer", head=frozenset(("output_norm",))
+    ),
+    "parallel": dict(parallel=True, norms=dict(before_feed_forward="attn_norm")),
+    "multipliers": dict(
+        residual_scale=0.25, embedding_scale=3.0, logit_scale=0.5, **attention(scale=0.1)
+    ),
+    "logit cap": dict(logit_cap=2.0),
+    "name of the last norm": dict(output_norm="token_embd_norm"),
+    "head with a bias": dict(tied=False, head=frozenset(("output",))),
+    "output scales": dict(output_scales=frozenset(("attn_q", "attn_output", "ffn_up"))),
+    "softmax": mixed(),
+    "softmax, not renormalised": mixed(3, "softmax", False, 2.5),
+    "softmax of the chosen": mixed(3, "softmax_of_chosen", False),
+    "sigmoid with a selection bias": mixed(3, "sigmoid", True, 1.5, selection_bias=True),
+    "groups": mixed(3, "sigmoid", True, 2.0, 4, 2, selection_bias=True),
+    "square root of softplus": mixed(3, "sqrt_softplus", True),
+    "shared expert": mixed(shared_hidden=16),
+    "shared expert with a gate": mixed(shared_hidden=16, shared_gate=True),
+    "weights first": mixed(1, "sigmoid", False, weights_first=True, shared_hidden=16),
+    "fused stacks": mixed(fused=True),
+    "experts without gates": mixed(gated=False, activation=RELU2, shared_hidden=16),
+    "experts of gpt-oss": mixed(3, "softmax_of_chosen", False, activation=swiglu_oai())
+    | dict(biases=STACKS | {"ffn_gate_inp"}),
+    "scaled experts": mixed() | dict(output_scales=STACKS),
+}
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    """decoder(name): two layers of which the second has the options, all weights random."""
+
+    def make(name):
+        options = dict(OPTIONS[name])
+        head = options.pop("head", frozenset())
+        of_layer = {f.name for f in dataclasses.fields(LayerConfig)} & set(options)
+        layer = {key: options.pop(key) for key in of_layer}
+        norms = Norms(1e-5, **layer.pop("norms", {}))
+        parts = dict(mixer=ATTENTION, feed_forward=GATED, norms=norms) | layer
+        plain = LayerConfig(ATTENTION, GATED, Norms(1e-5))
+        sizes = dict(width=WIDTH, vocabulary=VOCABULARY, context_length=64, norm_epsilon=1e-5)
+        config = DecoderConfig((plain, LayerConfig(**parts)), biases=head, **sizes | options)
+        made = Decoder(config, activations="float", backend="xla", rngs=nnx.Rngs(0))
+        _randomize(made)
+        return made
+
+    return make
+
+
+def _randomize(decoder):
+    """Gives biases, scales and sinks values that matter."""
+    random = np.random.default_rng(1)
+    for _, module in nnx.iter_modules(decoder):
+        for name, variable in vars(module).items():
+            if isinstance(variable, nnx.Variable) and name != "embedding":
+                value = np.asarray(variable.get_value())
+                if value.ndim < 2 or name == "bias":
+                    around = 1.0 if name in ("scale", "output_scale") else 0.0
+                    new = random.normal(around, 0.4, value.shape)
+                    variable.set_value(jnp.asarray(new, value.dtype))
+
+
+def relative(got, expected):
+    return np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_against_float64(name, decoder):
+    made = decoder(name)
+    tokens_BT = np.random.default_rng(2).integers(0, VOCABULARY, (2, TOKENS))
+    expected = float64.forward(made, tokens_BT)
+    graphdef, state = nnx.split(made)
+
+    @jax.jit
+    def whole(state, tokens):
+        return nnx.merge(graphdef, state)(tokens)[0]
+
+    assert relative(whole(state, jnp.asarray(tokens_BT, jnp.int32)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "not causal"])
+def test_an_option_in_padded_pieces(name, decoder):
+    """A ragged batch: 5 and 9 tokens, then 12 and 0, then 1 and 1, each padded, then one by one.
+
+    What padding holds changes nothing.
+    """
+    made = decoder(name)
+    random = np.random.default_rng(2)
+    tokens_BT = random.integers(0, VOCABULARY, (2, TOKENS))
+    expected = float64.forward(made, tokens_BT)
+    graphdef, state = nnx.split(made)
+
+    @jax.jit
+    def step(state, cache, tokens, lengths):
+        model = nnx.merge(graphdef, state)
+        return model(tokens, cache, lengths_B=lengths)
+
+    cache, at = made.init_cache(2, 64), np.zeros(2, int)
+    pieces = [((5, 9), 16), ((12, 0), 16), ((1, 1), 16), ((1, 1), 1), ((1, 1), 1)]
+    for added, padded in pieces:
+        piece = random.integers(0, VOCABULARY, (2, padded))
+        for b in range(2):
+            piece[b, : added[b]] = tokens_BT[b, at[b] : at[b] + added[b]]
+        lengths = jnp.asarray(added, jnp.int32)
+        logits, cache = step(state, cache, jnp.asarray(piece, jnp.int32), lengths)
+        for b in range(2):
+            if added[b]:
+                wanted = expected[b, at[b] : at[b] + added[b]]
+                assert relative(logits[b, : added[b]], wanted) < 2e-5
+        at += added
+    assert cache.lengths_B.tolist() == at.tolist()

@@ -259,3 +259,112 @@ def test_messages_name_the_file(small_file):
     gguf = small_file(keys={"llama.attention.head_count_kv": 3})
     with pytest.raises(GGUFError, match=re.escape(str(gguf.path))):
         load_decoder(gguf)
+
+
+def with_predictor(small_file, **keys):
+    """A file of one layer whose block_count counts a block for multi-token prediction too."""
+    more = {
+        "blk.1.nextn.eh_proj.weight": zeros(32, 64),
+        "blk.1.attn_norm.weight": zeros(32),
+        "blk.1.nextn.enorm.weight": zeros(32),
+    }
+    counts = {"llama.block_count": 2, "llama.nextn_predict_layers": 1}
+    return small_file(keys=counts | keys, tensors=more, name="predictor.gguf")
+
+
+def test_blocks_for_multi_token_prediction_are_skipped_and_said(small_file, logits):
+    tokens = np.arange(20, dtype=np.int32)[None]
+    expected = logits(load_decoder(small_file()), tokens)
+    with pytest.warns(UserWarning, match="the 3 tensors of 1 blocks for multi-token prediction"):
+        decoder = load_decoder(with_predictor(small_file))
+    assert len(decoder.blk) == len(decoder.config.layers) == 1
+    np.testing.assert_array_equal(logits(decoder, tokens), expected)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_at_least_one_block_is_a_layer(small_file, count):
+    with pytest.raises(GGUFError, match=f"nextn_predict_layers .* from 0 to 1.* has {count}"):
+        load_decoder(with_predictor(small_file, **{"llama.nextn_predict_layers": count}))
+
+
+def test_output_scales_multiply_products_and_calibrations_are_ignored(small_file, logits):
+    """As NVFP4 files have them: one factor beside a weight."""
+    tokens = np.arange(20, dtype=np.int32)[None]
+    weights = {name: np.asarray(t.data.view("<f4")) for name, t in small_file().tensors.items()}
+    scaled = {
+        f"blk.0.{name}.scale": ("F32", np.array([factor], np.float32))
+        for name, factor in (("attn_q", 2.0), ("attn_output", 0.5), ("ffn_up", 4.0))
+    }
+    calibrations = {"blk.0.attn_q.input_scale": ("F32", np.ones(1, np.float32))}
+    divided = {
+        name.replace(".scale", ".weight"): (
+            "F32",
+            weights[name.replace(".scale", ".weight")] / factor[0],
+        )
+        for name, (_, factor) in scaled.items()
+    }
+    expected = logits(load_decoder(small_file()), tokens)
+    decoder = load_decoder(small_file(tensors=scaled | calibrations | divided, name="scaled.gguf"))
+    np.testing.assert_allclose(logits(decoder, tokens), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_biases_follow_the_file(small_file, logits):
+    """llama.cpp takes a bias wherever a file has one."""
+    biases = {
+        f"blk.0.{name}.bias": ("F32", np.full(size, 0.1, np.float32))
+        for name, size in (("attn_q", 32), ("attn_output", 32), ("ffn_down", 32), ("ffn_gate", 64))
+    }
+    decoder = load_decoder(small_file(tensors=biases, name="biased.gguf"))
+    assert decoder.blk[0].attn_k.bias is None
+    np.testing.assert_array_equal(decoder.blk[0].ffn_gate.bias.get_value(), np.float32(0.1))
+    tokens = np.arange(20, dtype=np.int32)[None]
+    assert not np.allclose(logits(decoder, tokens), logits(load_decoder(small_file()), tokens))
+
+
+def test_keys_with_neutral_values_are_silent_and_others_warn(small_file):
+    neutral = {
+        "llama.attention.causal": True,
+        "llama.use_parallel_residual": False,
+        "llama.expert_group_count": 1,
+        "llama.logit_scale": np.float32(1.0),
+        "llama.final_logit_softcapping": np.float32(0.0),
+    }
+    gguf = small_file(keys=neutral)
+    load_decoder(gguf, strict=True)
+    assert "True changes nothing" in read_config(gguf)[1]["llama.attention.causal"]
+    for key, value in {
+        "llama.attention.causal": False,
+        "llama.use_parallel_residual": True,
+        "llama.logit_scale": np.float32(2.0),
+    }.items():
+        with pytest.raises(GGUFError, match=f"not known here: {key}"):
+            load_decoder(small_file(keys={key: value}), strict=True)
+
+
+def test_arrays_of_keys_have_a_value_for_each_layer(small_file):
+    """Two layers that differ in their heads and in their hidden units."""
+    second = {
+        f"blk.1.{name.removeprefix('blk.0.')}": tensor
+        for name, tensor in {
+            "blk.0.attn_norm.weight": zeros(32),
+            "blk.0.attn_q.weight": zeros(16, 32),
+            "blk.0.attn_k.weight": zeros(8, 32),
+            "blk.0.attn_v.weight": zeros(8, 32),
+            "blk.0.attn_output.weight": zeros(32, 16),
+            "blk.0.ffn_norm.weight": zeros(32),
+            "blk.0.ffn_gate.weight": zeros(40, 32),
+            "blk.0.ffn_up.weight": zeros(40, 32),
+            "blk.0.ffn_down.weight": zeros(32, 40),
+        }.items()
+    }
+    keys = {
+        "llama.block_count": 2,
+        "llama.attention.head_count": [4, 2],
+        "llama.attention.head_count_kv": [2, 1],
+        "llama.feed_forward_length": [64, 40],
+        "llama.attention.key_length": 8,
+    }
+    config = load_decoder(small_file(keys=keys, tensors=second)).config
+    assert [layer.mixer.heads for layer in config.layers] == [4, 2]
+    assert [layer.mixer.kv_heads for layer in config.layers] == [2, 1]
+    assert [layer.feed_forward.hidden for layer in config.layers] == [64, 40]

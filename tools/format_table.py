@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from rocmforge_jax.formats.registry import FORMATS
+from tools import marked_table
 
-START, END = "<!-- table: made by tools/format_table.py -->", "<!-- end of table -->"
+START = "<!-- table: made by tools/format_table.py -->"
 SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i"}
 
 
@@ -24,11 +25,7 @@ def table() -> str:
 
 def renewed(page: str) -> str:
     """The page with a current table between its two marks. ValueError where a mark is missing."""
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"the page needs a line {START!r} and, after it, a line {END!r}")
-    return f"{before}{START}\n{table()}\n{END}{after}"
+    return marked_table.renewed(page, START, table())
 
 
 def _row(f):

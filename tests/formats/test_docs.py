@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import format_table
+from tools import format_table, marked_table
 
 pytestmark = pytest.mark.core
 
@@ -23,7 +23,7 @@ def test_the_worked_example_is_true():
 
 
 @pytest.mark.parametrize(
-    "page", ["", format_table.START, format_table.END, format_table.END + format_table.START]
+    "page", ["", format_table.START, marked_table.END, marked_table.END + format_table.START]
 )
 def test_a_page_without_its_marks_is_refused(page):
     with pytest.raises(ValueError, match="format_table.py|end of table"):

@@ -1,0 +1,168 @@
+"""Makes the table of docs/architectures.md: which options each architecture uses.
+
+`python -m tools.architecture_table docs/architectures.md` renews it. Every row is what the family's
+function makes of the keys of a small file, so the table says what the code does.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from rocmforge_jax.models import ARCHITECTURES, DecoderConfig, Mixture
+from rocmforge_jax.models.keys import KeyReader
+from tools import marked_table
+
+START = "<!-- table: made by tools/architecture_table.py -->"
+LAYERS = 12
+#: Keys that every architecture gets.
+KEYS = {
+    "block_count": LAYERS,
+    "context_length": 8192,
+    "embedding_length": 256,
+    "feed_forward_length": 512,
+    "attention.head_count": 8,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+    "attention.layer_norm_epsilon": 1e-6,
+    "attention.sliding_window": 1024,
+}
+EXPERTS = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 64}
+#: Keys that an architecture gets besides.
+MORE = {
+    "gpt-oss": EXPERTS | {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0},
+    "lfm2": {
+        "attention.head_count_kv": np.array([0, 0, 2] * (LAYERS // 3)),
+        "shortconv.l_cache": 3,
+        "attention.sliding_window": 0,
+    },
+    "gemma3": {"rope.freq_base": 1e6},
+}
+
+
+def config_of(name: str) -> DecoderConfig:
+    """Returns what an architecture makes of the sample keys."""
+    more = EXPERTS if name.endswith("moe") else {}
+    keys = KEYS | more | MORE.get(name, {})
+    embedding = SimpleNamespace(shape=(512, keys["embedding_length"]))
+    tensors = {"token_embd.weight": embedding} | {f"blk.{i}.x": None for i in range(LAYERS)}
+    tensors |= {f"blk.{i}.ffn_gate.weight": None for i in range(LAYERS)}
+    metadata = {f"{name}.{key}": value for key, value in keys.items()}
+    file = SimpleNamespace(architecture=name, metadata=metadata, tensors=tensors, path="sample")
+    return ARCHITECTURES[name].read(KeyReader(file))
+
+
+def table() -> str:
+    """One row for each architecture, in Markdown."""
+    head = [
+        "architecture",
+        "mixers",
+        "attention",
+        "rotary embedding",
+        "norms",
+        "feed-forward",
+        "scales",
+    ]
+    rows = [_row(name, config_of(name)) for name in sorted(ARCHITECTURES)]
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows])
+
+
+def renewed(page: str) -> str:
+    """The page with a current table between its two marks. ValueError where a mark is missing."""
+    return marked_table.renewed(page, START, table())
+
+
+def _row(name: str, config: DecoderConfig) -> str:
+    mixers = [layer.mixer for layer in config.layers if layer.mixer is not None]
+    attentions = [mixer for mixer in mixers if hasattr(mixer, "heads")]
+    feeds = [layer.feed_forward for layer in config.layers if layer.feed_forward is not None]
+    cells = [
+        f"`{name}`",
+        _kinds(type(mixer).__name__ for mixer in mixers),
+        _joined(_attention(one) for one in attentions),
+        _joined(_rope(one.rope) for one in attentions),
+        _joined(_norms(layer.norms) for layer in config.layers),
+        _joined(_feed_forward(feed) for feed in feeds),
+        _scales(config),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _kinds(names) -> str:
+    """The kinds, with how many of the sample's layers have each where there are several."""
+    names = list(names)
+    kinds = dict.fromkeys(names)
+    if len(kinds) == 1:
+        return names[0]
+    return ", ".join(f"{kind} ({names.count(kind)} of {len(names)})" for kind in kinds)
+
+
+def _joined(texts) -> str:
+    """Texts that differ, with how many of the sample's layers have each."""
+    texts = list(texts)
+    different = list(dict.fromkeys(texts))
+    if len(different) == 1:
+        return different[0]
+    return "; ".join(
+        f"{text or 'none'} ({texts.count(text)} of {len(texts)})" for text in different
+    )
+
+
+def _attention(one) -> str:
+    parts = {
+        "window": one.window is not None,
+        "chunks": one.chunk is not None,
+        "soft cap": one.soft_cap is not None,
+        "sinks": one.sinks,
+        "own scale": one.scale is not None,
+        f"q and k norm over the {one.qk_norm}": one.qk_norm is not None,
+        "v norm": one.v_norm,
+        f"gate by {one.gate}": one.gate is not None,
+        "temperature": one.temperature is not None,
+        "not causal": not one.causal,
+    }
+    return ", ".join(part for part, there in parts.items() if there)
+
+
+def _rope(rope) -> str:
+    if rope is None:
+        return "none"
+    scaling = ", YaRN" if rope.yarn else ", scaled" if rope.scale != 1 else ""
+    return f"{'interleaved' if rope.interleaved else 'NeoX'}, base {rope.base:g}{scaling}"
+
+
+def _norms(norms) -> str:
+    kind = {"rms": "RMS", "layer": "LayerNorm"}[norms.kind]
+    places = dataclasses.asdict(norms)
+    there = [place for place in places if place.startswith(("before", "after")) and places[place]]
+    before, after = (any(place.startswith(word) for place in there) for word in ("before", "after"))
+    where = "before and after" if before and after else "before" if before else "after"
+    return f"{kind} {where}"
+
+
+def _feed_forward(feed) -> str:
+    if not isinstance(feed, Mixture):
+        return f"{feed.activation}{'' if feed.gated else ' without gate'}"
+    routing = feed.routing
+    parts = [f"{feed.activation} experts, {routing.scoring.replace('_', ' ')}"]
+    parts += ["renormalised"] if routing.renormalize else []
+    parts += ["selection bias"] if feed.selection_bias else []
+    parts += [f"{routing.groups} groups"] if routing.groups > 1 else []
+    return ", ".join(parts)
+
+
+def _scales(config) -> str:
+    scales = {
+        "embedding": config.embedding_scale,
+        "residual": config.layers[0].residual_scale,
+        "logits": config.logit_scale,
+    }
+    parts = [name for name, scale in scales.items() if scale != 1]
+    return ", ".join(parts + (["logit cap"] if config.logit_cap is not None else []))
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    page.write_text(renewed(page.read_text()))

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import targets
 from rocmforge_jax.backends import Numerics, record
 from rocmforge_jax.nn import (
     AttentionRule,
@@ -32,18 +31,6 @@ RULES = {
     "not causal": dict(causal=False),
     "not causal, with sinks": dict(causal=False, sinks=True, soft_cap=3.0),
 }
-
-
-@pytest.fixture(params=["xla", "cpp", "pallas"])
-def backend(request):
-    """Makes one backend after the other available: Pallas on a GPU, or in its interpreter."""
-    if request.param == "cpp":
-        request.getfixturevalue("in_cpp")
-    if request.param != "pallas":
-        yield request.param
-        return
-    with targets.use(targets.current() or targets.INTERPRET):
-        yield request.param
 
 
 def made(rule, heads, width, normal):

@@ -62,7 +62,7 @@ def decode_attention(
     """
     arrays = dict(q_BNH=q_BNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, lengths_B=lengths_B)
     checks.check_operands(arrays, rule)
-    checks.require_kernels(target, q_BNH, keys_BKHS, values_BKSH)
+    checks.require_kernels(target, q_BNH, keys_BKHS, values_BKSH, rule)
     if new is not None:
         new = checks.checked_new_tokens(new, keys_BKHS.shape)
     blocks = blocks or chosen(DECODE, target, keys_BKHS.dtype.itemsize, keys_BKHS.shape[2])
@@ -113,7 +113,7 @@ def prefill_attention(
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, starts_B=starts_B)
     checks.check_operands(arrays, rule)
-    checks.require_kernels(target, q_BTNH, keys_BKHS, values_BKSH)
+    checks.require_kernels(target, q_BTNH, keys_BKHS, values_BKSH, rule)
     blocks = blocks or chosen(PREFILL, target, keys_BKHS.dtype.itemsize, keys_BKHS.shape[2])
     operands = q_BTNH, keys_BKHS, values_BKSH, starts_B.astype(jnp.int32), _in_float32(rule)
     return prefill.prefill(*operands, blocks, target)

@@ -99,8 +99,15 @@ def checked_new_tokens(new, keys_shape):
     return new._replace(cos_BR=cos.astype(jnp.float32), sin_BR=sin.astype(jnp.float32))
 
 
-def require_kernels(target: Target | None, q, keys, values) -> None:
+def require_no_chunk(rule: AttentionRule) -> None:
+    """Raises NotImplementedError for a rule with chunks, which only the reference computes."""
+    if rule.chunk is not None:
+        raise NotImplementedError(f"chunk={rule.chunk}: attention kernels know no chunks")
+
+
+def require_kernels(target: Target | None, q, keys, values, rule: AttentionRule) -> None:
     """Raises NotImplementedError for what the Triton kernels cannot do."""
+    require_no_chunk(rule)
     if target is None:
         raise NotImplementedError("attention kernels run on GPUs, and there is no target")
     if q.shape[-1] > MAX_HEAD_WIDTH:

@@ -135,9 +135,9 @@ def _dequantize(planes, packing, dtype, on):
     return dequantize_planes(planes, packing, dtype, target=on)
 
 
-def check_attention(q, keys, values) -> Target:
+def check_attention(q, keys, values, rule: AttentionRule) -> Target:
     """Returns the target of attention kernels, or raises NotImplementedError with the reason."""
-    require_kernels(on := target(), q, keys, values)
+    require_kernels(on := target(), q, keys, values, rule)
     return on
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import AttentionRule
-from pallas_kernels.attention.checks import check_ring
+from pallas_kernels.attention.checks import check_ring, require_no_chunk
 
 
 def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False) -> jax.Array:
@@ -30,7 +30,9 @@ def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = Fal
 
     Raises:
         ValueError: Operands that do not fit, or a rule that makes no sense.
+        NotImplementedError: A rule with chunks.
     """
+    require_no_chunk(rule)
     check(q_BTNH, keys, values, starts_B)
     if ring:
         check_ring(values.shape[2], q_BTNH.shape[1], rule)

@@ -36,7 +36,7 @@ class NewTokensSpec:
 
 
 def _check_pallas(q, cache, rule, rotates: bool = True) -> str:
-    on = pallas.check_attention(q, cache.keys, cache.values)
+    on = pallas.check_attention(q, cache.keys, cache.values, rule)
     several, (_, _, N, H), K = q.shape[1] > 1, q.shape, cache.keys.shape[1]
     kind = _kind(rule, cache, rotates)
     case = several, N // K, H, cache.keys.dtype, kind
@@ -65,7 +65,7 @@ def _kind(rule, cache, rotates: bool) -> tuple[str, ...]:
 
 
 def _check_cpp(q, cache, rule) -> str:
-    cpp.require_float32(q.dtype, cache.keys.dtype)
+    cpp.check_attention(q, cache.keys, rule)
     return f"reads the slots that hold tokens{_in_ring(cache)}, C++ with {cpp.instructions()}"
 
 

@@ -254,6 +254,11 @@ def test_shapes_that_do_not_fit_are_refused_with_all_of_them(shape):
         attention.attend(*WRONG[shape](*made(CASES[1])), AttentionRule(1.0))
 
 
+def test_chunks_are_refused():
+    with pytest.raises(NotImplementedError, match="chunk=9"):
+        attention.attend(*made(CASES[1]), AttentionRule(1.0, chunk=9))
+
+
 def test_sinks_of_other_heads_are_refused():
     """Numbers that no rule can have are refused when one is made."""
     with pytest.raises(ValueError, match=r"sinks_N has shape \[5\]: expected \[6\]"):

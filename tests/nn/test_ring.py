@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rocmforge_jax.backends import Numerics, record
+from rocmforge_jax.backends import Numerics, pallas, record
 from rocmforge_jax.nn import (
     AttentionRule,
     KVState,
@@ -337,6 +337,26 @@ def test_the_report_names_the_ring(T, backend):
     assert decision.choice.name == backend
     assert "ring of 64 slots" in decision.choice.reason or backend == "xla"
     assert "rotates" not in decision.choice.reason
+
+
+@pytest.mark.parametrize("backend", ["pallas"], indirect=True)
+@pytest.mark.parametrize("rope", [None, ROPE])
+def test_a_kernel_is_tried_with_what_it_is_used_for(rope, backend, monkeypatch):
+    """The trial is on a ring, of tokens that rotate only where those of the call do."""
+    tried = []
+
+    def require(what, error, allowed):
+        tried.append(what)
+        assert error() < 1e-6 < allowed
+
+    monkeypatch.setattr(pallas, "require", require)
+    ring, starts = KVState.zeros(1, K, H, 10**6, jnp.float32, 17), jnp.array([99], jnp.int32)
+    q, kv = jnp.ones((1, 1, N, H)), jnp.ones((1, 1, K, H))
+    table = None if rope is None else rope_table(starts[:, None], rope)
+    rule, numerics = AttentionRule(1.0, window=17, soft_cap=2.0), Numerics(backend=backend)
+    attend_to_new(q, kv, kv, table, rope, ring, starts, rule, numerics=numerics)
+    described = "decode attention of 2 heads of 32 a group, float32, window, soft cap, ring"
+    assert tried == [described if rope else f"{described}, no rope"]
 
 
 def test_windows_of_the_cache_and_of_the_rule_must_be_equal(backend):

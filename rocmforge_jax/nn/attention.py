@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from pallas_kernels.attention import AttentionRule, reference
 from pallas_kernels.attention.checks import check_operands
 from rocmforge_jax.backends import DEFAULT, Numerics, choose
-from rocmforge_jax.nn import attention_backends
-from rocmforge_jax.nn.attention_backends import ATTENTION, NEW_TOKENS, NewTokensSpec, rotated
+from rocmforge_jax.nn import attention_calls
+from rocmforge_jax.nn.attention_backends import ATTENTION, NEW_TOKENS
+from rocmforge_jax.nn.attention_calls import NewTokensSpec, rotated
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.norm import RMSNorm
@@ -69,7 +70,7 @@ def cached_attention(
     check_operands(arrays, rule)
     operands = _shaped(q_BTNH), _shaped(cache), rule
     choice = choose(ATTENTION, operands, backend)
-    return attention_backends.attend(choice.name, q_BTNH, cache, starts_B.astype(jnp.int32), rule)
+    return attention_calls.attend(choice.name, q_BTNH, cache, starts_B.astype(jnp.int32), rule)
 
 
 def attend_to_new(
@@ -130,7 +131,7 @@ def attend_to_new(
     scales = norms and tuple(norm.scale.get_value() for norm in norms)
     choice = choose(NEW_TOKENS, (_shaped(q_BTNH), _shaped(cache), rule, spec), numerics.backend)
     operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, lengths_B, scales, rule
-    (out, quantized), cache = attention_backends.attend_to_new(choice.name, spec, *operands)
+    (out, quantized), cache = attention_calls.attend_to_new(choice.name, spec, *operands)
     return QuantizedInput(_joined(out), quantized), cache
 
 

@@ -29,6 +29,7 @@ def decode_attention(
     blocks: Blocks | None = None,
     activations: str | None = None,
     new: NewTokens | None = None,
+    ring: bool = False,
 ) -> Any:
     """Attention of one query of each sequence, at position lengths_B[b] - 1.
 
@@ -40,13 +41,15 @@ def decode_attention(
         keys_BKHS: the keys of the cache.
         values_BKSH: the values of the cache, in the same dtype.
         lengths_B: integers 0 to S, filled slots, the query's own included. A sequence of length 0
-            gets zeros.
+            gets zeros. With `ring` they may exceed S.
         rule: which slots a query sees, and their weights.
         target: what the kernels are compiled for.
         blocks: sizes of programs; the default depends on the target.
         activations: a mode of `qmatmul.activations`, or None.
         new: the queries' own tokens, where the cache does not hold them yet. Neither they nor the
             queries are normed or rotated; the kernel does both.
+        ring: whether the slots are a ring buffer: the token at position p is in slot p % S. The
+            rule then has a window of at most S slots.
 
     Returns:
         [B, N, H] in q's dtype. With `activations` a pair of that and the Activations of its rows
@@ -59,10 +62,13 @@ def decode_attention(
     """
     arrays = dict(q_BNH=q_BNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, lengths_B=lengths_B)
     checks.check_operands(arrays, rule)
-    checks.require_kernels(target, q_BNH, keys_BKHS, values_BKSH)
+    checks.require_kernels(target, q_BNH, keys_BKHS, values_BKSH, rule)
     if new is not None:
         new = checks.checked_new_tokens(new, keys_BKHS.shape)
     blocks = blocks or chosen(DECODE, target, keys_BKHS.dtype.itemsize, keys_BKHS.shape[2])
+    if ring:
+        checks.check_ring(values_BKSH.shape[2], 1, rule)
+        checks.require_whole_blocks(values_BKSH.shape[2], blocks.slots)
     splits = decode.split_count(
         values_BKSH.shape, q_BNH.shape[1] // keys_BKHS.shape[1], rule.window, blocks
     )
@@ -72,7 +78,7 @@ def decode_attention(
             f"heads of {q_BNH.shape[-1]}, only multiples of {GROUP} can be quantised"
         )
     operands = q_BNH, keys_BKHS, values_BKSH, lengths_B.astype(jnp.int32), _in_float32(rule)
-    return decode.decode(*operands, blocks, target, activations, new)
+    return decode.decode(*operands, blocks, target, activations, new, ring)
 
 
 def prefill_attention(
@@ -107,7 +113,7 @@ def prefill_attention(
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, starts_B=starts_B)
     checks.check_operands(arrays, rule)
-    checks.require_kernels(target, q_BTNH, keys_BKHS, values_BKSH)
+    checks.require_kernels(target, q_BTNH, keys_BKHS, values_BKSH, rule)
     blocks = blocks or chosen(PREFILL, target, keys_BKHS.dtype.itemsize, keys_BKHS.shape[2])
     operands = q_BTNH, keys_BKHS, values_BKSH, starts_B.astype(jnp.int32), _in_float32(rule)
     return prefill.prefill(*operands, blocks, target)

@@ -59,6 +59,17 @@ def _check_axes(name, shape, sizes):
             )
 
 
+def check_ring(slots: int, tokens: int, rule: AttentionRule) -> None:
+    """Raises ValueError unless a ring of `slots` holds all that `tokens` queries see."""
+    if rule.window is None:
+        raise ValueError(f"a ring of {slots} slots needs a rule with a window, got window=None")
+    if (needed := rule.window + tokens - 1) > slots:
+        raise ValueError(
+            f"{tokens} new tokens with a window of {rule.window} see {needed} slots, the ring has"
+            f" {slots}"
+        )
+
+
 def checked_new_tokens(new, keys_shape):
     """Check the shapes of NewTokens for keys [B, K, H, S], and make their angles float32."""
     B, K, H, _ = keys_shape
@@ -67,7 +78,15 @@ def checked_new_tokens(new, keys_shape):
             raise ValueError(
                 f"{name} of the new tokens is {list(array.shape)}, the cache needs {[B, K, H]}"
             )
+    for scale in () if new.norms is None else new.norms[0]:
+        if scale.shape != (H,):
+            raise ValueError(f"the scale of a norm is {list(scale.shape)}, heads are {H} wide")
     cos, sin = new.cos_BR, new.sin_BR
+    if (cos is None) != (sin is None):
+        given, missing = ("sin", "cos") if cos is None else ("cos", "sin")
+        raise ValueError(f"new tokens have {given}_BR without {missing}_BR: give both or neither")
+    if cos is None:
+        return new
     if (
         cos.shape != sin.shape
         or cos.ndim != 2
@@ -77,14 +96,18 @@ def checked_new_tokens(new, keys_shape):
         raise ValueError(
             f"angles of {list(cos.shape)} and {list(sin.shape)} for {B} sequences with heads of {H}"
         )
-    for scale in () if new.norms is None else new.norms[0]:
-        if scale.shape != (H,):
-            raise ValueError(f"the scale of a norm is {list(scale.shape)}, heads are {H} wide")
     return new._replace(cos_BR=cos.astype(jnp.float32), sin_BR=sin.astype(jnp.float32))
 
 
-def require_kernels(target: Target | None, q, keys, values) -> None:
+def require_no_chunk(rule: AttentionRule) -> None:
+    """Raises NotImplementedError for a rule with chunks, which only the reference computes."""
+    if rule.chunk is not None:
+        raise NotImplementedError(f"chunk={rule.chunk}: attention kernels know no chunks")
+
+
+def require_kernels(target: Target | None, q, keys, values, rule: AttentionRule) -> None:
     """Raises NotImplementedError for what the Triton kernels cannot do."""
+    require_no_chunk(rule)
     if target is None:
         raise NotImplementedError("attention kernels run on GPUs, and there is no target")
     if q.shape[-1] > MAX_HEAD_WIDTH:
@@ -97,6 +120,14 @@ def require_kernels(target: Target | None, q, keys, values) -> None:
                 f"{name} in {array.dtype}: attention kernels know {', '.join(_DTYPES)}"
             )
         require_fits(name, array.shape)
+
+
+def require_whole_blocks(slots: int, block: int) -> None:
+    """Raises NotImplementedError for a ring that is not cut into whole blocks of slots."""
+    if slots % block:
+        raise NotImplementedError(
+            f"a ring of {slots} slots: attention kernels need a multiple of {block}"
+        )
 
 
 def require_fits(name: str, shape: tuple[int, ...]) -> None:

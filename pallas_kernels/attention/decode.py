@@ -47,21 +47,27 @@ class NewTokens(NamedTuple):
 
     k_BKH, v_BKH. cos_BR, sin_BR: float32, of the angles of the R pairs that rotate in queries and
     keys: elements 2i and 2i + 1 of a head where interleaved, else i and R + i; elements from 2R on
-    stay. norms: scales [H] of RMSNorms that heads of queries and of keys go through before, and
-    their epsilons; or None.
+    stay. Both are None if nothing rotates. norms: scales [H] of RMSNorms that heads of queries and
+    of keys go through before, and their epsilons; or None.
     """
 
     k_BKH: jax.Array
     v_BKH: jax.Array
-    cos_BR: jax.Array
-    sin_BR: jax.Array
+    cos_BR: jax.Array | None
+    sin_BR: jax.Array | None
     interleaved: bool
     norms: tuple[tuple[jax.Array, jax.Array], tuple[float, float]] | None = None
 
     @property
     def arrays(self) -> list:
         """The operands of the kernel."""
-        return [*self[:4], *([] if self.norms is None else self.norms[0])]
+        angles = [self.cos_BR, self.sin_BR] if self.rotates else []
+        return [self.k_BKH, self.v_BKH, *angles, *([] if self.norms is None else self.norms[0])]
+
+    @property
+    def rotates(self) -> bool:
+        """Whether queries and keys are rotated."""
+        return self.cos_BR is not None
 
 
 def decode(
@@ -74,10 +80,11 @@ def decode(
     target: Target,
     mode=None,
     new=None,
+    ring: bool = False,
 ):
     """Run both kernels; `api.decode_attention` has checked the operands."""
     parts, caches = attend_in_parts(
-        q_BNH, keys_BKHS, values_BKSH, lengths_B, rule, blocks, target, new
+        q_BNH, keys_BKHS, values_BKSH, lengths_B, rule, blocks, target, new, ring
     )
     out = combine(*parts, rule.sinks_N, q_BNH.dtype, target, mode)
     return out if new is None else (out, *caches)
@@ -110,6 +117,7 @@ def attend_in_parts(
     blocks: Blocks,
     target: Target,
     new=None,
+    ring: bool = False,
 ):
     """-> float32: largest exponents [B, N, splits], -inf for an empty share.
 
@@ -145,7 +153,7 @@ def attend_in_parts(
             before, seen_as, parts = position, rule, [column]
         else:  # what lies before the new token, for a window that has one slot less
             before, seen_as, parts = position - 1, _before_the_token(rule), _rotated_parts(H, new)
-        slots = Slots(keys_ref, values_ref, b, head, blocks.slots, parts)
+        slots = Slots(keys_ref, values_ref, b, head, blocks.slots, parts, ring)
         if new is not None and rule.window == 1:  # the new token alone
             seen = (jnp.int32(0),) * 4
         else:
@@ -157,15 +165,16 @@ def attend_in_parts(
         def _():
             q, state = [load_q(part) for part in parts], nothing_seen(rows, H)
             if new is not None:
-                token = _Token(
-                    new_refs, b, head, parts, column, None if new.norms is None else new.norms[1]
-                )
+                token = _Token(new_refs, new, b, head, parts, column)
                 q = token.queries(q, keys_ref.dtype)
                 state = tuple(
                     jnp.where(takes_new, *both)
                     for both in zip(token.seen(q, keys_ref.dtype, rule), state)
                 )
-                pl.when(takes_new)(lambda: token.store(*caches, position))
+                # In a ring, other shares may read this slot meanwhile: as the position S before,
+                # which is outside of the window, or as the new token's own. Both are masked.
+                slot = jax.lax.rem(position, jnp.int32(slots.length)) if ring else position
+                pl.when(takes_new)(lambda: token.store(*caches, slot))
             q = [part.astype(keys_ref.dtype) for part in q]
             highest, total, sums = attend(q, slots, seen, before, before, seen_as, state)
             triton.store(highest_ref, (b, heads, split), highest, mask=within(of_group))
@@ -215,6 +224,8 @@ def _before_the_token(rule: AttentionRule) -> AttentionRule:
 
 def _rotated_parts(H, new):
     """A head as what rotates into each other and what stays."""
+    if not new.rotates:
+        return whole(H)
     R = new.cos_BR.shape[-1]
     pair = jnp.arange(padded(R), dtype=jnp.int32)
     first, second = (2 * pair, 2 * pair + 1) if new.interleaved else (pair, R + pair)
@@ -229,17 +240,18 @@ def _rotated_parts(H, new):
 class _Token:
     """The new token of a sequence, as one KV head sees it.
 
-    parts: those of `_rotated_parts`; column: a whole head; epsilons: of the norms.
+    refs: of the arrays of `new`, the NewTokens. parts: those of `_rotated_parts`. column: a whole
+    head.
     """
 
-    def __init__(self, refs, b, head, parts, column, epsilons):
+    def __init__(self, refs, new, b, head, parts, column):
         self.b, self.head, self.parts, self.column = b, head, parts, column
-        k_ref, v_ref, cos_ref, sin_ref, *norm_refs = refs
+        k_ref, v_ref, *refs = refs
+        angle_refs, norm_refs = (refs[:2], refs[2:]) if new.rotates else ([], refs)
         pairs = jnp.arange(parts[0].columns.size, dtype=jnp.int32)
-        self.cos, self.sin = (
-            triton.load(ref, (b, pairs), mask=within((pairs, parts[0].count)))
-            for ref in (cos_ref, sin_ref)
-        )
+        self.angles = [
+            triton.load(ref, (b, pairs), mask=within((pairs, parts[0].count))) for ref in angle_refs
+        ]
 
         def load(ref, part):
             return triton.load(ref, (b, head, part.columns), mask=self._exists(part))
@@ -252,7 +264,9 @@ class _Token:
             ]
             for ref in norm_refs
         ]
-        self.norm_of_queries, self.norm_of_key = zip(scales, epsilons) if scales else (None, None)
+        self.norm_of_queries, self.norm_of_key = (
+            (None, None) if new.norms is None else zip(scales, new.norms[1])
+        )
 
     @staticmethod
     def _exists(part):
@@ -261,13 +275,13 @@ class _Token:
 
     def queries(self, parts, dtype):
         """Parts [R, P] of queries, normed and rotated, in `dtype`."""
-        return self._rotated(parts, self.norm_of_queries, dtype)
+        return self._prepared(parts, self.norm_of_queries, dtype)
 
     def key(self, dtype):
         """The parts of the key likewise."""
-        return self._rotated(self.k, self.norm_of_key, dtype)
+        return self._prepared(self.k, self.norm_of_key, dtype)
 
-    def _rotated(self, parts, norm, dtype):
+    def _prepared(self, parts, norm, dtype):
         parts = [part.astype(jnp.float32) for part in parts]
         if norm is not None:
             scales, epsilon = norm
@@ -279,12 +293,11 @@ class _Token:
                 part * factor * scale[(None,) * (part.ndim - 1)]
                 for part, scale in zip(parts, scales)
             ]
-        first, second, *rest = parts
-        cos, sin = (a[(None,) * (first.ndim - 1)] for a in (self.cos, self.sin))
-        return [
-            part.astype(dtype)
-            for part in (first * cos - second * sin, second * cos + first * sin, *rest)
-        ]
+        if self.angles:
+            first, second, *rest = parts
+            cos, sin = (a[(None,) * (first.ndim - 1)] for a in self.angles)
+            parts = [first * cos - second * sin, second * cos + first * sin, *rest]
+        return [part.astype(dtype) for part in parts]
 
     def seen(self, q, dtype, rule):
         """The state of `attend` for queries, rotated, that have seen this token."""

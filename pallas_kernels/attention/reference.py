@@ -12,31 +12,54 @@ from pallas_kernels.attention import checks
 from pallas_kernels.attention.rule import LOG2_E, LOWEST, AttentionRule
 
 
-def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, rule: AttentionRule):
+def ring_positions(newest, slots: int):
+    """The positions of the tokens in the slots of a ring buffer.
+
+    The token at position p is in slot p % slots.
+
+    Args:
+        newest: integers [...], the positions of the newest tokens.
+        slots: how many slots the ring has.
+
+    Returns:
+        int32 [..., slots]. A negative position means that the slot is empty.
+    """
+    newest = newest.astype(jnp.int32)[..., None]
+    slot = jnp.arange(slots, dtype=jnp.int32).reshape((1,) * (newest.ndim - 1) + (slots,))
+    return newest - jnp.mod(newest - slot, jnp.int32(slots))
+
+
+def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, rule: AttentionRule, ring: bool = False):
     """Compute what `api.decode_attention` computes without new tokens -> [B, N, H] in q's dtype.
 
     What unfilled slots hold does not count, but must be finite.
     """
     arrays = dict(q_BNH=q_BNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, lengths_B=lengths_B)
     checks.check_operands(arrays, rule)
-    return _prefill(q_BNH[:, None], keys_BKHS, values_BKSH, lengths_B - 1, rule)[:, 0]
+    return _prefill(q_BNH[:, None], keys_BKHS, values_BKSH, lengths_B - 1, rule, ring)[:, 0]
 
 
-def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule: AttentionRule):
+def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule: AttentionRule, ring: bool = False):
     """Compute what `api.prefill_attention` computes -> [B, T, N, H] in q's dtype.
 
-    What unfilled slots hold does not count, but must be finite.
+    What unfilled slots hold does not count, but must be finite. ring: whether the slots are a ring
+    buffer (`ring_positions`), whose newest token is that of the last query.
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, starts_B=starts_B)
     checks.check_operands(arrays, rule)
-    return _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule)
+    return _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, ring)
 
 
-def _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule):
+def _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, ring):
     T, S = q_BTNH.shape[1], values_BKSH.shape[2]
     tokens_BT = jnp.arange(T, dtype=jnp.int32)[None]
     positions_BT = rule.last_seen(starts_B.astype(jnp.int32)[:, None], tokens_BT, T)
-    seen_BTS = rule.sees(positions_BT[..., None], jnp.arange(S, dtype=jnp.int32)[None, None])
+    if ring:
+        checks.check_ring(S, T, rule)
+        held_BTS = ring_positions(starts_B + (T - 1), S)[:, None]
+        seen_BTS = rule.sees(positions_BT[..., None], held_BTS) & (held_BTS >= 0)
+    else:
+        seen_BTS = rule.sees(positions_BT[..., None], jnp.arange(S, dtype=jnp.int32)[None, None])
     return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule)
 
 

@@ -31,6 +31,8 @@ class AttentionRule:
         causal: whether a query sees no slot after its own. Otherwise it sees all filled slots.
         window: how many slots a query sees, its own included; None for all.
         soft_cap: a cap c that makes c * tanh(score / c) of each score, or None.
+        chunk: how many slots a chunk has, or None. A query sees the slots of its own chunk only;
+            slot s is in chunk s // chunk. Only the reference computes it.
         sinks_N: for each query head a logit that takes its share of the weights and has no value,
             or None.
 
@@ -42,16 +44,18 @@ class AttentionRule:
     causal: bool = _static(True)
     window: int | None = _static(None)
     soft_cap: float | None = _static(None)
+    chunk: int | None = _static(None)
     sinks_N: jax.Array | None = None
 
     def __post_init__(self):
         if not isinstance(self.scale, numbers.Real) or not math.isfinite(self.scale):
             raise ValueError(f"scale must be a finite number, got {self.scale}")
-        window, cap = self.window, self.soft_cap
-        if window is not None and (not isinstance(window, numbers.Integral) or window < 1):
-            raise ValueError(f"window must be a positive integer or None, got {window}")
-        if window is not None and not self.causal:
-            raise ValueError(f"window={window} needs causal=True, got causal={self.causal}")
+        cap = self.soft_cap
+        for name, size in (("window", self.window), ("chunk", self.chunk)):
+            if size is not None and (not isinstance(size, numbers.Integral) or size < 1):
+                raise ValueError(f"{name} must be a positive integer or None, got {size}")
+            if size is not None and not self.causal:
+                raise ValueError(f"{name}={size} needs causal=True, got causal={self.causal}")
         if cap is not None and not (isinstance(cap, numbers.Real) and 0 < cap < math.inf):
             raise ValueError(f"soft_cap must be a positive number or None, got {cap}")
 
@@ -85,6 +89,8 @@ class AttentionRule:
             slots: numbers of slots; broadcast with positions.
         """
         seen = slots <= positions
+        if self.chunk is not None:
+            seen &= slots // self.chunk == positions // self.chunk
         return seen if self.window is None else seen & (slots > positions - self.window)
 
 

@@ -49,6 +49,8 @@ class Slots:
         head: the KV head.
         block: slots of a block.
         parts: the parts in which keys are read; queries come in the same ones.
+        ring: whether the slots are a ring buffer: position p is in slot p % S. Blocks are then
+            blocks of positions, and `block` divides S.
     """
 
     keys: object
@@ -57,6 +59,7 @@ class Slots:
     head: object
     block: int
     parts: list[Part]
+    ring: bool = False
 
     @property
     def length(self) -> int:
@@ -76,10 +79,13 @@ class Slots:
             bounded: whether the block may pass the last slot.
 
         Returns:
-            The slots [block], the keys [P, block] of each part and the values [block, P]; P are
+            The positions [block], the keys [P, block] of each part and the values [block, P]; P are
             padded widths.
         """
-        slots = i * self.block + jnp.arange(self.block, dtype=jnp.int32)
+        positions = slots = i * self.block + jnp.arange(self.block, dtype=jnp.int32)
+        if self.ring:
+            of_ring = jax.lax.rem(i, jnp.int32(self.length // self.block))
+            slots = positions + (of_ring - i) * self.block
         end = self.length if bounded and self.length % self.block else None
         keys = [
             triton.load(
@@ -92,7 +98,7 @@ class Slots:
         (head,) = whole(self.width)
         values_mask = within(head.limit(1), (slots[:, None], end))
         return (
-            slots,
+            positions,
             keys,
             triton.load(
                 self.values,
@@ -123,7 +129,7 @@ def seen_blocks(slots: Slots, first, last, window: int | None):
     """
 
     def clip(slot):
-        return jnp.clip(slot, 0, slots.length)
+        return jnp.maximum(slot, 0) if slots.ring else jnp.clip(slot, 0, slots.length)
 
     zero = jnp.int32(0)
     begin = zero if window is None else clip(first + 1 - window) // slots.block

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import samples, targets
+from pallas_kernels.attention import AttentionRule
+from pallas_kernels.attention.checks import require_no_chunk
 from pallas_kernels.dequantize import reference
 from pallas_kernels.packing import Packing
 from pallas_kernels.qmatmul import Product, Weight
@@ -97,10 +99,11 @@ def require_packing(packing: Packing, mode: str) -> None:
     _trials().require(what, functools.partial(_error, packing, mode), _ALLOWED[mode])
 
 
-def require_float32(*dtypes) -> None:
-    """Raises NotImplementedError, with the reason, unless attention with these dtypes runs."""
+def check_attention(q, keys, rule: AttentionRule) -> None:
+    """Raises NotImplementedError, with the reason, unless attention of such operands runs."""
     instructions()
-    if others := [str(dtype) for dtype in dtypes if dtype != jnp.float32]:
+    require_no_chunk(rule)
+    if others := [str(array.dtype) for array in (q, keys) if array.dtype != jnp.float32]:
         raise NotImplementedError(f"attention in C++ computes in float32, not {others[0]}")
 
 

@@ -136,42 +136,50 @@ def _dequantize(planes, packing, dtype, on):
     return dequantize_planes(planes, packing, dtype, target=on)
 
 
-def check_attention(q, keys, values) -> Target:
+def check_attention(q, keys, values, rule: AttentionRule) -> Target:
     """Returns the target of attention kernels, or raises NotImplementedError with the reason."""
-    require_kernels(on := target(), q, keys, values)
+    require_kernels(on := target(), q, keys, values, rule)
     return on
 
 
-def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule) -> jax.Array:
-    """Computes attention of T tokens that the cache holds already -> [B, T, N, H]."""
-    return _attend(q_BTNH, keys, values, starts_B, rule, target())
+def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False) -> jax.Array:
+    """Computes attention of T tokens that the cache holds already -> [B, T, N, H].
+
+    ring: whether the cache is a ring buffer; then T is 1.
+    """
+    return _attend(q_BTNH, keys, values, starts_B, rule, ring, target())
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def _attend(q_BTNH, keys, values, starts_B, rule, on):
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def _attend(q_BTNH, keys, values, starts_B, rule, ring, on):
     if q_BTNH.shape[1] > 1:
         return prefill_attention(q_BTNH, keys, values, starts_B, rule, target=on)
-    return decode_attention(q_BTNH[:, 0], keys, values, starts_B + 1, rule, target=on)[:, None]
+    operands = q_BTNH[:, 0], keys, values, starts_B + 1, rule
+    return decode_attention(*operands, target=on, ring=ring)[:, None]
 
 
-def attend_to_new_token(q_BNH, new: NewTokens, keys, values, starts_B, rule, mode: str | None):
+def attend_to_new_token(
+    q_BNH, new: NewTokens, keys, values, starts_B, rule, mode: str | None, ring: bool = False
+):
     """Puts one token of each sequence into the cache and attends to it: see `NewTokens`.
+
+    ring: whether the cache is a ring buffer.
 
     Returns (attention [B, N, H], its Activations in `mode` or None, keys, values).
     """
     interleaved, epsilons = new.interleaved, None if new.norms is None else new.norms[1]
     operands = (*new[:4], None if new.norms is None else new.norms[0])
-    static = interleaved, epsilons, mode, target()
+    static = interleaved, epsilons, mode, ring, target()
     return _attend_to_new_token(q_BNH, operands, keys, values, starts_B, rule, static)
 
 
 @functools.partial(jax.jit, static_argnums=6)
 def _attend_to_new_token(q_BNH, operands, keys, values, starts_B, rule, static):
     k, v, cos, sin, scales = operands
-    interleaved, epsilons, mode, on = static
+    interleaved, epsilons, mode, ring, on = static
     new = NewTokens(k, v, cos, sin, interleaved, None if scales is None else (scales, epsilons))
     out, keys, values = decode_attention(
-        q_BNH, keys, values, starts_B + 1, rule, target=on, activations=mode, new=new
+        q_BNH, keys, values, starts_B + 1, rule, target=on, activations=mode, new=new, ring=ring
     )
     out, quantized = (out, None) if mode is None else out
     return out, quantized, keys, values

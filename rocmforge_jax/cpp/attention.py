@@ -9,26 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import AttentionRule
+from pallas_kernels.attention.checks import check_ring, require_no_chunk
 
 
-def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule) -> jax.Array:
+def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False) -> jax.Array:
     """Attention of T new tokens to the slots that the rule shows to them.
 
     Args:
-        q_BTNH: The queries. Token t of sequence b is at slot starts_B[b] + t.
+        q_BTNH: The queries. Token t of sequence b is at position starts_B[b] + t.
         keys: Keys of all slots, those of the new tokens among them.
         values: Values of all slots.
-        starts_B: The slot of the first new token of each sequence.
+        starts_B: The position of the first new token of each sequence.
         rule: How to attend: `scale`, `causal`, `window`, `soft_cap` and `sinks_N`. A query sees no
             slot from starts_B[b] + T on, causal or not.
+        ring: Whether the slots are a ring buffer: the token at position p is in slot p % S.
+            Otherwise it is in slot p.
 
     Returns:
         The attention [B, T, N, H]. A query that sees no slot gets zeros.
 
     Raises:
         ValueError: Operands that do not fit, or a rule that makes no sense.
+        NotImplementedError: A rule with chunks.
     """
+    require_no_chunk(rule)
     check(q_BTNH, keys, values, starts_B)
+    if ring:
+        check_ring(values.shape[2], q_BTNH.shape[1], rule)
     sinks = _checked_sinks(rule, q_BTNH.shape[2])
     call = jax.ffi.ffi_call(
         "rocmforge_attend",
@@ -45,6 +52,7 @@ def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule) -> jax.Array:
         causal=np.bool_(rule.causal),
         window=np.int64(rule.window or 0),
         soft_cap=np.float32(rule.soft_cap or 0),
+        ring=np.bool_(ring),
     )
 
 
@@ -69,6 +77,7 @@ def rotate_and_store(
         k_BTKH: The keys of the new tokens.
         v_BTKH: The values of the new tokens.
         cos_BTR: Cosines of the angles of each token; the first 2 R elements of a head are rotated.
+            R may be 0.
         sin_BTR: Sines of the same angles.
         keys: The keys of the cache.
         values: The values of the cache.

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from pallas_kernels.attention import AttentionRule, reference
 from pallas_kernels.attention.checks import check_operands
 from rocmforge_jax.backends import DEFAULT, Numerics, choose
-from rocmforge_jax.nn import attention_backends
-from rocmforge_jax.nn.attention_backends import ATTENTION, NEW_TOKENS, NewTokensSpec
+from rocmforge_jax.nn import attention_calls
+from rocmforge_jax.nn.attention_backends import ATTENTION, NEW_TOKENS
+from rocmforge_jax.nn.attention_calls import NewTokensSpec, rotated
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.norm import RMSNorm
 from rocmforge_jax.nn.quantized_input import QuantizedInput
-from rocmforge_jax.nn.rope import RopeConfig, apply_rope
+from rocmforge_jax.nn.rope import RopeConfig
 
 
 def causal_mask(positions_BT, length: int):
@@ -43,12 +44,12 @@ def attend(q_BTNH, cache: KVState, mask_BTS, rule: AttentionRule | None = None):
 def cached_attention(
     q_BTNH, cache: KVState, starts_B, rule: AttentionRule, *, backend: str | None = None
 ):
-    """Computes attention of T new tokens that the cache holds from slot starts_B[b] on.
+    """Computes attention of T new tokens that the cache holds from position starts_B[b] on.
 
     Args:
-        q_BTNH: Queries of the new tokens.
+        q_BTNH: Queries of the new tokens. For a ring buffer that wraps T is 1.
         cache: Keys and values, those of the new tokens included.
-        starts_B: int32, the slot of each sequence's first new token.
+        starts_B: int32, the position of each sequence's first new token.
         rule: Which slots a query sees, and how scores become weights.
         backend: "pallas", "cpp", "xla", or None for the first that can.
 
@@ -56,14 +57,20 @@ def cached_attention(
         [B, T, N, H] in q's dtype. Differentiable.
 
     Raises:
-        ValueError: Shapes or dtypes do not fit; it names the operands and both sizes.
+        ValueError: Shapes, dtypes or windows do not fit; it names the operands and both sizes.
     """
+    _check_window(cache, rule)
+    if cache.wraps and q_BTNH.shape[1] > 1:
+        raise ValueError(
+            f"one token at a time attends to a ring buffer of {cache.length} slots, got"
+            f" {q_BTNH.shape[1]}: use attend_to_new"
+        )
     starts_B = jnp.asarray(starts_B)
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=cache.keys, values_BKSH=cache.values, starts_B=starts_B)
     check_operands(arrays, rule)
     operands = _shaped(q_BTNH), _shaped(cache), rule
     choice = choose(ATTENTION, operands, backend)
-    return attention_backends.attend(choice.name, q_BTNH, cache, starts_B.astype(jnp.int32), rule)
+    return attention_calls.attend(choice.name, q_BTNH, cache, starts_B.astype(jnp.int32), rule)
 
 
 def attend_to_new(
@@ -71,11 +78,12 @@ def attend_to_new(
     k_BTKH,
     v_BTKH,
     table,
-    rope: RopeConfig,
+    rope: RopeConfig | None,
     cache: KVState | None,
     starts_B,
     rule: AttentionRule,
     *,
+    lengths_B=None,
     norms: tuple | None = None,
     numerics: Numerics = DEFAULT,
 ) -> tuple[QuantizedInput, KVState | None]:
@@ -85,36 +93,54 @@ def attend_to_new(
         q_BTNH: Queries, before norm and rotation.
         k_BTKH: Keys, likewise.
         v_BTKH: Values.
-        table: `rope_table` of the tokens' positions.
-        rope: Which elements of a head rotate.
+        table: `rope_table` of the tokens' positions, or None if nothing rotates.
+        rope: Which elements of a head rotate, or None.
         cache: Holds the tokens before, or None: then the new tokens attend to one another alone.
-        starts_B: int32, the slot of each sequence's first new token; unused without a cache.
-        rule: Which slots a query sees, and how scores become weights.
+        starts_B: int32, the position of each sequence's first new token; unused without a cache.
+        rule: Which slots a query sees, and how scores become weights. Its window is that of the
+            cache, where the cache has one.
+        lengths_B: int32, 0 to T: how many tokens of each sequence are real; the others are padding
+            at its end. Only a ring buffer needs it. Default: all.
         norms: The norms of the heads of queries and of keys, or None.
         numerics: The backend, and the mode of activations of the product that follows, for which
             a kernel may quantise the result.
 
     Returns:
         Attention [B, T, N * H], and the cache that holds the new tokens. Differentiable.
+
+    Raises:
+        ValueError: Operands do not fit; it names them and both sizes.
     """
-    if rope.width > q_BTNH.shape[-1]:
+    if (table is None) != (rope is None):
+        given = "a table without rope" if rope is None else "rope without a table"
+        raise ValueError(f"attend_to_new got {given}: give both, or None for both")
+    if rope is not None and rope.width > q_BTNH.shape[-1]:
         raise ValueError(
             f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}"
         )
     if norms is not None and (cache is None or any(type(norm) is not RMSNorm for norm in norms)):
         q_BTNH, k_BTKH, norms = norms[0](q_BTNH), norms[1](k_BTKH), None
     if cache is None:
-        q_BTNH, k_BTKH = (apply_rope(heads, table, rope) for heads in (q_BTNH, k_BTKH))
+        q_BTNH, k_BTKH = (rotated(heads, table, rope) for heads in (q_BTNH, k_BTKH))
         from_the_first_B = jnp.zeros(q_BTNH.shape[:1], jnp.int32)
         of_these = KVState.of(k_BTKH, v_BTKH)
         out = cached_attention(q_BTNH, of_these, from_the_first_B, rule, backend=numerics.backend)
         return QuantizedInput(_joined(out)), None
+    _check_window(cache, rule)
     spec = NewTokensSpec(rope, numerics, norms and tuple(norm.epsilon for norm in norms))
     scales = norms and tuple(norm.scale.get_value() for norm in norms)
     choice = choose(NEW_TOKENS, (_shaped(q_BTNH), _shaped(cache), rule, spec), numerics.backend)
-    operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, scales, rule
-    (out, quantized), cache = attention_backends.attend_to_new(choice.name, spec, *operands)
+    operands = q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, lengths_B, scales, rule
+    (out, quantized), cache = attention_calls.attend_to_new(choice.name, spec, *operands)
     return QuantizedInput(_joined(out), quantized), cache
+
+
+def _check_window(cache: KVState, rule: AttentionRule) -> None:
+    if cache.window is not None and cache.window != rule.window:
+        raise ValueError(
+            f"the KV cache has a window of {cache.window}, the rule of attention {rule.window}:"
+            " they must be equal"
+        )
 
 
 def _shaped(tree):

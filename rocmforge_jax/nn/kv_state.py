@@ -3,6 +3,9 @@
 A KVState owns its layout. Keys are [B, K, H, S] and values [B, K, S, H], so that both products of
 attention read them without a copy (on a CPU, one layer at S=4096: 1.0 ms and 1 MB of temporaries,
 against 14 ms and 34 MB for [B, S, K, H]).
+
+A layer with a sliding window needs the tokens of its window only. Its state is a ring buffer, whose
+size does not depend on the length of the context. `ring.py` adds several tokens at once to it.
 """
 
 import dataclasses
@@ -14,24 +17,63 @@ from jax.sharding import Mesh
 
 from rocmforge_jax.nn.state import BATCH_AXIS, HEADS_AXIS, State, partition, update_slice
 
+#: Slots of a ring beyond its window. A ring can be rewound by as many tokens.
+SPARE_SLOTS = 32
+#: The slots of a ring are a multiple of this, so that kernels cut them into whole blocks.
+RING_MULTIPLE = 64
+
+
+def ring_size(window: int) -> int:
+    """Returns the slots of a full ring buffer for a sliding window."""
+    return _rounded_up(window + SPARE_SLOTS)
+
+
+def _rounded_up(slots: int) -> int:
+    return -(-slots // RING_MULTIPLE) * RING_MULTIPLE
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVState(State):
-    """Keys and values of one layer; the token at position p is in slot p.
+    """Keys and values of one layer; the token at position p is in slot p % S.
 
-    keys: [B, K, H, S]. values: [B, K, S, H]. Both have one dtype.
+    Without a window, and while a ring buffer is not full-size, no position exceeds S: the token at
+    position p is in slot p.
+
+    Attributes:
+        keys: [B, K, H, S].
+        values: [B, K, S, H], in the same dtype.
+        window: The sliding window whose tokens the state holds; None for all tokens. Static.
     """
 
     keys: jax.Array
     values: jax.Array
+    window: int | None = dataclasses.field(default=None, metadata=dict(static=True))
 
     @classmethod
-    def zeros(cls, batch: int, kv_heads: int, head_width: int, length: int, dtype) -> "KVState":
-        """Returns an empty state of `length` slots for each of `batch` sequences."""
+    def zeros(
+        cls,
+        batch: int,
+        kv_heads: int,
+        head_width: int,
+        length: int,
+        dtype,
+        window: int | None = None,
+    ) -> "KVState":
+        """Returns an empty state.
+
+        Args:
+            batch: Sequences.
+            kv_heads: KV heads.
+            head_width: Elements of a head.
+            length: Tokens per sequence that there is room for.
+            dtype: Of keys and values.
+            window: The sliding window of the layer's rule: then the state is a ring buffer.
+        """
+        slots = length if window is None else min(ring_size(window), _rounded_up(length))
         # Two buffers: a donated argument must not appear twice.
-        keys, values = (batch, kv_heads, head_width, length), (batch, kv_heads, length, head_width)
-        return cls(jnp.zeros(keys, dtype), jnp.zeros(values, dtype))
+        keys, values = (batch, kv_heads, head_width, slots), (batch, kv_heads, slots, head_width)
+        return cls(jnp.zeros(keys, dtype), jnp.zeros(values, dtype), window)
 
     @classmethod
     def of(cls, k_BTKH, v_BTKH) -> "KVState":
@@ -43,22 +85,43 @@ class KVState(State):
         """Slots, S."""
         return self.values.shape[2]
 
+    @property
+    def wraps(self) -> bool:
+        """Whether positions may exceed the slots: the state is a ring buffer of its full size."""
+        return self.window is not None and self.length >= ring_size(self.window)
+
     def grown(self, length: int) -> "KVState":
-        """Returns a copy with `length` slots per sequence; the added ones hold zeros."""
+        """Returns a copy with room for `length` tokens; the added slots hold zeros.
+
+        A ring buffer grows to its full size at most. Nothing has wrapped before.
+        """
+        if self.window is not None:
+            length = max(self.length, min(ring_size(self.window), _rounded_up(length)))
+        if length == self.length:
+            return self
         more = (0, length - self.length)
-        return KVState(
-            jnp.pad(self.keys, ((0, 0), (0, 0), (0, 0), more)),
-            jnp.pad(self.values, ((0, 0), (0, 0), more, (0, 0))),
+        return dataclasses.replace(
+            self,
+            keys=jnp.pad(self.keys, ((0, 0), (0, 0), (0, 0), more)),
+            values=jnp.pad(self.values, ((0, 0), (0, 0), more, (0, 0))),
         )
 
-    def rewound(self, held: int, length: int) -> "KVState":
-        """Returns itself: later slots may hold anything."""
-        return self
+    def rewound(self, held: int, length: int) -> "KVState | None":
+        """Returns itself, or None where a ring buffer has overwritten what is seen from there.
+
+        Args:
+            held: The most tokens that a sequence has ever held, padding excluded. A ring that was
+                rewound before has still lost what those tokens overwrote.
+            length: Tokens to keep. Later slots may hold anything.
+        """
+        if self.window is None or not self.wraps or held <= self.length:
+            return self
+        return self if held - length <= self.length - self.window else None
 
     @property
     def rewinds(self) -> bool:
-        """True: nothing is lost when later tokens are added."""
-        return True
+        """Whether nothing is lost when later tokens are added: true without a window."""
+        return self.window is None
 
     def specs(self, mesh: Mesh) -> "KVState":
         """Returns PartitionSpecs: the batch over the axis "data", KV heads over "model"."""
@@ -66,15 +129,40 @@ class KVState(State):
         return jax.tree.map(lambda a: partition(mesh, a.shape, axes), self)
 
     def write(self, k_BTKH, v_BTKH, starts_B) -> "KVState":
-        """Puts T tokens into the slots from starts_B[b] on.
+        """Puts T tokens, at positions from starts_B[b] on, into their slots.
 
-        The caller ensures starts_B[b] + T <= length; nothing checks it.
+        The caller ensures starts_B[b] + T <= length; nothing checks it. A ring buffer that wraps
+        takes any position, but one token at a time.
+
+        Raises:
+            ValueError: Several tokens for a ring buffer that wraps.
         """
-        starts_B = jnp.asarray(starts_B, jnp.int32)
+        starts_B = self.slots_of(jnp.asarray(starts_B, jnp.int32), k_BTKH.shape[1])
         new = KVState.of(k_BTKH.astype(self.keys.dtype), v_BTKH.astype(self.values.dtype))
-        return KVState(
-            _write(self.keys, new.keys, starts_B, 2), _write(self.values, new.values, starts_B, 1)
+        return dataclasses.replace(
+            self,
+            keys=_write(self.keys, new.keys, starts_B, 2),
+            values=_write(self.values, new.values, starts_B, 1),
         )
+
+    def slots_of(self, starts_B, tokens: int):
+        """Returns the slots from which on `tokens` tokens are stored, int32 [B].
+
+        Args:
+            starts_B: int32, the position of each sequence's first token.
+            tokens: How many tokens follow one another, T.
+
+        Raises:
+            ValueError: Several tokens for a ring buffer that wraps.
+        """
+        if not self.wraps:
+            return starts_B
+        if tokens > 1:
+            raise ValueError(
+                f"a ring buffer of {self.length} slots takes 1 token at a time, got {tokens}: use"
+                " attend_to_new"
+            )
+        return starts_B % jnp.int32(self.length)
 
 
 def _write(buffer, update, starts_B, axis):

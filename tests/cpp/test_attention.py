@@ -116,6 +116,62 @@ def test_attention(name, index, instructions, distance):
     assert distance(out, truth(name, index)) < 1e-6
 
 
+#: B, T, N, K, H, S, starts of rings: before and after they wrap, at their end, several times
+#: around, and sizes that fill no tile.
+RINGS = [
+    (1, 1, 14, 2, 64, 256, [190]),
+    (3, 1, 4, 1, 80, 64, [63, 64, 1000]),
+    (4, 1, 6, 3, 40, 110, [0, 109, 330, 437]),
+    (2, 1, 4, 2, 128, 576, [575, 2100]),
+    (2, 6, 4, 2, 32, 110, [107, 400]),
+]
+
+
+def ring_of(keys, values, starts, T, S):
+    """Returns a ring of S slots that holds the tokens before starts + T; others hold NaN."""
+    in_ring = np.full((*keys.shape[:3], S), np.nan, np.float32)
+    values_in_ring = np.full((*values.shape[:2], S, values.shape[3]), np.nan, np.float32)
+    for b, start in enumerate(starts):
+        for p in range(start + T):
+            in_ring[b, ..., p % S], values_in_ring[b, :, p % S] = keys[b, ..., p], values[b, :, p]
+    return in_ring, values_in_ring
+
+
+@pytest.mark.parametrize("case", RINGS, ids=str)
+@pytest.mark.parametrize("name", ["window 1", "window 7", "window, soft cap and sinks", "whole"])
+def test_rings(case, name, instructions, distance):
+    """As much of the ring as a window can show, or less. What no token sees is not read."""
+    *shape, S, starts = case
+    q, keys, values, starts = operands(*shape, max(starts) + shape[1], tuple(starts))
+    T, N, H = q.shape[1:]
+    rule = AttentionRule(H**-0.5, window=S - T + 1) if name == "whole" else rule_of(name, case)
+    ring_keys, ring_values = ring_of(keys, values, starts, T, S)
+    for b, start in enumerate(starts):
+        seen_slots = [p % S for p in range(max(0, start - rule.window + 1), start + T)]
+        unseen = np.setdiff1d(np.arange(S), seen_slots)
+        ring_keys[b, ..., unseen] = ring_values[b, :, unseen] = np.nan
+    out = attention.attend(q, ring_keys, ring_values, starts, rule, ring=True)
+    assert distance(out, exact(q, keys, values, starts, rule)) < 1e-6
+
+
+def test_rings_that_do_not_hold_the_window_are_refused(library):
+    q, keys, values, starts = made(CASES[1])
+    with pytest.raises(ValueError, match="5 new tokens with a window of 97 see 101 .* 100"):
+        attention.attend(q, keys, values, starts, AttentionRule(1.0, window=97), ring=True)
+    with pytest.raises(ValueError, match="a ring of 100 slots .* window=None"):
+        attention.attend(q, keys, values, starts, AttentionRule(1.0), ring=True)
+
+
+def test_tokens_before_a_ring_fail(library):
+    """Those after its end are in it."""
+    q, keys, values, _ = made(CASES[1])
+    rule = AttentionRule(1.0, window=9)
+    attention.attend(q, keys, values, np.int32([96, 10**6]), rule, ring=True).block_until_ready()
+    with pytest.raises(Exception, match="tokens beyond the cache"):
+        starts = np.int32([0, -1])
+        attention.attend(q, keys, values, starts, rule, ring=True).block_until_ready()
+
+
 def test_tiles_before_the_window_are_skipped(instructions):
     """A value that is not a number reaches the tokens that see it, and those of their tile only."""
     q, keys, values, starts = made(CASES[4])
@@ -196,6 +252,11 @@ WRONG = {
 def test_shapes_that_do_not_fit_are_refused_with_all_of_them(shape):
     with pytest.raises(ValueError, match=f"float32 q.*int32 starts.* got .*{shape}"):
         attention.attend(*WRONG[shape](*made(CASES[1])), AttentionRule(1.0))
+
+
+def test_chunks_are_refused():
+    with pytest.raises(NotImplementedError, match="chunk=9"):
+        attention.attend(*made(CASES[1]), AttentionRule(1.0, chunk=9))
 
 
 def test_sinks_of_other_heads_are_refused():

@@ -66,6 +66,23 @@ def test_tokens_are_rotated_and_put_into_the_cache(case, interleaved, normal):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tokens_that_do_not_rotate(case, interleaved, normal):
+    """Without angles heads are stored as they are."""
+    B, T, _, K, H, *_ = case
+    q, keys, values, starts = operands(*case, normal)
+    k, v, none = normal(B, T, K, H, seed=3), normal(B, T, K, H, seed=4), np.zeros((B, T, 0), "f4")
+    expected_keys, expected_values = keys.copy(), values.copy()
+    for b, start in enumerate(starts):
+        expected_keys[b, :, :, start : start + T] = k[b].transpose(1, 2, 0)
+        expected_values[b, :, start : start + T] = v[b].transpose(1, 0, 2)
+    old = jnp.asarray(keys), jnp.asarray(values)
+    found = attention.rotate_and_store(q, k, v, none, none, *old, starts, interleaved=interleaved)
+    for one, other in zip(found, (q, expected_keys, expected_values), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_cache_that_is_donated_is_updated_where_it_lies(normal):
     q, keys, values, starts = operands(*CASES[0], normal)
     k, angles = normal(1, 1, 2, 64, seed=3), normal(1, 1, 32)

@@ -14,7 +14,7 @@ from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
 from tests.cuda import cubins
 from tests.rocm import compiler, programs
-from tests.rocm.test_compiles import MIXTURES, PRODUCTS
+from tests.rocm.test_compiles import MIXTURES, PRODUCTS, RINGS
 
 pytestmark = pytest.mark.cuda
 
@@ -51,6 +51,19 @@ def test_compiles_into_registers(name, h100):
         if kernel.startswith(("multiply_int", "multiply_float", "quantize_"))
     }
     assert of_gemv and all(kernels[kernel].lets_next_begin for kernel in of_gemv)
+    check_all(kernels, name)
+
+
+@pytest.mark.parametrize("name", RINGS)
+def test_rings_compile_into_registers(name, h100):
+    with targets.use(H100):
+        kernels = compiled(h100, *programs.program(name, layout_of))
+    assert "decode_attention" in kernels
+    check_all(kernels, name)
+
+
+def check_all(kernels, name):
+    """All kernels wait for the launch before, and use no memory in place of registers."""
     # XLA's part of launches that begin early: what does not wait would read what is not written
     # yet. Its sorts do not, nor are they begun early.
     assert {

@@ -1,7 +1,9 @@
-"""The truth that tests of attention compare with."""
+"""The truth that tests of attention compare with, and the backends that compute it."""
 
 import numpy as np
 import pytest
+
+from pallas_kernels import targets
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +32,15 @@ def attention():
         return out
 
     return reference
+
+
+@pytest.fixture(params=["xla", "cpp", "pallas"])
+def backend(request):
+    """Makes one backend after the other available: Pallas on a GPU, or in its interpreter."""
+    if request.param == "cpp":
+        request.getfixturevalue("in_cpp")
+    if request.param != "pallas":
+        yield request.param
+        return
+    with targets.use(targets.current() or targets.INTERPRET):
+        yield request.param

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import targets
-from rocmforge_jax.backends import Numerics, record
+from rocmforge_jax.backends import BackendError, Numerics, record
 from rocmforge_jax.nn import (
     AttentionRule,
     KVState,
@@ -32,18 +31,6 @@ RULES = {
     "not causal": dict(causal=False),
     "not causal, with sinks": dict(causal=False, sinks=True, soft_cap=3.0),
 }
-
-
-@pytest.fixture(params=["xla", "cpp", "pallas"])
-def backend(request):
-    """Makes one backend after the other available: Pallas on a GPU, or in its interpreter."""
-    if request.param == "cpp":
-        request.getfixturevalue("in_cpp")
-    if request.param != "pallas":
-        yield request.param
-        return
-    with targets.use(targets.current() or targets.INTERPRET):
-        yield request.param
 
 
 def made(rule, heads, width, normal):
@@ -117,6 +104,25 @@ def test_new_tokens_enter_the_cache_and_attend(name, T, backend, normal, attenti
     np.testing.assert_array_equal(np.asarray(after.values).transpose(0, 2, 1, 3), values)
     truth = attention(turned_q, keys, values, mask_of(rule, T), **numbers)
     assert distance(out.array, truth.reshape(B, T, -1)) < 1e-5
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_chunks_are_computed_by_xla(T, backend, normal, attention, distance):
+    """Which says so; a backend that is wanted by name refuses."""
+    B, N, K, H = len(STARTS), 4, 2, 32
+    q, k, v = normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, H, seed=2)
+    cache, starts = KVState.of(jnp.asarray(k), jnp.asarray(v)), jnp.array(STARTS, jnp.int32)
+    rule = AttentionRule(H**-0.5, chunk=8)
+    if backend != "xla":
+        with pytest.raises(BackendError, match="chunk=8"):
+            cached_attention(jnp.asarray(q), cache, starts, rule, backend=backend)
+    with record() as decisions:
+        out = cached_attention(jnp.asarray(q), cache, starts, rule)
+    assert [decision.choice.name for decision in decisions] == ["xla"]
+    assert "chunk=8" in decisions[0].choice.reason or backend == "xla"
+    own = np.array(STARTS)[:, None, None] + np.arange(T)[None, :, None]
+    mask = mask_of(rule, T) & (np.arange(S) // 8 == own // 8)
+    assert distance(out, attention(q, k, v, mask)) < 1e-6
 
 
 def test_gradients_reach_the_sinks(backend, normal, distance):

@@ -3,7 +3,8 @@
 No weight is made.
 
 A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "mixture TYPE";
-"attention WIDTH"; or "dequantize TYPE". With "plain" in front, no kernels of ours are in it.
+"attention WIDTH"; "ring WIDTH"; or "dequantize TYPE". With "plain" in front, no kernels of ours are
+in it.
 """
 
 import functools
@@ -30,6 +31,7 @@ from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Mixture, load_decoder
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH
 from rocmforge_jax.nn import Experts, RopeConfig, Routing, mixture
+from rocmforge_jax.nn.kv_state import ring_size
 from rocmforge_jax.quant import QParam, QTensor, matmul
 
 #: Two layers of Llama 3 8B; its vocabulary and the types of its matrices in a Q4_K_M file.
@@ -61,8 +63,9 @@ MATRIX = (4096, 4096)
 #: Shapes (in, out) of the demo model, of an 8B and of a 70B model.
 PRODUCTS = ((256, 768), (4096, 14336), (14336, 4096), (8192, 28672))
 
-#: Heads, KV heads and slots of attention with other rules than those of the models.
-HEADS, KV_HEADS, SLOTS = 16, 2, 4096
+#: Heads, KV heads and slots of attention with other rules than those of the models, and the window
+#: of its ring buffers.
+HEADS, KV_HEADS, SLOTS, WINDOW = 16, 2, 4096, 1024
 #: Tokens of a mixture: as many as go pair by pair, and many.
 TOKENS = (1, 64)
 
@@ -90,7 +93,9 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
             [_packed((moe.experts, *shape), how, layout_of, transposed=True) for shape in shapes],
         )
     if what == "attention":
-        return jax.jit(_attention), _attention_operands(int(how))
+        return jax.jit(_attention), _attention_operands(int(how), SLOTS)
+    if what == "ring":
+        return jax.jit(_ring), _attention_operands(int(how), ring_size(WINDOW))
     steps, tokens, length = _steps(what, layout_of, backend)
     return {"prefill": _prefill, "decode": _decode}[how](steps, tokens, length)
 
@@ -133,7 +138,7 @@ def _attention(q_BTNH, keys, values, lengths, sinks_N, new):
     """Decode, decode with new tokens and prefill, with each kind of rule."""
     rules = (
         AttentionRule(0.1),
-        AttentionRule(0.1, window=1024, soft_cap=50.0, sinks_N=sinks_N),
+        AttentionRule(0.1, window=WINDOW, soft_cap=50.0, sinks_N=sinks_N),
         AttentionRule(0.1, causal=False),
     )
     last, target = q_BTNH[:, -1], targets.current()
@@ -148,12 +153,35 @@ def _attention(q_BTNH, keys, values, lengths, sinks_N, new):
     ]
 
 
-def _attention_operands(width):
+def _ring(q_BTNH, keys, values, lengths, sinks_N, new):
+    """Decode from a ring buffer: of tokens in it, and of new ones that rotate and that do not."""
+    rule = AttentionRule(0.1, window=WINDOW, soft_cap=50.0, sinks_N=sinks_N)
+    k_BKH, v_BKH, *angles = new
+    return [
+        decode_attention(
+            q_BTNH[:, -1],
+            keys,
+            values,
+            lengths,
+            rule,
+            target=targets.current(),
+            new=tokens,
+            ring=True,
+        )
+        for tokens in (
+            None,
+            NewTokens(k_BKH, v_BKH, *angles, interleaved=False),
+            NewTokens(k_BKH, v_BKH, None, None, interleaved=False),
+        )
+    ]
+
+
+def _attention_operands(width, slots):
     of, dtype = jax.ShapeDtypeStruct, jnp.bfloat16
     return (
         of((1, 64, HEADS, width), dtype),
-        of((1, KV_HEADS, width, SLOTS), dtype),
-        of((1, KV_HEADS, SLOTS, width), dtype),
+        of((1, KV_HEADS, width, slots), dtype),
+        of((1, KV_HEADS, slots, width), dtype),
         of((1,), jnp.int32),
         of((HEADS,), jnp.float32),
         [of((1, KV_HEADS, width), dtype)] * 2 + [of((1, width // 2), jnp.float32)] * 2,

@@ -23,6 +23,8 @@ PRODUCTS = tuple(
 MIXTURES = ("mixture Q4_K", "mixture Q6_K", "mixture MXFP4")
 #: Attention with windows, soft caps, sinks and without a causal mask, by width of heads.
 ATTENTION = ("attention 128", "attention 256", "attention 512")
+#: Decode from ring buffers, likewise, of tokens that rotate and that do not.
+RINGS = ("ring 64", "ring 128", "ring 256")
 DEQUANTIZE = tuple(
     f"dequantize {name}" for name, fmt in formats.FORMATS.items() if fmt.is_quantized
 )
@@ -64,7 +66,7 @@ def record(compiled, target, name, group):
     return record
 
 
-@programs(*STEPS, PRODUCTS, MIXTURES, ATTENTION, DEQUANTIZE)
+@programs(*STEPS, PRODUCTS, MIXTURES, ATTENTION, RINGS, DEQUANTIZE)
 def test_compiles_within_the_limits_of_the_target(record, target, name):
     """Code for this target and no other, for everything that is launched.
 

@@ -56,7 +56,7 @@ inline int64_t scratch(int64_t width) {
   return kQueries * 2 * padded(width) + (kQueries > kFew * 4 ? kQueries : kFew * 4) * kSlots + kSlotsOfFew * 2 * padded(width);
 }
 
-// Slots from `first` up to, but without, `end`.
+// Slots from `first` up to, but without, `end`. Of a ring buffer they are positions.
 struct Slots {
   int64_t first, end;
 };
@@ -118,15 +118,18 @@ void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t
   const float* all_keys = of.keys + (b * of.kv_heads + head) * H * of.slots;
   const float* all_values = of.values + (b * of.kv_heads + head) * of.slots * H;
   const int64_t end = seen_by(of, b, (last - 1) / G).end;
-  for (int64_t s = seen_by(of, b, first / G).first; s < end; s += most) {
-    const int64_t here = end - s < most ? end - s : most;
+  int64_t here;
+  for (int64_t s = seen_by(of, b, first / G).first; s < end; s += here) {
+    const int64_t at = of.ring ? s % of.slots : s;  // a tile ends where the ring does
+    here = end - s < most ? end - s : most;
+    if (of.slots - at < here) here = of.slots - at;
     const int slots = (int)padded(here);
     for (int64_t h = 0; h < H; h++) {
-      __builtin_memcpy(keys + h * slots, all_keys + h * of.slots + s, here * sizeof(float));
+      __builtin_memcpy(keys + h * slots, all_keys + h * of.slots + at, here * sizeof(float));
       if (here < slots) __builtin_memset(keys + h * slots + here, 0, (slots - here) * sizeof(float));
     }
     for (int64_t i = 0; i < here && P != H; i++) {
-      __builtin_memcpy(values + i * P, all_values + (s + i) * H, H * sizeof(float));
+      __builtin_memcpy(values + i * P, all_values + (at + i) * H, H * sizeof(float));
       __builtin_memset(values + i * P + H, 0, (P - H) * sizeof(float));
     }
     __builtin_memset(scores, 0, count * slots * sizeof(float));
@@ -143,7 +146,7 @@ void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t
       const float factor = soften(own, slots, seen, largest[i], total[i]);
       for (int64_t h = 0; h < P; h += LANES) store(out + i * P + h, whole<Floats>(out + i * P + h) * factor);
     }
-    add_products(count, scores, slots, P == H ? all_values + s * H : values, P, here, out, P);
+    add_products(count, scores, slots, P == H ? all_values + at * H : values, P, here, out, P);
   }
   for (int64_t i = 0; i < count; i++)
     for (int64_t h = 0; h < H; h++) of.out[place(i) + h] = total[i] == 0 ? 0 : out[i * P + h] / total[i];

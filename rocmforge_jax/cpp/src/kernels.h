@@ -63,12 +63,14 @@ struct Rule {
   const float* sinks;
 };
 
-// One call of attention: see `attention.py`. group: heads of q that share a KV head; width: of a head.
+// One call of attention: see `attention.py`. group: heads of q that share a KV head; width: of a head. ring: whether position p is in slot
+// p % slots.
 struct Attention {
   const float *q, *keys, *values;
   const int32_t* starts;
   float* out;
   int64_t tokens, kv_heads, group, width, slots;
+  bool ring;
   Rule rule;
 };
 

@@ -84,6 +84,8 @@ def test_wrong_masks():
         (dict(window=0), "window must be a positive integer or None, got 0"),
         (dict(window=2.5), "window must be a positive integer or None, got 2.5"),
         (dict(window=7, causal=False), "window=7 needs causal=True, got causal=False"),
+        (dict(chunk=0), "chunk must be a positive integer or None, got 0"),
+        (dict(chunk=7, causal=False), "chunk=7 needs causal=True, got causal=False"),
         (dict(soft_cap=0.0), "soft_cap must be a positive number or None, got 0.0"),
         (
             dict(sinks_N=jax.ShapeDtypeStruct((5,), jnp.float32)),
@@ -99,6 +101,17 @@ def test_wrong_rules(backend, settings, message):
     with pytest.raises(ValueError, match=message):
         rule = AttentionRule(**dict(scale=0.1) | settings)
         decode_shapes(shapes(), rule, backend=backend)
+
+
+def test_chunks_are_left_to_the_reference():
+    rule, q = AttentionRule(0.1, chunk=8), jax.ShapeDtypeStruct((2, 3, 4, 64), jnp.float32)
+    with pytest.raises(NotImplementedError, match="chunk=8: attention kernels"):
+        decode_shapes(shapes(), rule)
+    with pytest.raises(NotImplementedError, match="chunk=8: attention kernels"):
+        jax.eval_shape(
+            lambda *arrays: prefill_attention(*arrays, rule, target=TARGET), q, *shapes()[1:]
+        )
+    assert decode_shapes(shapes(), rule, backend="xla").shape == (2, 4, 64)
 
 
 def test_wrong_dtypes():

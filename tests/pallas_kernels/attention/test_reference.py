@@ -1,5 +1,7 @@
 """The plain attention: any mask, and its gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,23 @@ def test_any_mask(operands, distance):
         q, keys[..., order], values[:, :, order], seen[..., order], rule
     )
     assert distance(out, truth(q, keys, values, [7, 12], rule)) < 1e-6
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("window", [None, 5])
+def test_chunks(chunk, window, operands, normal, distance):
+    """A query sees what a chunk of its own would show it alone, less by a window."""
+    starts, T = [0, 6, 13], 9
+    q, keys, values = operands(len(starts), T, 4, 2, 32, 24)
+    rule = AttentionRule(0.2, window=window, chunk=chunk, soft_cap=3.0, sinks_N=normal(4))
+    out = jax.jit(reference.prefill)(q, keys, values, jnp.int32(starts), rule)
+    for b, start in enumerate(starts):
+        for t in range(T):
+            p = start + t
+            own = slice(p - p % chunk, p + 1)
+            shown = q[b : b + 1, t : t + 1], keys[b : b + 1, ..., own], values[b : b + 1, :, own]
+            alone = dataclasses.replace(rule, chunk=None)
+            assert distance(out[b : b + 1, t : t + 1], truth(*shown, [p % chunk], alone)) < 1e-6
 
 
 @pytest.mark.parametrize("options", ["plain", "all", "not-causal-all"])

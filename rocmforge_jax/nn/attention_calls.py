@@ -1,0 +1,165 @@
+"""Attention over a KV cache, computed by one backend."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from pallas_kernels.attention import AttentionRule, NewTokens, reference
+from pallas_kernels.packing import GROUP
+from pallas_kernels.qmatmul.activations import quantize_reference
+from rocmforge_jax.backends import Numerics, cpp, differentiable, pallas
+from rocmforge_jax.nn.kv_state import KVState
+from rocmforge_jax.nn.norm import rms_norm
+from rocmforge_jax.nn.ring import rolled_up, unrolled
+from rocmforge_jax.nn.rope import RopeConfig, apply_rope
+
+
+@dataclasses.dataclass(frozen=True)
+class NewTokensSpec:
+    """What happens to new tokens before they attend, and to the result after it.
+
+    Attributes:
+        rope: Which elements of a head rotate, or None.
+        numerics: The backend, and the mode in which the result is quantised for the next product.
+        epsilons: Of the norms of queries and keys, or None.
+    """
+
+    rope: RopeConfig | None
+    numerics: Numerics
+    epsilons: tuple[float, float] | None = None
+
+
+def attend(backend: str, q_BTNH, cache: KVState, starts_B, rule: AttentionRule):
+    """Computes attention of tokens that the cache holds already, on one backend."""
+    operands = q_BTNH, cache.keys, cache.values, starts_B, rule
+    on_backend = Attend(backend, cache.wraps)
+    return (
+        on_backend.plain(*operands) if backend == "xla" else differentiable(on_backend, *operands)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Attend:
+    """Attention on a backend as a function of arrays, and in plain XLA.
+
+    ring: whether the slots are a ring buffer.
+    """
+
+    backend: str
+    ring: bool = False
+
+    def __call__(self, *operands):
+        """Computes attention of q, keys, values, starts and a rule on the backend."""
+        attend = cpp.attend if self.backend == "cpp" else pallas.attend
+        return attend(*operands, ring=self.ring)
+
+    def plain(self, *operands):
+        """Computes the same in plain XLA."""
+        return reference.prefill(*operands, ring=self.ring)
+
+
+def attend_to_new(
+    backend: str, spec: NewTokensSpec, q, k, v, table, cache, starts_B, lengths_B, scales, rule
+):
+    """Stores new tokens and attends to the cache, on one backend.
+
+    Returns ((attention [B, T, N, H], its Activations or None), cache).
+    """
+    (B, T, _, H), operands = q.shape, (q, k, v, table, cache, starts_B, scales, rule)
+    if T > 1 and cache.wraps:
+        return _with_ring(backend, spec, lengths_B, *operands)
+    if T > 1 or backend != "pallas":
+        return _in_two_steps(backend, spec, *operands)
+    quantizes = B <= pallas.gemv_rows(q.dtype) and H % GROUP == 0
+    return differentiable(NewToken(spec, quantizes), *operands)
+
+
+def _with_ring(backend, spec, lengths_B, q, k, v, table, ring, starts_B, scales, rule):
+    """Lets several new tokens attend to a copy of a ring buffer."""
+    T = q.shape[1]
+    buffer, first_B = unrolled(ring, starts_B, T)
+    operands = q, k, v, table, buffer, starts_B - first_B, scales, rule
+    out, buffer = _in_two_steps(backend, spec, *operands)
+    ends_B = starts_B + (T if lengths_B is None else lengths_B)
+    return out, rolled_up(buffer, first_B, ends_B, ring)
+
+
+def _in_two_steps(backend, spec, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, scales, rule):
+    if scales is not None:
+        heads = zip((q_BTNH, k_BTKH), scales, spec.epsilons)
+        q_BTNH, k_BTKH = (rms_norm(*of_one) for of_one in heads)
+    store = _store_in_cpp if backend == "cpp" else _store
+    q_BTNH, cache = store(q_BTNH, k_BTKH, v_BTKH, table, spec.rope, cache, starts_B)
+    return (attend(backend, q_BTNH, cache, starts_B, rule), None), cache
+
+
+def rotated(heads_BTNH, table, rope: RopeConfig | None):
+    """Returns `apply_rope` of heads, or the heads as they are where nothing rotates."""
+    return heads_BTNH if rope is None else apply_rope(heads_BTNH, table, rope)
+
+
+def _store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B):
+    """Rotates queries and keys and writes keys and values, in plain XLA."""
+    q_BTNH, k_BTKH = (rotated(heads, table, rope) for heads in (q_BTNH, k_BTKH))
+    return q_BTNH, cache.write(k_BTKH, v_BTKH, starts_B)
+
+
+def _store_in_cpp(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B):
+    return differentiable(_Store(rope), q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Store:
+    """`_store` in C++, in place where the cache is donated."""
+
+    rope: RopeConfig | None
+
+    def __call__(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+        B, T, *_ = q_BTNH.shape
+        cos, sin = [jnp.zeros((B, T, 0), jnp.float32)] * 2 if self.rope is None else table
+        new, old = (q_BTNH, k_BTKH, v_BTKH), (cache.keys, cache.values)
+        q_BTNH, keys, values = cpp.rotate_and_store(
+            *new,
+            cos,
+            sin,
+            *old,
+            cache.slots_of(starts_B, T),
+            interleaved=self.rope is not None and self.rope.interleaved,
+        )
+        return q_BTNH, dataclasses.replace(cache, keys=keys, values=values)
+
+    def plain(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
+        return _store(q_BTNH, k_BTKH, v_BTKH, table, self.rope, cache, starts_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class NewToken:
+    """One token of each sequence through Pallas, and in plain XLA.
+
+    quantizes: whether the kernel also returns Activations for the product that follows.
+    """
+
+    spec: NewTokensSpec
+    quantizes: bool
+
+    def __call__(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B, scales, rule):
+        """Returns ((attention [B, 1, N, H], its Activations or None), cache)."""
+        rope = self.spec.rope
+        q_BNH, k, v, *angles = (a[:, 0] for a in (q_BTNH, k_BTKH, v_BTKH, *(table or ())))
+        cos, sin = angles or (None, None)
+        norms: Any = None if scales is None else (scales, self.spec.epsilons)
+        new = NewTokens(k, v, cos, sin, rope is not None and rope.interleaved, norms)
+        mode = self.spec.numerics.activations if self.quantizes else None
+        out, quantized, keys, values = pallas.attend_to_new_token(
+            q_BNH, new, cache.keys, cache.values, starts_B, rule, mode, cache.wraps
+        )
+        return (out[:, None], quantized), dataclasses.replace(cache, keys=keys, values=values)
+
+    def plain(self, *operands):
+        """Returns the same, computed in plain XLA."""
+        (out, _), cache = _in_two_steps("xla", self.spec, *operands)
+        if not self.quantizes:
+            return (out, None), cache
+        mode = self.spec.numerics.activations
+        return (out, quantize_reference(out.reshape(len(out), -1), mode)), cache

@@ -1,5 +1,7 @@
 """Linear layers, stacks of them and embeddings, whose weights may be quantised."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,7 +37,7 @@ class Linear(nnx.Module):
         kernel = normal(rngs, (in_features, out_features), in_features**-0.5, dtype)
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(filled((out_features,), 0, dtype)) if use_bias else None
-        self.output_scale = nnx.Param(filled((1,), 1, jnp.float32)) if use_output_scale else None
+        self.output_scale = _output_scale(1 if use_output_scale else None)
         self.numerics = numerics
 
     def __call__(self, x, dtype=None):
@@ -101,8 +103,7 @@ class Experts(nnx.Module):
         shape = (experts, in_features, out_features)
         self.kernel = nnx.Param(normal(rngs, shape, in_features**-0.5, dtype))
         self.bias = nnx.Param(filled((experts, out_features), 0, dtype)) if use_bias else None
-        scale = filled((experts,), 1, jnp.float32) if use_output_scale else None
-        self.output_scale = None if scale is None else nnx.Param(scale)
+        self.output_scale = _output_scale(experts if use_output_scale else None)
         self.numerics = numerics
 
     def __call__(self, x, expert):
@@ -114,6 +115,11 @@ class Experts(nnx.Module):
 def how(numerics: Numerics) -> dict[str, str]:
     """Returns the keyword arguments of `quant.matmul` that numerics decide."""
     return dict(activations=numerics.activations, backend=numerics.backend)
+
+
+def _output_scale(size: int | None) -> Any:
+    """Makes factors of 1, or a None that a variable may replace later."""
+    return nnx.data(None if size is None else nnx.Param(filled((size,), 1, jnp.float32)))
 
 
 def value_or_none(variable: nnx.Variable | None):

@@ -14,7 +14,7 @@ from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
 from tests.cuda import cubins
 from tests.rocm import compiler, programs
-from tests.rocm.test_compiles import MIXTURES, PRODUCTS, RINGS
+from tests.rocm.test_compiles import EPILOGUES, MIXTURES, PRODUCTS, RINGS
 
 pytestmark = pytest.mark.cuda
 
@@ -26,8 +26,9 @@ STEPS = (
     "llama-8b decode",
     "qwen3-30b-a3b decode",
 )
-#: Bytes of memory in place of registers: none but what is named here.
-STACK = {}
+#: Bytes of memory in place of registers: none but what is named here. In the skinny GEMM of 90
+#: groups, which need a mask: measured with JAX 0.10.2.
+STACK = {"gpt-oss MXFP4": 8}
 
 
 def layout_of(fmt) -> str:
@@ -41,7 +42,7 @@ def compiled(device, jitted, args, **options) -> dict[str, cubins.Kernel]:
     return cubins.kernels(executable._executable.xla_executable.serialize())
 
 
-@pytest.mark.parametrize("name", [*STEPS, *PRODUCTS, *MIXTURES])
+@pytest.mark.parametrize("name", [*STEPS, *PRODUCTS, *EPILOGUES, *MIXTURES])
 def test_compiles_into_registers(name, h100):
     with targets.use(H100):
         kernels = compiled(h100, *programs.program(name, layout_of))

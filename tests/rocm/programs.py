@@ -2,12 +2,13 @@
 
 No weight is made.
 
-A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "mixture TYPE";
-"attention WIDTH"; "ring WIDTH"; or "dequantize TYPE". With "plain" in front, no kernels of ours are
-in it.
+A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "epilogue TYPE";
+"mixture TYPE"; "gpt-oss TYPE"; "attention WIDTH"; "ring WIDTH"; or "dequantize TYPE". With "plain"
+in front, no kernels of ours are in it.
 """
 
 import functools
+import types
 from collections.abc import Callable
 
 import jax
@@ -21,6 +22,7 @@ from pallas_kernels.attention import (
     decode_attention,
     prefill_attention,
 )
+from pallas_kernels.router.routing import SCORINGS
 from rocmforge_jax import dequantize, formats
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.generate import Sampler, SamplingParams, Slots, Steps
@@ -30,7 +32,23 @@ from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Mixture, load_decoder
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH
-from rocmforge_jax.nn import Experts, RopeConfig, Routing, mixture
+from rocmforge_jax.nn import (
+    GELU,
+    RELU2,
+    SILU,
+    Activated,
+    Experts,
+    Gate,
+    Linear,
+    RMSNorm,
+    RopeConfig,
+    Routing,
+    choose_experts,
+    mixture,
+    only_shapes,
+    products,
+    swiglu_oai,
+)
 from rocmforge_jax.nn.kv_state import ring_size
 from rocmforge_jax.quant import QParam, QTensor, matmul
 
@@ -57,6 +75,10 @@ QWEN3_30B_A3B = DecoderConfig.uniform(
     norm_epsilon=1e-6,
     tied=False,
 )
+
+
+#: The mixture of gpt-oss 20B: 90 groups are no multiple of a tile.
+GPT_OSS = types.SimpleNamespace(width=2880, hidden=2880, experts=32, used=4)
 Q6_K = {"attn_v", "ffn_down", "output"}
 #: Shape of the matrix that is dequantised.
 MATRIX = (4096, 4096)
@@ -92,6 +114,17 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
         return jax.jit(functools.partial(_mixture, backend)), (
             [_packed((moe.experts, *shape), how, layout_of, transposed=True) for shape in shapes],
         )
+    if what == "epilogue":
+        shapes = [(GPT_OSS.width, GPT_OSS.hidden)] * 2
+        packed = [_packed(shape, how, layout_of, transposed=True) for shape in shapes]
+        return jax.jit(functools.partial(_epilogues, backend)), (packed,)
+    if what == "gpt-oss":
+        shapes = (GPT_OSS.width, GPT_OSS.hidden), (GPT_OSS.hidden, GPT_OSS.width)
+        packed = [
+            _packed((GPT_OSS.experts, *shape), how, layout_of, transposed=True)
+            for shape in (shapes[0], *shapes)
+        ]
+        return jax.jit(functools.partial(_gpt_oss, backend)), (packed,)
     if what == "attention":
         return jax.jit(_attention), _attention_operands(int(how), SLOTS)
     if what == "ring":
@@ -132,6 +165,50 @@ def _mixture(backend, stacks):
         )
         for tokens in TOKENS
     ]
+
+
+def _layer(cls, shape, packed, backend):
+    """A packed layer with a bias and an output scale."""
+    options = dict(use_bias=True, use_output_scale=True, numerics=Numerics(backend=backend))
+    with only_shapes():
+        layer = cls(*shape, **options, rngs=None)
+    layer.kernel = QParam(packed)
+    layer.bias = nnx.Param(jnp.ones(layer.bias.shape))
+    layer.output_scale = nnx.Param(jnp.ones(layer.output_scale.shape))
+    return layer
+
+
+def _epilogues(backend, weights):
+    """Each activation function, with a gate and without, after scales and biases."""
+    gate, up = (_layer(Linear, weight.shape, weight, backend) for weight in weights)
+    modules = [Gate(gate, up, function) for function in (SILU, GELU, RELU2, swiglu_oai())]
+    modules += [Activated(up, function) for function in (SILU, GELU, RELU2)]
+    return [
+        products(jnp.ones((rows, GPT_OSS.width), jnp.bfloat16), [module])
+        for module in modules
+        for rows in (1, 3)
+    ]
+
+
+def _gpt_oss(backend, stacks):
+    """A router of each kind, and a mixture, as gpt-oss has them but for the output scales."""
+    layers = [_layer(Experts, stack.shape, stack, backend) for stack in stacks]
+    width, experts, used = GPT_OSS.width, GPT_OSS.experts, GPT_OSS.used
+    norm = RMSNorm(width, epsilon=1e-5)
+    router = Linear(width, experts, use_bias=True, rngs=nnx.Rngs(0))
+    outputs = []
+    for scoring in SCORINGS:
+        routing = Routing(used, scoring, renormalize=True, scale=2.5)
+        x_TD, bias_E = jnp.ones((3, width), jnp.bfloat16), jnp.ones(experts)
+        how = dict(selection_bias_E=bias_E, norm=norm)
+        outputs.append(choose_experts(x_TD, router, routing, **how))
+    for tokens in TOKENS:
+        x_TD = jnp.ones((tokens, width), jnp.bfloat16)
+        weights, ids = choose_experts(
+            x_TD, router, Routing(used, "softmax_of_chosen", False), norm=norm
+        )
+        outputs.append(mixture(x_TD, weights, ids, *layers, norm=norm, activation=swiglu_oai()))
+    return outputs
 
 
 def _attention(q_BTNH, keys, values, lengths, sinks_N, new):

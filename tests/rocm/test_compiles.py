@@ -20,7 +20,9 @@ STEPS = [
 PRODUCTS = tuple(
     f"product {name}" for name, fmt in formats.FORMATS.items() if word_packed.can_hold(fmt)
 )
-MIXTURES = ("mixture Q4_K", "mixture Q6_K", "mixture MXFP4")
+MIXTURES = ("mixture Q4_K", "mixture Q6_K", "mixture MXFP4", "gpt-oss MXFP4")
+#: Scales, biases and activation functions after products.
+EPILOGUES = ("epilogue Q4_0", "epilogue MXFP4")
 #: Attention with windows, soft caps, sinks and without a causal mask, by width of heads.
 ATTENTION = ("attention 128", "attention 256", "attention 512")
 #: Decode from ring buffers, likewise, of tokens that rotate and that do not.
@@ -66,7 +68,7 @@ def record(compiled, target, name, group):
     return record
 
 
-@programs(*STEPS, PRODUCTS, MIXTURES, ATTENTION, RINGS, DEQUANTIZE)
+@programs(*STEPS, PRODUCTS, EPILOGUES, MIXTURES, ATTENTION, RINGS, DEQUANTIZE)
 def test_compiles_within_the_limits_of_the_target(record, target, name):
     """Code for this target and no other, for everything that is launched.
 
@@ -81,7 +83,7 @@ def test_compiles_within_the_limits_of_the_target(record, target, name):
     assert record["spills"] <= SPILLS.get(name, {}).get(target.isa, 0)
 
 
-@programs(*STEPS, PRODUCTS, MIXTURES, where=lambda name: not name.endswith("prefill"))
+@programs(*STEPS, PRODUCTS, EPILOGUES, MIXTURES, where=lambda name: not name.endswith("prefill"))
 def test_products_with_kernels_are_integer_dot_products(record, name):
     """Of four bytes at a time, by one instruction.
 

@@ -10,6 +10,7 @@ import pytest
 from pallas_kernels import router
 from pallas_kernels.router import Routing
 from tests.pallas_kernels.conftest import GPUS, TARGET, lowered_to_triton
+from tests.routed import ROUTINGS, routed
 
 pytestmark = pytest.mark.core
 
@@ -55,6 +56,44 @@ def test_the_likeliest_of_a_softmax(
     )
 
 
+@pytest.mark.parametrize("name", ROUTINGS)
+@pytest.mark.parametrize("experts", [37, 128])
+def test_every_way_to_choose(name, experts, normal, distance):
+    """With a bias of the router: its logits decide, not the products alone."""
+    routing, selects = ROUTINGS[name]
+    x, kernel = 3 * normal(4, 1000), normal(1000, experts) / np.float32(1000**0.5)
+    norm, bias = 1 + 0.1 * normal(1000), normal(experts, seed=1)
+    selection_bias = normal(experts, seed=2) / np.float32(4) if selects else None
+    weights, ids = _route(x, kernel, norm, routing, bias, selection_bias)
+    wide = np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(axis=1, keepdims=True) + 1e-5) * norm
+    truth, best = routed(wide @ np.float64(kernel) + bias, routing, selection_bias)
+    np.testing.assert_array_equal(ids, best)
+    assert distance(weights, truth) < 1e-6
+
+
+def test_more_experts_than_are_compared_at_once_have_a_selection_bias(normal, distance):
+    x, kernel, norm = normal(2, 96), normal(96, 257) / np.float32(10), np.ones(96, np.float32)
+    selection_bias, routing = normal(257, seed=2), Routing(9, "softmax", True)
+    weights, ids = _route(x, kernel, norm, routing, None, selection_bias)
+    wide = np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(axis=1, keepdims=True) + 1e-5)
+    truth, best = routed(wide @ np.float64(kernel), routing, selection_bias)
+    np.testing.assert_array_equal(ids, best)
+    assert distance(weights, truth) < 1e-6
+
+
+def test_weights_that_are_nearly_zero_are_not_made_larger_than_the_floor_allows():
+    """llama.cpp divides by their sum, or by 2^-14 where that is larger."""
+    kernel, bias = np.zeros((64, 6), np.float32), np.float32([-20, -21, 3, 4, 5, 6])
+    selection_bias = np.float32([9, 8, 0, 0, 0, 0])
+    operands = np.ones((1, 64), np.float32), kernel, np.ones(64, np.float32)
+    routing = Routing(2, "sigmoid", True)
+    weights, ids = _route(*operands, routing, bias, selection_bias)
+    truth, best = routed(bias[None], routing, selection_bias)
+    np.testing.assert_array_equal(ids, best)
+    np.testing.assert_allclose(weights, truth, rtol=1e-5)
+    assert weights.sum() < 1e-4
+
+
 def test_equal_ones_come_in_the_order_of_their_ids(normal):
     """Experts e, e + 5 and e + 10 have the same logit."""
     x, kernel, norm = normal(2, 64), normal(64, 5), np.ones(64, np.float32)
@@ -74,9 +113,12 @@ def test_no_numbers_choose_experts_that_are_there(normal):
 
 
 @pytest.mark.parametrize("target", GPUS, ids=str)
-def test_it_lowers_to_two_launches(target):
-    of = jax.ShapeDtypeStruct
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_it_lowers_to_two_launches(name, target):
+    of, (routing, selects) = jax.ShapeDtypeStruct, ROUTINGS[name]
     operands = of((3, 2880), jnp.bfloat16), of((2880, 384), jnp.float32), of((2880,), jnp.float32)
-    how = dict(routing=_softmax(6, False), epsilon=1e-6, target=target)
-    run = functools.partial(router.route, **how)
-    assert lowered_to_triton(target, run, *operands).count("__gpu$xla.gpu.triton") == 2
+    bias = of((384,), jnp.float32)
+    biases = dict(bias_E=bias, selection_bias_E=bias) if selects else {}
+    run = functools.partial(router.route, routing=routing, epsilon=1e-6, target=target)
+    text = lowered_to_triton(target, run, *operands, **biases)
+    assert text.count("__gpu$xla.gpu.triton") == 2

@@ -15,7 +15,7 @@ from rocmforge_jax.nn.attention_backends import ATTENTION, NEW_TOKENS
 from rocmforge_jax.nn.attention_calls import NewTokensSpec, rotated
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.kv_state import KVState
-from rocmforge_jax.nn.norm import RMSNorm
+from rocmforge_jax.nn.norm import is_fusable
 from rocmforge_jax.nn.quantized_input import QuantizedInput
 from rocmforge_jax.nn.rope import RopeConfig
 
@@ -118,7 +118,7 @@ def attend_to_new(
         raise ValueError(
             f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}"
         )
-    if norms is not None and (cache is None or any(type(norm) is not RMSNorm for norm in norms)):
+    if norms is not None and (cache is None or not all(map(is_fusable, norms))):
         q_BTNH, k_BTKH, norms = norms[0](q_BTNH), norms[1](k_BTKH), None
     if cache is None:
         q_BTNH, k_BTKH = (rotated(heads, table, rope) for heads in (q_BTNH, k_BTKH))

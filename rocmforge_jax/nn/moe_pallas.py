@@ -17,13 +17,13 @@ from rocmforge_jax import quant
 from rocmforge_jax.backends import Numerics, Operation, differentiable, pallas
 from rocmforge_jax.nn.expert_stacks import Stack, Stacks
 from rocmforge_jax.nn.linear import Experts, Linear, through_expert, value_or_none
-from rocmforge_jax.nn.norm import RMSNorm, rms_norm
+from rocmforge_jax.nn.norm import is_fusable, require_fusable, rms_norm
 from rocmforge_jax.quant.multiply import require_pallas, require_transposed
 
 
 def _check_route(tokens, router, norm, routing: Routing) -> str:
     on = pallas.target()
-    if type(router) is not Linear or type(norm) is not RMSNorm:
+    if type(router) is not Linear or not is_fusable(norm):
         classes = type(router).__name__, type(norm).__name__
         raise NotImplementedError(f"the router is a {classes[0]}, the norm a {classes[1]}")
     if isinstance(router.kernel.get_value(), quant.QTensor) or router.output_scale is not None:
@@ -43,8 +43,7 @@ def _check_mixture(few, dtype, stacks: Stacks, norm) -> str:
     pallas.target()
     if others := [type(stack).__name__ for stack in stacks.all if type(stack) is not Experts]:
         raise NotImplementedError(f"a stack of experts is a {others[0]}")
-    if type(norm) not in (RMSNorm, type(None)):
-        raise NotImplementedError(f"the norm is a {type(norm).__name__}")
+    require_fusable(norm)
     weights = [stack.kernel.get_value() for stack in stacks.all]
     if not all(isinstance(weight, quant.QTensor) for weight in weights):
         raise NotImplementedError("a stack of experts is not packed")

@@ -88,3 +88,15 @@ class LayerNorm(nnx.Module):
         """Norms x [..., width]."""
         bias = None if self.bias is None else self.bias.get_value()
         return layer_norm(x, self.scale.get_value(), bias, self.epsilon)
+
+
+def is_fusable(norm) -> bool:
+    """Returns whether kernels compute a norm: an RMSNorm with a scale, and no subclass of it."""
+    return type(norm) is RMSNorm and norm.scale is not None
+
+
+def require_fusable(norm) -> None:
+    """Raises NotImplementedError unless kernels compute the norm; None is no norm."""
+    if norm is not None and not is_fusable(norm):
+        scale = " without a scale" if type(norm) is RMSNorm else ""
+        raise NotImplementedError(f"the norm is a {type(norm).__name__}{scale}")

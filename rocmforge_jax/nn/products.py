@@ -26,7 +26,7 @@ from rocmforge_jax.nn.linear import (
     wide,
 )
 from rocmforge_jax.nn.mlp import gated
-from rocmforge_jax.nn.norm import RMSNorm, rms_norm
+from rocmforge_jax.nn.norm import require_fusable, rms_norm
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.quant.multiply import require_cpp, require_pallas, require_transposed
 
@@ -125,8 +125,7 @@ def _apply(layer, x, dtype):
 
 def _weights(modules, norm) -> list:
     """Returns the packed weights of layers that can be fused, or raises why one cannot."""
-    if type(norm) not in (RMSNorm, type(None)):
-        raise NotImplementedError(f"the norm is a {type(norm).__name__}")
+    require_fusable(norm)
     layers = _layers(modules)
     if others := [type(m).__name__ for m in layers if type(m) not in (Linear, Embedding)]:
         raise NotImplementedError(f"a layer is a {others[0]}")

@@ -223,3 +223,18 @@ def test_a_residual_needs_one_module(linear, normal):
     with pytest.raises(ValueError, match="one module, got 2"):
         products(normal(2, D), layers, residual=normal(2, D))
     assert products(normal(2, D), []) == []
+
+
+def test_a_norm_without_a_scale_is_not_fused():
+    """Kernels read the scale of a norm; without one the products are computed one by one."""
+    with nn.only_shapes():
+        norm = nn.RMSNorm(64, epsilon=1e-5, use_scale=False)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 64)), jnp.float32)
+    layer = nn.Linear(64, 5, rngs=nnx.Rngs(0))
+    with record() as decisions:
+        (y,) = nn.products(x, [layer], norm=norm)
+    assert decisions[0].choice.name == "xla"
+    x64 = np.asarray(x, np.float64)
+    normed = x64 / np.sqrt((x64 * x64).mean(-1, keepdims=True) + 1e-5)
+    expected = normed @ np.asarray(layer.kernel.get_value(), np.float64)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)

@@ -109,7 +109,7 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
             [_packed(shape, how, layout_of, transposed=True) for shape in PRODUCTS],
         )
     if what == "mixture":
-        width, moe = QWEN3_30B_A3B.width, QWEN3_30B_A3B.moe
+        width, moe = QWEN3_30B_A3B.width, QWEN3_30B_A3B.layers[0].feed_forward
         shapes = (width, moe.hidden), (width, moe.hidden), (moe.hidden, width)
         return jax.jit(functools.partial(_mixture, backend)), (
             [_packed((moe.experts, *shape), how, layout_of, transposed=True) for shape in shapes],
@@ -145,7 +145,7 @@ def _products(backend, weights):
 
 
 def _mixture(backend, stacks):
-    experts, used, width = QWEN3_30B_A3B.moe.experts, QWEN3_30B_A3B.moe.used, QWEN3_30B_A3B.width
+    moe, width = QWEN3_30B_A3B.layers[0].feed_forward, QWEN3_30B_A3B.width
     numerics = Numerics(backend=backend)
     modules = [
         nnx.eval_shape(
@@ -157,11 +157,16 @@ def _mixture(backend, stacks):
         module.kernel = QParam(stack)
 
     def of(tokens):
-        return jnp.arange(tokens * used, dtype=jnp.int32).reshape(tokens, used) % experts
+        return (
+            jnp.arange(tokens * moe.routing.used, dtype=jnp.int32).reshape(tokens, -1) % moe.experts
+        )
 
     return [
         mixture(
-            jnp.ones((tokens, width), jnp.bfloat16), jnp.ones((tokens, used)), of(tokens), *modules
+            jnp.ones((tokens, width), jnp.bfloat16),
+            jnp.ones((tokens, moe.routing.used)),
+            of(tokens),
+            *modules,
         )
         for tokens in TOKENS
     ]

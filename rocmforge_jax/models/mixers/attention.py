@@ -123,7 +123,7 @@ class Attention:
     def init_state(self, batch: int, length: int, dtype) -> KVState:
         """Makes an empty KV cache, a ring buffer for a window."""
         sizes = batch, self.kv_heads, self.head_width, length
-        return KVState.zeros(*sizes, dtype)
+        return KVState.zeros(*sizes, dtype, window=self.window)
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: KVState | None):
         """Computes attention [B, T, N * H] before the output projection, and the KV cache."""
@@ -146,6 +146,7 @@ class Attention:
             self._rule(layer),
             norms=norms,
             numerics=layer.numerics,
+            lengths_B=tokens.lengths_B,
         )
         return (out if gate is None else self._gated(array_of(out), gate)), state
 
@@ -183,6 +184,7 @@ class Attention:
             self.head_width**-0.5 if self.scale is None else self.scale,
             causal=self.causal,
             window=self.window,
+            chunk=self.chunk,
             soft_cap=self.soft_cap,
             sinks_N=layer.attn_sinks.kernel.get_value() if self.sinks else None,
         )

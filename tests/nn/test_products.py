@@ -11,7 +11,7 @@ from flax import nnx
 from pallas_kernels import targets
 from rocmforge_jax import formats
 from rocmforge_jax.backends import Numerics, record
-from rocmforge_jax.nn import Embedding, Gate, Linear, RMSNorm, products
+from rocmforge_jax.nn import Embedding, Gate, Linear, RMSNorm, only_shapes, products
 from rocmforge_jax.quant import QParam, QTensor
 
 pytestmark = pytest.mark.core
@@ -227,12 +227,12 @@ def test_a_residual_needs_one_module(linear, normal):
 
 def test_a_norm_without_a_scale_is_not_fused():
     """Kernels read the scale of a norm; without one the products are computed one by one."""
-    with nn.only_shapes():
-        norm = nn.RMSNorm(64, epsilon=1e-5, use_scale=False)
+    with only_shapes():
+        norm = RMSNorm(64, epsilon=1e-5, use_scale=False)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 64)), jnp.float32)
-    layer = nn.Linear(64, 5, rngs=nnx.Rngs(0))
+    layer = Linear(64, 5, rngs=nnx.Rngs(0))
     with record() as decisions:
-        (y,) = nn.products(x, [layer], norm=norm)
+        (y,) = products(x, [layer], norm=norm)
     assert decisions[0].choice.name == "xla"
     x64 = np.asarray(x, np.float64)
     normed = x64 / np.sqrt((x64 * x64).mean(-1, keepdims=True) + 1e-5)

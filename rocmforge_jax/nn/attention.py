@@ -100,7 +100,7 @@ def attend_to_new(
         rule: Which slots a query sees, and how scores become weights. Its window is that of the
             cache, where the cache has one.
         lengths_B: int32, 0 to T: how many tokens of each sequence are real; the others are padding
-            at its end. Only a ring buffer needs it. Default: all.
+            at its end. Only several tokens for a ring buffer need it. Default: all.
         norms: The norms of the heads of queries and of keys, or None.
         numerics: The backend, and the mode of activations of the product that follows, for which
             a kernel may quantise the result.
@@ -114,6 +114,10 @@ def attend_to_new(
     if (table is None) != (rope is None):
         given = "a table without rope" if rope is None else "rope without a table"
         raise ValueError(f"attend_to_new got {given}: give both, or None for both")
+    if lengths_B is not None and lengths_B.shape != q_BTNH.shape[:1]:
+        raise ValueError(
+            f"lengths_B has shape {list(lengths_B.shape)} for {q_BTNH.shape[0]} sequences"
+        )
     if rope is not None and rope.width > q_BTNH.shape[-1]:
         raise ValueError(
             f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}"

@@ -53,7 +53,7 @@ def _check_cpp(q, cache, rule) -> str:
 def _check_new_pallas(q, cache, rule, spec) -> str:
     if q.shape[1] > 1:
         before = "the tokens are stored by XLA before"
-        return f"{_check_pallas(q, _attended(q, cache), rule)}; {before}{_unrolled_ring(cache)}"
+        return f"{_check_pallas(q, _attended(q, cache), rule)}; {before}{_in_a_copy(cache)}"
     rotates = spec.rope is not None
     does = "norms, rotates, stores and" if rotates else "norms, stores and"
     return f"{does} {_check_pallas(q, cache, rule, rotates)}, in two launches"
@@ -63,7 +63,7 @@ def _check_new_cpp(q, cache, rule, spec) -> str:
     does = "stores in place" if spec.rope is None else "rotates and stores in place"
     if q.shape[1] == 1:
         return f"{does}, then {_check_cpp(q, cache, rule)}"
-    return f"{does}, then {_check_cpp(q, _attended(q, cache), rule)}{_unrolled_ring(cache)}"
+    return f"{does}, then {_check_cpp(q, _attended(q, cache), rule)}{_in_a_copy(cache)}"
 
 
 def _attended(q, cache) -> KVState:
@@ -74,8 +74,8 @@ def _attended(q, cache) -> KVState:
     return jax.eval_shape(lambda ring, at_B: unrolled(ring, at_B, q.shape[1])[0], cache, starts_B)
 
 
-def _unrolled_ring(cache) -> str:
-    return f", into a copy of the ring of {cache.length} slots" if cache.wraps else ""
+def _in_a_copy(cache) -> str:
+    return f"; all in a copy of the ring of {cache.length} slots" if cache.wraps else ""
 
 
 ATTENTION = Operation("attention", {"pallas": _check_pallas, "cpp": _check_cpp})
@@ -108,7 +108,7 @@ def _trial_error(case) -> jax.Array:
         rope = None if "no rope" in kind else RopeConfig(width // 2 * 2)
         token = NewToken(NewTokensSpec(rope, Numerics(), (1e-6, 1e-6)), quantizes=False)
         scales = jnp.full(width, 1.1), jnp.full(width, 0.9)
-        table = rope and rope_table(starts[:, None], rope)
+        table = None if rope is None else rope_table(starts[:, None], rope)
         cache = KVState(keys, values, window if ring else None)
         operands = q, k, v, table, cache, starts, scales, rule
         found, exact = token(*operands), token.plain(*operands)

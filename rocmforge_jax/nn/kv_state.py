@@ -37,7 +37,7 @@ def _rounded_up(slots: int) -> int:
 class KVState(State):
     """Keys and values of one layer; the token at position p is in slot p % S.
 
-    Without a window, and while a ring buffer is not full-size, no position exceeds S: the token at
+    Without a window, and while a ring buffer is not full-size, no position reaches S: the token at
     position p is in slot p.
 
     Attributes:
@@ -87,13 +87,14 @@ class KVState(State):
 
     @property
     def wraps(self) -> bool:
-        """Whether positions may exceed the slots: the state is a ring buffer of its full size."""
+        """Whether positions may reach S or more: the state is a ring buffer of its full size."""
         return self.window is not None and self.length >= ring_size(self.window)
 
     def grown(self, length: int) -> "KVState":
-        """Returns a copy with room for `length` tokens; the added slots hold zeros.
+        """Returns a state with room for `length` tokens; the added slots hold zeros.
 
-        A ring buffer grows to its full size at most. Nothing has wrapped before.
+        A ring buffer grows to its full size at most. Nothing has wrapped before. A state that has
+        the room already is returned as it is.
         """
         if self.window is not None:
             length = max(self.length, min(ring_size(self.window), _rounded_up(length)))

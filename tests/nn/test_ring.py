@@ -379,6 +379,13 @@ def test_several_tokens_do_not_attend_to_a_ring_itself(backend):
         ring.write(new, new, starts)
 
 
+def test_every_sequence_needs_its_number_of_real_tokens():
+    ring, rule = KVState.zeros(2, K, H, 10**6, jnp.float32, 17), AttentionRule(1.0, window=17)
+    q, kv, starts = jnp.ones((2, 3, N, H)), jnp.ones((2, 3, K, H)), jnp.zeros(2, jnp.int32)
+    with pytest.raises(ValueError, match=r"lengths_B has shape \[1\] for 2 sequences"):
+        attend_to_new(q, kv, kv, None, None, ring, starts, rule, lengths_B=np.ones(1, np.int32))
+
+
 def test_a_table_and_rope_come_together():
     q, kv, starts = jnp.ones((1, 1, N, H)), jnp.ones((1, 1, K, H)), jnp.zeros(1, jnp.int32)
     state, rule = KVState.zeros(1, K, H, 8, jnp.float32), AttentionRule(1.0)

@@ -1,45 +1,37 @@
 """Makes models with well-known shapes and random packed weights, on the device and in seconds."""
 
+import dataclasses
 import functools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import synthetic
 from flax import nnx
 from mixes import type_of
-from synthetic import MIXTURES, ROUTER, SHAPES
 
 from pallas_kernels import samples
 from rocmforge_jax import formats
-from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, Mixture
+from rocmforge_jax.models import ARCHITECTURES, Decoder, DecoderConfig
+from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.load import tensor_name
-from rocmforge_jax.nn import RopeConfig, Routing
 from rocmforge_jax.quant import QParam, QTensor, word_packed
 
 
 def config(shape_name: str) -> DecoderConfig:
-    architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, base = SHAPES[
-        shape_name
-    ]
-    rope = RopeConfig(width=head, base=base, interleaved=architecture == "llama")
-    qk_norm = "head" if architecture == "qwen3moe" else None
-    biases = ("attn_q", "attn_k", "attn_v") if architecture == "qwen2" else ()
-    feed_forward = Gated(hidden)
-    if shape_name in MIXTURES:
-        experts, used, units = MIXTURES[shape_name]
-        feed_forward = Mixture(experts, Routing(used, "softmax", True), units)
-    return DecoderConfig.uniform(
-        layers,
-        Attention(heads, kv_heads, head, rope, qk_norm=qk_norm),
-        feed_forward,
-        width=width,
-        vocabulary=vocabulary,
-        context_length=32768,
-        norm_epsilon=1e-5,
-        biases=frozenset(biases),
-        tied=layers < 28,
-        architecture=architecture,
+    """Returns what a file of this shape gives; large models have a head of their own."""
+    written = synthetic.metadata(shape_name, "")
+    metadata = {key: getattr(value, "item", lambda v=value: v)() for key, value in written.items()}
+    shapes = synthetic.tensor_shapes(shape_name)
+    tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
+    architecture = metadata["general.architecture"]
+    file = SimpleNamespace(
+        metadata=metadata, tensors=tensors, architecture=architecture, path=shape_name
     )
+    read = ARCHITECTURES[architecture].read(KeyReader(file))
+    tied = architecture != "gpt-oss" and len(read.layers) < 28
+    return dataclasses.replace(read, architecture=architecture, tied=tied)
 
 
 def decoder(shape_name: str, mix: str, dtype=jnp.bfloat16, **settings) -> Decoder:
@@ -47,15 +39,15 @@ def decoder(shape_name: str, mix: str, dtype=jnp.bfloat16, **settings) -> Decode
     made = nnx.eval_shape(
         lambda: Decoder(config(shape_name), dtype=dtype, rngs=nnx.Rngs(0), **settings)
     )
-    keys = iter(jax.random.split(jax.random.key(0), 1000))
+    keys = iter(jax.random.split(jax.random.key(0), 4000))
     for path, module in list(nnx.iter_modules(made)):
         for attribute, variable in list(vars(module).items()):
             if isinstance(variable, nnx.Variable):
                 name = tensor_name((*path, attribute))
-                if len(variable.shape) < 2 or name.endswith(ROUTER):
+                if not synthetic.is_packed(name, variable.shape):
                     made_here = nnx.Param(
                         jax.random.normal(next(keys), variable.shape)
-                        if name.endswith(ROUTER)
+                        if name.endswith(synthetic.ROUTER)
                         else jnp.ones(variable.shape)
                     )
                 else:

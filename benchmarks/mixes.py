@@ -2,7 +2,7 @@
 
 #: The mixes that files are known by -> the type of most matrices. Any other name is a type for all
 #: of them.
-MIXES = {"Q4_K_M": "Q4_K"}
+MIXES = {"Q4_K_M": "Q4_K", "MXFP4_MOE": "Q8_0"}
 
 
 def type_of(name: str, layers: int, tied: bool, mix: str) -> str:
@@ -17,6 +17,8 @@ def type_of(name: str, layers: int, tied: bool, mix: str) -> str:
     mix = mix.upper()
     if mix not in MIXES:
         return mix
+    if mix == "MXFP4_MOE":
+        return "MXFP4" if "_exps" in name else "Q8_0"
     if name == ("token_embd.weight" if tied else "output.weight"):
         return "Q6_K"
     _, _, rest = name.partition("blk.")

@@ -25,11 +25,16 @@ SHAPES = {
     "llama-3.1-8b": ("llama", 32, 4096, 14336, 32, 8, 128, 128256, 5e5),
     "qwen2.5-7b": ("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 1e6),
     "qwen3-30b-a3b": ("qwen3moe", 48, 2048, 6144, 32, 4, 128, 151936, 1e6),
+    "gpt-oss-20b": ("gpt-oss", 24, 2880, 2880, 64, 8, 64, 201088, 150000),
+    "gemma-3-270m": ("gemma3", 18, 640, 2048, 4, 1, 256, 262144, 1e6),
+    "gemma-3-27b": ("gemma3", 62, 5376, 21504, 32, 16, 128, 262208, 1e6),
 }
 #: What chooses among experts. It is never quantised.
 ROUTER = "ffn_gate_inp.weight"
 #: name -> experts, those of a token, hidden units of each.
-MIXTURES = {"qwen3-30b-a3b": (128, 8, 768)}
+MIXTURES = {"qwen3-30b-a3b": (128, 8, 768), "gpt-oss-20b": (32, 4, 2880)}
+#: name -> the sliding window.
+WINDOWS = {"gpt-oss-20b": 128, "gemma-3-270m": 512, "gemma-3-27b": 1024}
 #: name -> how much longer than the 8192 tokens of its pretraining a Llama 3 was made to read, which
 #: is in its `rope_freqs.weight`.
 STRETCHED = {"llama-3.2-1b": 32, "llama-3.1-8b": 8}
@@ -78,14 +83,22 @@ def tensor_shapes(shape_name: str) -> dict[str, tuple[int, ...]]:
         for name in ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"):
             del block[name]
         block |= {
-            "attn_q_norm.weight": (head,),
-            "attn_k_norm.weight": (head,),
             ROUTER: (experts, width),
             "ffn_gate_exps.weight": (experts, each, width),
             "ffn_up_exps.weight": (experts, each, width),
             "ffn_down_exps.weight": (experts, width, each),
         }
-    if architecture == "qwen2":
+    if architecture in ("qwen3moe", "gemma3"):
+        block |= {"attn_q_norm.weight": (head,), "attn_k_norm.weight": (head,)}
+    if architecture == "gemma3":
+        block |= dict.fromkeys(("post_attention_norm.weight", "post_ffw_norm.weight"), (width,))
+    if architecture == "gpt-oss":
+        block["post_attention_norm.weight"] = block.pop("ffn_norm.weight")
+        block["attn_sinks.weight"] = (heads,)
+        biased = [name for name in block if name.startswith(("attn_o", "ffn_"))]
+        block |= {name.replace("weight", "bias"): block[name][:-1] for name in biased}
+        shapes["output.weight"] = (vocabulary, width)
+    if architecture in ("qwen2", "gpt-oss"):
         block |= {
             "attn_q.bias": (heads * head,),
             "attn_k.bias": (kv_heads * head,),
@@ -94,6 +107,11 @@ def tensor_shapes(shape_name: str) -> dict[str, tuple[int, ...]]:
     for i in range(layers):
         shapes |= {f"blk.{i}.{name}": shape for name, shape in block.items()}
     return shapes
+
+
+def is_packed(name: str, shape: tuple[int, ...]) -> bool:
+    """Returns whether a tensor is quantised: a matrix that is neither a router nor a bias."""
+    return len(shape) > 1 and not name.endswith((ROUTER, ".bias"))
 
 
 def rope_factors(shape_name: str) -> np.ndarray:
@@ -132,6 +150,14 @@ def metadata(shape_name: str, type_name: str) -> dict:
             "expert_used_count": used,
             "expert_feed_forward_length": each,
         }
+    if shape_name in WINDOWS:
+        values["attention.sliding_window"] = WINDOWS[shape_name]
+    if architecture == "gpt-oss":
+        values |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": np.float32(32),
+            "rope.scaling.original_context_length": 4096,
+        }
     general = {"architecture": architecture, "name": f"synthetic {shape_name} {type_name.upper()}"}
     return (
         {f"general.{key}": value for key, value in general.items()}
@@ -144,7 +170,7 @@ def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
     """Write the file; matrices have the type `type_name` or those of that mix, vectors F32."""
     layers, random, tensors = SHAPES[shape_name][1], np.random.default_rng(seed), {}
     for name, shape in tensor_shapes(shape_name).items():
-        if len(shape) > 1 and not name.endswith(ROUTER):
+        if is_packed(name, shape):
             fmt = formats.get(type_of(name, layers, True, type_name))
             tensors[name] = (fmt, random_blocks(fmt, shape, random))
         else:

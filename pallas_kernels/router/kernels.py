@@ -111,7 +111,7 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
         weights, chosen = _scored(logits, place, routing), place < routing.used
         if routing.renormalize:
             total = jnp.where(chosen, weights, 0).sum()
-            # The largest of a softmax sum to more than the least.
+            # The largest weights of a softmax always sum to more than that.
             if selection_bias_ref is not None or routing.scoring != "softmax":
                 total = jnp.where(total < SMALLEST_SUM, np.float32(SMALLEST_SUM), total)
             weights = weights / total

@@ -2,9 +2,10 @@
 
 from rocmforge_jax.generate.engine import Engine
 from rocmforge_jax.generate.perplexity import Perplexity, perplexity
+from rocmforge_jax.generate.prefix_cache import PrefixCache
 from rocmforge_jax.generate.sampling import Sampler, SamplingParams, sample
 from rocmforge_jax.generate.scheduler import Scheduler
-from rocmforge_jax.generate.sequence import Generated, PrefixCache, Sequence
+from rocmforge_jax.generate.sequence import Generated, Sequence
 from rocmforge_jax.generate.steps import Slots, Steps
 
 __all__ = [

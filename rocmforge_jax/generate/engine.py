@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rocmforge_jax.generate.prefix_cache import PrefixCache
 from rocmforge_jax.generate.sampling import SamplingParams
 from rocmforge_jax.generate.scheduler import Scheduler
-from rocmforge_jax.generate.sequence import Generated, PrefixCache, Sequence, check_requests
+from rocmforge_jax.generate.sequence import Generated, Sequence, check_requests
 from rocmforge_jax.generate.steps import SMALLEST_BUCKET, Steps
 from rocmforge_jax.models import Decoder, plan
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH, cache_length

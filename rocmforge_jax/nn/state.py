@@ -163,6 +163,24 @@ class Cache:
             return None
         return Cache(layers, jnp.full((self.batch,), length, jnp.int32), self.length)
 
+    def perishable(self) -> tuple[State | None, ...]:
+        """Returns the states that cannot be rewound to any length, and None for the others."""
+        return tuple(None if layer.rewinds else layer for layer in self.layers)
+
+    def restored(self, states: tuple[State | None, ...], held: int, length: int) -> "Cache":
+        """Returns the cache as it was when every sequence had `length` tokens.
+
+        Args:
+            states: What `perishable` returned then. The other states are rewound.
+            held: As for `rewound`.
+            length: Tokens to keep.
+        """
+        layers: Any = tuple(
+            layer.rewound(held, length) if state is None else state
+            for layer, state in zip(self.layers, states)
+        )
+        return Cache(layers, jnp.full((self.batch,), length, jnp.int32), self.length)
+
     def specs(self, mesh: Mesh) -> "Cache":
         """Returns a PartitionSpec for each array: see `State.specs`."""
         layers = tuple(layer.specs(mesh) for layer in self.layers)

@@ -6,6 +6,7 @@ from rocmforge_jax.generate.prefix_cache import PrefixCache
 from rocmforge_jax.generate.sampling import Sampler, SamplingParams, sample
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import Generated, Sequence
+from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Slots, Steps
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Scheduler",
     "Sequence",
     "Slots",
+    "Snapshots",
     "Steps",
     "perplexity",
     "sample",

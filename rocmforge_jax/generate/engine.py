@@ -9,6 +9,7 @@ import collections.abc
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from rocmforge_jax.generate.prefix_cache import PrefixCache
 from rocmforge_jax.generate.sampling import SamplingParams
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import Generated, Sequence, check_requests
+from rocmforge_jax.generate.snapshots import Snapshots, default_snapshot_bytes
 from rocmforge_jax.generate.steps import SMALLEST_BUCKET, Steps
 from rocmforge_jax.models import Decoder, plan
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH, cache_length
@@ -31,12 +33,15 @@ class Engine:
     """Generates with a Decoder. It uses the decoder's arrays, not copies of them.
 
     After a single prompt its cache is kept: a next prompt that begins like that text computes only
-    what is new.
+    what is new. For layers whose state cannot be rewound, such as convolutions, snapshots are taken
+    on the way, after the pieces of a prompt and about every 64 tokens of an answer; the next prompt
+    goes on from the last one that suits.
 
     Attributes:
         config: the decoder's configuration.
         context_length: most tokens of a sequence, prompt and answer together.
         max_slots: most sequences that are generated at once, or None.
+        snapshot_bytes: most bytes of the snapshots of a text.
         steps: the jitted steps.
         prefix_cache: the cache of the last single prompt and its answer.
     """
@@ -48,6 +53,7 @@ class Engine:
         context_length: int | None = None,
         ahead: int | None = None,
         max_slots: int | None = None,
+        snapshot_bytes: int | None = None,
     ):
         """Splits the decoder; nothing is compiled yet.
 
@@ -59,6 +65,8 @@ class Engine:
                 stop token would delay the next prompt.
             max_slots: most sequences that are generated at once; further prompts wait. Default: as
                 many as the free memory holds, at least 1.
+            snapshot_bytes: most bytes of snapshots, 0 for none; `Snapshots` describes which are
+                dropped. Default: 512 MiB, but at most a tenth of the memory that is free now.
         """
         self.config = decoder.config
         trained = self.config.context_length
@@ -69,16 +77,25 @@ class Engine:
             raise ValueError(f"max_slots must be an integer of at least 1, got {max_slots!r}")
         if ahead is not None and (not isinstance(ahead, int) or ahead < 0):
             raise ValueError(f"ahead must be an integer of at least 0, got {ahead!r}")
+        if snapshot_bytes is not None and (
+            not isinstance(snapshot_bytes, int) or snapshot_bytes < 0
+        ):
+            raise ValueError(
+                f"snapshot_bytes must be an integer of at least 0, got {snapshot_bytes!r}"
+            )
         if self.context_length > trained:
             warnings.warn(
                 f"a context of {self.context_length} tokens is longer than the {trained} the model"
                 " was trained for",
                 stacklevel=3,
             )
-        self.max_slots, self.steps, self.prefix_cache = max_slots, Steps(decoder), PrefixCache()
+        if snapshot_bytes is None:
+            snapshot_bytes = default_snapshot_bytes()
+        self.max_slots, self.snapshot_bytes = max_slots, snapshot_bytes
+        self.steps, self.prefix_cache = Steps(decoder), PrefixCache(snapshot_bytes)
         if ahead is None:
             ahead = 0 if jax.default_backend() == "cpu" else 1
-        self._scheduling = dict(context_length=self.context_length, ahead=ahead)
+        self._scheduling: dict[str, Any] = dict(context_length=self.context_length, ahead=ahead)
 
     def generate(
         self,
@@ -137,7 +154,9 @@ class Engine:
                 yield [added.get(one, Generated([], [], one.finish_reason)) for one in sequences]
         finally:
             if scheduler is not None and len(sequences) == 1:
-                self.prefix_cache.keep(sequences[0].text, scheduler.slots.cache)
+                self.prefix_cache.keep(
+                    sequences[0].text, scheduler.slots.cache, scheduler.snapshots
+                )
 
     def _begin(self, sequences) -> tuple[Scheduler, collections.deque]:
         """Prefills all sequences together if they fit; otherwise all of them wait."""
@@ -146,10 +165,12 @@ class Engine:
         count, tokens = self._allotment(sequences)
         if count < len(sequences):
             return self.open(count, tokens), collections.deque(sequences)
-        logits_BV, cache = self.prefill([one.prompt for one in sequences], slots=tokens)
-        return Scheduler.of(
-            self.steps, sequences, logits_BV, cache, **self._scheduling
-        ), collections.deque()
+        prompts = [one.prompt for one in sequences]
+        logits_BV, cache, snapshots = self._prefill(prompts, tokens)
+        scheduler = Scheduler.of(
+            self.steps, sequences, logits_BV, cache, snapshots=snapshots, **self._scheduling
+        )
+        return scheduler, collections.deque()
 
     def _allotment(self, sequences) -> tuple[int, int]:
         """How many sequences are generated at once, and the tokens to make room for at first."""
@@ -192,16 +213,24 @@ class Engine:
         Returns:
             (logits after the last token of each prompt, float32 [B, V]; the filled cache).
         """
-        kept = self.prefix_cache.take(prompts[0]) if len(prompts) == 1 else (None, 0)
+        return self._prefill(prompts, slots)[:2]
+
+    def _prefill(self, prompts, slots: int) -> tuple[jax.Array, Cache, Snapshots | None]:
+        """As `prefill`; also returns the snapshots of a single text."""
+        cache, known, snapshots = None, 0, None
+        if len(prompts) == 1:
+            cache, known, snapshots = self.prefix_cache.take(prompts[0])
         self.forget()
-        cache, known = kept
         needed = known + self.steps.padded(max(map(len, prompts)) - known)
         if cache is None:
             length = cache_length(max(needed, slots), self.context_length)
             cache = self.steps.init_cache(len(prompts), length)
         elif needed > cache.length:
             cache = cache.grown(cache_length(needed, self.context_length))
-        return self.steps.prefill_prompts(prompts, cache, known)
+        if snapshots is not None:
+            self.prefix_cache.check_snapshots(cache)
+        logits_BV, cache = self.steps.prefill_prompts(prompts, cache, known, snapshots)
+        return logits_BV, cache, snapshots
 
     def score(self, ids_BT: np.ndarray, first: int = 0) -> jax.Array:
         """Log-probabilities that the model gives to ids[:, first + 1:] after all before them.

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from rocmforge_jax.generate.sequence import Generated, Sequence
+from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Slots, Steps, insert, start
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH, cache_length
 from rocmforge_jax.nn import Cache
@@ -30,9 +31,18 @@ class Scheduler:
 
     Attributes:
         slots: the state on the device. An interrupted dispatch may have taken its arrays.
+        snapshots: of the text of a single sequence, or None.
     """
 
-    def __init__(self, steps: Steps, slots: Slots, *, context_length: int, ahead: int):
+    def __init__(
+        self,
+        steps: Steps,
+        slots: Slots,
+        *,
+        context_length: int,
+        ahead: int,
+        snapshots: Snapshots | None = None,
+    ):
         """Takes slots without sequences.
 
         Args:
@@ -40,8 +50,9 @@ class Scheduler:
             slots: see `Steps.empty_slots`.
             context_length: most tokens of a sequence.
             ahead: dispatches that are begun before the tokens of the one before are read.
+            snapshots: taken between dispatches, for a single sequence; None for no snapshots.
         """
-        self.slots, self._steps = slots, steps
+        self.slots, self.snapshots, self._steps = slots, snapshots, steps
         self._context_length, self._ahead = context_length, ahead
         self._owners: list[Sequence | None] = [None] * slots.batch
         self._active = [False] * slots.batch  # as `slots.active_B` has it
@@ -133,6 +144,8 @@ class Scheduler:
         # The newest token of a sequence is not in the cache yet.
         filled = max(len(one.prompt) + one.begun - 1 for one in owners if one is not None)
         self._make_room(filled + TOKENS_PER_DISPATCH)
+        if self.snapshots is not None and self.snapshots.due(filled):
+            self.snapshots.take(self.slots.cache, filled)
         self.slots, ids_BT, logprobs_BT = self._steps.decode(self.slots, TOKENS_PER_DISPATCH)
         for one in owners:
             if one is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from rocmforge_jax.generate.sampling import PENALTY_WINDOW, Sampler, SamplingParams, sample
+from rocmforge_jax.generate.snapshots import SNAPSHOT_INTERVAL, Snapshots
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.nn import Cache
 
@@ -33,7 +34,8 @@ class Slots:
     """The sequences of a batch on the device: what decoding reads and returns.
 
     A slot without a sequence is inactive. A step computes it like the others, but its length stays,
-    so it never outgrows the cache; its other fields are then unspecified until a sequence enters.
+    so it never outgrows the cache; its other fields and its states are then unspecified until a
+    sequence enters, which replaces them all. A slot that has become inactive is never resumed.
 
     Attributes:
         cache: the state of every layer, [B, ...] each, and `lengths_B`, int32 [B], the tokens that
@@ -274,11 +276,15 @@ class Steps:
         )
 
     def padded(self, tokens: int) -> int:
-        """Slots that a prompt of so many tokens takes with its padding."""
-        return sum(self._pieces(tokens))
+        """Slots that a prompt of so many tokens takes with its padding, at most."""
+        return sum(padded for _, padded in self._pieces(tokens))
 
     def prefill_prompts(
-        self, prompts: collections.abc.Sequence[list[int]], cache: Cache, known: int = 0
+        self,
+        prompts: collections.abc.Sequence[list[int]],
+        cache: Cache,
+        known: int = 0,
+        snapshots: Snapshots | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Computes prompts, piece by piece.
 
@@ -287,26 +293,39 @@ class Steps:
             cache: has room for `padded` tokens of the longest prompt after the known ones. It is
                 donated.
             known: tokens of each prompt that the cache holds already.
+            snapshots: of the only prompt. One is taken after each piece, if the cache needs them.
+                The last tokens of a prompt may then be a piece of their own, so that the same
+                prompt, or one with another end, does not have to be computed as a whole.
 
         Returns:
             (logits after the last token of each prompt, float32 [B, V]; the cache).
         """
         lengths = np.array([len(prompt) - known for prompt in prompts])
-        pieces = self._pieces(int(lengths.max()))
-        tokens = np.zeros((len(prompts), sum(pieces)), np.int32)
+        longest, first = int(lengths.max()), 0
+        tokens = np.zeros((len(prompts), longest), np.int32)
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt) - known] = prompt[known:]
-        logits_BV, first = jnp.zeros((len(prompts), self.config.vocabulary), jnp.float32), 0
-        for piece in pieces:
-            added = np.clip(lengths - first, 0, piece).astype(np.int32)
-            logits_BV, cache = self.prefill(
-                cache, tokens[:, first : first + piece], added, logits_BV
-            )
-            first += piece
+        logits_BV = jnp.zeros((len(prompts), self.config.vocabulary), jnp.float32)
+        pieces = self._pieces(longest)
+        if snapshots is not None:
+            snapshots.prompt_tokens = known + longest
+            last = SMALLEST_BUCKET
+            if longest > SNAPSHOT_INTERVAL and snapshots.split(cache, known + longest, last):
+                pieces = self._pieces(longest - last) + self._pieces(last)
+        for count, padded in pieces:
+            piece = np.pad(tokens[:, first : first + count], ((0, 0), (0, padded - count)))
+            added = np.clip(lengths - first, 0, count).astype(np.int32)
+            logits_BV, cache = self.prefill(cache, piece, added, logits_BV)
+            first += count
+            if snapshots is not None:
+                snapshots.take(cache, known + first)
         return logits_BV, cache
 
-    def _pieces(self, length: int) -> list[int]:
-        """Padded lengths of the pieces of a prompt: full chunks, then a power of two."""
+    def _pieces(self, length: int) -> list[tuple[int, int]]:
+        """Returns the pieces of a prompt: (tokens, tokens with padding) of each.
+
+        They are full chunks, then the rest, padded to a power of two.
+        """
         full, rest = divmod(length, self.chunk)
         padded_rest = max(SMALLEST_BUCKET, 1 << (rest - 1).bit_length()) if rest else 0
-        return [self.chunk] * full + ([padded_rest] if rest else [])
+        return [(self.chunk, self.chunk)] * full + ([(rest, padded_rest)] if rest else [])

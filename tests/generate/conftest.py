@@ -2,6 +2,8 @@
 it.
 """
 
+import dataclasses
+import functools
 import logging
 
 import jax
@@ -9,25 +11,42 @@ import pytest
 from flax import nnx
 
 from rocmforge_jax.generate import Engine
-from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated
+from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, ShortConvolution
+from rocmforge_jax.models.config import LayerConfig, Norms
 from rocmforge_jax.nn import RopeConfig
 
 VOCABULARY = 64
+ATTENTION, CONVOLUTION = Attention(4, 2, 8, RopeConfig(8)), ShortConvolution(32, 3)
+#: The mixers of the layers of each small decoder.
+MIXERS = {
+    "attention": (ATTENTION, ATTENTION),
+    "lfm2": (CONVOLUTION, ATTENTION, CONVOLUTION),
+    "windows": (dataclasses.replace(ATTENTION, window=8), ATTENTION),
+}
 
 
 @pytest.fixture(scope="session")
-def decoder():
-    config = DecoderConfig.uniform(
-        2,
-        Attention(4, 2, 8, RopeConfig(8)),
-        Gated(64),
-        width=32,
-        vocabulary=VOCABULARY,
-        context_length=2048,
-        norm_epsilon=1e-5,
-        tied=False,
-    )
-    return Decoder(config, rngs=nnx.Rngs(0))
+def decoders():
+    """decoders(kind): the decoder with the layers of MIXERS[kind]."""
+
+    @functools.cache
+    def decoders(kind):
+        config = DecoderConfig(
+            tuple(LayerConfig(mixer, Gated(64), Norms(1e-5)) for mixer in MIXERS[kind]),
+            width=32,
+            vocabulary=VOCABULARY,
+            context_length=2048,
+            norm_epsilon=1e-5,
+            tied=False,
+        )
+        return Decoder(config, rngs=nnx.Rngs(0))
+
+    return decoders
+
+
+@pytest.fixture(scope="session")
+def decoder(decoders):
+    return decoders("attention")
 
 
 @pytest.fixture(scope="session")

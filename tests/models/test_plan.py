@@ -35,7 +35,7 @@ def test_weights_and_cache_are_counted_to_the_byte(demo, dtype, context_length, 
     for (added,) in engine.generate([text], greedy):
         text = text + added.ids
     assert added.finish_reason == "context" and len(text) == context_length
-    cache, _ = engine.prefix_cache.take(text)
+    cache, *_ = engine.prefix_cache.take(text)
     assert (cache.length, plan.slots) == (slots, slots)
     assert plan.cache == sum(array.nbytes for array in jax.tree.leaves(cache))
     assert plan.weights == sum(tensor.nbytes for tensor in gguf.tensors.values())

@@ -78,6 +78,9 @@ GEMV_ONE_ROW = {
 #: Where a row is one step, programs take more of them: (groups that one reads at most, programs
 #: that are left at least).
 SHORT_ROWS = {"": (0, 0), "cuda": (256, 1500)}
+#: Where the last step of a row would be so empty (share of all groups read), and narrower steps are
+#: fuller, programs read half the groups of twice the rows. Measured for types with a table.
+EMPTY_STEP = {"": 1.0, "cuda": 0.2}
 #: For several rows of activations: (up to so many rows, tile).
 GEMV_BATCH = {
     "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
@@ -113,6 +116,9 @@ def _gemv_of_one_row(products, pairs: int, mode, target) -> Tile:
         if outputs >= least and fits(wanted)
     )
 
+    if not tile.load_first and mode != "float":
+        tile = _filled(tile, groups, of_family(EMPTY_STEP, target))
+
     def programs():
         return pairs * sum(-(-product.rows // tile.rows) for product in products)
 
@@ -129,6 +135,22 @@ def _gemv_of_one_row(products, pairs: int, mode, target) -> Tile:
     # waits for its loads. Floats fill the registers.
     first = tile.load_first or programs() <= target.resident
     return dataclasses.replace(tile, load_first=first and mode != "float")
+
+
+def _filled(tile: Tile, groups: int, allowed: float) -> Tile:
+    """Halves the groups of a step for twice the rows where that reads far fewer empty groups."""
+    half = tile.groups // 2
+
+    def read(width):
+        return -(-groups // width) * width
+
+    if (
+        half < 32
+        or groups <= half
+        or (read(tile.groups) - read(half)) / read(tile.groups) < allowed
+    ):
+        return tile
+    return dataclasses.replace(tile, rows=2 * tile.rows, groups=half)
 
 
 #: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first

@@ -26,3 +26,19 @@ def test_short_rows_are_taken_together(name, rows, inputs, pairs, mode, outputs)
     """
     product = abstract_product(name, rows, inputs, pairs)
     assert blocks.gemv(1, [product], mode, Target("cuda", "9.0")).rows == outputs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "mode", "tile"),
+    [
+        (2880, "int16", (4, 32)),  # 3 steps of 32 groups for 90, not 2 of 64
+        (2560, "int8", (4, 32)),
+        (3584, "int16", (2, 64)),  # 112 groups: as many are read either way
+        (4096, "int16", (2, 64)),
+        (2880, "float", (2, 64)),
+    ],
+)
+def test_steps_are_narrower_where_the_last_one_would_be_empty(inputs, mode, tile):
+    product = abstract_product("MXFP4", 2880, inputs, 4)
+    found = blocks.gemv(1, [product], mode, Target("cuda", "9.0"))
+    assert (found.rows, found.groups) == tile

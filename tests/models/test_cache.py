@@ -1,47 +1,12 @@
-"""What goes through the cache is what one causal pass computes."""
+"""Rows of a batch with a cache, positions, and shapes that do not fit.
+
+`test_families` compares what goes through a cache with llama.cpp's logits.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-NAMES = (pytest.param("llama-rope3.Q5_1", marks=pytest.mark.core), "qwen2.Q5_1", "mixtral.Q4_K_M")
-
-
-@pytest.fixture(scope="module")
-def whole(load, logits, index):
-    """whole(name): the logits of the prompt in one go [600, V]."""
-    return lambda name: logits(load(name), np.array(index["ids"], np.int32)[None])[0]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_chunks(name, load, flat, whole, relative, index):
-    decoder, ids = load(name), np.array(index["ids"], np.int32)[None]
-    leaves, merge = flat(decoder)
-    step = jax.jit(lambda leaves, cache, tokens: merge(leaves)(tokens, cache), donate_argnums=1)
-    cache, pieces = decoder.init_cache(1, 640), []
-    for start in range(0, 600, 150):
-        logits_BTV, cache = step(leaves, cache, ids[:, start : start + 150])
-        pieces.append(logits_BTV[0])
-    assert cache.lengths_B.tolist() == [600]
-    assert relative(np.concatenate(pieces), whole(name)) < 1e-5
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_token_by_token(name, load, flat, whole, relative, index):
-    decoder = load(name)
-    leaves, merge = flat(decoder)
-
-    @jax.jit
-    def run(leaves, cache, tokens_T):
-        def step(cache, token):
-            logits_BV, cache = merge(leaves)(token[None, None], cache, last_only=True)
-            return cache, logits_BV[0]
-
-        return jax.lax.scan(step, cache, tokens_T)[1]
-
-    one_by_one = run(leaves, decoder.init_cache(1, 600), jnp.array(index["ids"], jnp.int32))
-    assert relative(one_by_one, whole(name)) < 1e-5
 
 
 @pytest.mark.core

@@ -16,10 +16,14 @@ from rocmforge_jax.generate.steps import start
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.models import kernel_report, load_decoder
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH
+from tests.models import families
 from tests.models.test_logits import CORE, OTHERS
 
 pytestmark = pytest.mark.gpu
 
+#: Ways through a prompt -> the files that go that way, where not all do: what the engine does with
+#: a prefix it does without kernels, and it compiles longest.
+ONLY = {families.after_other_answers: ("models/gemma3.Q8_0", "families/lfm2.Q4_K_M")}
 #: Relative error of logits with activations in 15 bits; float32 alone stays below 1e-5.
 INT16 = 5e-4
 #: Tokens of the prompt that go in one by one, after a prefill of the others.
@@ -84,6 +88,38 @@ def test_logits_of_single_tokens_are_llama_cpp_s(name, reference, relative):
     assert stored
     expected = np.load(files[2])[[row for row, _ in stored]]
     assert relative(logits[[position - first for _, position in stored]], expected) < INT16
+
+
+def _family_cases():
+    for file in families.NEW:
+        for way in families.WAYS:
+            if file.name in ONLY.get(way, (file.name,)):
+                yield pytest.param(file, way, id=f"{file}-{way.__name__}")
+
+
+@pytest.mark.parametrize(("file", "way"), list(_family_cases()))
+def test_family_has_llama_cpp_s_logits_in_float(file, way, whole_reference):
+    """In float32 throughout, with attention in kernels."""
+    decoder = families.load(whole_reference, file.name, "auto", "float")
+    truth = families.read(whole_reference, file.name)
+    for found in way(decoder, truth.ids):
+        families.check(file, truth, found, "float")
+
+
+@pytest.mark.parametrize("activations", ["float", "int16"])
+@pytest.mark.parametrize("file", families.NEW, ids=str)
+def test_family_attends_in_kernels(file, activations, whole_reference):
+    """With its windows, soft caps and sinks, for one token and for many; not in plain XLA.
+
+    One token is computed by kernels alone, but for the row of the embedding.
+    """
+    report = kernel_report(families.load(whole_reference, file.name, "auto", activations))
+    attention = {
+        (entry.tokens, entry.backend) for entry in report if entry.operation == "attention"
+    }
+    assert attention == {("one token", "pallas"), ("many tokens", "pallas")}
+    of_one = [entry for entry in report if entry.tokens == "one token"]
+    assert {entry.operation for entry in of_one if entry.backend != "pallas"} == {"take_rows"}
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -1,0 +1,81 @@
+"""Every family against llama.cpp's logits: in one go, in pieces, token by token, in a ragged batch
+and after a reused prefix, with plain XLA and with C++.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from rocmforge_jax.models import ARCHITECTURES, kernel_report
+from tests.models import families
+from tests.models.families import FILES, NEW, WAYS
+from tests.models.test_logits import CORE, OTHERS
+
+#: Name -> the backend and the mode of activations. "auto" is C++ here, which computes attention in
+#: both modes, and products in int16 alone.
+RUNS = {"xla": ("xla", "float"), "cpp-float": ("auto", "float"), "cpp-int16": ("auto", "int16")}
+#: The runs of each way that are quick, given that XLA compiles; the others are heavy.
+QUICK = {
+    families.in_one_go: ("xla", "cpp-int16"),
+    families.in_pieces: ("cpp-float",),
+    families.token_by_token: ("xla",),
+    families.in_a_ragged_batch: ("cpp-float",),
+    families.after_rewinding: ("cpp-float",),
+    families.after_other_answers: ("cpp-int16",),
+}
+#: The older file that the quick runs include; every clone has it.
+OLDER = "models/qwen2.Q4_K_M"
+
+
+def _cases():
+    for file in FILES:
+        for way in WAYS:
+            for run in RUNS:
+                quick = run in QUICK[way] and (file in NEW or file.name == OLDER)
+                mark = pytest.mark.core if quick else pytest.mark.heavy
+                yield pytest.param(file, way, run, marks=mark, id=f"{file}-{way.__name__}-{run}")
+
+
+@pytest.mark.parametrize(("file", "way", "run"), list(_cases()))
+def test_logits_are_llama_cpp_s(file, way, run, request, reference):
+    backend, activations = RUNS[run]
+    if backend == "auto":
+        request.getfixturevalue("in_cpp")
+    decoder = families.load(reference, file.name, backend, activations)
+    truth = families.read(reference, file.name)
+    for found in way(decoder, truth.ids):
+        families.check(file, truth, found, activations)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("file", NEW, ids=str)
+def test_attention_is_in_c_plus_plus(file, whole_reference, in_cpp):
+    """With its windows, soft caps and sinks."""
+    report = kernel_report(families.load(whole_reference, file.name, "auto", "int16"))
+    assert {entry.backend for entry in report if entry.operation == "attention"} == {"cpp"}
+
+
+@pytest.mark.core
+def test_a_wrong_logit_is_noticed():
+    """The gates compare all rows that are stored, so one wrong row of many fails them."""
+    random = np.random.default_rng(0).normal(size=(40, 50))
+    file, truth = FILES[0], families.Reference(None, np.arange(40) * 3, random)
+    found = dict(zip(truth.rows, random))
+    families.check(file, truth, found, "float")
+    with pytest.raises(AssertionError):
+        families.check(file, truth, found | {9: random[3] * 1.01}, "float")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("folder", ["models", "families"])
+def test_every_reference_file_of_a_known_architecture_is_compared(folder, whole_reference):
+    """Embedding models have no logits; they are not read yet."""
+    files = json.loads((whole_reference / folder / "index.json").read_text())["files"]
+    known = {
+        f"{folder}/{name}"
+        for name, file in files.items()
+        if file["arch"] in ARCHITECTURES and file.get("kind") != "embedding"
+    }
+    compared = {file.name for file in FILES} | {f"models/{name}" for name in (*CORE, *OTHERS)}
+    assert known == {name for name in compared if name.startswith(f"{folder}/")}

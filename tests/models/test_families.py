@@ -43,9 +43,10 @@ def test_logits_are_llama_cpp_s(file, way, run, request, reference):
     if backend == "auto":
         request.getfixturevalue("in_cpp")
     decoder = families.load(reference, file.name, backend, activations)
-    truth = families.read(reference, file.name)
+    truth, whole = families.read(reference, file.name), families.whole(reference, file.name)
     for found in way(decoder, truth.ids):
         families.check(file, truth, found, activations)
+        families.check_beside_whole(file, whole, found, activations)
 
 
 @pytest.mark.core

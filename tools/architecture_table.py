@@ -39,6 +39,12 @@ MORE = {
         "attention.sliding_window": 0,
     },
     "gemma3": {"rope.freq_base": 1e6},
+    "granite": {
+        "attention.scale": 0.0078125,
+        "embedding_scale": 12.0,
+        "residual_scale": 0.22,
+        "logit_scale": 8.0,
+    },
 }
 
 

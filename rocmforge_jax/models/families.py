@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.keys import KeyReader
@@ -77,6 +78,21 @@ def _gemma_scale(keys, layers_of_27b: int) -> float | None:
     return (keys.integer("embedding_length") // keys.integer("attention.head_count")) ** -0.5
 
 
+def granite(keys: KeyReader) -> DecoderConfig:
+    """Granite: factors of embeddings, scores, residuals and logits; rotation can be off."""
+    attention: dict[str, Any] = dict(scale=keys.optional_real("attention.scale"))
+    if not keys.flag("rope.scaling.finetuned", True):  # a switch, as in llama.cpp
+        attention["rope"] = None
+    return llama_like(
+        keys,
+        interleaved=True,
+        attention=attention,
+        layer=dict(residual_scale=keys.optional_real("residual_scale") or 1.0),
+        embedding_scale=keys.optional_real("embedding_scale") or 1.0,
+        logit_scale=1 / keys.real("logit_scale"),
+    )
+
+
 def gpt_oss(keys: KeyReader) -> DecoderConfig:
     """gpt-oss: sinks, windows in every second layer, clamped SwiGLU in every expert."""
     return llama_like(
@@ -132,4 +148,5 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "gpt-oss": (gpt_oss, {}),
     "lfm2": (lfm2, {}),
     "glm4": (_llama_like(interleaved=True, norms=POST_NORMS, required_biases=_QKV_BIASES), {}),
+    "granite": (granite, {"deepstack_mapping": "where images are added; text adds nothing"}),
 }

@@ -48,13 +48,14 @@ class File:
         return self.name.partition("/")[2]
 
 
-#: Architectures with windows, soft caps, sinks, biases or convolutions.
+#: Architectures with windows, soft caps, sinks, biases, convolutions or multipliers.
 NEW = (
     File("models/gemma2.Q4_K_M", GELU),
     File("models/gemma3.Q8_0", GELU),
     File("models/gpt-oss.MXFP4_MOE", routed=True),
     File("families/gpt-oss2.MXFP4_MOE", routed=True),
     File("families/lfm2.Q4_K_M"),
+    File("families/granite.Q4_K_M"),
 )
 #: One file of each older architecture; `test_logits` has more of them.
 OLD = (

@@ -142,6 +142,21 @@ def test_an_architecture_registered_by_the_user(small_file, logits, monkeypatch)
     assert not np.allclose(results[1], expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("rotates", [True, False])
+def test_granite_says_whether_positions_rotate(small_file, logits, rotates):
+    """Without rotation the last token of one layer sees a set of tokens, whatever their order."""
+    keys = {
+        key.replace("llama.", "granite."): value for key, value in small_file().metadata.items()
+    }
+    keys |= {"general.architecture": "granite", "granite.logit_scale": 8.0}
+    keys |= {"granite.rope.scaling.finetuned": rotates}
+    decoder = load_decoder(small_file(keys=keys), strict=True)
+    tokens = np.arange(40, dtype=np.int32)[None]
+    reordered = np.concatenate([tokens[:, -2::-1], tokens[:, -1:]], axis=1)
+    expected, got = (logits(decoder, order)[:, -1] for order in (tokens, reordered))
+    assert np.allclose(got, expected, rtol=1e-4, atol=1e-6) != rotates
+
+
 def test_weights_are_the_file_s(small_file):
     """Quantised matrices stay packed, other weights keep their dtype.
 

@@ -2,7 +2,7 @@
 
 A new one is an entry in `families.py`, or a call of `register` in a notebook:
 
-    register(Architecture("mymodel", functools.partial(llama_like, qk_norm="head")))
+    register(Architecture("mymodel", functools.partial(llama_like, attention=dict(qk_norm="head"))))
 """
 
 import dataclasses

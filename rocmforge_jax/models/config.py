@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.backends import Numerics
-from rocmforge_jax.nn import Experts, LayerNorm, Linear, RMSNorm, State
+from rocmforge_jax.nn import Experts, LayerNorm, Linear, RMSNorm, RopeConfig, State
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +48,11 @@ class Mixer(Protocol):
         """The name of the projection that follows, such as "attn_output"."""
         ...
 
+    @property
+    def rope(self) -> RopeConfig | None:
+        """The rotary embedding, whose table layers share, or None."""
+        ...
+
     def modules(self, make: "Make") -> Mapping[str, nnx.Module]:
         """Makes the submodules of a layer, by their names in the file."""
         ...
@@ -60,9 +65,10 @@ class Mixer(Protocol):
         """Computes what goes into the output projection, and the new state.
 
         Args:
-            layer: The layer with the submodules.
+            layer: The layer with the submodules. The mixer is its configuration and has no weights.
             x_BTD: The residual stream.
-            norm: Comes before the mixer, or None.
+            norm: The norm before the mixer, or None. It is not applied yet: `nn.products` fuses it
+                with the projections.
             tokens: Positions and lengths.
             state: Of the tokens before, or None: then these tokens are the whole text.
         """

@@ -139,10 +139,11 @@ class Decoder(nnx.Module):
     def _layers(self, x_BTD, tokens: Tokens, cache: Cache | None):
         """Applies all layers -> the residual stream, and the new states."""
         states: list[Any] = []
+        # One table for all layers that rotate alike, and none for those that do not rotate.
         tables: dict[Any, Any] = {None: None}
         old = cache.layers if cache else [None] * len(self.blk)
         for layer, config, state in zip(self.blk, self.config.layers, old):
-            rope: Any = getattr(config.mixer, "rope", None)
+            rope: Any = config.mixer and config.mixer.rope
             if rope not in tables:
                 tables[rope] = rope_table(tokens.positions_BT, rope)
             of_layer = dataclasses.replace(tokens, rope=tables[rope])

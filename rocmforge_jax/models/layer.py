@@ -55,13 +55,20 @@ class Layer(nnx.Module):
         return x_BTD, state
 
     def _add(self, x_BTD, y, output: str | None, norm_name: str | None):
-        """Adds y to the residual stream, after its projection and norm where there are some."""
+        """Adds y to the residual stream, after its projection and norm where there are some.
+
+        Args:
+            x_BTD: The residual stream.
+            y: What a mixer or a feed-forward computed.
+            output: The name of the projection of y, or None where y is final.
+            norm_name: The name of the norm that follows, or None.
+        """
         projection, norm = self._find(output), self._find(norm_name)
         scale = self.config.residual_scale
-        if projection is not None:
-            if norm is None and scale == 1:
-                return products(y, [projection], residual=x_BTD)[0]
-            (y,) = products(y, [projection])
+        # The sum is part of the product's kernel, unless something comes between the two.
+        if projection is not None and norm is None and scale == 1:
+            return products(y, [projection], residual=x_BTD)[0]
+        y = y if projection is None else products(y, [projection])[0]
         y = y if norm is None else norm(y)
         return x_BTD + (y if scale == 1 else y * scale)
 

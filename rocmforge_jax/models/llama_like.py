@@ -43,21 +43,22 @@ def llama_like(
             attention is None where the file counts no KV heads.
         **decoder: Changes of the `DecoderConfig`.
     """
-    kind = (norms or {}).get("kind", "rms")
-    epsilon = keys.real(f"attention.layer_norm_{'rms_' if kind == 'rms' else ''}epsilon")
-    mixers = attentions(keys, interleaved, **(attention or {}))
-    if mixer is not None:
-        mixers = [mixer(i, one) for i, one in enumerate(mixers)]
-    parts = zip(mixers, feed_forwards(keys, gated or {}, mixture or {}, routing or {}))
+    norm_kind = (norms or {}).get("kind", "rms")
+    rms = "rms_" if norm_kind == "rms" else ""
+    epsilon = keys.real(f"attention.layer_norm_{rms}epsilon")
+    of_file = attentions(keys, interleaved, **(attention or {}))
+    mixers = of_file if mixer is None else [mixer(i, one) for i, one in enumerate(of_file)]
+    feeds = feed_forwards(keys, gated or {}, mixture or {}, routing or {})
     layers = tuple(
         LayerConfig(
-            *of_layer,
+            mixer=mixers[i],
+            feed_forward=feeds[i],
             norms=Norms(epsilon, **(norms or {})),
             biases=keys.named(i, "bias") | required_biases,
             output_scales=keys.named(i, "scale"),
             **(layer or {}),
         )
-        for i, of_layer in enumerate(parts)
+        for i in range(keys.layers)
     )
     config = DecoderConfig(
         layers=layers,
@@ -65,7 +66,7 @@ def llama_like(
         vocabulary=vocabulary(keys),
         context_length=keys.trained_context,
         norm_epsilon=epsilon,
-        norm_kind=layers[0].norms.kind,
+        norm_kind=norm_kind,
         tied="output.weight" not in keys.tensors,
         biases=keys.named(None, "bias"),
         output_scales=keys.named(None, "scale"),
@@ -150,17 +151,22 @@ def feed_forwards(
     keys: KeyReader, gated: dict, mixture: dict, routing: dict
 ) -> list[Gated | Mixture | None]:
     """Reads the feed-forward of each layer. The others are changes of each one."""
-    experts = keys.integer("expert_count", 0, low=0)
     hidden = keys.integers("feed_forward_length")
-    dense = keys.integer("leading_dense_block_count", 0, low=0) if experts else keys.layers
-    used = keys.integer("expert_used_count", high=experts) if experts else 0
-    mixed = _mixture(keys, experts, Routing(used, "softmax", True), routing) if experts else None
+    experts = keys.integer("expert_count", 0, low=0)
+    dense, mixed = keys.layers, None
+    if experts:
+        dense = keys.integer("leading_dense_block_count", 0, low=0)
+        used = keys.integer("expert_used_count", high=experts)
+        mixed = _mixture(keys, experts, Routing(used, "softmax", True), routing)
 
     def of_layer(i):
-        if i >= dense and mixed is not None:
+        if mixed is not None and i >= dense:
             return dataclasses.replace(_with_tensors(keys, i, mixed), **mixture)
+        if not hidden[i]:
+            return None
+        # A family without gates says so by `gated=False`, and then nothing is fused either.
         fused = not keys.has(i, "ffn_gate.weight")
-        return dataclasses.replace(Gated(hidden[i], fused=fused), **gated) if hidden[i] else None
+        return dataclasses.replace(Gated(hidden[i], fused=fused), **gated)
 
     return [of_layer(i) for i in range(keys.layers)]
 
@@ -190,7 +196,7 @@ def _with_tensors(keys, i: int, mixture: Mixture) -> Mixture:
 _SCORINGS = (None, "softmax", "sigmoid", "softmax_of_chosen", "sqrt_softplus")
 
 
-def routing(keys: KeyReader, scoring: str = "softmax") -> dict[str, Any]:
+def read_routing(keys: KeyReader, scoring: str = "softmax") -> dict[str, Any]:
     """Reads how experts are chosen, for families whose files say so: changes of a `Routing`.
 
     scoring: Where the file does not say.

@@ -73,6 +73,7 @@ class Attention:
     gate: Literal["query", "width", "head"] | None = None
     temperature: Temperature | None = None
     fused_qkv: bool = False
+    #: A constant of the class, no field: the projection that follows, which the layer applies.
     output = "attn_output"
 
     def __post_init__(self):
@@ -91,7 +92,7 @@ class Attention:
 
     @property
     def _widths(self) -> dict[str, int]:
-        """Widths of all queries, keys and values."""
+        """Widths of all queries, keys and values, without gates."""
         q, kv = self.heads * self.head_width, self.kv_heads * self.head_width
         return {"attn_q": q, "attn_k": kv, "attn_v": kv}
 
@@ -101,10 +102,10 @@ class Attention:
         if self.fused_qkv:
             sizes = {"attn_qkv": sum(sizes.values())}
         if self.gate == "query":
-            sizes["attn_q"] *= 2
+            sizes = sizes | {"attn_q": 2 * sizes["attn_q"]}
         elif self.gate:
             per_head = self.head_width if self.gate == "width" else 1
-            sizes["attn_gate"] = self.heads * per_head
+            sizes = sizes | {"attn_gate": self.heads * per_head}
         return sizes
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
@@ -128,11 +129,7 @@ class Attention:
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: KVState | None):
         """Computes attention [B, T, N * H] before the output projection, and the KV cache."""
         q_BTNH, k_BTKH, v_BTKH, gate = self._project(layer, x_BTD, norm)
-        norms = (layer.attn_q_norm, layer.attn_k_norm) if self.qk_norm == "head" else None
-        if self.temperature is not None:
-            if norms is not None:
-                q_BTNH, k_BTKH, norms = norms[0](q_BTNH), norms[1](k_BTKH), None
-            q_BTNH = self._sharpened(q_BTNH, tokens)
+        q_BTNH, k_BTKH, norms = self._norm(layer, q_BTNH, k_BTKH, tokens)
         if self.v_norm:
             v_BTKH = rms_norm(v_BTKH, None, layer.config.norms.epsilon)
         out, state = attend_to_new(
@@ -148,28 +145,47 @@ class Attention:
             numerics=layer.numerics,
             lengths_B=tokens.lengths_B,
         )
+        # Without a gate, `out` stays as it is: a kernel may have quantised it for the projection.
         return (out if gate is None else self._gated(array_of(out), gate)), state
 
     def _project(self, layer, x_BTD, norm):
-        """Computes q, k, v by heads, and the gate or None."""
+        """Computes q, k and v by heads, and the gate or None."""
         names = list(self._projections())
-        parts = products(x_BTD, [getattr(layer, name) for name in names], norm=norm)
-        of = dict(zip(names, parts))
+        linears = [getattr(layer, name) for name in names]
+        found = dict(zip(names, products(x_BTD, linears, norm=norm)))
         if self.fused_qkv:
-            q, k, _ = self._widths.values()
-            of |= zip(self._widths, jnp.split(of["attn_qkv"], [q, q + k], axis=-1))
-        gate = of.get("attn_gate")
+            of_queries, of_keys = self._widths["attn_q"], self._widths["attn_k"]
+            ends = [of_queries, of_queries + of_keys]
+            q, k, v = jnp.split(found["attn_qkv"], ends, axis=-1)
+        else:
+            q, k, v = found["attn_q"], found["attn_k"], found["attn_v"]
+        (B, T), H = x_BTD.shape[:2], self.head_width
+        gate = found.get("attn_gate")
         if self.gate == "query":
-            both = of["attn_q"].reshape(*x_BTD.shape[:2], self.heads, 2, self.head_width)
-            of["attn_q"], gate = both[..., 0, :], both[..., 1, :]
-        if self.qk_norm == "width":
-            of["attn_q"] = layer.attn_q_norm(of["attn_q"])
-            of["attn_k"] = layer.attn_k_norm(of["attn_k"])
-        heads = (of[name].reshape(*x_BTD.shape[:2], -1, self.head_width) for name in self._widths)
-        return *heads, gate
+            pairs = q.reshape(B, T, self.heads, 2, H)
+            q, gate = pairs[..., 0, :], pairs[..., 1, :]
+        return *(part.reshape(B, T, -1, H) for part in (q, k, v)), gate
+
+    def _norm(self, layer, q_BTNH, k_BTKH, tokens: Tokens):
+        """Norms queries and keys and sharpens queries.
+
+        Returns q, k, and the norms of heads that are left to `attend_to_new`, or None. Only a norm
+        that comes right before the rotation can be left: a kernel computes both.
+        """
+        if self.qk_norm is None:
+            return self._sharpened(q_BTNH, tokens), k_BTKH, None
+        norms = layer.attn_q_norm, layer.attn_k_norm
+        if self.qk_norm == "head" and self.temperature is None:
+            return q_BTNH, k_BTKH, norms
+        normed = []
+        for norm, heads in zip(norms, (q_BTNH, k_BTKH)):
+            shape = heads.shape if self.qk_norm == "head" else (*heads.shape[:2], -1)
+            normed.append(norm(heads.reshape(shape)).reshape(heads.shape))
+        return self._sharpened(normed[0], tokens), normed[1], None
 
     def _sharpened(self, q_BTNH, tokens: Tokens):
-        assert self.temperature is not None
+        if self.temperature is None:
+            return q_BTNH
         of_positions = dataclasses.astuple(self.temperature)
         factor_BT = attention_temperature(tokens.positions_BT, *of_positions)
         return (q_BTNH.astype(jnp.float32) * factor_BT[..., None, None]).astype(q_BTNH.dtype)

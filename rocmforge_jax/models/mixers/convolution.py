@@ -34,6 +34,7 @@ class ShortConvolution:
     width: int
     taps: int
     output = "shortconv.out_proj"
+    rope = None
 
     def __post_init__(self):
         check_sizes(width=self.width, taps=self.taps)

@@ -7,10 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from rocmforge_jax.generate import Engine, Generated, Perplexity, SamplingParams, perplexity
-from rocmforge_jax.gguf import GGUFFile, open_gguf
+from rocmforge_jax.generate import (
+    Engine,
+    Generated,
+    Perplexity,
+    SamplingParams,
+    check_context_length,
+    perplexity,
+)
+from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
-from rocmforge_jax.models import Decoder, default_dtype, load_decoder, plan_memory, read_config
+from rocmforge_jax.models import (
+    Decoder,
+    check_tensors,
+    default_dtype,
+    load_decoder,
+    plan_memory,
+    read_config,
+)
 from rocmforge_jax.text import (
     ChatTemplate,
     StopStrings,
@@ -248,8 +262,15 @@ def load(
         GGUFError: The file is damaged or holds no model that can be loaded.
         MemoryError: The model does not fit; with the numbers.
     """
+    check_context_length(context_length)
     gguf = open_gguf(resolve(path))
     config, _ = read_config(gguf, context_length)
+    if config.context_length < 2 and context_length is None:
+        raise GGUFError(
+            f"{gguf.path}: {config.architecture}.context_length is {config.context_length}: there"
+            " is no room for a prompt and an answer. Give context_length"
+        )
+    check_tensors(gguf, config)
     plan = plan_memory(gguf, config, dtype or default_dtype(), context_length=context_length)
     plan.check()
     with tqdm(

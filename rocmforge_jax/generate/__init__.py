@@ -5,7 +5,7 @@ from rocmforge_jax.generate.perplexity import Perplexity, perplexity
 from rocmforge_jax.generate.prefix_cache import PrefixCache
 from rocmforge_jax.generate.sampling import Sampler, SamplingParams, sample
 from rocmforge_jax.generate.scheduler import Scheduler
-from rocmforge_jax.generate.sequence import Generated, Sequence
+from rocmforge_jax.generate.sequence import Generated, Sequence, check_context_length
 from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Slots, Steps
 
@@ -21,6 +21,7 @@ __all__ = [
     "Slots",
     "Snapshots",
     "Steps",
+    "check_context_length",
     "perplexity",
     "sample",
 ]

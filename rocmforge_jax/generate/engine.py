@@ -18,7 +18,12 @@ import numpy as np
 from rocmforge_jax.generate.prefix_cache import PrefixCache
 from rocmforge_jax.generate.sampling import SamplingParams
 from rocmforge_jax.generate.scheduler import Scheduler
-from rocmforge_jax.generate.sequence import Generated, Sequence, check_requests
+from rocmforge_jax.generate.sequence import (
+    Generated,
+    Sequence,
+    check_context_length,
+    check_requests,
+)
 from rocmforge_jax.generate.snapshots import Snapshots, default_snapshot_bytes
 from rocmforge_jax.generate.steps import SMALLEST_BUCKET, Steps
 from rocmforge_jax.models import Decoder, plan
@@ -71,8 +76,7 @@ class Engine:
         self.config = decoder.config
         trained = self.config.context_length
         self.context_length = trained if context_length is None else context_length
-        if self.context_length < 2:
-            raise ValueError(f"context_length must be at least 2, got {self.context_length}")
+        check_context_length(self.context_length)
         if max_slots is not None and (not isinstance(max_slots, int) or max_slots < 1):
             raise ValueError(f"max_slots must be an integer of at least 1, got {max_slots!r}")
         if ahead is not None and (not isinstance(ahead, int) or ahead < 0):

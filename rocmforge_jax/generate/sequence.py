@@ -7,6 +7,9 @@ import numpy as np
 
 from rocmforge_jax.generate.sampling import SamplingParams
 
+#: Positions are int32, and the last dispatch may pass the end by a few.
+MAX_CONTEXT = 2**31 - 2**10
+
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
@@ -124,4 +127,16 @@ def _check_prompt(number, prompt, context_length, vocabulary):
         raise ValueError(
             f"prompt {number} has the id {low if low < 0 else high}, the vocabulary has"
             f" {vocabulary}"
+        )
+
+
+def check_context_length(context_length: int | None) -> None:
+    """Raises ValueError unless a context can hold a prompt and an answer; None is the model's."""
+    if context_length is None:
+        return
+    if isinstance(context_length, bool) or not isinstance(context_length, int | np.integer):
+        raise ValueError(f"context_length must be an integer, got {context_length!r}")
+    if not 2 <= context_length <= MAX_CONTEXT:
+        raise ValueError(
+            f"context_length must be at least 2 and at most {MAX_CONTEXT}, got {context_length}"
         )

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
@@ -100,8 +102,8 @@ class Decoder(nnx.Module):
         """Computes the logits of the next token after each token.
 
         Args:
-            tokens_BT: Integer ids. With a cache they follow what it holds, and the caller makes
-                sure that lengths + T <= cache.length, because XLA clamps in silence.
+            tokens_BT: Integer ids. With a cache they follow what it holds. Under jit the caller
+                makes sure that lengths + T <= cache.length: nothing there can check it.
             cache: Default: none, a plain causal pass.
             positions_BT: For the rotary embedding, default: counted from what the cache holds.
             lengths_B: How many of the T tokens of each sequence are real. The first ones are, the
@@ -115,6 +117,7 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: Shapes do not fit.
         """
+        tokens_BT, positions_BT, lengths_B = map(_as_array, (tokens_BT, positions_BT, lengths_B))
         _check(tokens_BT, cache, positions_BT, lengths_B)
         B, T = tokens_BT.shape
         starts_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.lengths_B
@@ -181,6 +184,11 @@ def _empty_cache(config, batch, length, dtype):
     return Cache(states, jnp.zeros((batch,), jnp.int32), length)
 
 
+def _as_array(values) -> Any:
+    """Makes an array of a list of numbers; leaves arrays and None as they are."""
+    return np.asarray(values, np.int32) if isinstance(values, list | tuple) else values
+
+
 def _check(tokens_BT, cache, positions_BT, lengths_B):
     integers = jnp.issubdtype(tokens_BT.dtype, jnp.integer)
     if tokens_BT.ndim != 2 or not integers or 0 in tokens_BT.shape:
@@ -200,6 +208,19 @@ def _check(tokens_BT, cache, positions_BT, lengths_B):
             raise ValueError(
                 f"{name} must be integers {list(shape)}, got {array.dtype} {list(array.shape)}"
             )
+    _check_room(T, cache, lengths_B)
+
+
+def _check_room(T: int, cache, lengths_B):
+    """Raises ValueError for counts that do not fit, where they are known: outside of jit."""
+    if lengths_B is not None and not isinstance(lengths_B, Tracer):
+        low, high = np.min(lengths_B), np.max(lengths_B)
+        if low < 0 or high > T:
+            raise ValueError(f"lengths must be 0 to {T}, the tokens of a row, got {low} to {high}")
+    if cache is not None and not isinstance(cache.lengths_B, Tracer):
+        held = int(np.max(cache.lengths_B))
+        if held + T > cache.length:
+            raise ValueError(f"{T} tokens after {held} do not fit a cache of {cache.length} slots")
 
 
 def param_count(decoder: Decoder) -> int:

@@ -47,6 +47,7 @@ def gemma(keys: KeyReader, **changes) -> DecoderConfig:
 
 def gemma2(keys: KeyReader) -> DecoderConfig:
     """Gemma 2: norms after each part, soft caps, windows in every second layer."""
+    full = rope(keys, head_width(keys), interleaved=False)
     return gemma(
         keys,
         norms=POST_NORMS,
@@ -54,7 +55,7 @@ def gemma2(keys: KeyReader) -> DecoderConfig:
             soft_cap=keys.optional_real("attn_logit_softcapping", 50.0),
             scale=_gemma_scale(keys, layers_of_27b=46),
         ),
-        mixer=with_windows(keys.windows(2, 4096)),
+        mixer=with_windows(keys.windows(2, 4096), window_rope(keys, full)),
         logit_cap=keys.optional_real("final_logit_softcapping", 30.0),
     )
 
@@ -66,7 +67,7 @@ def gemma3(keys: KeyReader) -> DecoderConfig:
         keys,
         norms=POST_NORMS,
         attention=dict(qk_norm="head", scale=_gemma_scale(keys, layers_of_27b=62)),
-        mixer=with_windows(keys.windows(6), window_rope(keys, full, 10000.0)),
+        mixer=with_windows(keys.windows(6, optional=True), window_rope(keys, full, 10000.0)),
         logit_cap=keys.optional_real("final_logit_softcapping"),
     )
 
@@ -95,11 +96,13 @@ def granite(keys: KeyReader) -> DecoderConfig:
 
 def gpt_oss(keys: KeyReader) -> DecoderConfig:
     """gpt-oss: sinks, windows in every second layer, clamped SwiGLU in every expert."""
+    full = rope(keys, head_width(keys), interleaved=False)
     return llama_like(
         keys,
+        experts_required=True,
         norms=dict(before_feed_forward="post_attention_norm"),
         attention=dict(sinks=True),
-        mixer=with_windows(keys.windows(2)),
+        mixer=with_windows(keys.windows(2), window_rope(keys, full)),
         mixture=dict(activation=swiglu_oai()),
         routing=dict(scoring="softmax_of_chosen", renormalize=False),
     )
@@ -136,11 +139,15 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "llama": (_llama_like(interleaved=True), _IGNORED_WINDOW),
     "qwen2": (_llama_like(required_biases=_QKV_BIASES), {}),
     "qwen2moe": (
-        _llama_like(required_biases=_QKV_BIASES, routing=dict(renormalize=False)),
+        _llama_like(
+            required_biases=_QKV_BIASES,
+            experts_required=True,
+            routing=dict(renormalize=False),
+        ),
         {},
     ),
     "qwen3": (_llama_like(attention=dict(qk_norm="head")), {}),
-    "qwen3moe": (_llama_like(attention=dict(qk_norm="head")), {}),
+    "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
     "chatglm": (_llama_like(interleaved=True, required_biases=frozenset(("attn_qkv",))), {}),
     "gemma": (gemma, {}),
     "gemma2": (gemma2, {}),

@@ -33,7 +33,7 @@ class KeyReader:
         self.predictors = self.integer("nextn_predict_layers", 0, low=0, high=self._blocks - 1)
         self.layers = self._blocks - self.predictors
         self.trained_context = self.integer("context_length")
-        self.context = context_length or self.trained_context
+        self.context = self.trained_context if context_length is None else context_length
 
     def _block_count(self) -> int:
         """Returns the number of blocks, refused where the file lacks tensors for so many."""
@@ -82,8 +82,12 @@ class KeyReader:
         if value is None and default is not None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            each = ""
+            if isinstance(value, np.ndarray) and key != "block_count":
+                each = f", or an array of one for each of the {self._blocks} blocks"
             raise GGUFError(
-                f"{self._prefix}{key} must be an integer from {low} to {high}, {_found(value)}"
+                f"{self.path}: {self._prefix}{key} must be an integer from {low} to {high}{each},"
+                f" {_found(value)}"
             )
         return value
 
@@ -103,36 +107,48 @@ class KeyReader:
             if value > low or (value == low and not above):
                 return float(value)
         kind = "finite number above" if above else "finite number from"
-        raise GGUFError(f"{self._prefix}{key} must be a {kind} {low}, {_found(value)}")
+        raise GGUFError(f"{self.path}: {self._prefix}{key} must be a {kind} {low}, {_found(value)}")
 
     def text(self, key: str, default: str) -> str:
         """Returns a string."""
         value = self.get(key)
         if value is not None and not isinstance(value, str):
-            raise GGUFError(f"{self._prefix}{key} must be a string, {_found(value)}")
+            raise GGUFError(f"{self.path}: {self._prefix}{key} must be a string, {_found(value)}")
         return default if value is None else value
 
     def flag(self, key: str, default: bool) -> bool:
         """Returns a bool."""
         value = self.get(key)
         if value is not None and not isinstance(value, bool):
-            raise GGUFError(f"{self._prefix}{key} must be a bool, {_found(value)}")
+            raise GGUFError(f"{self.path}: {self._prefix}{key} must be a bool, {_found(value)}")
         return default if value is None else value
 
     def windows(
-        self, period: int, default: int | None = None, *, full_first: bool = False
+        self,
+        period: int,
+        default: int | None = None,
+        *,
+        optional: bool = False,
+        full_first: bool = False,
     ) -> tuple[int | None, ...]:
         """Returns the attention window of each layer, None for full attention.
 
         Args:
             period: Default period of the pattern: one layer of so many has full attention.
-            default: Tokens of a window where the file does not say. None: then no layer has one.
+            default: Tokens of a window where the file does not say; None: it must.
+            optional: Whether a file may be without windows: without the key, or with 0.
             full_first: Whether the first layer of a period has full attention, not the last.
         """
-        window = self.integer("attention.sliding_window", default or 0, low=0)
+        key = "attention.sliding_window"
+        window = self.integer(key, 0, low=0) if optional else self.integer(key, default)
         key = "attention.sliding_window_pattern"
         pattern = self.get(key)
         if self._is_per_layer(pattern):
+            if pattern.dtype.kind not in "biu":
+                raise GGUFError(
+                    f"{self.path}: {self._prefix}{key} must hold bools or integers, the file has"
+                    f" {pattern.dtype}"
+                )
             windowed = [bool(entry) for entry in pattern[: self.layers]]
         else:
             period = self._integer(key, pattern, period, 0, 2**31 - 1)

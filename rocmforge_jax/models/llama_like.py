@@ -23,6 +23,7 @@ def llama_like(
     routing: dict[str, Any] | None = None,
     layer: dict[str, Any] | None = None,
     required_biases: frozenset[str] = frozenset(),
+    experts_required: bool = False,
     mixer: Callable[[int, Attention | None], Mixer | None] | None = None,
     **decoder,
 ) -> DecoderConfig:
@@ -39,6 +40,7 @@ def llama_like(
         routing: Changes of the `Routing` of every mixture.
         layer: Changes of every `LayerConfig`.
         required_biases: Submodules that have a bias whether the file has it or not.
+        experts_required: Whether a file without experts is refused.
         mixer: (number of a layer, its attention) -> its mixer, for what differs between layers. The
             attention is None where the file counts no KV heads.
         **decoder: Changes of the `DecoderConfig`.
@@ -48,6 +50,8 @@ def llama_like(
     epsilon = keys.real(f"attention.layer_norm_{rms}epsilon")
     of_file = attentions(keys, interleaved, **(attention or {}))
     mixers = of_file if mixer is None else [mixer(i, one) for i, one in enumerate(of_file)]
+    if experts_required:
+        keys.integer("expert_count")
     feeds = feed_forwards(keys, gated or {}, mixture or {}, routing or {})
     layers = tuple(
         LayerConfig(
@@ -98,6 +102,11 @@ def attentions(keys: KeyReader, interleaved: bool, **changes) -> list[Attention 
 def head_width(keys: KeyReader) -> int:
     """The width of a head; where the file does not say, the heads share the model's width."""
     width, count = keys.integer("embedding_length"), max(keys.integers("attention.head_count"))
+    if not count:
+        raise GGUFError(
+            f"{keys.path}: {keys.architecture}.attention.head_count is 0 in all"
+            f" {keys.layers} layers"
+        )
     shared = None if width % count else width // count
     given = keys.integer("attention.key_length", shared or 0)
     if not given:
@@ -106,7 +115,10 @@ def head_width(keys: KeyReader) -> int:
             " attention.key_length"
         )
     if (of_values := keys.integer("attention.value_length", given)) != given:
-        raise GGUFError(f"keys are {given} wide and values {of_values}: not supported")
+        raise GGUFError(
+            f"{keys.path}: {keys.architecture}.attention.value_length: keys are {given} wide and"
+            f" values {of_values}: not supported"
+        )
     return given
 
 
@@ -115,7 +127,7 @@ def rope(keys: KeyReader, width: int, interleaved: bool) -> RopeConfig:
 
     A factor without a type means linear scaling, a factor of 0 none.
     """
-    original = keys.integer("rope.scaling.original_context_length", keys.context)
+    original = keys.integer("rope.scaling.original_context_length", keys.trained_context)
     factor = keys.optional_real("rope.scaling.factor") or keys.optional_real("rope.scale_linear")
     plain = RopeConfig(
         keys.integer("rope.dimension_count", width),
@@ -141,8 +153,17 @@ def _rope_factors(keys, original: int) -> tuple[float, ...] | None:
     return keys.vector("rope_freqs.weight") or of_context
 
 
-def window_rope(keys: KeyReader, full: RopeConfig, base: float) -> RopeConfig:
-    """Returns the rotary embedding of window layers that no context extension changes."""
+def window_rope(keys: KeyReader, full: RopeConfig, base: float | None = None) -> RopeConfig:
+    """Reads the rotary embedding of layers with a window.
+
+    Args:
+        keys: Of the file.
+        full: That of the other layers.
+        base: The base where the file does not say, for layers that no context extension changes.
+            None: these layers differ in the base alone, where the file says so.
+    """
+    if base is None:
+        return dataclasses.replace(full, base=keys.real("rope.freq_base_swa", full.base))
     base = keys.real("rope.freq_base_swa", base)
     return RopeConfig(full.width, base=base, interleaved=full.interleaved)
 

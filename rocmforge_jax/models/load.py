@@ -18,8 +18,9 @@ from rocmforge_jax import ahead
 from rocmforge_jax.backends import DEFAULT, Numerics
 from rocmforge_jax.gguf import GGUFError, GGUFFile, TensorInfo
 from rocmforge_jax.models.architectures import read_config
+from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.decoder import Decoder
-from rocmforge_jax.nn import only_shapes
+from rocmforge_jax.nn import Embedding, Experts, Linear, only_shapes
 from rocmforge_jax.quant import QParam, QTensor, default_layout, repack
 
 #: What a variable's last name is called in a file.
@@ -43,6 +44,14 @@ _CALIBRATION = ".input_scale"
 def default_dtype():
     """Returns the dtype in which models compute: float32 on CPUs, bfloat16 on GPUs."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def check_tensors(gguf: GGUFFile, config: DecoderConfig) -> None:
+    """Raises GGUFError unless every tensor of a file fits its configuration; reads no weight."""
+    with only_shapes():
+        decoder = Decoder(config, rngs=None)
+    with warnings.catch_warnings(action="ignore"):  # of tensors that are skipped: once is enough
+        _claim(decoder, gguf, _skipped(gguf, len(config.layers)))
 
 
 def load_decoder(
@@ -150,6 +159,7 @@ def _claim(decoder, gguf, skipped: set[str]) -> list[tuple[nnx.Module, str, Tens
                     f"{name} has shape {list(gguf.tensors[name].shape)}, expected {list(expected)}"
                 )
             else:
+                _require_type(gguf.tensors[name], module, attribute)
                 found[name] = (module, attribute, gguf.tensors[name])
     names = {tensor_name(path) for path, _ in nnx.to_flat_state(nnx.state(decoder))}
     problems += [
@@ -172,6 +182,22 @@ def _file_shape(shape, attribute):
     )
 
 
+#: The weights that products read packed. Biases, filters and norms are plain arrays.
+_PACKED = {(Linear, "kernel"), (Experts, "kernel"), (Embedding, "embedding")}
+
+
+def _require_type(tensor: TensorInfo, module, attribute: str) -> None:
+    """Raises GGUFError for a type that the variable cannot have."""
+    packed = tensor.format.is_quantized and len(tensor.shape) > 1
+    if packed and (type(module), attribute) in _PACKED:
+        return
+    if tensor.format.name not in ("F32", "F16", "BF16"):
+        raise GGUFError(
+            f"{tensor.name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight of"
+            " a model"
+        )
+
+
 def _variable(tensor: TensorInfo, attribute: str, layout, numerics: Numerics) -> nnx.Variable:
     """Makes the variable of a tensor.
 
@@ -179,14 +205,9 @@ def _variable(tensor: TensorInfo, attribute: str, layout, numerics: Numerics) ->
     kernels transposed to (in, out).
     """
     transposed = attribute == "kernel"
-    if tensor.format.is_quantized and len(tensor.shape) > 1:
+    if tensor.format.is_quantized:
         layout = layout or default_layout(tensor.format, numerics=numerics)
         return QParam(_packed(tensor, layout, transposed))
-    if tensor.format.is_quantized or tensor.format.name not in ("F32", "F16", "BF16"):
-        raise GGUFError(
-            f"{tensor.name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight of"
-            " a model"
-        )
     values = jnp.asarray(tensor.data.view(np.dtype(tensor.format.fields[0].dtype)))
     return nnx.Param(jnp.swapaxes(values, -1, -2) if transposed and values.ndim > 1 else values)
 

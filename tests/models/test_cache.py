@@ -113,3 +113,15 @@ def test_shapes_that_do_not_fit(load, tokens, batch, options, message):
     decoder = load("llama-gqa.F32")
     with pytest.raises(ValueError, match=message):
         decoder(tokens, batch and decoder.init_cache(batch, 32), **options)
+
+
+def test_tokens_that_do_not_fit_are_refused_where_the_count_is_known(load, index):
+    """Under jit nothing can know it; by hand the error has the numbers."""
+    decoder, ids = load("llama-gqa.F32"), np.array(index["ids"], np.int32)
+    _, cache = decoder(ids[None, :20], decoder.init_cache(1, 32))
+    with pytest.raises(ValueError, match="13 tokens after 20 do not fit a cache of 32 slots"):
+        decoder(ids[None, :13], cache)
+    with pytest.raises(ValueError, match="lengths must be 0 to 3, .* got 4 to 4"):
+        decoder(ids[None, :3], cache, lengths_B=[4])
+    logits, _ = decoder([[1, 2, 3]], cache, lengths_B=[2])
+    assert logits.shape[:2] == (1, 3)

@@ -204,3 +204,26 @@ def test_mixtures_made_by_hand(change, message):
     Mixture(**sizes)
     with pytest.raises(ValueError, match=message):
         Mixture(**sizes | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qk_norm": "foo"}, "qk_norm must be head, width or None, got 'foo'"),
+        ({"gate": "foo"}, "gate must be query, width, head or None, got 'foo'"),
+        ({"gate": "query", "fused_qkv": True}, "attn_qkv holds no gates"),
+        ({"window": 0}, "window must be a positive integer or None, got 0"),
+        ({"window": 2.5}, "window must be a positive integer or None, got 2.5"),
+        ({"chunk": 0}, "chunk .* got 0"),
+        ({"soft_cap": -1.0}, "soft_cap must be a positive number or None, got -1.0"),
+        ({"scale": float("nan")}, "scale must be a finite number, got nan"),
+    ],
+)
+def test_options_of_attention_made_by_hand(change, message):
+    with pytest.raises(ValueError, match=message):
+        by_hand(attention=change)
+
+
+def test_no_head_in_any_layer(small_file):
+    with pytest.raises(GGUFError, match="llama.attention.head_count is 0 in all 1 layers"):
+        load_decoder(small_file(keys={"llama.attention.head_count": [0]}))

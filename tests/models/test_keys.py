@@ -41,7 +41,7 @@ WINDOW, PATTERN = "attention__sliding_window", "attention__sliding_window_patter
     ],
 )
 def test_windows(keys, given, found):
-    assert list(keys(**given).windows(3)) == found
+    assert list(keys(**given).windows(3, optional=True)) == found
 
 
 def test_a_default_window_and_full_attention_first(keys):
@@ -49,9 +49,15 @@ def test_a_default_window_and_full_attention_first(keys):
     assert list(keys(**{WINDOW: 4}).windows(3, full_first=True)) == [None, 4, 4] * 2
 
 
-@pytest.mark.parametrize("pattern", [-1, "x", 2.5, [True] * 5])
+@pytest.mark.parametrize(("given", "found"), [({}, "no such key"), ({WINDOW: 0}, "has 0")])
+def test_a_window_that_a_file_must_have(keys, given, found):
+    with pytest.raises(GGUFError, match=f"llama.attention.sliding_window must be .* {found}"):
+        keys(**given).windows(2)
+
+
+@pytest.mark.parametrize("pattern", [-1, "x", 2.5, [True] * 5, [1.0, float("nan")] * 3])
 def test_patterns_that_are_none(keys, pattern):
-    with pytest.raises(GGUFError, match=r"llama.attention.sliding_window_pattern must be"):
+    with pytest.raises(GGUFError, match=r"llama.attention.sliding_window_pattern must (be|hold)"):
         keys(**{WINDOW: 8, PATTERN: pattern}).windows(3)
 
 
@@ -70,3 +76,10 @@ def test_numbers_that_may_be_0(keys, value):
     assert keys().optional_real("factor", 2.0) == 2.0
     with pytest.raises(GGUFError, match="llama.factor must be a finite number from 0.0"):
         keys(factor=value).optional_real("factor")
+
+
+def test_an_array_of_another_length_is_refused_with_both_numbers(keys):
+    reader = keys(attention__head_count=[1, 2, 3])
+    message = "small.gguf: llama.attention.head_count .* each of the 6 blocks.* an array of 3"
+    with pytest.raises(GGUFError, match=message):
+        reader.integers("attention.head_count")

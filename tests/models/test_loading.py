@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import rocmforge_jax
 from rocmforge_jax import formats, quant
 from rocmforge_jax.gguf import GGUFError, open_gguf, write_gguf
 from rocmforge_jax.models import (
@@ -383,3 +384,41 @@ def test_arrays_of_keys_have_a_value_for_each_layer(small_file):
     assert [layer.mixer.heads for layer in config.layers] == [4, 2]
     assert [layer.mixer.kv_heads for layer in config.layers] == [2, 1]
     assert [layer.feed_forward.hidden for layer in config.layers] == [64, 40]
+
+
+def test_a_packed_bias_is_refused_before_anything_is_loaded(small_file):
+    """Only matrices of products, and embeddings, can stay packed."""
+    packed = ("Q8_0", formats.quantize(np.ones((4, 32), np.float32), "Q8_0"))
+    keys = {"llama.expert_count": 4, "llama.expert_used_count": 2}
+    tensors = {f"blk.0.ffn_{part}.weight": None for part in ("gate", "up", "down")} | {
+        "blk.0.ffn_gate_inp.weight": zeros(4, 32),
+        "blk.0.ffn_gate_exps.weight": zeros(4, 64, 32),
+        "blk.0.ffn_up_exps.weight": zeros(4, 64, 32),
+        "blk.0.ffn_down_exps.weight": zeros(4, 32, 64),
+        "blk.0.ffn_down_exps.bias": packed,
+    }
+    with pytest.raises(GGUFError, match=r"ffn_down_exps.bias: a Q8_0 tensor of shape \[4, 32\]"):
+        load_decoder(small_file(keys=keys, tensors=tensors))
+
+
+def test_tensors_are_checked_before_the_memory(small_file):
+    """A size that contradicts the tensors is said to do so, not to need too much memory."""
+    gguf = small_file(keys={"llama.feed_forward_length": 2**31 - 1})
+    with pytest.raises(
+        GGUFError, match="blk.0.ffn_up.weight has shape .* expected .2147483647, 32"
+    ):
+        rocmforge_jax.load(gguf.path)
+
+
+@pytest.mark.parametrize("length", [0, 1, -5, 2**31, 1.5, "7", True])
+def test_context_lengths_are_checked_first(length):
+    with pytest.raises(ValueError, match="context_length must be"):
+        rocmforge_jax.load("no such file", context_length=length)
+
+
+def test_the_original_context_is_the_trained_one(small_file):
+    """Not the one that the model is opened with, as in llama.cpp."""
+    gguf = small_file(keys={"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0})
+    for opened in (None, 64, 500):
+        rope = read_config(gguf, opened)[0].layers[0].mixer.rope
+        assert rope.yarn.original_context == 128

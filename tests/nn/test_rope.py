@@ -194,3 +194,14 @@ def test_impossible_configurations_are_refused(change, message):
 def test_impossible_bounds_of_yarn_are_refused(numbers, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Yarn(*numbers)
+
+
+def test_frequencies_above_a_turn_a_position_lose_whole_turns():
+    """As do those of an absurd base, which would not fit into 64 bits otherwise."""
+    slow, fast = RopeConfig(4, base=100.0), RopeConfig(4, base=100.0, scale=1e-3)
+    turns = slow.base ** (-np.arange(0, 4, 2) / 4) / fast.scale / (2 * np.pi)
+    expected = np.round((turns - np.floor(turns)) * 2.0**32)
+    np.testing.assert_allclose(fast.turns().astype(np.float64), expected, atol=1)
+    assert RopeConfig(8, base=1e-30).turns().dtype == np.uint32
+    with pytest.raises(ValueError, match="base 1e-300 and scale 1e-300 give no finite frequency"):
+        RopeConfig(8, base=1e-300, scale=1e-300).turns()

@@ -87,8 +87,12 @@ class Attention:
             raise ValueError(
                 f"rope rotates {self.rope.width} elements of a head of {self.head_width}"
             )
+        for name, known in (("qk_norm", ("head", "width")), ("gate", ("query", "width", "head"))):
+            if (value := getattr(self, name)) not in (*known, None):
+                raise ValueError(f"{name} must be {', '.join(known)} or None, got {value!r}")
         if self.gate == "query" and self.fused_qkv:
             raise ValueError("a fused attn_qkv holds no gates")
+        self._rule(None)  # checks scale, window, chunk and soft cap
 
     @property
     def _widths(self) -> dict[str, int]:
@@ -140,7 +144,7 @@ class Attention:
             self.rope,
             state,
             tokens.starts_B,
-            self._rule(layer),
+            self._rule(layer.attn_sinks.kernel.get_value() if self.sinks else None),
             norms=norms,
             numerics=layer.numerics,
             lengths_B=tokens.lengths_B,
@@ -195,14 +199,14 @@ class Attention:
             return tokens.rope
         return rope_table(tokens.positions_BT, self.rope)
 
-    def _rule(self, layer) -> AttentionRule:
+    def _rule(self, sinks_N) -> AttentionRule:
         return AttentionRule(
             self.head_width**-0.5 if self.scale is None else self.scale,
             causal=self.causal,
             window=self.window,
             chunk=self.chunk,
             soft_cap=self.soft_cap,
-            sinks_N=layer.attn_sinks.kernel.get_value() if self.sinks else None,
+            sinks_N=sinks_N,
         )
 
     def _gated(self, out_BTD, gate):

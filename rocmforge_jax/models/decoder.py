@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.core import Tracer
 
 from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
-from rocmforge_jax.models.config import DecoderConfig, Tokens, make_norm
+from rocmforge_jax.models.checked_inputs import checked_inputs
+from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.layer import Layer
+from rocmforge_jax.models.make import make_norm
+from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import (
     Cache,
     Embedding,
@@ -117,8 +118,8 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: Shapes do not fit.
         """
-        tokens_BT, positions_BT, lengths_B = map(_as_array, (tokens_BT, positions_BT, lengths_B))
-        _check(tokens_BT, cache, positions_BT, lengths_B)
+        arrays = checked_inputs(tokens_BT, cache, positions_BT, lengths_B)
+        tokens_BT, positions_BT, lengths_B = arrays
         B, T = tokens_BT.shape
         starts_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.lengths_B
         if positions_BT is None:
@@ -182,45 +183,6 @@ def _empty_cache(config, batch, length, dtype):
         NoState() if mixer is None else mixer.init_state(batch, length, dtype) for mixer in mixers
     )
     return Cache(states, jnp.zeros((batch,), jnp.int32), length)
-
-
-def _as_array(values) -> Any:
-    """Makes an array of a list of numbers; leaves arrays and None as they are."""
-    return np.asarray(values, np.int32) if isinstance(values, list | tuple) else values
-
-
-def _check(tokens_BT, cache, positions_BT, lengths_B):
-    integers = jnp.issubdtype(tokens_BT.dtype, jnp.integer)
-    if tokens_BT.ndim != 2 or not integers or 0 in tokens_BT.shape:
-        raise ValueError(
-            "tokens must be integers [batch, tokens], at least one, got"
-            f" {tokens_BT.dtype} {list(tokens_BT.shape)}"
-        )
-    B, T = tokens_BT.shape
-    if cache is not None and cache.batch != B:
-        raise ValueError(f"tokens have batch {B}, the cache has {cache.batch}")
-    if cache is not None and cache.length < T:
-        raise ValueError(f"{T} tokens do not fit a cache of {cache.length} slots")
-    for name, array, shape in (("positions", positions_BT, (B, T)), ("lengths", lengths_B, (B,))):
-        if array is None:
-            continue
-        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.integer):
-            raise ValueError(
-                f"{name} must be integers {list(shape)}, got {array.dtype} {list(array.shape)}"
-            )
-    _check_room(T, cache, lengths_B)
-
-
-def _check_room(T: int, cache, lengths_B):
-    """Raises ValueError for counts that do not fit, where they are known: outside of jit."""
-    if lengths_B is not None and not isinstance(lengths_B, Tracer):
-        low, high = np.min(lengths_B), np.max(lengths_B)
-        if low < 0 or high > T:
-            raise ValueError(f"lengths must be 0 to {T}, the tokens of a row, got {low} to {high}")
-    if cache is not None and not isinstance(cache.lengths_B, Tracer):
-        held = int(np.max(cache.lengths_B))
-        if held + T > cache.length:
-            raise ValueError(f"{T} tokens after {held} do not fit a cache of {cache.length} slots")
 
 
 def param_count(decoder: Decoder) -> int:

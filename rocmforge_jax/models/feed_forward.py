@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import nnx
 
-from rocmforge_jax.models.config import Make, check_sizes
+from rocmforge_jax.models.make import Make, check_sizes
 from rocmforge_jax.nn import (
     SILU,
     Activated,

@@ -6,7 +6,9 @@ from typing import Any
 from flax import nnx
 
 from rocmforge_jax.backends import Numerics
-from rocmforge_jax.models.config import LayerConfig, Make, Tokens
+from rocmforge_jax.models.config import LayerConfig
+from rocmforge_jax.models.make import Make
+from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import State, products
 
 
@@ -25,7 +27,7 @@ class Layer(nnx.Module):
         self, config: LayerConfig, width: int, *, numerics: Numerics, rngs: nnx.Rngs | None
     ):
         self.config, self.numerics = config, numerics
-        make = Make(config, width, numerics, rngs)
+        make = Make(config.norms, config.biases, config.output_scales, width, numerics, rngs)
         for part in (config.mixer, config.feed_forward):
             for name, module in ({} if part is None else part.modules(make)).items():
                 setattr(self, name, module)

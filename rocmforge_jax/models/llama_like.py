@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from rocmforge_jax.gguf import GGUFError
-from rocmforge_jax.models.config import DecoderConfig, LayerConfig, Mixer, Norms
+from rocmforge_jax.models.config import DecoderConfig, LayerConfig
 from rocmforge_jax.models.feed_forward import Gated, Mixture
 from rocmforge_jax.models.keys import KeyReader
+from rocmforge_jax.models.make import Norms
 from rocmforge_jax.models.mixers import Attention
+from rocmforge_jax.models.parts import Mixer
 from rocmforge_jax.nn import RopeConfig, Routing, longrope_factors
 
 

@@ -145,19 +145,19 @@ class RopeConfig:
     def turns(self) -> np.ndarray:
         """Returns the frequencies in units of 2**-32 turns per position, uint32 [width/2]."""
         unscaled = self.base ** (-np.arange(0, self.width, 2, dtype=np.float64) / self.width)
-        with np.errstate(over="ignore"):  # what is not finite is refused below
+        with np.errstate(over="ignore"):  # a number that is not finite is refused below
             radians = unscaled / self.scale
         if self.yarn is not None:
             kept = self.yarn.kept(self.width, self.base)
             radians = kept * unscaled + (1 - kept) * radians
         if self.factors is not None:
             radians = radians / np.asarray(self.factors, np.float64)
-        # Whole turns change nothing, and a number above 2**64 would not fit.
-        turns = np.fmod(radians / (2 * np.pi), 1)
-        if not np.isfinite(turns).all():
+        if not np.isfinite(radians).all():
             raise ValueError(
                 f"rope base {self.base} and scale {self.scale} give no finite frequency"
             )
+        # Whole turns change nothing, and a number above 2**64 would not fit.
+        turns = np.fmod(radians / (2 * np.pi), 1)
         return (np.round(turns * 2.0**32).astype(np.uint64) % 2**32).astype(np.uint32)
 
 

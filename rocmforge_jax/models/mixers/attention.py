@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rocmforge_jax.models.config import Make, Tokens, check_sizes
+from rocmforge_jax.models.make import Make, check_sizes
+from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import (
     AttentionRule,
     KVState,

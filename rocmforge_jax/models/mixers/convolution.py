@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import nnx
 
-from rocmforge_jax.models.config import Make, Tokens, check_sizes, check_width
+from rocmforge_jax.models.make import Make, check_sizes, check_width
+from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import CausalConvolution, ConvState, products
 
 

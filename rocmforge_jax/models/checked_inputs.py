@@ -1,0 +1,56 @@
+"""Checks the inputs of a decoder: shapes and dtypes always, counts where they are known."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from rocmforge_jax.nn import Cache
+
+
+def _as_array(values) -> Any:
+    """Makes an array of a list of numbers; leaves arrays and None as they are."""
+    return np.asarray(values, np.int32) if isinstance(values, list | tuple) else values
+
+
+def checked_inputs(tokens_BT, cache: Cache | None, positions_BT, lengths_B) -> Any:
+    """Returns tokens, positions and lengths as arrays; see `Decoder.__call__`.
+
+    Raises ValueError, with the numbers, unless they fit one another and the cache.
+    """
+    arrays = tokens_BT, positions_BT, lengths_B = tuple(
+        map(_as_array, (tokens_BT, positions_BT, lengths_B))
+    )
+    integers = jnp.issubdtype(tokens_BT.dtype, jnp.integer)
+    if tokens_BT.ndim != 2 or not integers or 0 in tokens_BT.shape:
+        raise ValueError(
+            "tokens must be integers [batch, tokens], at least one, got"
+            f" {tokens_BT.dtype} {list(tokens_BT.shape)}"
+        )
+    B, T = tokens_BT.shape
+    if cache is not None and cache.batch != B:
+        raise ValueError(f"tokens have batch {B}, the cache has {cache.batch}")
+    if cache is not None and cache.length < T:
+        raise ValueError(f"{T} tokens do not fit a cache of {cache.length} slots")
+    for name, array, shape in (("positions", positions_BT, (B, T)), ("lengths", lengths_B, (B,))):
+        if array is None:
+            continue
+        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(
+                f"{name} must be integers {list(shape)}, got {array.dtype} {list(array.shape)}"
+            )
+    _check_room(T, cache, lengths_B)
+    return arrays
+
+
+def _check_room(T: int, cache, lengths_B):
+    """Raises ValueError for counts that do not fit, where they are known: outside of jit."""
+    if lengths_B is not None and not isinstance(lengths_B, Tracer):
+        low, high = np.min(lengths_B), np.max(lengths_B)
+        if low < 0 or high > T:
+            raise ValueError(f"lengths must be 0 to {T}, the tokens of a row, got {low} to {high}")
+    if cache is not None and not isinstance(cache.lengths_B, Tracer):
+        held = int(np.max(cache.lengths_B))
+        if held + T > cache.length:
+            raise ValueError(f"{T} tokens after {held} do not fit a cache of {cache.length} slots")

@@ -1,0 +1,126 @@
+"""Makes the submodules of a layer: linear layers, stacks of experts and norms."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from flax import nnx
+
+from rocmforge_jax.backends import Numerics
+from rocmforge_jax.nn import Experts, LayerNorm, Linear, RMSNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class Norms:
+    """The norms of a layer, by their names in the file; None where there is none.
+
+    Families use one name for different places: `post_attention_norm` comes after the mixer in
+    Gemma and before the feed-forward in gpt-oss. One norm may stand in two places.
+
+    Attributes:
+        epsilon: Of all norms of the layer.
+        kind: "rms", or "layer" for norms that subtract the mean.
+        before_mixer: Applied to the residual stream before the mixer.
+        after_mixer: Applied to what the mixer adds.
+        before_feed_forward: Applied to the residual stream before the feed-forward.
+        after_feed_forward: Applied to what the feed-forward adds.
+    """
+
+    epsilon: float
+    kind: Literal["rms", "layer"] = "rms"
+    before_mixer: str | None = "attn_norm"
+    after_mixer: str | None = None
+    before_feed_forward: str | None = "ffn_norm"
+    after_feed_forward: str | None = None
+
+    def __post_init__(self):
+        check_epsilon(self.epsilon)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the norms that there are."""
+        places = (
+            self.before_mixer,
+            self.after_mixer,
+            self.before_feed_forward,
+            self.after_feed_forward,
+        )
+        return tuple(dict.fromkeys(name for name in places if name is not None))
+
+    def make(self, width: int, use_bias: bool) -> RMSNorm | LayerNorm:
+        """Makes a norm of this kind."""
+        return make_norm(self.kind, width, self.epsilon, use_bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class Make:
+    """Makes the submodules of one layer, with the biases and factors that the layer has.
+
+    Attributes:
+        norms: The kind and the epsilon of norms.
+        biases: Names of the submodules that have a bias.
+        output_scales: Names of the submodules whose product is multiplied by a factor.
+        width: Of the residual stream, D.
+        numerics: How the layer computes.
+        rngs: Draw fresh weights; None inside `nn.only_shapes`.
+    """
+
+    norms: Norms
+    biases: frozenset[str]
+    output_scales: frozenset[str]
+    width: int
+    numerics: Numerics
+    rngs: nnx.Rngs | None
+
+    def linear(self, name: str, inputs: int, outputs: int) -> Linear:
+        """Makes the linear layer that the file calls `name`."""
+        return Linear(
+            inputs,
+            outputs,
+            use_bias=name in self.biases,
+            use_output_scale=name in self.output_scales,
+            numerics=self.numerics,
+            rngs=self.rngs,
+        )
+
+    def experts(self, name: str, count: int, inputs: int, outputs: int) -> Experts:
+        """Makes the stack of linear layers that the file calls `name`."""
+        return Experts(
+            count,
+            inputs,
+            outputs,
+            use_bias=name in self.biases,
+            use_output_scale=name in self.output_scales,
+            numerics=self.numerics,
+            rngs=self.rngs,
+        )
+
+    def norm(self, name: str, width: int) -> RMSNorm | LayerNorm:
+        """Makes the norm that the file calls `name`."""
+        return self.norms.make(width, name in self.biases)
+
+
+def make_norm(kind: str, width: int, epsilon: float, use_bias: bool) -> RMSNorm | LayerNorm:
+    """Makes a norm of a kind: see `Norms`. Only a layer norm may have a bias."""
+    if kind == "layer":
+        return LayerNorm(width, epsilon=epsilon, use_bias=use_bias)
+    return RMSNorm(width, epsilon=epsilon)
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raises ValueError unless the epsilon of a norm is finite and not negative."""
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"norm_epsilon must be finite and not negative, got {epsilon}")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises ValueError, with the name, for a size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_width(expected: int, found: int) -> None:
+    """Raises ValueError unless a part of a layer was made for the width of the model."""
+    if expected != found:
+        raise ValueError(f"a layer for width {expected} is in a model of width {found}")

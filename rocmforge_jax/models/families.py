@@ -127,7 +127,6 @@ def _llama_like(**options) -> Callable[[KeyReader], DecoderConfig]:
     return functools.partial(llama_like, **options)
 
 
-_QKV_BIASES = frozenset(("attn_q", "attn_k", "attn_v"))
 _IGNORED_WINDOW = {
     "attention.sliding_window": (
         "llama.cpp ignores it for this architecture: early Mistral files carry it"
@@ -137,23 +136,16 @@ _IGNORED_WINDOW = {
 #: Name -> how a file of the family is read, and the keys that change nothing -> why.
 FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]] = {
     "llama": (_llama_like(interleaved=True), _IGNORED_WINDOW),
-    "qwen2": (_llama_like(required_biases=_QKV_BIASES), {}),
-    "qwen2moe": (
-        _llama_like(
-            required_biases=_QKV_BIASES,
-            experts_required=True,
-            routing=dict(renormalize=False),
-        ),
-        {},
-    ),
+    "qwen2": (llama_like, {}),
+    "qwen2moe": (_llama_like(experts_required=True, routing=dict(renormalize=False)), {}),
     "qwen3": (_llama_like(attention=dict(qk_norm="head")), {}),
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
-    "chatglm": (_llama_like(interleaved=True, required_biases=frozenset(("attn_qkv",))), {}),
+    "chatglm": (_llama_like(interleaved=True), {}),
     "gemma": (gemma, {}),
     "gemma2": (gemma2, {}),
     "gemma3": (gemma3, {}),
     "gpt-oss": (gpt_oss, {}),
     "lfm2": (lfm2, {}),
-    "glm4": (_llama_like(interleaved=True, norms=POST_NORMS, required_biases=_QKV_BIASES), {}),
+    "glm4": (_llama_like(interleaved=True, norms=POST_NORMS), {}),
     "granite": (granite, {"deepstack_mapping": "where images are added; text adds nothing"}),
 }

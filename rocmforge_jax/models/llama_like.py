@@ -24,7 +24,6 @@ def llama_like(
     mixture: dict[str, Any] | None = None,
     routing: dict[str, Any] | None = None,
     layer: dict[str, Any] | None = None,
-    required_biases: frozenset[str] = frozenset(),
     experts_required: bool = False,
     mixer: Callable[[int, Attention | None], Mixer | None] | None = None,
     **decoder,
@@ -41,7 +40,6 @@ def llama_like(
         mixture: Changes of every `Mixture`.
         routing: Changes of the `Routing` of every mixture.
         layer: Changes of every `LayerConfig`.
-        required_biases: Submodules that have a bias whether the file has it or not.
         experts_required: Whether a file without experts is refused.
         mixer: (number of a layer, its attention) -> its mixer, for what differs between layers. The
             attention is None where the file counts no KV heads.
@@ -60,7 +58,7 @@ def llama_like(
             mixer=mixers[i],
             feed_forward=feeds[i],
             norms=Norms(epsilon, **(norms or {})),
-            biases=keys.named(i, "bias") | required_biases,
+            biases=keys.named(i, "bias"),
             output_scales=keys.named(i, "scale"),
             **(layer or {}),
         )

@@ -422,3 +422,20 @@ def test_the_original_context_is_the_trained_one(small_file):
     for opened in (None, 64, 500):
         rope = read_config(gguf, opened)[0].layers[0].mixer.rope
         assert rope.yarn.original_context == 128
+
+
+def test_a_family_that_may_have_biases_loads_without_them(small_file):
+    """As GLM-4-0414 does; llama.cpp requires none of them."""
+    for name in ("qwen2", "glm4"):
+        keys = {
+            key.replace("llama.", f"{name}."): value
+            for key, value in small_file().metadata.items()
+            if key.startswith("llama.")
+        }
+        norms = {
+            f"blk.0.{norm}.weight": zeros(32)
+            for norm in ("post_attention_norm", "post_ffw_norm")
+            if name == "glm4"
+        }
+        file = small_file(keys=keys | {"general.architecture": name}, tensors=norms)
+        assert load_decoder(file).config.layers[0].biases == frozenset()

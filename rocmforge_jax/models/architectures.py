@@ -1,6 +1,6 @@
 """The table of architectures: a name, and the function that reads a file's configuration.
 
-A new one is an entry in `families.py`, or a call of `register` in a notebook:
+A new one is an entry in `families`, or a call of `register` in a notebook:
 
     register(Architecture("mymodel", functools.partial(llama_like, attention=dict(qk_norm="head"))))
 """

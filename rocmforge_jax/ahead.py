@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rocmforge_jax.memory import available_bytes
+
 #: Share of the memory that is available up to which a file is read before anybody has checked
 #: whether it fits.
 MOST = 0.4
@@ -76,7 +78,7 @@ class _Reader:
         from rocmforge_jax.gguf import open_gguf
 
         gguf = open_gguf(self._path)
-        if sum(tensor.nbytes for tensor in gguf.tensors.values()) > MOST * _available_bytes():
+        if sum(tensor.nbytes for tensor in gguf.tensors.values()) > MOST * (available_bytes() or 0):
             return
         from rocmforge_jax.backends import cpp
         from rocmforge_jax.quant import repack, word_packed
@@ -101,17 +103,6 @@ class _Reader:
                         return
                     self._made[tensor.offset] = planes
                     self._changed.notify_all()
-
-
-def _available_bytes() -> int:
-    """0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return 1024 * next(
-        (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0
-    )
 
 
 _reader: _Reader | None = None

@@ -32,8 +32,9 @@ MAY_IMPORT = {
     "backends": {"pallas_kernels", "formats", "cpp", "locate", "settings"},
     "quant": {"backends", "pallas_kernels", "formats", "cpp", "locate", "settings"},
     "nn": {"quant", "backends", "pallas_kernels"},
-    "ahead": {"gguf", "quant", "backends"},
-    "models": {"formats", "gguf", "quant", "nn", "backends", "ahead", "settings"},
+    "memory": set(),
+    "ahead": {"gguf", "quant", "backends", "memory"},
+    "models": {"formats", "gguf", "quant", "nn", "backends", "ahead", "memory", "settings"},
     "generate": {"models", "nn", "quant"},
     "language_model": {"generate", "models", "gguf", "text", "locate"},
 }

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rocmforge_jax import memory
 from rocmforge_jax.gguf import GGUFFile
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.decoder import init_cache
@@ -111,12 +112,7 @@ def available_bytes(device: Any = None) -> int | None:
     stats = (device or jax.devices()[0]).memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    try:
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-    except OSError:
-        return None
-    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+    return memory.available_bytes()
 
 
 def _gib(count: int) -> str:

@@ -63,7 +63,7 @@ def test_where_nothing_is_read_ahead_loading_reads_all(why, path, request, monke
     if why != "no C++":
         request.getfixturevalue("in_cpp")
     if why == "little memory":
-        monkeypatch.setattr(ahead, "_available_bytes", lambda: path.stat().st_size)
+        monkeypatch.setattr(ahead, "available_bytes", lambda: path.stat().st_size)
     ahead.read_ahead(path)
     decoder = load_decoder(
         open_gguf(path), activations="float" if why == "other activations" else "int16"

@@ -22,7 +22,6 @@ from rocmforge_jax.models import (
     default_dtype,
     load_decoder,
     plan_memory,
-    read_config,
 )
 from rocmforge_jax.text import (
     ChatTemplate,
@@ -263,21 +262,25 @@ def load(
     """
     check_context_length(context_length)
     gguf = open_gguf(resolve(path))
-    config, _ = read_config(gguf, context_length)
-    if config.context_length < 2 and context_length is None:
-        raise GGUFError(
-            f"{gguf.path}: {config.architecture}.context_length is {config.context_length}: there"
-            " is no room for a prompt and an answer. Give context_length"
-        )
-    plan = plan_memory(gguf, config, dtype or default_dtype(), context_length=context_length)
     with tqdm(
         unit="B",
         unit_scale=True,
         desc=gguf.path.name,
         disable=None if progress is None else not progress,
     ) as bar:
-        if not bar.disable:
-            bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
+
+        def check(config):
+            if config.context_length < 2 and context_length is None:
+                raise GGUFError(
+                    f"{gguf.path}: {config.architecture}.context_length is"
+                    f" {config.context_length}: there is no room for a prompt and an answer. Give"
+                    " context_length"
+                )
+            computed = dtype or default_dtype()
+            plan = plan_memory(gguf, config, computed, context_length=context_length)
+            if not bar.disable:
+                bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
+            plan.check()
 
         def show(done, total):
             bar.total = total
@@ -290,7 +293,7 @@ def load(
             backend=backend,
             context_length=context_length,
             strict=strict,
-            before_reading=plan.check,
+            before_reading=check,
             progress=show,
         )
     return from_parts(model, gguf, context_length=context_length)

@@ -18,6 +18,7 @@ from rocmforge_jax import ahead
 from rocmforge_jax.backends import DEFAULT, Numerics
 from rocmforge_jax.gguf import GGUFError, GGUFFile, TensorInfo
 from rocmforge_jax.models.architectures import read_config
+from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.decoder import Decoder
 from rocmforge_jax.nn import Embedding, Experts, Linear, only_shapes
 from rocmforge_jax.quant import QParam, QTensor, default_layout, repack
@@ -54,7 +55,7 @@ def load_decoder(
     layout: str | None = None,
     context_length: int | None = None,
     strict: bool = False,
-    before_reading: Callable[[], None] | None = None,
+    before_reading: Callable[[DecoderConfig], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """Makes a Decoder with the weights of a file, packed as they are, on the default device.
@@ -67,7 +68,8 @@ def load_decoder(
         layout: Of the planes, default the one that is fast on the device.
         context_length: See `read_config`.
         strict: Whether unknown keys of the architecture are refused instead of warned about.
-        before_reading: Called once every tensor is known to fit; it may raise.
+        before_reading: Called with the configuration once every tensor is known to fit; it may
+            raise.
         progress: Called with (bytes loaded, bytes in all) after each tensor.
 
     Raises:
@@ -85,7 +87,7 @@ def load_decoder(
         )
     claims = _claim(decoder, gguf, _skipped(gguf, len(config.layers)))
     if before_reading is not None:
-        before_reading()
+        before_reading(config)
     total, done = sum(tensor.nbytes for _, _, tensor in claims), 0
     for module, attribute, tensor in claims:
         setattr(module, attribute, _variable(tensor, attribute, layout, decoder.numerics))

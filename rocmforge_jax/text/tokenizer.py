@@ -3,17 +3,18 @@
 import operator
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-import numpy as np
 
 from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.text import metadata as meta
-from rocmforge_jax.text.bpe import ByteLevelCodec, SentencePieceCodec
+from rocmforge_jax.text.bpe import ByteLevelCodec
 from rocmforge_jax.text.pretokenizers import nearest, pre_tokenizer
+from rocmforge_jax.text.special_tokens import by_length, split
+from rocmforge_jax.text.spm import SentencePieceCodec
 from rocmforge_jax.text.stream import ByteStream, TextStream
-from rocmforge_jax.text.vocabulary import TokenType, Vocabulary, read_vocabulary
+from rocmforge_jax.text.token_types import TokenType
+from rocmforge_jax.text.vocabulary import Vocabulary, read_vocabulary
 
 
 class Tokenizer:
@@ -37,8 +38,8 @@ class Tokenizer:
     ):
         self._vocabulary, self._codec = vocabulary, codec
         self._types = vocabulary.types.tolist()
-        self._always_read = _by_length(vocabulary, TokenType.USER_DEFINED)
-        self._special = _by_length(
+        self._always_read = by_length(vocabulary, TokenType.USER_DEFINED)
+        self._special = by_length(
             vocabulary, TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN
         )
         self.vocab_size, self.stop_ids = len(vocabulary), vocabulary.stop_ids
@@ -82,7 +83,7 @@ class Tokenizer:
             raise TypeError(f"a text is a str, got {type(text).__name__}")
         # a lone surrogate is a UnicodeEncodeError here, a wrong TypeError in `tokenizers`
         text.encode()
-        parts = _split(text, self._special if parse_special else self._always_read)
+        parts = split(text, self._special if parse_special else self._always_read)
         encoded = self._codec.encode([part for part in parts if isinstance(part, str)])
         ids: list[int] = []
         for part in parts:
@@ -200,35 +201,3 @@ def _sentence_piece(metadata):
 # vocabulary that is a comma.
 DEFAULT_IDS = {"gpt2": {}, "llama": {"unk": 0, "bos": 1, "eos": 2}}
 _MODELS = {"gpt2": _byte_level, "llama": _sentence_piece}
-
-
-def _by_length(vocabulary: Vocabulary, *types: TokenType) -> list[tuple[str, int]]:
-    """Lists (text, id) of the tokens of these types, longest first.
-
-    llama.cpp reads the longest special token first, wherever it is in the text.
-    """
-    ids = np.flatnonzero(np.isin(vocabulary.types, types)).tolist()
-    texts = ((vocabulary.tokens[id], id) for id in ids)
-    found = [(text, id) for text, id in texts if isinstance(text, str) and text in vocabulary.index]
-    return sorted(found, key=lambda token: -len(token[0].encode()))
-
-
-def _split(text: str, special: list[tuple[str, int]]) -> list[str | int]:
-    """Cut `text` at special tokens: texts that are not empty, and the ids between them."""
-    parts: list[str | int] = [text] if text else []
-    for token, id in special:
-        if token in text:
-            parts = list(_cut(parts, token, id))
-    return parts
-
-
-def _cut(parts, token: str, id: int) -> Iterator[str | int]:
-    for part in parts:
-        if isinstance(part, int):
-            yield part
-            continue
-        for i, piece in enumerate(part.split(token)):
-            if i:
-                yield id
-            if piece:
-                yield piece

@@ -1,0 +1,161 @@
+"""Which tokens have a role: those that begin, end or infill a text.
+
+The keys are those of the GGUF specification; which tokens end a generation follows llama.cpp
+(src/llama-vocab.cpp).
+"""
+
+from rocmforge_jax.text import metadata as meta
+from rocmforge_jax.text.token_types import TokenType
+
+# name -> the keys that may hold its id; the later ones are older spellings.
+_ID_KEYS = {
+    "bos": ("bos_token_id",),
+    "eos": ("eos_token_id",),
+    "eot": ("eot_token_id",),
+    "eom": ("eom_token_id",),
+    "unk": ("unknown_token_id",),
+    "sep": ("seperator_token_id",),  # spelled so in the specification
+    "pad": ("padding_token_id",),
+    "mask": ("mask_token_id",),
+    "fim_pre": ("fim_pre_token_id", "prefix_token_id"),
+    "fim_suf": ("fim_suf_token_id", "suffix_token_id"),
+    "fim_mid": ("fim_mid_token_id", "middle_token_id"),
+    "fim_pad": ("fim_pad_token_id",),
+    "fim_rep": ("fim_rep_token_id",),
+    "fim_sep": ("fim_sep_token_id",),
+}
+
+# name -> the texts by which a token is recognised where no key names it, the first that the
+# vocabulary has.
+_ID_TEXTS = {
+    "eot": (
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "<｜end▁of▁sentence｜>",
+        "<end_of_utterance>",
+    ),
+    "eom": ("<|eom_id|>",),
+    "fim_pre": (
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<｜fim▁begin｜>",
+        "<PRE>",
+        "▁<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ),
+    "fim_suf": (
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<｜fim▁hole｜>",
+        "<SUF>",
+        "▁<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ),
+    "fim_mid": (
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<｜fim▁end｜>",
+        "<MID>",
+        "▁<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ),
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+
+_STOP_NAMES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+_STOP_TEXTS = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+)
+
+# Parts of a message that gpt-oss writes and a caller must see.
+_VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+
+
+def special_ids(metadata, index, vocab_size) -> dict[str, int]:
+    """Returns the ids by name: those that the file's keys or the texts of its tokens give."""
+    ids = {}
+    for name, keys in _ID_KEYS.items():
+        given = [meta.token_id(metadata, f"tokenizer.ggml.{key}", vocab_size) for key in keys]
+        given += [index.get(text) for text in _ID_TEXTS.get(name, ())]
+        found = [id for id in given if id is not None]
+        if found:
+            ids[name] = found[0]
+    return ids
+
+
+def stop_ids(index, types, ids) -> frozenset[int]:
+    """Returns the tokens that end a generation."""
+    stops = {ids[name] for name in _STOP_NAMES if name in ids}
+    stops |= {
+        index[text]
+        for text in _STOP_TEXTS
+        if text in index and (text != "</s>" or _is_marked(types[index[text]]))
+    }
+    named = {text for text in _STOP_TEXTS if index.get(text) in stops}
+    # Harmony (gpt-oss) and Solar end a message, not the answer, with <|end|>; Gemma 4 has an unused
+    # </s>.
+    if (
+        "<|end|>" in named
+        and named & {"<|call|>", "<|calls|>"}
+        and named & {"<|return|>", "<|flush|>"}
+    ):
+        stops.discard(index["<|end|>"])
+    if {"<|tool_response>", "</s>"} <= named:
+        stops.discard(index["</s>"])
+    return frozenset(stops)
+
+
+def _is_marked(token_type) -> bool:
+    """Whether the file sets the token apart from text.
+
+    Qwen's "</s>" is text: HTML that strikes through ends with it.
+    """
+    return token_type in (TokenType.CONTROL, TokenType.USER_DEFINED)
+
+
+def amended(types, index, ids, stops):
+    """Returns the types without known mistakes of converters.
+
+    A token that ends or infills a text is never text itself.
+    """
+    types = types.copy()
+    infill = [id for name, id in ids.items() if name.startswith("fim_")]
+    types[[*stops, *infill]] = TokenType.CONTROL
+    types[[index[text] for text in _VISIBLE_TEXTS if text in index]] = TokenType.USER_DEFINED
+    return types

@@ -1,0 +1,15 @@
+"""The types of tokens."""
+
+from enum import IntEnum
+
+
+class TokenType(IntEnum):
+    """`tokenizer.ggml.token_type`."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6

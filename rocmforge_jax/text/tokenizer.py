@@ -10,7 +10,7 @@ from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.bpe import ByteLevelCodec
 from rocmforge_jax.text.pretokenizers import nearest, pre_tokenizer
-from rocmforge_jax.text.special_tokens import by_length, split
+from rocmforge_jax.text.special_tokens import SpecialToken, special_tokens, split
 from rocmforge_jax.text.spm import SentencePieceCodec
 from rocmforge_jax.text.stream import ByteStream, TextStream
 from rocmforge_jax.text.token_types import TokenType
@@ -32,16 +32,15 @@ class Tokenizer:
         self,
         vocabulary: Vocabulary,
         codec: ByteLevelCodec | SentencePieceCodec,
+        special: list[SpecialToken],
         *,
         add_bos: bool,
         add_eos: bool,
     ):
         self._vocabulary, self._codec = vocabulary, codec
         self._types = vocabulary.types.tolist()
-        self._always_read = by_length(vocabulary, TokenType.USER_DEFINED)
-        self._special = by_length(
-            vocabulary, TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN
-        )
+        self._always_read = [token for token in special if token.type == TokenType.USER_DEFINED]
+        self._special = special
         self.vocab_size, self.stop_ids = len(vocabulary), vocabulary.stop_ids
         self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, codec.space_prefix
         id_of = vocabulary.ids.get
@@ -172,7 +171,8 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
                 f"texts are to get a {name} token, but the file has no"
                 f" tokenizer.ggml.{name}_token_id"
             )
-    return Tokenizer(vocabulary, codec, add_bos=add_bos, add_eos=add_eos)
+    special = special_tokens(vocabulary, metadata)
+    return Tokenizer(vocabulary, codec, special, add_bos=add_bos, add_eos=add_eos)
 
 
 def _byte_level(metadata):

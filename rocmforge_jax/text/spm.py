@@ -2,42 +2,53 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.text.leftmost import LeftmostMerges
 from rocmforge_jax.text.token_types import TokenType
 from rocmforge_jax.text.vocabulary import Vocabulary
 
 _SPACE = "▁"  # SentencePiece's name for a space
-# characters; the time to find a piece's merges grows with the square, and the longest in use has
-# about 64
+# Characters of a token whose merges are listed, since their number grows with the square. The
+# longest token in use has about 64.
 _LONGEST_PIECE = 512
+_TEXTUAL = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
 
 
 class SentencePieceCodec:
     """SentencePiece BPE, which `tokenizer.ggml.model` calls llama.
 
-    The pair with the best score merges first; unknown characters become bytes.
+    The pair with the best score merges first, the leftmost of equals. Unknown characters become
+    bytes.
     """
 
     def __init__(self, vocabulary: Vocabulary, space_prefix: bool):
         self.space_prefix = space_prefix
+        self._index = vocabulary.index
         unknown = vocabulary.tokens[vocabulary.ids["unk"]] if "unk" in vocabulary.ids else None
-        if unknown not in vocabulary.index:
-            unknown = None
-        if unknown is None and not all(
-            f"<0x{byte:02X}>" in vocabulary.index for byte in range(256)
-        ):
+        self._unknown = unknown if isinstance(unknown, str) and unknown in self._index else None
+        texts = {byte: f"<0x{byte:02X}>" for byte in range(256)}
+        self._bytes = {
+            byte: self._index[text] for byte, text in texts.items() if text in self._index
+        }
+        if self._unknown is None and len(self._bytes) < 256:
             raise GGUFError(
                 "the vocabulary has neither an unknown token nor all 256 byte tokens: some texts"
                 " have no ids"
             )
+        scores = _scores(vocabulary)
+        merges = _merges_by_score(scores)
+        merged = {left + right for left, right in merges} - _always_cut(vocabulary)
+        unlisted = {text for text in scores if len(text) > _LONGEST_PIECE}
+        self._leftmost = LeftmostMerges(scores, merged, unlisted)
         self._tokenizer = Tokenizer(
             BPE(
                 vocabulary.index,
-                _merges_by_score(vocabulary),
-                unk_token=unknown,
+                merges,
+                unk_token=self._unknown,
                 fuse_unk=True,
                 byte_fallback=True,
             )
@@ -46,40 +57,63 @@ class SentencePieceCodec:
     def encode(self, texts: list[str]) -> Iterator[list[int]]:
         """The ids of each text."""
         start = _SPACE if self.space_prefix else ""
-        pieces = [start + text.replace(" ", _SPACE) for text in texts]
-        return (
-            encoding.ids
-            for encoding in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        )
+        cut = [list(self._leftmost.runs(start + text.replace(" ", _SPACE))) for text in texts]
+        ranked = [run for runs in cut for run, by_place in runs if not by_place]
+        encoded = iter(self._tokenizer.encode_batch_fast(ranked, add_special_tokens=False))
+        for runs in cut:
+            ids: list[int] = []
+            for run, by_place in runs:
+                ids += self._by_place(run) if by_place else next(encoded).ids
+            yield ids
+
+    def _by_place(self, text: str) -> Iterator[int]:
+        for symbol in self._leftmost.merge(text):
+            if symbol in self._index:
+                yield self._index[symbol]
+            elif self._has_bytes(symbol):
+                yield from (self._bytes[byte] for byte in symbol.encode())
+            elif self._unknown is not None:
+                yield self._index[self._unknown]
+
+    def _has_bytes(self, character: str) -> bool:
+        return all(byte in self._bytes for byte in character.encode())
 
     def decode(self, token: str) -> bytes:
         """The bytes of an ordinary token."""
         return token.replace(_SPACE, " ").encode()
 
 
-def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Every way to make a token of two tokens, best score first.
-
-    SentencePiece takes the leftmost of pairs with equal scores. `tokenizers` ranks pairs, not
-    places: among equals the one with the longest left part goes first, which is the same for runs
-    of one character (Llama's runs of spaces all have one score).
-    """
+def _scores(vocabulary: Vocabulary) -> dict[str, float]:
+    """Text -> score of the tokens that merges make."""
+    types = vocabulary.types.tolist()
     if vocabulary.scores is None:
         raise GGUFError("the file has no tokenizer.ggml.scores: SentencePiece merges by score")
-    textual = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
-    scores, types = vocabulary.scores.tolist(), vocabulary.types.tolist()
-    score = {text: scores[id] for text, id in vocabulary.index.items() if types[id] in textual}
-    longest = max(score, key=len, default="")
+    scores = vocabulary.scores.tolist()
+    found = {text: scores[id] for text, id in vocabulary.index.items() if types[id] in _TEXTUAL}
+    longest = max(found, key=len, default="")
     if len(longest) > _LONGEST_PIECE:
         raise GGUFError(
             f"token {vocabulary.index[longest]} has {len(longest)} characters, a piece has at most"
             f" {_LONGEST_PIECE}"
         )
+    return found
+
+
+def _always_cut(vocabulary: Vocabulary) -> set[str]:
+    """Returns the user-defined tokens that are cut from every text before merging."""
+    ids = np.flatnonzero(vocabulary.types == TokenType.USER_DEFINED).tolist()
+    texts = (vocabulary.tokens[id] for id in ids)
+    return {text for text in texts if isinstance(text, str) and _SPACE not in text}
+
+
+def _merges_by_score(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """Lists the ways to make a token of two tokens, best score first."""
     merges = [
-        (-score[text], -cut, text[:cut], text[cut:])
-        for text in score
+        (-scores[text], text[:cut], text[cut:])
+        for text in scores
+        if len(text) <= _LONGEST_PIECE
         for cut in range(1, len(text))
-        if text[:cut] in score and text[cut:] in score
+        if text[:cut] in scores and text[cut:] in scores
     ]
-    merges.sort(key=lambda merge: merge[:2])
-    return [merge[2:] for merge in merges]
+    merges.sort(key=lambda merge: merge[0])
+    return [merge[1:] for merge in merges]

@@ -102,6 +102,74 @@ def test_the_best_score_merges_first(sentence_piece, text, pieces):
     assert words(tokenizer_from_metadata(sentence_piece(PIECES)), text) == pieces
 
 
+EQUAL = dict.fromkeys("▁ a b c ab bc ca abc cab aa ▁a".split(), -1.0)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "text, pieces",
+    [
+        ("abc", "abc"),
+        ("bcab", "bc|ab"),
+        ("cabca", "cab|ca"),
+        ("aabca", "aa|bc|a"),
+        ("abcabcabc", "abc|abc|abc"),
+        ("bca aab", "bc|a| a|ab"),
+    ],
+)
+def test_the_leftmost_of_equal_scores_merges_first(sentence_piece, text, pieces):
+    """The pieces are llama.cpp's."""
+    tokenizer = tokenizer_from_metadata(sentence_piece(EQUAL, add_space_prefix=False))
+    assert words(tokenizer, text) == pieces.split("|")
+
+
+@pytest.mark.core
+def test_few_scores_for_many_pieces(sentence_piece):
+    """The ids are llama.cpp's."""
+    scores = {"▁": 0, "a": 0, "b": 0, "c": 0, "▁a": -2, "ca": -1, "a▁": -1, "ba": -2, "ab": -2}
+    scores |= {"aba": -1, "▁ba": -1, "aa": -2, "▁c▁": -1, "cbb": -2}
+    tokenizer = tokenizer_from_metadata(sentence_piece(scores, add_space_prefix=False))
+    text = "bac c caa bcb  aaccc  aac aac c ca cba abcbb   ab  cb c c bb"
+    ids = [266, 262, 259, 262, 259, 264, 265, 261, 262, 261, 259, 263, 260, 262, 262, 262, 259]
+    ids += [263, 260, 262, 263, 260, 262, 259, 262, 259, 264, 259, 262, 261, 265, 267, 262, 261]
+    ids += [261, 259, 259, 263, 261, 259, 259, 262, 261, 259, 262, 259, 262, 259, 261, 261]
+    assert tokenizer.encode(text) == ids
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "text, ids",
+    [
+        ("ab", [260]),
+        ("ba", [261]),
+        ("aba", [262]),
+        ("bb", [101, 101]),
+        ("abab", [262, 101]),
+        ("babb", [101, 260, 101]),
+    ],
+)
+def test_a_character_may_merge_without_being_a_token(sentence_piece, text, ids):
+    """The ids are llama.cpp's; "b" alone is its byte, id 101."""
+    scores = {"a": -1.0, "ab": -2.0, "ba": -3.0, "aba": -1.0}
+    tokenizer = tokenizer_from_metadata(sentence_piece(scores, add_space_prefix=False))
+    assert tokenizer.encode(text) == ids
+
+
+@settings(deadline=None)
+@given(data=st.data(), text=st.text(alphabet="abc é", max_size=60))
+def test_equal_scores_follow_the_algorithm(sentence_piece, data, text):
+    """Few pieces are looked for in the text one by one, many are not."""
+    piece = st.text(alphabet="abc▁", min_size=2, max_size=5)
+    count = data.draw(st.sampled_from([3, 10, 200]))
+    pieces = data.draw(st.sets(piece, min_size=count, max_size=count))
+    levels = data.draw(st.sampled_from([1, 2, 40]))
+    scores = {
+        text: float(-data.draw(st.integers(1, levels))) for text in sorted(pieces | set("abc▁"))
+    }
+    metadata = sentence_piece(scores)
+    assert tokenizer_from_metadata(metadata).encode(text) == llama_cpp_encoder(metadata)(text)
+
+
 @pytest.mark.core
 def test_characters_without_a_token_become_bytes(sentence_piece):
     tokenizer = tokenizer_from_metadata(sentence_piece(PIECES))

@@ -1,0 +1,107 @@
+"""Merges by score where the place decides between equal scores.
+
+`tokenizers` ranks pairs of tokens. SentencePiece ranks places: the best score first, and the
+leftmost place among equals. Both give the same ids unless a text holds several tokens of one score.
+"""
+
+import heapq
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+# More pieces than these are not looked for one by one: what may contain them is merged by place.
+_MOST_PIECES = 64
+
+
+class LeftmostMerges:
+    """Finds the parts of a text that need merging by place, and merges them.
+
+    Args:
+        scores: Text -> score of each token that merges make.
+        merged: Those made of two other tokens.
+        unlisted: Those that `tokenizers` does not make.
+    """
+
+    def __init__(self, scores: dict[str, float], merged: set[str], unlisted: set[str]):
+        self._scores = scores
+        self._pairs = {text[i : i + 2] for text in scores for i in range(len(text) - 1)}
+        # `tokenizers` does not merge characters that are part of a token but none themselves
+        self._alone = unlisted | (set("".join(scores)) - scores.keys())
+        self._equals = _equals(scores, merged)
+        pieces = [*self._alone, *(text for group in self._equals for text in group)]
+        self._pattern = _pattern(pieces)
+        self._few = len(pieces) <= _MOST_PIECES
+
+    def runs(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Cuts a text where no token reaches across; the bool says whether places decide."""
+        start = end = 0
+        while found := self._pattern.search(text, end):
+            left, end = self._reach(text, found.start(), end)
+            if self._needs_places(text[left:end]):
+                if start < left:
+                    yield text[start:left], False
+                yield text[left:end], True
+                start = end
+        if start < len(text):
+            yield text[start:], False
+
+    def _reach(self, text: str, at: int, start: int) -> tuple[int, int]:
+        """Returns the ends of the text around a place that tokens may connect with it."""
+        left, right = at, at + 1
+        while left > start and text[left - 1 : left + 1] in self._pairs:
+            left -= 1
+        while right < len(text) and text[right - 1 : right + 1] in self._pairs:
+            right += 1
+        return left, right
+
+    def _needs_places(self, text: str) -> bool:
+        return (
+            not self._few
+            or any(piece in text for piece in self._alone)
+            or any(sum(piece in text for piece in group) > 1 for group in self._equals)
+        )
+
+    def merge(self, text: str) -> list[str]:
+        """Merges the characters of a text into tokens; those in no token are left alone."""
+        symbols, end = list(text), len(text)
+        following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
+        queue: list[tuple[float, int, int, str]] = []
+
+        def offer(left: int, right: int):
+            if left >= 0 and right < end:
+                merged = symbols[left] + symbols[right]
+                if merged in self._scores:
+                    heapq.heappush(queue, (-self._scores[merged], left, right, merged))
+
+        for left in range(end - 1):
+            offer(left, left + 1)
+        while queue:
+            _, left, right, merged = heapq.heappop(queue)
+            if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != merged:
+                continue  # one of the two has merged with another neighbour
+            symbols[left], symbols[right] = merged, ""
+            following[left] = following[right]
+            if following[left] < end:
+                preceding[following[left]] = left
+            offer(preceding[left], left)
+            offer(left, following[left])
+        return [symbol for symbol in symbols if symbol]
+
+
+def _equals(scores, merged) -> list[list[str]]:
+    """Lists the tokens of each score that several merged tokens have."""
+    groups = defaultdict(list)
+    for text in merged:
+        groups[scores[text]].append(text)
+    return [sorted(group, key=len) for group in groups.values() if len(group) > 1]
+
+
+def _pattern(pieces: list[str]) -> re.Pattern[str]:
+    """Finds any of the pieces, or every character where the pieces are too many."""
+    smallest: list[str] = []
+    for piece in sorted(pieces, key=len):
+        if not any(small in piece for small in smallest):
+            smallest.append(piece)
+        if len(smallest) > _MOST_PIECES:
+            return re.compile("(?s).")
+    return re.compile("|".join(map(re.escape, smallest)) or "(?!)")

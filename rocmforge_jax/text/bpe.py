@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.pretokenizers import PreTokenizer
 from rocmforge_jax.text.vocabulary import Vocabulary
 
@@ -24,6 +24,7 @@ _CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {
     byte: chr(0x100 + i) for i, byte in enumerate(_SHIFTED)
 }
 _BYTE_OF_CHAR = {char: byte for byte, char in _CHAR_OF_BYTE.items()}
+_NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
 class ByteLevelCodec:
@@ -37,30 +38,41 @@ class ByteLevelCodec:
     def __init__(self, vocabulary: Vocabulary, merges: list[str | bytes], rule: PreTokenizer):
         model = BPE(
             vocabulary.index,
-            _checked_merges(merges, vocabulary.index),
+            _usable_merges(merges, vocabulary.index),
             ignore_merges=rule.ignore_merges,
         )
-        splits = [Split(Regex(pattern), "isolated") for pattern in rule.patterns]
+        steps = [
+            *(Split(Regex(pattern), "isolated") for pattern in rule.patterns),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
         self._tokenizer = Tokenizer(model)
-        self._tokenizer.pre_tokenizer = Sequence(
-            [*splits, ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-        self._missing = bytes(
-            byte for byte, char in _CHAR_OF_BYTE.items() if char not in vocabulary.index
+        self._tokenizer.pre_tokenizer = Sequence(steps)
+        self._missing = {
+            byte
+            for byte, char in _CHAR_OF_BYTE.items()
+            if char not in vocabulary.index and byte not in _NEVER_IN_UTF8
+        }
+        # `tokenizers` would merge the neighbours of a byte that it leaves out.
+        missing = "".join(f"\\x{{{ord(_CHAR_OF_BYTE[byte]):x}}}" for byte in self._missing)
+        self._without_missing = Tokenizer(model)
+        self._without_missing.pre_tokenizer = Sequence(
+            [*steps, Split(Regex(f"[{missing}]"), "isolated")] if missing else steps
         )
 
     def encode(self, texts: list[str]) -> Iterator[list[int]]:
-        """The ids of each text. ValueError where the vocabulary lacks a byte of it."""
-        for text in texts if self._missing else ():
-            lacking = set(text.encode()) & set(self._missing)
-            if lacking:
-                raise ValueError(
-                    f"the vocabulary has no token for the byte 0x{min(lacking):02X} of the text"
-                )
+        """The ids of each text."""
+        tokenizer = self._without_missing if self.lacking(texts) else self._tokenizer
         return (
             encoding.ids
-            for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         )
+
+    def lacking(self, texts: list[str]) -> list[str]:
+        """Names the bytes that have no token: `encode` leaves them out."""
+        if not self._missing:
+            return []
+        found = self._missing.intersection("".join(texts).encode())
+        return [f"byte 0x{byte:02X}" for byte in sorted(found)]
 
     def decode(self, token: str) -> bytes:
         """The bytes of an ordinary token.
@@ -73,32 +85,33 @@ class ByteLevelCodec:
             return token.encode()
 
 
-def _checked_merges(merges, index) -> list[tuple[str, str]]:
-    """Pairs in order of rank.
+def _usable_merges(merges, index) -> list[tuple[str, str]]:
+    """Returns pairs in order of rank; a repeated one keeps its first rank.
 
-    GGUFError for a merge that is not two tokens that make a token: `tokenizers` aborts on some.
+    A merge applies only where two tokens make a token. `tokenizers` refuses or aborts on others, so
+    they are left out, with one warning.
     """
-    merges = list(dict.fromkeys(merges))  # the first rank counts
-    if all(isinstance(merge, str) for merge in merges):
-        pairs = [tuple(merge.split(" ")) for merge in merges]
-        texts = chain(chain.from_iterable(pairs), map("".join, pairs))
-        if set(map(len, pairs)) <= {2} and all(map(index.__contains__, texts)):
-            return pairs
-    raise GGUFError(_first_fault(merges, index))
+    merges = list(dict.fromkeys(merges))
+    pairs = [_pair(merge) for merge in merges]
+    texts = chain(chain.from_iterable(pairs), map("".join, pairs))
+    if all(map(index.__contains__, texts)):
+        return pairs
+    usable = [pair for pair in pairs if _applies(pair, index)]
+    first = next(merge for merge, pair in zip(merges, pairs) if not _applies(pair, index))
+    meta.warn(
+        f"{len(pairs) - len(usable)} of {len(pairs)} merges of tokenizer.ggml.merges are left out:"
+        f" they are not two tokens that make a token. The first is {first!r}"
+    )
+    return usable
 
 
-def _first_fault(merges, index) -> str:
-    for rank, merge in enumerate(merges):
-        parts = merge.split(" ") if isinstance(merge, str) else ()
-        if len(parts) != 2:
-            return (
-                f"merge {rank} of tokenizer.ggml.merges is {merge!r}: expected two tokens with one"
-                " space between them"
-            )
-        for text in (*parts, "".join(parts)):
-            if text not in index:
-                return (
-                    f"merge {rank} of tokenizer.ggml.merges is {merge!r}, but {text!r} is not in"
-                    " the vocabulary"
-                )
-    raise AssertionError("no fault found")
+def _pair(merge: str | bytes) -> tuple[str, str]:
+    """Splits a merge at its first space, which is never the first character, as llama.cpp does."""
+    if isinstance(merge, bytes):
+        return "", ""
+    at = merge.find(" ", 1)
+    return (merge[:at], merge[at + 1 :]) if at > 0 else ("", "")
+
+
+def _applies(pair: tuple[str, str], index) -> bool:
+    return pair[0] in index and pair[1] in index and "".join(pair) in index

@@ -3,9 +3,22 @@
 The type of each value is checked, and each error names the key.
 """
 
+import sys
+import warnings
+
 import numpy as np
 
 from rocmforge_jax.gguf import GGUFError
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+def warn(message: str) -> None:
+    """Warns of something odd in a file, at the line that called this package."""
+    depth, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, stacklevel=depth)
 
 
 def string(metadata, key: str, default: str | None = None) -> str:
@@ -19,15 +32,13 @@ def boolean(metadata, key: str, default: bool) -> bool:
 
 
 def token_id(metadata, key: str, vocab_size: int) -> int | None:
-    """A token id below `vocab_size`, None where the key is missing."""
+    """A token id below `vocab_size`, None where the key is missing or its id is outside."""
     value = metadata.get(key)
     if value is None:
         return None
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise GGUFError(f"{key} is {value!r} ({type(value).__name__}): expected an integer")
-    if not 0 <= value < vocab_size:
-        raise GGUFError(f"{key} is {value}, outside the vocabulary of {vocab_size} tokens")
-    return int(value)
+    return int(value) if 0 <= value < vocab_size else None
 
 
 def strings(metadata, key: str) -> list[str | bytes]:
@@ -43,12 +54,15 @@ def strings(metadata, key: str) -> list[str | bytes]:
 
 
 def numbers(metadata, key: str, length: int, *, integral: bool) -> np.ndarray | None:
-    """A list of `length` numbers, in the type that the file has; None where the key is missing."""
+    """A list of `length` numbers, in the type that the file has; None where the key is missing.
+
+    Of a longer list the rest is left out, with a warning. GGUFError for a shorter one.
+    """
     values = metadata.get(key)
     if values is None:
         return None
     if isinstance(values, (list, tuple)) and all(
-        isinstance(value, (int, float)) for value in values
+        isinstance(value, (int, float, np.number)) for value in values
     ):
         values = np.asarray(values)
     if (
@@ -60,9 +74,11 @@ def numbers(metadata, key: str, length: int, *, integral: bool) -> np.ndarray | 
             f"{key} is {_kind(values)}: expected a list of {length}"
             f" {'integers' if integral else 'numbers'}"
         )
-    if len(values) != length:
+    if len(values) < length:
         raise GGUFError(f"{key} has {len(values)} entries for {length} tokens")
-    return values
+    if len(values) > length:
+        warn(f"{key} has {len(values)} entries for {length} tokens: the rest is left out")
+    return values[:length]
 
 
 def _required(metadata, key):

@@ -107,16 +107,26 @@ _STOP_TEXTS = (
 _VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
-def special_ids(metadata, index, vocab_size) -> dict[str, int]:
+def special_ids(metadata, index, vocab_size: int) -> dict[str, int]:
     """Returns the ids by name: those that the file's keys or the texts of its tokens give."""
     ids = {}
     for name, keys in _ID_KEYS.items():
-        given = [meta.token_id(metadata, f"tokenizer.ggml.{key}", vocab_size) for key in keys]
+        given = [_named(metadata, f"tokenizer.ggml.{key}", vocab_size) for key in keys]
         given += [index.get(text) for text in _ID_TEXTS.get(name, ())]
         found = [id for id in given if id is not None]
         if found:
             ids[name] = found[0]
     return ids
+
+
+def _named(metadata, key: str, vocab_size: int) -> int | None:
+    id = meta.token_id(metadata, key, vocab_size)
+    if id is None and metadata.get(key) is not None:
+        meta.warn(
+            f"{key} is {metadata[key]}, outside the vocabulary of {vocab_size} tokens: it is"
+            " ignored"
+        )
+    return id
 
 
 def stop_ids(index, types, ids) -> frozenset[int]:

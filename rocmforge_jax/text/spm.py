@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.leftmost import LeftmostMerges
 from rocmforge_jax.text.token_types import TokenType
 from rocmforge_jax.text.vocabulary import Vocabulary
@@ -34,11 +34,6 @@ class SentencePieceCodec:
         self._bytes = {
             byte: self._index[text] for byte, text in texts.items() if text in self._index
         }
-        if self._unknown is None and len(self._bytes) < 256:
-            raise GGUFError(
-                "the vocabulary has neither an unknown token nor all 256 byte tokens: some texts"
-                " have no ids"
-            )
         scores = _scores(vocabulary)
         merges = _merges_by_score(scores)
         merged = {left + right for left, right in merges} - _always_cut(vocabulary)
@@ -82,21 +77,26 @@ class SentencePieceCodec:
         """The bytes of an ordinary token."""
         return token.replace(_SPACE, " ").encode()
 
+    def lacking(self, texts: list[str]) -> list[str]:
+        """Names the characters that have no ids: `encode` leaves them out."""
+        if self._unknown is not None or len(self._bytes) == 256:
+            return []
+        found = set().union(*texts) - self._index.keys() - {" "}
+        return [f"{char!r}" for char in sorted(found) if not self._has_bytes(char)]
+
 
 def _scores(vocabulary: Vocabulary) -> dict[str, float]:
     """Text -> score of the tokens that merges make."""
     types = vocabulary.types.tolist()
     if vocabulary.scores is None:
-        raise GGUFError("the file has no tokenizer.ggml.scores: SentencePiece merges by score")
-    scores = vocabulary.scores.tolist()
-    found = {text: scores[id] for text, id in vocabulary.index.items() if types[id] in _TEXTUAL}
-    longest = max(found, key=len, default="")
-    if len(longest) > _LONGEST_PIECE:
-        raise GGUFError(
-            f"token {vocabulary.index[longest]} has {len(longest)} characters, a piece has at most"
-            f" {_LONGEST_PIECE}"
+        meta.warn(
+            "the file has no tokenizer.ggml.scores: SentencePiece merges by score, so the leftmost"
+            " pair merges first, which may not be the model's way"
         )
-    return found
+        scores = [0.0] * len(vocabulary)
+    else:
+        scores = vocabulary.scores.tolist()
+    return {text: scores[id] for text, id in vocabulary.index.items() if types[id] in _TEXTUAL}
 
 
 def _always_cut(vocabulary: Vocabulary) -> set[str]:

@@ -2,7 +2,6 @@
 
 import operator
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -69,21 +68,35 @@ class Tokenizer:
         )
 
     def encode(
-        self, text: str, *, add_special: bool = False, parse_special: bool = False
+        self,
+        text: str,
+        *,
+        add_special: bool = False,
+        parse_special: bool = False,
+        strict: bool = False,
     ) -> list[int]:
-        """The token ids of `text`.
+        """Returns the token ids of a text.
 
-        add_special: add the tokens that the file asks for at the start (bos) and the end (eos),
-        unless they are there already. parse_special: read control tokens written out in the text,
-        as chat templates do; without it "<|im_end|>" is plain text. User-defined tokens are always
-        read. ValueError for a text that is not valid Unicode.
+        Args:
+            text: Any valid Unicode.
+            add_special: Whether to add the tokens that the file asks for at the start (bos) and the
+                end (eos), unless they are there already.
+            parse_special: Whether to read control tokens written out in the text, as chat templates
+                do. Without it "<|im_end|>" is plain text. User-defined tokens are always read.
+            strict: Whether to refuse a text with bytes that the vocabulary lacks, instead of
+                leaving them out with a warning.
+
+        Raises:
+            ValueError: The text is not valid Unicode, or `strict` and the vocabulary lacks a byte.
         """
         if not isinstance(text, str):
             raise TypeError(f"a text is a str, got {type(text).__name__}")
         # a lone surrogate is a UnicodeEncodeError here, a wrong TypeError in `tokenizers`
         text.encode()
         parts = split(text, self._special if parse_special else self._always_read)
-        encoded = self._codec.encode([part for part in parts if isinstance(part, str)])
+        texts = [part for part in parts if isinstance(part, str)]
+        _report_lacking(self._codec.lacking(texts), strict)
+        encoded = self._codec.encode(texts)
         ids: list[int] = []
         for part in parts:
             ids.extend(next(encoded) if isinstance(part, str) else (part,))
@@ -135,15 +148,26 @@ class Tokenizer:
         )
 
     def _checked(self, id) -> int:
-        if not 0 <= operator.index(id) < self.vocab_size:
+        number = operator.index(id)
+        if not 0 <= number < self.vocab_size:
             raise ValueError(f"token id {id} is outside the vocabulary of {self.vocab_size} tokens")
-        return id
+        return number
 
     def _with_ends(self, ids: list[int]) -> list[int]:
         bos, eos = self.bos_id, self.eos_id
         start = [bos] if self.add_bos and bos is not None and ids[:1] != [bos] else []
         end = [eos] if self.add_eos and eos is not None and ids[-1:] != [eos] else []
         return start + ids + end
+
+
+def _report_lacking(lacking: list[str], strict: bool) -> None:
+    if not lacking:
+        return
+    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+    message = f"the vocabulary has no token for {', '.join(lacking[:5])}{more} of the text"
+    if strict:
+        raise ValueError(message)
+    meta.warn(f"{message}, which is left out")
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
@@ -163,26 +187,35 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
             f" {nearest(model, _MODELS)}"
         )
     vocabulary, codec, add_bos = _MODELS[model](metadata)
-    add_bos = meta.boolean(metadata, "tokenizer.ggml.add_bos_token", add_bos)
-    add_eos = meta.boolean(metadata, "tokenizer.ggml.add_eos_token", False)
-    for name, added in (("bos", add_bos), ("eos", add_eos)):
-        if added and name not in vocabulary.ids:
-            raise GGUFError(
-                f"texts are to get a {name} token, but the file has no"
-                f" tokenizer.ggml.{name}_token_id"
-            )
-    special = special_tokens(vocabulary, metadata)
-    return Tokenizer(vocabulary, codec, special, add_bos=add_bos, add_eos=add_eos)
+    return Tokenizer(
+        vocabulary,
+        codec,
+        special_tokens(vocabulary, metadata),
+        add_bos=_adds(metadata, vocabulary, "bos", add_bos),
+        add_eos=_adds(metadata, vocabulary, "eos", False),
+    )
+
+
+def _adds(metadata, vocabulary: Vocabulary, name: str, default: bool) -> bool:
+    """Returns whether texts get the token of this name."""
+    adds = meta.boolean(metadata, f"tokenizer.ggml.add_{name}_token", default)
+    if adds and name not in vocabulary.ids:
+        meta.warn(
+            f"texts are to get a {name} token, but the file has no"
+            f" tokenizer.ggml.{name}_token_id: they get none"
+        )
+        return False
+    return adds
 
 
 def _byte_level(metadata):
-    if "tokenizer.ggml.pre" not in metadata:
-        warnings.warn(
+    pre = meta.string(metadata, "tokenizer.ggml.pre", "")
+    if not pre:
+        meta.warn(
             "the file has no tokenizer.ggml.pre: splitting words by 'default', which may not be the"
-            " model's way",
-            stacklevel=3,
+            " model's way"
         )
-    rule = pre_tokenizer(meta.string(metadata, "tokenizer.ggml.pre", "default"))
+    rule = pre_tokenizer(pre or "default")
     vocabulary = read_vocabulary(metadata, DEFAULT_IDS["gpt2"])
     return (
         vocabulary,

@@ -1,5 +1,6 @@
 """Reads and checks the vocabulary of a GGUF file: tokens, types, scores and special ids."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,19 +67,27 @@ def _types(metadata, tokens) -> np.ndarray:
     types = meta.numbers(metadata, "tokenizer.ggml.token_type", len(tokens), integral=True)
     if types is None:
         return np.full(len(tokens), TokenType.NORMAL, np.int32)
-    if (wrong := np.flatnonzero((types < min(TokenType)) | (types > max(TokenType)))).size:
-        raise GGUFError(
+    wrong = np.flatnonzero((types < min(TokenType)) | (types > max(TokenType)))
+    if wrong.size:
+        meta.warn(
             f"tokenizer.ggml.token_type[{wrong[0]}] is {types[wrong[0]]}: types are"
-            f" {min(TokenType)} to {max(TokenType)}"
+            f" {min(TokenType)} to {max(TokenType)}. {wrong.size} such tokens have no text"
         )
-    byte_texts = {f"<0x{value:02X}>" for value in range(256)}
-    for id in np.flatnonzero(types == TokenType.BYTE):
-        if tokens[id] not in byte_texts:
-            raise GGUFError(
-                f"token {id} is of type byte and reads {tokens[id]!r}: byte tokens read <0x00> to"
-                " <0xFF>"
-            )
-    return types.astype(np.int32)
+        types = types.copy()
+        types[wrong] = TokenType.UNDEFINED
+    types = types.astype(np.int32)
+    unread = [id for id in np.flatnonzero(types == TokenType.BYTE) if not _is_byte(tokens[id])]
+    if unread:
+        meta.warn(
+            f"token {unread[0]} of type byte reads {tokens[unread[0]]!r}: byte tokens read <0x00>"
+            f" to <0xFF>. {len(unread)} such tokens are taken for text"
+        )
+        types[unread] = TokenType.NORMAL
+    return types
+
+
+def _is_byte(token: str | bytes) -> bool:
+    return isinstance(token, str) and re.fullmatch("<0x[0-9A-Fa-f]{2}>", token) is not None
 
 
 def _scores(metadata, vocab_size) -> np.ndarray | None:

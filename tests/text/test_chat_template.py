@@ -198,16 +198,16 @@ def test_the_template_of_a_file_knows_its_tokens(byte_level, sentence_piece):
         chat_template_from_metadata(byte_level() | {"tokenizer.chat_template": text}).render(HI)
         == "hi"
     )
+    metadata = byte_level(bos_token_id=256, eos_token_id=-1) | {"tokenizer.chat_template": text}
+    assert chat_template_from_metadata(metadata).render(HI) == "hi"
 
 
 @pytest.mark.parametrize(
     "keys",
     [
-        {"bos_token_id": 256},
         {"bos_token_id": "x"},
         {"tokens": 5},
         {"model": [1]},
-        {"eos_token_id": -1},
     ],
 )
 def test_special_tokens_that_there_are_not(byte_level, keys):

@@ -196,9 +196,13 @@ def test_an_empty_text_has_no_ids(chat):
 
 def test_ids_may_be_numpy_integers(chat):
     tokenizer = tokenizer_from_metadata(chat)
-    ids = np.array(tokenizer.encode("ab"), np.int32)
-    assert tokenizer.decode(ids) == "ab"
-    assert tokenizer.piece(ids[0]) == b"a"
+    for dtype in (np.int8, np.uint8, np.int32, np.uint64):
+        ids = np.array(tokenizer.encode("ab"), dtype)
+        assert tokenizer.decode(ids) == tokenizer.decode(list(ids)) == "ab"
+        assert tokenizer.decode_bytes(iter(ids)) == b"ab"
+        assert tokenizer.stream(after=ids).push(ids) == "ab"
+        assert tokenizer.piece(ids[0]) == tokenizer.piece(np.array(ids[0])) == b"a"
+        assert not tokenizer.is_control(ids[0]) and not tokenizer.is_special(np.array(ids[1]))
 
 
 @pytest.mark.parametrize("id", [-1, 259, 2**40])
@@ -227,7 +231,9 @@ def test_a_lone_surrogate_is_refused(chat):
 
 
 @pytest.mark.parametrize("kind", ["bos", "eos"])
-def test_a_token_to_add_must_exist(byte_level, kind):
+def test_a_token_to_add_that_does_not_exist_is_not_added(byte_level, kind):
     metadata = byte_level(**{f"add_{kind}_token": True})
-    with pytest.raises(ValueError, match=f"the file has no tokenizer.ggml.{kind}_token_id"):
-        tokenizer_from_metadata(metadata)
+    with pytest.warns(UserWarning, match=f"the file has no tokenizer.ggml.{kind}_token_id"):
+        tokenizer = tokenizer_from_metadata(metadata)
+    assert not tokenizer.add_bos and not tokenizer.add_eos
+    assert len(tokenizer.encode("a", add_special=True)) == 1

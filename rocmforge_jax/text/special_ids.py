@@ -4,6 +4,8 @@ The keys are those of the GGUF specification; which tokens end a generation foll
 (src/llama-vocab.cpp).
 """
 
+import numpy as np
+
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.token_types import TokenType
 
@@ -129,43 +131,53 @@ def _named(metadata, key: str, vocab_size: int) -> int | None:
     return id
 
 
-def stop_ids(index, types, ids) -> frozenset[int]:
-    """Returns the tokens that end a generation."""
+def endings(tokens, index, types, ids, given) -> tuple[frozenset[int], np.ndarray]:
+    """Returns the tokens that end a generation, and the types without mistakes of converters.
+
+    A token that ends or infills a text is never text itself, unless it is only the default of its
+    role.
+
+    Args:
+        tokens: The vocabulary.
+        index: Text -> id.
+        types: Of the tokens.
+        ids: Name -> id, defaults included.
+        given: Those that keys or texts give.
+    """
     stops = {ids[name] for name in _STOP_NAMES if name in ids}
     stops |= {
         index[text]
         for text in _STOP_TEXTS
         if text in index and (text != "</s>" or _is_marked(types[index[text]]))
     }
-    named = {text for text in _STOP_TEXTS if index.get(text) in stops}
-    # Harmony (gpt-oss) and Solar end a message, not the answer, with <|end|>; Gemma 4 has an unused
-    # </s>.
-    if (
-        "<|end|>" in named
-        and named & {"<|call|>", "<|calls|>"}
-        and named & {"<|return|>", "<|flush|>"}
-    ):
-        stops.discard(index["<|end|>"])
-    if {"<|tool_response>", "</s>"} <= named:
-        stops.discard(index["</s>"])
-    return frozenset(stops)
+    types = types.copy()
+    infill = {id for name, id in given.items() if name.startswith("fim_")}
+    recognised = {id for id in stops if id in given.values() or tokens[id] in _STOP_TEXTS}
+    types[[*infill, *recognised]] = TokenType.CONTROL
+    types[[index[text] for text in _VISIBLE_TEXTS if text in index]] = TokenType.USER_DEFINED
+    for text, token_type in _parts_of_messages({tokens[id] for id in stops}).items():
+        stops.discard(index[text])
+        types[index[text]] = token_type
+    return frozenset(stops), types
+
+
+def _parts_of_messages(stops: set[str]) -> dict[str, TokenType]:
+    """Returns the texts that end nothing where others do, with their types.
+
+    Harmony (gpt-oss) and Solar end a message, not the answer, with <|end|>. Gemma 4 and PLaMo have
+    an ordinary </s>.
+    """
+    found = {}
+    if stops & {"<|call|>", "<|calls|>"} and stops & {"<|return|>", "<|flush|>"}:
+        found["<|end|>"] = TokenType.USER_DEFINED
+    if stops & {"<|tool_response>", "<|plamo:eos|>"}:
+        found["</s>"] = TokenType.NORMAL
+    return {text: token_type for text, token_type in found.items() if text in stops}
 
 
 def _is_marked(token_type) -> bool:
-    """Whether the file sets the token apart from text.
+    """Returns whether the file sets the token apart from text.
 
     Qwen's "</s>" is text: HTML that strikes through ends with it.
     """
     return token_type in (TokenType.CONTROL, TokenType.USER_DEFINED)
-
-
-def amended(types, index, ids, stops):
-    """Returns the types without known mistakes of converters.
-
-    A token that ends or infills a text is never text itself.
-    """
-    types = types.copy()
-    infill = [id for name, id in ids.items() if name.startswith("fim_")]
-    types[[*stops, *infill]] = TokenType.CONTROL
-    types[[index[text] for text in _VISIBLE_TEXTS if text in index]] = TokenType.USER_DEFINED
-    return types

@@ -38,13 +38,10 @@ def read_vocabulary(metadata, default_ids: dict[str, int]) -> Vocabulary:
     tokens = meta.strings(metadata, "tokenizer.ggml.tokens")
     index = _index(tokens)
     types, scores = _types(metadata, tokens), _scores(metadata, len(tokens))
-    ids = {
-        name: id for name, id in default_ids.items() if id < len(tokens)
-    } | special_ids.special_ids(metadata, index, len(tokens))
-    stop_ids = special_ids.stop_ids(index, types, ids)
-    return Vocabulary(
-        tokens, index, special_ids.amended(types, index, ids, stop_ids), scores, ids, stop_ids
-    )
+    given = special_ids.special_ids(metadata, index, len(tokens))
+    ids = {name: id for name, id in default_ids.items() if id < len(tokens)} | given
+    stop_ids, types = special_ids.endings(tokens, index, types, ids, given)
+    return Vocabulary(tokens, index, types, scores, ids, stop_ids)
 
 
 def _index(tokens) -> dict[str, int]:

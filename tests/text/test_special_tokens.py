@@ -183,6 +183,35 @@ def test_parts_of_a_harmony_message_stay_visible(byte_level):
     assert tokenizer.decode([256], skip_special=True) == "<|channel|>"
 
 
+def test_the_end_of_a_harmony_message_stays_visible(byte_level):
+    """Where "<|end|>" ends the answer, it is not part of it."""
+    texts = dict.fromkeys(["<|end|>", "<|return|>", "<|call|>"], CONTROL)
+    tokenizer = tokenizer_from_metadata(byte_level(special=texts))
+    assert tokenizer.decode([256, 257], skip_special=True) == "<|end|>"
+    tokenizer = tokenizer_from_metadata(byte_level(special={"<|end|>": CONTROL}))
+    assert tokenizer.decode([256], skip_special=True) == ""
+
+
+@pytest.mark.parametrize("marker", ["<|tool_response>", "<|plamo:eos|>"])
+def test_eos_of_other_models_is_text_in_gemma_4_and_plamo(byte_level, marker):
+    metadata = byte_level(special={"</s>": CONTROL, marker: CONTROL}, eos_token_id=257)
+    tokenizer = tokenizer_from_metadata(metadata)
+    assert tokenizer.stop_ids == {257}
+    assert tokenizer.decode([256], skip_special=True) == "</s>"
+    assert tokenizer.encode("</s>", parse_special=True) == ids_of(tokenizer, "</s>")
+
+
+def test_a_default_role_leaves_an_ordinary_token_text(sentence_piece):
+    """Id 2 is eos where no key says so, whatever the token is."""
+    metadata = sentence_piece({"▁": -1.0, "b": -2.0, "▁b": -1.0})
+    metadata["tokenizer.ggml.tokens"][2] = "a"
+    metadata["tokenizer.ggml.token_type"][2] = NORMAL
+    tokenizer = tokenizer_from_metadata(metadata)
+    assert tokenizer.stop_ids == {2}
+    assert tokenizer.encode("ba")[-1] == 2
+    assert tokenizer.decode([2], skip_special=True) == "a"
+
+
 def test_unused_tokens_have_no_text(byte_level):
     metadata = byte_level(special={"[PAD256]": UNUSED})
     assert tokenizer_from_metadata(metadata).piece(256) == b""

@@ -296,15 +296,18 @@ def load(
             before_reading=check,
             progress=show,
         )
-    return from_parts(model, gguf, context_length=context_length)
+    return from_parts(model, gguf, context_length=context_length, strict=strict)
 
 
 def from_parts(
-    model: Decoder, gguf: GGUFFile, *, context_length: int | None = None
+    model: Decoder, gguf: GGUFFile, *, context_length: int | None = None, strict: bool = False
 ) -> LanguageModel:
-    """A LanguageModel of a decoder with the tokenizer and chat template of a file."""
+    """A LanguageModel of a decoder with the tokenizer and chat template of a file.
+
+    strict: see `load`.
+    """
     tokenizer, template = (
-        tokenizer_from_metadata(gguf.metadata),
+        tokenizer_from_metadata(gguf.metadata, strict=strict),
         chat_template_from_metadata(gguf.metadata),
     )
     return LanguageModel(model, tokenizer, template, context_length=context_length)

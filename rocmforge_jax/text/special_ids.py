@@ -10,7 +10,7 @@ from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.token_types import TokenType
 
 # name -> the keys that may hold its id; the later ones are older spellings.
-_ID_KEYS = {
+ID_KEYS = {
     "bos": ("bos_token_id",),
     "eos": ("eos_token_id",),
     "eot": ("eot_token_id",),
@@ -112,7 +112,7 @@ _VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 def special_ids(metadata, index, vocab_size: int) -> dict[str, int]:
     """Returns the ids by name: those that the file's keys or the texts of its tokens give."""
     ids = {}
-    for name, keys in _ID_KEYS.items():
+    for name, keys in ID_KEYS.items():
         given = [_named(metadata, f"tokenizer.ggml.{key}", vocab_size) for key in keys]
         given += [index.get(text) for text in _ID_TEXTS.get(name, ())]
         found = [id for id in given if id is not None]

@@ -8,6 +8,7 @@ from typing import Any
 from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.bpe import ByteLevelCodec
+from rocmforge_jax.text.keys import report_unknown_keys
 from rocmforge_jax.text.pretokenizers import nearest, pre_tokenizer
 from rocmforge_jax.text.special_tokens import SpecialToken, special_tokens, split
 from rocmforge_jax.text.spm import SentencePieceCodec
@@ -170,15 +171,19 @@ def _report_lacking(lacking: list[str], strict: bool) -> None:
     meta.warn(f"{message}, which is left out")
 
 
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """The tokenizer of a GGUF file, which may hold nothing else."""
-    return tokenizer_from_metadata(open_gguf(path).metadata)
+def load_tokenizer(path: str | os.PathLike, *, strict: bool = False) -> Tokenizer:
+    """The tokenizer of a GGUF file, which may hold nothing else.
+
+    strict: refuse unknown keys, instead of warning about them.
+    """
+    return tokenizer_from_metadata(open_gguf(path).metadata, strict=strict)
 
 
-def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
+def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False) -> Tokenizer:
     """The tokenizer that the `tokenizer.ggml.*` keys describe.
 
-    GGUFError, a ValueError, for what is wrong or unknown in them.
+    strict: refuse unknown keys, instead of warning about them. GGUFError, a ValueError, for what is
+    wrong in them.
     """
     model = meta.string(metadata, "tokenizer.ggml.model")
     if model not in _MODELS:
@@ -186,6 +191,7 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
             f"tokenizer.ggml.model is {model!r}, which is no known tokenizer:"
             f" {nearest(model, _MODELS)}"
         )
+    report_unknown_keys(metadata, model, strict)
     vocabulary, codec, add_bos = _MODELS[model](metadata)
     return Tokenizer(
         vocabulary,

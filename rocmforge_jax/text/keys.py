@@ -1,0 +1,85 @@
+"""Which `tokenizer.*` keys of a file are used, and why others are not.
+
+The keys are those of llama.cpp (src/llama-arch.cpp) and of the gguf package.
+"""
+
+from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.text import metadata as meta
+from rocmforge_jax.text.special_ids import ID_KEYS
+
+_GGML = "tokenizer.ggml."
+_USED = {
+    "model",
+    "tokens",
+    "token_type",
+    "add_bos_token",
+    "add_eos_token",
+    "suppress_tokens",
+    *(key for keys in ID_KEYS.values() for key in keys),
+}
+#: Kind of tokenizer -> the keys that only this kind uses.
+_USED_BY = {"gpt2": {"pre", "merges"}, "llama": {"scores", "add_space_prefix"}}
+#: Keys that change nothing, whatever their value -> why.
+_DESCRIPTIVE = {
+    "gpt2": {"scores": "byte-level BPE merges by the order of merges"},
+    "llama": {
+        "pre": "SentencePiece does not split words",
+        "merges": "SentencePiece merges by score",
+    },
+}
+_ALWAYS_DESCRIPTIVE = {
+    "add_sep_token": "texts are not encoded in pairs",
+    "cls_token_id": "only encoders begin a text with it",
+}
+#: Keys that change nothing while they have one of these values. With another value the key is
+#: unknown here.
+_NEUTRAL_VALUES = {
+    "add_space_prefix": (False,),
+    "remove_extra_whitespaces": (False,),
+    "normalizer.lowercase": (False,),
+    "normalizer.strip_accents": (False,),
+    "token_type_count": (0, 1),
+}
+#: Keys outside of tokenizer.ggml -> why they are not read here.
+_ELSEWHERE = {
+    "tokenizer.chat_template": "chat templates",
+    "tokenizer.chat_templates": "chat templates",
+    "tokenizer.huggingface.json": "the keys of tokenizer.ggml hold the same",
+}
+
+
+def unused_keys(metadata, model: str) -> dict[str, str]:
+    """Returns the `tokenizer.*` keys that were not used, each with the reason, or "unknown".
+
+    model: "gpt2" or "llama".
+    """
+    used = _USED | _USED_BY[model]
+    return {
+        key: _reason(key, value, model)
+        for key, value in metadata.items()
+        if key.startswith("tokenizer.") and key.removeprefix(_GGML) not in used
+    }
+
+
+def report_unknown_keys(metadata, model: str, strict: bool) -> None:
+    """Warns about the keys that are not known here; `strict` refuses them with GGUFError."""
+    unknown = [key for key, why in unused_keys(metadata, model).items() if why == "unknown"]
+    if not unknown:
+        return
+    message = f"keys of the tokenizer that are not known here: {', '.join(unknown)}"
+    if strict:
+        raise GGUFError(message)
+    meta.warn(message)
+
+
+def _reason(key: str, value, model: str) -> str:
+    if key in _ELSEWHERE or key.startswith("tokenizer.chat_template."):
+        return _ELSEWHERE.get(key, "chat templates")
+    if not key.startswith(_GGML):
+        return "unknown"
+    name = key.removeprefix(_GGML)
+    if reason := (_DESCRIPTIVE[model] | _ALWAYS_DESCRIPTIVE).get(name):
+        return reason
+    neutral = _NEUTRAL_VALUES.get(name, ())
+    same = any(type(value) is type(one) and value == one for one in neutral)
+    return f"{value} changes nothing" if same else "unknown"

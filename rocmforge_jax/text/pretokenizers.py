@@ -45,6 +45,9 @@ _DEEPSEEK3 = (
     _HAN_KANA,
     _PUNCTUATION_WORD + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + _SPACES,
 )
+_JAIS2_SPACES = r"\s*[\r\n]+|" + "".join(rf"\s{{{2**i}}}(?!\S)|" for i in range(9, 1, -1))
+_JAIS2_SPACES += r"\s{1,2}(?!\S)|\s{1}"
+_YOUTU_SCRIPTS = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-ゟ゠-ヿ]+"
 # The cased letters of the Unicode version that DeepSeek took its list from; escaped, because
 # editors normalise a few of them.
 _CASED_LETTERS = (
@@ -94,7 +97,9 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
         PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
     ),
-    ("dbrx smaug-bpe glm4 chatglm-bpe", PreTokenizer((_LLAMA3,))),
+    ("dbrx smaug-bpe chatglm-bpe", PreTokenizer((_LLAMA3,))),
+    ("glm4 glm5", PreTokenizer((_LLAMA3,), ignore_merges=True)),
+    ("jais-2", PreTokenizer((_LLAMA3.removesuffix(_SPACES) + _JAIS2_SPACES,))),
     (
         "qwen2 stablelm2 hunyuan solar-open grok-2 megrez deepseek-r1-qwen kormo f2llmv2",
         PreTokenizer((_QWEN2,)),
@@ -146,9 +151,39 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
         ),
     ),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,))),
+    ("granite-embed-multi-97m", PreTokenizer((_GPT4O,), ignore_merges=True)),
+    (
+        "youtu",
+        PreTokenizer((_YOUTU_SCRIPTS, _cased(r"\p{N}", _CONTRACTIONS + "?")), ignore_merges=True),
+    ),
     ("tekken", PreTokenizer((_cased(r"\p{N}"),), ignore_merges=True, add_bos=True)),
     ("tiny_aya cohere2moe", PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))),
     ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", PreTokenizer(_DEEPSEEK3)),
+    (
+        "spark2_5",
+        PreTokenizer(
+            (
+                *_DEEPSEEK3[:2],
+                _PUNCTUATION_WORD + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|"
+                r"\s+(?!\S)|\s+",
+                r"\p{N}",
+            )
+        ),
+    ),
+    (
+        "chameleon",
+        PreTokenizer(
+            (
+                "<sentinel:[0-9]+>",
+                "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+                "([\\t\\n]|    |  )",
+                r"\p{N}",
+                r"[\p{P}!-/:-@\[-`{-~]",
+                _GPT2,
+            ),
+            add_bos=True,
+        ),
+    ),
     (
         "deepseek-llm",
         PreTokenizer(

@@ -23,14 +23,16 @@ WORDS = {
     ),
     "falcon": "I|'|LL| pay| |123|45| €|,| OK|?|\n\n | isMixed|(|a|)|\t|中文|。",
     """llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe
-    glm4 chatglm-bpe minicpm5""": ("I|'LL| pay| |123|45| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。"),
+    glm4 glm5 chatglm-bpe minicpm5 jais-2""": (
+        "I|'LL| pay| |123|45| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。"
+    ),
     """qwen2 qwen35 stablelm2 hunyuan solar-open grok-2 megrez deepseek-r1-qwen kormo f2llmv2
     ufakzeka bailingmoe bailingmoe2 llada-moe""": (
         "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | isMixed|(a|)|\t中文|。"
     ),
     "seed-coder laguna": "I|'LL| pay| |1|2|3|4|5| €,| OK|?|\n\n| | isMixed|(a|)|\t中文|。",
     "exaone-moe": "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n|\n| | isMixed|(a|)|\t中文|。",
-    "gpt-4o llama4 kanana2 talkie minimax-m2": (
+    "gpt-4o llama4 kanana2 talkie minimax-m2 granite-embed-multi-97m": (
         "I'LL| pay| |123|45| €,| OK|?\n\n| | is|Mixed|(a|)|\t中文|。"
     ),
     "tekken": "I|'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | is|Mixed|(a|)|\t中文|。",
@@ -41,6 +43,9 @@ WORDS = {
     "deepseek-llm": "I|'|LL| pay| |12345| |€|,| OK|?|\n|\n| | isMixed|(|a|)|\t|中文|。",
     "deepseek-coder": "I|'|LL| pay| |1|2|3|4|5| |€|,| OK|?|\n|\n| | isMixed|(|a|)|\t|中文|。",
     "poro-chat bloom gpt3-finnish": "I'LL| pay| 12345| €|,| OK|?\n\n | isMixed|(|a|)\t|中文|。",
+    "youtu": "I'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | is|Mixed|(a|)|\t|中文|。",
+    "spark2_5": "I|'LL| pay| |1|2|3|4|5| €,| OK|?|\n|\n| | isMixed|(a|)|\t|中文|。",
+    "chameleon": "I|'|LL| pay| |1|2|3|4|5| €|,| OK|?|\n|\n|  |isMixed|(|a|)|\t|中文|。",
     "viking": "I'LL| pay| |1|2|3|4|5| €|,| OK|?\n\n | isMixed|(|a|)\t|中文|。",
 }
 
@@ -89,6 +94,10 @@ def test_words(cut, pre, words):
         ("tekken", "HTTPServer", "HTTPServer"),
         ("gpt-4o", "HTTPServer don't", "HTTPServer| don't"),
         ("tiny_aya", "1234567", "1|234|567"),
+        ("jais-2", "a       b", "a|    |  | b"),
+        ("llama-bpe", "a       b", "a|      | b"),
+        ("youtu", "한국어！日本", "한국어|！|日本"),
+        ("chameleon", "x    y\tz", "x|    |y|\t|z"),
     ],
 )
 @pytest.mark.core
@@ -103,8 +112,10 @@ def test_ignore_merges_takes_a_word_whole(byte_level):
     assert tokenizer_from_metadata(metadata | {"tokenizer.ggml.pre": "dbrx"}).encode("hello") != [
         256
     ]
-    metadata |= {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}
-    assert tokenizer_from_metadata(metadata).encode("hello") == [256]
+    metadata |= {"tokenizer.ggml.add_bos_token": False}
+    for pre in "llama-bpe tekken minicpm5 glm4 glm5 youtu granite-embed-multi-97m".split():
+        metadata["tokenizer.ggml.pre"] = pre
+        assert tokenizer_from_metadata(metadata).encode("hello") == [256]
 
 
 @pytest.mark.core
@@ -138,8 +149,10 @@ def test_an_unknown_tokenizer_is_refused(byte_level, model, hint):
 
 
 @pytest.mark.core
-def test_a_missing_pre_tokenizer_is_said(byte_level):
-    metadata = byte_level()
-    del metadata["tokenizer.ggml.pre"]
+@pytest.mark.parametrize("pre", [None, ""])
+def test_a_missing_pre_tokenizer_is_said(byte_level, pre):
+    metadata = byte_level(pre=pre)
+    if pre is None:
+        del metadata["tokenizer.ggml.pre"]
     with pytest.warns(UserWarning, match="no tokenizer.ggml.pre"):
         assert len(tokenizer_from_metadata(metadata).encode("12")) == 2

@@ -135,6 +135,18 @@ def test_chat_renders_the_template_of_the_file(tmp_path, lm):
 
 
 @pytest.mark.core
+def test_strict_refuses_unknown_keys_of_the_tokenizer(tmp_path):
+    demo, path = open_gguf(DEMO), tmp_path / "new.gguf"
+    tensors = {name: (tensor.format, tensor.data) for name, tensor in demo.tensors.items()}
+    write_gguf(path, dict(demo.metadata) | {"tokenizer.ggml.new_rule": True}, tensors)
+    with pytest.warns(UserWarning, match="not known here: tokenizer.ggml.new_rule") as caught:
+        rf.load(path, progress=False)
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.raises(rf.GGUFError, match="not known here: tokenizer.ggml.new_rule"):
+        rf.load(path, progress=False, strict=True)
+
+
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("prompt", "options", "error", "message"),
     [

@@ -31,48 +31,50 @@ class ByteLevelCodec:
     """Byte-level BPE, which `tokenizer.ggml.model` calls gpt2.
 
     Regular expressions cut the text into words, whose bytes are written as printable characters.
+
+    Merges work on text, as in llama.cpp. Bytes and results of merges that the vocabulary lacks get
+    ids beyond it, which are replaced by those of their bytes in the end.
     """
 
     space_prefix = False
 
     def __init__(self, vocabulary: Vocabulary, merges: list[str | bytes], rule: PreTokenizer):
-        model = BPE(
-            vocabulary.index,
-            _usable_merges(merges, vocabulary.index),
-            ignore_merges=rule.ignore_merges,
-        )
-        steps = [
-            *(Split(Regex(pattern), "isolated") for pattern in rule.patterns),
-            ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-        self._tokenizer = Tokenizer(model)
-        self._tokenizer.pre_tokenizer = Sequence(steps)
-        self._missing = {
-            byte
-            for byte, char in _CHAR_OF_BYTE.items()
-            if char not in vocabulary.index and byte not in _NEVER_IN_UTF8
-        }
-        # `tokenizers` would merge the neighbours of a byte that it leaves out.
-        missing = "".join(f"\\x{{{ord(_CHAR_OF_BYTE[byte]):x}}}" for byte in self._missing)
-        self._without_missing = Tokenizer(model)
-        self._without_missing.pre_tokenizer = Sequence(
-            [*steps, Split(Regex(f"[{missing}]"), "isolated")] if missing else steps
+        self._index, self._size = vocabulary.index, len(vocabulary)
+        pairs, outside = _pairs(merges, self._index)
+        self._outside = list(dict.fromkeys([*_missing_bytes(self._index), *outside]))
+        ids = self._index | {text: id for id, text in enumerate(self._outside, self._size)}
+        self._tokenizer = Tokenizer(BPE(ids, pairs, ignore_merges=rule.ignore_merges))
+        splits = [Split(Regex(pattern), "isolated") for pattern in rule.patterns]
+        self._tokenizer.pre_tokenizer = Sequence(
+            [*splits, ByteLevel(add_prefix_space=False, use_regex=False)]
         )
 
-    def encode(self, texts: list[str]) -> Iterator[list[int]]:
-        """The ids of each text."""
-        tokenizer = self._without_missing if self.lacking(texts) else self._tokenizer
-        return (
-            encoding.ids
-            for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        )
+    def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
+        """Returns the ids of each text, and the names of the bytes that were left out."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encoded, lacking = [encoding.ids for encoding in encodings], set()
+        if self._outside:
+            encoded = [self._within(ids, lacking) for ids in encoded]
+        return encoded, [f"byte 0x{byte:02X}" for byte in sorted(lacking)]
 
-    def lacking(self, texts: list[str]) -> list[str]:
-        """Names the bytes that have no token: `encode` leaves them out."""
-        if not self._missing:
-            return []
-        found = self._missing.intersection("".join(texts).encode())
-        return [f"byte 0x{byte:02X}" for byte in sorted(found)]
+    def _within(self, ids: list[int], lacking: set[int]) -> list[int]:
+        """Replaces ids beyond the vocabulary by those of their bytes.
+
+        Bytes that the vocabulary lacks are left out and added to `lacking`.
+        """
+        if max(ids, default=0) < self._size:
+            return ids
+        within = []
+        for id in ids:
+            if id < self._size:
+                within.append(id)
+                continue
+            for char in self._outside[id - self._size]:
+                if char in self._index:
+                    within.append(self._index[char])
+                else:
+                    lacking.add(_BYTE_OF_CHAR[char])
+        return within
 
     def decode(self, token: str) -> bytes:
         """The bytes of an ordinary token.
@@ -85,24 +87,27 @@ class ByteLevelCodec:
             return token.encode()
 
 
-def _usable_merges(merges, index) -> list[tuple[str, str]]:
-    """Returns pairs in order of rank; a repeated one keeps its first rank.
+def _pairs(merges, index) -> tuple[list[tuple[str, str]], list[str]]:
+    """Returns the pairs that may merge, in order of rank, and their texts that are not tokens.
 
-    A merge applies only where two tokens make a token. `tokenizers` refuses or aborts on others, so
-    they are left out, with one warning.
+    A repeated pair keeps its first rank.
     """
     merges = list(dict.fromkeys(merges))
     pairs = [_pair(merge) for merge in merges]
-    texts = chain(chain.from_iterable(pairs), map("".join, pairs))
-    if all(map(index.__contains__, texts)):
-        return pairs
-    usable = [pair for pair in pairs if _applies(pair, index)]
-    first = next(merge for merge, pair in zip(merges, pairs) if not _applies(pair, index))
+    if all(map(index.__contains__, _texts(pairs))):
+        return pairs, []
+    odd = [merge for merge, pair in zip(merges, pairs) if not index.keys() >= set(_texts([pair]))]
     meta.warn(
-        f"{len(pairs) - len(usable)} of {len(pairs)} merges of tokenizer.ggml.merges are left out:"
-        f" they are not two tokens that make a token. The first is {first!r}"
+        f"{len(odd)} of {len(merges)} merges of tokenizer.ggml.merges are not two tokens that make"
+        f" a token; the first is {odd[0]!r}"
     )
-    return usable
+    pairs = [pair for pair in dict.fromkeys(pairs) if all(pair) and _is_byte_level("".join(pair))]
+    return pairs, [text for text in _texts(pairs) if text not in index]
+
+
+def _texts(pairs: list[tuple[str, str]]) -> Iterator[str]:
+    """Iterates over the parts and the results of merges."""
+    return chain(chain.from_iterable(pairs), map("".join, pairs))
 
 
 def _pair(merge: str | bytes) -> tuple[str, str]:
@@ -113,5 +118,14 @@ def _pair(merge: str | bytes) -> tuple[str, str]:
     return (merge[:at], merge[at + 1 :]) if at > 0 else ("", "")
 
 
-def _applies(pair: tuple[str, str], index) -> bool:
-    return pair[0] in index and pair[1] in index and "".join(pair) in index
+def _is_byte_level(text: str) -> bool:
+    return _BYTE_OF_CHAR.keys() >= set(text)
+
+
+def _missing_bytes(index) -> list[str]:
+    """Lists the bytes of UTF-8 that are not tokens."""
+    return [
+        char
+        for byte, char in _CHAR_OF_BYTE.items()
+        if char not in index and byte not in _NEVER_IN_UTF8
+    ]

@@ -25,7 +25,7 @@ class LeftmostMerges:
     def __init__(self, scores: dict[str, float], merged: set[str], unlisted: set[str]):
         self._scores = scores
         self._pairs = {text[i : i + 2] for text in scores for i in range(len(text) - 1)}
-        # `tokenizers` does not merge characters that are part of a token but none themselves
+        # `tokenizers` cannot merge a character that is not a token itself.
         self._alone = unlisted | (set("".join(scores)) - scores.keys())
         self._equals = _equals(scores, merged)
         pieces = [*self._alone, *(text for group in self._equals for text in group)]
@@ -33,7 +33,7 @@ class LeftmostMerges:
         self._few = len(pieces) <= _MOST_PIECES
 
     def runs(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Cuts a text where no token reaches across; the bool says whether places decide."""
+        """Cuts a text where no token reaches across, into (run, whether places decide)."""
         start = end = 0
         while found := self._pattern.search(text, end):
             left, end = self._reach(text, found.start(), end)

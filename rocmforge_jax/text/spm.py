@@ -1,7 +1,5 @@
 """SentencePiece BPE, one of the two ways in which a vocabulary holds text. See `bpe`."""
 
-from collections.abc import Iterator
-
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -15,7 +13,7 @@ _SPACE = "▁"  # SentencePiece's name for a space
 # Characters of a token whose merges are listed, since their number grows with the square. The
 # longest token in use has about 64.
 _LONGEST_PIECE = 512
-_TEXTUAL = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
+_TEXTUAL = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED, TokenType.UNDEFINED)
 
 
 class SentencePieceCodec:
@@ -49,26 +47,39 @@ class SentencePieceCodec:
             )
         )
 
-    def encode(self, texts: list[str]) -> Iterator[list[int]]:
-        """The ids of each text."""
+    def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
+        """Returns the ids of each text, and the names of the characters that were left out."""
         start = _SPACE if self.space_prefix else ""
         cut = [list(self._leftmost.runs(start + text.replace(" ", _SPACE))) for text in texts]
         ranked = [run for runs in cut for run, by_place in runs if not by_place]
         encoded = iter(self._tokenizer.encode_batch_fast(ranked, add_special_tokens=False))
+        lacking = self._without_ids(set().union(*ranked))
+        found: list[list[int]] = []
         for runs in cut:
             ids: list[int] = []
             for run, by_place in runs:
-                ids += self._by_place(run) if by_place else next(encoded).ids
-            yield ids
+                ids += self._by_place(run, lacking) if by_place else next(encoded).ids
+            found.append(ids)
+        return found, [repr(char.replace(_SPACE, " ")) for char in sorted(lacking)]
 
-    def _by_place(self, text: str) -> Iterator[int]:
+    def _by_place(self, text: str, lacking: set[str]) -> list[int]:
+        ids: list[int] = []
         for symbol in self._leftmost.merge(text):
             if symbol in self._index:
-                yield self._index[symbol]
+                ids.append(self._index[symbol])
             elif self._has_bytes(symbol):
-                yield from (self._bytes[byte] for byte in symbol.encode())
+                ids += (self._bytes[byte] for byte in symbol.encode())
             elif self._unknown is not None:
-                yield self._index[self._unknown]
+                ids.append(self._index[self._unknown])
+            else:
+                lacking.add(symbol)
+        return ids
+
+    def _without_ids(self, characters: set[str]) -> set[str]:
+        """Returns the characters that `tokenizers` leaves out."""
+        if self._unknown is not None or len(self._bytes) == 256:
+            return set()
+        return {char for char in characters - self._index.keys() if not self._has_bytes(char)}
 
     def _has_bytes(self, character: str) -> bool:
         return all(byte in self._bytes for byte in character.encode())
@@ -76,13 +87,6 @@ class SentencePieceCodec:
     def decode(self, token: str) -> bytes:
         """The bytes of an ordinary token."""
         return token.replace(_SPACE, " ").encode()
-
-    def lacking(self, texts: list[str]) -> list[str]:
-        """Names the characters that have no ids: `encode` leaves them out."""
-        if self._unknown is not None or len(self._bytes) == 256:
-            return []
-        found = set().union(*texts) - self._index.keys() - {" "}
-        return [f"{char!r}" for char in sorted(found) if not self._has_bytes(char)]
 
 
 def _scores(vocabulary: Vocabulary) -> dict[str, float]:

@@ -95,12 +95,12 @@ class Tokenizer:
         # a lone surrogate is a UnicodeEncodeError here, a wrong TypeError in `tokenizers`
         text.encode()
         parts = split(text, self._special if parse_special else self._always_read)
-        texts = [part for part in parts if isinstance(part, str)]
-        _report_lacking(self._codec.lacking(texts), strict)
-        encoded = self._codec.encode(texts)
+        encoded, lacking = self._codec.encode([part for part in parts if isinstance(part, str)])
+        _report_lacking(lacking, strict)
+        texts = iter(encoded)
         ids: list[int] = []
         for part in parts:
-            ids.extend(next(encoded) if isinstance(part, str) else (part,))
+            ids.extend(next(texts) if isinstance(part, str) else (part,))
         return self._with_ends(ids) if add_special else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
@@ -149,7 +149,10 @@ class Tokenizer:
         )
 
     def _checked(self, id) -> int:
-        number = operator.index(id)
+        try:
+            number = operator.index(id)
+        except TypeError:
+            raise TypeError(f"a token id is an integer, got {id!r}") from None
         if not 0 <= number < self.vocab_size:
             raise ValueError(f"token id {id} is outside the vocabulary of {self.vocab_size} tokens")
         return number

@@ -221,13 +221,31 @@ def test_characters_that_have_no_ids_are_left_out(sentence_piece, unknown):
 @pytest.mark.parametrize(
     "merge", ["ab", "a b c", "", b"a \xff", " b", "a ", "a €", "€ a", "a c", " a b"]
 )
-def test_a_merge_that_never_applies_is_left_out(byte_level, merge):
+def test_a_merge_that_never_applies(byte_level, merge):
     metadata = byte_level(words=["ab"])
     merges = [*metadata[MERGES], merge, "a b", merge, "x y"]
     tokenizer = loads_with(
-        metadata | {MERGES: merges}, f"2 of 3 merges .* left out: .* {re.escape(repr(merge))}"
+        metadata | {MERGES: merges}, f"2 of 3 merges .* the first is {re.escape(repr(merge))}"
     )
     assert tokenizer.encode("abac") == tokenizer_from_metadata(metadata).encode("abac")
+
+
+@pytest.mark.parametrize(
+    "gone, text, pieces",
+    [
+        ("ab", "abcab", "abc|a|b"),  # the merge happens all the same, and is undone at the end
+        ("ab", "cabd", "c|a|b|d"),
+        ("a", "abcb", "abc|b"),
+        ("abc", "abcd", "a|b|c|d"),
+    ],
+)
+def test_merges_work_on_text(byte_level, gone, text, pieces):
+    """Whether or not their parts are tokens; the pieces are llama.cpp's."""
+    metadata = byte_level(words=["abc"])
+    metadata[TOKENS][metadata[TOKENS].index(gone)] = "[gone]"
+    tokenizer = loads_with(metadata, "[12] of 2 merges")
+    ids = tokenizer.encode(text, strict=True)
+    assert "|".join(tokenizer.piece(id).decode() for id in ids) == pieces
 
 
 def test_a_repeated_merge_keeps_its_first_rank(byte_level):

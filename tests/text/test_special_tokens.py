@@ -249,9 +249,11 @@ def test_an_id_outside_the_vocabulary_is_refused(chat, id):
             use(id)
 
 
-def test_a_fractional_id_is_refused(chat):
-    with pytest.raises(TypeError):
-        tokenizer_from_metadata(chat).decode([1.0])
+def test_an_id_that_is_not_an_integer_is_refused(chat):
+    tokenizer = tokenizer_from_metadata(chat)
+    for id in (1.0, np.float32(1), "1", np.array([1, 2])):
+        with pytest.raises(TypeError, match="token id is an integer, got"):
+            tokenizer.decode([id])
 
 
 def test_a_lone_surrogate_is_refused(chat):

@@ -6,8 +6,9 @@ leftmost place among equals. Both give the same ids unless a text holds several 
 
 import heapq
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 
 # More pieces than these are not looked for one by one: what may contain them is merged by place.
 _MOST_PIECES = 64
@@ -24,13 +25,17 @@ class LeftmostMerges:
 
     def __init__(self, scores: dict[str, float], merged: set[str], unlisted: set[str]):
         self._scores = scores
-        self._pairs = {text[i : i + 2] for text in scores for i in range(len(text) - 1)}
         # `tokenizers` cannot merge a character that is not a token itself.
         self._alone = unlisted | (set("".join(scores)) - scores.keys())
         self._equals = _equals(scores, merged)
         pieces = [*self._alone, *(text for group in self._equals for text in group)]
         self._pattern = _pattern(pieces)
         self._few = len(pieces) <= _MOST_PIECES
+
+    @cached_property
+    def _neighbours(self) -> set[str]:
+        """The pairs of characters that are next to each other in a token."""
+        return {text[i : i + 2] for text in self._scores for i in range(len(text) - 1)}
 
     def runs(self, text: str) -> Iterator[tuple[str, bool]]:
         """Cuts a text where no token reaches across, into (run, whether places decide)."""
@@ -48,9 +53,9 @@ class LeftmostMerges:
     def _reach(self, text: str, at: int, start: int) -> tuple[int, int]:
         """Returns the ends of the text around a place that tokens may connect with it."""
         left, right = at, at + 1
-        while left > start and text[left - 1 : left + 1] in self._pairs:
+        while left > start and text[left - 1 : left + 1] in self._neighbours:
             left -= 1
-        while right < len(text) and text[right - 1 : right + 1] in self._pairs:
+        while right < len(text) and text[right - 1 : right + 1] in self._neighbours:
             right += 1
         return left, right
 
@@ -90,10 +95,12 @@ class LeftmostMerges:
 
 def _equals(scores, merged) -> list[list[str]]:
     """Lists the tokens of each score that several merged tokens have."""
+    count = Counter(map(scores.__getitem__, merged))
     groups = defaultdict(list)
     for text in merged:
-        groups[scores[text]].append(text)
-    return [sorted(group, key=len) for group in groups.values() if len(group) > 1]
+        if count[scores[text]] > 1:
+            groups[scores[text]].append(text)
+    return list(groups.values())
 
 
 def _pattern(pieces: list[str]) -> re.Pattern[str]:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from rocmforge_jax.gguf import GGUFError, GGUFFile
 from rocmforge_jax.gguf.errors import listed, quoted, shortened
 from rocmforge_jax.gguf.kinds import why_no_model
@@ -184,10 +186,9 @@ def _read_keys(
 def _require_values(architecture: Architecture, gguf: GGUFFile, left: Mapping[str, Any]) -> None:
     """Raises GGUFError for a key that makes other numbers than are computed here."""
     for key, (values, meaning) in REQUIRED_VALUES.items():
-        if key in left and left[key] not in values:
-            raise GGUFError(
-                f"{gguf.path}: {architecture.name}.{key} is {quoted(left[key])}: {meaning}"
-            )
+        value = left.get(key, values[0])
+        if np.ndim(value) or value not in values:
+            raise GGUFError(f"{gguf.path}: {architecture.name}.{key} is {quoted(value)}: {meaning}")
 
 
 def _neutral(key: str, value) -> str:

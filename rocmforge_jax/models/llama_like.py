@@ -199,7 +199,8 @@ def feed_forwards(
     """Reads the feed-forward of each layer. The others are changes of each one."""
     experts = keys.integer("expert_count", 0, low=0)
     # Experts may have a size of their own, and then a file need not have this one.
-    hidden = keys.integers("feed_forward_length", 0 if experts else None, low=min(1, 1 - experts))
+    default, low = (0, 0) if experts else (None, 1)
+    hidden = keys.integers("feed_forward_length", default, low)
     dense, chosen = keys.layers, None
     if experts:
         dense = keys.integer("leading_dense_block_count", 0, low=0)

@@ -83,6 +83,12 @@ def test_the_nearest_of_many_files_come_first(tmp_path):
         open_gguf(tmp_path / "zephyr-q4_0.gguf")
 
 
+def test_a_type_that_is_newer_than_this_version(raw, open_bytes):
+    message = r"'t', .64.: no ggml type has id 999; ids run from 0 to \d+: a newer type"
+    with pytest.raises(GGUFError, match=message):
+        open_bytes(raw.file([], [raw.tensor("t", [64], 999)], bytes(64)))
+
+
 def test_a_folder_that_does_not_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file .*none/a.gguf; its folder does not"):
         open_gguf(tmp_path / "none" / "a.gguf")

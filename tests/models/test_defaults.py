@@ -56,9 +56,11 @@ def experts(hidden, count=4, shared=0):
     return tensors
 
 
-@pytest.mark.parametrize("value", [False, np.uint8(0)])
+@pytest.mark.parametrize("value", [False, np.uint8(0), [True, False], "yes"])
 def test_a_model_that_sees_later_tokens_is_refused(config, value):
-    with pytest.raises(GGUFError, match=r"small.gguf: qwen2.attention.causal is (False|0): "):
+    with pytest.raises(
+        GGUFError, match=r"small.gguf: qwen2.attention.causal is (False|0|'yes'|array.*): "
+    ):
         config("qwen2", attention__causal=value)
     config("qwen2", attention__causal=True)
 
@@ -153,6 +155,12 @@ def test_a_shared_expert_without_a_key_is_that_of_the_tensors(config):
     for given in (dict(expert_shared_feed_forward_length=24), dict(expert_shared_count=2)):
         mixture = config("qwen2moe", experts(36), **keys | given).layers[0].feed_forward
         assert mixture.shared_hidden == {24: 24}.get(next(iter(given.values())), 72)
+
+
+def test_hidden_units_are_never_negative(config):
+    keys = dict(expert_count=4, expert_used_count=2, feed_forward_length=np.int32(-2))
+    with pytest.raises(GGUFError, match="feed_forward_length must be an integer from 0 .* -2$"):
+        config("qwen3moe", experts(44), **keys)
 
 
 def test_without_experts_the_hidden_units_are_required(config):

@@ -14,8 +14,8 @@ from mixes import type_of
 from pallas_kernels import samples
 from rocmforge_jax import formats
 from rocmforge_jax.models import ARCHITECTURES, Decoder, DecoderConfig
+from rocmforge_jax.models.claims import tensor_name
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.load import tensor_name
 from rocmforge_jax.quant import QParam, QTensor, word_packed
 
 

@@ -245,7 +245,9 @@ def load(
 
     Args:
         path: A GGUF file; or "demo", the small model that ships with the package; or
-            "owner/repository/file.gguf" on the Hugging Face hub (needs the extra `hub`).
+            a name on the Hugging Face hub (needs the extra `hub`): "owner/repository",
+            "owner/repository:Q5_K_M" or "owner/repository/file.gguf". What looks like a path
+            ("./a.gguf", "~/a.gguf", in an existing folder) is never looked for there.
         dtype: Of the computation, default bfloat16 on GPUs and float32 on CPUs.
         activations: What products with packed weights turn their inputs into, "int16", "int8" or
             "float": see `quant.matmul`.

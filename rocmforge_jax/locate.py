@@ -4,12 +4,22 @@ import hashlib
 import itertools
 import os
 import platform
+import re
 from pathlib import Path
 
+from rocmforge_jax import hub
+from rocmforge_jax.gguf.errors import shortened
 from rocmforge_jax.settings import cache_folder
 
 #: The file behind the name "demo".
 DEMO = Path(__file__).parent / "demo" / "demo.gguf"
+_WORD = "[A-Za-z0-9][A-Za-z0-9_.-]*"
+#: owner/repository, owner/repository:QUANTISATION or owner/repository/file.gguf.
+_HUB_NAME = re.compile(
+    rf"(?P<repository>(?P<owner>{_WORD})/{_WORD})"
+    r"(:(?P<quantisation>[A-Za-z0-9_.-]+)|/(?P<file>[^\\:]+\.gguf))?",
+    re.IGNORECASE,
+)
 
 
 def compiled_folder(purpose: str = "xla") -> Path:
@@ -35,24 +45,39 @@ def _processor() -> str:
 def resolve(path: str | os.PathLike) -> Path:
     """Returns the file that `load` would open.
 
-    That is an existing path, the demo model, or a file of the hub, which is downloaded once.
+    That is an existing path, the demo model, or a file of the Hugging Face hub, which is fetched
+    once. What looks like a path is never looked for on the hub.
     """
-    if os.path.exists(path):
-        return Path(path)
-    if os.fspath(path) == "demo":
-        return DEMO
-    parts = os.fspath(path).split("/")
-    if len(parts) >= 3 and parts[-1].endswith(".gguf") and all(parts):
-        return _download("/".join(parts[:2]), "/".join(parts[2:]))
-    return Path(path)  # open_gguf says what is there instead
-
-
-def _download(repository: str, filename: str) -> Path:
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
+    if (found := local(path)) is not None:
+        return found
+    name = _on_hub(path)
+    if name is None and "://" in str(path):
         raise FileNotFoundError(
-            f"no file {repository}/{filename}; to fetch it from the Hugging Face hub: pip install"
-            " 'rocmforge-jax[hub]'"
-        ) from None
-    return Path(hf_hub_download(repository, filename))
+            f"no file {shortened(str(path))}; a model of the Hugging Face hub is named"
+            " owner/repository, owner/repository:QUANTISATION or owner/repository/file.gguf"
+        )
+    if name is None:
+        return Path(os.path.expanduser(os.fsdecode(path)))  # open_gguf says what is there instead
+    if name["file"]:
+        return hub.fetch_file(name["repository"], name["file"])
+    return hub.fetch_model(name["repository"], name["quantisation"])
+
+
+def local(path: str | os.PathLike) -> Path | None:
+    """Returns an existing path or the demo model; None where this machine has neither."""
+    name = os.fsdecode(path)
+    if name == "demo" and not os.path.isfile(name):
+        return DEMO
+    places = (name, os.path.expanduser(name))
+    return next((Path(place) for place in places if os.path.exists(place)), None)
+
+
+def _on_hub(path: str | os.PathLike) -> re.Match | None:
+    """Returns the parts of a name of the hub, or None for what is or looks like a path."""
+    name = _HUB_NAME.fullmatch(path) if isinstance(path, str) else None
+    if name is None or os.path.isdir(name["owner"]):
+        return None
+    if not name["file"] and name["repository"].lower().endswith(".gguf"):
+        return None
+    parts = name["file"].split("/") if name["file"] else []
+    return None if {"", ".", ".."}.intersection(parts) else name

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.core
 #: rocmforge_jax, or pallas_kernels as a whole.
 MAY_IMPORT = {
     "formats": set(),
-    "locate": {"settings"},
+    "hub": {"gguf"},
+    "locate": {"gguf", "hub", "settings"},
     "settings": set(),
     "pallas_kernels": set(),
     "gguf": {"formats"},
@@ -51,7 +52,7 @@ LAZY = {
     ("rocmforge_jax/formats/_lazy.py", "import_module"): "declarations are plain data, without jax",
     ("rocmforge_jax/formats/iq.py", "gguf.quants"): "only the I-quants need gguf's tables",
     ("rocmforge_jax/gguf/writer.py", "*"): "reading a file needs no gguf package",
-    ("rocmforge_jax/locate.py", "huggingface_hub.hf_hub_download"): "an optional dependency",
+    ("rocmforge_jax/hub.py", "huggingface_hub"): "an optional dependency",
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",
     ("rocmforge_jax/ahead.py", "*"): "a thread imports them while the first one imports jax",
     ("rocmforge_jax/cli", "*"): "a command imports what it needs, so that --help answers at once",

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from rocmforge_jax.ahead import read_ahead
-from rocmforge_jax.locate import compiled_folder, resolve
+from rocmforge_jax.locate import compiled_folder, local
 from rocmforge_jax.settings import jax_variables
 
 
@@ -69,7 +69,7 @@ def prepare_jax(model: str | None = None):
     model: what will be loaded, of which reading begins.
     """
     gc.set_threshold(200_000, 50, 50)  # importing and tracing make a million objects that stay
-    if model is not None and (path := Path(resolve(model) if model == "demo" else model)).is_file():
+    if model is not None and (path := local(model)) is not None and path.is_file():
         read_ahead(path)
     use_compilation_cache()
 

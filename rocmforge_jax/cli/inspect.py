@@ -1,10 +1,13 @@
-"""Show what is in a GGUF file: metadata, tensors, types. Reads the head of the file only."""
+"""Show what is in a GGUF file, and whether it loads. Reads the head of the file only."""
 
 import collections
 import math
+import warnings
 
 from rocmforge_jax.cli import common
-from rocmforge_jax.gguf import open_gguf
+from rocmforge_jax.gguf import GGUFError, open_gguf
+from rocmforge_jax.gguf.errors import shortened
+from rocmforge_jax.gguf.kinds import why_no_model
 from rocmforge_jax.locate import resolve
 
 NAME = "inspect"
@@ -18,6 +21,11 @@ def add_arguments(parser):
     parser.add_argument("file", metavar="FILE", help="any file of a split model opens all of it")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="say whether the file loads, and if not, everything that it lacks; then exit code 2",
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
         help=f"print one JSON object, tensors included; of arrays the first {ITEMS} items",
@@ -26,10 +34,43 @@ def add_arguments(parser):
 
 def run(options):
     with open_gguf(resolve(options.file)) as gguf:
+        problems, notes = _check(gguf) if options.check else ([], [])
         if options.json:
-            common.print_json(described(gguf))
+            checked = {"loads": not problems, "problems": problems, "notes": notes}
+            common.print_json(described(gguf) | (checked if options.check else {}))
         else:
             _print(gguf, options.tensors)
+            if options.check:
+                _print_check(problems, notes)
+        if problems:
+            count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+            raise common.UsageError(f"{gguf.path} does not load: {count}, on stdout")
+
+
+def _check(gguf) -> tuple[list[str], list[str]]:
+    """Returns everything that keeps a file from loading, and what loading it would warn about."""
+    if why := why_no_model(gguf):  # known without jax
+        return [why], []
+    from rocmforge_jax.models import file_problems
+    from rocmforge_jax.text import chat_template_from_metadata, tokenizer_from_metadata
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        problems = file_problems(gguf)
+        for read in (tokenizer_from_metadata, chat_template_from_metadata):
+            try:
+                read(gguf.metadata)
+            except GGUFError as error:
+                problems.append(str(error))
+    prefix = f"{gguf.path}: "
+    notes = dict.fromkeys(str(warning.message).removeprefix(prefix) for warning in caught)
+    return [problem.removeprefix(prefix) for problem in problems], list(notes)
+
+
+def _print_check(problems, notes):
+    print(f"\nloads: {'no' if problems else 'yes'}")
+    for line in (*problems, *(f"note: {note}" for note in notes)):
+        print(f"  {_printable(line)}")
 
 
 def described(gguf) -> dict:
@@ -109,4 +150,4 @@ def _shown(metadata, key) -> str:
 
 def _printable(text: str) -> str:
     """Escapes the control characters of a name from the file, which could act on the terminal."""
-    return repr(text)[1:-1]
+    return shortened(repr(text)[1:-1])

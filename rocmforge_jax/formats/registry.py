@@ -79,5 +79,6 @@ def get(which: str | int | Format) -> Format:
             " model again"
         )
     if which not in _BY_ID:
-        raise ValueError(f"no ggml type has id {which}; ids run from 0 to {max(_BY_ID)}")
+        newer = ": a newer type, or a damaged file" if which > max(_BY_ID) else ""
+        raise ValueError(f"no ggml type has id {which}; ids run from 0 to {max(_BY_ID)}{newer}")
     return _BY_ID[which]

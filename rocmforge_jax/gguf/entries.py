@@ -6,6 +6,7 @@ Keys, types and extents are checked; values stay in the file.
 from typing import NamedTuple
 
 from rocmforge_jax.gguf.cursor import HeaderCursor
+from rocmforge_jax.gguf.errors import quoted
 from rocmforge_jax.gguf.limits import MAX_KEY_BYTES, MAX_KEY_BYTES_TOGETHER, MAX_KEYS
 
 #: gguf.h, enum gguf_type: numbers, with their code in the struct module and in NumPy.
@@ -61,7 +62,7 @@ def read_entries(cursor: HeaderCursor, count: int) -> dict[str, Entry]:
             cursor.refuse(f"key {index} is empty", start)
         if key in entries:
             cursor.refuse(
-                f"key {index} is {key!r} again, first found with its value at byte"
+                f"key {index} is {quoted(key)} again, first found with its value at byte"
                 f" {entries[key].start}",
                 start,
             )
@@ -77,25 +78,29 @@ def read_entries(cursor: HeaderCursor, count: int) -> dict[str, Entry]:
 
 
 def _read_entry(cursor, key):
-    value_type = cursor.number("I", f"the type of {key!r}")
+    value_type = cursor.number("I", f"the type of {quoted(key)}")
     if value_type == ARRAY:
-        item_type = cursor.number("I", f"the item type of {key!r}")
-        return _read_extent(cursor, key, item_type, cursor.number("Q", f"the length of {key!r}"))
+        item_type = cursor.number("I", f"the item type of {quoted(key)}")
+        return _read_extent(
+            cursor, key, item_type, cursor.number("Q", f"the length of {quoted(key)}")
+        )
     return _read_extent(cursor, key, value_type, None)
 
 
 def _read_extent(cursor, key, value_type, count):
     start, items = cursor.position, 1 if count is None else count
     if value_type == STRING:
-        cursor.skip_strings(items, repr(key))
+        cursor.skip_strings(items, quoted(key))
         return Entry("string", count, "", start, cursor.position)
     if value_type == ARRAY:
-        cursor.refuse(f"{key!r} is an array of arrays, which ggml does not read either", start - 12)
+        cursor.refuse(
+            f"{quoted(key)} is an array of arrays, which ggml does not read either", start - 12
+        )
     if value_type not in NUMBERS:
         cursor.refuse(
-            f"{key!r} has type {value_type}, types run from 0 to {max(NUMBERS)}",
+            f"{quoted(key)} has type {value_type}, types run from 0 to {max(NUMBERS)}",
             start - (4 if count is None else 12),
         )
     name, code = NUMBERS[value_type]
-    cursor.skip(items * _SIZES[code], f"{key!r}, {name} x {items},")
+    cursor.skip(items * _SIZES[code], f"{quoted(key)}, {name} x {items},")
     return Entry(name, count, code, start, cursor.position)

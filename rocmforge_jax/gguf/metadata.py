@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from rocmforge_jax.gguf.entries import Entry
-from rocmforge_jax.gguf.errors import GGUFError
+from rocmforge_jax.gguf.errors import GGUFError, quoted
 from rocmforge_jax.gguf.mapped import MappedFile
 
 
@@ -55,7 +55,7 @@ class Metadata(Mapping):
         if key not in self._entries:
             near = difflib.get_close_matches(str(key), self._entries, n=3, cutoff=0.5)
             raise KeyError(
-                f"{self._mapped.path} has no key {key!r}"
+                f"{self._mapped.path} has no key {quoted(key)}"
                 + (f"; the nearest are {', '.join(near)}" if near else "")
             )
         return self._entries[key]
@@ -110,7 +110,7 @@ class Metadata(Mapping):
             )
 
     def _refuse(self, key, entry, message):
-        raise GGUFError(f"{self._mapped.path}: {key!r}: {message} (at byte {entry.start})")
+        raise GGUFError(f"{self._mapped.path}: {quoted(key)}: {message} (at byte {entry.start})")
 
 
 def _text_or_bytes(raw: bytes) -> str | bytes:

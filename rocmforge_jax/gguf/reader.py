@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rocmforge_jax.gguf.container import Container, read_container
-from rocmforge_jax.gguf.errors import GGUFError
+from rocmforge_jax.gguf.errors import GGUFError, listed, quoted, shortened
 from rocmforge_jax.gguf.metadata import Metadata
 from rocmforge_jax.gguf.splits import read_split
 from rocmforge_jax.gguf.tensors import TensorInfo
@@ -59,7 +59,9 @@ class GGUFFile:
         """
         architecture = self.metadata.get("general.architecture")
         if not isinstance(architecture, str | None):
-            raise GGUFError(f"{self.path}: general.architecture must be text, got {architecture!r}")
+            raise GGUFError(
+                f"{self.path}: general.architecture must be text, got {quoted(architecture)}"
+            )
         return architecture
 
     def close(self):
@@ -89,13 +91,14 @@ class _Tensors(dict):
     def __missing__(self, name):
         near = difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
         raise KeyError(
-            f"no tensor {name!r}" + (f"; the nearest are {', '.join(near)}" if near else "")
+            f"no tensor {quoted(name)}" + (f"; the nearest are {', '.join(near)}" if near else "")
         )
 
 
 def _check_is_file(path):
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}{_beside(path.parent, path.name)}")
+    # os.path, not path.exists(): a name that is too long is one that is not there.
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no file {shortened(str(path))}{_beside(path.parent, path.name)}")
     if path.is_dir():
         raise GGUFError(f"{path} is a folder, name a file in it{_beside(path, '')}")
     if not stat.S_ISREG(path.stat().st_mode):
@@ -103,7 +106,19 @@ def _check_is_file(path):
 
 
 def _beside(folder, name):
-    """Which GGUF files a folder has, the nearest names first."""
-    there = sorted(child.name for child in folder.glob("*.gguf")) if folder.is_dir() else []
-    near = difflib.get_close_matches(name, there) or there[:3]
-    return f"; {folder} has {', '.join(near)}" if near else f"; {folder} has no .gguf file"
+    """Says which GGUF files a folder has, the nearest names first."""
+    if not os.path.isdir(folder):
+        return "; its folder does not exist either"
+    there = sorted(child.name for child in folder.glob("*.gguf"))
+    if there:
+        # sorted keeps the order of names that are equally near: of all, without a name.
+        near = sorted(there, key=lambda other: -_likeness(name, other))
+        return f"; {folder} has {listed(near, ', ')}"
+    if any(folder.glob("*.safetensors")):
+        return f"; {folder} has a model in safetensors: convert it to GGUF"
+    return f"; {folder} has no .gguf file"
+
+
+def _likeness(name, other) -> float:
+    """Returns from 0 to 1 how much alike two names are, whatever their case."""
+    return difflib.SequenceMatcher(None, name.lower()[:255], other.lower()).ratio()

@@ -87,8 +87,11 @@ def read_tensors(
             )
         entries[name] = _read_entry(cursor, name, at)
     data_start = -(-cursor.position // alignment) * alignment
+    needed = data_start + max(
+        (entry.offset + entry.nbytes for entry in entries.values()), default=0
+    )
     for name, entry in entries.items():
-        _check_place(cursor, name, entry, data_start, alignment)
+        _check_place(cursor, name, entry, data_start, alignment, needed)
     _check_overlap(cursor, entries)
     big_endian = cursor.order == ">"
     return {
@@ -141,7 +144,7 @@ def _read_entry(cursor, name, at):
     return _Entry(shape, fmt, offset, math.prod(shape[:-1]) * row_bytes, at)
 
 
-def _check_place(cursor, name, entry, data_start, alignment):
+def _check_place(cursor, name, entry, data_start, alignment, needed):
     if entry.offset % alignment:
         cursor.refuse(
             f"{name!r} has its data at offset {entry.offset}, not a multiple of the alignment"
@@ -152,7 +155,8 @@ def _check_place(cursor, name, entry, data_start, alignment):
     if stop > cursor.size:
         cursor.refuse(
             f"{name!r}, {entry.format} {list(entry.shape)}, has {entry.nbytes} bytes that end at"
-            f" byte {stop}, the file has {cursor.size}: it is cut short or damaged",
+            f" byte {stop}, the file has {cursor.size}: it is cut short or damaged. With all"
+            f" tensors it has {needed:,} bytes: {100 * cursor.size // needed} % are there",
             entry.at,
         )
 

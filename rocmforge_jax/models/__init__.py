@@ -1,12 +1,13 @@
 """Decoders: layers as data, made of mixers and feed-forwards; architectures that read files."""
 
 from rocmforge_jax.models.architectures import ARCHITECTURES, Architecture, read_config, register
+from rocmforge_jax.models.claims import tensor_name
 from rocmforge_jax.models.config import DecoderConfig, LayerConfig
 from rocmforge_jax.models.decoder import Decoder, param_count
 from rocmforge_jax.models.feed_forward import Gated, Mixture
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.llama_like import llama_like
-from rocmforge_jax.models.load import default_dtype, load_decoder, tensor_name
+from rocmforge_jax.models.load import default_dtype, file_problems, load_decoder
 from rocmforge_jax.models.make import Norms
 from rocmforge_jax.models.mixers import Attention, ShortConvolution, Temperature
 from rocmforge_jax.models.parts import Tokens
@@ -30,6 +31,7 @@ __all__ = [
     "Temperature",
     "Tokens",
     "default_dtype",
+    "file_problems",
     "kernel_report",
     "llama_like",
     "load_decoder",

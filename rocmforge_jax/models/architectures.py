@@ -7,12 +7,18 @@ A new one is an entry in `families`, or a call of `register` in a notebook:
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 
 from rocmforge_jax.gguf import GGUFError, GGUFFile
+from rocmforge_jax.gguf.errors import listed, quoted, shortened
+from rocmforge_jax.gguf.kinds import why_no_model
 from rocmforge_jax.models import families
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.keys import KeyReader
+from rocmforge_jax.models.keys import KeyReader, MissingKeyError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +42,28 @@ ARCHITECTURES: dict[str, Architecture] = {}
 DESCRIPTIVE_KEYS = {
     "rope.scaling.finetuned": "a note on training",
     "tensor_data_layout": "the reader needs no hint",
+    "pooling_type": "how the embeddings of a text are pooled",
+    "classifier.pooling_type": "how a classifier pools embeddings",
+    "classifier.output_labels": "what a classifier's outputs are called",
+    "embedding_length_out": "the width of embeddings that are no longer logits",
+    "dense_2_feat_in": "a projection of embeddings",
+    "dense_2_feat_out": "a projection of embeddings",
+    "dense_3_feat_in": "a projection of embeddings",
+    "dense_3_feat_out": "a projection of embeddings",
+}
+#: Keys that llama.cpp heeds in every architecture and that nothing here computes -> the values that
+#: change nothing, and what is wrong with others. A file with another value is refused: its numbers
+#: would be wrong.
+REQUIRED_VALUES = {
+    "attention.causal": (
+        (True,),
+        "each token sees the later ones too, as in models of embeddings and of diffusion, which"
+        " generate no text token by token",
+    ),
 }
 #: Keys that change nothing while they have one of these values. With another value the key is
-#: unknown here, which is a warning.
+#: unknown here, which is a warning: llama.cpp ignores it in architectures that do not read it.
 NEUTRAL_VALUES = {
-    "attention.causal": (True,),
     "use_parallel_residual": (False,),
     "attention.shared_kv_layers": (0,),
     "attention.sliding_window": (0,),
@@ -62,6 +85,8 @@ NEUTRAL_VALUES = {
     "expert_weights_norm": (False,),
     "leading_dense_block_count": (0,),
     "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.alpha": (0.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scaling.yarn_log_multiplier": (0.0,),
 }
 
@@ -75,16 +100,29 @@ for _name, (_read, _ignored) in families.FAMILIES.items():
     register(Architecture(_name, _read, _ignored))
 
 
-def find(name: str | None) -> Architecture:
-    """Returns the architecture of a name; GGUFError names the nearest ones."""
-    if name is None:
-        raise GGUFError("the file has no general.architecture: it holds no model")
-    if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0)
-        raise GGUFError(
-            f"the architecture {name!r} is not supported; the nearest are {', '.join(near)}"
-        )
-    return ARCHITECTURES[name]
+def find(name: str) -> Architecture:
+    """Returns the architecture of a name.
+
+    Raises GGUFError for a name that is not in the table, with the one that it is a misspelling of.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    near = next((known for known in ARCHITECTURES if _is_typo(name, known)), None)
+    raise GGUFError(
+        f"{quoted(name)} is not in this version's table of {len(ARCHITECTURES)} architectures"
+        + (f"; did you mean {near}?" if near else " (rocmforge_jax.models.ARCHITECTURES)")
+    )
+
+
+def _is_typo(name: str, known: str) -> bool:
+    """Returns whether two names differ as a misspelling does, not as versions of a model do.
+
+    qwen, qwen4 and qwen2vl are other models than qwen2.
+    """
+    digits, of_known = (re.sub(r"\D", "", text) for text in (name, known))
+    if digits != of_known or name.startswith(known) or known.startswith(name):
+        return False
+    return difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio() >= 0.8
 
 
 def read_config(
@@ -98,25 +136,65 @@ def read_config(
         gguf: The file.
         context_length: Tokens that the model is opened for, default what it was trained for.
             LongRoPE has other factors for a long context.
+
+    Raises:
+        GGUFError: The file holds no model that is known here. Of keys that are missing, all are
+            listed.
     """
-    architecture = find(gguf.architecture)
+    if why := why_no_model(gguf):
+        raise GGUFError(f"{gguf.path}: {why}")
     try:
-        keys = KeyReader(gguf, context_length)
-        config = architecture.read(keys)
-    except GGUFError:
-        raise
-    except ValueError as error:
-        raise GGUFError(f"{gguf.path}: {error}") from None
+        architecture = find(gguf.architecture or "")
+    except GGUFError as error:
+        raise GGUFError(f"{gguf.path}: the architecture {error}") from None
+    if not gguf.tensors:
+        raise GGUFError(f"{gguf.path}: it has no tensors: it holds no model")
+    config, keys = _read_keys(architecture, gguf, context_length)
+    left = keys.unread()
+    _require_values(architecture, gguf, left)
     reasons = DESCRIPTIVE_KEYS | architecture.ignored_keys
     unused = {
         f"{architecture.name}.{key}": reasons.get(key) or _neutral(key, value)
-        for key, value in keys.unread().items()
+        for key, value in left.items()
     }
     return dataclasses.replace(config, architecture=architecture.name), unused
 
 
+def _read_keys(
+    architecture: Architecture, gguf: GGUFFile, context_length: int | None
+) -> tuple[DecoderConfig, KeyReader]:
+    """Returns the configuration, and the keys that were read."""
+    missing: dict[str, str] = {}
+    while True:
+        try:
+            keys = KeyReader(gguf, context_length, assumed=missing)
+            config = architecture.read(keys)
+        except MissingKeyError as error:
+            missing[error.key] = error.problem  # and on: others may be missing too
+        except ValueError as error:
+            if missing:
+                break  # the assumed values may be what is wrong
+            known = isinstance(error, GGUFError)
+            raise error if known else GGUFError(f"{gguf.path}: {shortened(str(error))}") from None
+        else:
+            if missing:
+                break
+            return config, keys
+    raise GGUFError(f"{gguf.path}: {listed([*missing.values()])}")
+
+
+def _require_values(architecture: Architecture, gguf: GGUFFile, left: Mapping[str, Any]) -> None:
+    """Raises GGUFError for a key that makes other numbers than are computed here."""
+    for key, (values, meaning) in REQUIRED_VALUES.items():
+        value = left.get(key, values[0])
+        if np.ndim(value) or value not in values:
+            raise GGUFError(f"{gguf.path}: {architecture.name}.{key} is {quoted(value)}: {meaning}")
+
+
 def _neutral(key: str, value) -> str:
     """Returns why a key changes nothing with its value, or "unknown"."""
+    if key in REQUIRED_VALUES:  # with another value the file was refused
+        return f"{value} is what is computed"
     neutral = NEUTRAL_VALUES.get(key, ())
     same = any(type(value) is type(one) and value == one for one in neutral)
     return f"{value} changes nothing" if same else "unknown"

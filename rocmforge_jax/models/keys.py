@@ -1,12 +1,26 @@
 """Reads the keys of an architecture from a file's metadata, checks them and remembers which."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 
 from rocmforge_jax.gguf import GGUFError, GGUFFile
+from rocmforge_jax.gguf.errors import quoted
+
+
+class MissingKeyError(GGUFError):
+    """A key that a family requires is not in the file.
+
+    Attributes:
+        key: Without the architecture's prefix.
+        problem: The message, without the file's path.
+    """
+
+    def __init__(self, path, key: str, problem: str):
+        super().__init__(f"{path}: {problem}")
+        self.key, self.problem = key, problem
 
 
 class KeyReader:
@@ -25,7 +39,17 @@ class KeyReader:
         predictors: Blocks for multi-token prediction, which `block_count` counts too.
     """
 
-    def __init__(self, gguf: GGUFFile, context_length: int | None = None):
+    def __init__(
+        self, gguf: GGUFFile, context_length: int | None = None, assumed: Collection[str] = ()
+    ):
+        """Begins to read a file.
+
+        Args:
+            gguf: The file.
+            context_length: Tokens that it is opened for, default what it was trained for.
+            assumed: Keys that get a value because the file lacks them: to find what else it lacks.
+        """
+        self._assumed = assumed
         self._metadata, self._prefix = gguf.metadata, f"{gguf.architecture}."
         self.path, self.tensors, self.architecture = gguf.path, gguf.tensors, gguf.architecture
         self.seen: set[str] = set()
@@ -48,7 +72,10 @@ class KeyReader:
     def get(self, key: str) -> Any:
         """Returns the value of a key as the file has it, or None."""
         self.seen.add(self._prefix + key)
-        return self._metadata.get(self._prefix + key)
+        value = self._metadata.get(self._prefix + key)
+        if value is None and key in self._assumed:
+            return 64 if key.endswith("length") else 8
+        return value
 
     def integer(
         self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1
@@ -85,15 +112,31 @@ class KeyReader:
             each = ""
             if isinstance(value, np.ndarray) and key != "block_count":
                 each = f", or an array of one for each of the {self._blocks} blocks"
-            raise GGUFError(
-                f"{self.path}: {self._prefix}{key} must be an integer from {low} to {high}{each},"
-                f" {_found(value)}"
-            )
+            self._refuse(key, f"an integer from {low} to {high}{each}", value)
         return value
 
-    def real(self, key: str, default: float | None = None, low: float = 0.0) -> float:
-        """Returns a finite number above `low`."""
-        return self._real(key, default, low, above=True)
+    def _refuse(self, key: str, wanted: str, value: Any) -> NoReturn:
+        """Raises GGUFError for a value that is not what is wanted, or that is missing."""
+        problem = f"{self._prefix}{key} must be {wanted}, {_found(value)}"
+        if value is None:
+            raise MissingKeyError(self.path, key, problem)
+        raise GGUFError(f"{self.path}: {problem}")
+
+    def numbers(self, key: str, count: int) -> tuple[int, ...]:
+        """Returns `count` integers from 0 on, of an array; those that it lacks are 0."""
+        value = self.get(key)
+        if value is None:
+            return (0,) * count
+        integers = isinstance(value, np.ndarray) and value.dtype.kind in "iu"
+        if not integers or len(value) > count or min(value, default=0) < 0:
+            self._refuse(key, f"an array of up to {count} integers from 0", value)
+        return (*value.tolist(), *(0,) * (count - len(value)))
+
+    def real(
+        self, key: str, default: float | None = None, low: float = 0.0, *, above: bool = True
+    ) -> float:
+        """Returns a finite number above `low`; with above=False, `low` itself is one too."""
+        return self._real(key, default, low, above)
 
     def optional_real(self, key: str, default: float = 0.0) -> float | None:
         """Returns a positive number, None for 0, which means none."""
@@ -107,20 +150,20 @@ class KeyReader:
             if value > low or (value == low and not above):
                 return float(value)
         kind = "finite number above" if above else "finite number from"
-        raise GGUFError(f"{self.path}: {self._prefix}{key} must be a {kind} {low}, {_found(value)}")
+        self._refuse(key, f"a {kind} {low}", value)
 
     def text(self, key: str, default: str) -> str:
         """Returns a string."""
         value = self.get(key)
         if value is not None and not isinstance(value, str):
-            raise GGUFError(f"{self.path}: {self._prefix}{key} must be a string, {_found(value)}")
+            self._refuse(key, "a string", value)
         return default if value is None else value
 
     def flag(self, key: str, default: bool) -> bool:
         """Returns a bool."""
         value = self.get(key)
         if value is not None and not isinstance(value, bool):
-            raise GGUFError(f"{self.path}: {self._prefix}{key} must be a bool, {_found(value)}")
+            self._refuse(key, "a bool", value)
         return default if value is None else value
 
     def windows(
@@ -160,6 +203,11 @@ class KeyReader:
         """Returns whether a layer has a tensor, such as "attn_qkv.weight"."""
         return f"blk.{layer}.{tensor}" in self.tensors
 
+    def inputs(self, layer: int, tensor: str) -> int:
+        """Returns the inputs of a layer's matrix, such as "ffn_down_exps.weight"; 0 without it."""
+        found = self.tensors.get(f"blk.{layer}.{tensor}")
+        return 0 if found is None else found.shape[-1]
+
     def named(self, layer: int | None, suffix: str) -> frozenset[str]:
         """Returns the names of the modules that have a tensor of this suffix, such as "bias".
 
@@ -176,9 +224,9 @@ class KeyReader:
         tensor = self.tensors.get(name)
         if tensor is None:
             return None
-        if tensor.format.name != "F32" or len(tensor.shape) != 1:
+        if tensor.format.name != "F32" or math.prod(tensor.shape) != max(tensor.shape):
             raise GGUFError(f"{self.path}: {name} must be an F32 vector, got {tensor}")
-        return tuple(tensor.data.view(np.dtype("<f4")).tolist())
+        return tuple(tensor.data.view(np.dtype("<f4")).ravel().tolist())
 
     def unread(self) -> Mapping[str, Any]:
         """Returns the architecture's keys that no getter asked for, without its prefix."""
@@ -208,6 +256,6 @@ def _found(value) -> str:
     text = (
         f"an array of {len(value)}"
         if hasattr(value, "__len__") and not isinstance(value, str)
-        else repr(value)
+        else quoted(value)
     )
     return f"the file has {text}"

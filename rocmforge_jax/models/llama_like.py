@@ -1,6 +1,7 @@
 """Reads what nearly all families of decoders share: `llama_like`, and its parts."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,7 @@ def llama_like(
     """
     norm_kind = (norms or {}).get("kind", "rms")
     rms = "rms_" if norm_kind == "rms" else ""
-    epsilon = keys.real(f"attention.layer_norm_{rms}epsilon")
+    epsilon = keys.real(f"attention.layer_norm_{rms}epsilon", above=False)
     of_file = attentions(keys, interleaved, **(attention or {}))
     mixers = of_file if mixer is None else [mixer(i, one) for i, one in enumerate(of_file)]
     if experts_required:
@@ -58,7 +59,7 @@ def llama_like(
             mixer=mixers[i],
             feed_forward=feeds[i],
             norms=Norms(epsilon, **(norms or {})),
-            biases=keys.named(i, "bias"),
+            biases=_biases(keys, i),
             output_scales=keys.named(i, "scale"),
             **(layer or {}),
         )
@@ -76,6 +77,17 @@ def llama_like(
         output_scales=keys.named(None, "scale"),
     )
     return dataclasses.replace(config, **decoder)
+
+
+def _biases(keys: KeyReader, i: int) -> frozenset[str]:
+    """Returns the names of a layer's modules that have a bias.
+
+    A fused attn_qkv may come with the biases of its parts: loading joins them.
+    """
+    names, parts = keys.named(i, "bias"), {"attn_q", "attn_k", "attn_v"}
+    if not keys.has(i, "attn_qkv.weight") or "attn_qkv" in names or not parts <= names:
+        return names
+    return (names - parts) | {"attn_qkv"}
 
 
 def attentions(keys: KeyReader, interleaved: bool, **changes) -> list[Attention | None]:
@@ -114,12 +126,21 @@ def head_width(keys: KeyReader) -> int:
             f"{keys.path}: width {width} is not a multiple of {count} heads, and there is no"
             " attention.key_length"
         )
-    if (of_values := keys.integer("attention.value_length", given)) != given:
-        raise GGUFError(
-            f"{keys.path}: {keys.architecture}.attention.value_length: keys are {given} wide and"
-            f" values {of_values}: not supported"
-        )
+    for name in ("value_length", "key_length_swa", "value_length_swa"):
+        if (other := keys.integer(f"attention.{name}", given)) != given:
+            raise GGUFError(
+                f"{keys.path}: {keys.architecture}.attention.{name}: keys are {given} wide and"
+                f" {_WIDTHS[name]} {other}: not supported"
+            )
     return given
+
+
+#: Widths of parts of a head, which must be that of the keys.
+_WIDTHS = {
+    "value_length": "values",
+    "key_length_swa": "those of layers with a window",
+    "value_length_swa": "values of layers with a window",
+}
 
 
 def rope(keys: KeyReader, width: int, interleaved: bool) -> RopeConfig:
@@ -127,8 +148,10 @@ def rope(keys: KeyReader, width: int, interleaved: bool) -> RopeConfig:
 
     A factor without a type means linear scaling, a factor of 0 none.
     """
-    original = keys.integer("rope.scaling.original_context_length", keys.trained_context)
-    factor = keys.optional_real("rope.scaling.factor") or keys.optional_real("rope.scale_linear")
+    key = "rope.scaling.original_context_length"
+    original = keys.integer(key, 0, low=0) or keys.trained_context
+    old = keys.optional_real("rope.scale_linear") or 0.0
+    factor = keys.optional_real("rope.scaling.factor", old)
     plain = RopeConfig(
         keys.integer("rope.dimension_count", width),
         base=keys.real("rope.freq_base", 10000.0),
@@ -160,29 +183,34 @@ def window_rope(keys: KeyReader, full: RopeConfig, base: float | None = None) ->
         keys: Of the file.
         full: That of the other layers.
         base: The base where the file does not say, for layers that no context extension changes.
-            None: these layers differ in the base alone, where the file says so.
+            None: these layers differ in base and width alone, where the file says so.
     """
+    width = keys.integer("rope.dimension_count_swa", full.width)
     if base is None:
-        return dataclasses.replace(full, base=keys.real("rope.freq_base_swa", full.base))
+        base = keys.real("rope.freq_base_swa", full.base)
+        return dataclasses.replace(full, base=base, width=width)
     base = keys.real("rope.freq_base_swa", base)
-    return RopeConfig(full.width, base=base, interleaved=full.interleaved)
+    return RopeConfig(width, base=base, interleaved=full.interleaved)
 
 
 def feed_forwards(
     keys: KeyReader, gated: dict, mixture: dict, routing: dict
 ) -> list[Gated | Mixture | None]:
     """Reads the feed-forward of each layer. The others are changes of each one."""
-    hidden = keys.integers("feed_forward_length")
     experts = keys.integer("expert_count", 0, low=0)
-    dense, mixed = keys.layers, None
+    # Experts may have a size of their own, and then a file need not have this one.
+    default, low = (0, 0) if experts else (None, 1)
+    hidden = keys.integers("feed_forward_length", default, low)
+    dense, chosen = keys.layers, None
     if experts:
         dense = keys.integer("leading_dense_block_count", 0, low=0)
         used = keys.integer("expert_used_count", high=experts)
-        mixed = _mixture(keys, experts, Routing(used, "softmax", True), routing)
+        chosen = dataclasses.replace(Routing(used, "softmax", True, **_groups(keys)), **routing)
 
     def of_layer(i):
-        if mixed is not None and i >= dense:
-            return dataclasses.replace(_with_tensors(keys, i, mixed), **mixture)
+        if chosen is not None and i >= dense:
+            mixed = _mixture(keys, i, experts, chosen, hidden[i])
+            return dataclasses.replace(mixed, **mixture)
         if not hidden[i]:
             return None
         # A family without gates says so by `gated=False`, and then nothing is fused either.
@@ -192,25 +220,28 @@ def feed_forwards(
     return [of_layer(i) for i in range(keys.layers)]
 
 
-def _mixture(keys, experts: int, routing: Routing, changes: dict) -> Mixture:
-    hidden = keys.integer("expert_feed_forward_length", keys.integer("feed_forward_length"))
-    shared = keys.integer("expert_shared_count", 0, low=0) * hidden
+def _mixture(keys, i: int, experts: int, routing: Routing, dense_hidden: int) -> Mixture:
+    """Returns the mixture of a layer. Sizes without a key, and options, are what tensors show."""
+    hidden = keys.integers("expert_feed_forward_length", 0, low=0)[i]
+    hidden = hidden or keys.inputs(i, "ffn_down_exps.weight") or dense_hidden
+    shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
+    shared = shared or keys.inputs(i, "ffn_down_shexp.weight")
     return Mixture(
         experts=experts,
-        routing=dataclasses.replace(routing, **changes),
+        routing=routing,
         hidden=hidden,
-        shared_hidden=keys.integer("expert_shared_feed_forward_length", shared, low=0),
-    )
-
-
-def _with_tensors(keys, i: int, mixture: Mixture) -> Mixture:
-    """Returns a mixture with the options that the tensors of a layer show."""
-    return dataclasses.replace(
-        mixture,
+        shared_hidden=shared or keys.integer("expert_shared_count", 0, low=0) * hidden,
         fused=keys.has(i, "ffn_gate_up_exps.weight"),
         selection_bias=keys.has(i, "exp_probs_b.bias"),
         shared_gate=keys.has(i, "ffn_gate_inp_shexp.weight"),
     )
+
+
+def _groups(keys: KeyReader) -> dict[str, int]:
+    """Reads the groups of experts, as llama.cpp does for every architecture."""
+    groups = keys.integer("expert_group_count", 0, low=0) or 1
+    used = keys.integer("expert_group_used_count", 0, low=0) or 1
+    return dict(groups=groups, groups_used=used if groups > 1 else 1)
 
 
 #: The values of `expert_gating_func`.
@@ -227,22 +258,21 @@ def read_routing(keys: KeyReader, scoring: str = "softmax") -> dict[str, Any]:
         scoring=_SCORINGS[number] or scoring,
         renormalize=keys.flag("expert_weights_norm", False),
         scale=keys.optional_real("expert_weights_scale") or 1.0,
-        groups=keys.integer("expert_group_count", 0, low=0) or 1,
-        groups_used=keys.integer("expert_group_used_count", 0, low=0) or 1,
+        **_groups(keys),
     )
 
 
 def vocabulary(keys: KeyReader) -> int:
-    """Reads the rows of the embedding; the key vocab_size, where there is one, must agree."""
+    """Reads the rows of the embedding; a key vocab_size that says otherwise is warned about."""
     embedding = keys.tensors.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else None
-    given = keys.get("vocab_size")
-    if rows is None and given is None:
+    if rows is None and keys.get("vocab_size") is None:
         raise GGUFError(f"{keys.path}: the file has no matrix token_embd.weight")
     claimed = keys.integer("vocab_size", rows)
     if rows is not None and claimed != rows:
-        raise GGUFError(
+        warnings.warn(
             f"{keys.path}: {keys.architecture}.vocab_size is {claimed}, token_embd.weight has"
-            f" {rows} rows"
+            f" {rows} rows, which count",
+            stacklevel=2,
         )
-    return claimed
+    return rows or claimed

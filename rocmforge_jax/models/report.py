@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.backends import Decision, record
+from rocmforge_jax.models.claims import tensor_name
 from rocmforge_jax.models.decoder import Decoder
-from rocmforge_jax.models.load import tensor_name
 
 #: Tokens of the prompt that is traced, and slots of its cache.
 _PROMPT, _SLOTS = 128, 256

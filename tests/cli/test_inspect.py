@@ -134,3 +134,79 @@ def test_a_long_value_is_cut(run, tmp_path):
 def test_a_file_without_tensors(run, tmp_path):
     write_gguf(tmp_path / "a.gguf", {"k": 1}, {})
     assert "0 parameters in 0 tensors, 0 bytes\n" in run("inspect", tmp_path / "a.gguf").out
+
+
+DEMO_TENSORS = {name: (t.format, t.data) for name, t in open_gguf(DEMO).tensors.items()}
+
+
+@pytest.fixture
+def changed_demo(tmp_path):
+    """changed_demo(keys, tensors): the demo with these keys and tensors changed; None drops one."""
+
+    def changed_demo(keys=(), tensors=()):
+        def keep(items):
+            return {key: value for key, value in items.items() if value is not None}
+
+        path = tmp_path / "demo.gguf"
+        keys = keep(dict(open_gguf(DEMO).metadata) | dict(keys))
+        write_gguf(path, keys, keep(DEMO_TENSORS | dict(tensors)))
+        return path
+
+    return changed_demo
+
+
+def test_check_says_that_a_file_loads(run):
+    ran = run("inspect", DEMO, "--check")
+    assert (ran.code, ran.err) == (0, "") and ran.out.endswith("\nloads: yes\n")
+    shown = json.loads(run("inspect", DEMO, "--check", "--json").out)
+    assert (shown["loads"], shown["problems"], shown["notes"]) == (True, [], [])
+
+
+def test_check_lists_everything_that_a_file_lacks(run, changed_demo):
+    keys = {"tokenizer.ggml.model": "unheard-of"}
+    tensors = dict.fromkeys(
+        name for name in DEMO_TENSORS if name.endswith(("_q.weight", "_norm.weight"))
+    )
+    count = len(tensors) + 1
+    path = changed_demo(keys, tensors)
+    ran = run("inspect", path, "--check")
+    assert ran.code == 2 and f"{path} does not load: {count} problems" in ran.err
+    assert ran.err.count("\n") == 1
+    assert all(f"  {name} [" in ran.out for name in tensors) and "'unheard-of'" in ran.out
+    ran = run("inspect", path, "--check", "--json")
+    shown = json.loads(ran.out)
+    assert (ran.code, shown["loads"], len(shown["problems"])) == (2, False, count)
+
+
+def test_check_notes_what_loading_warns_about(run, changed_demo):
+    odd = {"llama.vocab_size": 7, "llama.new\x1b[2J": 1}
+    ran = run("inspect", changed_demo(odd), "--check")
+    assert ran.code == 0 and "\nloads: yes\n" in ran.out
+    assert "  note: llama.vocab_size is 7" in ran.out
+    assert r"not known here: llama.new\x1b[2J" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"general.type": "adapter"}, "  it is an adapter"),
+        ({"general.architecture": "kimi-k2"}, "  the architecture 'kimi-k2' is not in this"),
+        ({"llama.block_count": None, "llama.context_length": None}, "llama.context_length must"),
+    ],
+    ids=str,
+)
+def test_check_of_what_is_no_model(run, changed_demo, keys, message):
+    ran = run("inspect", changed_demo(keys), "--check")
+    assert ran.code == 2 and "\nloads: no\n" in ran.out and message in ran.out
+    assert "1 problem, on stdout" in ran.err
+
+
+def test_long_names_are_shortened(run, tmp_path):
+    write_gguf(tmp_path / "a.gguf", {"k" * 5000: 1}, {})
+    out = run("inspect", tmp_path / "a.gguf").out
+    assert "k" * 300 + "... (5,000 characters) = 1" in out and "k" * 301 not in out
+
+
+def test_a_name_that_is_too_long_for_a_file(run):
+    ran = run("inspect", "x" * 5000)
+    assert ran.code == 2 and "no file " in ran.err and len(ran.err) < 600

@@ -1,7 +1,10 @@
 """Paths that are no GGUF file, files that change, and how an open file looks."""
 
+import bz2
 import gzip
+import lzma
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -29,8 +32,15 @@ NOT_GGUF = {
     "zstd": (b"\x28\xb5\x2f\xfd\0", "it is compressed with zstd"),
     "ggml": (b"lmgg\0\0\0\0", "it is a GGML file, from before GGUF: convert the model again"),
     "ggjt": (b"tjgg\x03\0\0\0", "it is a GGJT file, from before GGUF"),
-    "text": (b"hello, world", "it begins with b'hello, w'"),
-    "one byte": (b"x", "it begins with b'x'"),
+    "bzip2": (bz2.compress(b"GGUF"), "it is compressed with bzip2: unpack it first"),
+    "xz": (lzma.compress(b"GGUF"), "it is compressed with xz: unpack it first"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "it is a 7z archive: unpack it first"),
+    "pickle of today": (pickle.dumps({"x": 1}), "it is a Python pickle"),
+    "json": (b'{"error": "Repository not found"}', "it is JSON, such as .* an error message"),
+    "text": (b"Entry not found\n", r"it is text, such as an error message.*: b'Entry not found"),
+    "one letter": (b"x", "it is text, .*: b'x'"),
+    "a hole": (bytes(4096), "it begins with zeros: the download is not complete"),
+    "bytes": (b"\1\2\3\4\5\6\7\x08\x09", r"it begins with b'\\x01\\x02"),
 }
 
 
@@ -52,7 +62,9 @@ def test_a_missing_file_names_the_nearest(tmp_path):
         open_gguf(tmp_path / "model.gguf")
     write_gguf(tmp_path / "model-q4_0.gguf", {}, {})
     write_gguf(tmp_path / "zebra.gguf", {}, {})
-    with pytest.raises(FileNotFoundError, match="no file .*model-q4.gguf; .* has model-q4_0.gguf$"):
+    with pytest.raises(
+        FileNotFoundError, match="no file .*model-q4.gguf; .* has model-q4_0.gguf, zebra"
+    ):
         open_gguf(tmp_path / "model-q4.gguf")
 
 
@@ -60,6 +72,39 @@ def test_a_folder_lists_its_files(tmp_path):
     write_gguf(tmp_path / "a.gguf", {}, {})
     with pytest.raises(GGUFError, match="is a folder, name a file in it; .* has a.gguf"):
         open_gguf(tmp_path)
+
+
+def test_the_nearest_of_many_files_come_first(tmp_path):
+    """Whatever their case; of many, how many are left out."""
+    for i in range(30):
+        write_gguf(tmp_path / f"other-{i:02}.gguf", {}, {})
+    write_gguf(tmp_path / "Zephyr-Q4_0.gguf", {}, {})
+    with pytest.raises(FileNotFoundError, match=r"has Zephyr-Q4_0.gguf, .* and 11 more$"):
+        open_gguf(tmp_path / "zephyr-q4_0.gguf")
+
+
+def test_a_type_that_is_newer_than_this_version(raw, open_bytes):
+    message = r"'t', .64.: no ggml type has id 999; ids run from 0 to \d+: a newer type"
+    with pytest.raises(GGUFError, match=message):
+        open_bytes(raw.file([], [raw.tensor("t", [64], 999)], bytes(64)))
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file .*none/a.gguf; its folder does not"):
+        open_gguf(tmp_path / "none" / "a.gguf")
+
+
+def test_a_folder_of_safetensors(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(GGUFError, match="is a folder.* safetensors: convert it to GGUF"):
+        open_gguf(tmp_path)
+
+
+@pytest.mark.parametrize("parts", [["x" * 5000], ["y" * 5000, "x.gguf"], ["d/" * 2500]])
+def test_long_names_are_shortened(parts):
+    with pytest.raises(FileNotFoundError, match=r"no file .*\(\d,\d{3} characters\)") as caught:
+        open_gguf("/".join(parts))
+    assert len(str(caught.value)) < 500
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):

@@ -86,7 +86,6 @@ def test_products_of_sizes_that_are_huge(small_file):
         ({"attention.head_count": 32}, "rope width must be even and at least 2, got 1"),
         ({"attention.key_length": 16}, r"attn_q.weight has shape \[32, 32\], expected \[64, 32\]"),
         ({"attention.value_length": 4}, "keys are 8 wide and values 4"),
-        ({"vocab_size": 47}, "llama.vocab_size is 47, token_embd.weight has 48 rows"),
         ({"vocab_size": "48"}, "llama.vocab_size must be an integer"),
         ({"rope.dimension_count": 16}, "rope rotates 16 elements of a head of 8"),
         ({"rope.dimension_count": 7}, "rope width must be even and at least 2, got 7"),
@@ -105,17 +104,17 @@ def test_products_of_sizes_that_are_huge(small_file):
         ),
         (
             {EPSILON: np.float32(np.nan)},
-            "rms_epsilon must be a finite number above 0.0, the file has nan",
+            "rms_epsilon must be a finite number from 0.0, the file has nan",
         ),
         (
             {EPSILON: np.float32(-1)},
-            "rms_epsilon must be a finite number above 0.0, the file has -1.0",
+            "rms_epsilon must be a finite number from 0.0, the file has -1.0",
         ),
-        ({EPSILON: "1e-5"}, "rms_epsilon must be a finite number above 0.0, the file has '1e-5'"),
-        ({EPSILON: True}, "rms_epsilon must be a finite number above 0.0, the file has True"),
+        ({EPSILON: "1e-5"}, "rms_epsilon must be a finite number from 0.0, the file has '1e-5'"),
+        ({EPSILON: True}, "rms_epsilon must be a finite number from 0.0, the file has True"),
         (
             {EPSILON: [1e-5, 2e-5]},
-            "rms_epsilon must be a finite number above 0.0, the file has an array of 2",
+            "rms_epsilon must be a finite number from 0.0, the file has an array of 2",
         ),
         ({EPSILON: None}, "rms_epsilon must be .* the file has no such key"),
         (

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.families.dense import granite
+from rocmforge_jax.models.families.dense import glm4, granite
 from rocmforge_jax.models.families.experts import gpt_oss
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3
 from rocmforge_jax.models.families.hybrid import lfm2
@@ -42,6 +42,6 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "gemma3": (gemma3, {}),
     "gpt-oss": (gpt_oss, {}),
     "lfm2": (lfm2, {}),
-    "glm4": (_llama_like(interleaved=True, norms=POST_NORMS), {}),
+    "glm4": (glm4, {}),
     "granite": (granite, {"deepstack_mapping": "where images are added; text adds nothing"}),
 }

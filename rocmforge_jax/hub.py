@@ -1,0 +1,136 @@
+"""Fetches GGUF files from the Hugging Face hub, once: they stay in its cache. Imports no jax."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rocmforge_jax.gguf.errors import listed, shortened
+
+#: Quantisations that are taken where none is named, the first that a repository has, as in
+#: llama.cpp. A repository with none of them gives its first model.
+PREFERRED = ("Q4_K_M", "Q8_0")
+#: Parts of the names of files that go with a model and are none.
+_NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.I | re.S)
+#: Name of an exception of huggingface_hub, or of a base class -> what it means, in a line.
+_MEANINGS = {
+    "GatedRepoError": "its owner has to admit you: ask on its page, then set HF_TOKEN",
+    "RepositoryNotFoundError": "there is no such repository, or it is private (set HF_TOKEN)",
+    "LocalEntryNotFoundError": "the hub cannot be reached, and the file is not in its cache",
+    "EntryNotFoundError": "the repository has no such file",
+    "ConnectionError": "the hub cannot be reached",
+    "ConnectError": "the hub cannot be reached",
+    "TransportError": "the hub cannot be reached",
+}
+
+
+def fetch_file(repository: str, filename: str) -> Path:
+    """Returns the local copy of a file of a repository, and fetches all parts of a split model.
+
+    Raises FileNotFoundError, in one line, where the file cannot be had.
+    """
+    return [Path(_call("hf_hub_download", repository, part)) for part in _parts(filename)][0]
+
+
+def fetch_model(repository: str, quantisation: str | None = None) -> Path:
+    """Returns the local copy of a repository's model, chosen as llama.cpp's option -hf does.
+
+    Args:
+        repository: "owner/name".
+        quantisation: What the file's name has before a "-" or ".", such as "Q5_K_M", in any case.
+    """
+    files = _files(repository)
+    if (chosen := choose(files, quantisation)) is None:
+        there = [file for file in files if file.lower().endswith(".gguf")]
+        wanted = f"GGUF file of {quantisation}" if quantisation else "GGUF file with a model"
+        raise FileNotFoundError(
+            f"{repository} has no {wanted}; it has {listed(there, ', ') or 'no GGUF file at all'}"
+        )
+    return fetch_file(repository, chosen)
+
+
+def choose(files: Sequence[str], quantisation: str | None = None) -> str | None:
+    """Returns the name of the model of a quantisation among a repository's files, or None.
+
+    Without a quantisation it is one of `PREFERRED`, or else the first model. Of a split model it is
+    the first part.
+    """
+    models = [file for file in files if _is_model(file)]
+    for wanted in [quantisation] if quantisation else PREFERRED:
+        pattern = re.compile(re.escape(wanted) + "[.-]", re.IGNORECASE)
+        if found := next(filter(pattern.search, models), None):
+            return found
+    return None if quantisation else next(iter(models), None)
+
+
+def _is_model(file: str) -> bool:
+    name = file.rpartition("/")[2].lower()
+    split = _SPLIT.fullmatch(name)
+    later_part = split is not None and int(split["number"]) != 1
+    return name.endswith(".gguf") and not later_part and not any(no in name for no in _NO_MODELS)
+
+
+def _parts(filename: str) -> list[str]:
+    """Returns the file, then the other parts of the split model that it belongs to."""
+    split = _SPLIT.fullmatch(filename)
+    if split is None:
+        return [filename]
+    numbers = range(1, int(split["count"]) + 1)
+    parts = [f"{split['stem']}-{number:05}-of-{split['count']}.gguf" for number in numbers]
+    return [filename, *(part for part in parts if part != filename)]
+
+
+def _files(repository: str) -> list[str]:
+    """Lists a repository's files; without the hub, those in the cache."""
+    try:
+        return sorted(_call("list_repo_files", repository))
+    except FileNotFoundError:
+        if cached := _cached_files(repository):
+            return cached
+        raise
+
+
+def _cached_files(repository: str) -> list[str]:
+    try:
+        cache = _function("scan_cache_dir")()
+    except Exception:  # no cache, or a damaged one: the hub's own error says more
+        return []
+    return sorted(
+        str(file.file_path.relative_to(revision.snapshot_path).as_posix())
+        for repo in cache.repos
+        if (repo.repo_id, repo.repo_type) == (repository, "model")
+        for revision in repo.revisions
+        for file in revision.files
+    )
+
+
+def _call(name: str, repository: str, *filename: str) -> Any:
+    """Calls a function of huggingface_hub, whose errors become one line."""
+    function = _function(name, "/".join((repository, *filename)))
+    try:
+        return function(repository, *filename)
+    except Exception as error:  # the hub's, those of the network below it, and of the disk
+        raise FileNotFoundError(
+            f"cannot fetch {'/'.join((repository, *filename))} from the Hugging Face hub:"
+            f" {_meaning(error)}"
+        ) from None
+
+
+def _function(name: str, wanted: str = "") -> Callable[..., Any]:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise FileNotFoundError(
+            f"no file {wanted}; to fetch it from the Hugging Face hub: pip install"
+            " 'rocmforge-jax[hub]'"
+        ) from None
+    return getattr(huggingface_hub, name)
+
+
+def _meaning(error: Exception) -> str:
+    bases = (base.__name__ for base in type(error).__mro__)
+    if known := next(filter(None, map(_MEANINGS.get, bases)), None):
+        return known
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {shortened(text)}"

@@ -1,0 +1,231 @@
+"""Matches the tensors of a file with the variables of a Decoder."""
+
+import dataclasses
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from rocmforge_jax.formats import Format
+from rocmforge_jax.gguf import GGUFError, TensorInfo
+from rocmforge_jax.gguf.errors import listed
+from rocmforge_jax.nn import Embedding, Experts, Linear
+
+#: What a variable's last name is called in a file.
+_SUFFIX = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "output_scale": "scale",
+}
+#: Tensors that the configuration has already read.
+_CONFIG_TENSORS = {
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+}
+#: Tensors of this suffix calibrate the rounding of activations, which is chosen at run time here.
+_CALIBRATION = ".input_scale"
+#: Beginnings of the names of tensors that compute no logits of a text -> what they are.
+_BESIDES = {
+    "v.": "for images",
+    "mm.": "for images or sound",
+    "a.": "for sound",
+    "cls.": "of a classifier",
+    "dense_2.": "for embeddings of texts",
+    "dense_3.": "for embeddings of texts",
+}
+#: The weights that products read packed. Biases, filters and norms are plain arrays.
+_PACKED = {(Linear, "kernel"), (Experts, "kernel"), (Embedding, "embedding")}
+#: A vector that several tensors of a layer hold together -> those tensors.
+_JOINED = {"attn_qkv.bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Vectors of a file, one after another, with the attributes of a TensorInfo."""
+
+    parts: tuple[TensorInfo, ...]
+    shape: tuple[int, ...]
+    format: Format
+    offset: int
+    nbytes: int
+
+    @property
+    def data(self) -> np.ndarray:
+        """The bytes of all parts."""
+        return np.concatenate([part.data.ravel() for part in self.parts])
+
+    def forget(self) -> None:
+        """Lets the system take back the memory that reading `data` took."""
+        for part in self.parts:
+            part.forget()
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A variable, and the tensor that it takes.
+
+    Attributes:
+        module: The module with the variable.
+        attribute: The variable's name in it.
+        tensor: The tensor of the file.
+        shape: The tensor's shape, without the dimensions of 1 that files may add.
+    """
+
+    module: nnx.Module
+    attribute: str
+    tensor: TensorInfo | Joined
+    shape: tuple[int, ...]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weight stays packed: whether it is quantised and products read it so."""
+        packed = (type(self.module), self.attribute) in _PACKED and len(self.shape) > 1
+        return packed and self.tensor.format.is_quantized
+
+
+def tensor_name(path: tuple) -> str:
+    """Returns the file's name of a variable of a Decoder.
+
+    The path ("blk", 0, "attn_q", "kernel") gives "blk.0.attn_q.weight". A variable that files do
+    not have, say of an adapter, keeps its own name.
+    """
+    return ".".join(map(str, (*path[:-1], _SUFFIX.get(path[-1], path[-1]))))
+
+
+def claim(decoder, gguf) -> tuple[list[Claim], list[str]]:
+    """Returns a claim for every variable, in the order of the file, and all that does not fit."""
+    claims, problems, names = [], [], set()
+    for path, module in nnx.iter_modules(decoder):
+        for attribute, variable in vars(module).items():
+            if not isinstance(variable, nnx.Variable):
+                continue
+            name = tensor_name((*path, attribute))
+            shape = _file_shape(variable.shape, attribute)
+            tensor = _find(gguf.tensors, name)
+            names |= {part.name for part in getattr(tensor, "parts", ())} | {name}
+            if tensor is None:
+                problems.append(f"{name} {list(shape)} is missing")
+            elif _without_ones(tensor.shape) != _without_ones(shape):
+                problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
+            elif not _is_weight(tensor.format):
+                problems.append(
+                    f"{name}: a {tensor.format} tensor of shape {list(tensor.shape)} is no weight"
+                    " of a model"
+                )
+            else:
+                claims.append(Claim(module, attribute, tensor, shape))
+    left = gguf.tensors.keys() - names - _not_claimed(gguf, len(decoder.config.layers))
+    problems += [f"{name} is not part of the architecture" for name in gguf.tensors if name in left]
+    return sorted(claims, key=lambda claim: claim.tensor.offset), problems
+
+
+def refuse(gguf, problems: list[str]) -> None:
+    """Raises GGUFError with the problems of `claim` and their likely cause, if there are any."""
+    if problems:
+        causes = " and ".join(likely_causes(gguf))
+        raise GGUFError(
+            f"{gguf.path} does not fit the architecture {gguf.architecture!r}"
+            f"{f' ({causes})' if causes else ''}: {listed(problems)}"
+        )
+
+
+def likely_causes(gguf) -> list[str]:
+    """Returns what is known to make files whose tensors do not fit, where it shows."""
+    names, causes = list(gguf.tensors), []
+    if any(re.fullmatch(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight", name) for name in names):
+        causes.append("its experts are stored one by one, as before April 2024: convert it again")
+    if any(name.startswith(("model.layers.", "transformer.h.")) for name in names):
+        causes.append("its tensors have the names of PyTorch: convert it with llama.cpp's script")
+    if any(name.endswith((".lora_a", ".lora_b")) for name in names):
+        causes.append("it has tensors of an adapter (LoRA): merge them into their model")
+    claimed = gguf.metadata.get(f"{gguf.architecture}.block_count")
+    found = 1 + max(map(_number_of_block, names), default=-1)
+    if found and claimed != found:
+        causes.append(f"block_count is {claimed}, the file has {found} blocks")
+    return causes
+
+
+def warn_of_left_out(gguf, layers: int) -> None:
+    """Warns of tensors that hold something of a model and are not loaded."""
+    predictors, blocks = _predictors(gguf, layers)
+    if predictors:
+        warnings.warn(
+            f"{gguf.path}: the {len(predictors)} tensors of {blocks - layers} blocks for"
+            " multi-token prediction are not loaded",
+            stacklevel=4,
+        )
+    besides = [name for name in gguf.tensors if name.startswith(tuple(_BESIDES))]
+    if besides:
+        what = dict.fromkeys(_BESIDES[name.partition(".")[0] + "."] for name in besides)
+        warnings.warn(
+            f"{gguf.path}: {len(besides)} tensors {' and '.join(what)} are not loaded: they change"
+            " no logits of a text",
+            stacklevel=4,
+        )
+
+
+def _find(tensors, name: str) -> TensorInfo | Joined | None:
+    """Returns the tensor of a name, or those that hold it together."""
+    if name in tensors:
+        return tensors[name]
+    layer, _, of_layer = name.rpartition(".attn_")
+    parts = [tensors.get(f"{layer}.{part}") for part in _JOINED.get(f"attn_{of_layer}", ())]
+    return _join(parts) if parts and None not in parts else None
+
+
+def _join(parts) -> Joined | None:
+    """Joins vectors of one type that is not quantised; None for others."""
+    shapes, types = [_without_ones(part.shape) for part in parts], {part.format for part in parts}
+    if any(len(shape) > 1 for shape in shapes) or len(types) > 1 or parts[0].format.is_quantized:
+        return None
+    return Joined(
+        tuple(parts),
+        shape=(sum(shape[0] for shape in shapes),),
+        format=parts[0].format,
+        offset=parts[0].offset,
+        nbytes=sum(part.nbytes for part in parts),
+    )
+
+
+def _not_claimed(gguf, layers: int) -> set[str]:
+    """Returns the tensors that no module claims and that may be there."""
+    besides = {
+        name
+        for name in gguf.tensors
+        if name.endswith(_CALIBRATION) or name.startswith(tuple(_BESIDES))
+    }
+    return _predictors(gguf, layers)[0] | besides | _CONFIG_TENSORS
+
+
+def _predictors(gguf, layers: int) -> tuple[set[str], int]:
+    """Returns the tensors of the blocks for multi-token prediction, and all blocks of the file."""
+    blocks: Any = gguf.metadata.get(f"{gguf.architecture}.block_count")
+    return {name for name in gguf.tensors if layers <= _number_of_block(name) < blocks}, blocks
+
+
+def _number_of_block(name: str) -> int:
+    """Returns N of a tensor "blk.N...", else -1."""
+    head, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    return int(number) if head == "blk" and number.isdecimal() and len(number) < 10 else -1
+
+
+def _file_shape(shape, attribute) -> tuple[int, ...]:
+    """Returns the stored shape: a kernel (..., in, out) lies in a file as (..., out, in)."""
+    return (
+        (*shape[:-2], *shape[:-3:-1]) if attribute == "kernel" and len(shape) > 1 else tuple(shape)
+    )
+
+
+def _without_ones(shape) -> tuple[int, ...]:
+    """Returns a shape without dimensions of 1, which change no order of numbers."""
+    return tuple(size for size in shape if size != 1) or (1,)
+
+
+def _is_weight(format: Format) -> bool:
+    return format.is_quantized or format.name in ("F32", "F16", "BF16")

@@ -1,6 +1,7 @@
 """Text: tokenizers from GGUF metadata, text as it is generated, chat templates."""
 
-from rocmforge_jax.text.chat import ChatTemplate, ChatTemplateError, chat_template_from_metadata
+from rocmforge_jax.text.chat import ChatTemplate, chat_template_from_metadata
+from rocmforge_jax.text.messages import ChatTemplateError
 from rocmforge_jax.text.stream import StopStrings, TextStream
 from rocmforge_jax.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_metadata
 

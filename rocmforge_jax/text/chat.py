@@ -2,14 +2,16 @@
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.continuation import continued, cut_at_end
+from rocmforge_jax.text.marks import MARK, looks_like_control, mark_all, marker
 from rocmforge_jax.text.messages import ChatTemplateError, plain, read_messages
 from rocmforge_jax.text.renderer import RENDERER, RenderError
-from rocmforge_jax.text.tokenizer import DEFAULT_IDS
+from rocmforge_jax.text.tokenizer import DEFAULT_IDS, Tokenizer
 
 TEMPLATE_LIMIT = 1 << 20  # characters; the longest template in use has about 30,000
 TIME_LIMIT = 2.0  # seconds; the slowest template in use takes milliseconds
@@ -72,9 +74,9 @@ class ChatTemplate:
         continue_final_message: bool | str = False,
         **kwargs,
     ) -> str:
-        """Renders messages as text.
+        """Renders messages as text, in which control tokens of messages look like the template's.
 
-        Encode it with `parse_special=True`.
+        `encode` keeps them apart. Encode the text with `parse_special=True`.
 
         Args:
             messages: [{"role": "user", "content": "..."}, ...] or objects with `model_dump`, as
@@ -93,15 +95,55 @@ class ChatTemplate:
         """
         return self._render(
             messages,
+            None,
             add_generation_prompt=add_generation_prompt,
             tools=tools,
             continue_final_message=continue_final_message,
             **kwargs,
         )
 
+    def encode(
+        self,
+        messages: Sequence[Any],
+        tokenizer: Tokenizer,
+        *,
+        parse_special_in_messages: bool = False,
+        **options,
+    ) -> list[int]:
+        """Renders messages and encodes the prompt.
+
+        Control tokens that are spelled in tools, in variables and in messages of others than the
+        assistant stay text, so that nobody's text can end a turn or begin one.
+
+        Args:
+            messages: as for `render`.
+            tokenizer: the tokenizer of the model.
+            parse_special_in_messages: whether to read control tokens wherever they are spelled.
+            options: the other arguments of `render`.
+
+        Raises:
+            ChatTemplateError: the template is missing, fails, or refuses the messages.
+        """
+        mark = None if parse_special_in_messages else marker(self._control_tokens(tokenizer))
+        text = self._render(messages, mark, **options)
+        return tokenizer.encode(text, add_special=True, parse_special=True, mark=mark and MARK)
+
+    def _control_tokens(self, tokenizer: Tokenizer) -> tuple[str, ...]:
+        """The tokens that could build turns: no white space, and no user-defined words."""
+        templates = "\0".join(filter(None, (self.text, *self.variants.values())))
+        return tuple(
+            token
+            for token, id in tokenizer.special.items()
+            if tokenizer.is_control(id)
+            or looks_like_control(token)
+            or (token in templates and not token.isspace())
+        )
+
     def _render(
         self,
         messages,
+        mark: Callable[[str], str] | None,
+        /,
         *,
         add_generation_prompt: bool | None = None,
         tools=None,
@@ -119,6 +161,9 @@ class ChatTemplate:
         template = self._chosen(tools)
         data = read_messages(messages, knows_developer="developer" in template)
         variables = {"tools": tools, **plain(kwargs)}
+        with _json_errors():
+            if mark:
+                data, variables = _marked(data, variables, mark)
         if continue_final_message:
             data, final = continued(data, continue_final_message, template)
         own = {"bos_token": self.bos_token, "eos_token": self.eos_token}
@@ -186,11 +231,22 @@ def _json_errors():
     try:
         yield
     except RenderError as error:
-        raise ChatTemplateError(str(error)) from None
+        raise ChatTemplateError(str(error).replace(MARK, "")) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ChatTemplateError(
             f"messages, tools and variables of a template are JSON data: {error}"
         ) from error
+
+
+def _marked(messages: list[dict], variables: dict, mark: Callable[[str], str]):
+    """Marks what is not the assistant's, and not the template's own tokens."""
+    # A surrogate in a text is refused here: it could be the mark.
+    json.dumps([messages, variables], ensure_ascii=False).encode()
+    own = ("bos_token", "eos_token")
+    return [
+        message if message["role"] == "assistant" else mark_all(message, mark)
+        for message in messages
+    ], {name: value if name in own else mark_all(value, mark) for name, value in variables.items()}
 
 
 def _token(metadata, name: str) -> str:

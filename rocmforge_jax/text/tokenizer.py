@@ -26,6 +26,7 @@ class Tokenizer:
     what `add_special` adds. add_space_prefix: whether encoding puts a space before a text and
     decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id, sep_id, pad_id, mask_id and
     fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the vocabulary has none.
+    special: text -> id of the control and user-defined tokens, longest first.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Tokenizer:
         self._special = by_length(
             vocabulary, TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN
         )
+        self.special = dict(self._special)
         self.vocab_size, self.stop_ids = len(vocabulary), vocabulary.stop_ids
         self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, codec.space_prefix
         id_of = vocabulary.ids.get
@@ -70,20 +72,29 @@ class Tokenizer:
         )
 
     def encode(
-        self, text: str, *, add_special: bool = False, parse_special: bool = False
+        self,
+        text: str,
+        *,
+        add_special: bool = False,
+        parse_special: bool = False,
+        mark: str | None = None,
     ) -> list[int]:
         """The token ids of `text`.
 
         add_special: add the tokens that the file asks for at the start (bos) and the end (eos),
         unless they are there already. parse_special: read control tokens written out in the text,
         as chat templates do; without it "<|im_end|>" is plain text. User-defined tokens are always
-        read. ValueError for a text that is not valid Unicode.
+        read. mark: a character to take out after the special tokens were read: inside one that is
+        spelled, it keeps that text. ValueError for a text that is not valid Unicode.
         """
         if not isinstance(text, str):
             raise TypeError(f"a text is a str, got {type(text).__name__}")
         # a lone surrogate is a UnicodeEncodeError here, a wrong TypeError in `tokenizers`
-        text.encode()
+        (text.replace(mark, "") if mark else text).encode()
         parts = split(text, self._special if parse_special else self._always_read)
+        if mark:
+            plain = (part.replace(mark, "") if isinstance(part, str) else part for part in parts)
+            parts = [part for part in plain if part != ""]
         encoded = self._codec.encode([part for part in parts if isinstance(part, str)])
         ids: list[int] = []
         for part in parts:

@@ -32,6 +32,7 @@ from rocmforge_jax.text import (
     Tokenizer,
     chat_template_from_metadata,
     tokenizer_from_metadata,
+    without_oldest_turn,
 )
 
 
@@ -195,6 +196,43 @@ class LanguageModel:
         )
         answers = self._complete([prompt], **options)
         return answers[0] if isinstance(answers, list) else answers
+
+    def fit_messages(
+        self,
+        messages: Sequence[Any],
+        *,
+        max_tokens: int | None = 256,
+        template: Mapping | None = None,
+        parse_special_in_messages: bool = False,
+    ) -> list[Any]:
+        """Drops the oldest turns of a conversation until an answer has room in the context.
+
+        A turn is a message of the user with all that follows it. What is before the first turn,
+        such as the system message, stays.
+
+        Args:
+            messages: the conversation.
+            max_tokens: the longest answer. At most a quarter of the context is kept free for it.
+            template: as in `chat`.
+            parse_special_in_messages: as in `chat`.
+
+        Returns:
+            The messages that are left. The last turn is always among them, even if it leaves less
+            room.
+
+        Raises:
+            ChatTemplateError: the file has no template, or it fails.
+        """
+        length = self.engine.context_length
+        room = max(1, min(length // 4, length if max_tokens is None else max_tokens))
+        kept = list(messages)
+        options = {"parse_special_in_messages": parse_special_in_messages}
+        while len(self._chat_ids(kept, template, **options)) + room > length:
+            shorter = without_oldest_turn(kept)
+            if len(shorter) == len(kept):
+                break
+            kept = shorter
+        return kept
 
     def _chat_ids(self, messages, template: Mapping | None, **options) -> list[int]:
         template = template or {}

@@ -191,6 +191,30 @@ def test_chat_names_the_nearest_keyword(chatty, given, near):
 
 
 @pytest.mark.core
+def test_messages_are_dropped_until_an_answer_fits(chatty):
+    system = {"role": "system", "content": "Be kind."}
+    turn = [
+        {"role": "user", "content": "word " * 60},
+        {"role": "assistant", "content": "yes " * 60},
+    ]
+    messages, length = [system, *turn * 9, turn[0]], chatty.engine.context_length
+    lengths = [
+        len(chatty.chat_template.encode([system, *turn * count, turn[0]], chatty.tokenizer))
+        for count in range(10)
+    ]
+    for room in (1, 7, length // 4, length, None):
+        free = min(room or length, length // 4)
+        count = max(count for count, tokens in enumerate(lengths) if tokens + free <= length)
+        fitting = chatty.fit_messages(messages, max_tokens=room)
+        assert fitting == [system, *turn * count, turn[0]] and count < 9
+    assert len(messages) == 20
+    long = [*turn, {"role": "user", "content": "word " * length}]
+    assert chatty.fit_messages(long) == long[2:]
+    with pytest.raises(ValueError, match=rf"has \d+ tokens, the context is {length}"):
+        chatty.chat(long[2:])
+
+
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("prompt", "options", "error", "message"),
     [

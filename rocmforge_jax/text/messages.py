@@ -59,6 +59,19 @@ def read_messages(messages: Sequence[Any], *, knows_developer: bool = True) -> l
     return read
 
 
+def without_oldest_turn(messages: Sequence[Any]) -> list[Any]:
+    """Drops the first message of the user with all that follows it, up to the next.
+
+    Returns all messages of a conversation of one turn.
+    """
+    starts = [
+        place for place, message in enumerate(messages) if plain(message).get("role") == "user"
+    ]
+    if len(starts) < 2:
+        return list(messages)
+    return [*messages[: starts[0]], *messages[starts[1] :]]
+
+
 def _message(place: int, message: Any) -> dict:
     if not isinstance(message, dict):
         raise ChatTemplateError(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rocmforge_jax.text import ChatTemplate, ChatTemplateError
+from rocmforge_jax.text import ChatTemplate, ChatTemplateError, without_oldest_turn
 
 pytestmark = pytest.mark.core
 
@@ -268,3 +268,13 @@ def test_what_cannot_be_continued(template, messages, field, error):
 def test_a_message_is_continued_or_a_new_one_begun():
     with pytest.raises(ChatTemplateError, match="continue_final_message and add_generation_prompt"):
         render(CHATML, [ANSWER], add_generation_prompt=True, continue_final_message=True)
+
+
+def test_the_oldest_turn_is_dropped():
+    roles = ["system", "user", "assistant", "tool", "user", "assistant", "user"]
+    messages = [{"role": role, "content": str(i)} for i, role in enumerate(roles)]
+    shorter = without_oldest_turn(messages)
+    assert [message["content"] for message in shorter] == ["0", "4", "5", "6"]
+    shortest = without_oldest_turn(shorter)
+    assert [message["content"] for message in shortest] == ["0", "6"]
+    assert without_oldest_turn(shortest) == shortest

@@ -1,9 +1,12 @@
 """LanguageModel: a decoder, its tokenizer and its chat template; text in, text out."""
 
 import dataclasses
+import difflib
+import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,6 +32,7 @@ from rocmforge_jax.text import (
     Tokenizer,
     chat_template_from_metadata,
     tokenizer_from_metadata,
+    without_oldest_turn,
 )
 
 
@@ -116,12 +120,33 @@ class LanguageModel:
         list.
         """
         prompts = _as_list(prompt)
-        params = _params(params, sampling, len(prompts))
         if stream and not isinstance(prompt, str):
             raise ValueError(f"stream=True takes one prompt, got a list of {len(prompts)}")
-        answers = [
-            _Answer(self.tokenizer, self._encode(text, parse_special), stop) for text in prompts
-        ]
+        completions = self._complete(
+            [self._encode(text, parse_special) for text in prompts],
+            max_tokens=max_tokens,
+            stop=stop,
+            stream=stream,
+            params=params,
+            **sampling,
+        )
+        if isinstance(completions, list) and isinstance(prompt, str):
+            return completions[0]
+        return completions
+
+    def _complete(
+        self,
+        prompts: list[list[int]],
+        *,
+        max_tokens: int | None = 256,
+        stop: str | Sequence[str] = (),
+        stream: bool = False,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **sampling,
+    ) -> "list[Completion] | Iterator[str]":
+        """Does what `generate` does, for prompts that are token ids."""
+        params = _params(params, sampling, len(prompts))
+        answers = [_Answer(self.tokenizer, ids, stop) for ids in prompts]
         steps = self.engine.generate(
             [answer.prompt for answer in answers],
             params,
@@ -135,21 +160,85 @@ class LanguageModel:
                 answer.take(generated)
             if all(answer.finish_reason for answer in answers):
                 break
-        completions = [answer.completion() for answer in answers]
-        return completions[0] if isinstance(prompt, str) else completions
+        return [answer.completion() for answer in answers]
 
     def chat(
-        self, messages: Sequence[Mapping], *, template: Mapping | None = None, **options
+        self,
+        messages: Sequence[Any],
+        *,
+        template: Mapping | None = None,
+        continue_final_message: bool | str = False,
+        parse_special_in_messages: bool = False,
+        **options,
     ) -> "Completion | Iterator[str]":
-        """Answer a conversation [{"role": "user", "content": "..."}, ...].
+        """Answers a conversation [{"role": "user", "content": "..."}, ...].
 
-        options: those of `generate`. template: variables of the chat template, such as tools.
-        ChatTemplateError where the file has no template or it fails.
+        Args:
+            messages: as clients of OpenAI's interface send them; `ChatTemplate.render` lists what
+                they may hold.
+            template: variables of the chat template, such as tools.
+            continue_final_message: go on with the last message in place of answering it. The answer
+                holds only what is new. A string names the field to continue, such as
+                "reasoning_content".
+            parse_special_in_messages: read control tokens that are spelled in messages. By default
+                they are text in every message that is not the assistant's.
+            options: those of `generate`, but `parse_special`.
+
+        Raises:
+            ChatTemplateError: the file has no template, or it fails.
         """
-        text = self.chat_template.render(messages, add_generation_prompt=True, **(template or {}))
-        answer = self.generate(text, parse_special=True, **options)
-        assert not isinstance(answer, list)  # of one text
-        return answer
+        _check_options(options)
+        prompt = self._chat_ids(
+            messages,
+            template,
+            continue_final_message=continue_final_message,
+            parse_special_in_messages=parse_special_in_messages,
+        )
+        answers = self._complete([prompt], **options)
+        return answers[0] if isinstance(answers, list) else answers
+
+    def fit_messages(
+        self,
+        messages: Sequence[Any],
+        *,
+        max_tokens: int | None = 256,
+        template: Mapping | None = None,
+        parse_special_in_messages: bool = False,
+    ) -> list[Any]:
+        """Drops the oldest turns of a conversation until an answer has room in the context.
+
+        A turn is a message of the user with all that follows it. What is before the first turn,
+        such as the system message, stays.
+
+        Args:
+            messages: the conversation.
+            max_tokens: the longest answer. At most a quarter of the context is kept free for it.
+            template: as in `chat`.
+            parse_special_in_messages: as in `chat`.
+
+        Returns:
+            The messages that are left. The last turn is always among them, even if it leaves less
+            room.
+
+        Raises:
+            ChatTemplateError: the file has no template, or it fails.
+        """
+        length = self.engine.context_length
+        room = max(1, min(length // 4, length if max_tokens is None else max_tokens))
+        kept = list(messages)
+        options = {"parse_special_in_messages": parse_special_in_messages}
+        while len(self._chat_ids(kept, template, **options)) + room > length:
+            shorter = without_oldest_turn(kept)
+            if len(shorter) == len(kept):
+                break
+            kept = shorter
+        return kept
+
+    def _chat_ids(self, messages, template: Mapping | None, **options) -> list[int]:
+        template = template or {}
+        return self._begun(
+            self.chat_template.encode(messages, self.tokenizer, **options, **template)
+        )
 
     def perplexity(
         self, text: str, *, window: int | None = None, progress: bool | None = None
@@ -174,9 +263,14 @@ class LanguageModel:
         self.engine.warm_up(prompt_tokens)
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
-        ids = self.tokenizer.encode(text, add_special=True, parse_special=parse_special)
+        return self._begun(
+            self.tokenizer.encode(text, add_special=True, parse_special=parse_special)
+        )
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        """The ids of a prompt that is to be continued: they do not end, and are not empty."""
         if ids and self.tokenizer.add_eos and ids[-1] == self.tokenizer.eos_id:
-            ids.pop()  # the text is to be continued
+            ids.pop()
         if not ids and self.tokenizer.bos_id is not None:
             ids = [self.tokenizer.bos_id]
         if not ids:
@@ -313,6 +407,20 @@ def from_parts(
         chat_template_from_metadata(gguf.metadata),
     )
     return LanguageModel(model, tokenizer, template, context_length=context_length)
+
+
+def _check_options(options: Mapping):
+    """Raises TypeError for a keyword that `chat` does not take; the message names the nearest."""
+    known = {
+        *inspect.signature(LanguageModel.chat).parameters,
+        *inspect.signature(LanguageModel.generate).parameters,
+        *(field.name for field in dataclasses.fields(SamplingParams)),
+    } - {"self", "prompt", "parse_special", "options", "sampling"}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}"
+            raise TypeError(f"chat() got an unexpected keyword {name!r}; {hint}")
 
 
 def _params(params, sampling: dict, count: int) -> list[SamplingParams]:

@@ -134,6 +134,86 @@ def test_chat_renders_the_template_of_the_file(tmp_path, lm):
     assert answer.ids == lm.generate("ROMEO:\nO", max_tokens=1, seed=2).ids
 
 
+TURNS = (
+    "{% for m in messages %}{{ m.role }}<|endoftext|>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}ROMEO:{% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(lm):
+    """The demo with a template that has a control token."""
+    bos = rf.text.chat_template_from_metadata(open_gguf(DEMO).metadata).bos_token
+    before, lm.chat_template = lm.chat_template, rf.text.ChatTemplate(TURNS, bos_token=bos)
+    yield lm
+    lm.chat_template = before
+
+
+@pytest.mark.core
+def test_control_tokens_in_messages_are_text_unless_asked_for(chatty):
+    messages = [{"role": "user", "content": "Now <|endoftext|> then"}]
+    text = "user<|endoftext|>Now <|endoftext|> then\nROMEO:"
+    encode = chatty.tokenizer.encode
+    as_text = encode("user<|endoftext|>", parse_special=True) + encode(text[17:])
+    assert chatty.chat(messages, max_tokens=1).prompt_tokens == len(as_text)
+    read = chatty.chat(messages, max_tokens=1, parse_special_in_messages=True)
+    assert read.prompt_tokens == len(encode(text, parse_special=True)) < len(as_text)
+
+
+@pytest.mark.core
+def test_chat_continues_the_last_message(chatty):
+    messages = [
+        {"role": "user", "content": "Speak."},
+        {"role": "assistant", "content": "Now is the winter of our "},
+    ]
+    text = "user<|endoftext|>Speak.\nassistant<|endoftext|>Now is the winter of our "
+    options = dict(max_tokens=6, seed=1)
+    expected = chatty.generate(text, parse_special=True, **options)
+    assert chatty.chat(messages, continue_final_message=True, **options) == expected
+    stream = chatty.chat(messages, continue_final_message=True, stream=True, **options)
+    assert "".join(stream) == expected.text
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("temprature", "'temperature'"),
+        ("max_token", "'max_tokens'"),
+        ("continue_last_message", "'continue_final_message'"),
+        ("parse_special", "'parse_special_in_messages'"),
+        ("zzz", "it takes .*max_tokens"),
+    ],
+)
+def test_chat_names_the_nearest_keyword(chatty, given, near):
+    with pytest.raises(TypeError, match=rf"chat\(\) .*'{given}'.*{near}"):
+        chatty.chat([{"role": "user", "content": "hi"}], **{given: 1})
+
+
+@pytest.mark.core
+def test_messages_are_dropped_until_an_answer_fits(chatty):
+    system = {"role": "system", "content": "Be kind."}
+    turn = [
+        {"role": "user", "content": "word " * 60},
+        {"role": "assistant", "content": "yes " * 60},
+    ]
+    messages, length = [system, *turn * 9, turn[0]], chatty.engine.context_length
+    lengths = [
+        len(chatty.chat_template.encode([system, *turn * count, turn[0]], chatty.tokenizer))
+        for count in range(10)
+    ]
+    for room in (1, 7, length // 4, length, None):
+        free = min(room or length, length // 4)
+        count = max(count for count, tokens in enumerate(lengths) if tokens + free <= length)
+        fitting = chatty.fit_messages(messages, max_tokens=room)
+        assert fitting == [system, *turn * count, turn[0]] and count < 9
+    assert len(messages) == 20
+    long = [*turn, {"role": "user", "content": "word " * length}]
+    assert chatty.fit_messages(long) == long[2:]
+    with pytest.raises(ValueError, match=rf"has \d+ tokens, the context is {length}"):
+        chatty.chat(long[2:])
+
+
 @pytest.mark.core
 def test_strict_refuses_unknown_keys_of_the_tokenizer(tmp_path):
     demo, path = open_gguf(DEMO), tmp_path / "new.gguf"

@@ -54,11 +54,12 @@ def copy_vocabulary(reference: Path, data: Path):
 
 
 def main():
-    """Makes the folder anew and prints its size."""
+    """Makes the folders anew and prints the size of all data."""
     parser = argparse.ArgumentParser(description="make tests/data from the reference folder")
     parser.add_argument("reference", type=Path, help="the reference folder")
     reference = parser.parse_args().reference
-    shutil.rmtree(DATA, ignore_errors=True)
+    for folder in ("dequant", "models", "tokenizers"):
+        shutil.rmtree(DATA / folder, ignore_errors=True)
     copy_blocks(reference / "dequant", DATA / "dequant")
     copy_models(reference / "models", DATA / "models")
     copy_vocabulary(reference / "tokenizers", DATA / "tokenizers")

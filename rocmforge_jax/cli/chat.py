@@ -15,6 +15,11 @@ def add_arguments(parser):
         help="a GGUF file, or owner/repository/file.gguf of the hub",
     )
     parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="a Jinja template in place of the model's own",
+    )
     common.add_generation_arguments(parser)
 
 
@@ -22,20 +27,80 @@ def run(options):
     common.prepare_jax(options.model)
     generation = common.generation_options(options)
     import rocmforge_jax
-    from rocmforge_jax.gguf import open_gguf
     from rocmforge_jax.locate import resolve
 
     path = resolve(options.model)
-    if "tokenizer.chat_template" not in open_gguf(path).metadata:
-        raise common.UsageError(
-            f"{path} has no chat template (tokenizer.chat_template): it continues texts, use"
-            " `generate`"
-        )
-    lm = rocmforge_jax.load(path)
     messages = [{"role": "system", "content": options.system}] if options.system else []
+    template = _template(path, options.chat_template, messages)
+    lm = rocmforge_jax.load(path)
+    lm.chat_template = template
     for text in _questions():
-        messages.append({"role": "user", "content": text})
-        messages.append({"role": "assistant", "content": _answer(lm, messages, generation)})
+        messages = _turn(lm, messages, text, generation)
+
+
+def _template(path, file: str | None, messages):
+    """The template of the model or of a file, tried before the model is loaded."""
+    from rocmforge_jax.gguf import open_gguf
+    from rocmforge_jax.text import ChatTemplateError, chat_template_from_metadata
+
+    metadata = dict(open_gguf(path).metadata)
+    with common.usage_errors():
+        if file is not None:
+            metadata["tokenizer.chat_template"] = common.read_text(file)
+        template = chat_template_from_metadata(metadata)
+    if template.text is None:
+        raise _unusable(f"{file or path} has no chat template (tokenizer.chat_template)")
+    try:
+        template.render([*messages, {"role": "user", "content": "hi"}])
+    except ChatTemplateError as error:
+        raise _unusable(f"{file or path}: {error}") from error
+    return template
+
+
+def _unusable(what: str) -> common.UsageError:
+    return common.UsageError(
+        f"{what}: give a template with --chat-template FILE, or continue texts with `generate`"
+    )
+
+
+def _turn(lm, messages: list, text: str, generation: dict) -> list:
+    """Answers a line of the user; returns the conversation, without turns that have no room.
+
+    A line that cannot be answered is an error of its own, which leaves the conversation as it was.
+    """
+    from rocmforge_jax.text import ChatTemplateError
+
+    asked, pieces = [*messages, {"role": "user", "content": text}], []
+    try:
+        kept = lm.fit_messages(asked, max_tokens=generation["max_tokens"])
+        stream = lm.chat(kept, stream=True, **generation)
+        _say_dropped(asked, kept)
+        asked = kept
+        for piece in stream:
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+    except KeyboardInterrupt:  # ends the answer where it is
+        pass
+    except ChatTemplateError as error:
+        raise _unusable(str(error)) from error
+    except ValueError as error:
+        _say(f"error: {error}")
+        return messages
+    print(flush=True)
+    return [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+
+def _say_dropped(before: list, after: list):
+    turns = sum(message["role"] == "user" for message in before) - sum(
+        message["role"] == "user" for message in after
+    )
+    if turns:
+        what = "the oldest turn" if turns == 1 else f"the {turns} oldest turns"
+        _say(f"the context is full: dropped {what} of the conversation")
+
+
+def _say(text: str):
+    print(f"rocmforge-jax: {text}", file=sys.stderr)
 
 
 def _questions():
@@ -56,18 +121,3 @@ def _questions():
             return
         if line.strip():
             yield line.strip()
-
-
-def _answer(lm, messages, generation) -> str:
-    """Print an answer as it comes; Ctrl-C ends it where it is."""
-    pieces = []
-    try:
-        with common.usage_errors():
-            stream = lm.chat(messages, stream=True, **generation)
-        for piece in stream:
-            print(piece, end="", flush=True)
-            pieces.append(piece)
-    except KeyboardInterrupt:
-        pass
-    print(flush=True)
-    return "".join(pieces)

@@ -1,6 +1,7 @@
 """Text: tokenizers from GGUF metadata, text as it is generated, chat templates."""
 
-from rocmforge_jax.text.chat import ChatTemplate, ChatTemplateError, chat_template_from_metadata
+from rocmforge_jax.text.chat import ChatTemplate, chat_template_from_metadata
+from rocmforge_jax.text.messages import ChatTemplateError, without_oldest_turn
 from rocmforge_jax.text.stream import StopStrings, TextStream
 from rocmforge_jax.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_metadata
 
@@ -13,4 +14,5 @@ __all__ = [
     "chat_template_from_metadata",
     "load_tokenizer",
     "tokenizer_from_metadata",
+    "without_oldest_turn",
 ]

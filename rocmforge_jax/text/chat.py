@@ -1,42 +1,61 @@
 """Chat templates: messages to the prompt that a model was trained on."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rocmforge_jax.text import metadata as meta
+from rocmforge_jax.text.continuation import continued, cut_at_end
+from rocmforge_jax.text.marks import MARK, looks_like_control, mark_all, marker
+from rocmforge_jax.text.messages import ChatTemplateError, plain, read_messages
 from rocmforge_jax.text.renderer import RENDERER, RenderError
-from rocmforge_jax.text.tokenizer import DEFAULT_IDS
+from rocmforge_jax.text.tokenizer import DEFAULT_IDS, Tokenizer
 
 TEMPLATE_LIMIT = 1 << 20  # characters; the longest template in use has about 30,000
 TIME_LIMIT = 2.0  # seconds; the slowest template in use takes milliseconds
-
-
-class ChatTemplateError(ValueError):
-    """A template that is missing, wrong, refuses its messages or exceeds its bounds.
-
-    Or messages that are none.
-    """
+_DEFAULT = "default"  # Hugging Face's name for the template that is not named
+_KEY = "tokenizer.chat_template"
 
 
 class ChatTemplate:
-    """A Jinja template of Hugging Face's kind.
+    """A Jinja template of Hugging Face's kind, or several with names.
 
     It is run in a process of its own with bounds on time, memory and output.
     """
 
     def __init__(
         self,
-        text: str | None,
+        text: str | Mapping[str, str] | Sequence[Mapping[str, str]] | None,
         *,
         bos_token: str = "",
         eos_token: str = "",
         time_limit: float = TIME_LIMIT,
     ):
-        if text is not None and len(text) > TEMPLATE_LIMIT:
-            raise ChatTemplateError(
-                f"the chat template has {len(text)} characters, the limit is {TEMPLATE_LIMIT}"
-            )
-        self.text = text
+        """Takes the text of a template, None or a blank text for none.
+
+        Args:
+            text: a template; or several, as {name: template} or as Hugging Face's list of
+                {"name": ..., "template": ...}. "tool_use" renders messages with tools and "default"
+                all others.
+            bos_token: a variable of the template.
+            eos_token: a variable of the template.
+            time_limit: most seconds of one rendering.
+        """
+        texts = {
+            name: template
+            for name, template in _by_name(text).items()
+            if template is not None and template.strip()
+        }
+        for template in texts.values():
+            if len(template) > TEMPLATE_LIMIT:
+                raise ChatTemplateError(
+                    f"the chat template has {len(template)} characters, the limit is"
+                    f" {TEMPLATE_LIMIT}"
+                )
+        self.text = texts.pop(_DEFAULT, None)
+        self.variants = texts
         self.bos_token, self.eos_token, self.time_limit = bos_token, eos_token, time_limit
 
     def __repr__(self) -> str:
@@ -48,68 +67,186 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        messages: Sequence[Any],
+        add_generation_prompt: bool | None = None,
+        tools: Sequence[Any] | None = None,
+        *,
+        continue_final_message: bool | str = False,
         **kwargs,
     ) -> str:
-        """The prompt for `messages`, [{"role": "user", "content": "..."}, ...].
+        """Renders messages as text, in which control tokens of messages look like the template's.
 
-        Encode it with `parse_special=True`.
+        `encode` keeps them apart. Encode the text with `parse_special=True`.
 
-        add_generation_prompt: end with the start of the assistant's answer. tools: JSON schemas of
-        functions. kwargs: further variables that the template knows, such as `enable_thinking`.
-        ChatTemplateError with the reason where it fails.
+        Args:
+            messages: [{"role": "user", "content": "..."}, ...] or objects with `model_dump`, as
+                clients of OpenAI's interface send them. A content is a text, a list of parts
+                {"type": "text", "text": ...}, or None beside tool calls. Arguments of tool calls
+                are objects or JSON text.
+            add_generation_prompt: whether to end with the start of the assistant's answer. Default:
+                yes, unless the final message is to be continued.
+            tools: JSON schemas of functions.
+            continue_final_message: whether to end within the last message, for the model to go on
+                with it; or the field to continue, such as "reasoning_content".
+            kwargs: further variables that the template knows, such as `enable_thinking`.
+
+        Raises:
+            ChatTemplateError: the template is missing, fails, or refuses the messages.
         """
-        if self.text is None:
-            raise ChatTemplateError(
-                "the file has no chat template (tokenizer.chat_template): make one with"
-                " ChatTemplate(text)"
-            )
-        variables = {
-            "messages": _checked(messages),
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
+        return self._render(
+            messages,
+            None,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            continue_final_message=continue_final_message,
             **kwargs,
-        }
-        try:
-            return RENDERER.render(self.text, variables, self.time_limit)
-        except RenderError as error:
-            raise ChatTemplateError(str(error)) from None
-        except (TypeError, ValueError, RecursionError) as error:
+        )
+
+    def encode(
+        self,
+        messages: Sequence[Any],
+        tokenizer: Tokenizer,
+        *,
+        parse_special_in_messages: bool = False,
+        **options,
+    ) -> list[int]:
+        """Renders messages and encodes the prompt.
+
+        Control tokens that are spelled in tools, in variables and in messages of others than the
+        assistant stay text, so that nobody's text can end a turn or begin one.
+
+        Args:
+            messages: as for `render`.
+            tokenizer: the tokenizer of the model.
+            parse_special_in_messages: whether to read control tokens wherever they are spelled.
+            options: the other arguments of `render`.
+
+        Raises:
+            ChatTemplateError: the template is missing, fails, or refuses the messages.
+        """
+        mark = None if parse_special_in_messages else marker(self._control_tokens(tokenizer))
+        text = self._render(messages, mark, **options)
+        return tokenizer.encode(text, add_special=True, parse_special=True, mark=mark and MARK)
+
+    def _control_tokens(self, tokenizer: Tokenizer) -> tuple[str, ...]:
+        """The tokens that could build turns: no white space, and no user-defined words."""
+        templates = "\0".join(filter(None, (self.text, *self.variants.values())))
+        return tuple(
+            token
+            for token, id in tokenizer.special.items()
+            if tokenizer.is_control(id)
+            or looks_like_control(token)
+            or (token in templates and not token.isspace())
+        )
+
+    def _render(
+        self,
+        messages,
+        mark: Callable[[str], str] | None,
+        /,
+        *,
+        add_generation_prompt: bool | None = None,
+        tools=None,
+        continue_final_message: bool | str = False,
+        **kwargs,
+    ) -> str:
+        if add_generation_prompt and continue_final_message:
             raise ChatTemplateError(
-                f"messages, tools and variables of a template are JSON data: {error}"
-            ) from error
+                "continue_final_message and add_generation_prompt are not compatible: one goes on"
+                " with the last message, the other begins a new one"
+            )
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
+        tools, final = plain(tools) or None, ""
+        template = self._chosen(tools)
+        data = read_messages(messages, knows_developer="developer" in template)
+        variables = {"tools": tools, **plain(kwargs)}
+        with _json_errors():
+            if mark:
+                data, variables = _marked(data, variables, mark)
+        if continue_final_message:
+            data, final = continued(data, continue_final_message, template)
+        own = {"bos_token": self.bos_token, "eos_token": self.eos_token}
+        given = {"messages": data, "add_generation_prompt": add_generation_prompt}
+        with _json_errors():
+            rendered = RENDERER.render(template, own | variables | given, self.time_limit)
+        return cut_at_end(rendered, final) if continue_final_message else rendered
+
+    def _chosen(self, tools) -> str:
+        """The template for messages with or without tools, as transformers chooses it."""
+        text = self.variants.get("tool_use", self.text) if tools else self.text
+        if text is not None:
+            return text
+        if self.variants:
+            raise ChatTemplateError(
+                f"the chat templates are named {sorted(self.variants)} and none is the default:"
+                " choose one with chat_template_from_metadata(metadata, name)"
+            )
+        raise ChatTemplateError(
+            f"the file has no chat template ({_KEY}): make one with ChatTemplate(text)"
+        )
 
 
 def chat_template_from_metadata(
     metadata: Mapping[str, Any], name: str | None = None
 ) -> ChatTemplate:
-    """Reads the chat template of a GGUF file.
+    """Reads the chat templates of a GGUF file.
 
     A file without a template gives one that refuses to render.
 
     Args:
         metadata: the file's keys and values.
-        name: a variant, `tokenizer.chat_template.NAME`; often "tool_use".
+        name: the only one to use, `tokenizer.chat_template.NAME`. Default: all of them, so that
+            "tool_use" renders messages with tools.
 
     Raises:
         ChatTemplateError: the variant is unknown; the message names the known ones.
     """
-    key = "tokenizer.chat_template" + (f".{name}" if name else "")
-    if name and key not in metadata:
-        known = sorted(
-            key.removeprefix("tokenizer.chat_template.")
-            for key in metadata
-            if key.startswith("tokenizer.chat_template.")
-        )
+    make = functools.partial(
+        ChatTemplate, bos_token=_token(metadata, "bos"), eos_token=_token(metadata, "eos")
+    )
+    keys = {key.removeprefix(f"{_KEY}."): key for key in metadata if key.startswith(f"{_KEY}.")}
+    if name and name not in keys:
         raise ChatTemplateError(
-            f"the file has no chat template named {name!r}, its variants are {known}"
+            f"the file has no chat template named {name!r}, its variants are {sorted(keys)}"
         )
-    text = meta.string(metadata, key) if key in metadata else None
-    return ChatTemplate(text, bos_token=_token(metadata, "bos"), eos_token=_token(metadata, "eos"))
+    if name:
+        return make(meta.string(metadata, keys[name]))
+    if _KEY in metadata:
+        keys[_DEFAULT] = _KEY
+    return make({name: meta.string(metadata, key) for name, key in keys.items()})
+
+
+def _by_name(text) -> dict[str, str | None]:
+    if text is None or isinstance(text, str):
+        return {_DEFAULT: text}
+    if isinstance(text, Mapping):
+        return dict(text)
+    return {template["name"]: template["template"] for template in text}
+
+
+@contextlib.contextmanager
+def _json_errors():
+    """Turns errors of the renderer, and of data that it cannot get, into ChatTemplateError."""
+    try:
+        yield
+    except RenderError as error:
+        raise ChatTemplateError(str(error).replace(MARK, "")) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChatTemplateError(
+            f"messages, tools and variables of a template are JSON data: {error}"
+        ) from error
+
+
+def _marked(messages: list[dict], variables: dict, mark: Callable[[str], str]):
+    """Marks what is not the assistant's, and not the template's own tokens."""
+    # A surrogate in a text is refused here: it could be the mark.
+    json.dumps([messages, variables], ensure_ascii=False).encode()
+    own = ("bos_token", "eos_token")
+    return [
+        message if message["role"] == "assistant" else mark_all(message, mark)
+        for message in messages
+    ], {name: value if name in own else mark_all(value, mark) for name, value in variables.items()}
 
 
 def _token(metadata, name: str) -> str:
@@ -121,30 +258,3 @@ def _token(metadata, name: str) -> str:
         id = DEFAULT_IDS.get(meta.string(metadata, "tokenizer.ggml.model", ""), {}).get(name)
     token = tokens[id] if id is not None and id < len(tokens) else ""
     return token if isinstance(token, str) else ""
-
-
-def _checked(messages) -> list[dict]:
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise ChatTemplateError(
-            f"messages are a list of {{'role': ..., 'content': ...}}, got {type(messages).__name__}"
-        )
-    for place, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise ChatTemplateError(
-                f"message {place} is {type(message).__name__}, expected a dict with 'role' and"
-                " 'content'"
-            )
-        if not isinstance(message.get("role"), str):
-            raise ChatTemplateError(
-                f"message {place} has no 'role' (a string), only {sorted(map(str, message))}"
-            )
-        if "content" not in message and "tool_calls" not in message:
-            raise ChatTemplateError(
-                f"message {place} has no 'content', only {sorted(map(str, message))}"
-            )
-        if not isinstance(message.get("content"), (str, list, type(None))):
-            raise ChatTemplateError(
-                f"the content of message {place} is {type(message['content']).__name__}, expected a"
-                " string or a list"
-            )
-    return [dict(message) for message in messages]

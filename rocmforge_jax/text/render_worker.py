@@ -1,6 +1,6 @@
 """The program that renders chat templates, run as a process of its own by `renderer.py`.
 
-It imports nothing of the package.
+It imports nothing of the package but `contents`.
 
 A request is one line of JSON on stdin, {"template", "variables"}; a reply one line on stdout,
 {"text"} or {"error", "spent"}. The environment is the one that templates are written for: that of
@@ -9,12 +9,20 @@ A request is one line of JSON on stdin, {"template", "variables"}; a reply one l
 
 import json
 import sys
+from pathlib import Path
+from types import ModuleType
 
 if __name__ == "__main__":
     # Started with -I -S, so the only import paths are those that the parent passes.
     sys.path[:] = json.loads(sys.argv[1])
+    # Packages without their own code, which would import `tokenizers` and NumPy.
+    for name, place in (("rocmforge_jax", 1), ("rocmforge_jax.text", 0)):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(Path(__file__).resolve().parents[place])]
 
 import functools
+import re
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from datetime import datetime
 
 import jinja2
@@ -22,6 +30,8 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rocmforge_jax.text.contents import Parts, WrongForm, in_any_form
 
 MEMORY_LIMIT = 512 << 20  # bytes of address space
 OUTPUT_LIMIT = 16 << 20  # characters
@@ -60,16 +70,44 @@ def strftime_now(form):
 
 
 def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    """Writes JSON; unlike Jinja's filter, it does not escape HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    """Writes JSON; unlike Jinja's filter, it does not escape HTML, and it takes generators."""
+    if isinstance(value, Parts):  # where a list is not expected, JSON is the way out
+        raise WrongForm
+    text = json.dumps(
+        value,
+        ensure_ascii=False,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+        default=as_list,
     )
+    if not ensure_ascii:
+        return text
+    # Lone surrogates are the caller's marks, which have to stay single characters.
+    return re.sub(r"[^\x00-\x7e\ud800-\udfff]", lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def as_list(value):
+    """The items of a generator or a view, which JSON lacks."""
+    if isinstance(value, Iterator | KeysView | ValuesView | ItemsView):
+        return list(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, but a template may change lists that it made, as those of Kimi K2 do."""
+
+    def is_safe_attribute(self, obj, attr, value):
+        """Whether a template may use an attribute."""
+        if type(obj) is list and attr in ("append", "pop"):
+            return True
+        return super().is_safe_attribute(obj, attr, value)
 
 
 @functools.lru_cache(maxsize=8)
 def compiled(template: str) -> jinja2.Template:
     """Compiles a template in the sandbox."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
     )
     environment.filters["tojson"] = to_json
@@ -78,6 +116,11 @@ def compiled(template: str) -> jinja2.Template:
 
 
 def rendered(template: str, variables: dict) -> str:
+    """Renders a template, with contents of messages in the first form that it can read."""
+    return in_any_form(template, variables, functools.partial(generated, template))
+
+
+def generated(template: str, variables: dict) -> str:
     """Renders a template; refuses a text that becomes too long."""
     pieces, length = [], 0
     for piece in compiled(template).generate(variables):

@@ -26,6 +26,7 @@ class Tokenizer:
     what `add_special` adds. add_space_prefix: whether encoding puts a space before a text and
     decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id, sep_id, pad_id, mask_id and
     fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the vocabulary has none.
+    special: text -> id of the control and user-defined tokens, longest first.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Tokenizer:
         self._types = vocabulary.types.tolist()
         self._always_read = [token for token in special if token.type == TokenType.USER_DEFINED]
         self._special = special
+        self.special = {token.text: token.id for token in special}
         self.vocab_size, self.stop_ids = len(vocabulary), vocabulary.stop_ids
         self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, codec.space_prefix
         id_of = vocabulary.ids.get
@@ -75,6 +77,7 @@ class Tokenizer:
         add_special: bool = False,
         parse_special: bool = False,
         strict: bool = False,
+        mark: str | None = None,
     ) -> list[int]:
         """Returns the token ids of a text.
 
@@ -84,6 +87,8 @@ class Tokenizer:
                 end (eos), unless they are there already.
             parse_special: Whether to read control tokens written out in the text, as chat templates
                 do. Without it "<|im_end|>" is plain text. User-defined tokens are always read.
+            mark: A character to take out after the special tokens were read: inside one that is
+                spelled, it keeps that text.
             strict: Whether to refuse a text with bytes that the vocabulary lacks, instead of
                 leaving them out with a warning.
 
@@ -93,8 +98,11 @@ class Tokenizer:
         if not isinstance(text, str):
             raise TypeError(f"a text is a str, got {type(text).__name__}")
         # a lone surrogate is a UnicodeEncodeError here, a wrong TypeError in `tokenizers`
-        text.encode()
+        (text.replace(mark, "") if mark else text).encode()
         parts = split(text, self._special if parse_special else self._always_read)
+        if mark:
+            plain = (part.replace(mark, "") if isinstance(part, str) else part for part in parts)
+            parts = [part for part in plain if part != ""]
         encoded, lacking = self._codec.encode([part for part in parts if isinstance(part, str)])
         _report_lacking(lacking, strict)
         texts = iter(encoded)

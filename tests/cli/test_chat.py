@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+import rocmforge_jax as rf
+from rocmforge_jax.gguf import open_gguf, write_gguf
+
 
 @pytest.fixture
 def says(monkeypatch):
@@ -25,6 +28,9 @@ class Scripted:
 
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
+
+    def fit_messages(self, messages, **_):
+        return messages
 
     def chat(self, messages, **_):
         self.asked.append([message["content"] for message in messages])
@@ -111,12 +117,94 @@ def test_stdin_that_is_no_text_is_refused(run, scripted, says, with_chat_templat
     assert (ran.code, ran.out) == (2, "") and "can't decode byte 0xff" in ran.err
 
 
-def test_a_conversation_that_fills_the_context_is_refused_with_both_numbers(
+@pytest.fixture
+def with_template(with_chat_template, tmp_path):
+    """The model with another chat template: path."""
+
+    def make(template):
+        file = open_gguf(with_chat_template)
+        path = tmp_path / "other.gguf"
+        tensors = {tensor.name: (tensor.format, tensor.data) for tensor in file.tensors.values()}
+        write_gguf(path, dict(file.metadata) | {"tokenizer.chat_template": template}, tensors)
+        return path
+
+    return make
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "template, error",
+    [
+        ("\n\n{% if %}", "line 3 of the template"),
+        ("{{ raise_exception('no thanks') }}", "no thanks"),
+        ("  \n", "has no chat template"),
+    ],
+)
+def test_a_template_that_fails_is_one_line_with_a_remedy(run, with_template, template, error):
+    """Before the model is loaded."""
+    path = with_template(template)
+    ran = run("chat", "--model", path)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert all(words in ran.err for words in (str(path), error, "--chat-template", "`generate`"))
+
+
+@pytest.mark.core
+def test_a_template_that_refuses_a_later_turn(run, scripted, says, with_chat_template):
+    scripted(["one"], [rf.ChatTemplateError("roles must alternate")])
+    says("hi\nhi\n")
+    ran = run("chat", "--model", with_chat_template)
+    assert (ran.code, ran.out) == (2, "one\n")
+    assert "roles must alternate" in ran.err and "--chat-template" in ran.err
+
+
+@pytest.mark.core
+def test_a_template_of_a_file(run, scripted, says, tmp_path):
+    model = scripted(["yes"])
+    (tmp_path / "chat.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    says("hi\n")
+    ran = run("chat", "--model", "demo", "--chat-template", tmp_path / "chat.jinja")
+    assert ran == (0, "yes\n", "")
+    assert model.chat_template.render([{"role": "user", "content": "hi"}]) == "<|endoftext|>hi"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("content, error", [(None, "No such file"), (b"\xff", "not UTF-8")])
+def test_a_template_file_that_cannot_be_read(run, tmp_path, content, error):
+    path = tmp_path / "chat.jinja"
+    if content is not None:
+        path.write_bytes(content)
+    ran = run("chat", "--model", "demo", "--chat-template", path)
+    assert (ran.code, ran.out) == (2, "") and str(path) in ran.err and error in ran.err
+
+
+def test_a_line_that_alone_fills_the_context_is_an_error_of_its_own(
     run, loaded, says, with_chat_template
 ):
-    says("word " * 600 + "\n")
-    ran = run("chat", "--model", with_chat_template)
-    assert (ran.code, ran.out) == (
-        2,
-        "",
-    ) and f"the context is {loaded.engine.context_length}" in ran.err
+    says("Who art thou?\n" + "word " * 600 + "\nAnd I?\n")
+    ran = run("chat", "--model", with_chat_template, "--max-tokens", 5)
+    messages = [{"role": "user", "content": "Who art thou?"}]
+    first = loaded.chat(messages, max_tokens=5).text
+    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "And I?"}]
+    second = loaded.chat(messages, max_tokens=5).text
+    assert (ran.code, ran.out) == (0, f"{first}\n{second}\n")
+    assert ran.err.count("\n") == 1 and f"context is {loaded.engine.context_length}" in ran.err
+
+
+def test_a_full_context_drops_the_oldest_turns(run, loaded, says, with_chat_template):
+    """Once said for each time, and the system message stays."""
+    length = loaded.engine.context_length
+    line = "word " * (length // 4)
+    says(f"{line}\n" * 5)
+    ran = run("chat", "--model", with_chat_template, "--system", "Be kind.", "--max-tokens", 3)
+    assert ran.code == 0
+    messages, answers, drops = [{"role": "system", "content": "Be kind."}], [], 0
+    for _ in range(5):
+        messages.append({"role": "user", "content": line.strip()})
+        before = len(messages)
+        while len(loaded.tokenizer.encode(loaded.chat_template.render(messages))) + 3 > length:
+            del messages[1:3]
+        drops += len(messages) < before
+        answers.append(loaded.chat(messages, max_tokens=3).text)
+        messages.append({"role": "assistant", "content": answers[-1]})
+    assert ran.out == "".join(f"{answer}\n" for answer in answers)
+    assert drops > 1 and ran.err.count("dropped") == ran.err.count("\n") == drops

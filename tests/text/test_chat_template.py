@@ -63,7 +63,13 @@ def test_a_conversation():
         ),
         ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(1) }}{{ f(x=2) }}", "[1][2]"),
         ("{{ 'a-b'.split('-')[1].strip() ~ 'c' | upper }}", "bC"),
-        ("", ""),
+        (
+            "{{ {'é': '\x7f<🦙>'} | tojson(ensure_ascii=true) }}",
+            r'{"\u00e9": "\u007f<\ud83e\udd99>"}',
+        ),
+        ("{{ messages | map(attribute='role') | tojson }}", '["user"]'),  # a generator
+        ("{{ {'a': 1}.values() | tojson }}{{ {'a': 1}.items() | tojson }}", '[1][["a", 1]]'),
+        ("{% set x = [1] %}{% set _ = x.append(2) %}{{ x.pop(0) }}{{ x }}", "1[2]"),
     ],
 )
 def test_what_templates_use(template, text):
@@ -143,7 +149,7 @@ def test_the_messages_stay_as_they_were():
             "the content of message 0 is int, expected a string or a list",
         ),
         (
-            [{"role": "user", "content": [{1, 2}]}],
+            [{"role": "user", "content": "hi", "name": {1, 2}}],
             "are JSON data: Object of type set is not JSON serializable",
         ),
     ],
@@ -176,8 +182,18 @@ def test_a_template_that_fails_says_why(template, error):
         render(template)
 
 
-def test_a_file_without_a_template_says_so_when_it_is_used(byte_level):
-    template = chat_template_from_metadata(byte_level())
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"tokenizer.chat_template": ""},
+        {"tokenizer.chat_template": " \n"},
+        {"tokenizer.chat_template.tool_use": "\t"},
+    ],
+)
+def test_a_file_without_a_template_says_so_when_it_is_used(byte_level, keys):
+    """A blank one is none."""
+    template = chat_template_from_metadata(byte_level() | keys)
     assert template.text is None
     with pytest.raises(
         ChatTemplateError,
@@ -227,12 +243,46 @@ def test_a_template_may_stand_alone():
     )
 
 
+VARIANTS = {"default": "plain", "tool_use": "tools", "rag": "documents"}
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        ChatTemplate(VARIANTS),
+        ChatTemplate([{"name": name, "template": text} for name, text in VARIANTS.items()]),
+        chat_template_from_metadata(
+            {f"tokenizer.chat_template.{name}": text for name, text in VARIANTS.items()}
+            | {"tokenizer.chat_template": "plain", "tokenizer.chat_template.default": "older"}
+        ),
+        chat_template_from_metadata(
+            {f"tokenizer.chat_template.{name}": text for name, text in VARIANTS.items()}
+        ),
+    ],
+)
+def test_tools_choose_a_template(template):
+    """As transformers does."""
+    assert template.render(HI) == template.render(HI, tools=[]) == "plain"
+    assert template.render(HI, tools=TOOLS) == "tools"
+
+
+def test_tools_without_a_template_for_them():
+    assert ChatTemplate({"default": "plain", "tool_use": " "}).render(HI, tools=TOOLS) == "plain"
+
+
+def test_templates_without_a_default():
+    template = chat_template_from_metadata({"tokenizer.chat_template.tool_use": "tools"})
+    assert template.render(HI, tools=TOOLS) == "tools"
+    with pytest.raises(ChatTemplateError, match=r"\['tool_use'\]"):
+        template.render(HI)
+
+
 def test_a_variant_by_its_name(byte_level):
     metadata = byte_level() | {
         "tokenizer.chat_template": "plain",
         "tokenizer.chat_template.tool_use": "tools",
     }
-    assert chat_template_from_metadata(metadata).render(HI) == "plain"
     assert chat_template_from_metadata(metadata, "tool_use").render(HI) == "tools"
     with pytest.raises(
         ChatTemplateError, match=r"no chat template named 'rag', its variants are \['tool_use'\]"

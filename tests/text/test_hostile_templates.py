@@ -116,6 +116,8 @@ def test_great_output_and_depth_are_refused(template, error):
         "self._TemplateReference__context.environment",
         "'{0.__class__.__mro__}'.format(messages)",
         "messages.append(1)",
+        "messages.pop()",
+        "(messages | list).append.__self__.x",
         "messages[0].update(role='system')",
         "messages[0].pop('role')",
         "request.application.__globals__",

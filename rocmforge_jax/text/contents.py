@@ -1,0 +1,170 @@
+"""Gives a chat template the contents of messages in the form that it reads.
+
+Clients send a content as text, as a list of parts, or as null, and the arguments of a tool call as
+JSON text. A template is written for some of these forms, and shows which by what it does with them.
+The renderer's process runs this module, which imports nothing but the standard library.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+_ASKS_FOR_NONE = re.compile(r"""content["'\]]*\s+is\s+(not\s+)?none""")
+
+
+class WrongForm(Exception):
+    """The template reads a content that is text as a list of parts, or parts as text."""
+
+
+class Text(str):
+    """A content that is text. A template that loops over it wants a list of parts."""
+
+    def __iter__(self):
+        return _refused_loop()
+
+
+def _refused_loop():
+    """Raises at the first step of a loop: the test `iterable` only asks for the iterator."""
+    yield from ()
+    raise WrongForm
+
+
+class Parts(list):
+    """A content that is a list of parts. A template that prints or joins it wants text.
+
+    is_read: whether the template looked at a part.
+    """
+
+    def __init__(self, parts):
+        super().__init__(parts)
+        self.is_read = not parts
+
+    def __iter__(self):
+        self.is_read = True
+        yield from super().__iter__()
+
+    def __getitem__(self, place):
+        self.is_read = True
+        return super().__getitem__(place)
+
+    def __contains__(self, item):
+        _refuse_text(item)
+        return super().__contains__(item)
+
+    def __add__(self, right):
+        _refuse_text(right)
+        return super().__add__(right)
+
+    def __radd__(self, left):
+        _refuse_text(left)
+        return NotImplemented
+
+    def __repr__(self):
+        raise WrongForm
+
+
+def _refuse_text(operand):
+    if isinstance(operand, str):
+        raise WrongForm
+
+
+class Arguments(dict):
+    """The arguments of a tool call: an object that prints and joins as its JSON text.
+
+    Some templates read the object, others the text.
+    """
+
+    def __init__(self, arguments: dict | str):
+        is_text = isinstance(arguments, str)
+        super().__init__(json.loads(arguments) if is_text else arguments)
+        self._text = arguments if is_text else json.dumps(arguments, ensure_ascii=False)
+
+    def __repr__(self):
+        return self._text
+
+    def __add__(self, right):
+        return self._text + right
+
+    def __radd__(self, left):
+        return left + self._text
+
+
+class Given(list):
+    """A list of the caller's, which a template may not change."""
+
+
+def in_any_form(template: str, variables: dict, render: Callable[[dict], str]) -> str:
+    """Renders with the first form of contents that the template can read.
+
+    Args:
+        template: the template's text.
+        variables: its variables; contents of "messages" are text, a list of parts, or None.
+        render: renders variables.
+    """
+    variables = _given(variables)
+    messages = [_with_arguments(message) for message in variables.get("messages", ())]
+    failure, unread, is_wrong = None, None, False
+    for form, null in _forms(template, [message["content"] for message in messages]):
+        if form == "parts" and not is_wrong:
+            break
+        contents = [_in_form(message["content"], form, null) for message in messages]
+        try:
+            text = render(variables | {"messages": _with_contents(messages, contents)})
+        except WrongForm:
+            is_wrong = True
+        except MemoryError:
+            raise
+        except Exception as error:
+            failure = failure or error
+        else:
+            if all(content.is_read for content in contents if isinstance(content, Parts)):
+                return text
+            unread = text if unread is None else unread
+    if unread is not None:
+        return unread
+    if failure is not None:
+        raise failure
+    return render(variables | {"messages": Given(messages)})
+
+
+def _given(value: Any) -> Any:
+    """The caller's data with lists that cannot be changed."""
+    if isinstance(value, dict):
+        return {key: _given(item) for key, item in value.items()}
+    return Given(map(_given, value)) if isinstance(value, list) else value
+
+
+def _with_arguments(message: dict) -> dict:
+    if "tool_calls" not in message:
+        return message
+    return message | {"tool_calls": Given(map(_call, message["tool_calls"]))}
+
+
+def _call(call: dict) -> dict:
+    if isinstance(call.get("function"), dict):
+        return call | {"function": _call(call["function"])}
+    return call | {"arguments": Arguments(call["arguments"])} if "arguments" in call else call
+
+
+def _with_contents(messages: list[dict], contents: list) -> Given:
+    return Given(message | {"content": content} for message, content in zip(messages, contents))
+
+
+def _forms(template: str, contents: list) -> list[tuple[str, str | None]]:
+    """The forms to try in turn, and what stands for a content of None in each.
+
+    That is "", as in llama.cpp, except for a template that asks for none.
+    """
+    asks = None in contents and _ASKS_FOR_NONE.search(template)
+    has_parts = any(isinstance(content, list) for content in contents)
+    names = ("given", "text", "parts") if has_parts else ("given", "parts")
+    return [(name, null) for name in names for null in ((None, "") if asks else ("",))]
+
+
+def _in_form(content: str | list | None, form: str, null: str | None):
+    if content is None:
+        return null
+    if isinstance(content, str):
+        return Parts([{"type": "text", "text": content}]) if form == "parts" else Text(content)
+    return Text("\n".join(part["text"] for part in content)) if form == "text" else Parts(content)

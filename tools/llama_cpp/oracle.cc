@@ -1,0 +1,153 @@
+// llama.cpp's answers for tests: greedy texts, logits, ids and rendered chat templates, in JSON.
+//
+//   oracle MODEL greedy N    stdin: {"prompts": [text, ...]}
+//   oracle MODEL logits      stdin: {"ids": [...], "rows": [...], "step": false}
+//   oracle MODEL ids         stdin: {"texts": [...], "add_special": false, "parse_special": false}
+//   oracle MODEL template    stdin: {"conversations": [[{"role": ..., "content": ...}, ...], ...]}
+//
+// The KV cache is float32 and flash attention is off. Give it weights in F32: on a quantised file
+// llama.cpp rounds activations to 8 bits and is no reference. `build.sh` compiles it.
+#include <cstdio>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "chat.h"
+#include "llama.h"
+
+using json = nlohmann::ordered_json;
+using tokens = std::vector<llama_token>;
+
+static tokens tokenize(const llama_vocab * vocab, const std::string & text, bool add_special, bool parse_special) {
+    tokens ids(text.size() + 16);
+    const int count = llama_tokenize(vocab, text.data(), text.size(), ids.data(), ids.size(), add_special, parse_special);
+    if (count < 0) throw std::runtime_error("llama_tokenize failed");
+    ids.resize(count);
+    return ids;
+}
+
+struct Context {
+    llama_context * it;
+
+    Context(llama_model * model, int length) {
+        auto params = llama_context_default_params();
+        params.n_ctx = params.n_batch = params.n_ubatch = length;
+        params.type_k = params.type_v = GGML_TYPE_F32;
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        it = llama_init_from_model(model, params);
+        if (!it) throw std::runtime_error("no context");
+    }
+
+    ~Context() { llama_free(it); }
+
+    // Decodes ids that come after `first` others. Logits of all of them are kept.
+    void decode(const tokens & ids, int first) {
+        llama_batch batch = llama_batch_init(ids.size(), 0, 1);
+        batch.n_tokens = ids.size();
+        for (int i = 0; i < batch.n_tokens; i++) {
+            batch.token[i] = ids[i];
+            batch.pos[i] = first + i;
+            batch.n_seq_id[i] = 1;
+            batch.seq_id[i][0] = 0;
+            batch.logits[i] = 1;
+        }
+        const int status = llama_decode(it, batch);
+        llama_batch_free(batch);
+        if (status) throw std::runtime_error("llama_decode failed with " + std::to_string(status));
+    }
+};
+
+static llama_token likeliest(const float * logits, int vocabulary) {
+    llama_token best = 0;
+    for (int i = 1; i < vocabulary; i++) {
+        if (logits[i] > logits[best]) best = i;
+    }
+    return best;
+}
+
+static json greedy(llama_model * model, const json & asked, int count) {
+    const auto * vocab = llama_model_get_vocab(model);
+    const int vocabulary = llama_vocab_n_tokens(vocab);
+    json answers = json::array();
+    for (const auto & prompt : asked.at("prompts")) {
+        const tokens ids = tokenize(vocab, prompt.get<std::string>(), true, true);
+        Context context(model, ids.size() + count);
+        context.decode(ids, 0);
+        tokens drawn;
+        int row = ids.size() - 1;
+        while ((int) drawn.size() < count) {
+            const llama_token next = likeliest(llama_get_logits_ith(context.it, row), vocabulary);
+            if (llama_vocab_is_eog(vocab, next)) break;
+            drawn.push_back(next);
+            context.decode({next}, ids.size() + drawn.size() - 1);
+            row = 0;
+        }
+        answers.push_back({{"prompt", prompt}, {"ids", ids}, {"greedy", drawn}});
+    }
+    return answers;
+}
+
+static json logits(llama_model * model, const json & asked) {
+    const auto ids = asked.at("ids").get<tokens>();
+    const int vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    const bool step = asked.value("step", false);
+    Context context(model, ids.size());
+    if (!step) context.decode(ids, 0);
+    json rows = json::array();
+    int next = 0;
+    for (const int row : asked.at("rows")) {
+        for (; step && next <= row; next++) context.decode({ids[next]}, next);
+        const float * found = llama_get_logits_ith(context.it, step ? 0 : row);
+        rows.push_back(std::vector<float>(found, found + vocabulary));
+    }
+    return rows;
+}
+
+static json ids(llama_model * model, const json & asked) {
+    json found = json::array();
+    for (const auto & text : asked.at("texts")) {
+        found.push_back(tokenize(
+            llama_model_get_vocab(model),
+            text.get<std::string>(),
+            asked.value("add_special", false),
+            asked.value("parse_special", false)));
+    }
+    return found;
+}
+
+static json rendered(llama_model * model, const json & asked) {
+    const auto templates = common_chat_templates_init(model, "");
+    json found = json::array();
+    for (const auto & conversation : asked.at("conversations")) {
+        common_chat_templates_inputs inputs;
+        inputs.messages = common_chat_msgs_parse_oaicompat(common_json::parse(conversation.dump()));
+        found.push_back(common_chat_templates_apply(templates.get(), inputs).prompt);
+    }
+    return found;
+}
+
+int main(int argc, char ** argv) try {
+    if (argc < 3) throw std::runtime_error("oracle MODEL greedy|logits|ids|template [N]");
+    const std::string what = argv[2];
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    llama_backend_init();
+    auto params = llama_model_default_params();
+    params.vocab_only = what == "ids" || what == "template";
+    llama_model * model = llama_model_load_from_file(argv[1], params);
+    if (!model) throw std::runtime_error(std::string("llama.cpp does not load ") + argv[1]);
+    const json asked = json::parse(std::cin);
+    json answer;
+    if (what == "greedy") answer = greedy(model, asked, argc > 3 ? std::stoi(argv[3]) : 64);
+    else if (what == "logits") answer = logits(model, asked);
+    else if (what == "ids") answer = ids(model, asked);
+    else if (what == "template") answer = rendered(model, asked);
+    else throw std::runtime_error("unknown: " + what);
+    std::cout << answer.dump() << std::endl;
+    llama_model_free(model);
+    return 0;
+} catch (const std::exception & error) {
+    std::fprintf(stderr, "oracle: %s\n", error.what());
+    return 1;
+}

@@ -4,13 +4,14 @@ from rocmforge_jax.models.architectures import ARCHITECTURES, Architecture, read
 from rocmforge_jax.models.claims import tensor_name
 from rocmforge_jax.models.config import DecoderConfig, LayerConfig
 from rocmforge_jax.models.decoder import Decoder, param_count
-from rocmforge_jax.models.feed_forward import Gated, Mixture
+from rocmforge_jax.models.feed_forward import Gated, GatedAndMixture, Mixture
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.load import default_dtype, file_problems, load_decoder
 from rocmforge_jax.models.make import Norms
 from rocmforge_jax.models.mixers import Attention, ShortConvolution, Temperature
 from rocmforge_jax.models.parts import Tokens
+from rocmforge_jax.models.per_layer_input import PerLayerInput
 from rocmforge_jax.models.plan import MemoryPlan, plan_memory
 from rocmforge_jax.models.report import KernelReport, kernel_report
 
@@ -21,12 +22,14 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Gated",
+    "GatedAndMixture",
     "KernelReport",
     "Layer",
     "LayerConfig",
     "MemoryPlan",
     "Mixture",
     "Norms",
+    "PerLayerInput",
     "ShortConvolution",
     "Temperature",
     "Tokens",

@@ -11,6 +11,8 @@ from flax import nnx
 from rocmforge_jax.formats import Format
 from rocmforge_jax.gguf import GGUFError, TensorInfo
 from rocmforge_jax.gguf.errors import listed
+from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.feed_forward import ROUTER_NORM
 from rocmforge_jax.nn import Embedding, Experts, Linear
 
 #: What a variable's last name is called in a file.
@@ -21,6 +23,8 @@ _SUFFIX = {
     "bias": "bias",
     "output_scale": "scale",
 }
+#: The end of a variable's name in a file, where the rule above does not give it.
+_NAMES = {f"{ROUTER_NORM}.weight": "ffn_gate_inp.scale"}
 #: Tensors that the configuration has already read.
 _CONFIG_TENSORS = {
     "rope_freqs.weight",
@@ -94,7 +98,11 @@ def tensor_name(path: tuple) -> str:
     The path ("blk", 0, "attn_q", "kernel") gives "blk.0.attn_q.weight". A variable that files do
     not have, say of an adapter, keeps its own name.
     """
-    return ".".join(map(str, (*path[:-1], _SUFFIX.get(path[-1], path[-1]))))
+    name = ".".join(map(str, (*path[:-1], _SUFFIX.get(path[-1], path[-1]))))
+    for end, of_file in _NAMES.items():
+        if name.endswith(f".{end}"):
+            return name.removesuffix(end) + of_file
+    return name
 
 
 def claim(decoder, gguf) -> tuple[list[Claim], list[str]]:
@@ -119,7 +127,7 @@ def claim(decoder, gguf) -> tuple[list[Claim], list[str]]:
                 )
             else:
                 claims.append(Claim(module, attribute, tensor, shape))
-    left = gguf.tensors.keys() - names - _not_claimed(gguf, len(decoder.config.layers))
+    left = gguf.tensors.keys() - names - _not_claimed(gguf, decoder.config)
     problems += [f"{name} is not part of the architecture" for name in gguf.tensors if name in left]
     return sorted(claims, key=lambda claim: claim.tensor.offset), problems
 
@@ -192,14 +200,17 @@ def _join(parts) -> Joined | None:
     )
 
 
-def _not_claimed(gguf, layers: int) -> set[str]:
+def _not_claimed(gguf, config: DecoderConfig) -> set[str]:
     """Returns the tensors that no module claims and that may be there."""
+    unused = {
+        f"blk.{i}.{name}.weight" for i, layer in enumerate(config.layers) for name in layer.unused
+    }
     besides = {
         name
         for name in gguf.tensors
         if name.endswith(_CALIBRATION) or name.startswith(tuple(_BESIDES))
     }
-    return _predictors(gguf, layers)[0] | besides | _CONFIG_TENSORS
+    return _predictors(gguf, len(config.layers))[0] | besides | unused | _CONFIG_TENSORS
 
 
 def _predictors(gguf, layers: int) -> tuple[set[str], int]:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from rocmforge_jax.models.make import Norms, check_epsilon
 from rocmforge_jax.models.parts import FeedForward, Mixer
+from rocmforge_jax.models.per_layer_input import PerLayerInput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,9 @@ class LayerConfig:
         parallel: Whether the feed-forward reads what the mixer reads, not what it gives.
         biases: Names of the submodules that have a bias.
         output_scales: Names of the submodules whose product is multiplied by a factor.
+        per_layer_input: How the layer reads its own input beside the residual stream, or None.
+        output_factor: Whether a learned number multiplies the result (layer_output_scale).
+        unused: Names of submodules whose tensors a file may have and the layer does not.
     """
 
     mixer: Mixer | None
@@ -28,6 +32,9 @@ class LayerConfig:
     parallel: bool = False
     biases: frozenset[str] = frozenset()
     output_scales: frozenset[str] = frozenset()
+    per_layer_input: PerLayerInput | None = None
+    output_factor: bool = False
+    unused: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +80,15 @@ class DecoderConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_epsilon(self.norm_epsilon)
+        _check_sources(self.layers)
+        if len(self.input_widths - {0}) > 1:
+            raise ValueError(f"inputs of layers differ in their width: {sorted(self.input_widths)}")
+
+    @property
+    def input_widths(self) -> frozenset[int]:
+        """The widths of the layers' own inputs, 0 for a layer without one."""
+        inputs = [layer.per_layer_input for layer in self.layers]
+        return frozenset(0 if one is None else one.width for one in inputs)
 
     @classmethod
     def uniform(
@@ -100,3 +116,24 @@ class DecoderConfig:
         kinds = dict(kind=sizes.get("norm_kind", "rms")) | (norms or {})
         layer = LayerConfig(mixer, feed_forward, Norms(norm_epsilon, **kinds), biases=biases)
         return cls((layer,) * layers, norm_epsilon=norm_epsilon, **sizes)
+
+
+def _check_sources(layers: tuple[LayerConfig, ...]) -> None:
+    """Raises ValueError unless layers without keys and values attend to layers that lend theirs."""
+    for i, layer in enumerate(layers):
+        source = layer.mixer and layer.mixer.source
+        if source is None:
+            continue
+        lender: Any = layers[source].mixer if source < i else None
+        if not getattr(lender, "lends", False):
+            raise ValueError(
+                f"layer {i} attends to the keys and values of layer {source}: that must be an"
+                " earlier layer that lends them"
+            )
+        borrower: Any = layer.mixer
+        found, needed = ((one.kv_heads, one.head_width, one.window) for one in (lender, borrower))
+        if found != needed:
+            raise ValueError(
+                f"layer {i} needs KV heads, head width and window of {needed}, layer {source} has"
+                f" {found}"
+            )

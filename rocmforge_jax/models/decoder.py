@@ -16,6 +16,7 @@ from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.make import make_norm
 from rocmforge_jax.models.parts import Tokens
+from rocmforge_jax.models.per_layer_input import embedding_modules, per_layer_inputs
 from rocmforge_jax.nn import (
     Cache,
     Embedding,
@@ -65,10 +66,20 @@ class Decoder(nnx.Module):
             Layer(layer, config.width, numerics=numerics, rngs=rngs) for layer in config.layers
         ]
         self.blk = nnx.List(layers)
+        self._make_input_modules(rngs)
         has_bias = config.output_norm in config.biases
         norm = make_norm(config.norm_kind, config.width, config.norm_epsilon, has_bias)
         setattr(self, config.output_norm, norm)
         self.output = self._make_head(rngs)
+
+    def _make_input_modules(self, rngs) -> None:
+        """Makes what computes the layers' own inputs, where layers have some."""
+        config = self.config
+        if width := max(config.input_widths):
+            sizes = config.vocabulary, config.width, (len(config.layers), width)
+            made = embedding_modules(*sizes, config.norm_epsilon, self.numerics, rngs)
+            for name, module in made.items():
+                setattr(self, name, module)
 
     def _make_head(self, rngs) -> Linear | None:
         """Makes the head, None where it is the transposed embedding."""
@@ -124,9 +135,11 @@ class Decoder(nnx.Module):
         starts_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.lengths_B
         if positions_BT is None:
             positions_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
-        x_BTD, states = self._layers(
-            self._embed(tokens_BT), Tokens(positions_BT, starts_B, lengths_B), cache
-        )
+        x_BTD, tokens = self._embed(tokens_BT), Tokens(positions_BT, starts_B, lengths_B)
+        inputs: Any = [None] * len(self.blk)
+        if width := max(self.config.input_widths):
+            inputs = per_layer_inputs(self, tokens_BT, x_BTD, width)
+        x_BTD, states = self._layers(x_BTD, inputs, tokens, cache)
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)
         if last_only:
             x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
@@ -140,17 +153,19 @@ class Decoder(nnx.Module):
             return self.token_embd(tokens_BT, dtype)
         return (self.token_embd(tokens_BT, jnp.float32) * jnp.float32(scale)).astype(dtype)
 
-    def _layers(self, x_BTD, tokens: Tokens, cache: Cache | None):
+    def _layers(self, x_BTD, inputs, tokens: Tokens, cache: Cache | None):
         """Applies all layers -> the residual stream, and the new states."""
         states: list[Any] = []
         # One table for all layers that rotate alike, and none for those that do not rotate.
         tables: dict[Any, Any] = {None: None}
         old = cache.layers if cache else [None] * len(self.blk)
-        for layer, config, state in zip(self.blk, self.config.layers, old):
+        for i, (layer, config) in enumerate(zip(self.blk, self.config.layers)):
             rope: Any = config.mixer and config.mixer.rope
+            source = config.mixer and config.mixer.source
+            state = old[i] if source is None else states[source]
             if rope not in tables:
                 tables[rope] = rope_table(tokens.positions_BT, rope)
-            of_layer = dataclasses.replace(tokens, rope=tables[rope])
+            of_layer = dataclasses.replace(tokens, rope=tables[rope], inputs_BTP=inputs[i])
             x_BTD, state = shared_trace(layer, x_BTD, of_layer, state)
             states.append(state)
         return x_BTD, states

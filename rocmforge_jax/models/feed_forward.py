@@ -19,7 +19,11 @@ from rocmforge_jax.nn import (
     gated,
     mixture,
     products,
+    scaled_norm,
 )
+
+#: The submodule of the router's norm.
+ROUTER_NORM = "ffn_gate_inp_norm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +132,19 @@ class Mixture:
         made["ffn_down_shexp"] = make.linear("ffn_down_shexp", self.shared_hidden, make.width)
         return made
 
-    def __call__(self, layer, x_BTD, norm):
-        """Computes the sum of the chosen experts [B, T, D]."""
+    def __call__(self, layer, x_BTD, norm, router_norm=None):
+        """Computes the sum of the chosen experts [B, T, D].
+
+        router_norm: The norm before the router, where it is not that of the experts.
+        """
         x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
         bias = layer.exp_probs_b.bias.get_value() if self.selection_bias else None
         weights, experts = choose_experts(
-            x_TD, layer.ffn_gate_inp, self.routing, selection_bias_E=bias, norm=norm
+            x_TD,
+            layer.ffn_gate_inp,
+            self.routing,
+            selection_bias_E=bias,
+            norm=router_norm or norm,
         )
         *gates, up = (getattr(layer, name) for name in self._first_stacks())
         out_TD = mixture(
@@ -164,3 +175,38 @@ class Mixture:
     def workspace(self, tokens: int) -> int:
         """Counts the hidden units of the chosen experts."""
         return tokens * (self.routing.used * self.hidden + self.shared_hidden)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedAndMixture:
+    """The sum of a gated feed-forward and a mixture of experts, each with norms of its own.
+
+    The norm before the feed-forward is that of `gated`. The mixture has pre_ffw_norm_2, and the
+    router a norm whose scale the file calls ffn_gate_inp.scale. post_ffw_norm_1 and post_ffw_norm_2
+    come after the two.
+
+    Attributes:
+        gated: The feed-forward of every token.
+        mixture: The experts.
+    """
+
+    gated: Gated
+    mixture: Mixture
+    output = None
+
+    def modules(self, make: Make) -> Mapping[str, nnx.Module]:
+        """Makes the submodules of both, and the norms."""
+        names = ("post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2", ROUTER_NORM)
+        norms = {name: make.norm(name, make.width) for name in names}
+        return {**self.gated.modules(make), **self.mixture.modules(make), **norms}
+
+    def __call__(self, layer, x_BTD, norm):
+        """Computes the sum [B, T, D]."""
+        (dense_BTD,) = products(self.gated(layer, x_BTD, norm), [layer.ffn_down])
+        router_norm = scaled_norm(getattr(layer, ROUTER_NORM), x_BTD.shape[-1] ** -0.5)
+        mixed_BTD = self.mixture(layer, x_BTD, layer.pre_ffw_norm_2, router_norm)
+        return layer.post_ffw_norm_1(dense_BTD) + layer.post_ffw_norm_2(mixed_BTD)
+
+    def workspace(self, tokens: int) -> int:
+        """Counts those of both."""
+        return self.gated.workspace(tokens) + self.mixture.workspace(tokens)

@@ -3,13 +3,14 @@
 import operator
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.models.config import LayerConfig
 from rocmforge_jax.models.make import Make
 from rocmforge_jax.models.parts import Tokens
-from rocmforge_jax.nn import State, products
+from rocmforge_jax.nn import State, Vector, products
 
 
 class Layer(nnx.Module):
@@ -28,11 +29,13 @@ class Layer(nnx.Module):
     ):
         self.config, self.numerics = config, numerics
         make = Make(config.norms, config.biases, config.output_scales, width, numerics, rngs)
-        for part in (config.mixer, config.feed_forward):
+        for part in (config.mixer, config.feed_forward, config.per_layer_input):
             for name, module in ({} if part is None else part.modules(make)).items():
                 setattr(self, name, module)
         for name in config.norms.names:
             setattr(self, name, make.norm(name, width))
+        if config.output_factor:
+            self.layer_output_scale = Vector(1)
 
     def __call__(self, x_BTD, tokens: Tokens, state: State | None = None):
         """Computes the layer.
@@ -54,6 +57,11 @@ class Layer(nnx.Module):
             read_BTD = before_BTD if self.config.parallel else x_BTD
             y = feed_forward(self, read_BTD, self._find(norms.before_feed_forward))
             x_BTD = self._add(x_BTD, y, feed_forward.output, norms.after_feed_forward)
+        if self.config.per_layer_input is not None:
+            x_BTD = x_BTD + self.config.per_layer_input(self, x_BTD, tokens.inputs_BTP)
+        if self.config.output_factor:
+            factor = self.layer_output_scale.kernel.get_value().astype(jnp.float32)
+            x_BTD = (x_BTD.astype(jnp.float32) * factor[None, None]).astype(x_BTD.dtype)
         return x_BTD, state
 
     def _add(self, x_BTD, y, output: str | None, norm_name: str | None):

@@ -22,12 +22,14 @@ class Tokens:
         starts_B: int32, the tokens that the state holds already.
         lengths_B: int32, how many of the T tokens are real; the rest is padding. None: all.
         rope: The `rope_table` of the layer's rotary embedding. None: the layer makes it.
+        inputs_BTP: The layer's input beside the residual stream, for a `PerLayerInput`.
     """
 
     positions_BT: jax.Array
     starts_B: jax.Array
     lengths_B: jax.Array | None = None
     rope: tuple[jax.Array, jax.Array] | None = None
+    inputs_BTP: jax.Array | None = None
 
     @classmethod
     def first(cls, batch: int, count: int) -> "Tokens":
@@ -52,6 +54,11 @@ class Mixer(Protocol):
         """The rotary embedding, whose table layers share, or None."""
         ...
 
+    @property
+    def source(self) -> int | None:
+        """The number of an earlier layer whose new state the mixer reads, or None."""
+        ...
+
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
         """Makes the submodules of a layer, by their names in the file."""
         ...
@@ -69,7 +76,8 @@ class Mixer(Protocol):
             norm: The norm before the mixer, or None. It is not applied yet: `nn.products` fuses it
                 with the projections.
             tokens: Positions and lengths.
-            state: Of the tokens before, or None: then these tokens are the whole text.
+            state: Of the tokens before, or None: then these tokens are the whole text. With a
+                source, the new state of that layer.
         """
         ...
 

@@ -17,7 +17,7 @@ from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
-from rocmforge_jax.nn.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
+from rocmforge_jax.nn.norm import LayerNorm, RMSNorm, layer_norm, rms_norm, scaled_norm
 from rocmforge_jax.nn.products import Activated, Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
@@ -76,6 +76,7 @@ __all__ = [
     "only_shapes",
     "products",
     "rms_norm",
+    "scaled_norm",
     "rope_table",
     "route",
     "shared_trace",

@@ -90,6 +90,15 @@ class LayerNorm(nnx.Module):
         return layer_norm(x, self.scale.get_value(), bias, self.epsilon)
 
 
+def scaled_norm(norm: RMSNorm, factor: float) -> RMSNorm:
+    """Returns a norm with a learned scale whose results are those of `norm` times a factor."""
+    assert norm.scale is not None
+    scale = norm.scale.get_value().astype(jnp.float32)
+    made = RMSNorm(scale.shape[0], epsilon=norm.epsilon)
+    made.scale = nnx.Param(scale * jnp.float32(factor))
+    return made
+
+
 def is_fusable(norm) -> bool:
     """Returns whether kernels compute a norm: an RMSNorm with a scale, and no subclass of it."""
     return type(norm) is RMSNorm and norm.scale is not None

@@ -3,7 +3,11 @@
 It reads the weights of a Decoder by the names of the file and shares no code with the package.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
+
+GELU = SimpleNamespace(name="gelu")
 
 
 def weight(module):
@@ -66,26 +70,41 @@ def rotate(x_BTNH, positions, rope):
     return y
 
 
-def attention(mixer, layer, x, kind, epsilon):
+def attention(mixer, layer, x, kind, epsilon, kept):
+    """kept: keys and values of the layers before; those of this one are appended."""
     B, T, _ = x.shape
     N, K, H = mixer.heads, mixer.kv_heads, mixer.head_width
     positions, gate = np.arange(T), None
     if mixer.fused_qkv:
         q, k, v = np.split(linear(layer.attn_qkv, x), [N * H, (N + K) * H], axis=-1)
     else:
-        q, k, v = (linear(part, x) for part in (layer.attn_q, layer.attn_k, layer.attn_v))
+        q = linear(layer.attn_q, x)
+        k = v = None
+        if mixer.source is None:
+            k = linear(layer.attn_k, x)
+            v = k if mixer.v_from_k else linear(layer.attn_v, x)
     if mixer.gate == "query":
         q = q.reshape(B, T, N, 2 * H)
         q, gate = q[..., :H].reshape(B, T, -1), q[..., H:]
     elif mixer.gate:
         gate = linear(layer.attn_gate, x).reshape(B, T, N, -1)
-    if mixer.qk_norm == "width":
-        q, k = norm(layer.attn_q_norm, q, kind, epsilon), norm(layer.attn_k_norm, k, kind, epsilon)
-    q, k, v = (a.reshape(B, T, -1, H) for a in (q, k, v))
-    if mixer.qk_norm == "head":
-        q, k = norm(layer.attn_q_norm, q, kind, epsilon), norm(layer.attn_k_norm, k, kind, epsilon)
-    v = rms(v, epsilon) if mixer.v_norm else v
-    q, k = rotate(q, positions, mixer.rope), rotate(k, positions, mixer.rope)
+
+    def of_heads(heads, name):
+        """Norms and rotates queries or keys."""
+        if mixer.qk_norm == "width":
+            heads = norm(getattr(layer, name), heads, kind, epsilon)
+        heads = heads.reshape(B, T, -1, H)
+        if mixer.qk_norm == "head":
+            heads = norm(getattr(layer, name), heads, kind, epsilon)
+        return rotate(heads, positions, mixer.rope)
+
+    q = of_heads(q, "attn_q_norm")
+    if mixer.source is None:
+        v = v.reshape(B, T, -1, H)
+        kept.append((of_heads(k, "attn_k_norm"), rms(v, epsilon) if mixer.v_norm else v))
+    else:
+        kept.append(kept[mixer.source])
+    k, v = kept[-1]
     if (temperature := mixer.temperature) is not None:
         steps = np.floor((positions + temperature.offset) / temperature.floor_scale)
         q = q * (1 + temperature.scale * np.log(1 + steps))[:, None, None]
@@ -176,10 +195,11 @@ def choose(part, layer, x):
     return ids, weights * routing.scale
 
 
-def mixture(part, layer, x):
-    y = np.zeros_like(x)
+def mixture(part, layer, x, of_router=None):
+    """of_router: what the router reads, where it is not x."""
+    y, of_router = np.zeros_like(x), x if of_router is None else of_router
     for at in np.ndindex(*x.shape[:-1]):
-        for e, w in zip(*choose(part, layer, x[at])):
+        for e, w in zip(*choose(part, layer, of_router[at])):
             if part.weights_first:
                 y[at] += one_expert(part, layer, e, w * x[at])
             else:
@@ -197,6 +217,19 @@ def mixture(part, layer, x):
     return y
 
 
+def gated_and_mixture(part, layer, x, read):
+    """x: the residual stream. read: what comes out of the norm before the feed-forward."""
+    epsilon = layer.config.norms.epsilon
+
+    def normed(name, x):
+        return norm(getattr(layer, name), x, "rms", epsilon)
+
+    dense = normed("post_ffw_norm_1", gated(part.gated, layer, read))
+    of_router = normed("ffn_gate_inp_norm", x) / np.sqrt(x.shape[-1])
+    experts = mixture(part.mixture, layer, normed("pre_ffw_norm_2", x), of_router)
+    return dense + normed("post_ffw_norm_2", experts)
+
+
 FEED_FORWARDS = {"Gated": gated, "Mixture": mixture}
 
 
@@ -205,8 +238,9 @@ def forward(decoder, tokens_BT):
     config = decoder.config
     table = np.asarray(decoder.token_embd.embedding.get_value(), np.float64)
     x = table[np.asarray(tokens_BT)] * config.embedding_scale
-    for layer in decoder.blk:
-        x = one_layer(layer, x)
+    inputs, kept = per_layer_inputs(decoder, tokens_BT, x), []
+    for i, layer in enumerate(decoder.blk):
+        x = one_layer(layer, x, kept, None if inputs is None else inputs[..., i, :])
     final = getattr(decoder, config.output_norm)
     x = norm(final, x, config.norm_kind, config.norm_epsilon)
     logits = x @ table.T if decoder.output is None else linear(decoder.output, x)
@@ -215,7 +249,20 @@ def forward(decoder, tokens_BT):
     return logits if cap is None else cap * np.tanh(logits / cap)
 
 
-def one_layer(layer, x):
+def per_layer_inputs(decoder, tokens_BT, x):
+    """The inputs of the layers [B, T, L, P], or None."""
+    if not hasattr(decoder, "per_layer_model_proj"):
+        return None
+    scale = np.asarray(decoder.per_layer_proj_norm.scale.get_value(), np.float64)
+    shape = *x.shape[:2], len(decoder.blk), len(scale)
+    table = np.asarray(decoder.per_layer_token_embd.embedding.get_value(), np.float64)
+    of_tokens = table[np.asarray(tokens_BT)].reshape(shape) * np.sqrt(len(scale))
+    projected = linear(decoder.per_layer_model_proj, x).reshape(shape) / np.sqrt(x.shape[-1])
+    normed = rms(projected, decoder.config.norm_epsilon) * scale
+    return (of_tokens + normed) / np.sqrt(2)
+
+
+def one_layer(layer, x, kept, inputs):
     config, norms = layer.config, layer.config.norms
 
     def normed(name, x):
@@ -225,11 +272,19 @@ def one_layer(layer, x):
     before = x
     if config.mixer is not None:
         mix = MIXERS[type(config.mixer).__name__]
-        y = mix(config.mixer, layer, normed(norms.before_mixer, x), norms.kind, norms.epsilon)
+        kept_or_none = [kept] if mix is attention else []
+        read = normed(norms.before_mixer, x)
+        y = mix(config.mixer, layer, read, norms.kind, norms.epsilon, *kept_or_none)
         x = x + config.residual_scale * normed(norms.after_mixer, y)
     if config.feed_forward is not None:
-        feed = FEED_FORWARDS[type(config.feed_forward).__name__]
+        part = config.feed_forward
         read = normed(norms.before_feed_forward, before if config.parallel else x)
-        y = feed(config.feed_forward, layer, read)
+        if type(part).__name__ == "GatedAndMixture":
+            y = gated_and_mixture(part, layer, x, read)
+        else:
+            y = FEED_FORWARDS[type(part).__name__](part, layer, read)
         x = x + config.residual_scale * normed(norms.after_feed_forward, y)
-    return x
+    if config.per_layer_input is not None:
+        y = linear(layer.proj, activate(GELU, linear(layer.inp_gate, x), inputs))
+        x = x + norm(layer.post_norm, y, norms.kind, norms.epsilon)
+    return x * weight(layer.layer_output_scale) if config.output_factor else x

@@ -13,9 +13,11 @@ from rocmforge_jax.models import (
     Decoder,
     DecoderConfig,
     Gated,
+    GatedAndMixture,
     LayerConfig,
     Mixture,
     Norms,
+    PerLayerInput,
     ShortConvolution,
     Temperature,
 )
@@ -57,7 +59,14 @@ def mixed(*routing, **changes):
     return dict(feed_forward=dataclasses.replace(MIXTURE, routing=chosen, **changes))
 
 
-#: Name -> changes of a layer, or of the decoder (those that a layer has not).
+def shared(**changes):
+    """A layer that attends to the keys and values of the first one."""
+    lender = dataclasses.replace(ATTENTION, lends=True, **changes)
+    return dict(first=lender, mixer=dataclasses.replace(ATTENTION, source=0, **changes))
+
+
+#: Name -> changes of the second layer, or of the decoder (those that a layer has not). "first" is
+#: the mixer of the first layer.
 OPTIONS = {
     "plain": {},
     "no rotation": attention(rope=None),
@@ -80,9 +89,18 @@ OPTIONS = {
     "temperature": attention(temperature=Temperature(0.5, 9)),
     "temperature after norms": attention(temperature=Temperature(0.5, 8, 1), qk_norm="head"),
     "fused attn_qkv": attention(fused_qkv=True),
+    "values from keys": attention(v_from_k=True, v_norm=True, qk_norm="head"),
+    "shared keys and values": shared(qk_norm="head", v_norm=True, temperature=Temperature(0.5, 9)),
+    "shared keys and values, a window and a gate": shared(window=7, gate="query", sinks=True),
     "convolution": dict(mixer=ShortConvolution(WIDTH, 3)),
     "convolution of five taps": dict(mixer=ShortConvolution(WIDTH, 5)),
     "no mixer": dict(mixer=None),
+    "inputs of a layer": dict(per_layer_input=PerLayerInput(12), output_factor=True),
+    "gated and mixture": dict(
+        feed_forward=GatedAndMixture(GATED, dataclasses.replace(MIXTURE, activation=GELU)),
+        norms=BOTH,
+        output_scales=frozenset(("ffn_down_exps",)),
+    ),
     "no feed-forward": dict(feed_forward=None),
     "gelu": gated(activation=GELU),
     "relu2 without gate": gated(activation=RELU2, gated=False),
@@ -125,12 +143,12 @@ def decoder():
 
     def make(name):
         options = dict(OPTIONS[name])
-        head = options.pop("head", frozenset())
+        head, first = options.pop("head", frozenset()), options.pop("first", ATTENTION)
         of_layer = {f.name for f in dataclasses.fields(LayerConfig)} & set(options)
         layer = {key: options.pop(key) for key in of_layer}
         norms = Norms(1e-5, **layer.pop("norms", {}))
         parts = dict(mixer=ATTENTION, feed_forward=GATED, norms=norms) | layer
-        plain = LayerConfig(ATTENTION, GATED, Norms(1e-5))
+        plain = LayerConfig(first, GATED, Norms(1e-5))
         sizes = dict(width=WIDTH, vocabulary=VOCABULARY, context_length=64, norm_epsilon=1e-5)
         config = DecoderConfig((plain, LayerConfig(**parts)), biases=head, **sizes | options)
         made = Decoder(config, activations="float", backend="xla", rngs=nnx.Rngs(0))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.dense import glm4, granite
 from rocmforge_jax.models.families.experts import gpt_oss
-from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3
+from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
 from rocmforge_jax.models.families.hybrid import lfm2
 from rocmforge_jax.models.families.shared import POST_NORMS, with_windows
 from rocmforge_jax.models.keys import KeyReader
@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "gemma": (gemma, {}),
     "gemma2": (gemma2, {}),
     "gemma3": (gemma3, {}),
+    "gemma4": (gemma4, {}),
     "gpt-oss": (gpt_oss, {}),
     "lfm2": (lfm2, {}),
     "glm4": (glm4, {}),

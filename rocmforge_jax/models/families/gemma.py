@@ -1,12 +1,17 @@
-"""Gemma 1 to 3."""
+"""Gemma 1 to 4."""
 
+import dataclasses
 import math
+from typing import Any
 
-from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.config import DecoderConfig, LayerConfig
 from rocmforge_jax.models.families.shared import POST_NORMS, with_windows
+from rocmforge_jax.models.feed_forward import Gated, GatedAndMixture
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import head_width, llama_like, rope, window_rope
-from rocmforge_jax.nn import GELU
+from rocmforge_jax.models.mixers import Attention
+from rocmforge_jax.models.per_layer_input import PerLayerInput
+from rocmforge_jax.nn import GELU, RopeConfig
 
 
 def gemma(keys: KeyReader, **changes) -> DecoderConfig:
@@ -50,3 +55,62 @@ def _gemma_scale(keys, layers_of_27b: int) -> float | None:
     if keys.layers != layers_of_27b:
         return None
     return (keys.integer("embedding_length") // keys.integer("attention.head_count")) ** -0.5
+
+
+def gemma4(keys: KeyReader) -> DecoderConfig:
+    """Gemma 4: two widths of heads, shared keys and values, and inputs of each layer's own."""
+    config = gemma(
+        keys,
+        norms=POST_NORMS,
+        attention=dict(qk_norm="head", v_norm=True, scale=1.0),
+        mixer=_gemma4_attention(keys),
+        logit_cap=keys.optional_real("final_logit_softcapping"),
+    )
+    layers = [_gemma4_layer(keys, i, layer) for i, layer in enumerate(config.layers)]
+    return dataclasses.replace(config, layers=tuple(layers))
+
+
+def _gemma4_attention(keys: KeyReader):
+    """Returns the argument `mixer` of `llama_like`."""
+    windows = keys.windows(6)
+    own = keys.layers - keys.integer("attention.shared_kv_layers", 0, low=0, high=keys.layers - 2)
+    width = keys.integer("attention.key_length_swa", head_width(keys))
+    keys.integer("attention.value_length_swa", width, low=width, high=width)
+    base = keys.real("rope.freq_base_swa", keys.real("rope.freq_base", 10000.0))
+    rotary = RopeConfig(keys.integer("rope.dimension_count_swa", width), base=base)
+
+    def mixer(i: int, attention: Attention | None) -> Attention | None:
+        if attention is None:
+            return None
+        if windows[i] is not None:
+            changes = dict(head_width=width, window=windows[i], rope=rotary)
+            attention = dataclasses.replace(attention, **changes)
+        if i >= own:
+            # The last layer with keys and values has full attention, the one before a window.
+            return dataclasses.replace(attention, source=own - (1 if windows[i] is None else 2))
+        return dataclasses.replace(
+            attention,
+            v_from_k=not attention.fused_qkv and not keys.has(i, "attn_v.weight"),
+            lends=own < keys.layers and i >= own - 2,
+        )
+
+    return mixer
+
+
+def _gemma4_layer(keys: KeyReader, i: int, layer: LayerConfig) -> LayerConfig:
+    """Returns a layer with the parts that its tensors show."""
+    width = keys.integer("embedding_length_per_layer_input", 0, low=0)
+    feed: Any = layer.feed_forward
+    if not isinstance(feed, Gated):
+        dense = Gated(keys.integers("feed_forward_length")[i], GELU)
+        feed = GatedAndMixture(dense, dataclasses.replace(feed, activation=GELU))
+    borrows = isinstance(layer.mixer, Attention) and layer.mixer.source is not None
+    return dataclasses.replace(
+        layer,
+        feed_forward=feed,
+        per_layer_input=PerLayerInput(width) if width else None,
+        output_factor=keys.has(i, "layer_output_scale.weight"),
+        # The scale of the router's norm is no factor of its product.
+        output_scales=layer.output_scales - {"ffn_gate_inp"},
+        unused=frozenset(("attn_k", "attn_k_norm", "attn_v")) if borrows else frozenset(),
+    )

@@ -13,11 +13,14 @@ from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import (
     AttentionRule,
     KVState,
+    NoState,
     RopeConfig,
     Vector,
+    apply_rope,
     array_of,
     attend_to_new,
     attention_temperature,
+    cached_attention,
     products,
     rms_norm,
     rope_table,
@@ -57,6 +60,12 @@ class Attention:
             followed by its gate; "width", from attn_gate; "head", likewise, one number a head.
         temperature: Sharpens attention at later positions, or None.
         fused_qkv: Whether q, k and v are one tensor, attn_qkv.
+        v_from_k: Whether the values are the product of attn_k as well, before its norm; there is no
+            attn_v.
+        lends: Whether later layers attend to the keys and values of this layer. Its state holds all
+            tokens then, also with a window.
+        source: The number of an earlier layer that lends its keys and values, which this layer
+            attends to; None if it has its own.
     """
 
     heads: int
@@ -74,6 +83,9 @@ class Attention:
     gate: Literal["query", "width", "head"] | None = None
     temperature: Temperature | None = None
     fused_qkv: bool = False
+    v_from_k: bool = False
+    lends: bool = False
+    source: int | None = None
     #: A constant of the class, no field: the projection that follows, which the layer applies.
     output = "attn_output"
 
@@ -93,6 +105,13 @@ class Attention:
                 raise ValueError(f"{name} must be {', '.join(known)} or None, got {value!r}")
         if self.gate == "query" and self.fused_qkv:
             raise ValueError("a fused attn_qkv holds no gates")
+        if self.fused_qkv and (self.v_from_k or self.source is not None):
+            raise ValueError("a fused attn_qkv holds keys and values of the layer itself")
+        if self.source is not None and (self.lends or self.source < 0):
+            raise ValueError(
+                f"a layer attends to the keys and values of layer {self.source}: it must be at"
+                " least 0, and the layer itself has none to lend"
+            )
         self._rule(None)  # checks scale, window, chunk and soft cap
 
     @property
@@ -106,6 +125,10 @@ class Attention:
         sizes = self._widths
         if self.fused_qkv:
             sizes = {"attn_qkv": sum(sizes.values())}
+        elif self.source is not None:
+            sizes = {"attn_q": sizes["attn_q"]}
+        elif self.v_from_k:
+            sizes = {name: sizes[name] for name in ("attn_q", "attn_k")}
         if self.gate == "query":
             sizes = sizes | {"attn_q": 2 * sizes["attn_q"]}
         elif self.gate:
@@ -118,7 +141,8 @@ class Attention:
         made: dict[str, nnx.Module] = {
             name: make.linear(name, make.width, size) for name, size in self._projections().items()
         }
-        for name in ("attn_q", "attn_k") if self.qk_norm else ():
+        normed = ("attn_q", "attn_k") if self.source is None else ("attn_q",)
+        for name in normed if self.qk_norm else ():
             width = self.head_width if self.qk_norm == "head" else self._widths[name]
             made[f"{name}_norm"] = make.norm(f"{name}_norm", width)
         if self.sinks:
@@ -126,14 +150,20 @@ class Attention:
         made["attn_output"] = make.linear("attn_output", self._widths["attn_q"], make.width)
         return made
 
-    def init_state(self, batch: int, length: int, dtype) -> KVState:
+    def init_state(self, batch: int, length: int, dtype) -> KVState | NoState:
         """Makes an empty KV cache, a ring buffer for a window."""
+        if self.source is not None:
+            return NoState()
         sizes = batch, self.kv_heads, self.head_width, length
-        return KVState.zeros(*sizes, dtype, window=self.window)
+        return KVState.zeros(*sizes, dtype, window=None if self.lends else self.window)
 
-    def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: KVState | None):
+    def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: Any):
         """Computes attention [B, T, N * H] before the output projection, and the KV cache."""
+        if self.source is not None:
+            return self._attend_to_source(layer, x_BTD, norm, tokens, state), NoState()
         q_BTNH, k_BTKH, v_BTKH, gate = self._project(layer, x_BTD, norm)
+        if state is None and self.lends:
+            state = self.init_state(*x_BTD.shape[:2], k_BTKH.dtype)
         q_BTNH, k_BTKH, norms = self._norm(layer, q_BTNH, k_BTKH, tokens)
         if self.v_norm:
             v_BTKH = rms_norm(v_BTKH, None, layer.config.norms.epsilon)
@@ -153,8 +183,23 @@ class Attention:
         # Without a gate, `out` stays as it is: a kernel may have quantised it for the projection.
         return (out if gate is None else self._gated(array_of(out), gate)), state
 
+    def _attend_to_source(self, layer, x_BTD, norm, tokens: Tokens, state: KVState):
+        """Attends to the state of another layer, which holds the new tokens already."""
+        q_BTNH, _, _, gate = self._project(layer, x_BTD, norm)
+        if self.qk_norm is not None:
+            q_BTNH = self._normed(layer.attn_q_norm, q_BTNH)
+        q_BTNH = self._sharpened(q_BTNH, tokens)
+        if self.rope is not None:
+            q_BTNH = apply_rope(q_BTNH, self._table(tokens), self.rope)
+        rule = self._rule(layer.attn_sinks.kernel.get_value() if self.sinks else None)
+        out_BTNH = cached_attention(
+            q_BTNH, state, tokens.starts_B, rule, backend=layer.numerics.backend
+        )
+        out_BTD = out_BTNH.reshape(*x_BTD.shape[:2], -1)
+        return out_BTD if gate is None else self._gated(out_BTD, gate)
+
     def _project(self, layer, x_BTD, norm):
-        """Computes q, k and v by heads, and the gate or None."""
+        """Computes q, k and v by heads, None where a source has them; and the gate or None."""
         names = list(self._projections())
         linears = [getattr(layer, name) for name in names]
         found = dict(zip(names, products(x_BTD, linears, norm=norm)))
@@ -163,13 +208,15 @@ class Attention:
             ends = [of_queries, of_queries + of_keys]
             q, k, v = jnp.split(found["attn_qkv"], ends, axis=-1)
         else:
-            q, k, v = found["attn_q"], found["attn_k"], found["attn_v"]
+            q, k = found["attn_q"], found.get("attn_k")
+            v = k if self.v_from_k else found.get("attn_v")
         (B, T), H = x_BTD.shape[:2], self.head_width
         gate = found.get("attn_gate")
         if self.gate == "query":
             pairs = q.reshape(B, T, self.heads, 2, H)
             q, gate = pairs[..., 0, :], pairs[..., 1, :]
-        return *(part.reshape(B, T, -1, H) for part in (q, k, v)), gate
+        heads = (None if part is None else part.reshape(B, T, -1, H) for part in (q, k, v))
+        return *heads, gate
 
     def _norm(self, layer, q_BTNH, k_BTKH, tokens: Tokens):
         """Norms queries and keys and sharpens queries.
@@ -182,11 +229,12 @@ class Attention:
         norms = layer.attn_q_norm, layer.attn_k_norm
         if self.qk_norm == "head" and self.temperature is None:
             return q_BTNH, k_BTKH, norms
-        normed = []
-        for norm, heads in zip(norms, (q_BTNH, k_BTKH)):
-            shape = heads.shape if self.qk_norm == "head" else (*heads.shape[:2], -1)
-            normed.append(norm(heads.reshape(shape)).reshape(heads.shape))
-        return self._sharpened(normed[0], tokens), normed[1], None
+        q_BTNH, k_BTKH = (self._normed(*one) for one in zip(norms, (q_BTNH, k_BTKH)))
+        return self._sharpened(q_BTNH, tokens), k_BTKH, None
+
+    def _normed(self, norm, heads):
+        shape = heads.shape if self.qk_norm == "head" else (*heads.shape[:2], -1)
+        return norm(heads.reshape(shape)).reshape(heads.shape)
 
     def _sharpened(self, q_BTNH, tokens: Tokens):
         if self.temperature is None:

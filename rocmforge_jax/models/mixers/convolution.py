@@ -36,6 +36,7 @@ class ShortConvolution:
     taps: int
     output = "shortconv.out_proj"
     rope = None
+    source = None
 
     def __post_init__(self):
         check_sizes(width=self.width, taps=self.taps)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from rocmforge_jax.models import ARCHITECTURES, DecoderConfig, Mixture
+from rocmforge_jax.models import ARCHITECTURES, DecoderConfig, GatedAndMixture, Mixture
 from rocmforge_jax.models.keys import KeyReader
 from tools import marked_table
 
@@ -39,6 +39,16 @@ MORE = {
         "attention.sliding_window": 0,
     },
     "gemma3": {"rope.freq_base": 1e6},
+    "gemma4": {
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 1e4,
+        "attention.sliding_window_pattern": np.array([True, True, False] * (LAYERS // 3)),
+        "attention.key_length_swa": 32,
+        "attention.key_length": 64,
+        "attention.value_length": 64,
+        "attention.shared_kv_layers": 3,
+        "embedding_length_per_layer_input": 32,
+    },
     "granite": {
         "attention.scale": 0.0078125,
         "embedding_scale": 12.0,
@@ -54,7 +64,8 @@ def config_of(name: str) -> DecoderConfig:
     keys = KEYS | more | MORE.get(name, {})
     embedding = SimpleNamespace(shape=(512, keys["embedding_length"]))
     tensors = {"token_embd.weight": embedding} | {f"blk.{i}.x": None for i in range(LAYERS)}
-    tensors |= {f"blk.{i}.ffn_gate.weight": None for i in range(LAYERS)}
+    for name_of_layer in ("ffn_gate", "attn_v"):
+        tensors |= {f"blk.{i}.{name_of_layer}.weight": None for i in range(LAYERS)}
     metadata = {f"{name}.{key}": value for key, value in keys.items()}
     file = SimpleNamespace(architecture=name, metadata=metadata, tensors=tensors, path="sample")
     return ARCHITECTURES[name].read(KeyReader(file))
@@ -83,14 +94,13 @@ def renewed(page: str) -> str:
 def _row(name: str, config: DecoderConfig) -> str:
     mixers = [layer.mixer for layer in config.layers if layer.mixer is not None]
     attentions = [mixer for mixer in mixers if hasattr(mixer, "heads")]
-    feeds = [layer.feed_forward for layer in config.layers if layer.feed_forward is not None]
     cells = [
         f"`{name}`",
         _kinds(type(mixer).__name__ for mixer in mixers),
         _joined(_attention(one) for one in attentions),
         _joined(_rope(one.rope) for one in attentions),
         _joined(_norms(layer.norms) for layer in config.layers),
-        _joined(_feed_forward(feed) for feed in feeds),
+        _joined(_feed_forward(layer) for layer in config.layers if layer.feed_forward),
         _scales(config),
     ]
     return f"| {' | '.join(cells)} |"
@@ -128,6 +138,8 @@ def _attention(one) -> str:
         f"gate by {one.gate}": one.gate is not None,
         "temperature": one.temperature is not None,
         "not causal": not one.causal,
+        "values from keys": one.v_from_k,
+        "keys and values of another layer": one.source is not None,
     }
     return ", ".join(part for part, there in parts.items() if there)
 
@@ -148,7 +160,14 @@ def _norms(norms) -> str:
     return f"{kind} {where}"
 
 
-def _feed_forward(feed) -> str:
+def _feed_forward(layer) -> str:
+    own = ", then the layer's own input" if layer.per_layer_input is not None else ""
+    return _named(layer.feed_forward) + own
+
+
+def _named(feed) -> str:
+    if isinstance(feed, GatedAndMixture):
+        return f"{_named(feed.gated)} + {_named(feed.mixture)}"
     if not isinstance(feed, Mixture):
         return f"{feed.activation}{'' if feed.gated else ' without gate'}"
     routing = feed.routing

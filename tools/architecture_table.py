@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from rocmforge_jax.models import ARCHITECTURES, DecoderConfig, GatedAndMixture, Mixture
+from rocmforge_jax.models import ARCHITECTURES, Attention, DecoderConfig, GatedAndMixture, Mixture
 from rocmforge_jax.models.keys import KeyReader
 from tools import marked_table
 
@@ -48,6 +48,21 @@ MORE = {
         "attention.value_length": 64,
         "attention.shared_kv_layers": 3,
         "embedding_length_per_layer_input": 32,
+    },
+    "deepseek2": EXPERTS
+    | {
+        "leading_dense_block_count": 1,
+        "expert_shared_count": 1,
+        "expert_gating_func": 2,
+        "expert_weights_norm": True,
+        "attention.q_lora_rank": 192,
+        "attention.kv_lora_rank": 64,
+        "attention.key_length_mla": 48,
+        "attention.value_length_mla": 32,
+        "rope.dimension_count": 16,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 40.0,
+        "rope.scaling.yarn_log_multiplier": 0.1,
     },
     "granite": {
         "attention.scale": 0.0078125,
@@ -93,12 +108,13 @@ def renewed(page: str) -> str:
 
 def _row(name: str, config: DecoderConfig) -> str:
     mixers = [layer.mixer for layer in config.layers if layer.mixer is not None]
-    attentions = [mixer for mixer in mixers if hasattr(mixer, "heads")]
+    attentions = [mixer for mixer in mixers if isinstance(mixer, Attention)]
+    rotating = [mixer for mixer in mixers if hasattr(mixer, "heads")]
     cells = [
         f"`{name}`",
         _kinds(type(mixer).__name__ for mixer in mixers),
         _joined(_attention(one) for one in attentions),
-        _joined(_rope(one.rope) for one in attentions),
+        _joined(_rope(one.rope) for one in rotating),
         _joined(_norms(layer.norms) for layer in config.layers),
         _joined(_feed_forward(layer) for layer in config.layers if layer.feed_forward),
         _scales(config),
@@ -117,7 +133,7 @@ def _kinds(names) -> str:
 
 def _joined(texts) -> str:
     """Texts that differ, with how many of the sample's layers have each."""
-    texts = list(texts)
+    texts = list(texts) or [""]
     different = list(dict.fromkeys(texts))
     if len(different) == 1:
         return different[0]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rocmforge_jax.gguf import GGUFError
@@ -27,6 +27,7 @@ def llama_like(
     layer: dict[str, Any] | None = None,
     experts_required: bool = False,
     mixer: Callable[[int, Attention | None], Mixer | None] | None = None,
+    mixers: Sequence[Mixer | None] | None = None,
     **decoder,
 ) -> DecoderConfig:
     """Reads the configuration of a decoder that resembles Llama's.
@@ -44,13 +45,15 @@ def llama_like(
         experts_required: Whether a file without experts is refused.
         mixer: (number of a layer, its attention) -> its mixer, for what differs between layers. The
             attention is None where the file counts no KV heads.
+        mixers: The mixers of all layers, for families without such attention.
         **decoder: Changes of the `DecoderConfig`.
     """
     norm_kind = (norms or {}).get("kind", "rms")
     rms = "rms_" if norm_kind == "rms" else ""
     epsilon = keys.real(f"attention.layer_norm_{rms}epsilon", above=False)
-    of_file = attentions(keys, interleaved, **(attention or {}))
-    mixers = of_file if mixer is None else [mixer(i, one) for i, one in enumerate(of_file)]
+    if mixers is None:
+        of_file = attentions(keys, interleaved, **(attention or {}))
+        mixers = of_file if mixer is None else [mixer(i, one) for i, one in enumerate(of_file)]
     if experts_required:
         keys.integer("expert_count")
     feeds = feed_forwards(keys, gated or {}, mixture or {}, routing or {})
@@ -96,7 +99,7 @@ def attentions(keys: KeyReader, interleaved: bool, **changes) -> list[Attention 
     changes: Fields of every `Attention`.
     """
     heads = keys.integers("attention.head_count")
-    width = head_width(keys)
+    width = changes.get("head_width") or head_width(keys)
     if keys.get("attention.head_count_kv") is None:
         kv_heads = heads
     else:
@@ -143,15 +146,31 @@ _WIDTHS = {
 }
 
 
-def rope(keys: KeyReader, width: int, interleaved: bool) -> RopeConfig:
+def rope(
+    keys: KeyReader,
+    width: int,
+    interleaved: bool,
+    *,
+    log_multiplier: float | None = None,
+    mscale: float = 1.0,
+) -> RopeConfig:
     """Reads the rotary embedding with its context extension, as llama.cpp does.
 
     A factor without a type means linear scaling, a factor of 0 none.
+
+    Args:
+        keys: Of the file.
+        width: Rotated elements where the file does not say.
+        interleaved: As for `llama_like`.
+        log_multiplier: As for `RopeConfig.extended`, default what the file says.
+        mscale: As for `RopeConfig.extended`.
     """
     key = "rope.scaling.original_context_length"
     original = keys.integer(key, 0, low=0) or keys.trained_context
     old = keys.optional_real("rope.scale_linear") or 0.0
     factor = keys.optional_real("rope.scaling.factor", old)
+    if log_multiplier is None:
+        log_multiplier = keys.optional_real("rope.scaling.yarn_log_multiplier") or 0.0
     plain = RopeConfig(
         keys.integer("rope.dimension_count", width),
         base=keys.real("rope.freq_base", 10000.0),
@@ -163,7 +182,8 @@ def rope(keys: KeyReader, width: int, interleaved: bool) -> RopeConfig:
         factor or 1.0,
         original_context=original,
         attn_factor=keys.real("rope.scaling.attn_factor", 1.0),
-        log_multiplier=keys.optional_real("rope.scaling.yarn_log_multiplier") or 0.0,
+        log_multiplier=log_multiplier,
+        mscale=mscale,
         beta_fast=keys.real("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.real("rope.scaling.yarn_beta_slow", 1.0),
     )

@@ -14,7 +14,8 @@ from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_co
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
-from rocmforge_jax.nn.linear import Embedding, Experts, Linear
+from rocmforge_jax.nn.latent import LatentState, attend_to_latents
+from rocmforge_jax.nn.linear import Embedding, Experts, Linear, through_each
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import LayerNorm, RMSNorm, layer_norm, rms_norm, scaled_norm
@@ -46,6 +47,7 @@ __all__ = [
     "GELU",
     "Gate",
     "KVState",
+    "LatentState",
     "LayerNorm",
     "Linear",
     "NoState",
@@ -62,6 +64,7 @@ __all__ = [
     "apply_rope",
     "array_of",
     "attend",
+    "attend_to_latents",
     "attend_to_new",
     "attention_temperature",
     "cached_attention",
@@ -83,6 +86,7 @@ __all__ = [
     "swiglu",
     "swiglu_mlp",
     "swiglu_oai",
+    "through_each",
     "validate_attention_dims",
     "yarn_magnitude",
 ]

@@ -142,8 +142,8 @@ class KVState(State):
         new = KVState.of(k_BTKH.astype(self.keys.dtype), v_BTKH.astype(self.values.dtype))
         return dataclasses.replace(
             self,
-            keys=_write(self.keys, new.keys, starts_B, 2),
-            values=_write(self.values, new.values, starts_B, 1),
+            keys=write_slots(self.keys, new.keys, starts_B, 2),
+            values=write_slots(self.values, new.values, starts_B, 1),
         )
 
     def slots_of(self, starts_B, tokens: int):
@@ -166,10 +166,17 @@ class KVState(State):
         return starts_B % jnp.int32(self.length)
 
 
-def _write(buffer, update, starts_B, axis):
-    """Writes up to 8 rows one by one.
+def write_slots(buffer, update, starts_B, axis: int):
+    """Writes new tokens into the slots of each sequence.
 
-    Each is an update in place; a batched update is a scatter, for which CPUs copy the buffer.
+    Up to 8 sequences are written one by one. Each is an update in place; a batched update is a
+    scatter, for which CPUs copy the buffer.
+
+    Args:
+        buffer: Four axes; the first is the batch.
+        update: What to write: of the same shape, but with T slots.
+        starts_B: int32, the first slot of each sequence that is written.
+        axis: The axis of the slots, counted without the batch.
     """
     batch = buffer.shape[0]
     if batch == 1:

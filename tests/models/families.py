@@ -55,6 +55,7 @@ NEW = (
     File("families/gemma4.Q4_K_M", GELU),
     File("families/gemma4-e.Q4_0", GELU),
     File("families/gemma4-moe.Q4_K_M", GELU, routed=True),
+    File("families/deepseek2-v3.Q4_K_M", routed=True),
     File("models/gpt-oss.MXFP4_MOE", routed=True),
     File("families/gpt-oss2.MXFP4_MOE", routed=True),
     File("families/lfm2.Q4_K_M"),

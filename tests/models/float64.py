@@ -105,9 +105,7 @@ def attention(mixer, layer, x, kind, epsilon, kept):
     else:
         kept.append(kept[mixer.source])
     k, v = kept[-1]
-    if (temperature := mixer.temperature) is not None:
-        steps = np.floor((positions + temperature.offset) / temperature.floor_scale)
-        q = q * (1 + temperature.scale * np.log(1 + steps))[:, None, None]
+    q = q * temperature(mixer.temperature, positions)
     scores = np.einsum("btnh,bsnh->bnts", q, np.repeat(k, N // K, axis=2))
     scores = scores * (H**-0.5 if mixer.scale is None else mixer.scale)
     if mixer.soft_cap is not None:
@@ -134,7 +132,42 @@ def short_convolution(mixer, layer, x, kind, epsilon):
     return linear(layer.shortconv.out_proj, c * y)
 
 
-MIXERS = {"Attention": attention, "ShortConvolution": short_convolution}
+def latent_attention(mixer, layer, x, kind, epsilon):
+    """Not absorbed: keys and values of every head are made from the latents."""
+    B, T, _ = x.shape
+    N, H, positions = mixer.heads, mixer.key_width, np.arange(T)
+    q = x
+    if mixer.query_rank is not None:
+        q = norm(layer.attn_q_a_norm, linear(layer.attn_q_a, x), kind, epsilon)
+    q = linear(layer.attn_q if mixer.query_rank is None else layer.attn_q_b, q)
+    q = q.reshape(B, T, N, -1)
+    latents = linear(layer.attn_kv_a_mqa, x)
+    rotated = rotate(latents[..., None, mixer.rank :], positions, mixer.rope)
+    latents = norm(layer.attn_kv_a_norm, latents[..., : mixer.rank], kind, epsilon)
+    k = np.einsum("btr,nhr->btnh", latents, weight(layer.attn_k_b))
+    k = np.concatenate([k, np.repeat(rotated, N, axis=2)], axis=-1)
+    v = np.einsum("btr,nrh->btnh", latents, weight(layer.attn_v_b))
+    q = np.concatenate([q[..., :H], rotate(q[..., H:], positions, mixer.rope)], axis=-1)
+    q = q * temperature(mixer.temperature, positions)
+    scores = np.einsum("btnh,bsnh->bnts", q, k) * mixer.scale
+    weights = np.where(positions[None] <= positions[:, None], np.exp(scores), 0)
+    out = np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
+    return linear(layer.attn_output, out.reshape(B, T, -1))
+
+
+def temperature(options, positions):
+    """The factors of queries [T, 1, 1]."""
+    if options is None:
+        return 1.0
+    steps = np.floor((positions + options.offset) / options.floor_scale)
+    return (1 + options.scale * np.log(1 + steps))[:, None, None]
+
+
+MIXERS = {
+    "Attention": attention,
+    "LatentAttention": latent_attention,
+    "ShortConvolution": short_convolution,
+}
 
 
 def gated(part, layer, x):

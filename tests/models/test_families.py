@@ -24,6 +24,8 @@ QUICK = {
     families.after_rewinding: ("cpp-float",),
     families.after_other_answers: ("cpp-int16",),
 }
+#: Latent attention is computed by plain XLA everywhere.
+IN_XLA_ALONE = {"families/deepseek2-v3.Q4_K_M"}
 #: The older file that the quick runs include; every clone has it.
 OLDER = "models/qwen2.Q4_K_M"
 
@@ -54,7 +56,8 @@ def test_logits_are_llama_cpp_s(file, way, run, request, reference):
 def test_attention_is_in_c_plus_plus(file, whole_reference, in_cpp):
     """With its windows, soft caps and sinks."""
     report = kernel_report(families.load(whole_reference, file.name, "auto", "int16"))
-    assert {entry.backend for entry in report if entry.operation == "attention"} == {"cpp"}
+    used = {entry.backend for entry in report if entry.operation == "attention"}
+    assert used == (set() if file.name in IN_XLA_ALONE else {"cpp"})
 
 
 @pytest.mark.core

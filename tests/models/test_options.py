@@ -14,6 +14,7 @@ from rocmforge_jax.models import (
     DecoderConfig,
     Gated,
     GatedAndMixture,
+    LatentAttention,
     LayerConfig,
     Mixture,
     Norms,
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.core
 
 WIDTH, VOCABULARY, TOKENS = 48, 70, 37
 ATTENTION = Attention(6, 2, 16, RopeConfig(16))
+LATENT = LatentAttention(6, 20, 11, 9, RopeConfig(10, interleaved=True), 0.3)
 GATED = Gated(40)
 POST = dict(
     before_mixer=None,
@@ -92,6 +94,10 @@ OPTIONS = {
     "values from keys": attention(v_from_k=True, v_norm=True, qk_norm="head"),
     "shared keys and values": shared(qk_norm="head", v_norm=True, temperature=Temperature(0.5, 9)),
     "shared keys and values, a window and a gate": shared(window=7, gate="query", sinks=True),
+    "latent attention": dict(mixer=LATENT),
+    "latent attention, latents of queries, temperature": dict(
+        mixer=dataclasses.replace(LATENT, query_rank=13, temperature=Temperature(0.5, 9))
+    ),
     "convolution": dict(mixer=ShortConvolution(WIDTH, 3)),
     "convolution of five taps": dict(mixer=ShortConvolution(WIDTH, 5)),
     "no mixer": dict(mixer=None),

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.families.deepseek import deepseek2
 from rocmforge_jax.models.families.dense import glm4, granite
 from rocmforge_jax.models.families.experts import gpt_oss
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
@@ -37,6 +38,14 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "qwen3": (_llama_like(attention=dict(qk_norm="head")), {}),
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
     "chatglm": (_llama_like(interleaved=True), {}),
+    "deepseek2": (
+        deepseek2,
+        {
+            "attention.key_length": "the width of a latent and of the rotated part of its key",
+            "attention.value_length": "the rank of the latents",
+            "attention.head_count_kv": "1: all heads read one latent",
+        },
+    ),
     "gemma": (gemma, {}),
     "gemma2": (gemma2, {}),
     "gemma3": (gemma3, {}),

@@ -59,10 +59,12 @@ def _gemma_scale(keys, layers_of_27b: int) -> float | None:
 
 def gemma4(keys: KeyReader) -> DecoderConfig:
     """Gemma 4: two widths of heads, shared keys and values, and inputs of each layer's own."""
+    width = keys.integer("attention.key_length")
+    keys.integer("attention.value_length", width, low=width, high=width)
     config = gemma(
         keys,
         norms=POST_NORMS,
-        attention=dict(qk_norm="head", v_norm=True, scale=1.0),
+        attention=dict(head_width=width, qk_norm="head", v_norm=True, scale=1.0),
         mixer=_gemma4_attention(keys),
         logit_cap=keys.optional_real("final_logit_softcapping"),
     )
@@ -74,7 +76,7 @@ def _gemma4_attention(keys: KeyReader):
     """Returns the argument `mixer` of `llama_like`."""
     windows = keys.windows(6)
     own = keys.layers - keys.integer("attention.shared_kv_layers", 0, low=0, high=keys.layers - 2)
-    width = keys.integer("attention.key_length_swa", head_width(keys))
+    width = keys.integer("attention.key_length_swa", keys.integer("attention.key_length"))
     keys.integer("attention.value_length_swa", width, low=width, high=width)
     base = keys.real("rope.freq_base_swa", keys.real("rope.freq_base", 10000.0))
     rotary = RopeConfig(keys.integer("rope.dimension_count_swa", width), base=base)

@@ -2,5 +2,6 @@
 
 from rocmforge_jax.models.mixers.attention import Attention, Temperature
 from rocmforge_jax.models.mixers.convolution import ShortConvolution
+from rocmforge_jax.models.mixers.latent import LatentAttention
 
-__all__ = ["Attention", "ShortConvolution", "Temperature"]
+__all__ = ["Attention", "LatentAttention", "ShortConvolution", "Temperature"]

@@ -1,0 +1,59 @@
+"""DeepSeek V2 and V3, and what shares their latent attention: Kimi K2, GLM-4.7-Flash, Moonlight."""
+
+from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.keys import KeyReader
+from rocmforge_jax.models.llama_like import llama_like, read_routing, rope, vocabulary
+from rocmforge_jax.models.mixers import LatentAttention, Temperature
+from rocmforge_jax.nn import yarn_magnitude
+
+#: Layers and vocabulary of GLM-4.7-Flash, whose files may not say that its router has a sigmoid.
+_GLM_FLASH = (47, 48), 154880
+
+
+def deepseek2(keys: KeyReader) -> DecoderConfig:
+    """DeepSeek V2 and later: latent attention, leading dense layers, shared experts."""
+    layers, rows = _GLM_FLASH
+    flash = keys.layers in layers and vocabulary(keys) == rows
+    return llama_like(
+        keys,
+        experts_required=True,
+        mixers=[_latent_attention(keys, i) for i in range(keys.layers)],
+        routing=read_routing(keys, "sigmoid" if flash else "softmax"),
+    )
+
+
+def _latent_attention(keys: KeyReader, i: int) -> LatentAttention:
+    if keys.has(i, "attn_kv_b.weight"):
+        raise GGUFError(
+            f"{keys.path}: blk.{i}.attn_kv_b.weight: keys and values are not split into attn_k_b"
+            " and attn_v_b, as converters did before April 2025: convert the model again"
+        )
+    rotating = keys.integer("rope.dimension_count")
+    width = keys.integer("attention.key_length_mla", low=rotating + 1)
+    # The converter writes a tenth of the multiplier.
+    multiplier = 10 * (keys.optional_real("rope.scaling.yarn_log_multiplier") or 0.0)
+    rotary = rope(keys, rotating, True, log_multiplier=multiplier, mscale=multiplier or 1.0)
+    magnitude = rotary.magnitude * yarn_magnitude(rotary.scale, multiplier)
+    return LatentAttention(
+        heads=keys.integer("attention.head_count"),
+        rank=keys.integer("attention.kv_lora_rank"),
+        key_width=width - rotating,
+        value_width=keys.integer("attention.value_length_mla"),
+        rope=rotary,
+        scale=magnitude**2 / width**0.5,
+        query_rank=_query_rank(keys, i),
+        temperature=_temperature(keys),
+    )
+
+
+def _query_rank(keys: KeyReader, i: int) -> int | None:
+    """Reads the rank of the queries, None for the Lite models, which have no latent of queries."""
+    rank = keys.integer("attention.q_lora_rank", 0, low=0)
+    return None if keys.has(i, "attn_q.weight") or not rank else rank
+
+
+def _temperature(keys: KeyReader) -> Temperature | None:
+    scale = keys.optional_real("attention.temperature_scale")
+    steps = keys.integer("attention.temperature_length", 0, low=0)
+    return Temperature(scale, steps) if scale and steps else None

@@ -1,0 +1,129 @@
+"""Latent attention, of DeepSeek V2 and later, as a mixer."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from rocmforge_jax.models.make import Make, check_sizes
+from rocmforge_jax.models.mixers.attention import Temperature
+from rocmforge_jax.models.parts import Tokens
+from rocmforge_jax.nn import (
+    AttentionRule,
+    LatentState,
+    RopeConfig,
+    apply_rope,
+    attend_to_latents,
+    attention_temperature,
+    products,
+    rope_table,
+    through_each,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentAttention:
+    """Attention whose keys and values are products of one latent a token: see `nn/latent.py`.
+
+    Attributes:
+        heads: Query heads, N.
+        rank: Numbers of a latent.
+        key_width: Elements of a head's queries and keys that do not rotate.
+        value_width: Elements of a head's values.
+        rope: Of the further elements of queries and keys, all of which rotate. The heads share
+            those of the keys.
+        scale: Factor of scores.
+        query_rank: Numbers of the queries' own latent; None where queries come from attn_q.
+        temperature: Sharpens attention at later positions, or None.
+    """
+
+    heads: int
+    rank: int
+    key_width: int
+    value_width: int
+    rope: RopeConfig
+    scale: float
+    query_rank: int | None = None
+    temperature: Temperature | None = None
+    output = "attn_output"
+    source = None
+
+    def __post_init__(self):
+        check_sizes(
+            heads=self.heads,
+            rank=self.rank,
+            key_width=self.key_width,
+            value_width=self.value_width,
+            query_rank=self.query_rank or 1,
+        )
+
+    @property
+    def _query_width(self) -> int:
+        return self.key_width + self.rope.width
+
+    def modules(self, make: Make) -> Mapping[str, nnx.Module]:
+        """Makes the projections, those of each head, and the norms of latents."""
+        linear, queries = make.linear, self.heads * self._query_width
+        made: dict[str, nnx.Module] = {}
+        if self.query_rank is None:
+            made["attn_q"] = linear("attn_q", make.width, queries)
+        else:
+            made["attn_q_a"] = linear("attn_q_a", make.width, self.query_rank)
+            made["attn_q_a_norm"] = make.norm("attn_q_a_norm", self.query_rank)
+            made["attn_q_b"] = linear("attn_q_b", self.query_rank, queries)
+        latent = self.rank + self.rope.width
+        of_each = functools.partial(make.experts, count=self.heads)
+        return made | {
+            "attn_kv_a_mqa": linear("attn_kv_a_mqa", make.width, latent),
+            "attn_kv_a_norm": make.norm("attn_kv_a_norm", self.rank),
+            "attn_k_b": of_each("attn_k_b", inputs=self.key_width, outputs=self.rank),
+            "attn_v_b": of_each("attn_v_b", inputs=self.rank, outputs=self.value_width),
+            "attn_output": linear("attn_output", self.heads * self.value_width, make.width),
+        }
+
+    def init_state(self, batch: int, length: int, dtype) -> LatentState:
+        """Makes an empty state."""
+        return LatentState.zeros(batch, self.rank + self.rope.width, length, dtype)
+
+    def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: LatentState | None):
+        """Computes attention [B, T, N * value_width] before the projection, and the state."""
+        first = layer.attn_q if self.query_rank is None else layer.attn_q_a
+        q, latents = products(x_BTD, [first, layer.attn_kv_a_mqa], norm=norm)
+        if self.query_rank is not None:
+            (q,) = products(q, [layer.attn_q_b], norm=layer.attn_q_a_norm)
+        table = tokens.rope or rope_table(tokens.positions_BT, self.rope)
+        out_BTNR, state = attend_to_latents(
+            self._queries(layer, q, table, tokens),
+            self._latents(layer, latents, table),
+            state,
+            tokens.starts_B,
+            AttentionRule(self.scale),
+            self.rank,
+        )
+        out_BTNH = through_each(out_BTNR, layer.attn_v_b)
+        return out_BTNH.reshape(*x_BTD.shape[:2], -1), state
+
+    def _queries(self, layer, q, table, tokens: Tokens):
+        """Returns the queries in the space of the latents, [B, T, N, rank + rope.width]."""
+        q_BTNH = q.reshape(*q.shape[:2], self.heads, -1)
+        still, rotating = jnp.split(q_BTNH, [self.key_width], axis=-1)
+        absorbed_BTNR = through_each(still, layer.attn_k_b)
+        q_BTNR = jnp.concatenate([absorbed_BTNR, apply_rope(rotating, table, self.rope)], axis=-1)
+        if self.temperature is None:
+            return q_BTNR
+        of_positions = dataclasses.astuple(self.temperature)
+        factor_BT = attention_temperature(tokens.positions_BT, *of_positions)
+        return (q_BTNR.astype(jnp.float32) * factor_BT[..., None, None]).astype(q_BTNR.dtype)
+
+    def _latents(self, layer, latents_BTR, table):
+        """Norms the latents and rotates the part of the keys that rotates."""
+        latents, rotating = jnp.split(latents_BTR, [self.rank], axis=-1)
+        rotated: Any = apply_rope(rotating[:, :, None], table, self.rope)[:, :, 0]
+        return jnp.concatenate([layer.attn_kv_a_norm(latents), rotated], axis=-1)
+
+    def workspace(self, tokens: int, slots: int) -> int:
+        """Counts queries, latents and sums, and the scores twice."""
+        return tokens * self.heads * (3 * (self.rank + self.rope.width) + 2 * slots)

@@ -1,0 +1,88 @@
+"""Latent attention (DeepSeek-AI, 2024, arXiv:2405.04434), absorbed: all heads read one latent.
+
+Keys and values of every head are products of one latent vector a token. The product of the keys
+moves into the queries, that of the values behind the weighted sum. What remains is attention with
+one KV head, whose values are its keys without the rotated elements.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention import AttentionRule, reference
+from rocmforge_jax.nn.kv_state import write_slots
+from rocmforge_jax.nn.state import State
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LatentState(State):
+    """The latents of one layer; the token at position p is in slot p.
+
+    Attributes:
+        latents: [B, 1, S, R]: the normed latent of a token, then the rotated part of its key.
+    """
+
+    latents: jax.Array
+
+    @classmethod
+    def zeros(cls, batch: int, width: int, length: int, dtype) -> "LatentState":
+        """Returns an empty state for `length` tokens of `width` numbers each."""
+        return cls(jnp.zeros((batch, 1, length, width), dtype))
+
+    @property
+    def length(self) -> int:
+        """Slots, S."""
+        return self.latents.shape[2]
+
+    def grown(self, length: int) -> "LatentState":
+        """Returns a state with room for `length` tokens; the added slots hold zeros."""
+        if length == self.length:
+            return self
+        return LatentState(
+            jnp.pad(self.latents, ((0, 0), (0, 0), (0, length - self.length), (0, 0)))
+        )
+
+    def rewound(self, held: int, length: int) -> "LatentState":
+        """Returns itself: later slots may hold anything."""
+        return self
+
+    @property
+    def rewinds(self) -> bool:
+        """True: nothing is overwritten."""
+        return True
+
+    def write(self, new_BTR, starts_B) -> "LatentState":
+        """Puts T tokens, at positions from starts_B[b] on, into their slots.
+
+        The caller ensures starts_B[b] + T <= length; nothing checks it.
+        """
+        new = new_BTR.astype(self.latents.dtype)[:, None]
+        return LatentState(write_slots(self.latents, new, starts_B.astype(jnp.int32), 1))
+
+
+def attend_to_latents(
+    q_BTNR, new_BTR, state: LatentState | None, starts_B, rule: AttentionRule, values: int
+):
+    """Puts T new tokens into the state and lets them attend to it, in plain XLA.
+
+    Args:
+        q_BTNR: Queries, in the space of the latents.
+        new_BTR: The latents of the new tokens.
+        state: The tokens before, or None: then the new tokens attend to one another alone.
+        starts_B: int32, the position of each sequence's first new token; unused without a state.
+        rule: Which slots a query sees, and how scores become weights.
+        values: How many numbers of a latent are its value, the first ones.
+
+    Returns:
+        The weighted sums [B, T, N, values] in q's dtype, and the state that holds the new tokens.
+    """
+    if state is None:
+        latents, starts_B = new_BTR[:, None], jnp.zeros(q_BTNR.shape[:1], jnp.int32)
+    else:
+        state = state.write(new_BTR, starts_B)
+        latents = state.latents
+    keys = jnp.swapaxes(latents, 2, 3)  # part of the product, not a copy
+    out = reference.prefill(q_BTNR, keys, latents, starts_B.astype(jnp.int32), rule)
+    return out[..., :values], state

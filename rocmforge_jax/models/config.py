@@ -121,7 +121,7 @@ class DecoderConfig:
 def _check_sources(layers: tuple[LayerConfig, ...]) -> None:
     """Raises ValueError unless layers without keys and values attend to layers that lend theirs."""
     for i, layer in enumerate(layers):
-        source = layer.mixer and layer.mixer.source
+        source = None if layer.mixer is None else layer.mixer.source
         if source is None:
             continue
         lender: Any = layers[source].mixer if source < i else None

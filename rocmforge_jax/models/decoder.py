@@ -160,8 +160,8 @@ class Decoder(nnx.Module):
         tables: dict[Any, Any] = {None: None}
         old = cache.layers if cache else [None] * len(self.blk)
         for i, (layer, config) in enumerate(zip(self.blk, self.config.layers)):
-            rope: Any = config.mixer and config.mixer.rope
-            source = config.mixer and config.mixer.source
+            mixer = config.mixer
+            rope, source = (None, None) if mixer is None else (mixer.rope, mixer.source)
             state = old[i] if source is None else states[source]
             if rope not in tables:
                 tables[rope] = rope_table(tokens.positions_BT, rope)

@@ -163,7 +163,8 @@ class Attention:
             return self._attend_to_source(layer, x_BTD, norm, tokens, state), NoState()
         q_BTNH, k_BTKH, v_BTKH, gate = self._project(layer, x_BTD, norm)
         if state is None and self.lends:
-            state = self.init_state(*x_BTD.shape[:2], k_BTKH.dtype)
+            batch, length, *_ = x_BTD.shape
+            state = self.init_state(batch, length, x_BTD.dtype)
         q_BTNH, k_BTKH, norms = self._norm(layer, q_BTNH, k_BTKH, tokens)
         if self.v_norm:
             v_BTKH = rms_norm(v_BTKH, None, layer.config.norms.epsilon)

@@ -161,7 +161,8 @@ class Decoder(nnx.Module):
         old = cache.layers if cache else [None] * len(self.blk)
         for i, (layer, config) in enumerate(zip(self.blk, self.config.layers)):
             mixer = config.mixer
-            rope, source = (None, None) if mixer is None else (mixer.rope, mixer.source)
+            rope: Any = None if mixer is None else mixer.rope
+            source = None if mixer is None else mixer.source
             state = old[i] if source is None else states[source]
             if rope not in tables:
                 tables[rope] = rope_table(tokens.positions_BT, rope)

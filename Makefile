@@ -114,7 +114,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 # The products in C++, in the user's cache folder; without a compiler plain XLA does the work and their tests are skipped.
-$(NATIVE): $(INSTALLED) $(wildcard rocmforge_jax/cpp/src/*.cc rocmforge_jax/cpp/src/*.h) rocmforge_jax/cpp/build.py
+$(NATIVE): $(INSTALLED) $(wildcard rocmforge_jax/cpp/src/*.cc rocmforge_jax/cpp/src/*.h rocmforge_jax/cpp/*.py)
 	@$(BIN)/rocmforge-jax build-native --if-possible >/dev/null
 	@touch $@
 

@@ -36,8 +36,8 @@ def cache_folder() -> Path:
 
 
 def compiler() -> str | None:
-    """Returns the C++ compiler that CXX names, None where it names none."""
-    return os.environ.get("CXX") or None
+    """Returns the C++ compiler that CXX names, perhaps with arguments; None for an empty one."""
+    return os.environ.get("CXX", "").strip() or None
 
 
 def xla_flags() -> str:

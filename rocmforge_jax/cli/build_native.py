@@ -1,4 +1,4 @@
-"""Compile the C++ library that makes CPUs several times faster; needs a C++ compiler."""
+"""The command `build-native`."""
 
 import sys
 import time
@@ -10,6 +10,7 @@ from rocmforge_jax.cpp import build
 from rocmforge_jax.cpp.commands import BuildError
 
 NAME = "build-native"
+HELP = "Compile the C++ library that makes CPUs several times faster; needs a C++ compiler."
 
 
 def add_arguments(parser):

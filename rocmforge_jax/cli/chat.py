@@ -1,10 +1,11 @@
-"""Talk with a model that has a chat template. Ctrl-C stops an answer, Ctrl-D ends."""
+"""The command `chat`."""
 
 import sys
 
 from rocmforge_jax.cli import common
 
 NAME = "chat"
+HELP = "Talk with a model that has a chat template. Ctrl-C stops an answer, Ctrl-D ends."
 
 
 def add_arguments(parser):
@@ -14,7 +15,7 @@ def add_arguments(parser):
         metavar="FILE",
         help="a GGUF file, or owner/repository/file.gguf of the hub",
     )
-    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument("--system", type=common.text, metavar="TEXT", help="the system message")
     parser.add_argument(
         "--chat-template",
         metavar="FILE",

@@ -1,4 +1,4 @@
-"""Show versions, devices, what each operation runs on, and known problems with remedies."""
+"""The command `doctor`."""
 
 import dataclasses
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from rocmforge_jax.cli import common
 
 NAME = "doctor"
+HELP = "Show versions, devices, what each operation runs on, and known problems with remedies."
 PACKAGES = (
     "rocmforge-jax",
     "jax",

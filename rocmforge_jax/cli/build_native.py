@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from rocmforge_jax import settings
-from rocmforge_jax.cli import common
+from rocmforge_jax.cli import common, interrupts
 from rocmforge_jax.cpp import build
 from rocmforge_jax.cpp.commands import BuildError
 
@@ -47,7 +47,8 @@ def _library(force) -> tuple[Path, bool]:
     if not force and (found := build.find_complete(folder)):
         return found, False
     print("compiling the C++ library, which takes up to a minute ...", file=sys.stderr, flush=True)
-    return build.build(folder, force=force), True
+    with interrupts.raised():  # compilers are ended, and their files removed
+        return build.build(folder, force=force), True
 
 
 def _tried(is_new) -> tuple[str | None, str]:

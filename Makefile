@@ -22,7 +22,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real bench notebooks fuzz fuzz-atheris clean
+.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-interrupts bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -34,6 +34,7 @@ help:
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
 	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
+	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
@@ -86,6 +87,9 @@ test-cuda: $(CUDA)
 test-real: $(NATIVE) $(REAL)
 	ROCMFORGE_REAL_MODELS=$(REAL) $(BIN)/python -m pytest tests/real -m real $(ARGS)
 
+test-interrupts: $(NATIVE)
+	$(BIN)/python -m pytest tests/cli/test_interrupts.py -m interrupts $(ARGS)
+
 bench: $(NATIVE)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
 	$(BIN)/python benchmarks/table.py
@@ -114,7 +118,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 # The products in C++, in the user's cache folder; without a compiler plain XLA does the work and their tests are skipped.
-$(NATIVE): $(INSTALLED) $(wildcard rocmforge_jax/cpp/src/*.cc rocmforge_jax/cpp/src/*.h) rocmforge_jax/cpp/build.py
+$(NATIVE): $(INSTALLED) $(wildcard rocmforge_jax/cpp/src/*.cc rocmforge_jax/cpp/src/*.h rocmforge_jax/cpp/*.py)
 	@$(BIN)/rocmforge-jax build-native --if-possible >/dev/null
 	@touch $@
 

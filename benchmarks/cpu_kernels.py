@@ -51,7 +51,7 @@ def read_bandwidth(threads: int, size: int, repeats: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         reader = Path(folder) / "reader.so"
         command = [
-            build.compiler(),
+            *build.compiler(),
             "-O3",
             "-march=native",
             "-shared",

@@ -5,6 +5,7 @@ The imports take a second of one processor. `read_ahead` starts the thread and
 before they import anything else, as the command line does. Importing this file imports no jax.
 """
 
+import contextlib
 import sys
 import threading
 from pathlib import Path
@@ -25,7 +26,9 @@ def read_ahead(path) -> None:
     `load_decoder` reads what is missing.
     """
     global _reader
-    _reader = _Reader(Path(path))
+    stop()
+    with contextlib.suppress(RuntimeError):  # the system starts no more threads
+        _reader = _Reader(Path(path))
 
 
 def take(tensor) -> dict[str, np.ndarray] | None:
@@ -59,6 +62,7 @@ class _Reader:
         with self._changed:
             self._ended = True
             self._made.clear()
+            self._changed.notify_all()
 
     def _run(self):
         interval = sys.getswitchinterval()

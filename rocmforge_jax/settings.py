@@ -27,17 +27,27 @@ def backend() -> str:
 def cpp_folder() -> Path:
     """Returns the folder of the C++ library: ROCMFORGE_CPP_FOLDER, or one in the user's cache."""
     named = os.environ.get("ROCMFORGE_CPP_FOLDER")
-    return Path(named).absolute() if named else cache_folder() / "cpp"
+    if not named:
+        return cache_folder() / "cpp"
+    try:
+        return Path(named).absolute()
+    except FileNotFoundError:  # the working folder was removed
+        return Path(named)
 
 
 def cache_folder() -> Path:
     """Returns the user's cache folder: $XDG_CACHE_HOME/rocmforge-jax, by default in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rocmforge-jax"
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "rocmforge-jax"
+    try:
+        return Path.home() / ".cache" / "rocmforge-jax"
+    except RuntimeError:  # HOME is not set, and the system does not know the user
+        return Path(os.devnull) / "rocmforge-jax"  # which cannot be made, like any other bad folder
 
 
 def compiler() -> str | None:
-    """Returns the C++ compiler that CXX names, None where it names none."""
-    return os.environ.get("CXX") or None
+    """Returns the C++ compiler that CXX names, perhaps with arguments; None for an empty one."""
+    return os.environ.get("CXX", "").strip() or None
 
 
 def xla_flags() -> str:

@@ -56,7 +56,7 @@ LAZY = {
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",
     ("rocmforge_jax/ahead.py", "*"): "a thread imports them while the first one imports jax",
     ("rocmforge_jax/cli", "*"): "a command imports what it needs, so that --help answers at once",
-    ("rocmforge_jax/cpp/build.py", "jaxlib"): "only building needs its headers",
+    ("rocmforge_jax/cpp/units.py", "jaxlib"): "only building needs its headers",
 }
 #: The files that read environment variables.
 READ_ENVIRONMENT = {

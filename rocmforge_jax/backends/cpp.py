@@ -49,7 +49,7 @@ def _find(folder: Path, changed: int) -> Path | None:
 def build_library() -> Path:
     """Compiles the library unless it is current, and returns its file.
 
-    Raises RuntimeError with the compiler's last lines.
+    Raises BuildError with the compiler's last lines.
     """
     return build.build(settings.cpp_folder())
 

@@ -1,4 +1,4 @@
-"""Measure a model: prefill and decode, tokens per second, on random token ids."""
+"""The command `bench`."""
 
 import collections
 import os
@@ -15,6 +15,7 @@ from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve
 
 NAME = "bench"
+HELP = "Measure a model: prefill and decode, tokens per second, on random token ids."
 #: name in the result -> what it is, for reading without --json.
 ROWS = {
     "load_seconds": "load, s",

@@ -1,37 +1,38 @@
-"""Compile the C++ library that makes CPUs several times faster; needs a C++ compiler."""
+"""The command `build-native`."""
 
 import sys
 import time
+from pathlib import Path
 
-from rocmforge_jax.cli import common
+from rocmforge_jax import settings
+from rocmforge_jax.cli import common, interrupts
+from rocmforge_jax.cpp import build
+from rocmforge_jax.cpp.commands import BuildError
 
 NAME = "build-native"
+HELP = "Compile the C++ library that makes CPUs several times faster; needs a C++ compiler."
 
 
 def add_arguments(parser):
     parser.add_argument(
         "--if-possible", action="store_true", help="where there is no compiler, say so and succeed"
     )
+    parser.add_argument("--force", action="store_true", help="compile also what is there already")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object: library, instructions, seconds"
     )
 
 
 def run(options):
-    from rocmforge_jax.backends import cpp
-
     start = time.perf_counter()
     try:
-        library = cpp.find() or _built()
-    except RuntimeError as error:
+        library, is_new = _library(options.force)
+    except BuildError as error:
         if not options.if_possible:
             raise common.UsageError(str(error)) from error
         print(f"not built, plain XLA computes instead: {error}", file=sys.stderr)
         return
-    try:
-        used = cpp.instructions()
-    except NotImplementedError as reason:  # on a GPU's machine, say
-        used, why = None, f"not used: {reason}"
+    used, why = _tried(is_new)
     if options.json:
         common.print_json(
             {"library": str(library), "instructions": used, "seconds": time.perf_counter() - start}
@@ -40,12 +41,26 @@ def run(options):
         print(f"{library}: {used or why}")
 
 
-def _built():
+def _library(force) -> tuple[Path, bool]:
+    """Returns the library, and whether it was compiled now. Needs no jax that works."""
+    folder = settings.cpp_folder()
+    if not force and (found := build.find_complete(folder)):
+        return found, False
+    print("compiling the C++ library, which takes up to a minute ...", file=sys.stderr, flush=True)
+    with interrupts.raised():  # compilers are ended, and their files removed
+        return build.build(folder, force=force), True
+
+
+def _tried(is_new) -> tuple[str | None, str]:
+    """Returns the instructions that the library uses here, or why it is not used."""
     from rocmforge_jax.backends import cpp
     from rocmforge_jax.quant import word_packed
 
-    print("compiling the C++ library, which takes up to a minute ...", file=sys.stderr, flush=True)
-    library = cpp.build_library()
-    print("trying its products ...", file=sys.stderr, flush=True)
-    cpp.try_all(word_packed.packings())
-    return library
+    try:
+        used = cpp.instructions()
+    except NotImplementedError as reason:  # on a GPU's machine, say
+        return None, f"not used: {reason}"
+    if is_new:
+        print("trying its products ...", file=sys.stderr, flush=True)
+        cpp.try_all(word_packed.packings())
+    return used, ""

@@ -1,10 +1,11 @@
-"""Talk with a model that has a chat template. Ctrl-C stops an answer, Ctrl-D ends."""
+"""The command `chat`."""
 
 import sys
 
-from rocmforge_jax.cli import common
+from rocmforge_jax.cli import common, interrupts
 
 NAME = "chat"
+HELP = "Talk with a model that has a chat template. Ctrl-C stops an answer, Ctrl-D ends."
 
 
 def add_arguments(parser):
@@ -14,7 +15,7 @@ def add_arguments(parser):
         metavar="FILE",
         help="a GGUF file, or owner/repository/file.gguf of the hub",
     )
-    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument("--system", type=common.text, metavar="TEXT", help="the system message")
     parser.add_argument(
         "--chat-template",
         metavar="FILE",
@@ -76,9 +77,12 @@ def _turn(lm, messages: list, text: str, generation: dict) -> list:
         stream = lm.chat(kept, stream=True, **generation)
         _say_dropped(asked, kept)
         asked = kept
-        for piece in stream:
-            print(piece, end="", flush=True)
-            pieces.append(piece)
+        with interrupts.noted() as interrupted:
+            for piece in stream:
+                print(piece, end="", flush=True)
+                pieces.append(piece)
+                if interrupted:
+                    break
     except KeyboardInterrupt:  # ends the answer where it is
         pass
     except ChatTemplateError as error:
@@ -112,7 +116,7 @@ def _questions():
         try:
             if sys.stdin.isatty():
                 print("> ", end="", file=sys.stderr, flush=True)
-            with common.usage_errors():  # stdin that is no text
+            with common.usage_errors(), interrupts.raised():  # stdin that is no text
                 line = sys.stdin.readline()
         except KeyboardInterrupt:  # forgets the line, as a shell does
             print(file=sys.stderr)

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -28,7 +29,11 @@ def usage_errors():
 
 def print_json(value):
     """One JSON value on a line. NaN and infinities, which JSON lacks, are strings."""
-    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+    print(json.dumps(_plain(value), ensure_ascii=not _is_unicode(sys.stdout), allow_nan=False))
+
+
+def _is_unicode(stream) -> bool:
+    return (stream.encoding or "").lower().startswith("utf")
 
 
 def _plain(value):
@@ -52,6 +57,18 @@ def read_text(path: str) -> str:
         raise UsageError(
             f"{'stdin' if path == '-' else path} is not UTF-8 text: {error.reason} at byte"
             f" {error.start}"
+        ) from None
+
+
+def text(word: str) -> str:
+    """The type of an argument that is a text; the system's encoding is for names of files only."""
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeEncodeError:  # not from the system's command line
+        return word
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"not UTF-8 text: {error.reason} at byte {error.start}"
         ) from None
 
 
@@ -128,6 +145,7 @@ def add_generation_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--stop",
         action="append",
+        type=text,
         default=[],
         metavar="TEXT",
         help="end before this text; may be given several times",

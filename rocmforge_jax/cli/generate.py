@@ -1,4 +1,4 @@
-"""Continue a text with a model."""
+"""The command `generate`."""
 
 import dataclasses
 from typing import Any
@@ -6,13 +6,14 @@ from typing import Any
 from rocmforge_jax.cli import common
 
 NAME = "generate"
+HELP = "Continue a text with a model."
 
 
 def add_arguments(parser):
     where = "a GGUF file, or one of the hub as in owner/repository/file.gguf (default: the demo)"
     parser.add_argument("--model", default="demo", metavar="FILE", help=where)
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt", type=common.text, metavar="TEXT")
     prompt.add_argument(
         "--prompt-file", metavar="FILE", help="read the prompt from a file, - for stdin"
     )

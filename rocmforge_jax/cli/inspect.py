@@ -1,4 +1,4 @@
-"""Show what is in a GGUF file, and whether it loads. Reads the head of the file only."""
+"""The command `inspect`."""
 
 import collections
 import math
@@ -11,6 +11,7 @@ from rocmforge_jax.gguf.kinds import why_no_model
 from rocmforge_jax.locate import resolve
 
 NAME = "inspect"
+HELP = "Show what is in a GGUF file, and whether it loads. Reads the head of the file only."
 #: Items of an array that are shown.
 ITEMS = 8
 #: Characters of a value that are shown, without --json.

@@ -1,10 +1,11 @@
-"""How well a model predicts a text: perplexity, counted as llama.cpp counts it."""
+"""The command `perplexity`."""
 
 import dataclasses
 
 from rocmforge_jax.cli import common
 
 NAME = "perplexity"
+HELP = "How well a model predicts a text: perplexity, counted as llama.cpp counts it."
 
 
 def add_arguments(parser):

@@ -1,17 +1,18 @@
-"""Show the tokens of a text, one a line: id and bytes."""
+"""The command `tokenize`."""
 
 from rocmforge_jax.cli import common
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.text import load_tokenizer
 
 NAME = "tokenize"
+HELP = "Show the tokens of a text, one a line: id and bytes."
 
 
 def add_arguments(parser):
     parser.add_argument(
         "file", metavar="FILE", help="a GGUF file; one with a vocabulary alone will do"
     )
-    parser.add_argument("text", metavar="TEXT", help="- reads stdin")
+    parser.add_argument("text", type=common.text, metavar="TEXT", help="- reads stdin")
     parser.add_argument(
         "--add-special", action="store_true", help="add the tokens that begin and end a text"
     )

@@ -3,162 +3,186 @@
 This needs a C++17 compiler and the headers of JAX, but no network. It does not import JAX.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import shutil
-import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from rocmforge_jax import settings
+from rocmforge_jax.cpp import commands, stored, units
+from rocmforge_jax.cpp.commands import BuildError
 
-SOURCES = Path(__file__).parent / "src"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 #: Compilers to look for, in this order. The environment variable CXX names another one.
 COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
-_AVX2 = ("-mavx2", "-mfma", "-mf16c")
-#: Compiler flags of each set of instructions that `kernels.cc` is compiled for, by machine.
-#: `processor.cc` chooses among them. A set unknown to the compiler is left out; "plain" never is.
-_VARIANTS = {
-    "x86_64": {
-        "avx512": (
-            *_AVX2,
-            *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")),
-            "-mprefer-vector-width=512",
-        ),
-        "avxvnni": (*_AVX2, "-mavxvnni"),
-        "avx2": _AVX2,
-    }
-}
-#: Lines of the output of a compiler that an error repeats.
-_LAST_LINES = 20
+#: Seconds that a question to the compiler may take, and compiling, on a machine that is busy.
+ANSWER_LIMIT = 60.0
+COMPILE_LIMIT = 3600.0
+_SCRATCH = ".making-"
+#: Loads a library and calls it, in a process that it may crash.
+_TRIAL = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+library.kernels_in_use.restype = ctypes.c_char_p
+print(library.kernels_in_use())
+"""
 
 
-def compiler() -> str | None:
-    """Finds the C++ compiler, or returns None."""
+def compiler() -> tuple[str, ...] | None:
+    """Finds the C++ compiler: its program and the arguments that CXX gives it, or None."""
     named = settings.compiler()
-    return next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
+    if named is None:
+        return next(((program,) for program in map(shutil.which, COMPILERS) if program), None)
+    if program := shutil.which(named):  # a path may have spaces
+        return (program,)
+    first, *arguments = _split(named)
+    program = shutil.which(first)
+    return (program, *arguments) if program else None
 
 
 def find(folder: Path) -> Path | None:
     """Finds the library that `build` made in `folder` from this source for this JAX, or None.
 
-    This needs no compiler.
+    This needs no compiler. `library.load` checks whether the file is complete.
     """
-    found = sorted(
-        Path(folder).glob(f"multiply-{_source_key()}-*.so"), key=lambda path: path.stat().st_mtime
-    )
-    return found[-1] if found else None
+    return stored.newest(folder, _prefix())
 
 
-def build(folder: Path) -> Path:
+def find_complete(folder: Path) -> Path | None:
+    """Like `find`, but returns None for a library that is damaged."""
+    return stored.newest_complete(folder, _prefix())
+
+
+def build(folder: Path, *, force: bool = False) -> Path:
     """Compiles the library into `folder`, unless an earlier call did.
 
-    Several processes may build at the same time: each compiles in a folder of its own and moves the
-    complete library to its final name.
+    Of several processes that build at the same time one compiles, and the others wait for it.
 
     Args:
         folder: Where to put the library.
+        force: Whether to compile although the library is there.
 
     Returns:
         The library, for `library.load`.
 
     Raises:
-        RuntimeError: There is no compiler, or it fails; with the last lines of its output.
+        BuildError: There is no compiler, it fails, or the folder cannot be written.
     """
-    program = compiler()
-    if program is None:
-        named = settings.compiler()
-        looked_for = (
-            f"the variable CXX names {named!r}, which is not found"
-            if named
-            else f"none of {', '.join(COMPILERS)} is found"
-        )
-        raise RuntimeError(f"no C++ compiler: {looked_for}")
+    command = _require_compiler()
     folder = Path(folder)
-    said = _run([[program, "--version"]])[0]
-    library = folder / f"multiply-{_source_key()}-{_hash([said.encode()])}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
-        objects = _objects(program)
-        outputs = [str(Path(scratch) / f"{i}.o") for i in range(len(objects))]
-        _run(
-            [
-                [program, *_FLAGS, *flags, "-c", str(SOURCES / name), "-o", output]
-                for (name, flags), output in zip(objects, outputs)
-            ]
-        )
-        linked = Path(scratch) / "multiply.so"
-        _run([[program, "-shared", *outputs, "-o", str(linked)]])
-        os.replace(linked, library)
+    said = commands.run([[*command, "--version"]], ANSWER_LIMIT)[0]
+    prefix = f"{_prefix()}-{_hash([said.encode(), *map(os.fsencode, command[1:])])}"
+    try:
+        if not force and (library := stored.newest_complete(folder, prefix)):
+            return library
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_builder(folder):
+            if not force and (library := stored.newest_complete(folder, prefix)):
+                return library
+            return _compiled(command, folder, prefix)
+    except OSError as error:
+        raise BuildError(
+            f"the C++ library cannot be written to {folder}: {error.strerror or error};"
+            " ROCMFORGE_CPP_FOLDER names another folder"
+        ) from error
+
+
+def _split(named: str) -> list[str]:
+    try:
+        return shlex.split(named)
+    except ValueError as error:
+        raise BuildError(f"the variable CXX is {named!r}: {error}") from error
+
+
+def _require_compiler() -> tuple[str, ...]:
+    if (command := compiler()) is not None:
+        return command
+    named = settings.compiler()
+    looked_for = (
+        f"the variable CXX names {named!r}, which is not found"
+        if named
+        else f"none of {', '.join(COMPILERS)} is found"
+    )
+    raise BuildError(f"no C++ compiler: {looked_for}")
+
+
+def _compiled(command: tuple[str, ...], folder: Path, prefix: str) -> Path:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
+        made = Path(scratch) / "multiply.so"
+        parts = units.units(lambda flags: _knows(command, flags), baseline=len(command) > 1)
+        objects = [Path(scratch) / f"{i}.o" for i in range(len(parts))]
+        _make(objects, [[*command, *part, "-o", str(file)] for part, file in zip(parts, objects)])
+        _make([made], [[*command, "-shared", *map(str, objects), "-o", str(made)]])
+        _require_working(made, command[0])
+        library = stored.put(made, folder, prefix)
+    stored.remove_incomplete(folder, _prefix())
     return library
 
 
-def _objects(program: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Lists the translation units, which are compiled in parallel: (source, flags)."""
-    variants = {
-        name: flags
-        for name, flags in _VARIANTS.get(platform.machine(), {}).items()
-        if _knows(program, flags)
-    } | {"plain": ()}
-    kernels = [
-        ("kernels.cc", (*flags, f"-DVARIANT=kernels_{name}")) for name, flags in variants.items()
-    ]
-    calls = [(name, ("-isystem", _headers())) for name in ("multiply.cc", "attention.cc")]
-    return [
-        *kernels,
-        *calls,
-        ("repack.cc", ()),
-        ("processor.cc", tuple(f"-DHAS_{name}" for name in variants)),
-    ]
+def _make(files: list[Path], wanted: list[list[str]]) -> None:
+    """Runs compilers and requires that they wrote the files."""
+    commands.run(wanted, COMPILE_LIMIT)
+    for file, command in zip(files, wanted):
+        if not file.is_file() or file.stat().st_size == 0:
+            raise BuildError(
+                f"{command[0]} ended with exit code 0 but wrote nothing to {file.name}: it is no"
+                " C++ compiler, or the disk is full"
+            )
 
 
-def _knows(program: str, flags: tuple[str, ...]) -> bool:
-    """Whether a compiler accepts the flags."""
-    return (
-        subprocess.run(
-            [program, *flags, "-E", "-x", "c++", os.devnull], capture_output=True
-        ).returncode
-        == 0
-    )
+def _require_working(made: Path, program: str) -> None:
+    try:
+        commands.run([[sys.executable, "-I", "-S", "-c", _TRIAL, str(made)]], ANSWER_LIMIT)
+    except BuildError as error:
+        reason = str(error).splitlines()[-1]
+        raise BuildError(
+            f"the library that {program} made does not load on this machine: {reason}"
+        ) from error
 
 
-def _headers() -> str:
-    """Returns the folder of the headers of JAX: `jax.ffi.include_dir()`, without importing JAX."""
-    import jaxlib
-
-    return str(Path(jaxlib.__file__).parent / "include")
+def _knows(command: tuple[str, ...], flags: tuple[str, ...]) -> bool:
+    """Returns whether a compiler accepts the flags."""
+    return commands.succeeds([*command, *flags, "-E", "-x", "c++", os.devnull], ANSWER_LIMIT)
 
 
-def _source_key() -> str:
-    """Hashes everything that the library is made from except the compiler."""
-    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cc", ".h"))
-    sources.append(Path(__file__))
-    return _hash(
-        [path.read_bytes() for path in sources]
-        + [version("jaxlib").encode(), platform.machine().encode()]
-    )
+@contextlib.contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    """Waits until no other process builds in the folder, and removes what killed ones left.
+
+    A file system that has no locks lets several build at once: each then compiles in a folder of
+    its own.
+    """
+    with open(folder / ".lock", "w") as file:
+        try:
+            if fcntl is None:
+                raise OSError("no locks on this system")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield
+            return
+        for left in folder.glob(f"{_SCRATCH}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _prefix() -> str:
+    """Names everything that the library is made from except the compiler."""
+    sources = sorted(path for path in units.SOURCES.iterdir() if path.suffix in (".cc", ".h"))
+    parts = [path.read_bytes() for path in (*sources, Path(units.__file__))]
+    parts += [version("jaxlib").encode(), platform.machine().encode()]
+    return f"multiply-{_hash(parts)}"
 
 
 def _hash(parts: list[bytes]) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
-
-
-def _run(commands: list[list[str]]) -> list[str]:
-    """Runs commands in parallel and returns the output of each."""
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for command in commands
-    ]
-    said = [process.communicate()[0] for process in running]
-    for process, command, text in zip(running, commands, said):
-        if process.returncode:
-            lines = text.strip().splitlines()[-_LAST_LINES:]
-            raise RuntimeError(
-                "\n".join([f"{command[0]} failed with exit code {process.returncode}:", *lines])
-            )
-    return said

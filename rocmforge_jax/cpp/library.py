@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import jax
 
+from rocmforge_jax.cpp import stored
+
 #: Name of a custom call in JAX -> its symbol in the library.
 TARGETS = {
     "rocmforge_multiply": "Multiply",
@@ -40,7 +42,7 @@ def load(library: Path) -> str:
         The instructions that the library uses.
 
     Raises:
-        OSError: The file is not such a library.
+        OSError: The file is not such a library, or not complete.
     """
     global _registered
     opened = _opened(library)
@@ -98,6 +100,7 @@ def use(library: Path, name: str) -> None:
 
 @functools.cache
 def _opened(library: Path) -> ctypes.CDLL:
+    stored.require_complete(library)
     opened = ctypes.CDLL(str(library))
     opened.kernels_in_use.restype = opened.kernels_that_run.restype = ctypes.c_char_p
     opened.use_kernels.restype = opened.packing_form.restype = ctypes.c_bool

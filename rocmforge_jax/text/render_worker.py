@@ -21,6 +21,7 @@ if __name__ == "__main__":
         sys.modules[name].__path__ = [str(Path(__file__).resolve().parents[place])]
 
 import functools
+import os
 import re
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from datetime import datetime
@@ -177,9 +178,12 @@ def answer() -> dict | None:
 def main():
     """Answers requests on stdin, one line each, until it is closed."""
     bound_resources()
-    while (reply := answer()) is not None:
-        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
-        sys.stdout.buffer.flush()
+    try:
+        while (reply := answer()) is not None:
+            sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:  # the parent has ended, and Python would complain at the end
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """build-native: compiles once, says what it found, and what is missing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rocmforge_jax.backends import cpp
+from rocmforge_jax.cpp import build
 
 pytestmark = pytest.mark.core
 
@@ -33,6 +35,50 @@ def test_what_is_built_is_found(run, in_cpp, cpp_folder):
         and out.out == f"{answer['library']}: {answer['instructions']}\n"
         and out.err == ""
     )
+
+
+@pytest.fixture
+def copied(in_cpp, cpp_folder, empty, monkeypatch):
+    """A copy of the library in a folder of its own, and a compiler that copies it there again."""
+    built = build.find_complete(Path(cpp_folder))
+    script = 'for last; do :; done\ncase "$*" in *-shared*) cp {} "$last";; *-o*) echo > "$last";;'
+    compiler(empty, f"{script.format(built)} esac", monkeypatch)
+    folder = empty / "cpp"
+    folder.mkdir()
+    monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", str(folder))
+    # JAX knows the same code already, and tries it in other tests.
+    monkeypatch.setattr(cpp, "instructions", lambda: "these")
+    monkeypatch.setattr(cpp, "try_all", lambda packings: None)
+    return Path(shutil.copy(built, folder))
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize("size", [0, 5000])
+def test_a_damaged_library_is_replaced(run, copied, size, force):
+    data = copied.read_bytes()
+    copied.write_bytes(data[:size])
+    ran = run("build-native", "--json", *force)
+    assert ran.code == 0 and "compiling the C++ library" in ran.err
+    library = Path(json.loads(ran.out)["library"])
+    assert library.read_bytes() == data and library.parent == copied.parent
+    assert list(copied.parent.glob("*.so")) == [library]
+
+
+def test_what_is_complete_is_compiled_again_only_by_force(run, copied):
+    first = copied.stat().st_mtime_ns
+    ran = run("build-native", "--json")
+    assert json.loads(ran.out)["library"] == str(copied) and ran.err == ""
+    assert copied.stat().st_mtime_ns == first
+    ran = run("build-native", "--json", "--force")
+    assert "compiling" in ran.err and build.find(copied.parent).stat().st_mtime_ns > first
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run, copied, monkeypatch):
+    monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", "/dev/null/cpp")
+    ran = run("build-native")
+    assert ran.code == 2 and "/dev/null/cpp: Not a directory; ROCMFORGE_CPP_FOLDER" in ran.err
+    ran = run("build-native", "--if-possible")
+    assert (ran.code, ran.out) == (0, "") and "/dev/null/cpp: Not a directory" in ran.err
 
 
 def test_a_compiler_that_fails_is_quoted(run, empty, monkeypatch):

@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from rocmforge_jax.cli.doctor import Facts, problems
+from rocmforge_jax.cli import machine
+from rocmforge_jax.cli.machine import Facts
+from rocmforge_jax.cli.problems import problems
+from rocmforge_jax.cpp import build
 
 pytestmark = pytest.mark.core
 
@@ -48,8 +52,72 @@ def test_a_backend_that_cannot_run_is_named_with_the_reason(backend, run, monkey
     ran = run("doctor", "--json")
     found = json.loads(ran.out)["operations"]["matmul"]
     assert ran.code == 0 and re.match(f"cannot run: matmul: {backend}: .*'auto'", found)
+    assert f"cannot run: dequantize: {backend}" in ran.out or backend == "cpp"
+    assert "unset ROCMFORGE_BACKEND" in ran.out
     ran = run("generate", "--prompt", "A", "--max-tokens", "1")
     assert ran.code == 2 and f"{backend}: " in ran.err and "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("environment", "what", "remedy"),
+    [
+        ({"JAX_PLATFORMS": "nothing"}, "Unable to initialize backend 'nothing'", "unset JAX_PLAT"),
+        ({"XLA_FLAGS": "--xla_nothing"}, "Unknown flag.* in XLA_FLAGS", "unset XLA_FLAGS"),
+        ({"ROCMFORGE_BACKEND": "cuda"}, "got 'cuda'", "unset ROCMFORGE_BACKEND"),
+        (
+            {"CXX": "no-such", "HOME": "/dev/null", "XDG_CACHE_HOME": "", "JAX_PLATFORMS": "none"},
+            "the C.. library is missing.* no C.. compiler.*\n.*\n.*/dev/null/.cache/rocmforge-jax",
+            "rocmforge-jax build-native\n.*\n.*XDG_CACHE_HOME",
+        ),
+        ({"CXX": "g++ '", "JAX_PLATFORMS": "none"}, "no C.. compiler", "name one with CXX"),
+    ],
+    ids=["platform", "flags", "backend", "home", "quote"],
+)
+def test_it_prints_in_every_environment(run, monkeypatch, environment, what, remedy):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ran = run("doctor")
+    assert ran.code == 0 and ran.err == "" and "jaxlib" in ran.out
+    assert re.search(what, ran.out) and re.search(remedy, ran.out)
+
+
+def test_a_plugin_that_does_not_start(run, monkeypatch, tmp_path):
+    plugin = tmp_path / "jax_plugins" / "broken"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text("def initialize(): raise OSError('no libhip.so')")
+    monkeypatch.syspath_prepend(tmp_path)
+    report = json.loads(run("doctor", "--json").out)
+    assert report["devices"][0]["platform"] == "cpu"
+    assert any("no libhip.so" in problem["what"] for problem in report["problems"])
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import os; os.kill(os.getpid(), 7)", "it printed nothing (signal 7)"),
+        ("import no_such_jax", "No module named 'no_such_jax' (exit code 1)"),
+        ("import time; time.sleep(100)", "it did not start within 1 s"),
+    ],
+    ids=["bus error", "import", "hangs"],
+)
+def test_a_jax_that_ends_the_process(monkeypatch, program, reason):
+    monkeypatch.setattr(machine, "_PROGRAM", program)
+    monkeypatch.setattr(machine, "START_LIMIT", 1.0)
+    facts = machine.gather()
+    assert facts.failure.endswith(reason) and facts.devices == []
+    assert any(reason in problem.what for problem in problems(facts))
+
+
+def test_a_damaged_library_is_a_problem(run, monkeypatch, cpp_folder, tmp_path):
+    built = build.find_complete(Path(cpp_folder))
+    (tmp_path / built.name).write_bytes(built.read_bytes()[:5000])
+    monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", str(tmp_path))
+    report = json.loads(run("doctor", "--json").out)
+    assert re.match(
+        "xla: the C.. library .* is damaged: .* 5000 bytes", report["operations"]["matmul"]
+    )
+    (problem,) = report["problems"]
+    assert "damaged" in problem["what"] and problem["remedy"] == "rocmforge-jax build-native"
 
 
 def test_text_names_every_version_and_device(run):

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 import rocmforge_jax
-from rocmforge_jax.cli import COMMANDS, generate, main
+from rocmforge_jax.cli import generate, main
 from rocmforge_jax.cli.common import SAMPLING
+from rocmforge_jax.cli.program import COMMANDS
 from rocmforge_jax.gguf import write_gguf
 from rocmforge_jax.locate import DEMO
 
@@ -106,13 +107,14 @@ def test_an_unknown_tokenizer_names_the_nearest(run, hand_made):
     assert "'gpt3'" in err and "gpt2" in err
 
 
-@pytest.mark.parametrize(
-    "words", [["generate", "--prompt", "a"], ["doctor"]], ids=lambda words: words[0]
-)
-def test_an_environment_that_chooses_nothing_known_is_refused(run, monkeypatch, words):
+@pytest.mark.parametrize("words", ["generate --prompt a", "bench demo", "perplexity {text}"])
+def test_an_environment_that_chooses_nothing_known_is_refused(run, monkeypatch, tmp_path, words):
     monkeypatch.setenv("ROCMFORGE_BACKEND", "cuda")
+    (text := tmp_path / "text").write_text("some text")
+    ran = run(*words.format(text=text).split())
     message = "ROCMFORGE_BACKEND must be one of auto, pallas, cpp, xla, got 'cuda'"
-    assert message in refused(run(*words))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.splitlines()[-1] == f"rocmforge-jax: error: {message}"
 
 
 def test_a_file_of_the_hub_without_the_hub_says_what_to_install(run, monkeypatch):
@@ -166,6 +168,18 @@ def test_control_characters_of_a_message_stay_on_one_line(run):
 def test_failures_of_the_machine_are_one_line(run, monkeypatch, error, code):
     monkeypatch.setattr(generate, "run", lambda _: throw(error))
     assert run("generate", "--prompt", "a") == (code, "", f"rocmforge-jax: error: {error}\n")
+
+
+def test_a_package_that_is_missing_is_one_line(run, monkeypatch):
+    error = ModuleNotFoundError("No module named 'jax'", name="jax")
+    monkeypatch.setattr(generate, "run", lambda _: throw(error))
+    assert "No module named 'jax'; `rocmforge-jax doctor`" in refused(
+        run("generate", "--prompt", "a")
+    )
+
+
+def test_a_name_of_5000_letters_is_shortened(run):
+    assert len(refused(run("inspect", "n" * 5000))) < 1000
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(monkeypatch):

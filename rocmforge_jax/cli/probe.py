@@ -1,0 +1,101 @@
+"""Starts jax for `doctor`, in a process of its own that may crash, hang or print what it likes.
+
+Prints one line of JSON: devices, operations, and what jax logged meanwhile.
+"""
+
+import json
+import logging
+
+from rocmforge_jax import settings
+
+
+def main() -> None:
+    """Prints what `ask` finds."""
+    print(f"\n{json.dumps(ask())}", flush=True)
+
+
+def ask() -> dict:
+    """Returns the devices that jax has and what runs on them."""
+    logged = _Logged()
+    logging.getLogger("jax").addHandler(logged)
+    logging.getLogger("jax").propagate = False
+    found = {"devices": devices(), "operations": {}, "logged": logged.messages}
+    try:
+        found["operations"] = operations()
+    except settings.SettingError:  # `doctor` reports it
+        pass
+    return found
+
+
+def devices() -> list[dict]:
+    """Returns platform, kind and memory of each device that jax has."""
+    import jax
+
+    from rocmforge_jax.models.plan import available_bytes
+
+    return [
+        {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "memory_bytes": available_bytes(device),
+        }
+        for device in jax.devices()
+    ]
+
+
+def operations() -> dict[str, str]:
+    """Returns what each operation on a Q4_K weight runs on here: what `backends.choose` decides."""
+    import jax
+    import jax.numpy as jnp
+
+    from rocmforge_jax import formats, nn, settings
+    from rocmforge_jax.backends import Numerics, record
+    from rocmforge_jax.models import default_dtype
+    from rocmforge_jax.quant import QTensor, default_layout, dequantize, matmul, take_rows
+
+    numerics = Numerics(backend=settings.backend())
+    fmt = formats.get("Q4_K")
+    layout = default_layout(fmt, numerics=numerics)
+
+    def packed(row_bytes):
+        return QTensor.from_bytes(row_bytes, fmt, layout=layout)
+
+    def attention(q, starts):
+        rule, cache = nn.AttentionRule(1.0), nn.KVState.zeros(1, 1, 64, 256, q.dtype)
+        return nn.cached_attention(q, cache, starts, rule, backend=numerics.backend)
+
+    def of(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    by = dict(backend=numerics.backend)
+    dtype, rows = default_dtype(), of((256, fmt.block_bytes), jnp.uint8)
+    x, ids, q = of((1, 256), dtype), of((1,), jnp.int32), of((1, 1, 4, 64), dtype)
+    calls = {
+        "dequantize": (lambda rows: dequantize(packed(rows), **by), rows),
+        "matmul": (lambda x, rows: matmul(x, packed(rows).T, **by), x, rows),
+        "take_rows": (lambda rows, ids: take_rows(packed(rows), ids, **by), rows, ids),
+        "attention": (attention, q, ids),
+    }
+    found = {}
+    for name, call in calls.items():
+        with record() as decisions:
+            try:
+                jax.eval_shape(*call)
+            except NotImplementedError as reason:  # of a backend that the user has asked for
+                found[name] = f"cannot run: {reason}"
+            else:
+                (decision,) = decisions
+                found[name] = f"{decision.choice.name}: {decision.choice.reason}"
+    return found | {"planes": layout}
+
+
+class _Logged(logging.Handler):
+    """Keeps what is worth a warning, say of a plugin that does not start."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages = []
+
+    def emit(self, record):
+        reason = f": {record.exc_info[1]}" if record.exc_info else ""
+        self.messages.append(f"{record.getMessage()}{reason}")

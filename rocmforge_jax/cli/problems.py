@@ -1,0 +1,134 @@
+"""Finds what is, or may go, wrong with a machine, and the remedies."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from rocmforge_jax.cli.machine import Facts
+
+#: The ROCm that each release of JAX asks for.
+ROCM_OF_JAX = {"0.10": "7.2", "0.12": "7.14"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """what: what is, or may go, wrong.
+
+    remedy: what to do. certain: it is there now; otherwise it is known of such machines.
+    """
+
+    what: str
+    remedy: str
+    certain: bool
+
+
+def problems(facts: Facts) -> Iterator[Problem]:
+    """What is wrong with a machine, the certain things first."""
+    jax_version = facts.versions.get("jax", "")
+    rocm = next(
+        (needed for prefix, needed in ROCM_OF_JAX.items() if jax_version.startswith(prefix + ".")),
+        "of its release notes",
+    )
+    yield from _broken(facts)
+    if facts.platform == "cpu" and facts.amd:
+        yield Problem(
+            "there is an AMD GPU, but jax computes on the CPU (`jax[rocm]` no longer exists: pip"
+            " only warns and installs CPU jax)",
+            f"pip install 'rocmforge-jax[rocm]', and ROCm {rocm} from the system's packages or"
+            f" AMD's index for jax {jax_version}; the packages named rocm and rocm-sdk on the"
+            " public index are placeholders",
+            True,
+        )
+    if facts.platform == "cpu" and facts.nvidia:
+        yield Problem(
+            "there is an NVIDIA GPU, but jax computes on the CPU",
+            "pip install 'rocmforge-jax[cuda]'",
+            True,
+        )
+    for plugin in ("jax-rocm7-pjrt", "jax-rocm7-plugin", "jax-cuda13-pjrt", "jax-cuda13-plugin"):
+        version = facts.versions.get(plugin, "not installed")
+        if version != "not installed" and version.split(".")[:2] != jax_version.split(".")[:2]:
+            yield Problem(
+                f"{plugin} is {version}, jax is {jax_version}",
+                f"pip install '{plugin}=={jax_version}'",
+                True,
+            )
+    if facts.on_rocm:
+        yield from _rocm(facts, jax_version)
+    if facts.platform not in ("cpu", "none") and not any(
+        name in facts.environment for name in _MEMORY
+    ):
+        yield Problem(
+            "jax takes 75 % of the card's memory at its start",
+            "XLA_PYTHON_CLIENT_PREALLOCATE=false, or XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 to take"
+            " more",
+            False,
+        )
+
+
+def _broken(facts: Facts) -> Iterator[Problem]:
+    """What keeps programs from starting, or makes them slow."""
+    if facts.failure:
+        yield Problem(f"jax does not start: {facts.failure}", _start_remedy(facts), True)
+    for message in facts.logged:
+        yield Problem(
+            f"jax warns at its start: {message}",
+            "if that is about a plugin, pip uninstall it or install the one of this jax",
+            True,
+        )
+    if facts.setting:
+        yield Problem(facts.setting, "unset ROCMFORGE_BACKEND", True)
+    refused = [text for text in facts.operations.values() if text.startswith("cannot run: ")]
+    if refused:
+        yield Problem(
+            f"ROCMFORGE_BACKEND asks for a backend that {refused[0]}",
+            "unset ROCMFORGE_BACKEND",
+            True,
+        )
+    if facts.platform in ("cpu", "none") and facts.library != "complete":
+        install = "" if facts.compiler else "install a C++ compiler (or name one with CXX), then "
+        yield Problem(
+            f"the C++ library is {facts.library}: a CPU computes several times slower"
+            + ("" if facts.compiler else ", and there is no C++ compiler"),
+            f"{install}rocmforge-jax build-native",
+            True,
+        )
+    if facts.caches:
+        yield Problem(
+            f"{facts.caches} cannot be written: what is compiled is compiled again at each start",
+            "make it writable, or name another folder with XDG_CACHE_HOME",
+            True,
+        )
+
+
+def _start_remedy(facts: Facts) -> str:
+    """What to do about a jax that does not start: most often a variable asks for too much."""
+    asked = facts.environment.get("JAX_PLATFORMS") or facts.environment.get("JAX_PLATFORM_NAME")
+    if facts.xla_flags and "XLA_FLAGS" in (facts.failure or ""):
+        return f"unset XLA_FLAGS, which is {facts.xla_flags!r}"
+    if asked:
+        return f"unset JAX_PLATFORMS, which is {asked!r}, or install the plugin for it"
+    return "pip install --force-reinstall rocmforge-jax, and uninstall plugins that it names"
+
+
+_MEMORY = ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+
+def _rocm(facts, jax_version):
+    kinds = " ".join(device["kind"] for device in facts.devices)
+    if "gfx103" in kinds and not jax_version.startswith("0.10."):
+        yield Problem(
+            f"jax {jax_version} refuses RDNA2 cards (gfx103x)",
+            "pip install 'jax==0.10.2' with ROCm 7.2",
+            True,
+        )
+    flags = (
+        ("--xla_gpu_enable_command_buffer=", "crashes in command buffers (hipGraph), which are on"),
+        ("--xla_gpu_autotune_level=0", "crashes of the autotuner on older cards"),
+        (
+            "--xla_gpu_enable_triton_gemm=false",
+            "slow or failing matrix products of Triton; this takes hipBLASLt",
+        ),
+    )
+    for flag, what in flags:
+        if flag.split("=")[0] not in facts.xla_flags:
+            yield Problem(what, f"XLA_FLAGS={flag}", False)

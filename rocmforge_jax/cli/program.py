@@ -1,0 +1,141 @@
+"""Runs a command, and turns what goes wrong into one line and an exit code."""
+
+import argparse
+import contextlib
+import errno
+import sys
+import warnings
+
+from rocmforge_jax import ahead
+from rocmforge_jax.cli import (
+    bench,
+    build_native,
+    chat,
+    doctor,
+    generate,
+    inspect,
+    perplexity,
+    streams,
+    tokenize,
+)
+from rocmforge_jax.cli.common import UsageError, version
+from rocmforge_jax.settings import SettingError
+
+COMMANDS = (generate, chat, inspect, tokenize, perplexity, bench, doctor, build_native)
+PROGRAM = "rocmforge-jax"
+#: Characters of a word, say of a path, beyond which an error leaves out its middle.
+LONGEST_WORD = 300
+#: What the system answers to a path that cannot be right, beside what has a class of its own.
+_WRONG_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+
+
+def run(argv: list[str] | None) -> int:
+    """Runs the command line on `argv`, by default the process's own; returns the exit code."""
+    streams.prepare()
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+        if sys.stdout is None:
+            _say("error: stdout is closed; /dev/null takes what is not wanted")
+            return 2
+        code = _attempt(argv)
+        problem = streams.flush(sys.stdout)
+        if problem and code == 0:
+            _say(f"error: {problem}")
+        streams.flush(sys.stderr)
+        return code if problem is None else code or 1
+
+
+def _attempt(argv) -> int:
+    try:
+        options = _parser().parse_args(argv)
+        options.run(options)
+    except SystemExit as error:  # argparse has said why
+        return error.code if isinstance(error.code, int) else 1
+    except BrokenPipeError:  # the reader of our output has gone
+        return 1
+    except KeyboardInterrupt:
+        _print_error("")
+        return 130
+    except Exception as error:
+        return _fail(error)
+    finally:
+        ahead.stop()  # the process ends when whatever reads ahead has noticed
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    """Say what went wrong in one line; what nobody foresaw keeps its traceback."""
+    if problem := _problem_of_jax(error):
+        _say(f"error: {problem}; `{PROGRAM} doctor` shows the remedy")
+        return 2
+    is_input = isinstance(error, _input_errors()) or (
+        isinstance(error, OSError) and error.errno in _WRONG_PATHS
+    )
+    code = 2 if is_input else 1
+    if (
+        code == 1
+        and not isinstance(error, OSError | MemoryError)
+        and "RESOURCE_EXHAUSTED" not in str(error)
+    ):
+        raise error
+    _say(f"error: {error or type(error).__name__}")
+    return code
+
+
+def _problem_of_jax(error: Exception) -> str | None:
+    """Returns why jax does not import or has no device, None where it has."""
+    if isinstance(error, ImportError):
+        ours = (error.name or "").startswith(("rocmforge_jax", "pallas_kernels"))
+        return None if ours else f"{error}"
+    jax = sys.modules.get("jax")
+    if not isinstance(error, RuntimeError) or jax is None:
+        return None
+    try:
+        jax.devices()
+    except RuntimeError as reason:
+        return f"jax does not start: {reason}"
+    return None
+
+
+def _input_errors() -> tuple[type[Exception], ...]:
+    from rocmforge_jax import ChatTemplateError, GGUFError
+
+    found = sys.modules.get("rocmforge_jax.backends")  # a command that computes has imported it
+    backend_errors = () if found is None else (found.BackendError,)
+    return (
+        *backend_errors,
+        UsageError,
+        SettingError,
+        GGUFError,
+        ChatTemplateError,
+        FileNotFoundError,
+        PermissionError,
+        IsADirectoryError,
+        NotADirectoryError,
+    )
+
+
+def _say(text: str):
+    _print_error(f"{PROGRAM}: {' '.join(map(_shortened, text.split()))}")
+
+
+def _shortened(word: str) -> str:
+    return word if len(word) <= LONGEST_WORD else f"{word[: LONGEST_WORD // 2]}...{word[-20:]}"
+
+
+def _print_error(line: str):
+    with contextlib.suppress(OSError):  # stderr is full or has no reader: nothing more can be said
+        print(line, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(PROGRAM, description="GGUF models in JAX.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {version(PROGRAM)}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        command = commands.add_parser(
+            module.NAME, help=module.HELP, description=module.HELP, allow_abbrev=False
+        )
+        command.set_defaults(run=module.run)
+        module.add_arguments(command)
+    return parser

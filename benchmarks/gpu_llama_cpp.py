@@ -76,7 +76,11 @@ def _lines(command) -> list[dict]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where llama-bench and llama-batched-bench are")
-    parser.add_argument("--shape", default="llama-3.1-8b", choices=synthetic.SHAPES)
+    parser.add_argument(
+        "--shape",
+        default="llama-3.1-8b",
+        choices=[*synthetic.SHAPES, *synthetic.hybrid_shapes.SHAPES],
+    )
     parser.add_argument("--mixes", nargs="+", default=MIXES, metavar="MIX")
     parser.add_argument(
         "--temporary", type=Path, help="where to write the files (default: the system's place)"

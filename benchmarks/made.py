@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import synthetic
 from flax import nnx
 from mixes import type_of
@@ -22,7 +23,10 @@ from rocmforge_jax.quant import QParam, QTensor, word_packed
 def config(shape_name: str) -> DecoderConfig:
     """Returns what a file of this shape gives; large models have a head of their own."""
     written = synthetic.metadata(shape_name, "")
-    metadata = {key: getattr(value, "item", lambda v=value: v)() for key, value in written.items()}
+    metadata = {
+        key: value.item() if isinstance(value, np.generic) else value
+        for key, value in written.items()
+    }
     shapes = synthetic.tensor_shapes(shape_name)
     tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
     architecture = metadata["general.architecture"]
@@ -31,6 +35,8 @@ def config(shape_name: str) -> DecoderConfig:
     )
     read = ARCHITECTURES[architecture].read(KeyReader(file))
     tied = architecture != "gpt-oss" and len(read.layers) < 28
+    if shape_name in synthetic.hybrid_shapes.SHAPES:
+        tied = read.tied
     return dataclasses.replace(read, architecture=architecture, tied=tied)
 
 
@@ -45,16 +51,19 @@ def decoder(shape_name: str, mix: str, dtype=jnp.bfloat16, **settings) -> Decode
             if isinstance(variable, nnx.Variable):
                 name = tensor_name((*path, attribute))
                 if not synthetic.is_packed(name, variable.shape):
-                    made_here = nnx.Param(
-                        jax.random.normal(next(keys), variable.shape)
-                        if name.endswith(synthetic.ROUTER)
-                        else jnp.ones(variable.shape)
-                    )
+                    made_here = nnx.Param(_plain(name, variable.shape, next(keys)))
                 else:
                     fmt = formats.get(type_of(name, len(made.config.layers), made.config.tied, mix))
                     made_here = _packed(variable.shape, fmt, attribute == "kernel", next(keys))
                 setattr(module, attribute, made_here)
     return made
+
+
+def _plain(name, shape, key):
+    """Makes a tensor that is not packed. Memories of delta nets decay, so nothing overflows."""
+    if name.endswith((synthetic.ROUTER, "ssm_conv1d.weight")):
+        return jax.random.normal(key, shape)
+    return jnp.full(shape, -1.0) if name.endswith("ssm_a") else jnp.ones(shape)
 
 
 def _packed(shape, fmt, transposed, key):

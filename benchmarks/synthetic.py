@@ -12,6 +12,7 @@ import argparse
 import math
 from pathlib import Path
 
+import hybrid_shapes
 import numpy as np
 from mixes import type_of
 
@@ -64,7 +65,15 @@ def random_blocks(
     return blocks.view(np.uint8).reshape(*shape[:-1], -1)
 
 
+def layer_count(shape_name: str) -> int:
+    if shape_name in hybrid_shapes.SHAPES:
+        return hybrid_shapes.SHAPES[shape_name].layers
+    return SHAPES[shape_name][1]
+
+
 def tensor_shapes(shape_name: str) -> dict[str, tuple[int, ...]]:
+    if shape_name in hybrid_shapes.SHAPES:
+        return hybrid_shapes.tensor_shapes(shape_name)
     architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, _ = SHAPES[shape_name]
     shapes = {"token_embd.weight": (vocabulary, width), "output_norm.weight": (width,)}
     block = {
@@ -110,8 +119,8 @@ def tensor_shapes(shape_name: str) -> dict[str, tuple[int, ...]]:
 
 
 def is_packed(name: str, shape: tuple[int, ...]) -> bool:
-    """Returns whether a tensor is quantised: a matrix that is neither a router nor a bias."""
-    return len(shape) > 1 and not name.endswith((ROUTER, ".bias"))
+    """Returns whether a tensor is quantised: a matrix that is no router, filter or bias."""
+    return len(shape) > 1 and not name.endswith((ROUTER, "ssm_conv1d.weight", ".bias"))
 
 
 def rope_factors(shape_name: str) -> np.ndarray:
@@ -126,6 +135,16 @@ def rope_factors(shape_name: str) -> np.ndarray:
 
 
 def metadata(shape_name: str, type_name: str) -> dict:
+    if shape_name in hybrid_shapes.SHAPES:
+        shape = hybrid_shapes.SHAPES[shape_name]
+        of_all = {
+            "block_count": shape.layers,
+            "context_length": 32768,
+            "embedding_length": shape.width,
+            "vocab_size": shape.vocabulary,
+            "attention.layer_norm_rms_epsilon": np.float32(1e-6),
+        }
+        return _named(shape.architecture, shape_name, type_name, of_all | shape.keys())
     architecture, layers, width, hidden, heads, kv_heads, head, vocabulary, base = SHAPES[
         shape_name
     ]
@@ -158,6 +177,10 @@ def metadata(shape_name: str, type_name: str) -> dict:
             "rope.scaling.factor": np.float32(32),
             "rope.scaling.original_context_length": 4096,
         }
+    return _named(architecture, shape_name, type_name, values)
+
+
+def _named(architecture: str, shape_name: str, type_name: str, values: dict) -> dict:
     general = {"architecture": architecture, "name": f"synthetic {shape_name} {type_name.upper()}"}
     return (
         {f"general.{key}": value for key, value in general.items()}
@@ -168,16 +191,15 @@ def metadata(shape_name: str, type_name: str) -> dict:
 
 def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
     """Write the file; matrices have the type `type_name` or those of that mix, vectors F32."""
-    layers, random, tensors = SHAPES[shape_name][1], np.random.default_rng(seed), {}
+    layers, random, tensors = layer_count(shape_name), np.random.default_rng(seed), {}
     for name, shape in tensor_shapes(shape_name).items():
         if is_packed(name, shape):
             fmt = formats.get(type_of(name, layers, True, type_name))
             tensors[name] = (fmt, random_blocks(fmt, shape, random))
         else:
-            tensors[name] = (
-                "F32",
-                random.normal(1.0 if "norm" in name else 0.0, 0.02, shape).astype(np.float32),
-            )
+            # Memories of delta nets (ssm_a) decay, so nothing overflows.
+            mean = 1.0 if "norm" in name else -1.0 if name.endswith("ssm_a") else 0.0
+            tensors[name] = ("F32", random.normal(mean, 0.02, shape).astype(np.float32))
     if shape_name in STRETCHED:
         tensors["rope_freqs.weight"] = ("F32", rope_factors(shape_name))
     write_gguf(out, metadata(shape_name, type_name), tensors)
@@ -185,7 +207,7 @@ def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("shape", choices=[*SHAPES, *hybrid_shapes.SHAPES])
     parser.add_argument("type")
     parser.add_argument("out", type=Path)
     options = parser.parse_args()

@@ -1,0 +1,183 @@
+"""Shapes of models whose layers differ: keys and tensors of their files.
+
+Sizes that differ from layer to layer, or that only one family has. `synthetic.py` makes files of
+them, `made.py` decoders.
+"""
+
+import dataclasses
+
+import numpy as np
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemma4:
+    """Gemma 4, dense: windows in five layers of six, wider heads in the others."""
+
+    layers: int
+    width: int
+    hidden: int
+    heads: int
+    #: KV heads and head width of layers with a window, and of the others.
+    windowed: tuple[int, int]
+    full: tuple[int, int]
+    window: int
+    vocabulary: int
+    architecture = "gemma4"
+
+    def is_full(self, i: int) -> bool:
+        return i % 6 == 5
+
+    def keys(self) -> dict:
+        kv_heads = [(self.full if self.is_full(i) else self.windowed)[0] for i in self._numbers]
+        return {
+            "feed_forward_length": self.hidden,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": np.array(kv_heads, np.int32),
+            "attention.key_length": self.full[1],
+            "attention.value_length": self.full[1],
+            "attention.key_length_swa": self.windowed[1],
+            "attention.value_length_swa": self.windowed[1],
+            "attention.sliding_window": self.window,
+            "attention.sliding_window_pattern": np.array(
+                [not self.is_full(i) for i in self._numbers]
+            ),
+            "attention.shared_kv_layers": 0,
+            "embedding_length_per_layer_input": 0,
+            "rope.dimension_count": self.full[1],
+            "rope.dimension_count_swa": self.windowed[1],
+            "rope.freq_base": np.float32(1e6),
+            "rope.freq_base_swa": np.float32(1e4),
+            "final_logit_softcapping": np.float32(30),
+        }
+
+    @property
+    def _numbers(self):
+        return range(self.layers)
+
+    def block(self, i: int) -> Shapes:
+        kv_heads, head = self.full if self.is_full(i) else self.windowed
+        D, N = self.width, self.heads
+        shapes: Shapes = dict.fromkeys(
+            ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"), (D,)
+        )
+        shapes |= {"attn_q": (N * head, D), "attn_k": (kv_heads * head, D)}
+        if not self.is_full(i):  # values are the keys' product in the others
+            shapes["attn_v"] = (kv_heads * head, D)
+        shapes |= {"attn_output": (D, N * head), "attn_q_norm": (head,), "attn_k_norm": (head,)}
+        shapes |= {"ffn_gate": (self.hidden, D), "ffn_up": (self.hidden, D)}
+        shapes |= {"ffn_down": (D, self.hidden), "layer_output_scale": (1,)}
+        return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen35:
+    """Qwen 3.5: gated delta nets, and gated attention in every fourth layer."""
+
+    layers: int
+    width: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    #: Key heads, value heads and the width of both, of the delta nets.
+    delta: tuple[int, int, int]
+    vocabulary: int
+    #: Experts, those of a token, units of each; or None for a dense model.
+    experts: tuple[int, int, int] | None = None
+    head: int = 256
+    taps: int = 4
+
+    @property
+    def architecture(self) -> str:
+        return "qwen35moe" if self.experts else "qwen35"
+
+    def keys(self) -> dict:
+        key_heads, value_heads, width = self.delta
+        keys = {
+            "feed_forward_length": self.hidden,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.kv_heads,
+            "attention.key_length": self.head,
+            "attention.value_length": self.head,
+            "full_attention_interval": 4,
+            "ssm.conv_kernel": self.taps,
+            "ssm.state_size": width,
+            "ssm.group_count": key_heads,
+            "ssm.time_step_rank": value_heads,
+            "ssm.inner_size": value_heads * width,
+            "rope.dimension_count": self.head // 4,
+            "rope.dimension_sections": np.array([11, 11, 10, 0], np.int32),
+            "rope.freq_base": np.float32(1e7),
+        }
+        if self.experts:
+            experts, used, each = self.experts
+            keys |= {
+                "expert_count": experts,
+                "expert_used_count": used,
+                "expert_feed_forward_length": each,
+                "expert_shared_feed_forward_length": each,
+            }
+        return keys
+
+    def block(self, i: int) -> Shapes:
+        D = self.width
+        shapes: Shapes = {"attn_norm": (D,), "post_attention_norm": (D,)}
+        shapes |= self._attention() if i % 4 == 3 else self._delta_net()
+        if self.experts is None:
+            shapes |= {"ffn_gate": (self.hidden, D), "ffn_up": (self.hidden, D)}
+            shapes["ffn_down"] = (D, self.hidden)
+        else:
+            experts, _, each = self.experts
+            shapes |= {"ffn_gate_inp": (experts, D), "ffn_gate_inp_shexp": (D,)}
+            shapes |= dict.fromkeys(("ffn_gate_exps", "ffn_up_exps"), (experts, each, D))
+            shapes |= dict.fromkeys(("ffn_gate_shexp", "ffn_up_shexp"), (each, D))
+            shapes |= {"ffn_down_exps": (experts, D, each), "ffn_down_shexp": (D, each)}
+        named = {f"{name}.weight": shape for name, shape in shapes.items()}
+        if i % 4 != 3:
+            named |= {"ssm_a": (self.delta[1],), "ssm_dt.bias": (self.delta[1],)}
+        return named
+
+    def _attention(self) -> Shapes:
+        D, queries, kv = self.width, self.heads * self.head, self.kv_heads * self.head
+        return {
+            "attn_q": (2 * queries, D),
+            "attn_k": (kv, D),
+            "attn_v": (kv, D),
+            "attn_output": (D, queries),
+            "attn_q_norm": (self.head,),
+            "attn_k_norm": (self.head,),
+        }
+
+    def _delta_net(self) -> Shapes:
+        key_heads, value_heads, width = self.delta
+        D, values = self.width, value_heads * width
+        channels = 2 * key_heads * width + values
+        return {
+            "attn_qkv": (channels, D),
+            "attn_gate": (values, D),
+            "ssm_conv1d": (channels, self.taps),
+            "ssm_alpha": (value_heads, D),
+            "ssm_beta": (value_heads, D),
+            "ssm_norm": (width,),
+            "ssm_out": (D, values),
+        }
+
+
+SHAPES = {
+    "gemma-4-12b": Gemma4(48, 3840, 15360, 16, (8, 256), (2, 512), 1024, 262144),
+    "qwen3.5-9b": Qwen35(32, 4096, 12288, 16, 4, (16, 32, 128), 248320),
+    "qwen3.5-35b-a3b": Qwen35(40, 2048, 2048, 16, 2, (16, 32, 128), 248320, (256, 8, 512)),
+}
+
+
+def tensor_shapes(name: str) -> Shapes:
+    """The shapes of all tensors of a file, row-major."""
+    shape = SHAPES[name]
+    shapes = {"token_embd.weight": (shape.vocabulary, shape.width)}
+    shapes["output_norm.weight"] = (shape.width,)
+    if not isinstance(shape, Gemma4):
+        shapes["output.weight"] = (shape.vocabulary, shape.width)
+    for i in range(shape.layers):
+        shapes |= {f"blk.{i}.{tensor}": size for tensor, size in shape.block(i).items()}
+    return shapes

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.prefix_cache import PrefixCache
-from rocmforge_jax.generate.sampling import SamplingParams
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import (
     Generated,

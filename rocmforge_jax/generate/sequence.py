@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from rocmforge_jax.generate.sampling import SamplingParams
+from rocmforge_jax.generate.params import SamplingParams
 
 #: Positions are int32, and the last dispatch may pass the end by a few.
 MAX_CONTEXT = 2**31 - 2**10

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rocmforge_jax.generate.sampling import PENALTY_WINDOW, Sampler, SamplingParams, sample
+from rocmforge_jax.generate.params import PENALTY_WINDOW, SamplingParams
+from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.snapshots import SNAPSHOT_INTERVAL, Snapshots
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.nn import Cache

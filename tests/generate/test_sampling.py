@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rocmforge_jax.generate import Sampler, SamplingParams, sample
-from rocmforge_jax.generate.sampling import PENALTY_WINDOW, keep_likely
+from rocmforge_jax.generate.params import PENALTY_WINDOW
+from rocmforge_jax.generate.sampling import keep_likely
 
 pytestmark = pytest.mark.core
 INF = np.inf

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rocmforge_jax import compilation_cache
 from rocmforge_jax.generate import (
     Engine,
     Generated,
@@ -376,6 +377,7 @@ def load(
             plan = plan_memory(gguf, config, computed, context_length=context_length)
             if not bar.disable:
                 bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
+                _name_the_compilation_cache(bar)
             plan.check()
 
         def show(done, total):
@@ -393,6 +395,21 @@ def load(
             progress=show,
         )
     return from_parts(model, gguf, context_length=context_length, strict=strict)
+
+
+def _name_the_compilation_cache(bar):
+    """Writes, once in a process, how to keep what is compiled; nothing if it is kept."""
+    global _named_the_cache
+    if not (_named_the_cache or compilation_cache.is_enabled()):
+        bar.write(
+            "What XLA compiles ends with this process; rf.enable_compilation_cache() keeps it for"
+            " the next one",
+            file=sys.stderr,
+        )
+    _named_the_cache = True
+
+
+_named_the_cache = False
 
 
 def from_parts(

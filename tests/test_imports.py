@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "hub": {"gguf"},
     "locate": {"gguf", "hub", "settings"},
     "settings": set(),
+    "compilation_cache": {"locate", "settings"},
     "pallas_kernels": set(),
     "gguf": {"formats"},
     "text": {"gguf"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "ahead": {"gguf", "quant", "backends", "memory"},
     "models": {"formats", "gguf", "quant", "nn", "backends", "ahead", "memory", "settings"},
     "generate": {"models", "nn", "quant"},
-    "language_model": {"generate", "models", "gguf", "text", "locate"},
+    "language_model": {"compilation_cache", "generate", "models", "gguf", "text", "locate"},
 }
 #: The package's own public names are the part "": only programs import those.
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"pallas_kernels"} | {""}

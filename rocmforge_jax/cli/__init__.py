@@ -31,7 +31,7 @@ PROGRAM = "rocmforge-jax"
 def main(argv: list[str] | None = None) -> int:
     """Run the command line on `argv`, default the process's own. -> the exit code."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+        warnings.showwarning = _WarningPrinter()
         try:
             options = _parser().parse_args(argv)
             if isinstance(sys.stdout, io.TextIOWrapper):
@@ -85,6 +85,21 @@ def _input_errors() -> tuple[type[Exception], ...]:
         IsADirectoryError,
         NotADirectoryError,
     )
+
+
+class _WarningPrinter:
+    """Prints each warning in one line, and equal ones once."""
+
+    def __init__(self):
+        self._printed = set()
+
+    def __call__(self, message, *_, **__):
+        text = str(message)
+        if (cache := sys.modules.get("rocmforge_jax.compilation_cache")) is not None:
+            text = cache.replace_damaged(text)
+        if text not in self._printed:
+            self._printed.add(text)
+            _say(f"warning: {text}")
 
 
 def _say(text: str):

@@ -1,18 +1,13 @@
 """generate: the library's text, as it comes."""
 
 import dataclasses
-import functools
 import io
 import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-from rocmforge_jax import locate
-from rocmforge_jax.cli.common import use_compilation_cache
 
 
 class Slow:
@@ -127,68 +122,3 @@ def test_ctrl_c_ends_it_quietly(process):
     assert ran.stdout.read(1) == "a"
     ran.send_signal(signal.SIGINT)
     assert ended(ran) == (130, "\n")
-
-
-@pytest.mark.core
-@pytest.mark.parametrize(
-    "environment", [{"JAX_COMPILATION_CACHE_DIR": "mine"}, {"XDG_CACHE_HOME": "/dev/null"}]
-)
-def test_the_cache_is_left_alone_where_it_is_named_or_cannot_be(monkeypatch, environment):
-    import jax
-
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    before = jax.config.jax_compilation_cache_dir
-    use_compilation_cache()
-    assert jax.config.jax_compilation_cache_dir == before
-
-
-@pytest.mark.core
-def test_kernels_do_not_hold_where_they_were_traced_from(monkeypatch):
-    """Which is part of the key of a program, and depends on what was traced before."""
-    import jax
-    import jax.numpy as jnp
-
-    from pallas_kernels.qmatmul import activations
-    from pallas_kernels.targets import Target
-    from tests.pallas_kernels.conftest import lowered_to_triton
-
-    target = Target("cuda", "9.0")
-    quantize = functools.partial(activations.quantize, mode="int16", target=target)
-
-    def text():
-        # Never lowered before.
-        return lowered_to_triton(
-            target, lambda x: quantize(x), jax.ShapeDtypeStruct((1, 4096), jnp.bfloat16)
-        )
-
-    before = jax.config.jax_traceback_in_locations_limit
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    try:
-        jax.config.update("jax_traceback_in_locations_limit", 10)
-        assert "activations.py" in text()
-        use_compilation_cache()
-        assert "activations.py" not in text()
-    finally:
-        jax.config.update("jax_traceback_in_locations_limit", before)
-
-
-@pytest.mark.core
-def test_programs_for_another_processor_are_kept_apart(monkeypatch, tmp_path):
-    """Where machines share a home: XLA compiles for the CPU at hand, and may not notice that
-    another lacks an instruction.
-    """
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    folders = set()
-    for processor in ("flags: avx2", "flags: avx2 avx512f"):
-        monkeypatch.setattr(locate, "_processor", lambda processor=processor: processor)
-        monkeypatch.setattr(
-            "jax.config.update",
-            lambda name, value: folders.add(value) if name == "jax_compilation_cache_dir" else None,
-        )
-        use_compilation_cache()
-    assert len(folders) == 2 and all(
-        Path(folder).parent == tmp_path / "rocmforge-jax" / "xla" for folder in folders
-    )

@@ -6,8 +6,11 @@ import json
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
+
+from rocmforge_jax.cli import main
 
 
 class Slow:
@@ -29,6 +32,45 @@ def test_pieces_are_printed_as_they_come(run, monkeypatch, capsys):
         "rocmforge_jax.load", lambda path: Slow(["once ", "upon ", "a time"], capsys), raising=False
     )
     assert run("generate", "--prompt", "a").out == "a time\n"
+
+
+class Terminal(io.StringIO):
+    """Stands in for stdout on a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("terminal", "words", "environment", "expected"),
+    [
+        (False, [], {}, "\nO!\n"),
+        (False, ["--echo"], {}, "ROMEO:\nO!\n"),
+        (True, [], {}, "\033[2mROMEO:\033[0m\nO!\n"),
+        (True, ["--echo"], {"NO_COLOR": "1"}, "ROMEO:\nO!\n"),
+        (True, [], {"TERM": "dumb"}, "ROMEO:\nO!\n"),
+        (True, ["--no-echo"], {}, "\nO!\n"),
+    ],
+)
+def test_a_terminal_shows_where_the_text_begins(
+    monkeypatch, terminal, words, environment, expected
+):
+    """The prompt comes first, dimmed; data for other programs is the continuation alone."""
+    for name, value in ({"TERM": "xterm", "NO_COLOR": ""} | environment).items():
+        monkeypatch.setenv(name, value)
+    stdout = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    answer = types.SimpleNamespace(generate=lambda prompt, **_: iter(["\nO", "!"]))
+    monkeypatch.setattr("rocmforge_jax.load", lambda path: answer, raising=False)
+    assert main(["generate", "--prompt", "ROMEO:", *words]) == 0
+    assert stdout.getvalue() == expected
+
+
+@pytest.mark.core
+def test_json_holds_no_prompt(run):
+    ran = run("generate", "--prompt", "a", "--echo", "--json")
+    assert ran.code == 2 and "--json: not allowed with argument --echo" in ran.err
 
 
 @pytest.mark.core

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.core
 #: Part -> the parts that it may import besides itself. A part is the first name below
 #: rocmforge_jax, or pallas_kernels as a whole.
 MAY_IMPORT = {
-    "formats": set(),
+    "arguments": set(),
+    "formats": {"arguments"},
     "hub": {"gguf"},
     "locate": {"gguf", "hub", "settings"},
     "settings": set(),
@@ -32,13 +33,33 @@ MAY_IMPORT = {
     "text": {"gguf"},
     "cpp": {"pallas_kernels", "settings"},
     "backends": {"pallas_kernels", "formats", "cpp", "locate", "settings"},
-    "quant": {"backends", "pallas_kernels", "formats", "cpp", "locate", "settings"},
-    "nn": {"quant", "backends", "pallas_kernels"},
+    "quant": {"arguments", "backends", "pallas_kernels", "formats", "cpp", "locate", "settings"},
+    "nn": {"arguments", "quant", "backends", "pallas_kernels"},
     "memory": set(),
     "ahead": {"gguf", "quant", "backends", "memory"},
-    "models": {"formats", "gguf", "quant", "nn", "backends", "ahead", "memory", "settings"},
-    "generate": {"models", "nn", "quant"},
-    "language_model": {"compilation_cache", "generate", "models", "gguf", "text", "locate"},
+    "models": {
+        "arguments",
+        "formats",
+        "gguf",
+        "quant",
+        "nn",
+        "backends",
+        "ahead",
+        "memory",
+        "settings",
+    },
+    "generate": {"arguments", "models", "nn", "quant"},
+    "language_model": {
+        "arguments",
+        "backends",
+        "compilation_cache",
+        "generate",
+        "models",
+        "gguf",
+        "text",
+        "locate",
+        "settings",
+    },
 }
 #: The package's own public names are the part "": only programs import those.
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"pallas_kernels"} | {""}

@@ -63,7 +63,10 @@ def load_decoder(
     config, unused = read_config(gguf, context_length)
     _report_unknown_keys(gguf, unused, strict)
     decoder = _without_weights(
-        config, dtype=dtype or default_dtype(), activations=activations, backend=backend
+        config,
+        dtype=default_dtype() if dtype is None else dtype,
+        activations=activations,
+        backend=backend,
     )
     claims, problems = claim(decoder, gguf)
     refuse(gguf, problems)

@@ -61,7 +61,7 @@ def _fail(error: Exception) -> int:
     code = 2 if isinstance(error, _input_errors()) else 1
     if (
         code == 1
-        and not isinstance(error, OSError | MemoryError)
+        and not isinstance(error, OSError | MemoryError | FloatingPointError)
         and "RESOURCE_EXHAUSTED" not in str(error)
     ):
         raise error

@@ -1,11 +1,16 @@
 """How one sequence is sampled: the parameters and their ranges. Computes nothing."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
+from rocmforge_jax.arguments import as_number, check_keywords, integer, number
+
 #: Most tokens that the penalties can look back on.
 PENALTY_WINDOW = 256
+#: The largest seed: the random numbers start from two words of 32 bits.
+MAX_SEED = 2**64 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,10 @@ class SamplingParams:
     presence_penalty, frequency_penalty: subtracted once, and once for each time the token is there.
     logit_bias: token id -> number added to its logit; -inf bans it.
 
-    seed: 0 to 2**32 - 1; equal seeds give equal text.
+    seed: 0 to 2**64 - 1; equal seeds give equal text, whatever JAX's own generator is.
+
+    All numbers may be Python's, NumPy's or JAX's; they are kept as Python's. Penalties, biases and
+    temperatures beyond 3e35 count as that.
     """
 
     temperature: float = 0.8
@@ -35,41 +43,48 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     penalty_last_n: int = 64
-    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    logit_bias: Mapping[int, float] | None = dataclasses.field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self):
-        _check_number("temperature", self.temperature, 0)
-        _check_number("min_p", self.min_p, 0, 1)
-        for name in ("top_p", "typical_p"):
-            _check_number(name, getattr(self, name), 0, 1, exclusive=True)
-        _check_number("repetition_penalty", self.repetition_penalty, 0, exclusive=True)
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check_number(name, getattr(self, name), -math.inf)
-        for name, high in (
-            ("top_k", 2**31 - 1),
-            ("seed", 2**32 - 1),
-            ("penalty_last_n", PENALTY_WINDOW),
-        ):
-            _check_integer(name, getattr(self, name), high)
-        for id, bias in self.logit_bias.items():
-            _check_integer("a token of logit_bias", id, 2**31 - 1)
-            if isinstance(bias, bool) or not isinstance(bias, int | float) or not bias < math.inf:
-                raise ValueError(
-                    f"the logit_bias of token {id} must be a number or -inf, got {bias!r}"
-                )
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        object.__setattr__(self, "logit_bias", _checked_biases(self.logit_bias))
 
 
-def _check_number(name, value, low, high=math.inf, *, exclusive=False):
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or exclusive and value == low:
-        bounds = [f"above {low}" if exclusive else f"of at least {low}"] if low > -math.inf else []
-        bounds += [f"at most {high}"] if high < math.inf else []
+SamplingParams.__init__ = check_keywords(SamplingParams.__init__)
+
+#: Field of `SamplingParams` -> the function that checks a value and returns it as a Python number.
+_CHECKS = {
+    "temperature": functools.partial(number, low=0),
+    "top_k": functools.partial(integer, low=0, high=2**31 - 1),
+    "typical_p": functools.partial(number, low=0, high=1, exclusive=True),
+    "top_p": functools.partial(number, low=0, high=1, exclusive=True),
+    "min_p": functools.partial(number, low=0, high=1),
+    "repetition_penalty": functools.partial(number, low=0, exclusive=True),
+    "presence_penalty": functools.partial(number, low=-math.inf),
+    "frequency_penalty": functools.partial(number, low=-math.inf),
+    "penalty_last_n": functools.partial(integer, low=0, high=PENALTY_WINDOW),
+    "seed": functools.partial(integer, low=0, high=MAX_SEED),
+}
+
+
+def _checked_biases(biases: Mapping[int, float] | None) -> dict[int, float]:
+    """Returns the biases as Python numbers, {} for None."""
+    if biases is None:
+        return {}
+    if not isinstance(biases, Mapping):
         raise ValueError(
-            f"{name} must be a finite number {' and '.join(bounds)}".rstrip() + f", got {value!r}"
+            f"logit_bias must map token ids to numbers, got {type(biases).__name__} {biases!r}"
         )
+    return {
+        integer("a token of logit_bias", id, 0, 2**31 - 1): _checked_bias(id, bias)
+        for id, bias in biases.items()
+    }
 
 
-def _check_integer(name, value, high):
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
-        raise ValueError(f"{name} must be an integer from 0 to {high}, got {value!r}")
+def _checked_bias(id, bias) -> float:
+    found = as_number(bias)
+    if found is None or not found < math.inf:
+        raise ValueError(f"the logit_bias of token {id} must be a number or -inf, got {bias!r}")
+    return found

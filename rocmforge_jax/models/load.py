@@ -116,7 +116,7 @@ def _report_unknown_keys(gguf, unused: dict[str, str], strict: bool = False):
         )
         if strict:
             raise GGUFError(message)
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=5)
 
 
 def _variable(claim: Claim, layout, numerics: Numerics) -> nnx.Variable:

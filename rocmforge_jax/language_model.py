@@ -1,15 +1,17 @@
 """LanguageModel: a decoder, its tokenizer and its chat template; text in, text out."""
 
 import dataclasses
-import difflib
-import inspect
+import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from rocmforge_jax import compilation_cache, settings
+from rocmforge_jax.arguments import check_keywords, keywords
+from rocmforge_jax.backends import Numerics
 from rocmforge_jax.generate import (
     Engine,
     Generated,
@@ -18,6 +20,7 @@ from rocmforge_jax.generate import (
     check_context_length,
     perplexity,
 )
+from rocmforge_jax.generate.params import MAX_SEED
 from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
@@ -59,7 +62,8 @@ class Completion:
 class LanguageModel:
     """A model with everything around it.
 
-    `model` is the Flax NNX decoder; use it as any other module.
+    `model` is the Flax NNX decoder; use it as any other module. Tokens that the tokenizer
+    suppresses are never generated, nor are rows of the embedding beyond the tokenizer's tokens.
 
     The engine takes the decoder's arrays when `model` is set: assign a changed decoder to generate
     with it.
@@ -81,6 +85,8 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.chat_template = chat_template or ChatTemplate(None)
         self._context_length = context_length
+        padding = range(tokenizer.vocab_size, model.config.vocabulary)
+        self._suppressed_ids = tokenizer.suppressed_ids.union(padding)
         self.model = model
 
     @property
@@ -90,7 +96,10 @@ class LanguageModel:
 
     @model.setter
     def model(self, model: Decoder):
-        self._model, self.engine = model, Engine(model, context_length=self._context_length)
+        self.engine = Engine(
+            model, context_length=self._context_length, suppressed_ids=self._suppressed_ids
+        )
+        self._model = model
 
     def __repr__(self):
         config = self.model.config
@@ -99,15 +108,16 @@ class LanguageModel:
             f" {config.width}, vocabulary {config.vocabulary}>"
         )
 
+    @functools.partial(check_keywords, also=keywords(SamplingParams))
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Iterable[str],
         *,
         max_tokens: int | None = 256,
-        stop: str | Sequence[str] = (),
+        stop: str | Iterable[str] | None = None,
         stream: bool = False,
         parse_special: bool = False,
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        params: SamplingParams | Iterable[SamplingParams] | None = None,
         **sampling,
     ) -> "Completion | list[Completion] | Iterator[str]":
         """Continue a text, or each of a list of texts.
@@ -139,13 +149,14 @@ class LanguageModel:
         prompts: list[list[int]],
         *,
         max_tokens: int | None = 256,
-        stop: str | Sequence[str] = (),
+        stop: str | Iterable[str] | None = None,
         stream: bool = False,
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        params: SamplingParams | Iterable[SamplingParams] | None = None,
         **sampling,
     ) -> "list[Completion] | Iterator[str]":
         """Does what `generate` does, for prompts that are token ids."""
         params = _params(params, sampling, len(prompts))
+        stop = StopStrings(stop).stops
         answers = [_Answer(self.tokenizer, ids, stop) for ids in prompts]
         steps = self.engine.generate(
             [answer.prompt for answer in answers],
@@ -162,6 +173,10 @@ class LanguageModel:
                 break
         return [answer.completion() for answer in answers]
 
+    @functools.partial(
+        check_keywords,
+        also=[name for name in keywords(generate) if name not in ("prompt", "parse_special")],
+    )
     def chat(
         self,
         messages: Sequence[Any],
@@ -187,7 +202,6 @@ class LanguageModel:
         Raises:
             ChatTemplateError: the file has no template, or it fails.
         """
-        _check_options(options)
         prompt = self._chat_ids(
             messages,
             template,
@@ -325,6 +339,7 @@ class _Answer:
         return Completion(text, self._ids, self.finish_reason, self._logprobs, len(self.prompt))
 
 
+@check_keywords
 def load(
     path: str | os.PathLike = "demo",
     *,
@@ -342,7 +357,8 @@ def load(
             a name on the Hugging Face hub (needs the extra `hub`): "owner/repository",
             "owner/repository:Q5_K_M" or "owner/repository/file.gguf". What looks like a path
             ("./a.gguf", "~/a.gguf", in an existing folder) is never looked for there.
-        dtype: Of the computation, default bfloat16 on GPUs and float32 on CPUs.
+        dtype: Of the computation, "float32", "bfloat16" or "float16", as text, NumPy's or JAX's.
+            Default: bfloat16 on GPUs and float32 on CPUs.
         activations: What products with packed weights turn their inputs into, "int16", "int8" or
             "float": see `quant.matmul`.
         backend: "pallas", "cpp" or "xla" for that one alone, "auto" for the first that can.
@@ -352,11 +368,18 @@ def load(
         progress: Whether to show a bar on stderr, default: if that is a terminal.
 
     Raises:
+        ValueError: An argument is not one of those above; before anything is read.
         FileNotFoundError: There is no such file.
         GGUFError: The file is damaged or holds no model that can be loaded.
         MemoryError: The model does not fit; with the numbers.
     """
-    check_context_length(context_length)
+    # All arguments are checked before anything is read.
+    context_length = check_context_length(context_length)
+    numerics = Numerics(
+        default_dtype() if dtype is None else dtype,
+        activations,
+        settings.backend() if backend is None else backend,
+    )
     gguf = open_gguf(resolve(path))
     with tqdm(
         unit="B",
@@ -372,10 +395,10 @@ def load(
                     f" {config.context_length}: there is no room for a prompt and an answer. Give"
                     " context_length"
                 )
-            computed = dtype or default_dtype()
-            plan = plan_memory(gguf, config, computed, context_length=context_length)
+            plan = plan_memory(gguf, config, numerics.dtype, context_length=context_length)
             if not bar.disable:
                 bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
+                _name_the_compilation_cache(bar)
             plan.check()
 
         def show(done, total):
@@ -384,15 +407,30 @@ def load(
 
         model = load_decoder(
             gguf,
-            dtype=dtype,
-            activations=activations,
-            backend=backend,
+            dtype=numerics.dtype,
+            activations=numerics.activations,
+            backend=numerics.backend,
             context_length=context_length,
             strict=strict,
             before_reading=check,
             progress=show,
         )
     return from_parts(model, gguf, context_length=context_length, strict=strict)
+
+
+def _name_the_compilation_cache(bar):
+    """Writes, once in a process, how to keep what is compiled; nothing if it is kept."""
+    global _named_the_cache
+    if not (_named_the_cache or compilation_cache.is_enabled()):
+        bar.write(
+            "What XLA compiles ends with this process; rf.enable_compilation_cache() keeps it for"
+            " the next one",
+            file=sys.stderr,
+        )
+    _named_the_cache = True
+
+
+_named_the_cache = False
 
 
 def from_parts(
@@ -409,35 +447,28 @@ def from_parts(
     return LanguageModel(model, tokenizer, template, context_length=context_length)
 
 
-def _check_options(options: Mapping):
-    """Raises TypeError for a keyword that `chat` does not take; the message names the nearest."""
-    known = {
-        *inspect.signature(LanguageModel.chat).parameters,
-        *inspect.signature(LanguageModel.generate).parameters,
-        *(field.name for field in dataclasses.fields(SamplingParams)),
-    } - {"self", "prompt", "parse_special", "options", "sampling"}
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}"
-            raise TypeError(f"chat() got an unexpected keyword {name!r}; {hint}")
-
-
 def _params(params, sampling: dict, count: int) -> list[SamplingParams]:
     if params is None:
         one = SamplingParams(**sampling)
-        return [dataclasses.replace(one, seed=(one.seed + i) % 2**32) for i in range(count)]
+        return [
+            dataclasses.replace(one, seed=(one.seed + i) % (MAX_SEED + 1)) for i in range(count)
+        ]
     if sampling:
         raise TypeError(f"give params or {', '.join(sampling)}, not both")
     return [params] * count if isinstance(params, SamplingParams) else list(params)
 
 
-def _as_list(prompt) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    wrong = [type(text).__name__ for text in prompts if not isinstance(text, str)]
-    if wrong or not prompts:
-        raise TypeError(
-            "generate takes a text or a list of texts, got"
-            f" {f'a list with {wrong[0]}' if wrong else 'an empty list'}"
-        )
+def _as_list(prompt: Any) -> list[str]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
+        raise TypeError(f"{_WANTED}, got {type(prompt).__name__}")
+    prompts = list(prompt)
+    if wrong := [type(text).__name__ for text in prompts if not isinstance(text, str)]:
+        raise TypeError(f"{_WANTED}, got a list with {wrong[0]}")
+    if not prompts:
+        raise TypeError(f"{_WANTED}, got an empty list")
     return prompts
+
+
+_WANTED = "generate takes a text or a list of texts"

@@ -55,6 +55,11 @@ def xla_flags() -> str:
     return os.environ.get("XLA_FLAGS", "")
 
 
+def plain_terminal() -> bool:
+    """Returns whether terminals are to get plain text: NO_COLOR is set, or TERM is "dumb"."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+
 def jax_variables() -> dict[str, str]:
     """Returns the variables of JAX that the user has set, for `doctor`."""
     prefixes = ("XLA_PYTHON_CLIENT_", "JAX_")

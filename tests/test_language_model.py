@@ -15,6 +15,7 @@ from flax import nnx
 import rocmforge_jax as rf
 from rocmforge_jax.gguf import open_gguf, write_gguf
 from rocmforge_jax.locate import resolve
+from rocmforge_jax.text import tokenizer_from_metadata
 
 DEMO, PROMPT = resolve("demo"), "ROMEO:"
 
@@ -232,6 +233,15 @@ def test_strict_refuses_unknown_keys_of_the_tokenizer(tmp_path):
     [
         ([], {}, TypeError, "a text or a list of texts, got an empty list"),
         ([1, 2], {}, TypeError, "got a list with int"),
+        (b"text", {}, TypeError, "a text or a list of texts, got bytes"),
+        (5, {}, TypeError, "a text or a list of texts, got int"),
+        (None, {}, TypeError, "a text or a list of texts, got NoneType"),
+        ({"content": "text"}, {}, TypeError, "a text or a list of texts, got dict"),
+        ("a", {"max_tokens": -1}, ValueError, "max_tokens must be .* of at least 1, got -1"),
+        ("a", {"max_tokens": "9"}, ValueError, "max_tokens must be .* of at least 1, got '9'"),
+        ("a", {"stop": b"x"}, ValueError, "stop strings are strings .*, got \\[120\\]"),
+        ("a", {"params": {"seed": 1}, "seed": 2}, TypeError, "give params or seed, not both"),
+        ("a", {"params": []}, ValueError, "1 prompts need as many .* parameters, got 0"),
         (["a", "b"], {"stream": True}, ValueError, "stream=True takes one prompt, got a list of 2"),
         ("a", {"temperature": -1}, ValueError, "temperature must be"),
         ("a", {"max_tokens": 0}, ValueError, "max_tokens must be an integer of at least 1, got 0"),
@@ -275,6 +285,62 @@ def test_a_changed_decoder_is_used_once_assigned(lm):
         != before
         == lm.generate(PROMPT, max_tokens=1, temperature=0).ids
     )
+
+
+def changed_demo(path, *, rows=1024, **metadata):
+    """A copy of the demo with `rows` in its embedding: the last ones speak for themselves."""
+    demo = open_gguf(DEMO)
+    tensors = {name: (tensor.format, tensor.data) for name, tensor in demo.tensors.items()}
+    if rows > 1024:
+        format, data = tensors["token_embd.weight"]
+        again = np.arange(rows) % 1024  # rows that are as likely as those they repeat
+        tensors["token_embd.weight"] = format, data[again]
+    keys = {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
+    write_gguf(path, dict(demo.metadata) | {"llama.vocab_size": rows} | keys, tensors)
+    return rf.load(path, progress=False)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("temperature", [0, 4.0])
+def test_rows_beyond_the_tokens_are_never_drawn(tmp_path, lm, temperature):
+    """Half of the rows repeat a token's: the text is the same as without them, in distribution."""
+    padded = changed_demo(tmp_path / "padded.gguf", rows=2048)
+    done = padded.generate(PROMPT, max_tokens=60, temperature=temperature, top_k=0, min_p=0)
+    assert len(done.ids) == 60 and max(done.ids) < 1024
+    assert done.text == lm.tokenizer.decode(done.ids)
+    if not temperature:
+        whole = lm.generate(PROMPT, max_tokens=60, temperature=0)
+        assert done.ids == whole.ids
+        # Every token shares its probability with a row that is never drawn.
+        expected = np.array(whole.logprobs) - np.log(2)
+        np.testing.assert_allclose(done.logprobs, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.core
+def test_suppressed_tokens_of_a_file_are_never_drawn(tmp_path, lm):
+    first = lm.generate(PROMPT, max_tokens=9, temperature=0).ids
+    with pytest.warns(UserWarning, match="suppress_tokens: 2 ids .* such as -1: .* 1024 tokens"):
+        quiet = changed_demo(tmp_path / "quiet.gguf", suppress_tokens=[*first, -1, 1024])
+    assert quiet.tokenizer.suppressed_ids == set(first)
+    assert not set(quiet.generate(PROMPT, max_tokens=60, temperature=0).ids) & set(first)
+    assert lm.tokenizer.suppressed_ids == frozenset()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("value", [5, [1.5], "text", [[1], [2]]], ids=str)
+def test_suppressed_tokens_must_be_a_list_of_integers(value):
+    metadata = dict(open_gguf(DEMO).metadata) | {"tokenizer.ggml.suppress_tokens": value}
+    with pytest.raises(rf.GGUFError, match="suppress_tokens is .*: expected a list of integers"):
+        tokenizer_from_metadata(metadata)
+
+
+@pytest.mark.core
+def test_the_last_seeds_of_a_list_start_again(lm):
+    last = 2**64 - 1
+    two = lm.generate([PROMPT, PROMPT], max_tokens=9, seed=last)
+    assert [done.ids for done in two] == [
+        lm.generate(PROMPT, max_tokens=9, seed=seed).ids for seed in (last, 0)
+    ]
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(lm):

@@ -25,6 +25,7 @@ NAMES = {
     "QTensor",
     "QParam",
     "SamplingParams",
+    "enable_compilation_cache",
     "validate_matmul_dims",
     "validate_attention_dims",
     *PACKAGES,

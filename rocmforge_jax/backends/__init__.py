@@ -11,7 +11,7 @@ from rocmforge_jax.backends.choice import (
     recording,
 )
 from rocmforge_jax.backends.gradient import differentiable
-from rocmforge_jax.backends.numerics import ACTIVATION_MODES, DEFAULT, Numerics
+from rocmforge_jax.backends.numerics import ACTIVATION_MODES, DEFAULT, Numerics, compute_dtype
 from rocmforge_jax.settings import BACKENDS
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Operation",
     "WrongDevice",
     "choose",
+    "compute_dtype",
     "differentiable",
     "record",
     "recording",

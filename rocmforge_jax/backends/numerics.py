@@ -1,6 +1,7 @@
 """How a model computes, as one value."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -9,6 +10,18 @@ from rocmforge_jax.backends.choice import check_name
 #: What integer products turn activations into; `pallas_kernels.qmatmul.activations` has the facts.
 ACTIVATION_MODES = ("int16", "int8", "float")
 _DTYPES = ("float32", "bfloat16", "float16")
+
+
+def compute_dtype(dtype: Any) -> jnp.dtype:
+    """Returns a dtype in which a model can compute; raises ValueError for others."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if dtype is None or found is None or found.name not in _DTYPES:
+        got = repr(dtype) if found is None else found.name
+        raise ValueError(f"a model computes in {', '.join(_DTYPES)}, got {got}")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +43,8 @@ class Numerics:
     backend: str = "auto"
 
     def __post_init__(self):
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        object.__setattr__(self, "dtype", compute_dtype(self.dtype))
         object.__setattr__(self, "backend", check_name(self.backend))
-        if self.dtype.name not in _DTYPES:
-            raise ValueError(f"a model computes in {', '.join(_DTYPES)}, got {self.dtype.name}")
         if self.activations not in ACTIVATION_MODES:
             raise ValueError(
                 f"activations must be one of {', '.join(ACTIVATION_MODES)}, got"

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 from rocmforge_jax.ahead import read_ahead
-from rocmforge_jax.locate import compiled_folder, local
-from rocmforge_jax.settings import jax_variables
+from rocmforge_jax.locate import local
 
 
 class UsageError(Exception):
@@ -88,29 +87,9 @@ def prepare_jax(model: str | None = None):
     gc.set_threshold(200_000, 50, 50)  # importing and tracing make a million objects that stay
     if model is not None and (path := local(model)) is not None and path.is_file():
         read_ahead(path)
-    use_compilation_cache()
+    from rocmforge_jax.compilation_cache import enable_compilation_cache
 
-
-def use_compilation_cache():
-    """Keeps what XLA compiles in the user's cache folder.
-
-    JAX_COMPILATION_CACHE_DIR chooses another folder. Call it before jax is used.
-    """
-    import jax
-
-    # A program's key has its kernels' code, and that the lines it was traced from: other ones where
-    # something else was traced before.
-    jax.config.update("jax_traceback_in_locations_limit", 0)
-    if "JAX_COMPILATION_CACHE_DIR" in jax_variables():
-        return
-    folder = compiled_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # no home to write to: compile each time
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    # A dozen small programs together take as long to compile as the large ones.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    enable_compilation_cache()
 
 
 #: Field of `SamplingParams` -> type, default and meaning, so that help does not import jax; a test

@@ -1,9 +1,12 @@
 """The command `generate`."""
 
+import argparse
 import dataclasses
+import sys
 from typing import Any
 
 from rocmforge_jax.cli import common
+from rocmforge_jax.settings import plain_terminal
 
 NAME = "generate"
 HELP = "Continue a text with a model."
@@ -18,7 +21,13 @@ def add_arguments(parser):
         "--prompt-file", metavar="FILE", help="read the prompt from a file, - for stdin"
     )
     common.add_generation_arguments(parser)
-    parser.add_argument(
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--echo",
+        action=argparse.BooleanOptionalAction,
+        help="print the prompt before its continuation (default: only on a terminal)",
+    )
+    output.add_argument(
         "--json",
         action="store_true",
         help="print one JSON object: text, ids, finish_reason, logprobs, prompt_tokens",
@@ -39,6 +48,14 @@ def run(options):
     if options.json:
         common.print_json(dataclasses.asdict(answer))
         return
+    if sys.stdout.isatty() if options.echo is None else options.echo:
+        print(_dimmed(prompt), end="", flush=True)
     for piece in answer:
         print(piece, end="", flush=True)
     print()
+
+
+def _dimmed(prompt: str) -> str:
+    """The prompt, set apart from its continuation where a terminal can show that."""
+    plain = not sys.stdout.isatty() or plain_terminal()
+    return prompt if plain else f"\033[2m{prompt}\033[0m"

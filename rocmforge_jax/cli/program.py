@@ -33,7 +33,7 @@ def run(argv: list[str] | None) -> int:
     """Runs the command line on `argv`, by default the process's own; returns the exit code."""
     streams.prepare()
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+        warnings.showwarning = _WarningPrinter()
         if sys.stdout is None:
             _say("error: stdout is closed; /dev/null takes what is not wanted")
             return 2
@@ -74,7 +74,7 @@ def _fail(error: Exception) -> int:
     code = 2 if is_input else 1
     if (
         code == 1
-        and not isinstance(error, OSError | MemoryError)
+        and not isinstance(error, OSError | MemoryError | FloatingPointError)
         and "RESOURCE_EXHAUSTED" not in str(error)
     ):
         raise error
@@ -113,6 +113,21 @@ def _input_errors() -> tuple[type[Exception], ...]:
         IsADirectoryError,
         NotADirectoryError,
     )
+
+
+class _WarningPrinter:
+    """Prints each warning in one line, and equal ones once."""
+
+    def __init__(self):
+        self._printed = set()
+
+    def __call__(self, message, *_, **__):
+        text = str(message)
+        if (cache := sys.modules.get("rocmforge_jax.compilation_cache")) is not None:
+            text = cache.replace_damaged(text)
+        if text not in self._printed:
+            self._printed.add(text)
+            _say(f"warning: {text}")
 
 
 def _say(text: str):

@@ -1,12 +1,12 @@
 """Values of packed bytes, computed on the device. Importing this module imports jax."""
 
-import operator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rocmforge_jax.arguments import integer
 from rocmforge_jax.formats.format import Format
 from rocmforge_jax.formats.registry import get
 
@@ -35,7 +35,8 @@ def dequantize(
     blocks = format.row_blocks(block_bytes.shape[-1])
     if count is None:
         return _dequantize(block_bytes, format, dtype)
-    needed = _blocks_for(operator.index(count), format)
+    count = integer("count", count, 0)
+    needed = -(-count // format.block)
     if needed > blocks:
         raise ValueError(
             f"{count} {format.name} values take {needed} blocks of {format.block_bytes} bytes ="
@@ -56,12 +57,6 @@ def _dequantize(block_bytes, format, dtype):
         decode = jax.vmap(decode)
     values = decode(format.split(block_bytes.reshape(*lead, blocks, format.block_bytes)))
     return values.astype(jnp.float32).astype(dtype).reshape(*lead, blocks * format.block)
-
-
-def _blocks_for(count, format):
-    if count < 0:
-        raise ValueError(f"count is at least 0, got {count}")
-    return -(-count // format.block)
 
 
 def _describe(a):

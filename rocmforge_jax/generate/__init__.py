@@ -1,9 +1,10 @@
 """Generation: sampling on the device, and the engine that turns token ids into more token ids."""
 
 from rocmforge_jax.generate.engine import Engine
+from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.perplexity import Perplexity, perplexity
 from rocmforge_jax.generate.prefix_cache import PrefixCache
-from rocmforge_jax.generate.sampling import Sampler, SamplingParams, sample
+from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import Generated, Sequence, check_context_length
 from rocmforge_jax.generate.snapshots import Snapshots

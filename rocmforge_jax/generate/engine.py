@@ -15,15 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rocmforge_jax.arguments import check_keywords, integer
+from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.prefix_cache import PrefixCache
-from rocmforge_jax.generate.sampling import SamplingParams
+from rocmforge_jax.generate.requests import Limits
 from rocmforge_jax.generate.scheduler import Scheduler
-from rocmforge_jax.generate.sequence import (
-    Generated,
-    Sequence,
-    check_context_length,
-    check_requests,
-)
+from rocmforge_jax.generate.sequence import Generated, check_context_length
 from rocmforge_jax.generate.snapshots import Snapshots, default_snapshot_bytes
 from rocmforge_jax.generate.steps import SMALLEST_BUCKET, Steps
 from rocmforge_jax.models import Decoder, plan
@@ -47,10 +44,12 @@ class Engine:
         context_length: most tokens of a sequence, prompt and answer together.
         max_slots: most sequences that are generated at once, or None.
         snapshot_bytes: most bytes of the snapshots of a text.
+        suppressed_ids: tokens that are never generated.
         steps: the jitted steps.
         prefix_cache: the cache of the last single prompt and its answer.
     """
 
+    @check_keywords
     def __init__(
         self,
         decoder: Decoder,
@@ -59,6 +58,7 @@ class Engine:
         ahead: int | None = None,
         max_slots: int | None = None,
         snapshot_bytes: int | None = None,
+        suppressed_ids: collections.abc.Iterable[int] | None = None,
     ):
         """Splits the decoder; nothing is compiled yet.
 
@@ -72,21 +72,22 @@ class Engine:
                 many as the free memory holds, at least 1.
             snapshot_bytes: most bytes of snapshots, 0 for none; `Snapshots` describes which are
                 dropped. Default: 512 MiB, but at most a tenth of the memory that is free now.
+            suppressed_ids: tokens that are never generated, whatever the parameters of sampling
+                are. Log-probabilities remain those of the model's distribution over all tokens.
         """
         self.config = decoder.config
-        trained = self.config.context_length
-        self.context_length = trained if context_length is None else context_length
-        check_context_length(self.context_length)
-        if max_slots is not None and (not isinstance(max_slots, int) or max_slots < 1):
-            raise ValueError(f"max_slots must be an integer of at least 1, got {max_slots!r}")
-        if ahead is not None and (not isinstance(ahead, int) or ahead < 0):
-            raise ValueError(f"ahead must be an integer of at least 0, got {ahead!r}")
-        if snapshot_bytes is not None and (
-            not isinstance(snapshot_bytes, int) or snapshot_bytes < 0
-        ):
-            raise ValueError(
-                f"snapshot_bytes must be an integer of at least 0, got {snapshot_bytes!r}"
-            )
+        trained, vocabulary = self.config.context_length, self.config.vocabulary
+        self.context_length = check_context_length(
+            trained if context_length is None else context_length
+        )
+        self.suppressed_ids = _checked_suppressed_ids(suppressed_ids, vocabulary)
+        self._limits = Limits(self.context_length, vocabulary, self.suppressed_ids)
+        if max_slots is not None:
+            max_slots = integer("max_slots", max_slots, 1)
+        if ahead is not None:
+            ahead = integer("ahead", ahead, 0)
+        if snapshot_bytes is not None:
+            snapshot_bytes = integer("snapshot_bytes", snapshot_bytes, 0)
         if self.context_length > trained:
             warnings.warn(
                 f"a context of {self.context_length} tokens is longer than the {trained} the model"
@@ -96,18 +97,19 @@ class Engine:
         if snapshot_bytes is None:
             snapshot_bytes = default_snapshot_bytes()
         self.max_slots, self.snapshot_bytes = max_slots, snapshot_bytes
-        self.steps, self.prefix_cache = Steps(decoder), PrefixCache(snapshot_bytes)
+        self.steps = Steps(decoder, self.suppressed_ids)
+        self.prefix_cache = PrefixCache(snapshot_bytes)
         if ahead is None:
             ahead = 0 if jax.default_backend() == "cpu" else 1
         self._scheduling: dict[str, Any] = dict(context_length=self.context_length, ahead=ahead)
 
     def generate(
         self,
-        prompts: collections.abc.Sequence[collections.abc.Sequence[int]],
+        prompts: collections.abc.Iterable[collections.abc.Iterable[int]],
         params: SamplingParams | collections.abc.Sequence[SamplingParams] | None = None,
         *,
         max_tokens: int | None = None,
-        stop_ids: collections.abc.Set[int] = frozenset(),
+        stop_ids: collections.abc.Iterable[int] | None = None,
     ) -> Iterator[list[Generated]]:
         """Continues each prompt.
 
@@ -125,24 +127,10 @@ class Engine:
 
         Raises:
             ValueError: before anything is computed, for prompts that are empty, too long or have
-                ids outside the vocabulary.
+                ids outside the vocabulary, and for biases that ban all tokens.
+            FloatingPointError: from the iterator, if the model's logits are NaN.
         """
-        params = SamplingParams() if params is None else params
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        limits = dict(context_length=self.context_length, vocabulary=self.config.vocabulary)
-        check_requests(prompts, each, max_tokens, **limits)
-        return self._generate(
-            [
-                Sequence(
-                    prompt,
-                    one,
-                    context_length=self.context_length,
-                    max_tokens=max_tokens,
-                    stop_ids=frozenset(stop_ids),
-                )
-                for prompt, one in zip(prompts, each)
-            ]
-        )
+        return self._generate(self._limits.sequences(prompts, params, max_tokens, stop_ids))
 
     def _generate(self, sequences):
         scheduler = None
@@ -202,6 +190,7 @@ class Engine:
 
         tokens: room per sequence to begin with; it grows.
         """
+        count, tokens = integer("count", count, 1), integer("tokens", tokens, 1)
         length = cache_length(tokens, self.context_length)
         return Scheduler(self.steps, self.steps.empty_slots(count, length), **self._scheduling)
 
@@ -217,7 +206,7 @@ class Engine:
         Returns:
             (logits after the last token of each prompt, float32 [B, V]; the filled cache).
         """
-        return self._prefill(prompts, slots)[:2]
+        return self._prefill(prompts, integer("slots", slots, 0))[:2]
 
     def _prefill(self, prompts, slots: int) -> tuple[jax.Array, Cache, Snapshots | None]:
         """As `prefill`; also returns the snapshots of a single text."""
@@ -241,14 +230,16 @@ class Engine:
 
         Returns float32 [B, T - 1 - first].
         """
-        return self.steps.score(jnp.asarray(ids_BT, jnp.int32), first)
+        return self.steps.score(jnp.asarray(ids_BT, jnp.int32), integer("first", first, 0))
 
     def warm_up(self, prompt_tokens: int = SMALLEST_BUCKET, batch: int = 1) -> None:
         """Compiles the programs for prompts of this length and batches of this size.
 
         The first answer then does not wait for the compiler.
         """
-        if not 1 <= prompt_tokens < self.context_length:
+        prompt_tokens = integer("prompt_tokens", prompt_tokens, 1)
+        batch = integer("batch", batch, 1)
+        if prompt_tokens >= self.context_length:
             raise ValueError(
                 f"a prompt of {prompt_tokens} tokens does not fit a context of"
                 f" {self.context_length} with at least one for the answer"
@@ -262,3 +253,13 @@ class Engine:
     def forget(self) -> None:
         """Drops the cache that was kept for the next prompt."""
         self.prefix_cache.forget()
+
+
+def _checked_suppressed_ids(
+    ids: collections.abc.Iterable[int] | None, vocabulary: int
+) -> frozenset:
+    given = () if ids is None else ids
+    suppressed = frozenset(integer("a suppressed id", id, 0, vocabulary - 1) for id in given)
+    if len(suppressed) == vocabulary:
+        raise ValueError(f"suppressed_ids are all {vocabulary} tokens: none is left to generate")
+    return suppressed

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
+from rocmforge_jax.arguments import integer
 from rocmforge_jax.generate.engine import Engine
 
 
@@ -49,13 +50,9 @@ def perplexity(
         progress: whether to show a progress bar. Default: if stderr is a terminal.
 
     Raises:
-        ValueError: the text is shorter than one window.
+        ValueError: the text is shorter than one window, or the window is out of its range.
     """
-    if not 4 <= window <= engine.context_length:
-        raise ValueError(
-            f"a window must have 4 to {engine.context_length} tokens, the engine's context, got"
-            f" {window}"
-        )
+    window = integer("window", window, 4, engine.context_length)
     count = len(ids) // window
     if not count:
         raise ValueError(f"the text has {len(ids)} tokens, one window needs {window}")

@@ -10,106 +10,37 @@ one kept are kept as well. What nobody asks for is not computed.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-#: Most tokens that the penalties can look back on.
-PENALTY_WINDOW = 256
-#: The smallest float32 that is not flushed to zero.
-_TINY = np.finfo(np.float32).tiny
+from rocmforge_jax.generate.params import PENALTY_WINDOW, SamplingParams
 
+#: The smallest float32 that is not flushed to zero, and the largest that is finite.
+_TINY, _HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+#: Larger parameters count as this: a penalty times all tokens of the window is finite then.
+_LARGEST = _HUGE / (4 * PENALTY_WINDOW)
 
-@dataclasses.dataclass(frozen=True)
-class SamplingParams:
-    """How one sequence is sampled.
-
-    temperature: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
-    top_k: keep the k likeliest tokens, 0 keeps all. typical_p: keep the tokens whose surprise is
-    nearest the expected one, up to this probability, 1 keeps all (Meister et al., 2022). top_p:
-    keep the fewest tokens whose probabilities sum to at least this, 1 keeps all. min_p: drop tokens
-    less likely than this share of the likeliest, 0 drops none.
-
-    repetition_penalty: logits of tokens among the last `penalty_last_n` (prompt and answer; at most
-    256) are divided by it where positive and multiplied where negative, 1 for none.
-    presence_penalty, frequency_penalty: subtracted once, and once for each time the token is there.
-    logit_bias: token id -> number added to its logit; -inf bans it.
-
-    seed: 0 to 2**32 - 1; equal seeds give equal text.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    typical_p: float = 1.0
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    penalty_last_n: int = 64
-    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self):
-        _check_number("temperature", self.temperature, 0)
-        _check_number("min_p", self.min_p, 0, 1)
-        for name in ("top_p", "typical_p"):
-            _check_number(name, getattr(self, name), 0, 1, exclusive=True)
-        _check_number("repetition_penalty", self.repetition_penalty, 0, exclusive=True)
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check_number(name, getattr(self, name), -math.inf)
-        for name, high in (
-            ("top_k", 2**31 - 1),
-            ("seed", 2**32 - 1),
-            ("penalty_last_n", PENALTY_WINDOW),
-        ):
-            _check_integer(name, getattr(self, name), high)
-        for id, bias in self.logit_bias.items():
-            _check_integer("a token of logit_bias", id, 2**31 - 1)
-            if isinstance(bias, bool) or not isinstance(bias, int | float) or not bias < math.inf:
-                raise ValueError(
-                    f"the logit_bias of token {id} must be a number or -inf, got {bias!r}"
-                )
-
-
-def _check_number(name, value, low, high=math.inf, *, exclusive=False):
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or exclusive and value == low:
-        bounds = [f"above {low}" if exclusive else f"of at least {low}"] if low > -math.inf else []
-        bounds += [f"at most {high}"] if high < math.inf else []
-        raise ValueError(
-            f"{name} must be a finite number {' and '.join(bounds)}".rstrip() + f", got {value!r}"
-        )
-
-
-def _check_integer(name, value, high):
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
-        raise ValueError(f"{name} must be an integer from 0 to {high}, got {value!r}")
-
-
-_DTYPES = {
-    "temperature": np.float32,
-    "top_k": np.int32,
-    "typical_p": np.float32,
-    "top_p": np.float32,
-    "min_p": np.float32,
-    "repetition_penalty": np.float32,
-    "presence_penalty": np.float32,
-    "frequency_penalty": np.float32,
-    "penalty_last_n": np.int32,
-    "seed": np.uint32,
-}
+_INTEGERS = ("top_k", "penalty_last_n")
+_NUMBERS = (
+    "temperature",
+    "typical_p",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The parameters of B sequences on the device, [B] each, float32, int32 or uint32.
+    """The parameters of B sequences on the device, [B] each, float32 or int32.
 
-    Ranges as in `SamplingParams`.
+    Ranges as in `SamplingParams`. seed: uint32 [B, 2], the high and the low word.
 
     bias_ids, bias: int32 and float32 [B, n], n a power of two or 0: the tokens of logit_bias,
     padded with id -1.
@@ -131,17 +62,20 @@ class Sampler:
     @classmethod
     def of(cls, params: Sequence[SamplingParams], bias_width: int = 0) -> "Sampler":
         """The arrays of `params`, one row each. bias_width: least columns of `bias_ids`, `bias`."""
-        arrays = {
-            name: np.array([getattr(p, name) for p in params], dtype)
-            for name, dtype in _DTYPES.items()
-        }
-        most = max(len(p.logit_bias) for p in params)
+        arrays = {name: _float32([getattr(p, name) for p in params]) for name in _NUMBERS}
+        for name in _INTEGERS:
+            arrays[name] = np.array([getattr(p, name) for p in params], np.int32)
+        # A logit over 0 is not a number.
+        arrays["repetition_penalty"] = np.maximum(arrays["repetition_penalty"], _TINY)
+        arrays["seed"] = np.array([divmod(p.seed, 2**32) for p in params], np.uint32)
+        biases = [p.logit_bias or {} for p in params]
+        most = max(map(len, biases))
         width = max(bias_width, 1 << (most - 1).bit_length() if most else 0)
         arrays["bias_ids"] = np.full((len(params), width), -1, np.int32)
         arrays["bias"] = np.zeros((len(params), width), np.float32)
-        for row, p in enumerate(params):
-            arrays["bias_ids"][row, : len(p.logit_bias)] = list(p.logit_bias)
-            arrays["bias"][row, : len(p.logit_bias)] = list(p.logit_bias.values())
+        for row, given in enumerate(biases):
+            arrays["bias_ids"][row, : len(given)] = list(given)
+            arrays["bias"][row, : len(given)] = _float32(list(given.values()))
         return cls(**{name: jnp.asarray(array) for name, array in arrays.items()})
 
     @property
@@ -159,7 +93,13 @@ class Sampler:
         )
 
 
-def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None):
+def _float32(values: Sequence[float]) -> np.ndarray:
+    """Rounds numbers to float32; finite ones to at most `_LARGEST`."""
+    wide = np.array(values, np.float64)
+    return np.where(np.isinf(wide), wide, np.clip(wide, -_LARGEST, _LARGEST)).astype(np.float32)
+
+
+def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None, allowed_V=None):
     """Chooses the next token of each sequence. Greedy ties go to the lowest id.
 
     Args:
@@ -169,13 +109,16 @@ def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None):
             numbers, so a sequence gets the same ones alone and in a batch.
         recent_BW: the last tokens of each sequence, oldest first, -1 for a missing one; None where
             nothing is penalised.
+        allowed_V: bool [V], the tokens that may be chosen, whatever the parameters say; None for
+            all.
 
     Returns:
-        (tokens, int32 [B]; their log-probabilities under the model's own distribution, float32
-        [B]).
+        (tokens, int32 [B]; their log-probabilities under the model's own distribution over all V,
+        float32 [B]).
     """
     model_BV = logits_BV.astype(jnp.float32)
-    logits_BV = _add_bias(model_BV, sampler)
+    logits_BV = model_BV if allowed_V is None else jnp.where(allowed_V, model_BV, -jnp.inf)
+    logits_BV = _add_bias(logits_BV, sampler)
     if recent_BW is not None:
         logits_BV = _penalize(logits_BV, sampler, recent_BW)
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
@@ -220,7 +163,9 @@ def _penalize(logits_BV, sampler, recent_BW):
             - times_BV * column(sampler.frequency_penalty)
             - column(sampler.presence_penalty)
         )
-        return jnp.where(times_BV > 0, lowered_BV, logits_BV)
+        # A finite logit stays finite, so that banned tokens are always below all others.
+        lowered_BV = jnp.clip(lowered_BV, -_HUGE, _HUGE)
+        return jnp.where((times_BV > 0) & (logits_BV > -jnp.inf), lowered_BV, logits_BV)
 
     return jax.lax.cond(wanted, penalized, lambda: logits_BV)
 
@@ -232,10 +177,17 @@ def _draw(logits_BV, sampler, positions_B):
     scaled_BV = (kept_BV - kept_BV.max(axis=-1, keepdims=True)) / jnp.maximum(
         sampler.temperature, _TINY
     )[:, None]
-    keys_B = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(
-        sampler.seed, positions_B
-    )
-    return jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
+    return _categorical(sampler.seed, positions_B, scaled_BV)
+
+
+# These settings of JAX would change the random numbers.
+@jax.threefry_partitionable(True)
+def _categorical(seed_B2, positions_B, logits_BV):
+    """Draws a token of each sequence; seed and position give the same one wherever JAX runs."""
+    seeds_B = jax.random.wrap_key_data(seed_B2, impl="threefry2x32")
+    keys_B = jax.vmap(jax.random.fold_in)(seeds_B, positions_B)
+    draw = functools.partial(jax.random.categorical, mode="low")
+    return jax.vmap(draw)(keys_B, logits_BV).astype(jnp.int32)
 
 
 def keep_likely(logits_BV, top_k_B, typical_p_B, top_p_B, min_p_B):

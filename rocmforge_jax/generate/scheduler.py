@@ -7,7 +7,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from rocmforge_jax.generate.sequence import Generated, Sequence
+from rocmforge_jax.arguments import integer
+from rocmforge_jax.generate.sequence import Generated, Sequence, check_context_length
 from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Slots, Steps, insert, start
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH, cache_length
@@ -53,7 +54,8 @@ class Scheduler:
             snapshots: taken between dispatches, for a single sequence; None for no snapshots.
         """
         self.slots, self.snapshots, self._steps = slots, snapshots, steps
-        self._context_length, self._ahead = context_length, ahead
+        self._context_length = check_context_length(context_length)
+        self._ahead = integer("ahead", ahead, 0)
         self._owners: list[Sequence | None] = [None] * slots.batch
         self._active = [False] * slots.batch  # as `slots.active_B` has it
         self._running: collections.deque[_Dispatch] = collections.deque()
@@ -69,7 +71,11 @@ class Scheduler:
     ) -> "Scheduler":
         """A scheduler whose slots are all taken, by sequences that were prefilled together."""
         slots, ids_BT, logprobs_BT = start(
-            logits_BV, cache, [one.prompt for one in sequences], [one.params for one in sequences]
+            logits_BV,
+            cache,
+            [one.prompt for one in sequences],
+            [one.params for one in sequences],
+            allowed_V=steps.allowed_V,
         )
         scheduler = cls(steps, slots, **options)
         scheduler._enter(range(len(sequences)), sequences, ids_BT, logprobs_BT)
@@ -99,6 +105,7 @@ class Scheduler:
             [prompt],
             [sequence.params],
             bias_width=self.slots.sampler.bias_width,
+            allowed_V=self._steps.allowed_V,
         )
         slots = self.slots.with_bias_width(one.sampler.bias_width)
         self.slots = insert(slots, jax.device_put(np.int32(row)), one)

@@ -2,10 +2,11 @@
 
 import collections.abc
 import dataclasses
+import math
+from typing import Any
 
-import numpy as np
-
-from rocmforge_jax.generate.sampling import SamplingParams
+from rocmforge_jax.arguments import integer
+from rocmforge_jax.generate.params import SamplingParams
 
 #: Positions are int32, and the last dispatch may pass the end by a few.
 MAX_CONTEXT = 2**31 - 2**10
@@ -47,15 +48,26 @@ class Sequence:
         *,
         context_length: int,
         max_tokens: int | None = None,
-        stop_ids: collections.abc.Set[int] = frozenset(),
+        stop_ids: collections.abc.Iterable[int] | None = None,
     ):
-        room = context_length - len(prompt)
+        """Makes a sequence without new tokens.
+
+        Args:
+            prompt: token ids, at least one.
+            params: how to sample.
+            context_length: most tokens, prompt and answer together.
+            max_tokens: most new tokens, None for as many as the context holds.
+            stop_ids: tokens that end the sequence.
+        """
+        room = check_context_length(context_length) - len(prompt)
+        max_tokens = None if max_tokens is None else integer("max_tokens", max_tokens, 1)
         self.prompt, self.params = list(map(int, prompt)), params
         self.limit = room if max_tokens is None else min(room, max_tokens)
         self.begun, self.text, self.finish_reason = 0, list(self.prompt), None
         self._left = self.limit
         self._at_limit = "context" if self.limit == room and max_tokens != room else "length"
-        self._stop_ids = stop_ids
+        given = () if stop_ids is None else stop_ids
+        self._stop_ids = frozenset(integer("a stop id", id, 0) for id in given)
 
     @property
     def longest(self) -> int:
@@ -68,12 +80,23 @@ class Sequence:
         return self.finish_reason is None and self.begun < self.limit
 
     def take(self, ids: list[int], logprobs: list[float]) -> Generated:
-        """Takes in the tokens of a dispatch; returns those that belong to the sequence."""
+        """Takes in the tokens of a dispatch; returns those that belong to the sequence.
+
+        Raises FloatingPointError if the model's logits are NaN.
+        """
         if self.finish_reason:
             return Generated([], [], self.finish_reason)
+        before = len(self.text)
         self.text += ids
         ids = ids[: self._left]
         count = next((i for i, id in enumerate(ids) if id in self._stop_ids), len(ids))
+        for place, logprob in enumerate(logprobs[: min(count + 1, len(ids))]):
+            if math.isnan(logprob):
+                raise FloatingPointError(
+                    f"the model's logits after {before + place} tokens are not numbers (NaN):"
+                    " weights may be damaged, or numbers too large for float16 (load with"
+                    " another dtype)"
+                )
         self._left -= count
         if count < len(ids):
             self.finish_reason = "stop"
@@ -82,61 +105,11 @@ class Sequence:
         return Generated(ids[:count], logprobs[:count], self.finish_reason)
 
 
-def check_requests(
-    prompts: collections.abc.Sequence[collections.abc.Sequence[int]],
-    params: collections.abc.Sequence[SamplingParams],
-    max_tokens: int | None,
-    *,
-    context_length: int,
-    vocabulary: int,
-) -> None:
-    """Raises ValueError, with the numbers, for requests that cannot be computed."""
-    if not len(prompts):
-        raise ValueError("generate needs at least one prompt, got none")
-    if len(params) != len(prompts):
-        raise ValueError(
-            f"{len(prompts)} prompts need as many sampling parameters, got {len(params)}"
-        )
-    if max_tokens is not None and (
-        isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
-    ):
-        raise ValueError(f"max_tokens must be an integer of at least 1, got {max_tokens!r}")
-    for number, prompt in enumerate(prompts):
-        _check_prompt(number, prompt, context_length, vocabulary)
-    for number, one in enumerate(params):
-        if (highest := max(one.logit_bias, default=0)) >= vocabulary:
-            raise ValueError(
-                f"logit_bias {number} has the id {highest}, the vocabulary has {vocabulary}"
-            )
+def check_context_length(context_length: Any) -> Any:
+    """Returns a context length as an int, None for None, which is the model's.
 
-
-def _check_prompt(number, prompt, context_length, vocabulary):
-    if not len(prompt):
-        raise ValueError(f"prompt {number} is empty: generation needs at least one token")
-    if len(prompt) >= context_length:
-        raise ValueError(
-            f"prompt {number} has {len(prompt)} tokens, the context is {context_length} with at"
-            " least one for the answer"
-        )
-    if not np.issubdtype(np.asarray(prompt).dtype, np.integer):
-        raise ValueError(
-            f"prompt {number} must be token ids, integers, got {np.asarray(prompt).dtype}"
-        )
-    low, high = min(prompt), max(prompt)
-    if low < 0 or high >= vocabulary:
-        raise ValueError(
-            f"prompt {number} has the id {low if low < 0 else high}, the vocabulary has"
-            f" {vocabulary}"
-        )
-
-
-def check_context_length(context_length: int | None) -> None:
-    """Raises ValueError unless a context can hold a prompt and an answer; None is the model's."""
+    Raises ValueError unless the context can hold a prompt and an answer.
+    """
     if context_length is None:
-        return
-    if isinstance(context_length, bool) or not isinstance(context_length, int | np.integer):
-        raise ValueError(f"context_length must be an integer, got {context_length!r}")
-    if not 2 <= context_length <= MAX_CONTEXT:
-        raise ValueError(
-            f"context_length must be at least 2 and at most {MAX_CONTEXT}, got {context_length}"
-        )
+        return None
+    return integer("context_length", context_length, 2, MAX_CONTEXT)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rocmforge_jax.generate.sampling import PENALTY_WINDOW, Sampler, SamplingParams, sample
+from rocmforge_jax.generate.params import PENALTY_WINDOW, SamplingParams
+from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.snapshots import SNAPSHOT_INTERVAL, Snapshots
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.nn import Cache
@@ -101,10 +102,11 @@ def prefill(merge, leaves, cache: Cache, tokens_BT, added_B, before_BV):
     return jnp.where(added_B[:, None] > 0, logits_BV, before_BV), cache
 
 
-def decode(merge, leaves, slots: Slots, count: int):
+def decode(merge, leaves, slots: Slots, allowed_V, count: int):
     """Takes the last token of each sequence in and generates `count` more.
 
-    The cache must have room for `count` tokens more of each active sequence.
+    The cache must have room for `count` tokens more of each active sequence. allowed_V: see
+    `sample`.
 
     Returns:
         (the slots; ids, int32 [B, count]; log-probabilities, float32 [B, count]). What is returned
@@ -119,7 +121,7 @@ def decode(merge, leaves, slots: Slots, count: int):
         # instead would make the decoder gather the last token of one.
         cache = dataclasses.replace(after, lengths_B=cache.lengths_B + added_B)
         last_B, logprobs_B, recent_BW = sample_next(
-            logits_BV, slots.sampler, cache.lengths_B, recent_BW
+            logits_BV, slots.sampler, cache.lengths_B, recent_BW, allowed_V
         )
         return (cache, last_B, recent_BW), (last_B, logprobs_B)
 
@@ -138,9 +140,9 @@ def score(merge, leaves, ids_BT, first: int):
 
 
 @jax.jit
-def sample_next(logits_BV, sampler: Sampler, positions_B, recent_BW):
+def sample_next(logits_BV, sampler: Sampler, positions_B, recent_BW, allowed_V):
     """Samples a token of each sequence -> (tokens, log-probabilities, recent tokens with it)."""
-    tokens_B, logprobs_B = sample(logits_BV, sampler, positions_B, recent_BW)
+    tokens_B, logprobs_B = sample(logits_BV, sampler, positions_B, recent_BW, allowed_V)
     return tokens_B, logprobs_B, jnp.concatenate([recent_BW[:, 1:], tokens_B[:, None]], axis=1)
 
 
@@ -155,6 +157,7 @@ def start(
     params: collections.abc.Sequence[SamplingParams],
     *,
     bias_width: int = 0,
+    allowed_V: jax.Array | None = None,
 ) -> tuple[Slots, jax.Array, jax.Array]:
     """Samples the first token after each prompt.
 
@@ -164,13 +167,14 @@ def start(
         prompts: token ids, B lists.
         params: how each sequence is sampled.
         bias_width: least room for tokens of logit_bias, see `Sampler.of`.
+        allowed_V: see `sample`.
 
     Returns:
         (slots that are all active; ids, int32 [B, 1]; log-probabilities, float32 [B, 1]).
     """
     sampler = Sampler.of(params, bias_width)
     last_B, logprobs_B, recent_BW = sample_next(
-        logits_BV, sampler, cache.lengths_B, _recent(prompts)
+        logits_BV, sampler, cache.lengths_B, _recent(prompts), allowed_V
     )
     active_B = jax.device_put(np.ones(len(prompts), bool))
     slots = Slots(cache, last_B, recent_BW, sampler, active_B)
@@ -183,6 +187,15 @@ def _recent(prompts) -> jax.Array:
         last = prompt[-PENALTY_WINDOW:]
         row[len(row) - len(last) :] = last
     return jnp.asarray(recent)
+
+
+def _allowed(vocabulary: int, suppressed_ids) -> jax.Array | None:
+    """The tokens that may be generated, bool [V]; None, which costs nothing, where all may."""
+    if not suppressed_ids:
+        return None
+    allowed = np.ones(vocabulary, bool)
+    allowed[list(suppressed_ids)] = False
+    return jnp.asarray(allowed)
 
 
 class Program:
@@ -208,18 +221,19 @@ class DecodeProgram:
     Passing the sampler through the program would cost 25 us of the host's time per dispatch.
     """
 
-    def __init__(self, merge: collections.abc.Callable, leaves: list):
-        def changed(leaves, cache, rest, count):
+    def __init__(self, merge: collections.abc.Callable, leaves: list, allowed_V):
+        def changed(leaves, cache, rest, allowed_V, count):
             slots = dataclasses.replace(rest, cache=cache)
-            slots, ids_BT, logprobs_BT = decode(merge, leaves, slots, count)
+            slots, ids_BT, logprobs_BT = decode(merge, leaves, slots, allowed_V, count)
             return slots.cache, slots.last_B, slots.recent_BW, ids_BT, logprobs_BT
 
-        self.jitted = jax.jit(changed, donate_argnums=1, static_argnums=3)
-        self.leaves = leaves
+        self.jitted = jax.jit(changed, donate_argnums=1, static_argnums=4)
+        self.leaves, self.allowed_V = leaves, allowed_V
 
     def arguments(self, slots: Slots, count: int) -> tuple:
         """The arguments of `jitted`."""
-        return self.leaves, slots.cache, dataclasses.replace(slots, cache=None), count
+        rest = dataclasses.replace(slots, cache=None)
+        return self.leaves, slots.cache, rest, self.allowed_V, count
 
     def __call__(self, slots: Slots, count: int):
         """Runs the step, see `decode`."""
@@ -234,6 +248,7 @@ class Steps:
     Attributes:
         config: the decoder's configuration.
         leaves: the decoder's arrays, flat.
+        allowed_V: bool [V], the tokens that may be generated, or None for all.
         chunk: tokens of the longest piece of a prompt.
         prefill: (cache, tokens_BT, added_B, before_BV) -> (logits_BV, cache), see `prefill`. The
             cache is donated.
@@ -243,8 +258,15 @@ class Steps:
         init_cache: (batch, length) -> an empty cache, made by one program.
     """
 
-    def __init__(self, decoder: Decoder):
+    def __init__(self, decoder: Decoder, suppressed_ids: collections.abc.Set[int] = frozenset()):
+        """Splits the decoder; nothing is compiled yet.
+
+        Args:
+            decoder: the model.
+            suppressed_ids: tokens that are never generated.
+        """
         self.config = decoder.config
+        self.allowed_V = _allowed(self.config.vocabulary, suppressed_ids)
         on_cpu = jax.default_backend() == "cpu"
         self.chunk = PREFILL_CHUNK if on_cpu else PREFILL_CHUNK_ON_GPUS
         graphdef, state = nnx.split(decoder)
@@ -257,7 +279,7 @@ class Steps:
             return Program(functools.partial(function, merge), self.leaves, **options)
 
         self.prefill = program(prefill, donate_argnums=1)
-        self.decode = DecodeProgram(merge, self.leaves)
+        self.decode = DecodeProgram(merge, self.leaves, self.allowed_V)
         self.score = program(score, static_argnums=2)
         self.init_cache = jax.jit(decoder.init_cache, static_argnums=(0, 1))
 

@@ -165,7 +165,7 @@ def warn_of_left_out(gguf, layers: int) -> None:
         warnings.warn(
             f"{gguf.path}: the {len(predictors)} tensors of {blocks - layers} blocks for"
             " multi-token prediction are not loaded",
-            stacklevel=4,
+            stacklevel=5,
         )
     besides = [name for name in gguf.tensors if name.startswith(tuple(_BESIDES))]
     if besides:
@@ -173,7 +173,7 @@ def warn_of_left_out(gguf, layers: int) -> None:
         warnings.warn(
             f"{gguf.path}: {len(besides)} tensors {' and '.join(what)} are not loaded: they change"
             " no logits of a text",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

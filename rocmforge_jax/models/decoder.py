@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax import settings
-from rocmforge_jax.backends import DEFAULT, Numerics
+from rocmforge_jax.arguments import integer
+from rocmforge_jax.backends import DEFAULT, Numerics, compute_dtype
 from rocmforge_jax.models.checked_inputs import checked_inputs
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.layer import Layer
@@ -59,7 +60,8 @@ class Decoder(nnx.Module):
             rngs: May be None inside `nn.only_shapes`.
         """
         self.config = config
-        self.numerics = Numerics(dtype, activations, backend or settings.backend())
+        backend = settings.backend() if backend is None else backend
+        self.numerics = Numerics(dtype, activations, backend)
         numerics, sizes = self.numerics, (config.vocabulary, config.width)
         self.token_embd = Embedding(*sizes, numerics=numerics, rngs=rngs)
         layers = [
@@ -100,7 +102,8 @@ class Decoder(nnx.Module):
 
         It lies on the default device. dtype: default the decoder's.
         """
-        return init_cache(self.config, batch, length, dtype or self.numerics.dtype)
+        dtype = self.numerics.dtype if dtype is None else dtype
+        return init_cache(self.config, batch, length, dtype)
 
     def __call__(
         self,
@@ -184,11 +187,10 @@ class Decoder(nnx.Module):
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype) -> Cache:
     """Makes an empty cache of a model for `batch` sequences of up to `length` tokens.
 
-    Raises ValueError for a size below 1.
+    Raises ValueError for a size that is no integer of at least 1 and a dtype that cannot compute.
     """
-    if min(batch, length) < 1:
-        raise ValueError(f"a cache needs positive sizes, got batch {batch}, length {length}")
-    return _empty_cache(config, batch, length, jnp.dtype(dtype))
+    batch, length = integer("batch", batch, 1), integer("length", length, 1)
+    return _empty_cache(config, batch, length, compute_dtype(dtype))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -63,7 +63,10 @@ def load_decoder(
     config, unused = read_config(gguf, context_length)
     _report_unknown_keys(gguf, unused, strict)
     decoder = _without_weights(
-        config, dtype=dtype or default_dtype(), activations=activations, backend=backend
+        config,
+        dtype=default_dtype() if dtype is None else dtype,
+        activations=activations,
+        backend=backend,
     )
     claims, problems = claim(decoder, gguf)
     refuse(gguf, problems)
@@ -113,7 +116,7 @@ def _report_unknown_keys(gguf, unused: dict[str, str], strict: bool = False):
         )
         if strict:
             raise GGUFError(message)
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=5)
 
 
 def _variable(claim: Claim, layout, numerics: Numerics) -> nnx.Variable:

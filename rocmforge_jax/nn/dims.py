@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from rocmforge_jax.arguments import as_integer
+
 #: XLA counts elements in 32 bits in places, so no operand of attention may have more.
 MAX_ELEMENTS = 2**31 - 1
 
@@ -53,10 +55,11 @@ def _checked_shape(name, x, axes, ndim):
     shape = tuple(getattr(x, "shape", x))
     if len(shape) != ndim:
         raise ValueError(f"{name} needs {axes}, got {len(shape)}: {list(shape)}")
-    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape):
+    sizes = tuple(as_integer(size) or 0 for size in shape)
+    if min(sizes) < 1:
         raise ValueError(f"{name} has a size that is not a positive integer: {list(shape)}")
-    if (elements := math.prod(shape)) > MAX_ELEMENTS:
+    if (elements := math.prod(sizes)) > MAX_ELEMENTS:
         raise ValueError(
             f"{name} of shape {list(shape)} has {elements} elements, the limit is {MAX_ELEMENTS}"
         )
-    return shape
+    return sizes

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from rocmforge_jax.arguments import integer
+
 #: Axes of a mesh that states are sharded over: sequences, and heads.
 BATCH_AXIS, HEADS_AXIS = "data", "model"
 
@@ -143,6 +145,7 @@ class Cache:
 
         One compiled program makes the copy.
         """
+        length = integer("length", length, 1)
         if length < self.length:
             raise ValueError(f"a cache of {self.length} slots cannot grow to {length}")
         return _grown(self, length)

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from rocmforge_jax.arguments import integer
 from rocmforge_jax.backends import DEFAULT, Operation, choose, pallas
 from rocmforge_jax.backends.choice import check_name
 from rocmforge_jax.quant import word_packed, xla_columns, xla_rows
@@ -170,10 +171,7 @@ def validate_matmul_dims(expected_mkn, a_shape, b_shape, c_shape) -> None:
     """
     if len(expected_mkn) != 3:
         raise ValueError(f"expected (m, k, n), got {len(expected_mkn)} sizes: {list(expected_mkn)}")
-    for name, size in zip("mkn", expected_mkn):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, got {size!r}")
-    m, k, n = expected_mkn
+    m, k, n = (integer(name, size, 1) for name, size in zip("mkn", expected_mkn))
     operands = ("A", a_shape, (m, k)), ("B", b_shape, (k, n)), ("C", c_shape, (m, n))
     for name, shape, expected in operands:
         if tuple(shape) != expected:

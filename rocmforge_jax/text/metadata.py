@@ -41,6 +41,21 @@ def token_id(metadata, key: str, vocab_size: int) -> int | None:
     return int(value) if 0 <= value < vocab_size else None
 
 
+def token_ids(metadata, key: str, vocab_size: int) -> frozenset[int]:
+    """A list of token ids; those outside the vocabulary are left out, with a warning."""
+    values = metadata.get(key)
+    ids = np.asarray([] if values is None else values)
+    if ids.ndim != 1 or len(ids) and ids.dtype.kind not in "iu":
+        raise GGUFError(f"{key} is {_kind(values)}: expected a list of integers")
+    known = {id for id in ids.tolist() if 0 <= id < vocab_size}
+    if unknown := set(ids.tolist()) - known:
+        warn(
+            f"{key}: {len(unknown)} ids are ignored, such as {min(unknown)}: the vocabulary has"
+            f" {vocab_size} tokens"
+        )
+    return frozenset(known)
+
+
 def strings(metadata, key: str) -> list[str | bytes]:
     """A list of strings; those that are not UTF-8 are bytes. GGUFError where the key is missing."""
     values = _required(metadata, key)

@@ -62,7 +62,8 @@ class StopStrings:
     cut. `hit` is the stop string found, None before.
     """
 
-    def __init__(self, stops: str | Iterable[str]):
+    def __init__(self, stops: str | Iterable[str] | None):
+        stops = () if stops is None else stops
         self.stops = (stops,) if isinstance(stops, str) else tuple(stops)
         if not all(isinstance(stop, str) and stop for stop in self.stops):
             raise ValueError(

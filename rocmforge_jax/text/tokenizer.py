@@ -22,7 +22,8 @@ class Tokenizer:
 
     It never changes, so threads may share it.
 
-    vocab_size: the number of tokens. stop_ids: the tokens that end a generation. add_bos, add_eos:
+    vocab_size: the number of tokens. stop_ids: the tokens that end a generation. suppressed_ids:
+    the tokens that must never be generated (`tokenizer.ggml.suppress_tokens`). add_bos, add_eos:
     what `add_special` adds. add_space_prefix: whether encoding puts a space before a text and
     decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id, sep_id, pad_id, mask_id and
     fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the vocabulary has none.
@@ -44,6 +45,7 @@ class Tokenizer:
         self._special = special
         self.special = {token.text: token.id for token in special}
         self.vocab_size, self.stop_ids = len(vocabulary), vocabulary.stop_ids
+        self.suppressed_ids = vocabulary.suppressed_ids
         self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, codec.space_prefix
         id_of = vocabulary.ids.get
         self.bos_id, self.eos_id, self.eot_id, self.eom_id = (

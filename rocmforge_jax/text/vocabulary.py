@@ -17,6 +17,7 @@ class Vocabulary:
 
     index: text -> id. types: [V] of TokenType. scores: [V] numbers, None where the file has none.
     ids: {"bos": 1, ...}, only those that exist. stop_ids: the tokens that end a generation.
+    suppressed_ids: the tokens that are never generated.
     """
 
     tokens: list[str | bytes]
@@ -25,6 +26,7 @@ class Vocabulary:
     scores: np.ndarray | None
     ids: dict[str, int]
     stop_ids: frozenset[int]
+    suppressed_ids: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -41,7 +43,8 @@ def read_vocabulary(metadata, default_ids: dict[str, int]) -> Vocabulary:
     given = special_ids.special_ids(metadata, index, len(tokens))
     ids = {name: id for name, id in default_ids.items() if id < len(tokens)} | given
     stop_ids, types = special_ids.endings(tokens, index, types, ids, given)
-    return Vocabulary(tokens, index, types, scores, ids, stop_ids)
+    suppressed_ids = meta.token_ids(metadata, "tokenizer.ggml.suppress_tokens", len(tokens))
+    return Vocabulary(tokens, index, types, scores, ids, stop_ids, suppressed_ids)
 
 
 def _index(tokens) -> dict[str, int]:

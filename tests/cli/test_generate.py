@@ -1,18 +1,16 @@
 """generate: the library's text, as it comes."""
 
 import dataclasses
-import functools
 import io
 import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
+import types
 
 import pytest
 
-from rocmforge_jax import locate
-from rocmforge_jax.cli.common import use_compilation_cache
+from rocmforge_jax.cli import main
 
 
 class Slow:
@@ -34,6 +32,45 @@ def test_pieces_are_printed_as_they_come(run, monkeypatch, capsys):
         "rocmforge_jax.load", lambda path: Slow(["once ", "upon ", "a time"], capsys), raising=False
     )
     assert run("generate", "--prompt", "a").out == "a time\n"
+
+
+class Terminal(io.StringIO):
+    """Stands in for stdout on a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("terminal", "words", "environment", "expected"),
+    [
+        (False, [], {}, "\nO!\n"),
+        (False, ["--echo"], {}, "ROMEO:\nO!\n"),
+        (True, [], {}, "\033[2mROMEO:\033[0m\nO!\n"),
+        (True, ["--echo"], {"NO_COLOR": "1"}, "ROMEO:\nO!\n"),
+        (True, [], {"TERM": "dumb"}, "ROMEO:\nO!\n"),
+        (True, ["--no-echo"], {}, "\nO!\n"),
+    ],
+)
+def test_a_terminal_shows_where_the_text_begins(
+    monkeypatch, terminal, words, environment, expected
+):
+    """The prompt comes first, dimmed; data for other programs is the continuation alone."""
+    for name, value in ({"TERM": "xterm", "NO_COLOR": ""} | environment).items():
+        monkeypatch.setenv(name, value)
+    stdout = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    answer = types.SimpleNamespace(generate=lambda prompt, **_: iter(["\nO", "!"]))
+    monkeypatch.setattr("rocmforge_jax.load", lambda path: answer, raising=False)
+    assert main(["generate", "--prompt", "ROMEO:", *words]) == 0
+    assert stdout.getvalue() == expected
+
+
+@pytest.mark.core
+def test_json_holds_no_prompt(run):
+    ran = run("generate", "--prompt", "a", "--echo", "--json")
+    assert ran.code == 2 and "--json: not allowed with argument --echo" in ran.err
 
 
 @pytest.mark.core
@@ -127,68 +164,3 @@ def test_ctrl_c_ends_it_quietly(process):
     assert ran.stdout.read(1) == "a"
     ran.send_signal(signal.SIGINT)
     assert ended(ran) == (130, "\n")
-
-
-@pytest.mark.core
-@pytest.mark.parametrize(
-    "environment", [{"JAX_COMPILATION_CACHE_DIR": "mine"}, {"XDG_CACHE_HOME": "/dev/null"}]
-)
-def test_the_cache_is_left_alone_where_it_is_named_or_cannot_be(monkeypatch, environment):
-    import jax
-
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    before = jax.config.jax_compilation_cache_dir
-    use_compilation_cache()
-    assert jax.config.jax_compilation_cache_dir == before
-
-
-@pytest.mark.core
-def test_kernels_do_not_hold_where_they_were_traced_from(monkeypatch):
-    """Which is part of the key of a program, and depends on what was traced before."""
-    import jax
-    import jax.numpy as jnp
-
-    from pallas_kernels.qmatmul import activations
-    from pallas_kernels.targets import Target
-    from tests.pallas_kernels.conftest import lowered_to_triton
-
-    target = Target("cuda", "9.0")
-    quantize = functools.partial(activations.quantize, mode="int16", target=target)
-
-    def text():
-        # Never lowered before.
-        return lowered_to_triton(
-            target, lambda x: quantize(x), jax.ShapeDtypeStruct((1, 4096), jnp.bfloat16)
-        )
-
-    before = jax.config.jax_traceback_in_locations_limit
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    try:
-        jax.config.update("jax_traceback_in_locations_limit", 10)
-        assert "activations.py" in text()
-        use_compilation_cache()
-        assert "activations.py" not in text()
-    finally:
-        jax.config.update("jax_traceback_in_locations_limit", before)
-
-
-@pytest.mark.core
-def test_programs_for_another_processor_are_kept_apart(monkeypatch, tmp_path):
-    """Where machines share a home: XLA compiles for the CPU at hand, and may not notice that
-    another lacks an instruction.
-    """
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    folders = set()
-    for processor in ("flags: avx2", "flags: avx2 avx512f"):
-        monkeypatch.setattr(locate, "_processor", lambda processor=processor: processor)
-        monkeypatch.setattr(
-            "jax.config.update",
-            lambda name, value: folders.add(value) if name == "jax_compilation_cache_dir" else None,
-        )
-        use_compilation_cache()
-    assert len(folders) == 2 and all(
-        Path(folder).parent == tmp_path / "rocmforge-jax" / "xla" for folder in folders
-    )

@@ -56,4 +56,4 @@ def test_a_short_text_is_refused_with_both_numbers(run, tmp_path):
 def test_a_window_outside_the_context_is_refused(run, tmp_path, text, window):
     (tmp_path / "text").write_text(text)
     ran = run("perplexity", tmp_path / "text", "--window", window)
-    assert ran.code == 2 and f"4 to 512 tokens, the engine's context, got {window}" in ran.err
+    assert ran.code == 2 and f"window must be an integer from 4 to 512, got {window}" in ran.err

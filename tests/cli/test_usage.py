@@ -133,7 +133,7 @@ def test_a_file_of_the_hub_without_the_hub_says_what_to_install(run, monkeypatch
         ("--min-p", "2", "min_p must be"),
         ("--repetition-penalty", "0", "repetition_penalty must be"),
         ("--penalty-last-n", "257", "penalty_last_n must be"),
-        ("--seed", "4294967296", "seed must be"),
+        ("--seed", "18446744073709551616", "seed must be"),
         ("--max-tokens", "0", "--max-tokens must be at least 1, got 0"),
         ("--stop", "", "stop strings"),
     ],

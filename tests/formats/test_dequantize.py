@@ -120,5 +120,5 @@ def test_what_is_no_row_of_blocks_is_refused(block_bytes, message):
 def test_other_dtypes_and_negative_counts_are_refused():
     with pytest.raises(ValueError, match="dequantize gives float32, bfloat16, float16, not int32"):
         dequantize(np.zeros(22, np.uint8), "Q5_0", dtype=np.int32)
-    with pytest.raises(ValueError, match="count is at least 0, got -1"):
+    with pytest.raises(ValueError, match="count must be an integer of at least 0, got -1"):
         dequantize(np.zeros(22, np.uint8), "Q5_0", count=-1)

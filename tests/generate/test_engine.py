@@ -238,6 +238,14 @@ def test_nothing_is_lost_where_dispatches_begun_ahead_are_abandoned(ahead, answe
         ([[1, 64]], {}, "prompt 0 has the id 64, the vocabulary has 64"),
         ([[1, -1]], {}, "prompt 0 has the id -1, the vocabulary has 64"),
         ([[1.5]], {}, "prompt 0 must be token ids, integers, got float64"),
+        ([[True]], {}, "prompt 0 must be token ids, integers, got bool"),
+        (["text"], {}, "prompt 0 must be token ids, integers, got <U4, 0 axes"),
+        ([1, 2], {}, "prompt 0 must be token ids, integers, got int64, 0 axes"),
+        ([[[1]]], {}, "prompt 0 must be token ids, integers, got int64, 2 axes"),
+        ([[1]], {"stop_ids": [1.0]}, "a stop id must be an integer of at least 0, got 1.0"),
+        ([[1]], {"stop_ids": [-1]}, "a stop id must be an integer of at least 0, got -1"),
+        ([[1]], {"params": [{"seed": 1}]}, r"params 0 must be SamplingParams, got \{'seed': 1\}"),
+        ([[1]], {"params": {"seed": 1}}, "params 0 must be SamplingParams, got 'seed'"),
         ([[1]], {"max_tokens": 0}, "max_tokens must be an integer of at least 1, got 0"),
         ([[1]], {"max_tokens": 2.5}, "max_tokens must be an integer of at least 1, got 2.5"),
         ([[1]], {"max_tokens": True}, "max_tokens must be an integer of at least 1, got True"),
@@ -255,15 +263,85 @@ def test_what_is_wrong_is_refused_before_anything_is_computed(short, prompts, op
         short.generate(prompts, **options)
 
 
+@pytest.fixture(scope="module")
+def muted(decoder):
+    """An engine that never generates the upper half of the vocabulary, nor the tokens 3 and 5."""
+    return Engine(decoder, suppressed_ids={3, 5, *range(32, 64)})
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("temperature", [0, 3.0])
+def test_suppressed_tokens_are_never_generated(muted, engine, answer, temperature):
+    """Not even with a bias; log-probabilities are those of the model, without renormalising."""
+    params = SamplingParams(temperature=temperature, top_k=0, top_p=1, min_p=0, logit_bias={3: 9})
+    ids, logprobs, _ = answer(muted, IDS[:9], params, max_tokens=60)
+    assert not muted.suppressed_ids & set(ids) and len(ids) == 60
+    assert muted.suppressed_ids & set(answer(engine, IDS[:9], params, max_tokens=60)[0])
+    scores = engine.score(np.array([IDS[:9] + ids], np.int32), 8)[0]
+    np.testing.assert_allclose(logprobs, scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.core
+def test_suppressed_tokens_in_a_batch_and_for_prompts_that_wait(decoder, muted, answer):
+    params = SamplingParams(temperature=3.0, top_k=0, top_p=1, min_p=0, seed=4)
+    alone = answer(muted, IDS[:9], params, max_tokens=20)[0]
+    waiting = Engine(decoder, suppressed_ids=muted.suppressed_ids, max_slots=1)
+    for engine in (muted, waiting):
+        dispatches = list(engine.generate([IDS[:5], IDS[:9]], params, max_tokens=20))
+        for row in range(2):
+            ids = [id for dispatch in dispatches for id in dispatch[row].ids]
+            assert not muted.suppressed_ids & set(ids)
+        assert ids == alone
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([64], "a suppressed id must be an integer from 0 to 63, got 64"),
+        ([-1], "a suppressed id must be an integer from 0 to 63, got -1"),
+        (range(64), "suppressed_ids are all 64 tokens"),
+    ],
+)
+def test_suppressed_ids_out_of_range(decoder, ids, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(decoder, suppressed_ids=ids)
+
+
+@pytest.mark.core
+def test_biases_that_ban_all_tokens_are_refused(engine, muted, answer):
+    def banned(ids):
+        return SamplingParams(logit_bias=dict.fromkeys(ids, -np.inf))
+
+    with pytest.raises(ValueError, match="logit_bias 0 bans all 64 tokens"):
+        engine.generate([[1]], banned(range(64)))
+    with pytest.raises(ValueError, match="logit_bias 1 bans all 30 tokens"):
+        muted.generate([[1], [1]], [SamplingParams(), banned(range(32))])
+    assert answer(engine, [1], banned(range(63)), max_tokens=3)[0] == [63] * 3
+    assert answer(muted, [1], banned(range(1, 64)), max_tokens=3)[0] == [0] * 3
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_logits_that_are_no_numbers_end_the_text_with_an_error(decoder, answer, temperature):
+    broken = nnx.clone(decoder)
+    broken.output_norm.scale = nnx.Param(decoder.output_norm.scale.get_value() * jnp.nan)
+    with pytest.raises(FloatingPointError, match="after 4 tokens are not numbers"):
+        answer(Engine(broken), IDS[:4], SamplingParams(temperature=temperature), max_tokens=9)
+
+
 @pytest.mark.core
 def test_context_lengths(decoder):
-    with pytest.raises(ValueError, match="context_length must be at least 2 .* got 1"):
+    with pytest.raises(
+        ValueError, match="context_length must be an integer from 2 to 2147482624, got 1"
+    ):
         Engine(decoder, context_length=1)
     with pytest.warns(
         UserWarning,
         match="a context of 4096 tokens is longer than the 2048 the model was trained for",
-    ):
+    ) as caught:
         Engine(decoder, context_length=4096)
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.core

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rocmforge_jax.generate import Sampler, SamplingParams, sample
-from rocmforge_jax.generate.sampling import PENALTY_WINDOW, keep_likely
+from rocmforge_jax.generate.params import PENALTY_WINDOW
+from rocmforge_jax.generate.sampling import keep_likely
 
 pytestmark = pytest.mark.core
 INF = np.inf
@@ -198,6 +199,151 @@ def test_logprobs_are_the_model_s_own(params):
     np.testing.assert_allclose(logprobs, expected[np.asarray(tokens)], rtol=1e-5, atol=1e-6)
 
 
+#: A setting of JAX -> a value that changes its random numbers.
+SETTINGS = {
+    "jax_default_prng_impl": "rbg",
+    "jax_default_prng_impl ": "unsafe_rbg",
+    "jax_threefry_partitionable": False,
+    "jax_high_dynamic_range_gumbel": True,
+    "jax_enable_x64": True,
+    "jax_random_seed_offset": 77,
+}
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**32 - 1])
+def test_a_seed_is_a_key_of_threefry(seed):
+    """The numbers that JAX's functions give with its default settings."""
+    logits = jnp.asarray(np.random.default_rng(6).normal(size=50), jnp.float32)
+    keys = [jax.random.fold_in(jax.random.key(np.uint32(seed)), i) for i in range(9)]
+    expected = [int(jax.random.categorical(key, logits - logits.max())) for key in keys]
+    assert draw(logits, 9, seed=seed)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_equal_seeds_draw_equal_tokens_with_every_setting(setting):
+    logits = np.random.default_rng(6).normal(size=50)
+    expected = draw(logits, 30, seed=2**40 + 3)[0].tolist()
+    name, value = setting.strip(), SETTINGS[setting]
+    before = getattr(jax.config, name)
+    try:
+        jax.config.update(name, value)
+        jax.clear_caches()
+        assert draw(logits, 30, seed=2**40 + 3)[0].tolist() == expected
+    finally:
+        jax.config.update(name, before)
+        jax.clear_caches()
+
+
+def test_seeds_have_64_bits():
+    """Two seeds that differ in the upper half only are two seeds."""
+    texts = {tuple(draw(np.zeros(90), 9, seed=s)[0].tolist()) for s in (3, 2**32 + 3, 2**63 + 3)}
+    assert len(texts) == 3
+    assert len(draw(np.zeros(90), 9, seed=2**64 - 1)[0]) == 9
+
+
+def truth(logits, recent, params):
+    """The probabilities of the next token in float64, penalties and biases included."""
+    logits = np.array(logits, np.float64)
+    for id, bias in params.logit_bias.items():
+        logits[id] += bias
+    times = np.bincount(recent, minlength=len(logits))
+    with np.errstate(under="ignore"):
+        repeated = np.where(
+            logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty
+        )
+    penalized = repeated - times * params.frequency_penalty - params.presence_penalty
+    logits = np.where(times > 0, penalized, logits)
+    keep = kept_exactly(logits, params)
+    with np.errstate(over="ignore"):
+        weights = np.where(keep, np.exp((logits - logits.max()) / params.temperature), 0)
+    return weights / weights.sum()
+
+
+def kept_exactly(logits, params):
+    """Like `kept`, without rounding the logits to float32."""
+    shifted = np.maximum(logits - logits.max(), -1e4)  # keeps the order of likely tokens
+    return kept(shifted, params.top_k, params.typical_p, params.top_p, params.min_p)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 1e308},
+        {"temperature": 1e308, "top_k": 3},
+        {"temperature": 1e300, "logit_bias": {1: -INF}},
+        {"temperature": 5e-324},
+        {"top_k": 2**31 - 1, "top_p": 1 - 2**-53},
+        {"top_p": 5e-324},
+        {"typical_p": 5e-324},
+        {"min_p": 1},
+        {"repetition_penalty": 1e300},
+        {"repetition_penalty": 1e-307},
+        {"presence_penalty": 1e300},
+        {"presence_penalty": -1e300},
+        {"frequency_penalty": 1e300},
+        {"frequency_penalty": -1e300},
+        {"logit_bias": {2: 1e300}},
+        {"logit_bias": {2: 1e300, 3: 1e300}},
+        {"logit_bias": dict.fromkeys(range(5), -1e300)},
+        {"logit_bias": dict.fromkeys(range(5), -INF)},
+        {"logit_bias": {0: -INF}, "presence_penalty": -1e300},
+    ],
+    ids=str,
+)
+def test_extreme_parameters_do_what_their_limit_does(params):
+    """Pearson's chi-square over 3000 draws stays below its 99.9 % quantile, 20.5 for at most 5
+    degrees of freedom; tokens that float64 never draws are never drawn.
+    """
+    logits, recent = [1.5, 0.75, -0.5, 0.0, -1.25, 1.0], [0, 0, 0, 2, 1]
+    params = SamplingParams(**{"temperature": 1.0, "seed": 8} | KEEP_ALL | params)
+    expected = 3000 * truth(logits, recent, params)
+    history = np.array([-1] * (PENALTY_WINDOW - len(recent)) + recent, np.int32)
+    tokens, logprobs = SAMPLE(
+        jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (3000, 6)),
+        Sampler.of([params] * 3000),
+        jnp.arange(3000, dtype=jnp.int32),
+        jnp.broadcast_to(history, (3000, PENALTY_WINDOW)),
+    )
+    counts, likely = np.bincount(tokens, minlength=6), expected > 0
+    assert not counts[~likely].any() and np.isfinite(logprobs).all()
+    assert ((counts - expected)[likely] ** 2 / expected[likely]).sum() < 20.5
+
+
+@pytest.mark.parametrize(
+    ("params", "recent", "expected"),
+    [
+        ({"frequency_penalty": -1e300}, [1, 2, 2], 2),  # for each time, also near infinity
+        ({"frequency_penalty": 1e300}, [0, 0, 1, 2, 2], 1),
+        ({"repetition_penalty": 1e300}, [0, 1], 2),
+        ({"repetition_penalty": 5e-324}, [1], 1),
+        ({"presence_penalty": 1e308, "logit_bias": {2: -INF}}, [0, 1, 2], 0),  # a ban is lower
+    ],
+    ids=str,
+)
+def test_greedy_with_extreme_penalties(params, recent, expected):
+    assert greedy([3.0, 2.0, 1.0], recent, **params) == expected
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0, 1e308])
+def test_tokens_that_are_not_allowed_are_never_chosen(temperature):
+    """Whatever speaks for them; log-probabilities stay those of the whole distribution."""
+    logits = np.array([9.0, 1.0, 8.0, 0.5, 7.0], np.float32)
+    allowed = np.array([False, True, False, True, False])
+    params = SamplingParams(
+        temperature=temperature, logit_bias={0: 1e9}, presence_penalty=-50, **KEEP_ALL
+    )
+    tokens, logprobs = SAMPLE(
+        jnp.broadcast_to(logits, (300, 5)),
+        Sampler.of([params] * 300),
+        jnp.arange(300, dtype=jnp.int32),
+        jnp.full((300, PENALTY_WINDOW), 2, jnp.int32),
+        jnp.asarray(allowed),
+    )
+    assert set(tokens.tolist()) == ({1, 3} if temperature else {1})
+    expected = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    np.testing.assert_allclose(logprobs, expected[np.asarray(tokens)], rtol=1e-6)
+
+
 def greedy(logits, recent=None, **params):
     history = (
         None
@@ -257,9 +403,12 @@ def test_penalties_and_biases(logits, recent, params, expected):
         ({"min_p": 2}, "min_p must be a finite number of at least 0 and at most 1, got 2"),
         ({"top_k": -1}, "top_k must be an integer from 0 to 2147483647, got -1"),
         ({"top_k": 2.0}, "top_k must be an integer from 0 to 2147483647, got 2.0"),
-        ({"seed": -1}, "seed must be an integer from 0 to 4294967295, got -1"),
-        ({"seed": 2**32}, "seed must be an integer from 0 to 4294967295, got 4294967296"),
-        ({"seed": False}, "seed must be an integer from 0 to 4294967295, got False"),
+        ({"seed": -1}, "seed must be an integer from 0 to 18446744073709551615, got -1"),
+        (
+            {"seed": 2**64},
+            "seed must be an integer from 0 to 18446744073709551615, got 18446744073709551616",
+        ),
+        ({"seed": False}, "seed must be an integer from 0 to 18446744073709551615, got False"),
         ({"repetition_penalty": 0}, "repetition_penalty must be a finite number above 0, got 0"),
         ({"presence_penalty": INF}, "presence_penalty must be a finite number, got inf"),
         ({"frequency_penalty": None}, "frequency_penalty must be a finite number, got None"),
@@ -268,6 +417,9 @@ def test_penalties_and_biases(logits, recent, params, expected):
             {"logit_bias": {-1: 0.0}},
             "a token of logit_bias must be an integer from 0 to 2147483647, got -1",
         ),
+        ({"logit_bias": [1, 2]}, r"logit_bias must map token ids to numbers, got list \[1, 2\]"),
+        ({"logit_bias": {"1": 2}}, "a token of logit_bias must be an integer .* got '1'"),
+        ({"logit_bias": {1: True}}, "the logit_bias of token 1 must be .* got True"),
         ({"logit_bias": {1: INF}}, "the logit_bias of token 1 must be a number or -inf, got inf"),
         (
             {"logit_bias": {1: math.nan}},

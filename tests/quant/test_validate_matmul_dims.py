@@ -53,7 +53,7 @@ def test_a_size_that_is_no_positive_integer_is_named(place, name, size):
     expected = [128, 256, 512]
     expected[place] = size
     with pytest.raises(
-        ValueError, match=re.escape(f"{name} must be a positive integer, got {size!r}")
+        ValueError, match=re.escape(f"{name} must be an integer of at least 1, got {size!r}")
     ):
         validate_matmul_dims(expected, A, B, C)
 

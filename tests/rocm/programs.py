@@ -26,7 +26,7 @@ from pallas_kernels.router.routing import SCORINGS
 from rocmforge_jax import dequantize, formats
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.generate import Sampler, SamplingParams, Slots, Steps
-from rocmforge_jax.generate.sampling import PENALTY_WINDOW
+from rocmforge_jax.generate.params import PENALTY_WINDOW
 from rocmforge_jax.generate.steps import PREFILL_CHUNK
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import resolve

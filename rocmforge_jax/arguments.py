@@ -1,0 +1,131 @@
+"""Checks the arguments of public functions: numbers of any library, and names of keywords.
+
+Integers and numbers may be Python's, NumPy's or JAX's, also as arrays without axes. A bool is
+neither. Imports no jax.
+"""
+
+import difflib
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def as_integer(value: Any) -> int | None:
+    """Returns a scalar integer as an int, None for anything else."""
+    if _is_no_number(value):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_number(value: Any) -> float | None:
+    """Returns a scalar real number as a float, None for anything else."""
+    # `float` also reads texts.
+    if _is_no_number(value) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond the range of floats
+        return math.inf if value > 0 else -math.inf
+    except TypeError:
+        return None
+
+
+def _is_no_number(value) -> bool:
+    """Whether a value is a bool, an array with axes, or of a dtype without an order of numbers."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "i")
+    # ml_dtypes' floats, such as bfloat16, are of the kind V.
+    return isinstance(value, bool) or kind not in "iufV" or getattr(value, "ndim", 0) > 0
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Returns an integer argument as an int.
+
+    Args:
+        name: What the message calls the argument.
+        value: The argument.
+        low: The least value.
+        high: The greatest value, None for no bound.
+
+    Raises:
+        ValueError: The value is no integer or out of its bounds.
+    """
+    found = as_integer(value)
+    if found is None or found < low or high is not None and found > high:
+        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be an integer {bounds}, got {value!r}")
+    return found
+
+
+def number(
+    name: str, value: Any, low: float, high: float = math.inf, *, exclusive: bool = False
+) -> float:
+    """Returns a finite real argument as a float.
+
+    Args:
+        name: What the message calls the argument.
+        value: The argument.
+        low: The least value, -inf for no bound.
+        high: The greatest value, inf for no bound.
+        exclusive: Whether `low` itself is refused.
+
+    Raises:
+        ValueError: The value is no finite number or out of its bounds.
+    """
+    found = as_number(value)
+    if (
+        found is None
+        or not math.isfinite(found)
+        or not low <= found <= high
+        or exclusive
+        and found == low
+    ):
+        bounds = [f"above {low}" if exclusive else f"of at least {low}"] if low > -math.inf else []
+        bounds += [f"at most {high}"] if high < math.inf else []
+        text = f"{name} must be a finite number {' and '.join(bounds)}".rstrip()
+        raise ValueError(f"{text}, got {value!r}")
+    return found
+
+
+def check_keywords(function: Function, also: Iterable[str] = ()) -> Function:
+    """Wraps a function so that the error for an unknown keyword names the nearest known one.
+
+    Args:
+        function: The function, or the `__init__` of a class.
+        also: Keywords that the function takes as `**options`.
+    """
+    known = [*dict.fromkeys((*keywords(function), *also))]
+    # The message names the class of an `__init__`.
+    name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+    @functools.wraps(function)
+    def checked(*args, **given):
+        for keyword in given:
+            if keyword not in known:
+                raise TypeError(_unknown_keyword(name, keyword, known))
+        return function(*args, **given)
+
+    checked.known_keywords = known  # type: ignore[attr-defined]
+    return cast(Function, checked)
+
+
+def keywords(function: Callable) -> list[str]:
+    """Lists the keywords that a function takes; those of `**options` if they were checked."""
+    if known := getattr(function, "known_keywords", None):
+        return known
+    named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.kind in named and one.name != "self"]
+
+
+def _unknown_keyword(function: str, given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+    return f"{function}() got an unexpected keyword {given!r}; {hint}"

@@ -1,0 +1,72 @@
+"""Keeps what XLA compiles in a folder, so that the next process need not compile it again."""
+
+import glob
+import os
+import re
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from rocmforge_jax import locate
+from rocmforge_jax.settings import jax_variables
+
+
+def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | None:
+    """Keeps compiled programs for the next process; this sets JAX's configuration, for all of it.
+
+    Args:
+        folder: Where to keep them. Default: JAX_COMPILATION_CACHE_DIR, or else one folder for each
+            kind of processor in the user's cache, ~/.cache/rocmforge-jax/xla.
+
+    Returns:
+        The folder. None if the default one cannot be written: each process then compiles.
+
+    Raises:
+        OSError: `folder` cannot be made.
+    """
+    # A program's key has its kernels' code, and that the lines it was traced from: other ones where
+    # something else was traced before.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    named = jax_variables().get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None and named is not None:
+        return Path(named)
+    chosen = Path(locate.compiled_folder() if folder is None else folder)
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        if folder is None:
+            return None
+        raise
+    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    # A dozen small programs together take as long to compile as the large ones.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()  # which has noticed by now whether there is a folder
+    return chosen
+
+
+def is_enabled() -> bool:
+    """Returns whether JAX keeps compiled programs."""
+    return bool(_setting("jax_compilation_cache_dir") and _setting("jax_enable_compilation_cache"))
+
+
+def replace_damaged(warning: str) -> str:
+    """Deletes the entry that JAX warns it cannot read, in the default folder only.
+
+    JAX itself would keep the entry, and warn at every start. It names the program and not the
+    file, so all entries of programs of that name are deleted.
+
+    Returns:
+        The warning, or what was done about it, in the same words for every entry.
+    """
+    folder = locate.compiled_folder()
+    found = re.match(r"Error reading persistent compilation cache entry for '(.+?)'", warning)
+    if not found or _setting("jax_compilation_cache_dir") != str(folder):
+        return warning
+    for path in folder.glob(f"{glob.escape(found[1])}-*"):
+        path.unlink(missing_ok=True)
+    return f"damaged entries of the cache {folder} are replaced"
+
+
+def _setting(name: str):
+    return getattr(jax.config, name)

@@ -1,0 +1,90 @@
+"""How one sequence is sampled: the parameters and their ranges. Computes nothing."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+from rocmforge_jax.arguments import as_number, check_keywords, integer, number
+
+#: Most tokens that the penalties can look back on.
+PENALTY_WINDOW = 256
+#: The largest seed: the random numbers start from two words of 32 bits.
+MAX_SEED = 2**64 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How one sequence is sampled.
+
+    temperature: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
+    top_k: keep the k likeliest tokens, 0 keeps all. typical_p: keep the tokens whose surprise is
+    nearest the expected one, up to this probability, 1 keeps all (Meister et al., 2022). top_p:
+    keep the fewest tokens whose probabilities sum to at least this, 1 keeps all. min_p: drop tokens
+    less likely than this share of the likeliest, 0 drops none.
+
+    repetition_penalty: logits of tokens among the last `penalty_last_n` (prompt and answer; at most
+    256) are divided by it where positive and multiplied where negative, 1 for none.
+    presence_penalty, frequency_penalty: subtracted once, and once for each time the token is there.
+    logit_bias: token id -> number added to its logit; -inf bans it.
+
+    seed: 0 to 2**64 - 1; equal seeds give equal text, whatever JAX's own generator is.
+
+    All numbers may be Python's, NumPy's or JAX's; they are kept as Python's. Penalties, biases and
+    temperatures beyond 3e35 count as that.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    typical_p: float = 1.0
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_n: int = 64
+    logit_bias: Mapping[int, float] | None = dataclasses.field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        object.__setattr__(self, "logit_bias", _checked_biases(self.logit_bias))
+
+
+SamplingParams.__init__ = check_keywords(SamplingParams.__init__)
+
+#: Field of `SamplingParams` -> the function that checks a value and returns it as a Python number.
+_CHECKS = {
+    "temperature": functools.partial(number, low=0),
+    "top_k": functools.partial(integer, low=0, high=2**31 - 1),
+    "typical_p": functools.partial(number, low=0, high=1, exclusive=True),
+    "top_p": functools.partial(number, low=0, high=1, exclusive=True),
+    "min_p": functools.partial(number, low=0, high=1),
+    "repetition_penalty": functools.partial(number, low=0, exclusive=True),
+    "presence_penalty": functools.partial(number, low=-math.inf),
+    "frequency_penalty": functools.partial(number, low=-math.inf),
+    "penalty_last_n": functools.partial(integer, low=0, high=PENALTY_WINDOW),
+    "seed": functools.partial(integer, low=0, high=MAX_SEED),
+}
+
+
+def _checked_biases(biases: Mapping[int, float] | None) -> dict[int, float]:
+    """Returns the biases as Python numbers, {} for None."""
+    if biases is None:
+        return {}
+    if not isinstance(biases, Mapping):
+        raise ValueError(
+            f"logit_bias must map token ids to numbers, got {type(biases).__name__} {biases!r}"
+        )
+    return {
+        integer("a token of logit_bias", id, 0, 2**31 - 1): _checked_bias(id, bias)
+        for id, bias in biases.items()
+    }
+
+
+def _checked_bias(id, bias) -> float:
+    found = as_number(bias)
+    if found is None or not found < math.inf:
+        raise ValueError(f"the logit_bias of token {id} must be a number or -inf, got {bias!r}")
+    return found

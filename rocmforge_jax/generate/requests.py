@@ -1,0 +1,95 @@
+"""Checks what a caller asks of an engine, and makes the sequences of it."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from rocmforge_jax.generate.params import SamplingParams
+from rocmforge_jax.generate.sequence import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a model and its engine allow a sequence.
+
+    Attributes:
+        context_length: most tokens of a sequence.
+        vocabulary: token ids are below it.
+        suppressed_ids: tokens that are never generated.
+    """
+
+    context_length: int
+    vocabulary: int
+    suppressed_ids: frozenset[int] = frozenset()
+
+    def sequences(
+        self, prompts: Iterable, params: Any, max_tokens: Any, stop_ids: Iterable | None
+    ) -> list[Sequence]:
+        """Returns the sequences of a request, see `Engine.generate`.
+
+        Raises ValueError, with the numbers, for what cannot be computed.
+        """
+        prompts = [self._prompt(number, prompt) for number, prompt in enumerate(prompts)]
+        if not prompts:
+            raise ValueError("generate needs at least one prompt, got none")
+        stop_ids = None if stop_ids is None else list(stop_ids)
+        return [
+            Sequence(
+                prompt,
+                one,
+                context_length=self.context_length,
+                max_tokens=max_tokens,
+                stop_ids=stop_ids,
+            )
+            for prompt, one in zip(prompts, self._params(params, len(prompts)))
+        ]
+
+    def _prompt(self, number: int, prompt) -> list[int]:
+        if isinstance(prompt, Iterator):
+            prompt = list(prompt)
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or len(ids) and not np.issubdtype(ids.dtype, np.integer):
+            axes = f", {ids.ndim} axes" if ids.ndim != 1 else ""
+            raise ValueError(f"prompt {number} must be token ids, integers, got {ids.dtype}{axes}")
+        if not len(ids):
+            raise ValueError(f"prompt {number} is empty: generation needs at least one token")
+        if len(ids) >= self.context_length:
+            raise ValueError(
+                f"prompt {number} has {len(ids)} tokens, the context is {self.context_length} with"
+                " at least one for the answer"
+            )
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.vocabulary:
+            raise ValueError(
+                f"prompt {number} has the id {low if low < 0 else high}, the vocabulary has"
+                f" {self.vocabulary}"
+            )
+        return ids.tolist()
+
+    def _params(self, params, count: int) -> list[SamplingParams]:
+        params = SamplingParams() if params is None else params
+        each = [params] * count if isinstance(params, SamplingParams) else list(params)
+        if len(each) != count:
+            raise ValueError(f"{count} prompts need as many sampling parameters, got {len(each)}")
+        for number, one in enumerate(each):
+            if not isinstance(one, SamplingParams):
+                raise ValueError(f"params {number} must be SamplingParams, got {one!r}")
+            self._check_biases(number, one.logit_bias or {})
+        return each
+
+    def _check_biases(self, number: int, biases: Mapping[int, float]):
+        if (highest := max(biases, default=0)) >= self.vocabulary:
+            raise ValueError(
+                f"logit_bias {number} has the id {highest}, the vocabulary has {self.vocabulary}"
+            )
+        left = self.vocabulary - len(self.suppressed_ids)
+        if len(biases) < left:
+            return
+        banned = {id for id, bias in biases.items() if bias == -math.inf}
+        if len(banned - self.suppressed_ids) == left:
+            raise ValueError(
+                f"logit_bias {number} bans all {left} tokens that the model may generate"
+            )

@@ -1,0 +1,233 @@
+"""Numbers of every library, collections that are None, and keywords that nobody knows."""
+
+import fractions
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import rocmforge_jax as rf
+from rocmforge_jax import arguments
+from rocmforge_jax.formats import quantize
+from rocmforge_jax.generate import Engine
+from rocmforge_jax.text import StopStrings
+
+pytestmark = pytest.mark.core
+INTEGERS = [7, np.int8(7), np.uint64(7), np.array(7), jnp.int32(7), jnp.array(7, jnp.uint8)]
+NUMBERS = [
+    *INTEGERS,
+    7.0,
+    np.float16(7),
+    np.float64(7),
+    np.array(7.0),
+    jnp.float32(7),
+    jnp.bfloat16(7),
+    ml_dtypes.bfloat16(7),
+    fractions.Fraction(7),
+]
+NO_NUMBERS = [
+    True,
+    np.True_,
+    np.array(True),
+    jnp.array(True),
+    None,
+    "7",
+    b"7",
+    np.str_("7"),
+    [7],
+    (7,),
+    np.array([7]),
+    jnp.array([7]),
+    7j,
+    np.complex64(7),
+    np.timedelta64(7),
+    np.array("7"),
+    object(),
+]
+
+
+def same_type(found, expected):
+    return type(found) is type(expected) and found == expected
+
+
+@pytest.mark.parametrize("value", INTEGERS, ids=repr)
+def test_integers_are_those_of_any_library(value):
+    assert same_type(arguments.integer("count", value, 0, 7), 7)
+    with pytest.raises(ValueError, match=r"count must be an integer of at least 8, got .*7"):
+        arguments.integer("count", value, 8)
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=repr)
+def test_numbers_are_those_of_any_library(value):
+    assert same_type(arguments.number("heat", value, 0), 7.0)
+    with pytest.raises(ValueError, match=r"heat must be a finite number above 7 .* 9.5, got"):
+        arguments.number("heat", value, 7, 9.5, exclusive=True)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_is_no_number(value):
+    with pytest.raises(ValueError, match="count must be an integer from -3 to 9, got"):
+        arguments.integer("count", value, -3, 9)
+    with pytest.raises(ValueError, match="heat must be a finite number, got"):
+        arguments.number("heat", value, -np.inf)
+
+
+@pytest.mark.parametrize("value", [7.0, np.float32(7), np.array(7.0), jnp.float32(7)], ids=repr)
+def test_a_float_is_no_integer(value):
+    assert arguments.as_integer(value) is None
+
+
+@pytest.mark.parametrize(
+    "value", [np.inf, -np.inf, np.nan, jnp.float32(np.nan), 10**400, -(10**400)], ids=range(6)
+)
+def test_numbers_must_be_finite(value):
+    with pytest.raises(ValueError, match="heat must be a finite number, got"):
+        arguments.number("heat", value, -np.inf)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return rf.load("demo", progress=False)
+
+
+@pytest.mark.parametrize(
+    "scalar", [np.int64, np.uint8, np.array, jnp.int32], ids=lambda f: f.__name__
+)
+def test_the_whole_interface_takes_scalars_of_any_library(lm, scalar):
+    """Where a count, a size or an id is asked for."""
+    expected = lm.generate(
+        "ROMEO:", max_tokens=5, seed=3, top_k=7, temperature=2, logit_bias={5: 3}
+    )
+    options = dict(max_tokens=scalar(5), seed=scalar(3), top_k=scalar(7), temperature=scalar(2))
+    bias = {int(scalar(5)) if scalar in (np.array, jnp.int32) else scalar(5): scalar(3)}
+    assert lm.generate("ROMEO:", **options, logit_bias=bias) == expected
+    cache = lm.model.init_cache(scalar(2), scalar(16))
+    assert (cache.batch, cache.length) == (2, 16) and type(cache.length) is int
+    assert cache.grown(scalar(32)).length == 32
+    other = rf.LanguageModel(lm.model, lm.tokenizer, context_length=scalar(64))
+    assert other.engine.context_length == 64
+    engine = Engine(
+        lm.model,
+        ahead=scalar(0),
+        max_slots=scalar(1),
+        snapshot_bytes=scalar(9),
+        suppressed_ids=[scalar(4)],
+    )
+    ids = [scalar(70), scalar(71)]
+    engine.generate([ids], max_tokens=scalar(1), stop_ids=[scalar(7)])  # checks, computes nothing
+    rf.validate_matmul_dims([scalar(2), scalar(3), scalar(4)], (2, 3), (3, 4), (2, 4))
+    rf.validate_attention_dims(*[[scalar(2), scalar(3), scalar(4), scalar(8)]] * 3)
+    values = np.linspace(-1, 1, 32, dtype=np.float32)
+    got = rf.formats.dequantize(quantize(values, "q8_0"), "q8_0", count=scalar(5))
+    np.testing.assert_array_equal(got, rf.formats.dequantize(quantize(values, "q8_0"), "q8_0")[:5])
+
+
+def test_sizes_that_would_wrap_in_64_bits_are_counted_exactly():
+    size = np.int64(2**40)
+    with pytest.raises(ValueError, match=str(2**80)):
+        rf.validate_matmul_dims((size, 1, size), (size, 1), (1, size), (size, size))
+    with pytest.raises(ValueError, match=str(2**80)):
+        rf.validate_attention_dims((size, size, 1, 1), (size, size, 1, 1), (size, size, 1, 1))
+
+
+def test_none_is_an_empty_collection(lm):
+    expected = lm.generate("ROMEO:", max_tokens=4)
+    assert lm.generate("ROMEO:", max_tokens=4, stop=None, logit_bias=None) == expected
+    assert rf.SamplingParams(logit_bias=None) == rf.SamplingParams()
+    assert StopStrings(None).push("text") == "text"
+    engine = Engine(lm.model, suppressed_ids=None)
+    engine.generate([[70]], max_tokens=1, stop_ids=None)  # checks, computes nothing
+    assert engine.suppressed_ids == frozenset()
+
+
+def test_collections_may_be_read_once(lm):
+    """Generators, for prompts, stop strings and parameters."""
+    expected = lm.generate(["ROMEO:", "KING"], max_tokens=6, stop=["x", "e"], seed=2)
+    texts, stops = (text for text in ("ROMEO:", "KING")), (stop for stop in "xe")
+    assert lm.generate(texts, max_tokens=6, stop=stops, seed=2) == expected
+    params = (rf.SamplingParams(seed=seed) for seed in (2, 3))
+    assert lm.generate(["ROMEO:", "KING"], max_tokens=6, stop="xe", params=params)[0].ids == (
+        lm.generate("ROMEO:", max_tokens=6, seed=2).ids
+    )
+    arrays = np.array(["ROMEO:", "KING"]), np.array(["x", "e"])
+    assert lm.generate(arrays[0], max_tokens=6, stop=arrays[1], seed=2) == expected
+    engine = Engine(lm.model, suppressed_ids=np.arange(3, 9))
+    engine.generate(np.array([[70]]), max_tokens=1, stop_ids=np.arange(2))
+    assert engine.suppressed_ids == set(range(3, 9))
+    (one, two), *_ = lm.engine.generate((iter([70, 71]) for _ in range(2)), max_tokens=1)
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda lm: rf.load("demo", dtyp="float32"), r"load\(\) .* 'dtyp'; .* 'dtype'\?"),
+        (
+            lambda lm: lm.generate("a", temprature=1),
+            r"generate\(\) .* 'temprature'; .* 'temperature'\?",
+        ),
+        (
+            lambda lm: lm.generate("a", max_token=1),
+            r"generate\(\) .* 'max_token'; .* 'max_tokens'\?",
+        ),
+        (lambda lm: lm.chat([], sed=1), r"chat\(\) .* 'sed'; .* 'seed'\?"),
+        (lambda lm: lm.chat([], templat={}), r"chat\(\) .* 'templat'; .* 'template'\?"),
+        (lambda lm: rf.SamplingParams(topp=1), r"SamplingParams\(\) .* 'topp'; .* 'top_p'\?"),
+        (lambda lm: Engine(lm.model, max_slot=1), r"Engine\(\) .* 'max_slot'; .* 'max_slots'\?"),
+        (lambda lm: lm.generate("a", xyz=1), r"generate\(\) .* 'xyz'; it takes prompt, .* seed$"),
+    ],
+)
+def test_an_unknown_keyword_names_the_function_and_the_nearest(lm, call, message):
+    with pytest.raises(TypeError, match=message):
+        call(lm)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "got"),
+    [
+        ("int8", "int8"),
+        ("complex64", "complex64"),
+        (bool, "bool"),
+        (np.float64, "float64"),
+        (float, "float64"),
+        (jnp.float8_e4m3fn, "float8_e4m3fn"),
+        ("bf16", "'bf16'"),
+        ("", "''"),
+        (7, "7"),
+    ],
+    ids=str,
+)
+def test_dtypes_that_cannot_compute_are_refused_before_anything_is_read(lm, dtype, got):
+    message = f"a model computes in float32, bfloat16, float16, got {got}"
+    with pytest.raises(ValueError, match=message):
+        rf.load("no such file", dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        lm.model.init_cache(1, 8, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", jnp.bfloat16, np.dtype("bfloat16"), ml_dtypes.bfloat16]
+)
+def test_a_dtype_has_many_spellings(lm, dtype):
+    assert lm.model.init_cache(1, 8, dtype).layers[0].keys.dtype == jnp.bfloat16
+    with pytest.raises(FileNotFoundError):
+        rf.load("no such file", dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activations": "int4"}, "activations must be one of int16, int8, float, got 'int4'"),
+        ({"activations": None}, "activations must be one of int16, int8, float, got None"),
+        ({"backend": "cuda"}, "backend must be one of auto, pallas, cpp, xla, got 'cuda'"),
+        ({"backend": ""}, "backend must be one of auto, pallas, cpp, xla, got ''"),
+        ({"context_length": 1}, "context_length must be an integer from 2 to .*, got 1"),
+        ({"context_length": True}, "context_length must be an integer from 2 to .*, got True"),
+        ({"context_length": "512"}, "context_length must be an integer from 2 to .*, got '512'"),
+    ],
+    ids=str,
+)
+def test_options_of_load_are_checked_before_anything_is_read(options, message):
+    with pytest.raises(ValueError, match=message):
+        rf.load("no such file", **options)

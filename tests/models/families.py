@@ -66,6 +66,7 @@ NEW = (
 )
 #: Architectures that are data on options of the files above, or that differ in their keys alone.
 DATA = (
+    File("families/bailingmoe2.Q4_K_M", routed=True),
     File("families/deci.Q4_K_M"),
     File("families/ernie4_5-moe.Q4_K_M", routed=True),
     File("families/ernie4_5.Q4_K_M"),
@@ -73,6 +74,8 @@ DATA = (
     File("families/glm4moe.Q4_K_M", routed=True),
     File("families/granitemoe.Q4_K_M", routed=True),
     File("families/internlm2.Q4_K_M"),
+    File("families/llama4.Q4_K_M", routed=True),
+    File("families/minimax-m2.Q4_K_M", routed=True),
     File("families/mistral3.Q4_K_M"),
     File("families/olmo2.Q4_K_M"),
     File("families/olmo3.Q4_K_M"),

@@ -9,7 +9,15 @@ from collections.abc import Callable
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.deepseek import deepseek2
 from rocmforge_jax.models.families.dense import deci, exaone4, granite, mistral3, olmo2
-from rocmforge_jax.models.families.experts import gpt_oss
+from rocmforge_jax.models.families.experts import (
+    bailingmoe,
+    bailingmoe2,
+    dots1,
+    gpt_oss,
+    hunyuan_moe,
+    llama4,
+    minimax_m2,
+)
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
 from rocmforge_jax.models.families.hybrid import lfm2
 from rocmforge_jax.models.families.shared import (
@@ -63,9 +71,12 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
     "qwen3vl": (qwen3vl, _DEEPSTACK),
     "qwen3vlmoe": (functools.partial(qwen3vl, experts_required=True), _DEEPSTACK),
+    "bailingmoe": (bailingmoe, {}),
+    "bailingmoe2": (bailingmoe2, {}),
     "chatglm": (_llama_like(interleaved=True), {}),
     "deci": (deci, {}),
     "deepseek2": (deepseek2, _DEEPSEEK),
+    "dots1": (dots1, {}),
     "ernie4_5": (_llama_like(interleaved=True), _ERNIE),
     "ernie4_5-moe": (
         _llama_like(interleaved=True, experts_required=True),
@@ -81,10 +92,21 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "gpt-oss": (gpt_oss, {}),
     "granite": (granite, {"deepstack_mapping": "where images are added; text adds nothing"}),
     "granitemoe": (functools.partial(granite, rope_can_be_off=False), {}),
+    "hunyuan-moe": (hunyuan_moe, {}),
     "internlm2": (_llama_like(interleaved=True), {}),
     "lfm2": (lfm2, {}),
+    "llama4": (llama4, {}),
+    "minimax-m2": (minimax_m2, {}),
     "mistral3": (mistral3, {}),
     "olmo2": (olmo2, _ONE_BASE),
+    "olmoe": (
+        _llama_like(
+            experts_required=True,
+            attention=dict(qk_norm="width"),
+            routing=dict(renormalize=False),
+        ),
+        {},
+    ),
     "phi3": (llama_like, _NO_WINDOW_IN_PHI3),
     "seed_oss": (_llama_like(norms=POST_ATTENTION_NORM), {}),
     "smollm3": (_llama_like(interleaved=True, mixer=no_rope_every(4)), {}),

@@ -74,6 +74,7 @@ DATA = (
     File("families/glm4moe.Q4_K_M", routed=True),
     File("families/granitemoe.Q4_K_M", routed=True),
     File("families/internlm2.Q4_K_M"),
+    File("families/lfm2moe.Q4_K_M", routed=True),
     File("families/llama4.Q4_K_M", routed=True),
     File("families/minimax-m2.Q4_K_M", routed=True),
     File("families/mistral3.Q4_K_M"),

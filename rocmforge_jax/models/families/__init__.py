@@ -19,16 +19,18 @@ from rocmforge_jax.models.families.experts import (
     minimax_m2,
 )
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
-from rocmforge_jax.models.families.hybrid import lfm2
+from rocmforge_jax.models.families.hybrid import lfm2, lfm2moe
+from rocmforge_jax.models.families.layer_norms import cohere2, command_r, stablelm
 from rocmforge_jax.models.families.shared import (
     POST_ATTENTION_NORM,
     POST_NORMS,
     no_rope_every,
     with_windows,
 )
-from rocmforge_jax.models.families.vision import glm4, glm4moe, qwen2vl, qwen3vl
+from rocmforge_jax.models.families.vision import glm4, glm4moe, hunyuan, qwen2vl, qwen3vl
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import llama_like
+from rocmforge_jax.nn import GELU, RELU2
 
 __all__ = ["FAMILIES", "POST_NORMS", "with_windows"]
 
@@ -59,6 +61,8 @@ _DEEPSEEK = {
     "attention.head_count_kv": "1: all heads read one latent",
 }
 _DEEPSTACK = {"n_deepstack_layers": "where images are added; text adds nothing"}
+_ONE_EXPERT = {"expert_used_count": "one expert without a router is a dense feed-forward"}
+_PARALLEL = {"use_parallel_residual": "a norm before the feed-forward shows it"}
 _ERNIE = {"rope.dimension_sections": "a text has one position for all sections"}
 
 #: Name -> how a file of the family is read, and the keys that change nothing -> why.
@@ -71,9 +75,12 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
     "qwen3vl": (qwen3vl, _DEEPSTACK),
     "qwen3vlmoe": (functools.partial(qwen3vl, experts_required=True), _DEEPSTACK),
+    "arcee": (_llama_like(interleaved=True, gated=dict(activation=RELU2, gated=False)), {}),
     "bailingmoe": (bailingmoe, {}),
     "bailingmoe2": (bailingmoe2, {}),
     "chatglm": (_llama_like(interleaved=True), {}),
+    "cohere2": (cohere2, _ONE_BASE),
+    "command-r": (command_r, {}),
     "deci": (deci, {}),
     "deepseek2": (deepseek2, _DEEPSEEK),
     "dots1": (dots1, {}),
@@ -92,9 +99,12 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "gpt-oss": (gpt_oss, {}),
     "granite": (granite, {"deepstack_mapping": "where images are added; text adds nothing"}),
     "granitemoe": (functools.partial(granite, rope_can_be_off=False), {}),
+    "hunyuan-dense": (hunyuan, _ONE_EXPERT),
     "hunyuan-moe": (hunyuan_moe, {}),
+    "hunyuan_vl": (hunyuan, {}),
     "internlm2": (_llama_like(interleaved=True), {}),
     "lfm2": (lfm2, {}),
+    "lfm2moe": (lfm2moe, {}),
     "llama4": (llama4, {}),
     "minimax-m2": (minimax_m2, {}),
     "mistral3": (mistral3, {}),
@@ -110,4 +120,9 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "phi3": (llama_like, _NO_WINDOW_IN_PHI3),
     "seed_oss": (_llama_like(norms=POST_ATTENTION_NORM), {}),
     "smollm3": (_llama_like(interleaved=True, mixer=no_rope_every(4)), {}),
+    "stablelm": (stablelm, _PARALLEL),
+    "starcoder2": (
+        _llama_like(norms=dict(kind="layer"), gated=dict(activation=GELU, gated=False)),
+        {},
+    ),
 }

@@ -258,11 +258,12 @@ def _mixture(keys, i: int, experts: int, routing: Routing, dense_hidden: int) ->
     hidden = hidden or keys.inputs(i, "ffn_down_exps.weight") or dense_hidden
     shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
     shared = shared or keys.inputs(i, "ffn_down_shexp.weight")
+    count = keys.integer("expert_shared_count", 0, low=0)
     return Mixture(
         experts=experts,
         routing=routing,
         hidden=hidden,
-        shared_hidden=shared or keys.integer("expert_shared_count", 0, low=0) * hidden,
+        shared_hidden=shared or count * hidden,
         fused=keys.has(i, "ffn_gate_up_exps.weight"),
         selection_bias=keys.has(i, "exp_probs_b.bias"),
         shared_gate=keys.has(i, "ffn_gate_inp_shexp.weight"),

@@ -1,6 +1,7 @@
 """What families make of keys: variants that no reference file has."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -315,3 +316,13 @@ def test_norms_of_each_head_are_refused(name):
 def test_feed_forwards_without_gates(name, activation):
     feed = config(name).layers[0].feed_forward
     assert (feed.gated, feed.activation.name) == (False, activation)
+
+
+def test_the_count_of_shared_experts_is_a_known_key():
+    """Also where a tensor shows their width."""
+    for name in ("glm4moe", "ernie4_5-moe", "dots1"):
+        file = sample(name, **EXPERTS | {"expert_shared_count": 1})
+        file.tensors["blk.0.ffn_down_shexp.weight"] = SimpleNamespace(shape=(48, 24))
+        made, unused = read_config(file)
+        assert made.layers[0].feed_forward.shared_hidden == 24
+        assert not unused

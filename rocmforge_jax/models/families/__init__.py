@@ -85,10 +85,7 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "deepseek2": (deepseek2, _DEEPSEEK),
     "dots1": (dots1, {}),
     "ernie4_5": (_llama_like(interleaved=True), _ERNIE),
-    "ernie4_5-moe": (
-        _llama_like(interleaved=True, experts_required=True),
-        _ERNIE | {"expert_shared_count": "the width of all shared experts is a key of its own"},
-    ),
+    "ernie4_5-moe": (_llama_like(interleaved=True, experts_required=True), _ERNIE),
     "exaone4": (exaone4, _EXAONE4),
     "gemma": (gemma, {}),
     "gemma2": (gemma2, {}),

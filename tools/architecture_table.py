@@ -30,14 +30,44 @@ KEYS = {
     "attention.sliding_window": 1024,
 }
 EXPERTS = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 64}
+QK_NORMS = {
+    "head": "q and k norm over the head",
+    "unit": "q and k norm over the head without weights",
+    "width": "q and k norm over the width",
+}
+LFM2 = {
+    "attention.head_count_kv": np.array([0, 0, 2] * (LAYERS // 3)),
+    "shortconv.l_cache": 3,
+    "attention.sliding_window": 0,
+}
+GRANITE = {
+    "attention.scale": 0.0078125,
+    "embedding_scale": 12.0,
+    "residual_scale": 0.22,
+    "logit_scale": 8.0,
+}
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0}
+SECTIONS = {"rope.dimension_sections": np.array([8, 4, 4, 0])}
 #: Keys that an architecture gets besides.
 MORE = {
-    "gpt-oss": EXPERTS | {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0},
-    "lfm2": {
-        "attention.head_count_kv": np.array([0, 0, 2] * (LAYERS // 3)),
-        "shortconv.l_cache": 3,
-        "attention.sliding_window": 0,
-    },
+    "bailingmoe2": EXPERTS | {"expert_shared_count": 1, "expert_gating_func": 2},
+    "cohere2": {"logit_scale": 0.0625},
+    "command-r": {"logit_scale": 0.0625},
+    "deci": {"attention.head_count_kv": np.array([2, 2, 0] * (LAYERS // 3))},
+    "glm4moe": EXPERTS | {"expert_weights_norm": True, "leading_dense_block_count": 1},
+    "granitemoe": EXPERTS | GRANITE,
+    "llama4": EXPERTS | {"interleave_moe_layer_step": 2},
+    "dots1": EXPERTS,
+    "minimax-m2": EXPERTS,
+    "olmoe": EXPERTS,
+    "mistral3": YARN | {"attention.temperature_scale": 0.1},
+    "olmo2": YARN,
+    "qwen2vl": SECTIONS,
+    "qwen3vl": SECTIONS,
+    "qwen3vlmoe": EXPERTS | SECTIONS,
+    "gpt-oss": EXPERTS | YARN,
+    "lfm2": LFM2,
+    "lfm2moe": EXPERTS | LFM2 | {"leading_dense_block_count": 2},
     "gemma3": {"rope.freq_base": 1e6},
     "gemma4": {
         "rope.freq_base": 1e6,
@@ -64,12 +94,7 @@ MORE = {
         "rope.scaling.factor": 40.0,
         "rope.scaling.yarn_log_multiplier": 0.1,
     },
-    "granite": {
-        "attention.scale": 0.0078125,
-        "embedding_scale": 12.0,
-        "residual_scale": 0.22,
-        "logit_scale": 8.0,
-    },
+    "granite": GRANITE,
 }
 
 
@@ -115,7 +140,7 @@ def _row(name: str, config: DecoderConfig) -> str:
         _kinds(type(mixer).__name__ for mixer in mixers),
         _joined(_attention(one) for one in attentions),
         _joined(_rope(one.rope) for one in rotating),
-        _joined(_norms(layer.norms) for layer in config.layers),
+        _joined(_norms(layer) for layer in config.layers),
         _joined(_feed_forward(layer) for layer in config.layers if layer.feed_forward),
         _scales(config),
     ]
@@ -149,7 +174,8 @@ def _attention(one) -> str:
         "soft cap": one.soft_cap is not None,
         "sinks": one.sinks,
         "own scale": one.scale is not None,
-        f"q and k norm over the {one.qk_norm}": one.qk_norm is not None,
+        QK_NORMS.get(one.qk_norm, ""): one.qk_norm is not None,
+        "rotates first": one.rotates_first,
         "v norm": one.v_norm,
         f"gate by {one.gate}": one.gate is not None,
         "temperature": one.temperature is not None,
@@ -167,13 +193,14 @@ def _rope(rope) -> str:
     return f"{'interleaved' if rope.interleaved else 'NeoX'}, base {rope.base:g}{scaling}"
 
 
-def _norms(norms) -> str:
+def _norms(layer) -> str:
+    norms = layer.norms
     kind = {"rms": "RMS", "layer": "LayerNorm"}[norms.kind]
     places = dataclasses.asdict(norms)
     there = [place for place in places if place.startswith(("before", "after")) and places[place]]
     before, after = (any(place.startswith(word) for place in there) for word in ("before", "after"))
     where = "before and after" if before and after else "before" if before else "after"
-    return f"{kind} {where}"
+    return f"{kind} {where}{', parallel' if layer.parallel else ''}"
 
 
 def _feed_forward(layer) -> str:

@@ -61,7 +61,7 @@ def llama_like(
         LayerConfig(
             mixer=mixers[i],
             feed_forward=feeds[i],
-            norms=Norms(epsilon, **(norms or {})),
+            norms=_norms(Norms(epsilon, **(norms or {})), mixers[i], feeds[i]),
             biases=_biases(keys, i),
             output_scales=keys.named(i, "scale"),
             **(layer or {}),
@@ -91,6 +91,15 @@ def _biases(keys: KeyReader, i: int) -> frozenset[str]:
     if not keys.has(i, "attn_qkv.weight") or "attn_qkv" in names or not parts <= names:
         return names
     return (names - parts) | {"attn_qkv"}
+
+
+def _norms(norms: Norms, mixer: Mixer | None, feed_forward: Gated | Mixture | None) -> Norms:
+    """Leaves out the norms of a part that a layer lacks."""
+    if mixer is None:
+        norms = dataclasses.replace(norms, before_mixer=None, after_mixer=None)
+    if feed_forward is None:
+        norms = dataclasses.replace(norms, before_feed_forward=None, after_feed_forward=None)
+    return norms
 
 
 def attentions(keys: KeyReader, interleaved: bool, **changes) -> list[Attention | None]:
@@ -218,17 +227,20 @@ def feed_forwards(
 ) -> list[Gated | Mixture | None]:
     """Reads the feed-forward of each layer. The others are changes of each one."""
     experts = keys.integer("expert_count", 0, low=0)
+    if experts == 1 and not keys.has(keys.layers - 1, "ffn_gate_inp.weight"):
+        experts = 0  # one expert without a router is a dense feed-forward
     # Experts may have a size of their own, and then a file need not have this one.
     default, low = (0, 0) if experts else (None, 1)
     hidden = keys.integers("feed_forward_length", default, low)
-    dense, chosen = keys.layers, None
+    dense, step, chosen = keys.layers, 1, None
     if experts:
         dense = keys.integer("leading_dense_block_count", 0, low=0)
+        step = keys.integer("interleave_moe_layer_step", 1)
         used = keys.integer("expert_used_count", high=experts)
         chosen = dataclasses.replace(Routing(used, "softmax", True, **_groups(keys)), **routing)
 
     def of_layer(i):
-        if chosen is not None and i >= dense:
+        if chosen is not None and i >= dense and (i + 1) % step == 0:
             mixed = _mixture(keys, i, experts, chosen, hidden[i])
             return dataclasses.replace(mixed, **mixture)
         if not hidden[i]:
@@ -246,11 +258,12 @@ def _mixture(keys, i: int, experts: int, routing: Routing, dense_hidden: int) ->
     hidden = hidden or keys.inputs(i, "ffn_down_exps.weight") or dense_hidden
     shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
     shared = shared or keys.inputs(i, "ffn_down_shexp.weight")
+    count = keys.integer("expert_shared_count", 0, low=0)
     return Mixture(
         experts=experts,
         routing=routing,
         hidden=hidden,
-        shared_hidden=shared or keys.integer("expert_shared_count", 0, low=0) * hidden,
+        shared_hidden=shared or count * hidden,
         fused=keys.has(i, "ffn_gate_up_exps.weight"),
         selection_bias=keys.has(i, "exp_probs_b.bias"),
         shared_gate=keys.has(i, "ffn_gate_inp_shexp.weight"),
@@ -273,13 +286,17 @@ def read_routing(keys: KeyReader, scoring: str = "softmax") -> dict[str, Any]:
 
     scoring: Where the file does not say.
     """
-    number = keys.integer("expert_gating_func", 0, low=0, high=len(_SCORINGS) - 1)
     return dict(
-        scoring=_SCORINGS[number] or scoring,
+        scoring=read_scoring(keys, scoring),
         renormalize=keys.flag("expert_weights_norm", False),
         scale=keys.optional_real("expert_weights_scale") or 1.0,
-        **_groups(keys),
     )
+
+
+def read_scoring(keys: KeyReader, default: str) -> str:
+    """Reads what turns the logits of a router into scores: see `Routing`."""
+    number = keys.integer("expert_gating_func", 0, low=0, high=len(_SCORINGS) - 1)
+    return _SCORINGS[number] or default
 
 
 def vocabulary(keys: KeyReader) -> int:

@@ -69,7 +69,8 @@ class RopeConfig:
         scale: Divisor of the frequencies: of all of them (linear context extension), or of those
             that `yarn` chooses.
         factors: Further divisors, one for each frequency, [width/2], or None. Llama 3 keeps its
-            own in `rope_freqs.weight`, Phi 3 in `rope_factors_long.weight`.
+            own in `rope_freqs.weight`, Phi 3 in `rope_factors_long.weight`. A pair whose divisor is
+            infinite stands still.
         yarn: Which frequencies `scale` divides; None for all.
         magnitude: Factor of cosines and sines, so scores grow by its square (the attention factor
             of YaRN and LongRoPE). Elements that do not rotate are not multiplied.
@@ -97,8 +98,8 @@ class RopeConfig:
                 f"rope of width {self.width} takes {self.width // 2} factors, got"
                 f" {len(self.factors)}"
             )
-        if self.factors is not None and not all(np.isfinite(f) and f > 0 for f in self.factors):
-            raise ValueError(f"rope factors must be positive and finite, got {self.factors}")
+        if self.factors is not None and not all(factor > 0 for factor in self.factors):
+            raise ValueError(f"rope factors must be positive, got {self.factors}")
         if self.yarn is not None and self.base <= 1:
             raise ValueError(f"YaRN needs a rope base above 1, got {self.base}")
         if not (np.isfinite(self.magnitude) and self.magnitude > 0):

@@ -6,6 +6,7 @@ Every way returns logits by position, so that all of them compare with the same 
 import dataclasses
 import functools
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ SAME = 1e-5
 INT16 = 1e-3
 #: Token that fills rows up to the longest one of a batch. Any would do.
 PADDING = 7
+#: Tokens that llama.cpp was opened for.
+CONTEXT = 1024
 #: Slots of a cache: more than the tokens, and not a multiple of anything.
 SLOTS = 619
 
@@ -61,6 +64,28 @@ NEW = (
     File("families/lfm2.Q4_K_M"),
     File("families/granite.Q4_K_M"),
 )
+#: Architectures that are data on options of the files above, or that differ in their keys alone.
+DATA = (
+    File("families/bailingmoe2.Q4_K_M", routed=True),
+    File("families/deci.Q4_K_M"),
+    File("families/ernie4_5-moe.Q4_K_M", routed=True),
+    File("families/ernie4_5.Q4_K_M"),
+    File("families/exaone4.Q4_K_M"),
+    File("families/glm4moe.Q4_K_M", routed=True),
+    File("families/granitemoe.Q4_K_M", routed=True),
+    File("families/internlm2.Q4_K_M"),
+    File("families/lfm2moe.Q4_K_M", routed=True),
+    File("families/llama4.Q4_K_M", routed=True),
+    File("families/minimax-m2.Q4_K_M", routed=True),
+    File("families/mistral3.Q4_K_M"),
+    File("families/olmo2.Q4_K_M"),
+    File("families/olmo3.Q4_K_M"),
+    File("families/phi3-long.Q4_K_M"),
+    File("families/phi3-short.Q8_0"),
+    File("families/qwen3vl.Q4_K_M"),
+    File("families/seed_oss.Q4_K_M"),
+    File("families/smollm3.Q4_K_M"),
+)
 #: One file of each older architecture; `test_logits` has more of them.
 OLD = (
     File("models/llama-rope3.Q5_1"),
@@ -72,7 +97,7 @@ OLD = (
     File("models/chatglm.Q4_K_M"),
     File("models/glm4.Q5_1"),
 )
-FILES = NEW + OLD
+FILES = NEW + DATA + OLD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +187,10 @@ def whole(reference, name: str) -> np.ndarray:
 def load(reference, name: str, backend: str | None, activations: str):
     """Returns the decoder of a file, computing in float32."""
     gguf = open_gguf(reference / f"{name}.gguf")
-    return load_decoder(gguf, dtype=jnp.float32, backend=backend, activations=activations)
+    options = dict(dtype=jnp.float32, backend=backend, activations=activations)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*blocks for multi-token prediction are not loaded")
+        return load_decoder(gguf, context_length=CONTEXT, **options)
 
 
 def flat(decoder):

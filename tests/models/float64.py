@@ -1,18 +1,32 @@
 """A decoder in NumPy, float64, written from the definitions of its parts: the truth of options.
 
-It reads the weights of a Decoder by the names of the file and shares no code with the package.
+It reads the weights of a Decoder by the names of the file and shares no code with the package but
+`dequantize`, which equals ggml's to the bit.
 """
 
 from types import SimpleNamespace
 
 import numpy as np
 
+from rocmforge_jax.quant import QTensor, dequantize
+from tests.nn.rope_frequencies import frequencies
+
 GELU = SimpleNamespace(name="gelu")
+
+
+#: Queries that attend at once: the scores of a long text would not fit into memory.
+BLOCK = 512
 
 
 def weight(module):
     """The weight of a linear layer, a stack, a vector: float64, (in, out)."""
-    return np.asarray(module.kernel.get_value(), np.float64)
+    return dense(module.kernel)
+
+
+def dense(variable):
+    """The values of a variable, quantised or not, in float64."""
+    value = variable.get_value()
+    return np.asarray(dequantize(value) if isinstance(value, QTensor) else value, np.float64)
 
 
 def linear(layer, x):
@@ -53,12 +67,10 @@ def activate(function, gate, up=None):
 
 
 def rotate(x_BTNH, positions, rope):
-    """Rotates pairs of elements by position * base^(-2i/width) / scale / factors[i]."""
+    """Rotates pairs of elements by position * frequency, and multiplies them by the magnitude."""
     if rope is None:
         return x_BTNH
-    angles = rope.base ** (-np.arange(0, rope.width, 2) / rope.width) / rope.scale
-    angles = angles / (1 if rope.factors is None else np.asarray(rope.factors))
-    turn = np.exp(1j * positions[:, None] * angles)[None, :, None]
+    turn = rope.magnitude * np.exp(1j * positions[:, None] * frequencies(rope))[None, :, None]
     y, half = x_BTNH.copy(), rope.width // 2
     first, second = (
         (slice(0, rope.width, 2), slice(1, rope.width, 2))
@@ -94,9 +106,13 @@ def attention(mixer, layer, x, kind, epsilon, kept):
         if mixer.qk_norm == "width":
             heads = norm(getattr(layer, name), heads, kind, epsilon)
         heads = heads.reshape(B, T, -1, H)
+        if mixer.rotates_first:
+            heads = rotate(heads, positions, mixer.rope)
         if mixer.qk_norm == "head":
             heads = norm(getattr(layer, name), heads, kind, epsilon)
-        return rotate(heads, positions, mixer.rope)
+        elif mixer.qk_norm == "unit":
+            heads = rms(heads, epsilon)
+        return heads if mixer.rotates_first else rotate(heads, positions, mixer.rope)
 
     q = of_heads(q, "attn_q_norm")
     if mixer.source is None:
@@ -106,21 +122,28 @@ def attention(mixer, layer, x, kind, epsilon, kept):
         kept.append(kept[mixer.source])
     k, v = kept[-1]
     q = q * temperature(mixer.temperature, positions)
-    scores = np.einsum("btnh,bsnh->bnts", q, np.repeat(k, N // K, axis=2))
-    scores = scores * (H**-0.5 if mixer.scale is None else mixer.scale)
+    k, v = (np.repeat(heads, N // K, axis=2) for heads in (k, v))
+    of_sinks = np.exp(weight(layer.attn_sinks))[None, :, None, None] if mixer.sinks else 0
+    blocks = [slice(first, first + BLOCK) for first in range(0, T, BLOCK)]
+    out = [attend(mixer, q[:, block], positions[block], k, v, of_sinks) for block in blocks]
+    out = np.concatenate(out, axis=1)
+    out = out if gate is None else out * sigmoid(gate)
+    return linear(layer.attn_output, out.reshape(B, T, -1))
+
+
+def attend(mixer, q, positions, k, v, of_sinks):
+    """Attention of some queries at their positions to all keys and values."""
+    scores = np.einsum("btnh,bsnh->bnts", q, k, optimize=True)
+    scores = scores * (q.shape[-1] ** -0.5 if mixer.scale is None else mixer.scale)
     if mixer.soft_cap is not None:
         scores = mixer.soft_cap * np.tanh(scores / mixer.soft_cap)
-    t, s = positions[:, None], positions[None]
-    seen = (s <= t) if mixer.causal else np.ones((T, T), bool)
+    t, s = positions[:, None], np.arange(k.shape[1])[None]
+    seen = (s <= t) if mixer.causal else np.ones((t.size, s.size), bool)
     seen = seen & (s > t - mixer.window) if mixer.window else seen
     seen = seen & (s // mixer.chunk == t // mixer.chunk) if mixer.chunk else seen
     weights = np.where(seen, np.exp(scores), 0)
-    total = weights.sum(-1, keepdims=True)
-    if mixer.sinks:
-        total = total + np.exp(weight(layer.attn_sinks))[None, :, None, None]
-    out = np.einsum("bnts,bsnh->btnh", weights / total, np.repeat(v, N // K, axis=2))
-    out = out if gate is None else out * sigmoid(gate)
-    return linear(layer.attn_output, out.reshape(B, T, -1))
+    total = weights.sum(-1, keepdims=True) + of_sinks
+    return np.einsum("bnts,bsnh->btnh", weights / total, v, optimize=True)
 
 
 def short_convolution(mixer, layer, x, kind, epsilon):
@@ -163,9 +186,14 @@ def temperature(options, positions):
     return (1 + options.scale * np.log(1 + steps))[:, None, None]
 
 
+def projection(mixer, layer, x, kind, epsilon):
+    return linear(layer.attn_output, x)
+
+
 MIXERS = {
     "Attention": attention,
     "LatentAttention": latent_attention,
+    "Projection": projection,
     "ShortConvolution": short_convolution,
 }
 
@@ -269,7 +297,7 @@ FEED_FORWARDS = {"Gated": gated, "Mixture": mixture}
 def forward(decoder, tokens_BT):
     """The logits of one causal pass, [B, T, V]."""
     config = decoder.config
-    table = np.asarray(decoder.token_embd.embedding.get_value(), np.float64)
+    table = dense(decoder.token_embd.embedding)
     x = table[np.asarray(tokens_BT)] * config.embedding_scale
     inputs, kept = per_layer_inputs(decoder, tokens_BT, x), []
     for i, layer in enumerate(decoder.blk):
@@ -288,7 +316,7 @@ def per_layer_inputs(decoder, tokens_BT, x):
         return None
     scale = np.asarray(decoder.per_layer_proj_norm.scale.get_value(), np.float64)
     shape = *x.shape[:2], len(decoder.blk), len(scale)
-    table = np.asarray(decoder.per_layer_token_embd.embedding.get_value(), np.float64)
+    table = dense(decoder.per_layer_token_embd.embedding)
     of_tokens = table[np.asarray(tokens_BT)].reshape(shape) * np.sqrt(len(scale))
     projected = linear(decoder.per_layer_model_proj, x).reshape(shape) / np.sqrt(x.shape[-1])
     normed = rms(projected, decoder.config.norm_epsilon) * scale

@@ -9,7 +9,7 @@ import pytest
 
 from rocmforge_jax.models import ARCHITECTURES, kernel_report
 from tests.models import families
-from tests.models.families import FILES, NEW, WAYS
+from tests.models.families import DATA, FILES, NEW, WAYS
 from tests.models.test_logits import CORE, OTHERS
 
 #: Name -> the backend and the mode of activations. "auto" is C++ here, which computes attention in
@@ -30,13 +30,19 @@ IN_XLA_ALONE = {"families/deepseek2-v3.Q4_K_M"}
 OLDER = "models/qwen2.Q4_K_M"
 
 
+def _marks(file, way, run):
+    if file in NEW or file.name == OLDER:
+        return pytest.mark.core if run in QUICK[way] else pytest.mark.heavy
+    quick = file in DATA and way is families.in_one_go and run == "xla"
+    return () if quick else pytest.mark.heavy
+
+
 def _cases():
     for file in FILES:
         for way in WAYS:
             for run in RUNS:
-                quick = run in QUICK[way] and (file in NEW or file.name == OLDER)
-                mark = pytest.mark.core if quick else pytest.mark.heavy
-                yield pytest.param(file, way, run, marks=mark, id=f"{file}-{way.__name__}-{run}")
+                marks, name = _marks(file, way, run), f"{file}-{way.__name__}-{run}"
+                yield pytest.param(file, way, run, marks=marks, id=name)
 
 
 @pytest.mark.parametrize(("file", "way", "run"), list(_cases()))

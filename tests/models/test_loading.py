@@ -256,10 +256,10 @@ def test_the_long_context_factors_matter(reference, tmp_path, load, logits, rela
     ("factors", "message"),
     [
         (zeros(5), r"width 8 takes 4 factors, got 5"),
-        (zeros(4), r"rope factors must be positive and finite, got \(0.0"),
+        (zeros(4), r"rope factors must be positive, got \(0.0"),
         (
             ("F32", np.array([1, np.nan, 1, 1], np.float32)),
-            "rope factors must be positive and finite",
+            "rope factors must be positive",
         ),
         (zeros(4, dtype=np.float16, kind="F16"), r"rope_freqs.weight must be an F32 vector"),
         (zeros(2, 2), r"rope_freqs.weight must be an F32 vector"),

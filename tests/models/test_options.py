@@ -19,10 +19,11 @@ from rocmforge_jax.models import (
     Mixture,
     Norms,
     PerLayerInput,
+    Projection,
     ShortConvolution,
     Temperature,
 )
-from rocmforge_jax.nn import GELU, RELU2, RopeConfig, Routing, swiglu_oai
+from rocmforge_jax.nn import GELU, RELU2, RopeConfig, Routing, Yarn, swiglu_oai
 from tests.models import float64
 
 pytestmark = pytest.mark.core
@@ -76,14 +77,27 @@ OPTIONS = {
     "linear scaling and factors": attention(
         rope=RopeConfig(16, scale=4.0, factors=(1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 8.0, 9.0))
     ),
+    "pairs that stand still": attention(
+        rope=RopeConfig(8, factors=(1.0, np.inf, 1.0, np.inf), interleaved=True)
+    ),
+    "YaRN": attention(rope=RopeConfig(16, scale=8.0, yarn=Yarn(23, 4.0), magnitude=1.2)),
     "scale": attention(scale=0.4),
     "not causal": attention(causal=False),
     "window": attention(window=7),
     "chunks": attention(chunk=8),
+    "one chunk": attention(chunk=64),
     "window, soft cap and sinks": attention(window=11, soft_cap=1.5, sinks=True),
     "norms of heads": attention(qk_norm="head"),
     "norms of heads, no rotation": attention(qk_norm="head", rope=None),
     "norms over all heads": attention(qk_norm="width"),
+    "norms of heads without weights": attention(qk_norm="unit"),
+    "norms of heads after rotation": attention(qk_norm="head", rotates_first=True),
+    "norms without weights after rotation, scaled": attention(
+        qk_norm="unit", rotates_first=True, rope=RopeConfig(10, magnitude=1.7)
+    ),
+    "norms without weights, temperature, no rotation": attention(
+        qk_norm="unit", rotates_first=True, rope=None, temperature=Temperature(0.5, 7, 1)
+    ),
     "norms of heads and of values": attention(qk_norm="head", v_norm=True),
     "gate in attn_q": attention(gate="query", qk_norm="head"),
     "gate of each number": attention(gate="width"),
@@ -93,6 +107,7 @@ OPTIONS = {
     "fused attn_qkv": attention(fused_qkv=True),
     "values from keys": attention(v_from_k=True, v_norm=True, qk_norm="head"),
     "shared keys and values": shared(qk_norm="head", v_norm=True, temperature=Temperature(0.5, 9)),
+    "shared keys and values, normed after rotation": shared(qk_norm="unit", rotates_first=True),
     "shared keys and values, a window and a gate": shared(window=7, gate="query", sinks=True),
     "latent attention": dict(mixer=LATENT),
     "latent attention, latents of queries, temperature": dict(
@@ -100,6 +115,8 @@ OPTIONS = {
     ),
     "convolution": dict(mixer=ShortConvolution(WIDTH, 3)),
     "convolution of five taps": dict(mixer=ShortConvolution(WIDTH, 5)),
+    "projection in place of attention": dict(mixer=Projection(WIDTH)),
+    "projection with a bias": dict(mixer=Projection(WIDTH), biases=frozenset(("attn_output",))),
     "no mixer": dict(mixer=None),
     "inputs of a layer": dict(per_layer_input=PerLayerInput(12), output_factor=True),
     "gated and mixture": dict(

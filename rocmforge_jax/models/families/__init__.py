@@ -8,13 +8,29 @@ from collections.abc import Callable
 
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.deepseek import deepseek2
-from rocmforge_jax.models.families.dense import glm4, granite
-from rocmforge_jax.models.families.experts import gpt_oss
+from rocmforge_jax.models.families.dense import deci, exaone4, granite, mistral3, olmo2
+from rocmforge_jax.models.families.experts import (
+    bailingmoe,
+    bailingmoe2,
+    dots1,
+    gpt_oss,
+    hunyuan_moe,
+    llama4,
+    minimax_m2,
+)
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
-from rocmforge_jax.models.families.hybrid import lfm2
-from rocmforge_jax.models.families.shared import POST_NORMS, with_windows
+from rocmforge_jax.models.families.hybrid import lfm2, lfm2moe
+from rocmforge_jax.models.families.layer_norms import cohere2, command_r, stablelm
+from rocmforge_jax.models.families.shared import (
+    POST_ATTENTION_NORM,
+    POST_NORMS,
+    no_rope_every,
+    with_windows,
+)
+from rocmforge_jax.models.families.vision import glm4, glm4moe, hunyuan, qwen2vl, qwen3vl
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import llama_like
+from rocmforge_jax.nn import GELU, RELU2
 
 __all__ = ["FAMILIES", "POST_NORMS", "with_windows"]
 
@@ -29,29 +45,81 @@ _IGNORED_WINDOW = {
         "llama.cpp ignores it for this architecture: early Mistral files carry it"
     )
 }
+_NO_WINDOW_IN_PHI3 = {
+    "attention.sliding_window": (
+        "llama.cpp ignores it for this architecture: converters wrote windows that are not used"
+    )
+}
+_ONE_BASE = {"rope.freq_base_swa": "all layers rotate with rope.freq_base, as in llama.cpp"}
+_EXAONE4 = _ONE_BASE | {
+    key: "windows are those of the 32B model alone, which has 64 layers, as in llama.cpp"
+    for key in ("attention.sliding_window", "attention.sliding_window_pattern")
+}
+_DEEPSEEK = {
+    "attention.key_length": "the width of a latent and of the rotated part of its key",
+    "attention.value_length": "the rank of the latents",
+    "attention.head_count_kv": "1: all heads read one latent",
+}
+_DEEPSTACK = {"n_deepstack_layers": "where images are added; text adds nothing"}
+_ONE_EXPERT = {"expert_used_count": "one expert without a router is a dense feed-forward"}
+_PARALLEL = {"use_parallel_residual": "a norm before the feed-forward shows it"}
+_ERNIE = {"rope.dimension_sections": "a text has one position for all sections"}
 
 #: Name -> how a file of the family is read, and the keys that change nothing -> why.
 FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]] = {
     "llama": (_llama_like(interleaved=True), _IGNORED_WINDOW),
     "qwen2": (llama_like, {}),
     "qwen2moe": (_llama_like(experts_required=True, routing=dict(renormalize=False)), {}),
+    "qwen2vl": (qwen2vl, {}),
     "qwen3": (_llama_like(attention=dict(qk_norm="head")), {}),
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
+    "qwen3vl": (qwen3vl, _DEEPSTACK),
+    "qwen3vlmoe": (functools.partial(qwen3vl, experts_required=True), _DEEPSTACK),
+    "arcee": (_llama_like(interleaved=True, gated=dict(activation=RELU2, gated=False)), {}),
+    "bailingmoe": (bailingmoe, {}),
+    "bailingmoe2": (bailingmoe2, {}),
     "chatglm": (_llama_like(interleaved=True), {}),
-    "deepseek2": (
-        deepseek2,
-        {
-            "attention.key_length": "the width of a latent and of the rotated part of its key",
-            "attention.value_length": "the rank of the latents",
-            "attention.head_count_kv": "1: all heads read one latent",
-        },
-    ),
+    "cohere2": (cohere2, _ONE_BASE),
+    "command-r": (command_r, {}),
+    "deci": (deci, {}),
+    "deepseek2": (deepseek2, _DEEPSEEK),
+    "dots1": (dots1, {}),
+    "ernie4_5": (_llama_like(interleaved=True), _ERNIE),
+    "ernie4_5-moe": (_llama_like(interleaved=True, experts_required=True), _ERNIE),
+    "exaone4": (exaone4, _EXAONE4),
     "gemma": (gemma, {}),
     "gemma2": (gemma2, {}),
     "gemma3": (gemma3, {}),
     "gemma4": (gemma4, {}),
-    "gpt-oss": (gpt_oss, {}),
-    "lfm2": (lfm2, {}),
     "glm4": (glm4, {}),
+    "glm4moe": (glm4moe, {}),
+    "gpt-oss": (gpt_oss, {}),
     "granite": (granite, {"deepstack_mapping": "where images are added; text adds nothing"}),
+    "granitemoe": (functools.partial(granite, rope_can_be_off=False), {}),
+    "hunyuan-dense": (hunyuan, _ONE_EXPERT),
+    "hunyuan-moe": (hunyuan_moe, {}),
+    "hunyuan_vl": (hunyuan, {}),
+    "internlm2": (_llama_like(interleaved=True), {}),
+    "lfm2": (lfm2, {}),
+    "lfm2moe": (lfm2moe, {}),
+    "llama4": (llama4, {}),
+    "minimax-m2": (minimax_m2, {}),
+    "mistral3": (mistral3, {}),
+    "olmo2": (olmo2, _ONE_BASE),
+    "olmoe": (
+        _llama_like(
+            experts_required=True,
+            attention=dict(qk_norm="width"),
+            routing=dict(renormalize=False),
+        ),
+        {},
+    ),
+    "phi3": (llama_like, _NO_WINDOW_IN_PHI3),
+    "seed_oss": (_llama_like(norms=POST_ATTENTION_NORM), {}),
+    "smollm3": (_llama_like(interleaved=True, mixer=no_rope_every(4)), {}),
+    "stablelm": (stablelm, _PARALLEL),
+    "starcoder2": (
+        _llama_like(norms=dict(kind="layer"), gated=dict(activation=GELU, gated=False)),
+        {},
+    ),
 }

@@ -1,33 +1,22 @@
-"""Families of dense decoders, and their variants with experts."""
+"""Families of decoders that are mostly dense; some have variants with experts."""
 
 from typing import Any
 
-from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.families.shared import POST_NORMS
+from rocmforge_jax.models.families.shared import ONLY_POST_NORMS, with_windows
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import llama_like
+from rocmforge_jax.models.llama_like import head_width, llama_like, rope
+from rocmforge_jax.models.mixers import Attention, Projection, Temperature
+from rocmforge_jax.nn import RopeConfig
 
 
-def glm4(keys: KeyReader) -> DecoderConfig:
-    """GLM-4: norms after each part. A file that also sees pictures rotates other pairs.
+def granite(keys: KeyReader, *, rope_can_be_off: bool = True) -> DecoderConfig:
+    """Granite: factors of embeddings, scores, residuals and logits.
 
-    Its `rope.dimension_sections` divide a head's pairs among the coordinates of a picture. In a
-    text the first three are the position, the fourth is 0.
+    rope_can_be_off: Whether a key of the file switches rotation off.
     """
-    sections = keys.numbers("rope.dimension_sections", 4)
-    if sections[3]:
-        raise GGUFError(
-            f"{keys.path}: {keys.architecture}.rope.dimension_sections ends with {sections[3]}, for"
-            " a coordinate that a text does not have: not supported"
-        )
-    return llama_like(keys, interleaved=0 in sections[:2], norms=POST_NORMS)
-
-
-def granite(keys: KeyReader) -> DecoderConfig:
-    """Granite: factors of embeddings, scores, residuals and logits; rotation can be off."""
     attention: dict[str, Any] = dict(scale=keys.optional_real("attention.scale"))
-    if not keys.flag("rope.scaling.finetuned", True):  # a switch, as in llama.cpp
+    if rope_can_be_off and not keys.flag("rope.scaling.finetuned", True):  # as in llama.cpp
         attention["rope"] = None
     return llama_like(
         keys,
@@ -37,3 +26,51 @@ def granite(keys: KeyReader) -> DecoderConfig:
         embedding_scale=keys.optional_real("embedding_scale") or 1.0,
         logit_scale=1 / keys.real("logit_scale"),
     )
+
+
+def mistral3(keys: KeyReader) -> DecoderConfig:
+    """Mistral Small 3.1, Ministral 3 and later ones: attention that may sharpen with positions."""
+    scale = keys.optional_real("attention.temperature_scale")
+    step = keys.integer("rope.scaling.original_context_length", keys.trained_context)
+    temperature = None if scale is None else Temperature(scale, step)
+    return llama_like(keys, interleaved=True, attention=dict(temperature=temperature))
+
+
+def olmo2(keys: KeyReader) -> DecoderConfig:
+    """OLMo 2 and 3: norms after each part, norms of all queries and of all keys.
+
+    Three layers of four of OLMo 3 have a window, and no context extension.
+    """
+    full = rope(keys, head_width(keys), interleaved=False)
+    return llama_like(
+        keys,
+        norms=ONLY_POST_NORMS,
+        attention=dict(qk_norm="width"),
+        mixer=with_windows(keys.windows(4, optional=True), RopeConfig(full.width, full.base)),
+    )
+
+
+def exaone4(keys: KeyReader) -> DecoderConfig:
+    """EXAONE 4: norms after each part; the layers of the 32B model have a window or no rotation."""
+    is_32b = keys.layers == 64  # what llama.cpp goes by
+    windows = keys.windows(4, 4096) if is_32b else (None,) * keys.layers
+    return llama_like(
+        keys,
+        norms=ONLY_POST_NORMS,
+        attention=dict(qk_norm="head"),
+        mixer=with_windows(windows, full_rotates=not is_32b),
+    )
+
+
+def deci(keys: KeyReader) -> DecoderConfig:
+    """Nemotron 51B and 253B: layers with attention, with a projection in its place, or neither.
+
+    A layer may lack the feed-forward too. llama.cpp leaves out the attention of such a layer; no
+    known model has one with attention.
+    """
+    heads, width = keys.integers("attention.head_count"), keys.integer("embedding_length")
+
+    def mixer(i: int, attention: Attention | None) -> Attention | Projection | None:
+        return Projection(width) if attention is None and heads[i] else attention
+
+    return llama_like(keys, interleaved=True, mixer=mixer)

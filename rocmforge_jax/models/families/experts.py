@@ -1,9 +1,20 @@
 """Families of mixtures of experts."""
 
+import dataclasses
+
+from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.families.shared import with_windows
+from rocmforge_jax.models.families.shared import POST_ATTENTION_NORM, with_windows
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import head_width, llama_like, rope, window_rope
+from rocmforge_jax.models.llama_like import (
+    head_width,
+    llama_like,
+    read_routing,
+    read_scoring,
+    rope,
+    window_rope,
+)
+from rocmforge_jax.models.mixers import Attention, Temperature
 from rocmforge_jax.nn import swiglu_oai
 
 
@@ -13,9 +24,89 @@ def gpt_oss(keys: KeyReader) -> DecoderConfig:
     return llama_like(
         keys,
         experts_required=True,
-        norms=dict(before_feed_forward="post_attention_norm"),
+        norms=POST_ATTENTION_NORM,
         attention=dict(sinks=True),
         mixer=with_windows(keys.windows(2), window_rope(keys, full)),
         mixture=dict(activation=swiglu_oai()),
         routing=dict(scoring="softmax_of_chosen", renormalize=False),
+    )
+
+
+def minimax_m2(keys: KeyReader) -> DecoderConfig:
+    """MiniMax-M2: norms of all queries and of all keys, sigmoid scores."""
+    return llama_like(
+        keys,
+        experts_required=True,
+        attention=dict(qk_norm="width"),
+        routing=dict(scoring=read_scoring(keys, "sigmoid")),
+    )
+
+
+def bailingmoe(keys: KeyReader) -> DecoderConfig:
+    """Ling: shared experts."""
+    routing = read_routing(keys)
+    return llama_like(keys, interleaved=True, experts_required=True, routing=routing)
+
+
+def bailingmoe2(keys: KeyReader) -> DecoderConfig:
+    """Ling 2: norms of heads, a router with groups, shared experts of a width of their own."""
+    count = keys.integer("expert_shared_count")
+    hidden = keys.integer("expert_feed_forward_length")
+    shared = keys.integer("expert_shared_feed_forward_length", hidden)
+    return llama_like(
+        keys,
+        experts_required=True,
+        attention=dict(qk_norm="head"),
+        mixture=dict(shared_hidden=count * shared),
+        routing=read_routing(keys),
+    )
+
+
+def dots1(keys: KeyReader) -> DecoderConfig:
+    """dots.llm1: norms of heads, shared experts after leading dense layers."""
+    routing = read_routing(keys, "sigmoid")
+    return llama_like(keys, experts_required=True, attention=dict(qk_norm="head"), routing=routing)
+
+
+def hunyuan_moe(keys: KeyReader) -> DecoderConfig:
+    """Hunyuan A13B: heads rotate before they are normed, and there is one shared expert."""
+    shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
+    return llama_like(
+        keys,
+        experts_required=True,
+        attention=dict(qk_norm="head", rotates_first=True),
+        mixture=dict(shared_hidden=shared or keys.integer("feed_forward_length")),
+    )
+
+
+def llama4(keys: KeyReader) -> DecoderConfig:
+    """Llama 4: an expert's weight multiplies its input.
+
+    Three layers of four rotate and see their chunk of the text alone. The fourth one does neither;
+    it sharpens with positions.
+    """
+    key = "attention.sliding_window"
+    if keys.integer(key, 8192, low=0) == 0:
+        raise GGUFError(f"{keys.path}: llama4.{key} is 0: Llama 4 without chunks is not supported")
+    in_chunks, hidden = keys.windows(4, 8192), keys.integer("expert_feed_forward_length")
+    rotary = window_rope(keys, rope(keys, head_width(keys), interleaved=True))
+    normed = keys.integer("expert_count") != 128  # not in Maverick; what llama.cpp goes by
+
+    def mixer(i: int, attention: Attention | None) -> Attention | None:
+        if attention is None:
+            return None
+        one = dataclasses.replace(attention, chunk=8192 if in_chunks[i] else None)
+        if (i + 1) % 4 == 0:
+            return dataclasses.replace(one, rope=None, temperature=Temperature(0.1, 8192, 1))
+        rotary_here = rotary if in_chunks[i] else one.rope
+        norm = "unit" if normed else None
+        return dataclasses.replace(one, rope=rotary_here, qk_norm=norm, rotates_first=True)
+
+    return llama_like(
+        keys,
+        interleaved=True,
+        experts_required=True,
+        mixer=mixer,
+        mixture=dict(weights_first=True, shared_hidden=hidden),
+        routing=dict(scoring="sigmoid", renormalize=False),
     )

@@ -1,7 +1,9 @@
 """What several families share: names of norms, and mixers that differ from layer to layer."""
 
 import dataclasses
+from typing import Any
 
+from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.mixers import Attention
 from rocmforge_jax.nn import RopeConfig
 
@@ -9,17 +11,45 @@ from rocmforge_jax.nn import RopeConfig
 POST_NORMS = dict(after_mixer="post_attention_norm", after_feed_forward="post_ffw_norm")
 
 
-def with_windows(windows, rope_of_windows: RopeConfig | None = None):
+#: The norms of a layer without norms before its parts.
+ONLY_POST_NORMS = dict(before_mixer=None, before_feed_forward=None) | POST_NORMS
+#: The norm before the feed-forward, where it has the name of one that others have after the mixer.
+POST_ATTENTION_NORM = dict(before_feed_forward="post_attention_norm")
+
+
+def norm_of_heads(keys: KeyReader) -> dict[str, Any]:
+    """Returns the changes of every `Attention` of a family whose files may have norms of heads."""
+    return dict(qk_norm="head") if keys.has(0, "attn_q_norm.weight") else {}
+
+
+def no_rope_every(period: int):
+    """Returns the argument `mixer` of `llama_like` for a last layer of a period that rotates none.
+
+    period: Layers from one without rotation to the next.
+    """
+
+    def mixer(i: int, attention: Attention | None) -> Attention | None:
+        if attention is None or (i + 1) % period:
+            return attention
+        return dataclasses.replace(attention, rope=None)
+
+    return mixer
+
+
+def with_windows(windows, rope_of_windows: RopeConfig | None = None, *, full_rotates: bool = True):
     """Returns the argument `mixer` of `llama_like` for layers that differ in their window.
 
     Args:
         windows: Of each layer: see `KeyReader.windows`.
         rope_of_windows: Of layers with a window, where it is another.
+        full_rotates: Whether layers without a window rotate queries and keys.
     """
 
     def mixer(i: int, attention: Attention | None) -> Attention | None:
-        if attention is None or windows[i] is None:
-            return attention
+        if attention is None:
+            return None
+        if windows[i] is None:
+            return attention if full_rotates else dataclasses.replace(attention, rope=None)
         rotary = rope_of_windows or attention.rope
         return dataclasses.replace(attention, window=windows[i], rope=rotary)
 

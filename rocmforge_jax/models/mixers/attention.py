@@ -53,8 +53,9 @@ class Attention:
         soft_cap: A cap c that makes c * tanh(score / c) of each score, or None.
         sinks: Whether each head has a learned logit that takes a share of the weights
             (attn_sinks).
-        qk_norm: Whether queries and keys are normed before they rotate: each head by itself
-            ("head"), or over all heads ("width").
+        qk_norm: Whether queries and keys are normed: each head by itself ("head"), likewise without
+            learned weights ("unit"), or over all heads ("width").
+        rotates_first: Whether queries and keys rotate before they are normed, not after.
         v_norm: Whether each head of the values is divided by its root mean square.
         gate: A sigmoid gate of the result: "query", from attn_q, where each head's query is
             followed by its gate; "width", from attn_gate; "head", likewise, one number a head.
@@ -78,7 +79,8 @@ class Attention:
     chunk: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
-    qk_norm: Literal["head", "width"] | None = None
+    qk_norm: Literal["head", "unit", "width"] | None = None
+    rotates_first: bool = False
     v_norm: bool = False
     gate: Literal["query", "width", "head"] | None = None
     temperature: Temperature | None = None
@@ -100,7 +102,8 @@ class Attention:
             raise ValueError(
                 f"rope rotates {self.rope.width} elements of a head of {self.head_width}"
             )
-        for name, known in (("qk_norm", ("head", "width")), ("gate", ("query", "width", "head"))):
+        choices = {"qk_norm": ("head", "unit", "width"), "gate": ("query", "width", "head")}
+        for name, known in choices.items():
             if (value := getattr(self, name)) not in (*known, None):
                 raise ValueError(f"{name} must be {', '.join(known)} or None, got {value!r}")
         if self.gate == "query" and self.fused_qkv:
@@ -112,7 +115,7 @@ class Attention:
                 f"a layer attends to the keys and values of layer {self.source}: it must be at"
                 " least 0, and the layer itself has none to lend"
             )
-        self._rule(None)  # checks scale, window, chunk and soft cap
+        self._rule()  # checks scale, window, chunk and soft cap
 
     @property
     def _widths(self) -> dict[str, int]:
@@ -142,7 +145,7 @@ class Attention:
             name: make.linear(name, make.width, size) for name, size in self._projections().items()
         }
         normed = ("attn_q", "attn_k") if self.source is None else ("attn_q",)
-        for name in normed if self.qk_norm else ():
+        for name in normed if self.qk_norm in ("head", "width") else ():
             width = self.head_width if self.qk_norm == "head" else self._widths[name]
             made[f"{name}_norm"] = make.norm(f"{name}_norm", width)
         if self.sinks:
@@ -165,6 +168,10 @@ class Attention:
         if state is None and self.lends:
             batch, length, *_ = x_BTD.shape
             state = self.init_state(batch, length, x_BTD.dtype)
+        table, rope = self._table(tokens), self.rope
+        if rope is not None and self.rotates_first:
+            q_BTNH, k_BTKH = (apply_rope(heads, table, rope) for heads in (q_BTNH, k_BTKH))
+            table = rope = None
         q_BTNH, k_BTKH, norms = self._norm(layer, q_BTNH, k_BTKH, tokens)
         if self.v_norm:
             v_BTKH = rms_norm(v_BTKH, None, layer.config.norms.epsilon)
@@ -172,11 +179,11 @@ class Attention:
             q_BTNH,
             k_BTKH,
             v_BTKH,
-            self._table(tokens),
-            self.rope,
+            table,
+            rope,
             state,
             tokens.starts_B,
-            self._rule(layer.attn_sinks.kernel.get_value() if self.sinks else None),
+            self._rule(layer, x_BTD.shape[1] if state is None else state.length),
             norms=norms,
             numerics=layer.numerics,
             lengths_B=tokens.lengths_B,
@@ -187,12 +194,14 @@ class Attention:
     def _attend_to_source(self, layer, x_BTD, norm, tokens: Tokens, state: KVState):
         """Attends to the state of another layer, which holds the new tokens already."""
         q_BTNH, _, _, gate = self._project(layer, x_BTD, norm)
-        if self.qk_norm is not None:
-            q_BTNH = self._normed(layer.attn_q_norm, q_BTNH)
-        q_BTNH = self._sharpened(q_BTNH, tokens)
-        if self.rope is not None:
+        if self.rope is not None and self.rotates_first:
             q_BTNH = apply_rope(q_BTNH, self._table(tokens), self.rope)
-        rule = self._rule(layer.attn_sinks.kernel.get_value() if self.sinks else None)
+        if self.qk_norm is not None:
+            q_BTNH = self._normed(layer, "attn_q_norm", q_BTNH)
+        q_BTNH = self._sharpened(q_BTNH, tokens)
+        if self.rope is not None and not self.rotates_first:
+            q_BTNH = apply_rope(q_BTNH, self._table(tokens), self.rope)
+        rule = self._rule(layer, state.length)
         out_BTNH = cached_attention(
             q_BTNH, state, tokens.starts_B, rule, backend=layer.numerics.backend
         )
@@ -227,13 +236,15 @@ class Attention:
         """
         if self.qk_norm is None:
             return self._sharpened(q_BTNH, tokens), k_BTKH, None
-        norms = layer.attn_q_norm, layer.attn_k_norm
         if self.qk_norm == "head" and self.temperature is None:
-            return q_BTNH, k_BTKH, norms
-        q_BTNH, k_BTKH = (self._normed(*one) for one in zip(norms, (q_BTNH, k_BTKH)))
-        return self._sharpened(q_BTNH, tokens), k_BTKH, None
+            return q_BTNH, k_BTKH, (layer.attn_q_norm, layer.attn_k_norm)
+        q_BTNH = self._sharpened(self._normed(layer, "attn_q_norm", q_BTNH), tokens)
+        return q_BTNH, self._normed(layer, "attn_k_norm", k_BTKH), None
 
-    def _normed(self, norm, heads):
+    def _normed(self, layer, name: str, heads):
+        if self.qk_norm == "unit":
+            return rms_norm(heads, None, layer.config.norms.epsilon)
+        norm = getattr(layer, name)
         shape = heads.shape if self.qk_norm == "head" else (*heads.shape[:2], -1)
         return norm(heads.reshape(shape)).reshape(heads.shape)
 
@@ -249,14 +260,21 @@ class Attention:
             return tokens.rope
         return rope_table(tokens.positions_BT, self.rope)
 
-    def _rule(self, sinks_N) -> AttentionRule:
+    def _rule(self, layer=None, slots: int | None = None) -> AttentionRule:
+        """Returns the rule, with the sinks of a layer, for a number of slots.
+
+        A single chunk is left out, because kernels know no chunks.
+        """
+        one_chunk = self.chunk is not None and slots is not None and slots <= self.chunk
         return AttentionRule(
             self.head_width**-0.5 if self.scale is None else self.scale,
             causal=self.causal,
             window=self.window,
-            chunk=self.chunk,
+            chunk=None if one_chunk else self.chunk,
             soft_cap=self.soft_cap,
-            sinks_N=sinks_N,
+            sinks_N=layer.attn_sinks.kernel.get_value()
+            if layer is not None and self.sinks
+            else None,
         )
 
     def _gated(self, out_BTD, gate):

@@ -1,0 +1,44 @@
+"""A projection in the place of attention: no token sees another."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from flax import nnx
+
+from rocmforge_jax.models.make import Make, check_sizes, check_width
+from rocmforge_jax.models.parts import Tokens
+from rocmforge_jax.nn import NoState
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """The projection attn_output alone, which some layers of Nemotron 51B have for attention.
+
+    Attributes:
+        width: Of the model.
+    """
+
+    width: int
+    output = "attn_output"
+    rope = None
+    source = None
+
+    def __post_init__(self):
+        check_sizes(width=self.width)
+
+    def modules(self, make: Make) -> Mapping[str, nnx.Module]:
+        """Makes the projection."""
+        check_width(self.width, make.width)
+        return {"attn_output": make.linear("attn_output", self.width, self.width)}
+
+    def init_state(self, batch: int, length: int, dtype) -> NoState:
+        """Makes the state of a layer that remembers nothing."""
+        return NoState()
+
+    def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: NoState | None):
+        """Computes the input of the projection, and returns the state as it was."""
+        return x_BTD if norm is None else norm(x_BTD), state
+
+    def workspace(self, tokens: int, slots: int) -> int:
+        """Counts nothing: the temporaries are a few times the residual stream."""
+        return 0

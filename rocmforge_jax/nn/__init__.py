@@ -11,6 +11,7 @@ from rocmforge_jax.nn.attention import (
     dot_product_attention,
 )
 from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
+from rocmforge_jax.nn.delta_rule import DeltaState, delta_rule
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
@@ -42,6 +43,7 @@ __all__ = [
     "Cache",
     "CausalConvolution",
     "ConvState",
+    "DeltaState",
     "Embedding",
     "Experts",
     "GELU",
@@ -71,6 +73,7 @@ __all__ = [
     "causal_convolution",
     "causal_mask",
     "choose_experts",
+    "delta_rule",
     "dot_product_attention",
     "layer_norm",
     "longrope_factors",

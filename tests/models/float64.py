@@ -76,7 +76,9 @@ def attention(mixer, layer, x, kind, epsilon, kept):
     N, K, H = mixer.heads, mixer.kv_heads, mixer.head_width
     positions, gate = np.arange(T), None
     if mixer.fused_qkv:
-        q, k, v = np.split(linear(layer.attn_qkv, x), [N * H, (N + K) * H], axis=-1)
+        of_queries = N * H * (2 if mixer.gate == "query" else 1)
+        ends = [of_queries, of_queries + K * H]
+        q, k, v = np.split(linear(layer.attn_qkv, x), ends, axis=-1)
     else:
         q = linear(layer.attn_q, x)
         k = v = None

@@ -86,6 +86,7 @@ OPTIONS = {
     "norms over all heads": attention(qk_norm="width"),
     "norms of heads and of values": attention(qk_norm="head", v_norm=True),
     "gate in attn_q": attention(gate="query", qk_norm="head"),
+    "gate in a fused attn_qkv": attention(gate="query", qk_norm="head", fused_qkv=True),
     "gate of each number": attention(gate="width"),
     "gate of each head": attention(gate="head"),
     "temperature": attention(temperature=Temperature(0.5, 9)),

@@ -30,8 +30,19 @@ KEYS = {
     "attention.sliding_window": 1024,
 }
 EXPERTS = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 64}
+DELTA_RULE = {
+    "ssm.conv_kernel": 4,
+    "ssm.group_count": 4,
+    "ssm.time_step_rank": 8,
+    "ssm.state_size": 32,
+    "ssm.inner_size": 256,
+    "attention.sliding_window": 0,
+}
 #: Keys that an architecture gets besides.
 MORE = {
+    "qwen3next": EXPERTS | DELTA_RULE,
+    "qwen35": DELTA_RULE,
+    "qwen35moe": EXPERTS | DELTA_RULE,
     "gpt-oss": EXPERTS | {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0},
     "lfm2": {
         "attention.head_count_kv": np.array([0, 0, 2] * (LAYERS // 3)),

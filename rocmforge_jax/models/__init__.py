@@ -9,7 +9,13 @@ from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.load import default_dtype, file_problems, load_decoder
 from rocmforge_jax.models.make import Norms
-from rocmforge_jax.models.mixers import Attention, LatentAttention, ShortConvolution, Temperature
+from rocmforge_jax.models.mixers import (
+    Attention,
+    DeltaRule,
+    LatentAttention,
+    ShortConvolution,
+    Temperature,
+)
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.models.per_layer_input import PerLayerInput
 from rocmforge_jax.models.plan import MemoryPlan, plan_memory
@@ -21,6 +27,7 @@ __all__ = [
     "Attention",
     "Decoder",
     "DecoderConfig",
+    "DeltaRule",
     "Gated",
     "GatedAndMixture",
     "KernelReport",

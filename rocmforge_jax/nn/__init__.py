@@ -19,7 +19,14 @@ from rocmforge_jax.nn.latent import LatentState, attend_to_latents
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear, through_each
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
-from rocmforge_jax.nn.norm import LayerNorm, RMSNorm, layer_norm, rms_norm, scaled_norm
+from rocmforge_jax.nn.norm import (
+    LayerNorm,
+    RMSNorm,
+    l2_norm,
+    layer_norm,
+    rms_norm,
+    scaled_norm,
+)
 from rocmforge_jax.nn.products import Activated, Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
@@ -75,6 +82,7 @@ __all__ = [
     "choose_experts",
     "delta_rule",
     "dot_product_attention",
+    "l2_norm",
     "layer_norm",
     "longrope_factors",
     "gated",

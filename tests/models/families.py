@@ -6,6 +6,7 @@ Every way returns logits by position, so that all of them compare with the same 
 import dataclasses
 import functools
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +39,14 @@ class File:
         gate: Largest relative error of float32 logits.
         routed: Whether it has experts. In less than float32, and beside llama.cpp's GELU, a token
             may reach another expert, so only the median row has a gate.
+        amplifies: Whether its random weights let the rounding of some tokens grow tenfold, as in
+            transformers' own float32 logits: then rows beside one causal pass have a gate together.
     """
 
     name: str
     gate: float = EXACT
     routed: bool = False
+    amplifies: bool = False
 
     def __str__(self):
         return self.name.partition("/")[2]
@@ -60,6 +64,10 @@ NEW = (
     File("families/gpt-oss2.MXFP4_MOE", routed=True),
     File("families/lfm2.Q4_K_M"),
     File("families/granite.Q4_K_M"),
+    File("families/qwen35.Q4_K_M", amplifies=True),
+    File("families/qwen35-mtp.Q4_0", amplifies=True),
+    File("families/qwen35moe.Q4_K_M", routed=True, amplifies=True),
+    File("families/qwen3next.Q4_K_M", routed=True, amplifies=True),
 )
 #: One file of each older architecture; `test_logits` has more of them.
 OLD = (
@@ -134,6 +142,8 @@ def check_beside_whole(
 ) -> None:
     """Asserts that logits are those of one causal pass in float32 on XLA, every row by itself.
 
+    Rows of a file that amplifies rounding are taken together.
+
     Args:
         file: Of the logits.
         whole_TV: Those of the causal pass.
@@ -144,6 +154,8 @@ def check_beside_whole(
     expected = np.float64(whole_TV[positions])
     got = np.float64([found[position] for position in positions])
     rows = np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    if file.amplifies and (activations == "float" or not file.routed):
+        rows = np.linalg.norm(got - expected, keepdims=True) / np.linalg.norm(expected)
     if activations == "float":
         assert rows.max() < SAME
     else:
@@ -162,7 +174,9 @@ def whole(reference, name: str) -> np.ndarray:
 def load(reference, name: str, backend: str | None, activations: str):
     """Returns the decoder of a file, computing in float32."""
     gguf = open_gguf(reference / f"{name}.gguf")
-    return load_decoder(gguf, dtype=jnp.float32, backend=backend, activations=activations)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* blocks for multi-token prediction are not")
+        return load_decoder(gguf, dtype=jnp.float32, backend=backend, activations=activations)
 
 
 def flat(decoder):

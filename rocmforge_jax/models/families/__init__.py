@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.deepseek import deepseek2
+from rocmforge_jax.models.families.delta_net import qwen3next, qwen35
 from rocmforge_jax.models.families.dense import glm4, granite
 from rocmforge_jax.models.families.experts import gpt_oss
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
@@ -37,6 +38,9 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "qwen2moe": (_llama_like(experts_required=True, routing=dict(renormalize=False)), {}),
     "qwen3": (_llama_like(attention=dict(qk_norm="head")), {}),
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
+    "qwen3next": (functools.partial(qwen3next, experts_required=True), {}),
+    "qwen35": (qwen35, {}),
+    "qwen35moe": (functools.partial(qwen35, experts_required=True), {}),
     "chatglm": (_llama_like(interleaved=True), {}),
     "deepseek2": (
         deepseek2,

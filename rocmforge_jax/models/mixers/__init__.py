@@ -2,6 +2,7 @@
 
 from rocmforge_jax.models.mixers.attention import Attention, Temperature
 from rocmforge_jax.models.mixers.convolution import ShortConvolution
+from rocmforge_jax.models.mixers.delta_rule import DeltaRule
 from rocmforge_jax.models.mixers.latent import LatentAttention
 
-__all__ = ["Attention", "LatentAttention", "ShortConvolution", "Temperature"]
+__all__ = ["Attention", "DeltaRule", "LatentAttention", "ShortConvolution", "Temperature"]

@@ -48,8 +48,19 @@ GRANITE = {
 }
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0}
 SECTIONS = {"rope.dimension_sections": np.array([8, 4, 4, 0])}
+DELTA_RULE = {
+    "ssm.conv_kernel": 4,
+    "ssm.group_count": 4,
+    "ssm.time_step_rank": 8,
+    "ssm.state_size": 32,
+    "ssm.inner_size": 256,
+    "attention.sliding_window": 0,
+}
 #: Keys that an architecture gets besides.
 MORE = {
+    "qwen3next": EXPERTS | DELTA_RULE,
+    "qwen35": DELTA_RULE,
+    "qwen35moe": EXPERTS | DELTA_RULE,
     "bailingmoe2": EXPERTS | {"expert_shared_count": 1, "expert_gating_func": 2},
     "cohere2": {"logit_scale": 0.0625},
     "command-r": {"logit_scale": 0.0625},

@@ -11,6 +11,7 @@ from rocmforge_jax.models.load import default_dtype, file_problems, load_decoder
 from rocmforge_jax.models.make import Norms
 from rocmforge_jax.models.mixers import (
     Attention,
+    DeltaRule,
     LatentAttention,
     Projection,
     ShortConvolution,
@@ -27,6 +28,7 @@ __all__ = [
     "Attention",
     "Decoder",
     "DecoderConfig",
+    "DeltaRule",
     "Gated",
     "GatedAndMixture",
     "KernelReport",

@@ -166,6 +166,17 @@ class KeyReader:
             self._refuse(key, "a bool", value)
         return default if value is None else value
 
+    def flags(self, key: str) -> tuple[bool, ...]:
+        """Returns a bool for each layer, from an array of bools or integers or from one bool."""
+        value = self.get(key)
+        if isinstance(value, bool):
+            return (value,) * self.layers
+        if not self._is_per_layer(value) or value.dtype.kind not in "biu":
+            each = f"an array of a bool or an integer for each of the {self._blocks} blocks"
+            found = f", not of {value.dtype}" if isinstance(value, np.ndarray) else ""
+            self._refuse(key, f"a bool, or {each}{found}", value)
+        return tuple(bool(entry) for entry in value[: self.layers])
+
     def windows(
         self,
         period: int,
@@ -187,12 +198,7 @@ class KeyReader:
         key = "attention.sliding_window_pattern"
         pattern = self.get(key)
         if self._is_per_layer(pattern):
-            if pattern.dtype.kind not in "biu":
-                raise GGUFError(
-                    f"{self.path}: {self._prefix}{key} must hold bools or integers, the file has"
-                    f" {pattern.dtype}"
-                )
-            windowed = [bool(entry) for entry in pattern[: self.layers]]
+            windowed = self.flags(key)
         else:
             period = self._integer(key, pattern, period, 0, 2**31 - 1)
             full = 0 if full_first else period - 1

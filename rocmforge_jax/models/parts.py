@@ -59,8 +59,11 @@ class Mixer(Protocol):
         """The number of an earlier layer whose new state the mixer reads, or None."""
         ...
 
-    def modules(self, make: Make) -> Mapping[str, nnx.Module]:
-        """Makes the submodules of a layer, by their names in the file."""
+    def modules(self, make: Make) -> Mapping[str, nnx.Module | nnx.Param]:
+        """Makes the submodules of a layer, by their names in the file.
+
+        A parameter is a tensor whose name in the file has no suffix.
+        """
         ...
 
     def init_state(self, batch: int, length: int, dtype) -> State:

@@ -11,6 +11,7 @@ from rocmforge_jax.nn.attention import (
     dot_product_attention,
 )
 from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
+from rocmforge_jax.nn.delta_rule import DeltaState, delta_rule
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
@@ -18,7 +19,14 @@ from rocmforge_jax.nn.latent import LatentState, attend_to_latents
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear, through_each
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
-from rocmforge_jax.nn.norm import LayerNorm, RMSNorm, layer_norm, rms_norm, scaled_norm
+from rocmforge_jax.nn.norm import (
+    LayerNorm,
+    RMSNorm,
+    l2_norm,
+    layer_norm,
+    rms_norm,
+    scaled_norm,
+)
 from rocmforge_jax.nn.products import Activated, Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
@@ -42,6 +50,7 @@ __all__ = [
     "Cache",
     "CausalConvolution",
     "ConvState",
+    "DeltaState",
     "Embedding",
     "Experts",
     "GELU",
@@ -71,7 +80,9 @@ __all__ = [
     "causal_convolution",
     "causal_mask",
     "choose_experts",
+    "delta_rule",
     "dot_product_attention",
+    "l2_norm",
     "layer_norm",
     "longrope_factors",
     "gated",

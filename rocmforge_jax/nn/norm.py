@@ -1,4 +1,4 @@
-"""Root mean square and layer normalisation."""
+"""Root mean square, layer and L2 normalisation."""
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,13 @@ def layer_norm(x, scale, bias, epsilon: float):
     normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
     normed = normed if scale is None else normed * _along_last(scale, x)
     return (normed if bias is None else normed + _along_last(bias, x)).astype(x.dtype)
+
+
+def l2_norm(x, epsilon: float):
+    """Computes x / sqrt(sum(x^2) + epsilon) over the last axis, in float32, in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    squares = jnp.sum(x32 * x32, axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(squares + epsilon)).astype(x.dtype)
 
 
 def _along_last(vector, x):

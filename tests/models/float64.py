@@ -88,7 +88,9 @@ def attention(mixer, layer, x, kind, epsilon, kept):
     N, K, H = mixer.heads, mixer.kv_heads, mixer.head_width
     positions, gate = np.arange(T), None
     if mixer.fused_qkv:
-        q, k, v = np.split(linear(layer.attn_qkv, x), [N * H, (N + K) * H], axis=-1)
+        of_queries = N * H * (2 if mixer.gate == "query" else 1)
+        ends = [of_queries, of_queries + K * H]
+        q, k, v = np.split(linear(layer.attn_qkv, x), ends, axis=-1)
     else:
         q = linear(layer.attn_q, x)
         k = v = None
@@ -190,8 +192,47 @@ def projection(mixer, layer, x, kind, epsilon):
     return linear(layer.attn_output, x)
 
 
+def delta_rule(mixer, layer, x, kind, epsilon):
+    (B, T, _), K, N = x.shape, mixer.key_heads, mixer.value_heads
+    H, W, G = mixer.key_width, mixer.value_width, mixer.value_heads // mixer.key_heads
+    if mixer.fused_input:  # of each key head: its query, its key, the values and gates of G heads
+        fused = linear(layer.ssm_in, x).reshape(B, T, K, 2 * H + 2 * G * W)
+        q, k, v, z = np.split(fused, [H, 2 * H, 2 * H + G * W], axis=-1)
+        qkv = np.concatenate([part.reshape(B, T, -1) for part in (q, k, v)], axis=-1)
+    else:
+        qkv, z = linear(layer.attn_qkv, x), linear(layer.attn_gate, x)
+    if mixer.fused_shares:  # of each key head: the shares and rates of G heads
+        shares = linear(layer.ssm_ba, x).reshape(B, T, K, 2, G)
+        beta, alpha = (shares[..., i, :].reshape(B, T, N) for i in range(2))
+    else:
+        beta, alpha = linear(layer.ssm_beta, x), linear(layer.ssm_alpha, x)
+    kernel, seen = weight(layer.ssm_conv1d), np.zeros_like(qkv)
+    for tap in range(mixer.taps):
+        back = mixer.taps - 1 - tap
+        seen[:, back:] += kernel[tap] * qkv[:, : T - back]
+    seen = seen * sigmoid(seen)
+    q, k, v = np.split(seen, [K * H, 2 * K * H], axis=-1)
+    q, k = (part.reshape(B, T, K, H) for part in (q, k))
+    q, k = (part / np.sqrt((part**2).sum(-1, keepdims=True) + epsilon) for part in (q, k))
+    rate = np.log1p(np.exp(alpha + np.asarray(layer.ssm_dt.bias.get_value(), np.float64)))
+    decay = np.exp(rate * np.asarray(layer.ssm_a.get_value(), np.float64))
+    v, out = v.reshape(B, T, N, W), np.zeros((B, T, N, W))
+    for b, n in np.ndindex(B, N):
+        memory, head = np.zeros((H, W)), n // G if mixer.grouped else n % K
+        for t in range(T):
+            key = k[b, t, head]
+            memory = decay[b, t, n] * memory
+            change = sigmoid(beta[b, t, n]) * (v[b, t, n] - key @ memory)
+            memory = memory + np.outer(key, change)
+            out[b, t, n] = q[b, t, head] @ memory / np.sqrt(H)
+    out = norm(layer.ssm_norm, out, kind, epsilon).reshape(B, T, -1)
+    z = z.reshape(B, T, -1)
+    return linear(layer.ssm_out, out * z * sigmoid(z))
+
+
 MIXERS = {
     "Attention": attention,
+    "DeltaRule": delta_rule,
     "LatentAttention": latent_attention,
     "Projection": projection,
     "ShortConvolution": short_convolution,

@@ -210,7 +210,6 @@ def test_mixtures_made_by_hand(change, message):
     [
         ({"qk_norm": "foo"}, "qk_norm must be head, unit, width or None, got 'foo'"),
         ({"gate": "foo"}, "gate must be query, width, head or None, got 'foo'"),
-        ({"gate": "query", "fused_qkv": True}, "attn_qkv holds no gates"),
         ({"window": 0}, "window must be a positive integer or None, got 0"),
         ({"window": 2.5}, "window must be a positive integer or None, got 2.5"),
         ({"chunk": 0}, "chunk .* got 0"),

@@ -12,6 +12,7 @@ from rocmforge_jax.models import (
     Attention,
     Decoder,
     DecoderConfig,
+    DeltaRule,
     Gated,
     GatedAndMixture,
     LatentAttention,
@@ -32,6 +33,8 @@ WIDTH, VOCABULARY, TOKENS = 48, 70, 37
 ATTENTION = Attention(6, 2, 16, RopeConfig(16))
 LATENT = LatentAttention(6, 20, 11, 9, RopeConfig(10, interleaved=True), 0.3)
 GATED = Gated(40)
+DELTA_RULE = DeltaRule(2, 6, key_width=10, value_width=14, taps=4)
+FUSED_RULE = dataclasses.replace(DELTA_RULE, grouped=True, fused_input=True, fused_shares=True)
 POST = dict(
     before_mixer=None,
     after_mixer="post_attention_norm",
@@ -100,6 +103,7 @@ OPTIONS = {
     ),
     "norms of heads and of values": attention(qk_norm="head", v_norm=True),
     "gate in attn_q": attention(gate="query", qk_norm="head"),
+    "gate in a fused attn_qkv": attention(gate="query", qk_norm="head", fused_qkv=True),
     "gate of each number": attention(gate="width"),
     "gate of each head": attention(gate="head"),
     "temperature": attention(temperature=Temperature(0.5, 9)),
@@ -117,6 +121,12 @@ OPTIONS = {
     "convolution of five taps": dict(mixer=ShortConvolution(WIDTH, 5)),
     "projection in place of attention": dict(mixer=Projection(WIDTH)),
     "projection with a bias": dict(mixer=Projection(WIDTH), biases=frozenset(("attn_output",))),
+    "delta rule": dict(mixer=DELTA_RULE),
+    "delta rule, one key head": dict(mixer=dataclasses.replace(DELTA_RULE, key_heads=1)),
+    "delta rule, value heads grouped": dict(mixer=dataclasses.replace(DELTA_RULE, grouped=True)),
+    "delta rule, fused shares": dict(mixer=dataclasses.replace(FUSED_RULE, fused_input=False)),
+    "delta rule, fused input": dict(mixer=dataclasses.replace(FUSED_RULE, fused_shares=False)),
+    "delta rule, all fused": dict(mixer=FUSED_RULE, output_scales=frozenset(("ssm_in", "ssm_ba"))),
     "no mixer": dict(mixer=None),
     "inputs of a layer": dict(per_layer_input=PerLayerInput(12), output_factor=True),
     "gated and mixture": dict(
@@ -189,7 +199,7 @@ def _randomize(decoder):
             if isinstance(variable, nnx.Variable) and name != "embedding":
                 value = np.asarray(variable.get_value())
                 if value.ndim < 2 or name == "bias":
-                    around = 1.0 if name in ("scale", "output_scale") else 0.0
+                    around = {"scale": 1.0, "output_scale": 1.0, "ssm_a": -1.5}.get(name, 0.0)
                     new = random.normal(around, 0.4, value.shape)
                     variable.set_value(jnp.asarray(new, value.dtype))
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from rocmforge_jax.nn import Cache, ConvState, KVState, NoState, causal_convolution
+from rocmforge_jax.nn import Cache, ConvState, DeltaState, KVState, NoState, causal_convolution
 
 pytestmark = pytest.mark.core
 
@@ -16,6 +16,7 @@ STATES = {
     "keys and values": lambda batch: KVState.zeros(batch, 6, 8, LENGTH, jnp.float32),
     "ring buffer": lambda batch: KVState.zeros(batch, 6, 8, 500, jnp.float32, window=20),
     "convolution": lambda batch: ConvState.zeros(batch, 4, 10, jnp.float32),
+    "delta rule": lambda batch: DeltaState.zeros(batch, 6, 5, 7, 4, 102, jnp.bfloat16),
     "nothing": lambda batch: NoState(),
 }
 
@@ -77,6 +78,7 @@ def test_who_can_be_rewound():
     assert states["ring buffer"].rewound(90, 45) is None
     assert states["ring buffer"].rewound(64, 1) is not None  # nothing was overwritten
     assert states["convolution"].rewound(90, 89) is None
+    assert states["delta rule"].rewound(90, 89) is None
 
 
 def test_a_cache_is_rewound_only_with_all_of_its_layers():
@@ -85,6 +87,14 @@ def test_a_cache_is_rewound_only_with_all_of_its_layers():
     assert Cache((kv, NoState()), lengths, LENGTH).rewound(40, 7).lengths_B.tolist() == [7]
     assert Cache((kv, conv), lengths, LENGTH).rewound(40, 7) is None
     assert Cache((kv, conv), lengths, LENGTH).rewound(40, 40).lengths_B.tolist() == [40]
+
+
+def test_the_memory_of_a_delta_rule_is_in_float32():
+    """6 heads from 5 to 7 numbers; 3 inputs of a filter of 4 taps, in the cache's dtype."""
+    state = STATES["delta rule"](BATCH)
+    assert (state.memory_BNHW.shape, state.memory_BNHW.dtype) == ((BATCH, 6, 5, 7), jnp.float32)
+    assert state.conv.inputs.shape == (BATCH, 3, 102) and state.conv.inputs.dtype == jnp.bfloat16
+    assert state.nbytes == BATCH * (6 * 5 * 7 * 4 + 3 * 102 * 2)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +113,14 @@ def test_a_cache_is_rewound_only_with_all_of_its_layers():
     ],
 )
 def test_partition_specs(sizes, names, kv, conv, lengths):
-    """The batch over "data", KV heads over "model", wherever the mesh divides them."""
-    states = STATES["keys and values"](BATCH), STATES["convolution"](BATCH), NoState()
+    """The batch over "data", heads over "model", wherever the mesh divides them."""
+    kinds = ("keys and values", "convolution", "nothing", "delta rule")
+    states = tuple(STATES[kind](BATCH) for kind in kinds)
     cache = Cache(states, jnp.zeros(BATCH, jnp.int32), LENGTH)
     specs = cache.specs(AbstractMesh(sizes, names))
     assert (specs.layers[0].keys, specs.layers[0].values) == (kv, kv)
     assert specs.layers[1].inputs == conv and specs.lengths_B == lengths
+    assert (specs.layers[3].memory_BNHW, specs.layers[3].conv.inputs) == (kv, conv)
     assert jax.tree.structure(specs) == jax.tree.structure(cache)
 
 

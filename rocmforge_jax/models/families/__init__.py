@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.deepseek import deepseek2
+from rocmforge_jax.models.families.delta_net import qwen3next, qwen35
 from rocmforge_jax.models.families.dense import deci, exaone4, granite, mistral3, olmo2
 from rocmforge_jax.models.families.experts import (
     bailingmoe,
@@ -78,6 +79,9 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "arcee": (_llama_like(interleaved=True, gated=dict(activation=RELU2, gated=False)), {}),
     "bailingmoe": (bailingmoe, {}),
     "bailingmoe2": (bailingmoe2, {}),
+    "qwen3next": (functools.partial(qwen3next, experts_required=True), {}),
+    "qwen35": (qwen35, {}),
+    "qwen35moe": (functools.partial(qwen35, experts_required=True), {}),
     "chatglm": (_llama_like(interleaved=True), {}),
     "cohere2": (cohere2, _ONE_BASE),
     "command-r": (command_r, {}),

@@ -2,7 +2,15 @@
 
 from rocmforge_jax.models.mixers.attention import Attention, Temperature
 from rocmforge_jax.models.mixers.convolution import ShortConvolution
+from rocmforge_jax.models.mixers.delta_rule import DeltaRule
 from rocmforge_jax.models.mixers.latent import LatentAttention
 from rocmforge_jax.models.mixers.projection import Projection
 
-__all__ = ["Attention", "LatentAttention", "Projection", "ShortConvolution", "Temperature"]
+__all__ = [
+    "Attention",
+    "DeltaRule",
+    "LatentAttention",
+    "Projection",
+    "ShortConvolution",
+    "Temperature",
+]

@@ -57,8 +57,9 @@ class Attention:
             learned weights ("unit"), or over all heads ("width").
         rotates_first: Whether queries and keys rotate before they are normed, not after.
         v_norm: Whether each head of the values is divided by its root mean square.
-        gate: A sigmoid gate of the result: "query", from attn_q, where each head's query is
-            followed by its gate; "width", from attn_gate; "head", likewise, one number a head.
+        gate: A sigmoid gate of the result: "query", from attn_q (or that part of attn_qkv), where
+            each head's query is followed by its gate; "width", from attn_gate; "head", likewise,
+            one number a head.
         temperature: Sharpens attention at later positions, or None.
         fused_qkv: Whether q, k and v are one tensor, attn_qkv.
         v_from_k: Whether the values are the product of attn_k as well, before its norm; there is no
@@ -106,8 +107,6 @@ class Attention:
         for name, known in choices.items():
             if (value := getattr(self, name)) not in (*known, None):
                 raise ValueError(f"{name} must be {', '.join(known)} or None, got {value!r}")
-        if self.gate == "query" and self.fused_qkv:
-            raise ValueError("a fused attn_qkv holds no gates")
         if self.fused_qkv and (self.v_from_k or self.source is not None):
             raise ValueError("a fused attn_qkv holds keys and values of the layer itself")
         if self.source is not None and (self.lends or self.source < 0):
@@ -123,18 +122,21 @@ class Attention:
         q, kv = self.heads * self.head_width, self.kv_heads * self.head_width
         return {"attn_q": q, "attn_k": kv, "attn_v": kv}
 
+    @property
+    def _query_width(self) -> int:
+        """Width of all queries, with the gates that follow them."""
+        return self._widths["attn_q"] * (2 if self.gate == "query" else 1)
+
     def _projections(self) -> dict[str, int]:
         """The tensors that read the residual stream, and their widths."""
-        sizes = self._widths
+        sizes = self._widths | {"attn_q": self._query_width}
         if self.fused_qkv:
             sizes = {"attn_qkv": sum(sizes.values())}
         elif self.source is not None:
             sizes = {"attn_q": sizes["attn_q"]}
         elif self.v_from_k:
             sizes = {name: sizes[name] for name in ("attn_q", "attn_k")}
-        if self.gate == "query":
-            sizes = sizes | {"attn_q": 2 * sizes["attn_q"]}
-        elif self.gate:
+        if self.gate in ("width", "head"):
             per_head = self.head_width if self.gate == "width" else 1
             sizes = sizes | {"attn_gate": self.heads * per_head}
         return sizes
@@ -214,8 +216,7 @@ class Attention:
         linears = [getattr(layer, name) for name in names]
         found = dict(zip(names, products(x_BTD, linears, norm=norm)))
         if self.fused_qkv:
-            of_queries, of_keys = self._widths["attn_q"], self._widths["attn_k"]
-            ends = [of_queries, of_queries + of_keys]
+            ends = [self._query_width, self._query_width + self._widths["attn_k"]]
             q, k, v = jnp.split(found["attn_qkv"], ends, axis=-1)
         else:
             q, k = found["attn_q"], found.get("attn_k")

@@ -1,0 +1,88 @@
+"""Families of Qwen3-Next and Qwen 3.5: the gated delta rule beside gated attention."""
+
+from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.keys import KeyReader
+from rocmforge_jax.models.llama_like import head_width, llama_like
+from rocmforge_jax.models.mixers import Attention, DeltaRule
+
+
+def qwen3next(keys: KeyReader, *, grouped: bool = True, **changes) -> DecoderConfig:
+    """Qwen3-Next: the gated delta rule in three layers of four, gated attention in the fourth.
+
+    Args:
+        keys: Of the file.
+        grouped: See `DeltaRule`.
+        **changes: As for `llama_like`.
+    """
+    recurrent = _recurrent_layers(keys)
+
+    def mixer(i: int, attention: Attention | None):
+        return _delta_rule(keys, i, grouped) if recurrent[i] else attention
+
+    return llama_like(
+        keys,
+        norms=dict(before_feed_forward="post_attention_norm"),
+        attention=dict(qk_norm="head", gate="query"),
+        mixer=mixer,
+        **changes,
+    )
+
+
+def qwen35(keys: KeyReader, **changes) -> DecoderConfig:
+    """Qwen 3.5: Qwen3-Next with value heads in another order, and rotation by sections.
+
+    changes: As for `llama_like`.
+    """
+    _check_sections(keys)
+    return qwen3next(keys, grouped=False, **changes)
+
+
+def _recurrent_layers(keys: KeyReader) -> tuple[bool, ...]:
+    """Returns which layers have no attention: as the file says, or all but every fourth."""
+    listed, every = "attention.recurrent_layers", "full_attention_interval"
+    if keys.get(listed) is not None:
+        keys.get(every)  # counts as read: the list decides
+        return keys.flags(listed)
+    interval = keys.integer(every, 4)
+    return tuple((i + 1) % interval != 0 for i in range(keys.layers))
+
+
+def _delta_rule(keys: KeyReader, i: int, grouped: bool) -> DeltaRule:
+    """Reads the gated delta rule of layer i."""
+    value_heads, values = keys.integer("ssm.time_step_rank"), keys.integer("ssm.inner_size")
+    if values % value_heads:
+        raise GGUFError(
+            f"{keys.path}: {keys.architecture}.ssm.inner_size is {values}, not a multiple of"
+            f" {value_heads} value heads (ssm.time_step_rank)"
+        )
+    return DeltaRule(
+        key_heads=keys.integer("ssm.group_count"),
+        value_heads=value_heads,
+        key_width=keys.integer("ssm.state_size"),
+        value_width=values // value_heads,
+        taps=keys.integer("ssm.conv_kernel"),
+        grouped=grouped,
+        fused_input=grouped and not keys.has(i, "attn_qkv.weight"),
+        fused_shares=grouped,
+    )
+
+
+def _check_sections(keys: KeyReader) -> None:
+    """Reads the sections of interleaved M-RoPE, which divide a head's pairs among coordinates.
+
+    In a text the first three are the position, so it rotates as with "neox". The fourth is 0, and
+    its pairs would not rotate: then GGUFError is raised.
+    """
+    key = "rope.dimension_sections"
+    if keys.get(key) is None:
+        return
+    sections = keys.numbers(key, 4)
+    pairs = keys.integer("rope.dimension_count", head_width(keys)) // 2
+    total = sum(sections)
+    fixed = [i for i in range(pairs) if not total or i % total >= 3 * sections[i % total % 3]]
+    if fixed:
+        raise GGUFError(
+            f"{keys.path}: {keys.architecture}.{key} is {list(sections)}: {len(fixed)} of {pairs}"
+            " pairs would not rotate in a text: not supported"
+        )

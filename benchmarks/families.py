@@ -1,0 +1,121 @@
+"""Measures how near the logits of every family are to llama.cpp's.
+
+    python benchmarks/families.py FOLDER... [--files NAME ...] [--backends auto xla]
+
+Each FOLDER has GGUF files, llama.cpp's logits of them in NAME.npy and index.json with the prompt
+and the positions of the logits: the weights in float32, so rounding of activations counts as error.
+Each line of benchmarks/results/families.jsonl is one file on one backend in one mode of
+activations, with the relative L2 errors of a prompt in one go, and of the same prompt in pieces and
+then in single tokens through a cache.
+"""
+
+import argparse
+import collections
+import datetime
+import json
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from opening import processor
+
+from rocmforge_jax.gguf import open_gguf
+from rocmforge_jax.models import ARCHITECTURES, kernel_report, load_decoder
+
+RESULTS = Path(__file__).parent / "results" / "families.jsonl"
+#: Tokens of the pieces of a prompt; the tokens after them go in one by one.
+PIECES = (150, 7, 383)
+
+
+def measure(file: Path, index: dict, backend: str, activations: str) -> dict:
+    """Computes the prompt in both ways and compares the stored rows."""
+    gguf = open_gguf(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        decoder = load_decoder(gguf, dtype=jnp.float32, activations=activations, backend=backend)
+    ids, rows = np.array(index["ids"], np.int32)[None], index["rows"]
+    expected = np.float64(np.load(file.with_suffix(".npy")))
+    graphdef, state = nnx.split(decoder)
+    leaves, treedef = jax.tree.flatten(state)
+
+    def forward(leaves, tokens, cache=None):
+        return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(tokens, cache)
+
+    with jax.default_matmul_precision("highest"):
+        whole = jax.jit(forward)(leaves, ids)[0][0]
+        in_parts = _through_cache(jax.jit(forward, donate_argnums=2), leaves, decoder, ids)
+    return {
+        "architecture": gguf.architecture,
+        "tokens": ids.shape[1],
+        "types": dict(collections.Counter(t.format.name for t in gguf.tensors.values())),
+        "attention": sorted(
+            {
+                entry.backend
+                for entry in kernel_report(decoder)
+                if entry.operation == "attention" and entry.tokens == "one token"
+            }
+        ),
+        "in_one_go": _errors(whole, rows, expected),
+        "through_a_cache": _errors(in_parts, rows, expected),
+    }
+
+
+def _through_cache(step, leaves, decoder, ids):
+    """Computes pieces, then single tokens."""
+    sizes = (*PIECES, *[1] * (ids.shape[1] - sum(PIECES)))
+    cache, found, first = decoder.init_cache(1, ids.shape[1] + 19), [], 0
+    for size in sizes:
+        logits, cache = step(leaves, ids[:, first : first + size], cache)
+        found.append(logits[0])
+        first += size
+    return np.concatenate(found)
+
+
+def _errors(logits_TV, rows, expected) -> dict:
+    """The relative L2 error of all rows, of the median row, and of the worst."""
+    got = np.float64(np.asarray(logits_TV)[rows])
+    by_row = np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    return {
+        "all": float(np.linalg.norm(got - expected) / np.linalg.norm(expected)),
+        "median_row": float(np.median(by_row)),
+        "worst_row": float(by_row.max()),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--files", nargs="+", help="default: all of known architectures")
+    parser.add_argument("--backends", nargs="+", default=["auto"])
+    parser.add_argument("--activations", nargs="+", default=["float", "int16"])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    gpu = jax.default_backend() != "cpu"
+    known = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": jax.devices()[0].device_kind if gpu else processor(),
+        "versions": {"jax": jax.__version__},
+    }
+    for folder in options.folders:
+        index = json.loads((folder / "index.json").read_text())
+        for name, about in sorted(index["files"].items()):
+            wanted = name in options.files if options.files else about["arch"] in ARCHITECTURES
+            if not wanted or about.get("kind") == "embedding":
+                continue
+            if not (folder / f"{name}.gguf").exists():
+                continue
+            for backend in options.backends:
+                for activations in options.activations:
+                    found = measure(folder / f"{name}.gguf", index, backend, activations)
+                    modes = {"file": name, "backend": backend, "activations": activations}
+                    line = json.dumps(known | modes | found)
+                    print(line, flush=True)
+                    with options.results.open("a") as results:
+                        print(line, file=results)
+
+
+if __name__ == "__main__":
+    main()

@@ -56,6 +56,11 @@ class Gemma4:
     def _numbers(self):
         return range(self.layers)
 
+    def rope_factors(self) -> np.ndarray:
+        """Makes the divisors of full layers' frequencies: a quarter of the pairs rotate."""
+        pairs = self.full[1] // 2
+        return np.where(np.arange(pairs) < pairs // 4, 1, 1e30).astype(np.float32)
+
     def block(self, i: int) -> Shapes:
         kv_heads, head = self.full if self.is_full(i) else self.windowed
         D, N = self.width, self.heads

@@ -202,6 +202,8 @@ def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
             tensors[name] = ("F32", random.normal(mean, 0.02, shape).astype(np.float32))
     if shape_name in STRETCHED:
         tensors["rope_freqs.weight"] = ("F32", rope_factors(shape_name))
+    if isinstance(shape := hybrid_shapes.SHAPES.get(shape_name), hybrid_shapes.Gemma4):
+        tensors["rope_freqs.weight"] = ("F32", shape.rope_factors())
     write_gguf(out, metadata(shape_name, type_name), tensors)
 
 

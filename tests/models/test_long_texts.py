@@ -8,8 +8,8 @@ from rocmforge_jax.models import load_decoder
 from tests.models import families, float64
 
 TOKENS, PIECE = 5000, 1000
-#: Relative L2 error of float32 logits over the last piece. The largest seen is 6e-6.
-GATE = 2e-5
+#: Relative L2 error of float32 logits over the last piece. The largest seen is 5.8e-6 (longrope).
+GATE = 1e-5
 #: Kind -> a reference file, and changes of its keys. No reference file has linear scaling.
 KINDS = {
     "linear": (
@@ -39,6 +39,4 @@ def test_a_long_text(kind, whole_reference, tmp_path):
     step, cache = families.compiled(decoder), decoder.init_cache(1, TOKENS)
     for first in range(0, TOKENS, PIECE):
         logits_BTV, cache = step(cache, ids[None, first : first + PIECE])
-    error = np.linalg.norm(logits_BTV[0] - expected) / np.linalg.norm(expected)
-    print(kind, error)
-    assert error < GATE
+    assert np.linalg.norm(logits_BTV[0] - expected) / np.linalg.norm(expected) < GATE

@@ -1,9 +1,4 @@
-"""Byte-level BPE, one of the two ways in which a vocabulary holds text.
-
-The `tokenizers` library does the merging. A codec encodes texts without special tokens and gives
-the bytes of ordinary tokens. `space_prefix` says whether it puts a space before each text that it
-encodes.
-"""
+"""Byte-level BPE: a codec of `tokenizer_models`. The `tokenizers` library does the merging."""
 
 from collections.abc import Iterator
 from itertools import chain

@@ -1,4 +1,4 @@
-"""SentencePiece BPE, one of the two ways in which a vocabulary holds text. See `bpe`."""
+"""SentencePiece BPE: a codec of `tokenizer_models`."""
 
 import numpy as np
 from tokenizers import Tokenizer

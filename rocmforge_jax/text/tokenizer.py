@@ -7,14 +7,13 @@ from typing import Any
 
 from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.text import metadata as meta
-from rocmforge_jax.text.bpe import ByteLevelCodec
 from rocmforge_jax.text.keys import report_unknown_keys
-from rocmforge_jax.text.pretokenizers import nearest, pre_tokenizer
+from rocmforge_jax.text.pretokenizers import nearest
 from rocmforge_jax.text.special_tokens import SpecialToken, special_tokens, split
-from rocmforge_jax.text.spm import SentencePieceCodec
 from rocmforge_jax.text.stream import ByteStream, TextStream
 from rocmforge_jax.text.token_types import TokenType
-from rocmforge_jax.text.vocabulary import Vocabulary, read_vocabulary
+from rocmforge_jax.text.tokenizer_models import MODELS, Codec
+from rocmforge_jax.text.vocabulary import Vocabulary
 
 
 class Tokenizer:
@@ -33,7 +32,7 @@ class Tokenizer:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        codec: ByteLevelCodec | SentencePieceCodec,
+        codec: Codec,
         special: list[SpecialToken],
         *,
         add_bos: bool,
@@ -199,13 +198,13 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False
     wrong in them.
     """
     model = meta.string(metadata, "tokenizer.ggml.model")
-    if model not in _MODELS:
+    if model not in MODELS:
         raise GGUFError(
             f"tokenizer.ggml.model is {model!r}, which is no known tokenizer:"
-            f" {nearest(model, _MODELS)}"
+            f" {nearest(model, MODELS)}"
         )
     report_unknown_keys(metadata, model, strict)
-    vocabulary, codec, add_bos = _MODELS[model](metadata)
+    vocabulary, codec, add_bos = MODELS[model](metadata)
     return Tokenizer(
         vocabulary,
         codec,
@@ -225,31 +224,3 @@ def _adds(metadata, vocabulary: Vocabulary, name: str, default: bool) -> bool:
         )
         return False
     return adds
-
-
-def _byte_level(metadata):
-    pre = meta.string(metadata, "tokenizer.ggml.pre", "")
-    if not pre:
-        meta.warn(
-            "the file has no tokenizer.ggml.pre: splitting words by 'default', which may not be the"
-            " model's way"
-        )
-    rule = pre_tokenizer(pre or "default")
-    vocabulary = read_vocabulary(metadata, DEFAULT_IDS["gpt2"])
-    return (
-        vocabulary,
-        ByteLevelCodec(vocabulary, meta.strings(metadata, "tokenizer.ggml.merges"), rule),
-        rule.add_bos,
-    )
-
-
-def _sentence_piece(metadata):
-    vocabulary = read_vocabulary(metadata, DEFAULT_IDS["llama"])
-    space_prefix = meta.boolean(metadata, "tokenizer.ggml.add_space_prefix", True)
-    return vocabulary, SentencePieceCodec(vocabulary, space_prefix), True
-
-
-# The special ids that a file may leave out. For gpt2 llama.cpp takes Falcon's, 11; in any other
-# vocabulary that is a comma.
-DEFAULT_IDS = {"gpt2": {}, "llama": {"unk": 0, "bos": 1, "eos": 2}}
-_MODELS = {"gpt2": _byte_level, "llama": _sentence_piece}

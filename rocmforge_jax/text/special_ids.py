@@ -29,7 +29,11 @@ ID_KEYS = {
 
 #: Tokenizer model -> the special ids that a file may leave out. For gpt2 llama.cpp takes Falcon's,
 #: 11; in any other vocabulary that is a comma.
-DEFAULT_IDS = {"gpt2": {}, "llama": {"unk": 0, "bos": 1, "eos": 2}}
+DEFAULT_IDS = {
+    "gpt2": {},
+    "gemma4": {},
+    "llama": {"unk": 0, "bos": 1, "eos": 2},
+}
 
 # name -> the texts by which a token is recognised where no key names it, the first that the
 # vocabulary has.

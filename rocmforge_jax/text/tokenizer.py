@@ -12,7 +12,7 @@ from rocmforge_jax.text.pretokenizers import nearest
 from rocmforge_jax.text.special_tokens import SpecialToken, special_tokens, split
 from rocmforge_jax.text.stream import ByteStream, TextStream
 from rocmforge_jax.text.token_types import TokenType
-from rocmforge_jax.text.tokenizer_models import MODELS, Codec
+from rocmforge_jax.text.tokenizer_models import MODELS, Codec, Ends
 from rocmforge_jax.text.vocabulary import Vocabulary
 
 
@@ -23,10 +23,10 @@ class Tokenizer:
 
     vocab_size: the number of tokens. stop_ids: the tokens that end a generation. suppressed_ids:
     the tokens that must never be generated (`tokenizer.ggml.suppress_tokens`). add_bos, add_eos:
-    what `add_special` adds. add_space_prefix: whether encoding puts a space before a text and
-    decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id, sep_id, pad_id, mask_id and
-    fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the vocabulary has none.
-    special: text -> id of the control and user-defined tokens, longest first.
+    what `add_special` adds before and after a text. add_space_prefix: whether encoding puts a
+    space before a text and decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id, sep_id,
+    pad_id, mask_id and fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the
+    vocabulary has none. special: text -> id of the control and user-defined tokens, longest first.
     """
 
     def __init__(
@@ -167,9 +167,10 @@ class Tokenizer:
         return number
 
     def _with_ends(self, ids: list[int]) -> list[int]:
-        bos, eos = self.bos_id, self.eos_id
-        start = [bos] if self.add_bos and bos is not None and ids[:1] != [bos] else []
-        end = [eos] if self.add_eos and eos is not None and ids[-1:] != [eos] else []
+        first = self.bos_id if self.add_bos else None
+        last = self.eos_id if self.add_eos else None
+        start = [first] if first is not None and ids[:1] != [first] else []
+        end = [last] if last is not None and ids[-1:] != [last] else []
         return start + ids + end
 
 
@@ -204,19 +205,23 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False
             f" {nearest(model, MODELS)}"
         )
     report_unknown_keys(metadata, model, strict)
-    vocabulary, codec, add_bos = MODELS[model](metadata)
+    vocabulary, codec, ends = MODELS[model](metadata)
     return Tokenizer(
         vocabulary,
         codec,
         special_tokens(vocabulary, metadata),
-        add_bos=_adds(metadata, vocabulary, "bos", add_bos),
-        add_eos=_adds(metadata, vocabulary, "eos", False),
+        add_bos=_adds(metadata, vocabulary, "bos", ends),
+        add_eos=_adds(metadata, vocabulary, "eos", ends),
     )
 
 
-def _adds(metadata, vocabulary: Vocabulary, name: str, default: bool) -> bool:
+def _adds(metadata, vocabulary: Vocabulary, name: str, ends: Ends) -> bool:
     """Returns whether texts get the token of this name."""
-    adds = meta.boolean(metadata, f"tokenizer.ggml.add_{name}_token", default)
+    key = f"tokenizer.ggml.add_{name}_token"
+    adds = meta.boolean(metadata, key, getattr(ends, name))
+    if name in ends.always and not adds:
+        adds = True
+        meta.warn(f"{key} is False: as in llama.cpp, texts get a {name} token all the same")
     if adds and name not in vocabulary.ids:
         meta.warn(
             f"texts are to get a {name} token, but the file has no"

@@ -1,13 +1,28 @@
 """The tokenizer models that a file may name: each makes a vocabulary and a codec of metadata."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from rocmforge_jax.text import metadata as meta
-from rocmforge_jax.text.bpe import ByteLevelCodec
+from rocmforge_jax.text.bpe import ByteLevelCodec, CharacterCodec
 from rocmforge_jax.text.pretokenizers import pre_tokenizer
 from rocmforge_jax.text.special_ids import DEFAULT_IDS
 from rocmforge_jax.text.spm import SentencePieceCodec
 from rocmforge_jax.text.vocabulary import read_vocabulary
+
+_MERGES = "tokenizer.ggml.merges"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Which tokens begin and end a text where the file does not say it.
+
+    always: The names of those that the file cannot switch off.
+    """
+
+    bos: bool = False
+    eos: bool = False
+    always: frozenset[str] = frozenset()
 
 
 class Codec(Protocol):
@@ -27,26 +42,46 @@ class Codec(Protocol):
         ...
 
 
-def _byte_level(metadata):
+def _bpe(metadata):
     pre = meta.string(metadata, "tokenizer.ggml.pre", "")
     if not pre:
         meta.warn(
             "the file has no tokenizer.ggml.pre: splitting words by 'default', which may not be the"
             " model's way"
         )
-    rule = pre_tokenizer(pre or "default")
-    vocabulary = read_vocabulary(metadata, DEFAULT_IDS["gpt2"])
-    return (
-        vocabulary,
-        ByteLevelCodec(vocabulary, meta.strings(metadata, "tokenizer.ggml.merges"), rule),
-        rule.add_bos,
-    )
+    return _merged(metadata, "gpt2", pre or "default")
+
+
+def _gemma4(metadata):
+    return _merged(metadata, "gemma4", "gemma4")
+
+
+def _merged(metadata, model: str, pre: str):
+    """Byte pair encoding."""
+    rule = pre_tokenizer(pre)
+    vocabulary = read_vocabulary(metadata, DEFAULT_IDS[model])
+    codec = ByteLevelCodec if rule.byte_level else CharacterCodec
+    merges = [] if _lacks_merges(metadata, pre) else meta.strings(metadata, _MERGES)
+    ends = Ends(bos=rule.add_bos, always=frozenset({"bos"} if rule.always_bos else ()))
+    return vocabulary, codec(vocabulary, merges, rule), ends
+
+
+def _lacks_merges(metadata, pre: str) -> bool:
+    """Returns whether this is a file of Kimi K2 without merges, which llama.cpp loads."""
+    lacks = pre == "kimi-k2" and metadata.get(_MERGES) is None
+    if lacks:
+        meta.warn(f"the file has no {_MERGES}: every byte of a text is a token")
+    return lacks
 
 
 def _sentence_piece(metadata):
     vocabulary = read_vocabulary(metadata, DEFAULT_IDS["llama"])
     space_prefix = meta.boolean(metadata, "tokenizer.ggml.add_space_prefix", True)
-    return vocabulary, SentencePieceCodec(vocabulary, space_prefix), True
+    return vocabulary, SentencePieceCodec(vocabulary, space_prefix), Ends(bos=True)
 
 
-MODELS = {"gpt2": _byte_level, "llama": _sentence_piece}
+MODELS = {
+    "gpt2": _bpe,
+    "llama": _sentence_piece,
+    "gemma4": _gemma4,
+}

@@ -89,6 +89,28 @@ def sentence_piece():
 
 
 @pytest.fixture(scope="session")
+def character_bpe():
+    """A function: (tokens, merges, further keys) -> metadata of Gemma 4's kind of vocabulary.
+
+    Ids 0 to 3 are <pad>, <eos>, <bos>, <unk>, then 256 bytes and the tokens.
+    """
+
+    def make(tokens, merges=(), **keys):
+        named = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        types = [CONTROL] * 3 + [UNKNOWN] + [BYTE] * 256 + [NORMAL] * len(tokens)
+        return {
+            "tokenizer.ggml.model": "gemma4",
+            "tokenizer.ggml.tokens": [*named, *tokens],
+            "tokenizer.ggml.token_type": np.array(types, np.int32),
+            "tokenizer.ggml.merges": list(merges),
+            "tokenizer.ggml.bos_token_id": 2,
+            "tokenizer.ggml.eos_token_id": 1,
+        } | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def reference_tokenizer(reference):
     """A function: name of a reference vocabulary -> its Tokenizer, loaded once."""
     loaded = {}

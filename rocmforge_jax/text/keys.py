@@ -22,6 +22,7 @@ _USED_BY = {
     "gpt2": {"pre", "merges"},
     "gemma4": {"merges"},
     "llama": {"scores", "add_space_prefix"},
+    "bert": {"normalizer.lowercase", "normalizer.strip_accents", "cls_token_id", "add_sep_token"},
 }
 _BY_RANK = "merges are in their order"
 _ONE_PRE_TOKENIZER = "this model has one way to split words"
@@ -32,6 +33,12 @@ _DESCRIPTIVE = {
     "llama": {
         "pre": _ONE_PRE_TOKENIZER,
         "merges": "SentencePiece merges by score",
+    },
+    "bert": {
+        "pre": _ONE_PRE_TOKENIZER,
+        "scores": "the longest tokens are taken",
+        "merges": "nothing is merged",
+        "token_type_count": "it counts the kinds of segments, not of tokens",
     },
 }
 _ALWAYS_DESCRIPTIVE = {

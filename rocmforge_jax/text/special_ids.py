@@ -33,6 +33,7 @@ DEFAULT_IDS = {
     "gpt2": {},
     "gemma4": {},
     "llama": {"unk": 0, "bos": 1, "eos": 2},
+    "bert": {"pad": 0, "unk": 100, "bos": 101, "sep": 102, "mask": 103},
 }
 
 # name -> the texts by which a token is recognised where no key names it, the first that the

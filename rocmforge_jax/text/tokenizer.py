@@ -9,6 +9,7 @@ from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.keys import report_unknown_keys
 from rocmforge_jax.text.pretokenizers import nearest
+from rocmforge_jax.text.special_ids import ID_KEYS
 from rocmforge_jax.text.special_tokens import SpecialToken, special_tokens, split
 from rocmforge_jax.text.stream import ByteStream, TextStream
 from rocmforge_jax.text.token_types import TokenType
@@ -22,10 +23,10 @@ class Tokenizer:
     It never changes, so threads may share it.
 
     vocab_size: the number of tokens. stop_ids: the tokens that end a generation. suppressed_ids:
-    the tokens that must never be generated (`tokenizer.ggml.suppress_tokens`). add_bos, add_eos:
-    what `add_special` adds before and after a text. add_space_prefix: whether encoding puts a
-    space before a text and decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id, sep_id,
-    pad_id, mask_id and fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the
+    the tokens that must never be generated (`tokenizer.ggml.suppress_tokens`). add_bos, add_eos,
+    add_sep: what `add_special` adds before and after a text. add_space_prefix: whether encoding
+    puts a space before a text and decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id,
+    sep_id, pad_id, mask_id and fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the
     vocabulary has none. special: text -> id of the control and user-defined tokens, longest first.
     """
 
@@ -37,6 +38,7 @@ class Tokenizer:
         *,
         add_bos: bool,
         add_eos: bool,
+        add_sep: bool = False,
     ):
         self._vocabulary, self._codec = vocabulary, codec
         self._types = vocabulary.types.tolist()
@@ -45,7 +47,8 @@ class Tokenizer:
         self.special = {token.text: token.id for token in special}
         self.vocab_size, self.stop_ids = len(vocabulary), vocabulary.stop_ids
         self.suppressed_ids = vocabulary.suppressed_ids
-        self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, codec.space_prefix
+        self.add_bos, self.add_eos, self.add_sep = add_bos, add_eos, add_sep
+        self.add_space_prefix = codec.space_prefix
         id_of = vocabulary.ids.get
         self.bos_id, self.eos_id, self.eot_id, self.eom_id = (
             id_of("bos"),
@@ -168,7 +171,7 @@ class Tokenizer:
 
     def _with_ends(self, ids: list[int]) -> list[int]:
         first = self.bos_id if self.add_bos else None
-        last = self.eos_id if self.add_eos else None
+        last = self.sep_id if self.add_sep else self.eos_id if self.add_eos else None
         start = [first] if first is not None and ids[:1] != [first] else []
         end = [last] if last is not None and ids[-1:] != [last] else []
         return start + ids + end
@@ -211,7 +214,8 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False
         codec,
         special_tokens(vocabulary, metadata),
         add_bos=_adds(metadata, vocabulary, "bos", ends),
-        add_eos=_adds(metadata, vocabulary, "eos", ends),
+        add_eos=not ends.sep and _adds(metadata, vocabulary, "eos", ends),
+        add_sep=ends.sep and _adds(metadata, vocabulary, "sep", ends),
     )
 
 
@@ -225,7 +229,7 @@ def _adds(metadata, vocabulary: Vocabulary, name: str, ends: Ends) -> bool:
     if adds and name not in vocabulary.ids:
         meta.warn(
             f"texts are to get a {name} token, but the file has no"
-            f" tokenizer.ggml.{name}_token_id: they get none"
+            f" tokenizer.ggml.{ID_KEYS[name][0]}: they get none"
         )
         return False
     return adds

@@ -8,7 +8,8 @@ from rocmforge_jax.text.bpe import ByteLevelCodec, CharacterCodec
 from rocmforge_jax.text.pretokenizers import pre_tokenizer
 from rocmforge_jax.text.special_ids import DEFAULT_IDS
 from rocmforge_jax.text.spm import SentencePieceCodec
-from rocmforge_jax.text.vocabulary import read_vocabulary
+from rocmforge_jax.text.vocabulary import Vocabulary, read_vocabulary
+from rocmforge_jax.text.wordpiece import WordPieceCodec
 
 _MERGES = "tokenizer.ggml.merges"
 
@@ -22,6 +23,7 @@ class Ends:
 
     bos: bool = False
     eos: bool = False
+    sep: bool = False
     always: frozenset[str] = frozenset()
 
 
@@ -80,8 +82,29 @@ def _sentence_piece(metadata):
     return vocabulary, SentencePieceCodec(vocabulary, space_prefix), Ends(bos=True)
 
 
+def _word_piece(metadata):
+    vocabulary = read_vocabulary(metadata, DEFAULT_IDS["bert"])
+    lowercase = meta.boolean(metadata, "tokenizer.ggml.normalizer.lowercase", True)
+    strip_accents = meta.boolean(metadata, "tokenizer.ggml.normalizer.strip_accents", lowercase)
+    codec = WordPieceCodec(vocabulary, lowercase=lowercase, strip_accents=strip_accents)
+    _report_other_start(metadata, vocabulary)
+    return vocabulary, codec, Ends(bos=True, sep=True, always=frozenset({"bos", "sep"}))
+
+
+def _report_other_start(metadata, vocabulary: Vocabulary) -> None:
+    """Warns where a text does not begin with the token that the encoder was trained with."""
+    cls = meta.token_id(metadata, "tokenizer.ggml.cls_token_id", len(vocabulary))
+    bos = vocabulary.ids.get("bos")
+    if cls not in (bos, None):
+        meta.warn(
+            f"texts begin with token {bos}, as in llama.cpp, where tokenizer.ggml.cls_token_id is"
+            f" {cls}: set tokenizer.ggml.bos_token_id to that"
+        )
+
+
 MODELS = {
     "gpt2": _bpe,
     "llama": _sentence_piece,
     "gemma4": _gemma4,
+    "bert": _word_piece,
 }

@@ -111,6 +111,28 @@ def character_bpe():
 
 
 @pytest.fixture(scope="session")
+def word_piece():
+    """A function: (tokens, further keys) -> metadata of BERT's kind of vocabulary.
+
+    Ids 0 to 4 are [PAD], [UNK], [CLS], [SEP] and [MASK], then the tokens.
+    """
+
+    def make(tokens, **keys):
+        named = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        types = [CONTROL] * len(named) + [NORMAL] * len(tokens)
+        return {
+            "tokenizer.ggml.model": "bert",
+            "tokenizer.ggml.tokens": [*named, *tokens],
+            "tokenizer.ggml.token_type": np.array(types, np.int32),
+            "tokenizer.ggml.unknown_token_id": 1,
+            "tokenizer.ggml.bos_token_id": 2,
+            "tokenizer.ggml.seperator_token_id": 3,
+        } | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def reference_tokenizer(reference):
     """A function: name of a reference vocabulary -> its Tokenizer, loaded once."""
     loaded = {}

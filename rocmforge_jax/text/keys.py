@@ -23,6 +23,7 @@ _USED_BY = {
     "gemma4": {"merges"},
     "llama": {"scores", "add_space_prefix"},
     "bert": {"normalizer.lowercase", "normalizer.strip_accents", "cls_token_id", "add_sep_token"},
+    "t5": {"scores", "add_space_prefix", "remove_extra_whitespaces", "precompiled_charsmap"},
 }
 _BY_RANK = "merges are in their order"
 _ONE_PRE_TOKENIZER = "this model has one way to split words"
@@ -37,6 +38,11 @@ _DESCRIPTIVE = {
     "bert": {
         "pre": _ONE_PRE_TOKENIZER,
         "scores": "the longest tokens are taken",
+        "merges": "nothing is merged",
+        "token_type_count": "it counts the kinds of segments, not of tokens",
+    },
+    "t5": {
+        "pre": _ONE_PRE_TOKENIZER,
         "merges": "nothing is merged",
         "token_type_count": "it counts the kinds of segments, not of tokens",
     },

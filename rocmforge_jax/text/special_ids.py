@@ -34,6 +34,7 @@ DEFAULT_IDS = {
     "gemma4": {},
     "llama": {"unk": 0, "bos": 1, "eos": 2},
     "bert": {"pad": 0, "unk": 100, "bos": 101, "sep": 102, "mask": 103},
+    "t5": {"pad": 0, "eos": 1, "unk": 2},
 }
 
 # name -> the texts by which a token is recognised where no key names it, the first that the

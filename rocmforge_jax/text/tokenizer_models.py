@@ -5,9 +5,11 @@ from typing import Protocol
 
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.bpe import ByteLevelCodec, CharacterCodec
+from rocmforge_jax.text.charsmap import Charsmap
 from rocmforge_jax.text.pretokenizers import pre_tokenizer
 from rocmforge_jax.text.special_ids import DEFAULT_IDS
 from rocmforge_jax.text.spm import SentencePieceCodec
+from rocmforge_jax.text.unigram import UnigramCodec
 from rocmforge_jax.text.vocabulary import Vocabulary, read_vocabulary
 from rocmforge_jax.text.wordpiece import WordPieceCodec
 
@@ -102,9 +104,22 @@ def _report_other_start(metadata, vocabulary: Vocabulary) -> None:
         )
 
 
+def _unigram(metadata):
+    vocabulary = read_vocabulary(metadata, DEFAULT_IDS["t5"])
+    charsmap = meta.octets(metadata, "tokenizer.ggml.precompiled_charsmap")
+    codec = UnigramCodec(
+        vocabulary,
+        None if charsmap is None else Charsmap(charsmap),
+        space_prefix=meta.boolean(metadata, "tokenizer.ggml.add_space_prefix", False),
+        merge_spaces=meta.boolean(metadata, "tokenizer.ggml.remove_extra_whitespaces", False),
+    )
+    return vocabulary, codec, Ends(eos=True)
+
+
 MODELS = {
     "gpt2": _bpe,
     "llama": _sentence_piece,
     "gemma4": _gemma4,
     "bert": _word_piece,
+    "t5": _unigram,
 }

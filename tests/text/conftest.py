@@ -133,6 +133,28 @@ def word_piece():
 
 
 @pytest.fixture(scope="session")
+def unigram():
+    """A function: ({piece: score}, {special text: type}, further keys) -> metadata of T5's kind of
+    vocabulary.
+
+    Ids 0 to 2 are <pad>, </s> and <unk>, then the pieces and the special tokens.
+    """
+
+    def make(pieces, special=(), **keys):
+        special = dict(special)
+        types = [CONTROL, CONTROL, UNKNOWN] + [NORMAL] * len(pieces) + list(special.values())
+        scores = [0.0] * 3 + list(pieces.values()) + [0.0] * len(special)
+        return {
+            "tokenizer.ggml.model": "t5",
+            "tokenizer.ggml.tokens": ["<pad>", "</s>", "<unk>", *pieces, *special],
+            "tokenizer.ggml.scores": np.array(scores, np.float32),
+            "tokenizer.ggml.token_type": np.array(types, np.int32),
+        } | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def reference_tokenizer(reference):
     """A function: name of a reference vocabulary -> its Tokenizer, loaded once."""
     loaded = {}

@@ -152,7 +152,7 @@ def test_where_no_name_is_near_all_are_given(byte_level):
     [
         ("gpt-2", "did you mean gpt2"),
         ("llamas", "did you mean llama"),
-        ("rwkv", "known are gpt2, llama, gemma4, bert"),
+        ("rwkv", "known are gpt2, llama, gemma4, bert, t5"),
     ],
 )
 def test_an_unknown_tokenizer_is_refused(byte_level, model, hint):

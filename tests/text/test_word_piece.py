@@ -79,9 +79,11 @@ def test_eos_is_not_added_where_sep_is(word_piece):
     assert tokenizer.encode("a", add_special=True) == [2, 7, 3]
 
 
-def test_other_models_add_no_sep(byte_level):
+def test_other_models_add_no_sep(byte_level, unigram):
     keys = {"add_sep_token": True, "seperator_token_id": 5}
     assert tokenizer_from_metadata(byte_level(**keys)).encode("", add_special=True) == []
+    metadata = unigram({"a": -1.0, "b": -1.0, "c": -1.0}, **keys)
+    assert tokenizer_from_metadata(metadata).encode("a", add_special=True) == [3, 1]
 
 
 def test_ids_that_a_file_may_leave_out(word_piece):

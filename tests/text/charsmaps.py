@@ -20,7 +20,7 @@ def charsmap(replacements: dict[str, str]) -> np.ndarray:
     array = np.zeros(max(nodes) + 256, "<u4")
     array[list(nodes)] = list(nodes.values())
     data = array.nbytes.to_bytes(4, "little") + array.tobytes() + texts
-    return np.frombuffer(data, np.uint8)
+    return np.frombuffer(data, np.uint8).copy()
 
 
 def _place(children, prefix, node, nodes, places):

@@ -88,7 +88,7 @@ class Tokenizer:
         Args:
             text: Any valid Unicode.
             add_special: Whether to add the tokens that the file asks for at the start (bos) and the
-                end (eos), unless they are there already.
+                end (eos or sep), unless they are there already.
             parse_special: Whether to read control tokens written out in the text, as chat templates
                 do. Without it "<|im_end|>" is plain text. User-defined tokens are always read.
             mark: A character to take out after the special tokens were read: inside one that is
@@ -172,9 +172,13 @@ class Tokenizer:
     def _with_ends(self, ids: list[int]) -> list[int]:
         first = self.bos_id if self.add_bos else None
         last = self.sep_id if self.add_sep else self.eos_id if self.add_eos else None
-        start = [first] if first is not None and ids[:1] != [first] else []
-        end = [last] if last is not None and ids[-1:] != [last] else []
+        start = [] if first is None or self._is_written(first, ids[:1]) else [first]
+        end = [] if last is None or self._is_written(last, ids[-1:]) else [last]
         return start + ids + end
+
+    def _is_written(self, end: int, ids: list[int]) -> bool:
+        """Returns whether a text has the token for its start or end already, not as plain text."""
+        return ids == [end] and self.is_special(end)
 
 
 def _report_lacking(lacking: list[str], strict: bool) -> None:

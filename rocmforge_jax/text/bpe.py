@@ -1,18 +1,12 @@
-"""Byte-level BPE, one of the two ways in which a vocabulary holds text.
+"""Byte pair encoding: two codecs of `tokenizer_models`, on bytes and on characters."""
 
-The `tokenizers` library does the merging. A codec encodes texts without special tokens and gives
-the bytes of ordinary tokens. `space_prefix` says whether it puts a space before each text that it
-encodes.
-"""
-
-from collections.abc import Iterator
+import re
 from itertools import chain
 
-from tokenizers import Regex, Tokenizer
-from tokenizers.models import BPE
+from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-from rocmforge_jax.text import metadata as meta
+from rocmforge_jax.text.merges import RankedMerges
 from rocmforge_jax.text.pretokenizers import PreTokenizer
 from rocmforge_jax.text.vocabulary import Vocabulary
 
@@ -24,108 +18,90 @@ _CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {
     byte: chr(0x100 + i) for i, byte in enumerate(_SHIFTED)
 }
 _BYTE_OF_CHAR = {char: byte for byte, char in _CHAR_OF_BYTE.items()}
-_NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+_NAME_OF_BYTE = {byte: f"<0x{byte:02X}>" for byte in range(256)}
 
 
 class ByteLevelCodec:
     """Byte-level BPE, which `tokenizer.ggml.model` calls gpt2.
 
     Regular expressions cut the text into words, whose bytes are written as printable characters.
-
-    Merges work on text, as in llama.cpp. Bytes and results of merges that the vocabulary lacks get
-    ids beyond it, which are replaced by those of their bytes in the end.
     """
 
     space_prefix = False
 
     def __init__(self, vocabulary: Vocabulary, merges: list[str | bytes], rule: PreTokenizer):
-        self._index, self._size = vocabulary.index, len(vocabulary)
-        pairs, outside = _pairs(merges, self._index)
-        self._outside = list(dict.fromkeys([*_missing_bytes(self._index), *outside]))
-        ids = self._index | {text: id for id, text in enumerate(self._outside, self._size)}
-        self._tokenizer = Tokenizer(BPE(ids, pairs, ignore_merges=rule.ignore_merges))
-        splits = [Split(Regex(pattern), "isolated") for pattern in rule.patterns]
-        self._tokenizer.pre_tokenizer = Sequence(
-            [*splits, ByteLevel(add_prefix_space=False, use_regex=False)]
+        words = Sequence([*_splits(rule), ByteLevel(add_prefix_space=False, use_regex=False)])
+        self._merges = RankedMerges(
+            vocabulary,
+            merges,
+            words,
+            _CHAR_OF_BYTE,
+            _bytes_of_printable,
+            ignore_merges=rule.ignore_merges,
         )
 
     def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
         """Returns the ids of each text, and the names of the bytes that were left out."""
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        encoded, lacking = [encoding.ids for encoding in encodings], set()
-        if self._outside:
-            encoded = [self._within(ids, lacking) for ids in encoded]
-        return encoded, [f"byte 0x{byte:02X}" for byte in sorted(lacking)]
-
-    def _within(self, ids: list[int], lacking: set[int]) -> list[int]:
-        """Replaces ids beyond the vocabulary by those of their bytes.
-
-        Bytes that the vocabulary lacks are left out and added to `lacking`.
-        """
-        if max(ids, default=0) < self._size:
-            return ids
-        within = []
-        for id in ids:
-            if id < self._size:
-                within.append(id)
-                continue
-            for char in self._outside[id - self._size]:
-                if char in self._index:
-                    within.append(self._index[char])
-                else:
-                    lacking.add(_BYTE_OF_CHAR[char])
-        return within
+        return self._merges.encode(texts)
 
     def decode(self, token: str) -> bytes:
         """The bytes of an ordinary token.
 
         One that is no byte-level text (added after training) stands for itself.
         """
-        try:
-            return bytes(_BYTE_OF_CHAR[char] for char in token)
-        except KeyError:
-            return token.encode()
+        written = _bytes_of_printable(token)
+        return token.encode() if written is None else written
 
 
-def _pairs(merges, index) -> tuple[list[tuple[str, str]], list[str]]:
-    """Returns the pairs that may merge, in order of rank, and their texts that are not tokens.
+class CharacterCodec:
+    """BPE on characters; those that are in no token become bytes.
 
-    A repeated pair keeps its first rank.
+    `tokenizer.ggml.model` calls it gemma4, or gpt2 with a pre-tokenizer that says so.
     """
-    merges = list(dict.fromkeys(merges))
-    pairs = [_pair(merge) for merge in merges]
-    if all(map(index.__contains__, _texts(pairs))):
-        return pairs, []
-    odd = [merge for merge, pair in zip(merges, pairs) if not index.keys() >= set(_texts([pair]))]
-    meta.warn(
-        f"{len(odd)} of {len(merges)} merges of tokenizer.ggml.merges are not two tokens that make"
-        f" a token; the first is {odd[0]!r}"
-    )
-    pairs = [pair for pair in dict.fromkeys(pairs) if all(pair) and _is_byte_level("".join(pair))]
-    return pairs, [text for text in _texts(pairs) if text not in index]
+
+    space_prefix = False
+
+    def __init__(self, vocabulary: Vocabulary, merges: list[str | bytes], rule: PreTokenizer):
+        self._space = rule.space
+        tokens = vocabulary.index.items() if rule.whole_newlines else ()
+        self._newlines: dict[str, int] = {text: id for text, id in tokens if not text.strip("\n")}
+        self._merges = RankedMerges(
+            vocabulary,
+            merges,
+            Sequence(_splits(rule)),
+            _NAME_OF_BYTE,
+            str.encode,
+            byte_fallback=True,
+        )
+
+    def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
+        """Returns the ids of each text, and the names of the bytes that were left out."""
+        cut = [self._cut(text.replace(" ", self._space)) for text in texts]
+        runs = [run for text in cut for run in text if isinstance(run, str)]
+        encoded, lacking = self._merges.encode(runs)
+        next_ids = iter(encoded).__next__
+        found = [(next_ids() if isinstance(run, str) else [run] for run in text) for text in cut]
+        return [list(chain.from_iterable(text)) for text in found], lacking
+
+    def _cut(self, text: str) -> list[str | int]:
+        """Cuts out the runs of newlines that are tokens, whatever the merges say."""
+        if not self._newlines:
+            return [text]
+        runs: list[str] = re.findall("\n+|[^\n]+", text)
+        return [self._newlines.get(run, run) for run in runs]
+
+    def decode(self, token: str) -> bytes:
+        """The bytes of an ordinary token."""
+        return token.replace(self._space, " ").encode()
 
 
-def _texts(pairs: list[tuple[str, str]]) -> Iterator[str]:
-    """Iterates over the parts and the results of merges."""
-    return chain(chain.from_iterable(pairs), map("".join, pairs))
+def _splits(rule: PreTokenizer) -> list[Split]:
+    return [Split(Regex(pattern), "isolated") for pattern in rule.patterns]
 
 
-def _pair(merge: str | bytes) -> tuple[str, str]:
-    """Splits a merge at its first space, which is never the first character, as llama.cpp does."""
-    if isinstance(merge, bytes):
-        return "", ""
-    at = merge.find(" ", 1)
-    return (merge[:at], merge[at + 1 :]) if at > 0 else ("", "")
-
-
-def _is_byte_level(text: str) -> bool:
-    return _BYTE_OF_CHAR.keys() >= set(text)
-
-
-def _missing_bytes(index) -> list[str]:
-    """Lists the bytes of UTF-8 that are not tokens."""
-    return [
-        char
-        for byte, char in _CHAR_OF_BYTE.items()
-        if char not in index and byte not in _NEVER_IN_UTF8
-    ]
+def _bytes_of_printable(text: str) -> bytes | None:
+    """The bytes that a text of printable characters stands for, None if it is another text."""
+    try:
+        return bytes(_BYTE_OF_CHAR[char] for char in text)
+    except KeyError:
+        return None

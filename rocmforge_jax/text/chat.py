@@ -11,7 +11,8 @@ from rocmforge_jax.text.continuation import continued, cut_at_end
 from rocmforge_jax.text.marks import MARK, looks_like_control, mark_all, marker
 from rocmforge_jax.text.messages import ChatTemplateError, plain, read_messages
 from rocmforge_jax.text.renderer import RENDERER, RenderError
-from rocmforge_jax.text.tokenizer import DEFAULT_IDS, Tokenizer
+from rocmforge_jax.text.special_ids import DEFAULT_IDS
+from rocmforge_jax.text.tokenizer import Tokenizer
 
 TEMPLATE_LIMIT = 1 << 20  # characters; the longest template in use has about 30,000
 TIME_LIMIT = 2.0  # seconds; the slowest template in use takes milliseconds

@@ -18,13 +18,33 @@ _USED = {
     *(key for keys in ID_KEYS.values() for key in keys),
 }
 #: Kind of tokenizer -> the keys that only this kind uses.
-_USED_BY = {"gpt2": {"pre", "merges"}, "llama": {"scores", "add_space_prefix"}}
+_USED_BY = {
+    "gpt2": {"pre", "merges"},
+    "gemma4": {"merges"},
+    "llama": {"scores", "add_space_prefix"},
+    "bert": {"normalizer.lowercase", "normalizer.strip_accents", "cls_token_id", "add_sep_token"},
+    "t5": {"scores", "add_space_prefix", "remove_extra_whitespaces", "precompiled_charsmap"},
+}
+_BY_RANK = "merges are in their order"
+_ONE_PRE_TOKENIZER = "this model has one way to split words"
 #: Keys that change nothing, whatever their value -> why.
 _DESCRIPTIVE = {
-    "gpt2": {"scores": "byte-level BPE merges by the order of merges"},
+    "gpt2": {"scores": _BY_RANK},
+    "gemma4": {"scores": _BY_RANK, "pre": _ONE_PRE_TOKENIZER},
     "llama": {
-        "pre": "SentencePiece does not split words",
+        "pre": _ONE_PRE_TOKENIZER,
         "merges": "SentencePiece merges by score",
+    },
+    "bert": {
+        "pre": _ONE_PRE_TOKENIZER,
+        "scores": "the longest tokens are taken",
+        "merges": "nothing is merged",
+        "token_type_count": "it counts the kinds of segments, not of tokens",
+    },
+    "t5": {
+        "pre": _ONE_PRE_TOKENIZER,
+        "merges": "nothing is merged",
+        "token_type_count": "it counts the kinds of segments, not of tokens",
     },
 }
 _ALWAYS_DESCRIPTIVE = {
@@ -51,7 +71,7 @@ _ELSEWHERE = {
 def unused_keys(metadata, model: str) -> dict[str, str]:
     """Returns the `tokenizer.*` keys that were not used, each with the reason, or "unknown".
 
-    model: "gpt2" or "llama".
+    model: The `tokenizer.ggml.model`.
     """
     used = _USED | _USED_BY[model]
     return {

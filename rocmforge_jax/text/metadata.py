@@ -96,6 +96,16 @@ def numbers(metadata, key: str, length: int, *, integral: bool) -> np.ndarray | 
     return values[:length]
 
 
+def octets(metadata, key: str) -> bytes | None:
+    """A list of 8-bit numbers as bytes; None where the key is missing."""
+    values = metadata.get(key)
+    if values is None:
+        return None
+    if not isinstance(values, np.ndarray) or values.dtype not in (np.uint8, np.int8):
+        raise GGUFError(f"{key} is {_kind(values)}: expected a list of 8-bit integers")
+    return values.tobytes()
+
+
 def _required(metadata, key):
     value = metadata.get(key)
     if value is None:

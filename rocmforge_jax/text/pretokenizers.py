@@ -14,6 +14,7 @@ import difflib
 from dataclasses import dataclass
 
 from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.text.vocabulary import SPACE
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -45,6 +46,32 @@ _DEEPSEEK3 = (
     _HAN_KANA,
     _PUNCTUATION_WORD + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + _SPACES,
 )
+_KIMI_UPPER, _KIMI_LOWER = (f"{kind[:-1]}&&[^\\p{{Han}}]]" for kind in (_UPPER, _LOWER))
+_KIMI = r"\p{Han}+|" + _GPT4O.replace(_UPPER, _KIMI_UPPER).replace(_LOWER, _KIMI_LOWER).replace(
+    r"[\r\n/]*", r"[\r\n]*"
+)
+_LINES = (r"[^\n]+|[\n]+",)
+
+
+def _rest_of_threes(digit: str) -> str:
+    """Matches the one or two digits before groups of three, at the start of a run of digits.
+
+    The run is looked through once. Counting from each of its digits would take quadratic time.
+    """
+    return rf"(?<!{digit}){digit}{{1,2}}(?=(?:{digit}{{3}})*+(?!{digit}))"
+
+
+_NUMBER, _DIGIT = r"\p{N}", r"\d"
+# What stays together where a text is cut before groups of three digits, and nowhere else.
+_UNCUT = rf"(?:\D|{_rest_of_threes(_DIGIT)})"
+# The first group of a number keeps the text before it.
+_AFMOE_NUMBERS = rf"\P{{N}}*+(?:{_rest_of_threes(_NUMBER)}|\p{{N}}{{3}})|\P{{N}}++"
+# Han, kana, Thai, Lao, Khmer, Burmese and Hangul; U+8C48 is llama.cpp's, for U+F900.
+_AFMOE_SCRIPTS = (
+    "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf"
+    "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af"
+    "\u1100-\u11ff]+"
+)
 _JAIS2_SPACES = r"\s*[\r\n]+|" + "".join(rf"\s{{{2**i}}}(?!\S)|" for i in range(9, 1, -1))
 _JAIS2_SPACES += r"\s{1,2}(?!\S)|\s{1}"
 _YOUTU_SCRIPTS = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-ゟ゠-ヿ]+"
@@ -68,12 +95,18 @@ class PreTokenizer:
     """patterns: in the order of application.
 
     ignore_merges: a word that is a token is taken whole, whatever the merges say. add_bos: the
-    default where the file has no `tokenizer.ggml.add_bos_token`.
+    default where the file has no `tokenizer.ggml.add_bos_token`; always_bos: whatever that says.
+    byte_level: merges work on bytes, otherwise on characters. space: the character in place of a
+    space. whole_newlines: a run of newlines that is a token is taken whole.
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    always_bos: bool = False
+    byte_level: bool = True
+    space: str = " "
+    whole_newlines: bool = False
 
 
 _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
@@ -114,7 +147,7 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
             )
         ),
     ),
-    ("laguna", PreTokenizer((r"[^\n]+|[\n]+", _QWEN2))),
+    ("laguna", PreTokenizer((*_LINES, _QWEN2))),
     ("ufakzeka", PreTokenizer((_QWEN2.removeprefix(f"{_CONTRACTIONS}|"),))),
     (
         "seed-coder",
@@ -151,6 +184,7 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
         ),
     ),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,))),
+    ("kimi-k2", PreTokenizer((_KIMI,))),
     ("granite-embed-multi-97m", PreTokenizer((_GPT4O,), ignore_merges=True)),
     (
         "youtu",
@@ -170,6 +204,8 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
             )
         ),
     ),
+    ("afmoe", PreTokenizer((_AFMOE_NUMBERS, _AFMOE_SCRIPTS, _DEEPSEEK3[2]))),
+    ("superbpe", PreTokenizer((r"\p{N}+", rf"{_UNCUT}+|\d{{3}}{_UNCUT}*"))),
     (
         "chameleon",
         PreTokenizer(
@@ -203,6 +239,19 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     ("poro-chat bloom gpt3-finnish", PreTokenizer((r" ?[^(\s|.,!?…。，、।۔،)]+",))),
     ("viking", PreTokenizer((r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}"))),
+    (
+        "gemma4 granite-embed-multi-311m",
+        PreTokenizer(
+            _LINES,
+            add_bos=True,
+            always_bos=True,
+            byte_level=False,
+            space=SPACE,
+            whole_newlines=True,
+        ),
+    ),
+    ("sarvam-moe", PreTokenizer(_LINES, byte_level=False, space=SPACE)),
+    ("whitespace", PreTokenizer((r"\S+",), byte_level=False)),
 )
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
@@ -220,7 +269,8 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     """Looks up the rule of a `tokenizer.ggml.pre`; GGUFError names the nearest if it is unknown."""
     if name not in PRE_TOKENIZERS:
         raise GGUFError(
-            f"tokenizer.ggml.pre is {name!r}, which is no known pre-tokenizer:"
+            f"tokenizer.ggml.pre is {name!r}, which is newer than this version, or misspelt (it has"
+            f" the {len(PRE_TOKENIZERS)} names of llama.cpp's table):"
             f" {nearest(name, PRE_TOKENIZERS)}"
         )
     return PRE_TOKENIZERS[name]

@@ -27,6 +27,16 @@ ID_KEYS = {
     "fim_sep": ("fim_sep_token_id",),
 }
 
+#: Tokenizer model -> the special ids that a file may leave out. For gpt2 llama.cpp takes Falcon's,
+#: 11; in any other vocabulary that is a comma.
+DEFAULT_IDS = {
+    "gpt2": {},
+    "gemma4": {},
+    "llama": {"unk": 0, "bos": 1, "eos": 2},
+    "bert": {"pad": 0, "unk": 100, "bos": 101, "sep": 102, "mask": 103},
+    "t5": {"pad": 0, "eos": 1, "unk": 2},
+}
+
 # name -> the texts by which a token is recognised where no key names it, the first that the
 # vocabulary has.
 _ID_TEXTS = {

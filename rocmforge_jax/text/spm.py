@@ -1,4 +1,4 @@
-"""SentencePiece BPE, one of the two ways in which a vocabulary holds text. See `bpe`."""
+"""SentencePiece BPE: a codec of `tokenizer_models`."""
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -7,9 +7,8 @@ from tokenizers.models import BPE
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.leftmost import LeftmostMerges
 from rocmforge_jax.text.token_types import TokenType
-from rocmforge_jax.text.vocabulary import Vocabulary
+from rocmforge_jax.text.vocabulary import SPACE, Vocabulary
 
-_SPACE = "▁"  # SentencePiece's name for a space
 # Characters of a token whose merges are listed, since their number grows with the square. The
 # longest token in use has about 64.
 _LONGEST_PIECE = 512
@@ -49,8 +48,8 @@ class SentencePieceCodec:
 
     def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
         """Returns the ids of each text, and the names of the characters that were left out."""
-        start = _SPACE if self.space_prefix else ""
-        cut = [list(self._leftmost.runs(start + text.replace(" ", _SPACE))) for text in texts]
+        start = SPACE if self.space_prefix else ""
+        cut = [list(self._leftmost.runs(start + text.replace(" ", SPACE))) for text in texts]
         ranked = [run for runs in cut for run, by_place in runs if not by_place]
         encoded = iter(self._tokenizer.encode_batch_fast(ranked, add_special_tokens=False))
         lacking = self._without_ids(set().union(*ranked))
@@ -60,7 +59,7 @@ class SentencePieceCodec:
             for run, by_place in runs:
                 ids += self._by_place(run, lacking) if by_place else next(encoded).ids
             found.append(ids)
-        return found, [repr(char.replace(_SPACE, " ")) for char in sorted(lacking)]
+        return found, [repr(char.replace(SPACE, " ")) for char in sorted(lacking)]
 
     def _by_place(self, text: str, lacking: set[str]) -> list[int]:
         ids: list[int] = []
@@ -86,7 +85,7 @@ class SentencePieceCodec:
 
     def decode(self, token: str) -> bytes:
         """The bytes of an ordinary token."""
-        return token.replace(_SPACE, " ").encode()
+        return token.replace(SPACE, " ").encode()
 
 
 def _scores(vocabulary: Vocabulary) -> dict[str, float]:
@@ -107,7 +106,7 @@ def _always_cut(vocabulary: Vocabulary) -> set[str]:
     """Returns the user-defined tokens that are cut from every text before merging."""
     ids = np.flatnonzero(vocabulary.types == TokenType.USER_DEFINED).tolist()
     texts = (vocabulary.tokens[id] for id in ids)
-    return {text for text in texts if isinstance(text, str) and _SPACE not in text}
+    return {text for text in texts if isinstance(text, str) and SPACE not in text}
 
 
 def _merges_by_score(scores: dict[str, float]) -> list[tuple[str, str]]:

@@ -7,14 +7,14 @@ from typing import Any
 
 from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.text import metadata as meta
-from rocmforge_jax.text.bpe import ByteLevelCodec
 from rocmforge_jax.text.keys import report_unknown_keys
-from rocmforge_jax.text.pretokenizers import nearest, pre_tokenizer
+from rocmforge_jax.text.pretokenizers import nearest
+from rocmforge_jax.text.special_ids import ID_KEYS
 from rocmforge_jax.text.special_tokens import SpecialToken, special_tokens, split
-from rocmforge_jax.text.spm import SentencePieceCodec
 from rocmforge_jax.text.stream import ByteStream, TextStream
 from rocmforge_jax.text.token_types import TokenType
-from rocmforge_jax.text.vocabulary import Vocabulary, read_vocabulary
+from rocmforge_jax.text.tokenizer_models import MODELS, Codec, Ends
+from rocmforge_jax.text.vocabulary import Vocabulary
 
 
 class Tokenizer:
@@ -23,21 +23,22 @@ class Tokenizer:
     It never changes, so threads may share it.
 
     vocab_size: the number of tokens. stop_ids: the tokens that end a generation. suppressed_ids:
-    the tokens that must never be generated (`tokenizer.ggml.suppress_tokens`). add_bos, add_eos:
-    what `add_special` adds. add_space_prefix: whether encoding puts a space before a text and
-    decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id, sep_id, pad_id, mask_id and
-    fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the vocabulary has none.
-    special: text -> id of the control and user-defined tokens, longest first.
+    the tokens that must never be generated (`tokenizer.ggml.suppress_tokens`). add_bos, add_eos,
+    add_sep: what `add_special` adds before and after a text. add_space_prefix: whether encoding
+    puts a space before a text and decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id,
+    sep_id, pad_id, mask_id and fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the
+    vocabulary has none. special: text -> id of the control and user-defined tokens, longest first.
     """
 
     def __init__(
         self,
         vocabulary: Vocabulary,
-        codec: ByteLevelCodec | SentencePieceCodec,
+        codec: Codec,
         special: list[SpecialToken],
         *,
         add_bos: bool,
         add_eos: bool,
+        add_sep: bool = False,
     ):
         self._vocabulary, self._codec = vocabulary, codec
         self._types = vocabulary.types.tolist()
@@ -46,7 +47,8 @@ class Tokenizer:
         self.special = {token.text: token.id for token in special}
         self.vocab_size, self.stop_ids = len(vocabulary), vocabulary.stop_ids
         self.suppressed_ids = vocabulary.suppressed_ids
-        self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, codec.space_prefix
+        self.add_bos, self.add_eos, self.add_sep = add_bos, add_eos, add_sep
+        self.add_space_prefix = codec.space_prefix
         id_of = vocabulary.ids.get
         self.bos_id, self.eos_id, self.eot_id, self.eom_id = (
             id_of("bos"),
@@ -86,7 +88,7 @@ class Tokenizer:
         Args:
             text: Any valid Unicode.
             add_special: Whether to add the tokens that the file asks for at the start (bos) and the
-                end (eos), unless they are there already.
+                end (eos or sep), unless they are there already.
             parse_special: Whether to read control tokens written out in the text, as chat templates
                 do. Without it "<|im_end|>" is plain text. User-defined tokens are always read.
             mark: A character to take out after the special tokens were read: inside one that is
@@ -168,10 +170,15 @@ class Tokenizer:
         return number
 
     def _with_ends(self, ids: list[int]) -> list[int]:
-        bos, eos = self.bos_id, self.eos_id
-        start = [bos] if self.add_bos and bos is not None and ids[:1] != [bos] else []
-        end = [eos] if self.add_eos and eos is not None and ids[-1:] != [eos] else []
+        first = self.bos_id if self.add_bos else None
+        last = self.sep_id if self.add_sep else self.eos_id if self.add_eos else None
+        start = [] if first is None or self._is_written(first, ids[:1]) else [first]
+        end = [] if last is None or self._is_written(last, ids[-1:]) else [last]
         return start + ids + end
+
+    def _is_written(self, end: int, ids: list[int]) -> bool:
+        """Returns whether a text has the token for its start or end already, not as plain text."""
+        return ids == [end] and self.is_special(end)
 
 
 def _report_lacking(lacking: list[str], strict: bool) -> None:
@@ -199,57 +206,34 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False
     wrong in them.
     """
     model = meta.string(metadata, "tokenizer.ggml.model")
-    if model not in _MODELS:
+    if model not in MODELS:
         raise GGUFError(
             f"tokenizer.ggml.model is {model!r}, which is no known tokenizer:"
-            f" {nearest(model, _MODELS)}"
+            f" {nearest(model, MODELS)}"
         )
     report_unknown_keys(metadata, model, strict)
-    vocabulary, codec, add_bos = _MODELS[model](metadata)
+    vocabulary, codec, ends = MODELS[model](metadata)
     return Tokenizer(
         vocabulary,
         codec,
         special_tokens(vocabulary, metadata),
-        add_bos=_adds(metadata, vocabulary, "bos", add_bos),
-        add_eos=_adds(metadata, vocabulary, "eos", False),
+        add_bos=_adds(metadata, vocabulary, "bos", ends),
+        add_eos=not ends.sep and _adds(metadata, vocabulary, "eos", ends),
+        add_sep=ends.sep and _adds(metadata, vocabulary, "sep", ends),
     )
 
 
-def _adds(metadata, vocabulary: Vocabulary, name: str, default: bool) -> bool:
+def _adds(metadata, vocabulary: Vocabulary, name: str, ends: Ends) -> bool:
     """Returns whether texts get the token of this name."""
-    adds = meta.boolean(metadata, f"tokenizer.ggml.add_{name}_token", default)
+    key = f"tokenizer.ggml.add_{name}_token"
+    adds = meta.boolean(metadata, key, getattr(ends, name))
+    if name in ends.always and not adds:
+        adds = True
+        meta.warn(f"{key} is False: as in llama.cpp, texts get a {name} token all the same")
     if adds and name not in vocabulary.ids:
         meta.warn(
             f"texts are to get a {name} token, but the file has no"
-            f" tokenizer.ggml.{name}_token_id: they get none"
+            f" tokenizer.ggml.{ID_KEYS[name][0]}: they get none"
         )
         return False
     return adds
-
-
-def _byte_level(metadata):
-    pre = meta.string(metadata, "tokenizer.ggml.pre", "")
-    if not pre:
-        meta.warn(
-            "the file has no tokenizer.ggml.pre: splitting words by 'default', which may not be the"
-            " model's way"
-        )
-    rule = pre_tokenizer(pre or "default")
-    vocabulary = read_vocabulary(metadata, DEFAULT_IDS["gpt2"])
-    return (
-        vocabulary,
-        ByteLevelCodec(vocabulary, meta.strings(metadata, "tokenizer.ggml.merges"), rule),
-        rule.add_bos,
-    )
-
-
-def _sentence_piece(metadata):
-    vocabulary = read_vocabulary(metadata, DEFAULT_IDS["llama"])
-    space_prefix = meta.boolean(metadata, "tokenizer.ggml.add_space_prefix", True)
-    return vocabulary, SentencePieceCodec(vocabulary, space_prefix), True
-
-
-# The special ids that a file may leave out. For gpt2 llama.cpp takes Falcon's, 11; in any other
-# vocabulary that is a comma.
-DEFAULT_IDS = {"gpt2": {}, "llama": {"unk": 0, "bos": 1, "eos": 2}}
-_MODELS = {"gpt2": _byte_level, "llama": _sentence_piece}

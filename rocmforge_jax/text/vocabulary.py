@@ -10,6 +10,8 @@ from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text import special_ids
 from rocmforge_jax.text.token_types import TokenType
 
+SPACE = "▁"  # how a token spells a space, unless it spells bytes
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Vocabulary:

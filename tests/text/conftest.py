@@ -89,6 +89,72 @@ def sentence_piece():
 
 
 @pytest.fixture(scope="session")
+def character_bpe():
+    """A function: (tokens, merges, further keys) -> metadata of Gemma 4's kind of vocabulary.
+
+    Ids 0 to 3 are <pad>, <eos>, <bos>, <unk>, then 256 bytes and the tokens.
+    """
+
+    def make(tokens, merges=(), **keys):
+        named = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        types = [CONTROL] * 3 + [UNKNOWN] + [BYTE] * 256 + [NORMAL] * len(tokens)
+        return {
+            "tokenizer.ggml.model": "gemma4",
+            "tokenizer.ggml.tokens": [*named, *tokens],
+            "tokenizer.ggml.token_type": np.array(types, np.int32),
+            "tokenizer.ggml.merges": list(merges),
+            "tokenizer.ggml.bos_token_id": 2,
+            "tokenizer.ggml.eos_token_id": 1,
+        } | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def word_piece():
+    """A function: (tokens, further keys) -> metadata of BERT's kind of vocabulary.
+
+    Ids 0 to 4 are [PAD], [UNK], [CLS], [SEP] and [MASK], then the tokens.
+    """
+
+    def make(tokens, **keys):
+        named = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        types = [CONTROL] * len(named) + [NORMAL] * len(tokens)
+        return {
+            "tokenizer.ggml.model": "bert",
+            "tokenizer.ggml.tokens": [*named, *tokens],
+            "tokenizer.ggml.token_type": np.array(types, np.int32),
+            "tokenizer.ggml.unknown_token_id": 1,
+            "tokenizer.ggml.bos_token_id": 2,
+            "tokenizer.ggml.seperator_token_id": 3,
+        } | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def unigram():
+    """A function: ({piece: score}, {special text: type}, further keys) -> metadata of T5's kind of
+    vocabulary.
+
+    Ids 0 to 2 are <pad>, </s> and <unk>, then the pieces and the special tokens.
+    """
+
+    def make(pieces, special=(), **keys):
+        special = dict(special)
+        types = [CONTROL, CONTROL, UNKNOWN] + [NORMAL] * len(pieces) + list(special.values())
+        scores = [0.0] * 3 + list(pieces.values()) + [0.0] * len(special)
+        return {
+            "tokenizer.ggml.model": "t5",
+            "tokenizer.ggml.tokens": ["<pad>", "</s>", "<unk>", *pieces, *special],
+            "tokenizer.ggml.scores": np.array(scores, np.float32),
+            "tokenizer.ggml.token_type": np.array(types, np.int32),
+        } | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def reference_tokenizer(reference):
     """A function: name of a reference vocabulary -> its Tokenizer, loaded once."""
     loaded = {}

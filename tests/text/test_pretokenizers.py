@@ -46,6 +46,9 @@ WORDS = {
     "youtu": "I'LL| pay| |1|2|3|4|5| €,| OK|?\n\n| | is|Mixed|(a|)|\t|中文|。",
     "spark2_5": "I|'LL| pay| |1|2|3|4|5| €,| OK|?|\n|\n| | isMixed|(a|)|\t|中文|。",
     "chameleon": "I|'|LL| pay| |1|2|3|4|5| €|,| OK|?|\n|\n|  |isMixed|(|a|)|\t|中文|。",
+    "kimi-k2": "I'LL| pay| |123|45| €,| OK|?\n\n| | is|Mixed|(a|)|\t|中文|。",
+    "afmoe": "I|'LL| pay| |12|345| €,| OK|?\n\n| | isMixed|(a|)|\t|中文|。",
+    "superbpe": "I'LL pay |12|345| €, OK?\n\n  isMixed(a)\t中文。",
     "viking": "I'LL| pay| |1|2|3|4|5| €|,| OK|?\n\n | isMixed|(|a|)\t|中文|。",
 }
 
@@ -97,6 +100,13 @@ def test_words(cut, pre, words):
         ("jais-2", "a       b", "a|    |  | b"),
         ("llama-bpe", "a       b", "a|      | b"),
         ("youtu", "한국어！日本", "한국어|！|日本"),
+        ("kimi-k2", "日本ab's HTTPServer 1234", "日本|ab's| HTTPServer| |123|4"),
+        ("kimi-k2", "cafe\u0301s/\n", "cafe\u0301s|/\n"),
+        ("afmoe", "a1234567b123 12", "a|1|234|567|b|123| |12"),
+        ("afmoe", "x   42", "x|  | |42"),
+        ("afmoe", "ひら한국a", "ひら한국|a"),
+        ("superbpe", "a b1234 123456x", "a b|1|234| |123|456|x"),
+        ("superbpe", "10²345 x½123½45", "10²|345| x|½|123½45"),
         ("chameleon", "x    y\tz", "x|    |y|\t|z"),
     ],
 )
@@ -130,7 +140,9 @@ def test_an_unknown_pre_tokenizer_is_refused_with_the_nearest_names(byte_level, 
 
 @pytest.mark.core
 def test_where_no_name_is_near_all_are_given(byte_level):
-    with pytest.raises(ValueError, match="known are default, gpt-2, .*, viking"):
+    with pytest.raises(
+        ValueError, match="newer than .* 91 names .*: known are default, .*, viking"
+    ):
         tokenizer_from_metadata(byte_level(pre="#"))
 
 
@@ -140,7 +152,7 @@ def test_where_no_name_is_near_all_are_given(byte_level):
     [
         ("gpt-2", "did you mean gpt2"),
         ("llamas", "did you mean llama"),
-        ("bert", "known are gpt2, llama"),
+        ("rwkv", "known are gpt2, llama, gemma4, bert, t5"),
     ],
 )
 def test_an_unknown_tokenizer_is_refused(byte_level, model, hint):
@@ -156,3 +168,12 @@ def test_a_missing_pre_tokenizer_is_said(byte_level, pre):
         del metadata["tokenizer.ggml.pre"]
     with pytest.warns(UserWarning, match="no tokenizer.ggml.pre"):
         assert len(tokenizer_from_metadata(metadata).encode("12")) == 2
+
+
+@pytest.mark.core
+def test_kimi_k2_may_lack_merges(byte_level):
+    metadata = byte_level(words=["ab"], pre="kimi-k2")
+    assert len(tokenizer_from_metadata(metadata).encode("ab")) == 1
+    del metadata["tokenizer.ggml.merges"]
+    with pytest.warns(UserWarning, match="no tokenizer.ggml.merges"):
+        assert len(tokenizer_from_metadata(metadata).encode("ab")) == 2

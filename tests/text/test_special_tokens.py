@@ -89,6 +89,14 @@ def test_bos_and_eos_are_not_doubled(chat):
     assert tokenizer.encode("<s>a<|im_end|>", add_special=True)[1] != 256
 
 
+def test_plain_text_is_no_bos(byte_level):
+    """A vocabulary may name a token that a text can hold, as Falcon's. llama.cpp adds it too."""
+    tokenizer = tokenizer_from_metadata(byte_level(bos_token_id=97, add_bos_token=True))
+    (a,) = tokenizer.encode("a")
+    assert a == tokenizer.bos_id
+    assert tokenizer.encode("ab", add_special=True) == [a, a, *tokenizer.encode("b")]
+
+
 def test_nothing_is_added_unless_asked_for(chat):
     tokenizer = tokenizer_from_metadata(chat | {"tokenizer.ggml.add_bos_token": True})
     assert tokenizer.add_bos

@@ -8,6 +8,7 @@ from gguf.constants import Keys
 
 from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.text import tokenizer_from_metadata
+from tests.text.charsmaps import charsmap
 
 pytestmark = pytest.mark.core
 
@@ -83,3 +84,47 @@ def test_a_space_before_texts_is_sentence_pieces(byte_level, sentence_piece):
         warnings.simplefilter("error")
         tokenizer = tokenizer_from_metadata(sentence_piece({"▁": -1.0}, add_space_prefix=True))
     assert tokenizer.add_space_prefix
+
+
+@pytest.mark.parametrize(
+    "model, keys, others",
+    [
+        (
+            "gemma4",
+            {"pre": "x", "scores": np.zeros(1), "merges": ["▁ ▁"]},
+            {"precompiled_charsmap"},
+        ),
+        (
+            "bert",
+            {
+                "normalizer.lowercase": False,
+                "normalizer.strip_accents": True,
+                "token_type_count": 2,
+                "pre": "jina-v2-en",
+                "add_sep_token": True,
+            },
+            {"remove_extra_whitespaces", "precompiled_charsmap"},
+        ),
+        (
+            "t5",
+            {
+                "add_space_prefix": True,
+                "remove_extra_whitespaces": True,
+                "precompiled_charsmap": charsmap({"a": "b"}),
+                "pre": "default",
+                "token_type_count": 1,
+            },
+            {"normalizer.lowercase"},
+        ),
+    ],
+)
+def test_each_model_has_keys_of_its_own(request, model, keys, others):
+    makers = {"gemma4": "character_bpe", "bert": "word_piece", "t5": "unigram"}
+    tokens = {"▁▁": 0.0} if model == "t5" else ["▁▁", "▁"]
+    metadata = request.getfixturevalue(makers[model])(tokens, **keys)
+    if "scores" in keys:
+        metadata["tokenizer.ggml.scores"] = np.zeros(len(metadata["tokenizer.ggml.tokens"]))
+    tokenizer_from_metadata(metadata, strict=True)
+    for other in others:
+        with pytest.raises(GGUFError, match=other):
+            tokenizer_from_metadata(metadata | {f"tokenizer.ggml.{other}": True}, strict=True)

@@ -3,9 +3,9 @@
 import jax
 
 from pallas_kernels.router import kernels
-from pallas_kernels.router.blocks import BLOCKS, Blocks
+from pallas_kernels.router.blocks import Blocks, blocks_of
 from pallas_kernels.router.routing import Routing
-from pallas_kernels.targets import Target, of_family
+from pallas_kernels.targets import Target
 
 
 def route(
@@ -45,7 +45,7 @@ def route(
     check_operands(x_TD, kernel_DE, norm_D, routing, bias_E, selection_bias_E)
     if routing.groups > 1:
         raise NotImplementedError(f"the experts are in {routing.groups} groups")
-    blocks = blocks or of_family(BLOCKS, target)
+    blocks = blocks or blocks_of(kernel_DE.shape[1], target)
     logits = kernels.logits(x_TD, kernel_DE, norm_D, blocks, target)
     biases = bias_E, selection_bias_E
     return kernels.choose(logits, biases, x_TD.shape[1], routing, epsilon, blocks, target)

@@ -125,7 +125,7 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
         [jax.ShapeDtypeStruct((T, routing.used), dtype) for dtype in (jnp.float32, jnp.int32)],
         grid=(T,),
         target=target,
-        warps=blocks.threads // target.wave,
+        warps=blocks.threads_choosing // target.wave,
         name="route_choose",
     )
     return tuple(run(*operands))

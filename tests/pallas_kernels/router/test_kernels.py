@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels import router
 from pallas_kernels.router import Routing
+from pallas_kernels.router.blocks import BLOCKS
 from tests.pallas_kernels.conftest import GPUS, TARGET, lowered_to_triton
 from tests.routed import ROUTINGS, routed
 
@@ -69,6 +70,31 @@ def test_every_way_to_choose(name, experts, normal, distance):
     truth, best = routed(wide @ np.float64(kernel) + bias, routing, selection_bias)
     np.testing.assert_array_equal(ids, best)
     assert distance(weights, truth) < 1e-6
+
+
+@pytest.mark.parametrize("experts", [256, 300])
+def test_every_size_of_programs_chooses_the_same(experts, normal):
+    """Those for few and for many experts, whatever the family of GPU."""
+    x, kernel = 3 * normal(2, 1000), normal(1000, experts) / np.float32(1000**0.5)
+    norm, selection_bias = 1 + 0.1 * normal(1000), normal(experts, seed=2) / np.float32(4)
+    found = [
+        router.route(
+            x,
+            kernel,
+            norm,
+            Routing(9, "sigmoid", True),
+            selection_bias_E=selection_bias,
+            epsilon=1e-5,
+            target=TARGET,
+            blocks=blocks,
+        )
+        for of_family in BLOCKS.values()
+        for _, blocks in of_family
+    ]
+    assert len({blocks for of_family in BLOCKS.values() for _, blocks in of_family}) > 1
+    for weights, ids in found[1:]:
+        np.testing.assert_array_equal(ids, found[0][1])
+        np.testing.assert_allclose(weights, found[0][0], rtol=1e-6)
 
 
 def test_more_experts_than_are_compared_at_once_have_a_selection_bias(normal, distance):

@@ -11,12 +11,13 @@ from rocmforge_jax.nn.attention import (
     dot_product_attention,
 )
 from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
-from rocmforge_jax.nn.delta_rule import DeltaState, delta_rule
+from rocmforge_jax.nn.delta_rule import delta_rule
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.latent import LatentState, attend_to_latents
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear, through_each
+from rocmforge_jax.nn.memory_state import MemoryState
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import (
@@ -50,7 +51,6 @@ __all__ = [
     "Cache",
     "CausalConvolution",
     "ConvState",
-    "DeltaState",
     "Embedding",
     "Experts",
     "GELU",
@@ -59,6 +59,7 @@ __all__ = [
     "LatentState",
     "LayerNorm",
     "Linear",
+    "MemoryState",
     "NoState",
     "QuantizedInput",
     "RELU2",

@@ -11,54 +11,13 @@ under the token's key, and moves that by a share `beta` towards the token's valu
 Single tokens take this step. Several tokens go through it in chunks, as products of matrices.
 """
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from rocmforge_jax.nn.chunks import cut_into_chunks, decays, exact_einsum, joined_chunks
-from rocmforge_jax.nn.convolution import ConvState
-from rocmforge_jax.nn.state import BATCH_AXIS, HEADS_AXIS, State, partition
 
 #: Tokens of a chunk, and of the diagonal blocks in which its triangular system is inverted.
 CHUNK, BLOCK = 32, 16
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DeltaState(State):
-    """The memory of a gated delta rule, and the last inputs of the convolution before it.
-
-    Attributes:
-        memory_BNHW: float32, for each head a matrix from keys to values, zeros at first.
-        conv: The state of the convolution over queries, keys and values.
-    """
-
-    memory_BNHW: jax.Array
-    conv: ConvState
-
-    @classmethod
-    def zeros(
-        cls,
-        batch: int,
-        heads: int,
-        key_width: int,
-        value_width: int,
-        taps: int,
-        channels: int,
-        dtype,
-    ) -> "DeltaState":
-        """Returns the state before the first token. dtype: of the convolution's inputs."""
-        memory_BNHW = jnp.zeros((batch, heads, key_width, value_width), jnp.float32)
-        return cls(memory_BNHW, ConvState.zeros(batch, taps, channels, dtype))
-
-    def specs(self, mesh: Mesh) -> "DeltaState":
-        """Returns PartitionSpecs: the batch over the axis "data", heads over "model"."""
-        axes = {0: BATCH_AXIS, 1: HEADS_AXIS}
-        memory: Any = partition(mesh, self.memory_BNHW.shape, axes)
-        return DeltaState(memory, self.conv.specs(mesh))
 
 
 def delta_rule(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW, lengths_B=None):

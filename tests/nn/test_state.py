@@ -7,16 +7,22 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from rocmforge_jax.nn import Cache, ConvState, DeltaState, KVState, NoState, causal_convolution
+from rocmforge_jax.nn import Cache, ConvState, KVState, MemoryState, NoState, causal_convolution
 
 pytestmark = pytest.mark.core
 
 BATCH, LENGTH = 4, 96
+
+
+def memory(batch):
+    return MemoryState.zeros(batch, (6, 5, 7), taps=4, channels=102, dtype=jnp.bfloat16)
+
+
 STATES = {
     "keys and values": lambda batch: KVState.zeros(batch, 6, 8, LENGTH, jnp.float32),
     "ring buffer": lambda batch: KVState.zeros(batch, 6, 8, 500, jnp.float32, window=20),
     "convolution": lambda batch: ConvState.zeros(batch, 4, 10, jnp.float32),
-    "delta rule": lambda batch: DeltaState.zeros(batch, 6, 5, 7, 4, 102, jnp.bfloat16),
+    "memory": memory,
     "nothing": lambda batch: NoState(),
 }
 
@@ -78,7 +84,7 @@ def test_who_can_be_rewound():
     assert states["ring buffer"].rewound(90, 45) is None
     assert states["ring buffer"].rewound(64, 1) is not None  # nothing was overwritten
     assert states["convolution"].rewound(90, 89) is None
-    assert states["delta rule"].rewound(90, 89) is None
+    assert states["memory"].rewound(90, 89) is None
 
 
 def test_a_cache_is_rewound_only_with_all_of_its_layers():
@@ -89,9 +95,9 @@ def test_a_cache_is_rewound_only_with_all_of_its_layers():
     assert Cache((kv, conv), lengths, LENGTH).rewound(40, 40).lengths_B.tolist() == [40]
 
 
-def test_the_memory_of_a_delta_rule_is_in_float32():
-    """6 heads from 5 to 7 numbers; 3 inputs of a filter of 4 taps, in the cache's dtype."""
-    state = STATES["delta rule"](BATCH)
+def test_a_memory_is_in_float32():
+    """6 heads of 5 by 7 numbers; 3 inputs of a filter of 4 taps, in the cache's dtype."""
+    state = STATES["memory"](BATCH)
     assert (state.memory_BNHW.shape, state.memory_BNHW.dtype) == ((BATCH, 6, 5, 7), jnp.float32)
     assert state.conv.inputs.shape == (BATCH, 3, 102) and state.conv.inputs.dtype == jnp.bfloat16
     assert state.nbytes == BATCH * (6 * 5 * 7 * 4 + 3 * 102 * 2)
@@ -114,7 +120,7 @@ def test_the_memory_of_a_delta_rule_is_in_float32():
 )
 def test_partition_specs(sizes, names, kv, conv, lengths):
     """The batch over "data", heads over "model", wherever the mesh divides them."""
-    kinds = ("keys and values", "convolution", "nothing", "delta rule")
+    kinds = ("keys and values", "convolution", "nothing", "memory")
     states = tuple(STATES[kind](BATCH) for kind in kinds)
     cache = Cache(states, jnp.zeros(BATCH, jnp.int32), LENGTH)
     specs = cache.specs(AbstractMesh(sizes, names))

@@ -21,6 +21,7 @@ from rocmforge_jax.nn.memory_state import MemoryState
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import (
+    GroupedRMSNorm,
     LayerNorm,
     RMSNorm,
     l2_norm,
@@ -40,6 +41,7 @@ from rocmforge_jax.nn.rope import (
     yarn_magnitude,
 )
 from rocmforge_jax.nn.shared_trace import shared_trace
+from rocmforge_jax.nn.ssm import selective_scan
 from rocmforge_jax.nn.state import Cache, NoState, State
 from rocmforge_jax.nn.vector import Bias, Vector
 
@@ -55,6 +57,7 @@ __all__ = [
     "Experts",
     "GELU",
     "Gate",
+    "GroupedRMSNorm",
     "KVState",
     "LatentState",
     "LayerNorm",
@@ -94,6 +97,7 @@ __all__ = [
     "scaled_norm",
     "rope_table",
     "route",
+    "selective_scan",
     "shared_trace",
     "swiglu",
     "swiglu_mlp",

@@ -4,10 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from rocmforge_jax.nn import Cache, ConvState, KVState, MemoryState, NoState, causal_convolution
+from rocmforge_jax.nn import (
+    Cache,
+    CausalConvolution,
+    ConvState,
+    KVState,
+    MemoryState,
+    NoState,
+    causal_convolution,
+)
 
 pytestmark = pytest.mark.core
 
@@ -128,6 +137,17 @@ def test_partition_specs(sizes, names, kv, conv, lengths):
     assert specs.layers[1].inputs == conv and specs.lengths_B == lengths
     assert (specs.layers[3].memory_BNHW, specs.layers[3].conv.inputs) == (kv, conv)
     assert jax.tree.structure(specs) == jax.tree.structure(cache)
+
+
+def test_the_bias_of_a_convolution_is_added_to_its_outputs():
+    random = np.random.default_rng(4)
+    x, kernel, bias = (
+        jnp.asarray(random.normal(size=s), jnp.float32) for s in ((2, 5, 6), (3, 6), 6)
+    )
+    module = CausalConvolution(3, 6, use_bias=True, rngs=nnx.Rngs(0))
+    module.kernel.set_value(kernel)
+    module.bias.set_value(bias)
+    np.testing.assert_allclose(module(x)[0], causal_convolution(x, kernel)[0] + bias[None, None])
 
 
 def test_a_convolution_checks_its_operands():

@@ -29,6 +29,7 @@ from rocmforge_jax.nn.norm import (
     rms_norm,
     scaled_norm,
 )
+from rocmforge_jax.nn.parallel_state import ParallelState
 from rocmforge_jax.nn.products import Activated, Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
@@ -64,6 +65,7 @@ __all__ = [
     "Linear",
     "MemoryState",
     "NoState",
+    "ParallelState",
     "QuantizedInput",
     "RELU2",
     "RMSNorm",

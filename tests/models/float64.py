@@ -299,13 +299,17 @@ def choose(part, layer, x):
 
 def mixture(part, layer, x, of_router=None):
     """of_router: what the router reads, where it is not x."""
-    y, of_router = np.zeros_like(x), x if of_router is None else of_router
+    of_router = x if of_router is None else of_router
+    read = x if part.latent is None else linear(layer.ffn_latent_down, x)
+    y = np.zeros_like(read)
     for at in np.ndindex(*x.shape[:-1]):
         for e, w in zip(*choose(part, layer, of_router[at])):
             if part.weights_first:
-                y[at] += one_expert(part, layer, e, w * x[at])
+                y[at] += one_expert(part, layer, e, w * read[at])
             else:
-                y[at] += w * one_expert(part, layer, e, x[at])
+                y[at] += w * one_expert(part, layer, e, read[at])
+    if part.latent is not None:
+        y = linear(layer.ffn_latent_up, y)
     if part.shared_hidden:
         up = linear(layer.ffn_up_shexp, x)
         if part.gated:

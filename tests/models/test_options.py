@@ -164,6 +164,11 @@ OPTIONS = {
     "weights first": mixed(1, "sigmoid", False, weights_first=True, shared_hidden=16),
     "fused stacks": mixed(fused=True),
     "experts without gates": mixed(gated=False, activation=RELU2, shared_hidden=16),
+    "experts that read a latent": mixed(latent=20),
+    "experts without gates that read a latent": mixed(
+        3, "sigmoid", True, 1.5, latent=20, gated=False, activation=RELU2, shared_hidden=16
+    )
+    | dict(output_scales=frozenset(("ffn_latent_down", "ffn_latent_up"))),
     "experts of gpt-oss": mixed(3, "softmax_of_chosen", False, activation=swiglu_oai())
     | dict(biases=STACKS | {"ffn_gate_inp"}),
     "scaled experts": mixed() | dict(output_scales=STACKS),
@@ -198,7 +203,7 @@ def _randomize(decoder):
         for name, variable in vars(module).items():
             if isinstance(variable, nnx.Variable) and name != "embedding":
                 value = np.asarray(variable.get_value())
-                if value.ndim < 2 or name == "bias":
+                if value.ndim < 2 or name in ("bias", "scale"):
                     around = {"scale": 1.0, "output_scale": 1.0, "ssm_a": -1.5}.get(name, 0.0)
                     new = random.normal(around, 0.4, value.shape)
                     variable.set_value(jnp.asarray(new, value.dtype))

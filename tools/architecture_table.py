@@ -11,7 +11,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from rocmforge_jax.models import ARCHITECTURES, Attention, DecoderConfig, GatedAndMixture, Mixture
+from rocmforge_jax.models import (
+    ARCHITECTURES,
+    Attention,
+    DecoderConfig,
+    GatedAndMixture,
+    LatentAttention,
+    Mixture,
+)
 from rocmforge_jax.models.keys import KeyReader
 from tools import marked_table
 
@@ -55,6 +62,18 @@ DELTA_RULE = {
     "ssm.state_size": 32,
     "ssm.inner_size": 256,
     "attention.sliding_window": 0,
+}
+STATE_SPACE = {
+    "ssm.conv_kernel": 4,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 8,
+    "ssm.state_size": 32,
+    "ssm.inner_size": 512,
+}
+#: One part a layer: a state space, a feed-forward, attention, a feed-forward.
+NEMOTRON_H = STATE_SPACE | {
+    "attention.head_count_kv": np.array([0, 0, 2, 0] * (LAYERS // 4)),
+    "feed_forward_length": np.array([0, 64, 0, 64] * (LAYERS // 4)),
 }
 #: Keys that an architecture gets besides.
 MORE = {
@@ -106,6 +125,17 @@ MORE = {
         "rope.scaling.yarn_log_multiplier": 0.1,
     },
     "granite": GRANITE,
+    "granitehybrid": EXPERTS
+    | GRANITE
+    | STATE_SPACE
+    | {
+        "attention.head_count_kv": np.array([0, 0, 2] * (LAYERS // 3)),
+        "rope.scaling.finetuned": False,
+    },
+    "mamba2": STATE_SPACE,
+    "nemotron_h": NEMOTRON_H,
+    "nemotron_h_moe": EXPERTS | NEMOTRON_H | {"expert_weights_norm": True},
+    "falcon-h1": STATE_SPACE,
 }
 
 
@@ -144,11 +174,12 @@ def renewed(page: str) -> str:
 
 def _row(name: str, config: DecoderConfig) -> str:
     mixers = [layer.mixer for layer in config.layers if layer.mixer is not None]
-    attentions = [mixer for mixer in mixers if isinstance(mixer, Attention)]
-    rotating = [mixer for mixer in mixers if hasattr(mixer, "heads")]
+    parts = [part for mixer in mixers for part in getattr(mixer, "mixers", (mixer,))]
+    attentions = [part for part in parts if isinstance(part, Attention)]
+    rotating = [part for part in parts if isinstance(part, Attention | LatentAttention)]
     cells = [
         f"`{name}`",
-        _kinds(type(mixer).__name__ for mixer in mixers),
+        _kinds(map(_kind, mixers)),
         _joined(_attention(one) for one in attentions),
         _joined(_rope(one.rope) for one in rotating),
         _joined(_norms(layer) for layer in config.layers),
@@ -156,6 +187,10 @@ def _row(name: str, config: DecoderConfig) -> str:
         _scales(config),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _kind(mixer) -> str:
+    return " + ".join(type(part).__name__ for part in getattr(mixer, "mixers", (mixer,)))
 
 
 def _kinds(names) -> str:
@@ -227,6 +262,7 @@ def _named(feed) -> str:
     routing = feed.routing
     parts = [f"{feed.activation} experts, {routing.scoring.replace('_', ' ')}"]
     parts += ["renormalised"] if routing.renormalize else []
+    parts += [] if feed.gated else ["without gates"]
     parts += ["selection bias"] if feed.selection_bias else []
     parts += [f"{routing.groups} groups"] if routing.groups > 1 else []
     return ", ".join(parts)

@@ -115,7 +115,8 @@ def claim(decoder, gguf) -> tuple[list[Claim], list[str]]:
             name = tensor_name((*path, attribute))
             shape = _file_shape(variable.shape, attribute)
             tensor = _find(gguf.tensors, name)
-            names |= {part.name for part in getattr(tensor, "parts", ())} | {name}
+            parts: Any = getattr(tensor, "parts", (tensor,))
+            names |= {part.name for part in parts if part is not None}
             if tensor is None:
                 problems.append(f"{name} {list(shape)} is missing")
             elif _without_ones(tensor.shape) != _without_ones(shape):
@@ -178,9 +179,13 @@ def warn_of_left_out(gguf, layers: int) -> None:
 
 
 def _find(tensors, name: str) -> TensorInfo | Joined | None:
-    """Returns the tensor of a name, or those that hold it together."""
-    if name in tensors:
-        return tensors[name]
+    """Returns the tensor of a name, or those that hold it together.
+
+    Files of Falcon-H1 lack the suffix of ffn_norm.
+    """
+    for known in (name, name.removesuffix(".weight")):
+        if known in tensors:
+            return tensors[known]
     layer, _, of_layer = name.rpartition(".attn_")
     parts = [tensors.get(f"{layer}.{part}") for part in _JOINED.get(f"attn_{of_layer}", ())]
     return _join(parts) if parts and None not in parts else None

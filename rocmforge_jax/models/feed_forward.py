@@ -85,6 +85,8 @@ class Mixture:
         weights_first: Whether a weight multiplies the input of its expert, not the output.
         shared_hidden: Units of an expert that every token goes through as well, 0 for none.
         shared_gate: Whether a sigmoid gate multiplies the shared expert (ffn_gate_inp_shexp).
+        latent: Numbers that the experts read and give, which ffn_latent_down makes of the residual
+            stream and ffn_latent_up brings back to it; None for its own width.
     """
 
     experts: int
@@ -97,10 +99,11 @@ class Mixture:
     weights_first: bool = False
     shared_hidden: int = 0
     shared_gate: bool = False
+    latent: int | None = None
     output = None
 
     def __post_init__(self):
-        check_sizes(hidden=self.hidden)
+        check_sizes(hidden=self.hidden, latent=1 if self.latent is None else self.latent)
         self.routing.check(self.experts)
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
@@ -110,10 +113,14 @@ class Mixture:
         }
         if self.selection_bias:
             made["exp_probs_b"] = Bias(self.experts)
+        if self.latent is not None:
+            made["ffn_latent_down"] = make.linear("ffn_latent_down", make.width, self.latent)
+            made["ffn_latent_up"] = make.linear("ffn_latent_up", self.latent, make.width)
+        width = self.latent or make.width
         sizes = dict.fromkeys(self._first_stacks(), self.hidden * (2 if self.fused else 1))
         for name, units in sizes.items():
-            made[name] = make.experts(name, self.experts, make.width, units)
-        made["ffn_down_exps"] = make.experts("ffn_down_exps", self.experts, self.hidden, make.width)
+            made[name] = make.experts(name, self.experts, width, units)
+        made["ffn_down_exps"] = make.experts("ffn_down_exps", self.experts, self.hidden, width)
         return made | self._shared_modules(make)
 
     def _first_stacks(self) -> tuple[str, ...]:
@@ -147,17 +154,23 @@ class Mixture:
             norm=router_norm or norm,
         )
         *gates, up = (getattr(layer, name) for name in self._first_stacks())
+        read, norm_of_read = x_TD, norm
+        if self.latent is not None:
+            (read,) = products(x_TD, [layer.ffn_latent_down], norm=norm)
+            norm_of_read = None
         out_TD = mixture(
-            x_TD,
+            read,
             weights,
             experts,
             gates[0] if gates else None,
             up,
             layer.ffn_down_exps,
-            norm=norm,
+            norm=norm_of_read,
             activation=self.activation,
             weights_first=self.weights_first,
         )
+        if self.latent is not None:
+            (out_TD,) = products(out_TD, [layer.ffn_latent_up])
         if self.shared_hidden:
             out_TD = out_TD + self._shared(layer, x_TD, norm)
         return out_TD.reshape(x_BTD.shape)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rocmforge_jax.gguf import GGUFError
@@ -28,6 +28,8 @@ def llama_like(
     experts_required: bool = False,
     mixer: Callable[[int, Attention | None], Mixer | None] | None = None,
     mixers: Sequence[Mixer | None] | None = None,
+    feed_forward_layers: Collection[int] | None = None,
+    epsilon: float | None = None,
     **decoder,
 ) -> DecoderConfig:
     """Reads the configuration of a decoder that resembles Llama's.
@@ -46,17 +48,21 @@ def llama_like(
         mixer: (number of a layer, its attention) -> its mixer, for what differs between layers. The
             attention is None where the file counts no KV heads.
         mixers: The mixers of all layers, for families without such attention.
+        feed_forward_layers: Numbers of the layers with a feed-forward. None: all, but for those
+            whose units the file counts as 0.
+        epsilon: Of all norms, default what the file says.
         **decoder: Changes of the `DecoderConfig`.
     """
     norm_kind = (norms or {}).get("kind", "rms")
-    rms = "rms_" if norm_kind == "rms" else ""
-    epsilon = keys.real(f"attention.layer_norm_{rms}epsilon", above=False)
+    if epsilon is None:
+        rms = "rms_" if norm_kind == "rms" else ""
+        epsilon = keys.real(f"attention.layer_norm_{rms}epsilon", above=False)
     if mixers is None:
         of_file = attentions(keys, interleaved, **(attention or {}))
         mixers = of_file if mixer is None else [mixer(i, one) for i, one in enumerate(of_file)]
     if experts_required:
         keys.integer("expert_count")
-    feeds = feed_forwards(keys, gated or {}, mixture or {}, routing or {})
+    feeds = feed_forwards(keys, gated or {}, mixture or {}, routing or {}, feed_forward_layers)
     layers = tuple(
         LayerConfig(
             mixer=mixers[i],
@@ -223,24 +229,42 @@ def window_rope(keys: KeyReader, full: RopeConfig, base: float | None = None) ->
 
 
 def feed_forwards(
-    keys: KeyReader, gated: dict, mixture: dict, routing: dict
+    keys: KeyReader,
+    gated: dict,
+    mixture: dict,
+    routing: dict,
+    layers: Collection[int] | None = None,
 ) -> list[Gated | Mixture | None]:
-    """Reads the feed-forward of each layer. The others are changes of each one."""
+    """Reads the feed-forward of each layer.
+
+    Args:
+        keys: Of the file.
+        gated: Changes of each `Gated`.
+        mixture: Changes of each `Mixture`.
+        routing: Changes of the `Routing` of each mixture.
+        layers: See `feed_forward_layers` of `llama_like`.
+    """
+    layers = range(keys.layers) if layers is None else layers
+    if not layers:
+        return [None] * keys.layers
     experts = keys.integer("expert_count", 0, low=0)
     if experts == 1 and not keys.has(keys.layers - 1, "ffn_gate_inp.weight"):
         experts = 0  # one expert without a router is a dense feed-forward
     # Experts may have a size of their own, and then a file need not have this one.
     default, low = (0, 0) if experts else (None, 1)
     hidden = keys.integers("feed_forward_length", default, low)
-    dense, step, chosen = keys.layers, 1, None
+    dense, step, used, groups = keys.layers, 1, (0,) * keys.layers, {}
     if experts:
         dense = keys.integer("leading_dense_block_count", 0, low=0)
         step = keys.integer("interleave_moe_layer_step", 1)
-        used = keys.integer("expert_used_count", high=experts)
-        chosen = dataclasses.replace(Routing(used, "softmax", True, **_groups(keys)), **routing)
+        used = keys.integers("expert_used_count", high=experts)
+        groups = _groups(keys)
 
     def of_layer(i):
-        if chosen is not None and i >= dense and (i + 1) % step == 0:
+        if i not in layers:
+            return None
+        if i >= dense and (i + 1) % step == 0:
+            chosen = dataclasses.replace(Routing(used[i], "softmax", True, **groups), **routing)
             mixed = _mixture(keys, i, experts, chosen, hidden[i])
             return dataclasses.replace(mixed, **mixture)
         if not hidden[i]:
@@ -259,11 +283,13 @@ def _mixture(keys, i: int, experts: int, routing: Routing, dense_hidden: int) ->
     shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
     shared = shared or keys.inputs(i, "ffn_down_shexp.weight")
     count = keys.integer("expert_shared_count", 0, low=0)
+    latent = keys.integer("moe_latent_size", 0, low=0)
     return Mixture(
         experts=experts,
         routing=routing,
         hidden=hidden,
         shared_hidden=shared or count * hidden,
+        latent=(latent or keys.inputs(i, "ffn_latent_up.weight")) or None,
         fused=keys.has(i, "ffn_gate_up_exps.weight"),
         selection_bias=keys.has(i, "exp_probs_b.bias"),
         shared_gate=keys.has(i, "ffn_gate_inp_shexp.weight"),

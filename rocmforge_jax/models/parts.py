@@ -45,8 +45,8 @@ class Mixer(Protocol):
     """
 
     @property
-    def output(self) -> str:
-        """The name of the projection that follows, such as "attn_output"."""
+    def output(self) -> str | None:
+        """The name of the projection that follows, or None where the result is final."""
         ...
 
     @property

@@ -11,15 +11,17 @@ from rocmforge_jax.nn.attention import (
     dot_product_attention,
 )
 from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
-from rocmforge_jax.nn.delta_rule import DeltaState, delta_rule
+from rocmforge_jax.nn.delta_rule import delta_rule
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.latent import LatentState, attend_to_latents
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear, through_each
+from rocmforge_jax.nn.memory_state import MemoryState
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import (
+    GroupedRMSNorm,
     LayerNorm,
     RMSNorm,
     l2_norm,
@@ -27,6 +29,7 @@ from rocmforge_jax.nn.norm import (
     rms_norm,
     scaled_norm,
 )
+from rocmforge_jax.nn.parallel_state import ParallelState
 from rocmforge_jax.nn.products import Activated, Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
@@ -39,6 +42,7 @@ from rocmforge_jax.nn.rope import (
     yarn_magnitude,
 )
 from rocmforge_jax.nn.shared_trace import shared_trace
+from rocmforge_jax.nn.ssm import selective_scan
 from rocmforge_jax.nn.state import Cache, NoState, State
 from rocmforge_jax.nn.vector import Bias, Vector
 
@@ -50,16 +54,18 @@ __all__ = [
     "Cache",
     "CausalConvolution",
     "ConvState",
-    "DeltaState",
     "Embedding",
     "Experts",
     "GELU",
     "Gate",
+    "GroupedRMSNorm",
     "KVState",
     "LatentState",
     "LayerNorm",
     "Linear",
+    "MemoryState",
     "NoState",
+    "ParallelState",
     "QuantizedInput",
     "RELU2",
     "RMSNorm",
@@ -93,6 +99,7 @@ __all__ = [
     "scaled_norm",
     "rope_table",
     "route",
+    "selective_scan",
     "shared_trace",
     "swiglu",
     "swiglu_mlp",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rocmforge_jax.nn.fresh import normal
+from rocmforge_jax.nn.fresh import filled, normal
 from rocmforge_jax.nn.state import State
 
 
@@ -77,11 +77,24 @@ class CausalConvolution(nnx.Module):
 
     Attributes:
         kernel: (L, D).
+        bias: (D,), added to the outputs, or None.
     """
 
-    def __init__(self, taps: int, channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs | None):
+    def __init__(
+        self,
+        taps: int,
+        channels: int,
+        *,
+        use_bias: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs | None,
+    ):
         self.kernel = nnx.Param(normal(rngs, (taps, channels), taps**-0.5, dtype))
+        self.bias = nnx.Param(filled((channels,), 0, dtype)) if use_bias else None
 
     def __call__(self, x_BTD, state: ConvState | None = None, lengths_B=None):
         """Convolves x: see `causal_convolution`."""
-        return causal_convolution(x_BTD, self.kernel.get_value(), state, lengths_B)
+        y_BTD, state = causal_convolution(x_BTD, self.kernel.get_value(), state, lengths_B)
+        if self.bias is not None:
+            y_BTD = y_BTD + self.bias.get_value().astype(jnp.float32)[None, None]
+        return y_BTD, state

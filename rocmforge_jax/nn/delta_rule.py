@@ -11,53 +11,13 @@ under the token's key, and moves that by a share `beta` towards the token's valu
 Single tokens take this step. Several tokens go through it in chunks, as products of matrices.
 """
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from rocmforge_jax.nn.convolution import ConvState
-from rocmforge_jax.nn.state import BATCH_AXIS, HEADS_AXIS, State, partition
+from rocmforge_jax.nn.chunks import cut_into_chunks, decays, exact_einsum, joined_chunks
 
 #: Tokens of a chunk, and of the diagonal blocks in which its triangular system is inverted.
 CHUNK, BLOCK = 32, 16
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DeltaState(State):
-    """The memory of a gated delta rule, and the last inputs of the convolution before it.
-
-    Attributes:
-        memory_BNHW: float32, for each head a matrix from keys to values, zeros at first.
-        conv: The state of the convolution over queries, keys and values.
-    """
-
-    memory_BNHW: jax.Array
-    conv: ConvState
-
-    @classmethod
-    def zeros(
-        cls,
-        batch: int,
-        heads: int,
-        key_width: int,
-        value_width: int,
-        taps: int,
-        channels: int,
-        dtype,
-    ) -> "DeltaState":
-        """Returns the state before the first token. dtype: of the convolution's inputs."""
-        memory_BNHW = jnp.zeros((batch, heads, key_width, value_width), jnp.float32)
-        return cls(memory_BNHW, ConvState.zeros(batch, taps, channels, dtype))
-
-    def specs(self, mesh: Mesh) -> "DeltaState":
-        """Returns PartitionSpecs: the batch over the axis "data", heads over "model"."""
-        axes = {0: BATCH_AXIS, 1: HEADS_AXIS}
-        memory: Any = partition(mesh, self.memory_BNHW.shape, axes)
-        return DeltaState(memory, self.conv.specs(mesh))
 
 
 def delta_rule(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW, lengths_B=None):
@@ -114,7 +74,7 @@ def delta_step(token, memory_BNHW):
     q_BNH, k_BNH, v_BNW, log_decay_BN, beta_BN = token
     decay_BN1 = jnp.exp(log_decay_BN)[..., None]
     both_BN2H = jnp.stack([k_BNH, q_BNH], axis=2)
-    read_BN2W = _product("bnrh,bnhw->bnrw", both_BN2H, memory_BNHW) * decay_BN1[..., None]
+    read_BN2W = exact_einsum("bnrh,bnhw->bnrw", both_BN2H, memory_BNHW) * decay_BN1[..., None]
     change_BNW = beta_BN[..., None] * (v_BNW - read_BN2W[:, :, 0])
     overlap_BN1 = jnp.sum(q_BNH * k_BNH, axis=-1, keepdims=True)
     memory_BNHW = decay_BN1[..., None] * memory_BNHW + k_BNH[..., None] * change_BNW[:, :, None]
@@ -123,19 +83,12 @@ def delta_step(token, memory_BNHW):
 
 def _in_chunks(tokens, memory_BNHW):
     """Applies the rule to several tokens, chunk by chunk."""
-    B, T, N = tokens[-1].shape
+    T = tokens[-1].shape[1]
     chunk = min(CHUNK, -(-T // BLOCK) * BLOCK)
-    count = -(-T // chunk)
-
-    def cut(a):
-        """Returns [count, B, N, chunk, ...], padded with zeros, which change no memory."""
-        a = jnp.pad(a, [(0, 0), (0, count * chunk - T)] + [(0, 0)] * (a.ndim - 2))
-        return jnp.moveaxis(a.reshape(B, count, chunk, *a.shape[2:]), (1, 3), (0, 2))
-
+    cut = tuple(cut_into_chunks(token, chunk) for token in tokens)
     # A CPU's cache holds the temporaries of one chunk, and not those of all chunks at once.
-    memory_BNHW, out = jax.lax.scan(_chunk, memory_BNHW, tuple(map(cut, tokens)))
-    out_BTNW = jnp.moveaxis(out, (0, 2), (1, 3)).reshape(B, count * chunk, N, -1)
-    return out_BTNW[:, :T], memory_BNHW
+    memory_BNHW, out = jax.lax.scan(_chunk, memory_BNHW, cut)
+    return joined_chunks(out, T), memory_BNHW
 
 
 def _chunk(memory_BNHW, tokens):
@@ -145,34 +98,22 @@ def _chunk(memory_BNHW, tokens):
     system of C equations (the WY form of a product of Householder-like matrices).
     """
     q_BNCH, k_BNCH, v_BNCW, log_decay_BNC, beta_BNC = tokens
-    since_start_BNC, between_BNCC = _decays(log_decay_BNC)
+    since_start_BNC, between_BNCC = decays(log_decay_BNC)
     scaled_BNCH = k_BNCH * beta_BNC[..., None]
-    overlaps_BNCC = _product("bnch,bndh->bncd", scaled_BNCH, k_BNCH) * between_BNCC
-    held_BNCW = _product("bnch,bnhw->bncw", scaled_BNCH * since_start_BNC[..., None], memory_BNHW)
+    overlaps_BNCC = exact_einsum("bnch,bndh->bncd", scaled_BNCH, k_BNCH) * between_BNCC
+    held_BNCW = exact_einsum(
+        "bnch,bnhw->bncw", scaled_BNCH * since_start_BNC[..., None], memory_BNHW
+    )
     changes_BNCW = _solve(overlaps_BNCC, v_BNCW * beta_BNC[..., None] - held_BNCW)
-    scores_BNCC = _product("bnch,bndh->bncd", q_BNCH, k_BNCH) * between_BNCC
-    out_BNCW = _product(
+    scores_BNCC = exact_einsum("bnch,bndh->bncd", q_BNCH, k_BNCH) * between_BNCC
+    out_BNCW = exact_einsum(
         "bnch,bnhw->bncw", q_BNCH * since_start_BNC[..., None], memory_BNHW
-    ) + _product("bncd,bndw->bncw", scores_BNCC, changes_BNCW)
+    ) + exact_einsum("bncd,bndw->bncw", scores_BNCC, changes_BNCW)
     until_end_BNCH = k_BNCH * between_BNCC[..., -1, :, None]
-    memory_BNHW = since_start_BNC[..., -1, None, None] * memory_BNHW + _product(
+    memory_BNHW = since_start_BNC[..., -1, None, None] * memory_BNHW + exact_einsum(
         "bnch,bncw->bnhw", until_end_BNCH, changes_BNCW
     )
     return memory_BNHW, out_BNCW
-
-
-def _decays(log_decay_BNC):
-    """Returns the decay from the start of a chunk to each token, and between each two tokens.
-
-    [..., c, d] is that from token d to token c, 0 for a later token d. Each is summed by itself: a
-    difference of two sums from the start loses digits after tokens with a strong decay.
-    """
-    C = log_decay_BNC.shape[-1]
-    lower_CC = jnp.tril(jnp.ones((C, C), jnp.float32))
-    after_BNCC = jnp.tril(jnp.broadcast_to(log_decay_BNC[..., None], (*log_decay_BNC.shape, C)), -1)
-    between_BNCC = jnp.exp(_product("ce,bned->bncd", lower_CC, after_BNCC))
-    since_start_BNC = jnp.exp(_product("ce,bne->bnc", lower_CC, log_decay_BNC))
-    return since_start_BNC, jnp.tril(between_BNCC)
 
 
 def _solve(matrix_BNCC, right_BNCW):
@@ -185,11 +126,11 @@ def _solve(matrix_BNCC, right_BNCW):
     blocks = C // BLOCK
     cut = matrix_BNCC.reshape(*batch, blocks, BLOCK, blocks, BLOCK)
     inverse = _inverse(jnp.stack([cut[..., i, :, i, :] for i in range(blocks)], axis=2))
-    solved = _product("bncd,bndw->bncw", inverse[:, :, 0], right_BNCW[:, :, :BLOCK])
+    solved = exact_einsum("bncd,bndw->bncw", inverse[:, :, 0], right_BNCW[:, :, :BLOCK])
     for i in range(1, blocks):
         rows = slice(i * BLOCK, (i + 1) * BLOCK)
-        known = _product("bncd,bndw->bncw", matrix_BNCC[:, :, rows, : i * BLOCK], solved)
-        new = _product("bncd,bndw->bncw", inverse[:, :, i], right_BNCW[:, :, rows] - known)
+        known = exact_einsum("bncd,bndw->bncw", matrix_BNCC[:, :, rows, : i * BLOCK], solved)
+        new = exact_einsum("bncd,bndw->bncw", inverse[:, :, i], right_BNCW[:, :, rows] - known)
         solved = jnp.concatenate([solved, new], axis=2)
     return solved
 
@@ -199,11 +140,6 @@ def _inverse(blocks_BNICC):
     power = -jnp.tril(blocks_BNICC, -1)
     inverse = jnp.eye(BLOCK, dtype=jnp.float32)[None, None, None] + power
     for _ in range(BLOCK.bit_length() - 2):
-        power = _product("bnicd,bnide->bnice", power, power)
-        inverse = inverse + _product("bnicd,bnide->bnice", power, inverse)
+        power = exact_einsum("bnicd,bnide->bnice", power, power)
+        inverse = inverse + exact_einsum("bnicd,bnide->bnice", power, inverse)
     return inverse
-
-
-def _product(axes: str, a, b):
-    """Multiplies in float32, which GPUs otherwise round to fewer bits."""
-    return jnp.einsum(axes, a, b, precision=jax.lax.Precision.HIGHEST)

@@ -10,7 +10,8 @@ from rocmforge_jax.nn.fresh import filled
 def rms_norm(x, scale, epsilon: float):
     """Computes x / sqrt(mean(x^2) + epsilon) * scale over the last axis.
 
-    It is computed in float32 and returned in x's dtype. scale: [x.shape[-1]], or None for 1.
+    It is computed in float32 and returned in x's dtype. scale: the last axis of x, or several last
+    axes, or None for 1.
     """
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
@@ -38,9 +39,9 @@ def l2_norm(x, epsilon: float):
     return (x32 * jax.lax.rsqrt(squares + epsilon)).astype(x.dtype)
 
 
-def _along_last(vector, x):
-    """Returns a vector in float32 that broadcasts along the last axis of x."""
-    return vector.astype(jnp.float32)[(None,) * (x.ndim - 1)]
+def _along_last(array, x):
+    """Returns an array in float32 that broadcasts along the last axes of x."""
+    return array.astype(jnp.float32)[(None,) * (x.ndim - array.ndim)]
 
 
 class RMSNorm(nnx.Module):
@@ -67,6 +68,25 @@ class RMSNorm(nnx.Module):
         """Norms x [..., width]."""
         scale = None if self.scale is None else self.scale.get_value()
         return rms_norm(x, scale, self.epsilon)
+
+
+class GroupedRMSNorm(nnx.Module):
+    """`rms_norm` over each of several groups of numbers, with a learned scale.
+
+    Attributes:
+        scale: (groups, numbers of a group).
+        epsilon: Added to the mean of the squares of a group.
+    """
+
+    def __init__(self, groups: int, width: int, *, epsilon: float, dtype=jnp.float32):
+        self.scale = nnx.Param(filled((groups, width // groups), 1, dtype))
+        self.epsilon = epsilon
+
+    def __call__(self, x):
+        """Norms x [..., width], whose groups follow one another."""
+        scale = self.scale.get_value()
+        grouped = x.reshape(*x.shape[:-1], *scale.shape)
+        return rms_norm(grouped, scale, self.epsilon).reshape(x.shape)
 
 
 class LayerNorm(nnx.Module):

@@ -48,6 +48,20 @@ class State:
         """Whether the state can be rewound to any length, so that it needs no snapshots."""
         return False
 
+    def perishable(self) -> Self | None:
+        """Returns what a snapshot has to keep, None where the state can be rewound."""
+        return None if self.rewinds else self
+
+    def restored(self, kept: Self | None, held: int, length: int) -> Self | None:
+        """Returns the state of the first `length` tokens.
+
+        Args:
+            kept: What `perishable` returned then.
+            held: Tokens of the state now.
+            length: Tokens to keep.
+        """
+        return self.rewound(held, length) if kept is None else kept
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, also of abstract ones (`jax.eval_shape`)."""
@@ -168,7 +182,7 @@ class Cache:
 
     def perishable(self) -> tuple[State | None, ...]:
         """Returns the states that cannot be rewound to any length, and None for the others."""
-        return tuple(None if layer.rewinds else layer for layer in self.layers)
+        return tuple(layer.perishable() for layer in self.layers)
 
     def restored(self, states: tuple[State | None, ...], held: int, length: int) -> "Cache":
         """Returns the cache as it was when every sequence had `length` tokens.
@@ -179,8 +193,7 @@ class Cache:
             length: Tokens to keep.
         """
         layers: Any = tuple(
-            layer.rewound(held, length) if state is None else state
-            for layer, state in zip(self.layers, states)
+            layer.restored(state, held, length) for layer, state in zip(self.layers, states)
         )
         return Cache(layers, jnp.full((self.batch,), length, jnp.int32), self.length)
 

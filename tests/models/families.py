@@ -70,6 +70,10 @@ NEW = (
     File("families/qwen35-mtp.Q4_0", amplifies=True),
     File("families/qwen35moe.Q4_K_M", routed=True, amplifies=True),
     File("families/qwen3next.Q4_K_M", routed=True, amplifies=True),
+    File("families/mamba2.Q4_K_M"),
+    File("families/granitehybrid.Q4_K_M", routed=True),
+    File("families/nemotron_h.Q4_K_M"),
+    File("families/falcon-h1.Q4_K_M"),
 )
 #: Architectures that are data on options of the files above, or that differ in their keys alone.
 DATA = (

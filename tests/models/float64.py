@@ -230,10 +230,50 @@ def delta_rule(mixer, layer, x, kind, epsilon):
     return linear(layer.ssm_out, out * z * sigmoid(z))
 
 
+def mamba2(mixer, layer, x, kind, epsilon):
+    (B, T, _), N, H, W, K = x.shape, mixer.heads, mixer.head_width, mixer.state_width, mixer.groups
+    ends = np.cumsum([N * H, N * H + 2 * K * W])
+    z, xbc, dt = np.split(linear(layer.ssm_in, x), ends, axis=-1)
+    kernel, seen = weight(layer.ssm_conv1d), np.zeros_like(xbc)
+    for tap in range(mixer.taps):
+        back = mixer.taps - 1 - tap
+        seen[:, back:] += kernel[tap] * xbc[:, : T - back]
+    if layer.ssm_conv1d.bias is not None:
+        seen = seen + np.asarray(layer.ssm_conv1d.bias.get_value(), np.float64)
+    seen = seen * sigmoid(seen)
+    inputs, b, c = np.split(seen, [N * H, N * H + K * W], axis=-1)
+    inputs = inputs.reshape(B, T, N, H)
+    b, c = (np.repeat(part.reshape(B, T, K, W), N // K, axis=2) for part in (b, c))
+    dt = np.log1p(np.exp(dt + np.asarray(layer.ssm_dt.bias.get_value(), np.float64)))
+    a, d = (np.asarray(p.get_value(), np.float64) for p in (layer.ssm_a, layer.ssm_d))
+    out = d[:, None] * inputs
+    for i, n in np.ndindex(B, N):
+        memory = np.zeros((H, W))
+        for t in range(T):
+            written = np.outer(dt[i, t, n] * inputs[i, t, n], b[i, t, n])
+            memory = np.exp(dt[i, t, n] * a[n]) * memory + written
+            out[i, t, n] += memory @ c[i, t, n]
+    out = out.reshape(B, T, -1) * z * sigmoid(z)
+    if mixer.norm:
+        scale = np.asarray(layer.ssm_norm.scale.get_value(), np.float64)
+        out = (rms(out.reshape(B, T, K, -1), epsilon) * scale).reshape(B, T, -1)
+    return linear(layer.ssm_out, out)
+
+
+def parallel_mixers(mixer, layer, x, kind, epsilon):
+    total = np.zeros_like(x)
+    for one in mixer.mixers:
+        kept = [[]] if type(one).__name__ == "Attention" else []
+        total += MIXERS[type(one).__name__](one, layer, x, kind, epsilon, *kept)
+    return total
+
+
 MIXERS = {
     "Attention": attention,
     "DeltaRule": delta_rule,
     "LatentAttention": latent_attention,
+    "Mamba2": mamba2,
+    "ParallelMixers": parallel_mixers,
     "Projection": projection,
     "ShortConvolution": short_convolution,
 }
@@ -299,13 +339,17 @@ def choose(part, layer, x):
 
 def mixture(part, layer, x, of_router=None):
     """of_router: what the router reads, where it is not x."""
-    y, of_router = np.zeros_like(x), x if of_router is None else of_router
+    of_router = x if of_router is None else of_router
+    read = x if part.latent is None else linear(layer.ffn_latent_down, x)
+    y = np.zeros_like(read)
     for at in np.ndindex(*x.shape[:-1]):
         for e, w in zip(*choose(part, layer, of_router[at])):
             if part.weights_first:
-                y[at] += one_expert(part, layer, e, w * x[at])
+                y[at] += one_expert(part, layer, e, w * read[at])
             else:
-                y[at] += w * one_expert(part, layer, e, x[at])
+                y[at] += w * one_expert(part, layer, e, read[at])
+    if part.latent is not None:
+        y = linear(layer.ffn_latent_up, y)
     if part.shared_hidden:
         up = linear(layer.ffn_up_shexp, x)
         if part.gated:

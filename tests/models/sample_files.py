@@ -16,6 +16,14 @@ KEYS = {
 }
 #: Keys of a mixture.
 EXPERTS = {"expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 24}
+#: Keys of a state space: 4 heads of 6, 2 groups.
+STATE_SPACE = {
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 24,
+    "ssm.state_size": 10,
+    "ssm.group_count": 2,
+    "ssm.conv_kernel": 4,
+}
 #: Keys that an architecture requires besides.
 MORE = {
     "cohere2": {"attention.sliding_window": 16, "attention.layer_norm_epsilon": 1e-5},
@@ -23,13 +31,18 @@ MORE = {
     "stablelm": {"attention.layer_norm_epsilon": 1e-5},
     "starcoder2": {"attention.layer_norm_epsilon": 1e-5},
     "bailingmoe2": {"expert_shared_count": 1, "expert_feed_forward_length": 24},
+    "falcon-h1": STATE_SPACE,
     "gemma2": {"attention.sliding_window": 16},
     "gpt-oss": {"attention.sliding_window": 16},
     "granite": {"logit_scale": 8.0},
+    "granitehybrid": STATE_SPACE,
     "granitemoe": {"logit_scale": 8.0},
     "lfm2": {"shortconv.l_cache": 3},
     "lfm2moe": {"shortconv.l_cache": 3},
     "llama4": {"expert_feed_forward_length": 24},
+    "mamba2": STATE_SPACE,
+    "nemotron_h": STATE_SPACE | {"attention.layer_norm_epsilon": 1e-5},
+    "nemotron_h_moe": STATE_SPACE | {"attention.layer_norm_epsilon": 1e-5},
     "qwen2vl": {"rope.dimension_sections": np.array([2, 1, 1, 0], np.int32)},
     "qwen3vl": {"rope.dimension_sections": np.array([2, 1, 1, 0], np.int32)},
     "qwen3vlmoe": {"rope.dimension_sections": np.array([2, 1, 1, 0], np.int32)},

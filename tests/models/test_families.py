@@ -24,8 +24,8 @@ QUICK = {
     families.after_rewinding: ("cpp-float",),
     families.after_other_answers: ("cpp-int16",),
 }
-#: Latent attention is computed by plain XLA everywhere.
-IN_XLA_ALONE = {"families/deepseek2-v3.Q4_K_M"}
+#: Latent attention is computed by plain XLA everywhere, and Mamba 2 has no attention.
+IN_XLA_ALONE = {"families/deepseek2-v3.Q4_K_M", "families/mamba2.Q4_K_M"}
 #: The older file that the quick runs include; every clone has it.
 OLDER = "models/qwen2.Q4_K_M"
 

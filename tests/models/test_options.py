@@ -17,8 +17,10 @@ from rocmforge_jax.models import (
     GatedAndMixture,
     LatentAttention,
     LayerConfig,
+    Mamba2,
     Mixture,
     Norms,
+    ParallelMixers,
     PerLayerInput,
     Projection,
     ShortConvolution,
@@ -35,6 +37,7 @@ LATENT = LatentAttention(6, 20, 11, 9, RopeConfig(10, interleaved=True), 0.3)
 GATED = Gated(40)
 DELTA_RULE = DeltaRule(2, 6, key_width=10, value_width=14, taps=4)
 FUSED_RULE = dataclasses.replace(DELTA_RULE, grouped=True, fused_input=True, fused_shares=True)
+MAMBA2 = Mamba2(heads=6, head_width=10, state_width=14, groups=2, taps=4)
 POST = dict(
     before_mixer=None,
     after_mixer="post_attention_norm",
@@ -127,6 +130,23 @@ OPTIONS = {
     "delta rule, fused shares": dict(mixer=dataclasses.replace(FUSED_RULE, fused_input=False)),
     "delta rule, fused input": dict(mixer=dataclasses.replace(FUSED_RULE, fused_shares=False)),
     "delta rule, all fused": dict(mixer=FUSED_RULE, output_scales=frozenset(("ssm_in", "ssm_ba"))),
+    "state space": dict(mixer=MAMBA2),
+    "state space, one group, scaled": dict(
+        mixer=dataclasses.replace(MAMBA2, groups=1),
+        output_scales=frozenset(("ssm_in", "ssm_out")),
+    ),
+    "state space, biases": dict(
+        mixer=dataclasses.replace(MAMBA2, groups=6, taps=3),
+        biases=frozenset(("ssm_in", "ssm_conv1d", "ssm_out")),
+    ),
+    "state space without a norm": dict(mixer=dataclasses.replace(MAMBA2, norm=False)),
+    "attention beside a state space": dict(mixer=ParallelMixers((ATTENTION, MAMBA2))),
+    "a window beside a state space, norms after": dict(
+        mixer=ParallelMixers((dataclasses.replace(ATTENTION, window=7, rope=None), MAMBA2)),
+        norms=BOTH,
+        residual_scale=0.3,
+    ),
+    "three mixers": dict(mixer=ParallelMixers((ShortConvolution(WIDTH, 3), ATTENTION, MAMBA2))),
     "no mixer": dict(mixer=None),
     "inputs of a layer": dict(per_layer_input=PerLayerInput(12), output_factor=True),
     "gated and mixture": dict(
@@ -164,6 +184,11 @@ OPTIONS = {
     "weights first": mixed(1, "sigmoid", False, weights_first=True, shared_hidden=16),
     "fused stacks": mixed(fused=True),
     "experts without gates": mixed(gated=False, activation=RELU2, shared_hidden=16),
+    "experts that read a latent": mixed(latent=20),
+    "experts without gates that read a latent": mixed(
+        3, "sigmoid", True, 1.5, latent=20, gated=False, activation=RELU2, shared_hidden=16
+    )
+    | dict(output_scales=frozenset(("ffn_latent_down", "ffn_latent_up"))),
     "experts of gpt-oss": mixed(3, "softmax_of_chosen", False, activation=swiglu_oai())
     | dict(biases=STACKS | {"ffn_gate_inp"}),
     "scaled experts": mixed() | dict(output_scales=STACKS),
@@ -198,7 +223,7 @@ def _randomize(decoder):
         for name, variable in vars(module).items():
             if isinstance(variable, nnx.Variable) and name != "embedding":
                 value = np.asarray(variable.get_value())
-                if value.ndim < 2 or name == "bias":
+                if value.ndim < 2 or name in ("bias", "scale"):
                     around = {"scale": 1.0, "output_scale": 1.0, "ssm_a": -1.5}.get(name, 0.0)
                     new = random.normal(around, 0.4, value.shape)
                     variable.set_value(jnp.asarray(new, value.dtype))

@@ -50,6 +50,22 @@ def phi3():
     return sample("phi3", factors, **keys)
 
 
+#: One part a layer: a state space, attention, experts, a state space, other experts.
+NEMOTRON_PARTS = {
+    "attention.head_count_kv": [0, 2, 0, 0, 0],
+    "feed_forward_length": [0, 0, 24, 0, 16],
+    "expert_feed_forward_length": [0, 0, 24, 0, 16],
+    "expert_used_count": [0, 0, 3, 0, 2],
+}
+
+
+def nemotron_h_moe():
+    keys = {key: ints(value) for key, value in NEMOTRON_PARTS.items()}
+    keys |= {"expert_count": 8, "expert_shared_feed_forward_length": 20, "moe_latent_size": 14}
+    keys |= {"expert_weights_norm": True, "expert_weights_scale": 2.5, "block_count": 5}
+    return sample("nemotron_h_moe", ["exp_probs_b.bias"], **keys)
+
+
 #: Name -> the configuration of a decoder.
 VARIANTS = {
     "exaone4 of 64 layers, the first five": lambda: first(
@@ -75,6 +91,20 @@ VARIANTS = {
     "phi3 with long factors": lambda: read_config(phi3(), 24)[0],
     "phi3 beyond its short factors": lambda: read_config(phi3(), 23)[0],
     "glm4moe without norms of heads": lambda: read_config(sample("glm4moe", **EXPERTS))[0],
+    "nemotron_h_moe with a latent and experts that differ": lambda: read_config(nemotron_h_moe())[
+        0
+    ],
+    "granitehybrid that rotates, without experts": lambda: read_config(
+        sample(
+            "granitehybrid",
+            ["ssm_conv1d.bias"],
+            **{"attention.head_count_kv": ints([0, 2]), "rope.scaling.finetuned": True},
+            **{"residual_scale": 0.5, "embedding_scale": 3.0, "attention.scale": 0.2},
+        )
+    )[0],
+    "falcon-h1 with norms of its states": lambda: read_config(
+        sample("falcon-h1", ["ssm_norm.weight", "ssm_conv1d.bias"])
+    )[0],
     "qwen3vl with pairs that stand still": lambda: read_config(
         sample("qwen3vl", **{"rope.dimension_sections": ints([1, 1, 1, 1])})
     )[0],

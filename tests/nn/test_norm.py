@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rocmforge_jax.nn import LayerNorm, RMSNorm, layer_norm, only_shapes, rms_norm
+from rocmforge_jax.nn import GroupedRMSNorm, LayerNorm, RMSNorm, layer_norm, only_shapes, rms_norm
 
 pytestmark = pytest.mark.core
 
@@ -22,6 +22,17 @@ def layer_normed(x, epsilon):
     x = np.float64(x)
     centred = x - x.mean(axis=-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_rms_norm_of_groups(groups, normal, distance):
+    """Each group has a mean of its own; the first is a thousand times larger."""
+    x, scale = normal(2, 5, 3 * D), normal(groups, 3 * D // groups, seed=1)
+    x[..., :D] *= 1e3
+    norm = GroupedRMSNorm(groups, 3 * D, epsilon=1e-5)
+    norm.scale[...] = jnp.asarray(scale)
+    truth = rms_normed(x.reshape(2, 5, groups, -1), 1e-5) * scale
+    assert distance(norm(jnp.asarray(x)), truth.reshape(x.shape)) < 1e-6
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6, 1e-5, 0.1])

@@ -4,20 +4,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from rocmforge_jax.nn import Cache, ConvState, DeltaState, KVState, NoState, causal_convolution
+from rocmforge_jax.nn import (
+    Cache,
+    CausalConvolution,
+    ConvState,
+    KVState,
+    MemoryState,
+    NoState,
+    ParallelState,
+    causal_convolution,
+)
 
 pytestmark = pytest.mark.core
 
 BATCH, LENGTH = 4, 96
+
+
+def memory(batch):
+    return MemoryState.zeros(batch, (6, 5, 7), taps=4, channels=102, dtype=jnp.bfloat16)
+
+
 STATES = {
     "keys and values": lambda batch: KVState.zeros(batch, 6, 8, LENGTH, jnp.float32),
     "ring buffer": lambda batch: KVState.zeros(batch, 6, 8, 500, jnp.float32, window=20),
     "convolution": lambda batch: ConvState.zeros(batch, 4, 10, jnp.float32),
-    "delta rule": lambda batch: DeltaState.zeros(batch, 6, 5, 7, 4, 102, jnp.bfloat16),
+    "memory": memory,
     "nothing": lambda batch: NoState(),
+    "side by side": lambda batch: ParallelState(
+        (KVState.zeros(batch, 6, 8, LENGTH, jnp.bfloat16), memory(batch))
+    ),
+    "side by side, nothing to lose": lambda batch: ParallelState(
+        (NoState(), KVState.zeros(batch, 2, 8, LENGTH, jnp.float32))
+    ),
 }
 
 
@@ -58,6 +80,12 @@ def test_growing_keeps_what_is_there(state):
     grown = state.grown(LENGTH + 32)
     for new, old in zip(jax.tree.leaves(grown), jax.tree.leaves(state)):
         np.testing.assert_array_equal(new[tuple(map(slice, old.shape))], old)
+    parts = zip(getattr(grown, "parts", [grown]), getattr(state, "parts", [state]))
+    for grown, state in parts:
+        _check_growth(grown, state)
+
+
+def _check_growth(grown, state):
     if isinstance(state, KVState) and state.window is None:
         assert grown.length == LENGTH + 32
     else:  # the size does not depend on the number of tokens
@@ -69,16 +97,36 @@ def test_who_can_be_rewound():
     assert [name for name, state in states.items() if state.rewinds] == [
         "keys and values",
         "nothing",
+        "side by side, nothing to lose",
     ]
     for state in states.values():
-        assert state.rewound(90, 90) is state
+        same = jax.tree.leaves(state.rewound(90, 90))
+        assert all(a is b for a, b in zip(same, jax.tree.leaves(state), strict=True))
     # The ring has 64 slots for a window of 20: 44 tokens back are still whole.
     assert states["ring buffer"].length == 64
     assert states["ring buffer"].rewound(90, 46) is not None
     assert states["ring buffer"].rewound(90, 45) is None
     assert states["ring buffer"].rewound(64, 1) is not None  # nothing was overwritten
     assert states["convolution"].rewound(90, 89) is None
-    assert states["delta rule"].rewound(90, 89) is None
+    assert states["memory"].rewound(90, 89) is None
+    assert states["side by side"].rewound(90, 89) is None
+    assert states["side by side, nothing to lose"].rewound(90, 89) is not None
+
+
+def test_a_snapshot_keeps_only_what_cannot_be_rewound():
+    """Keys and values beside a state space stay those of the cache; the state space goes back."""
+    old, new = (filled(STATES["side by side"](1), seed) for seed in (0, 1))
+    lengths = jnp.full(1, 40, jnp.int32)
+    (kept,) = Cache((old,), lengths, LENGTH).perishable()
+    assert kept.nbytes == old.parts[1].nbytes
+    jax.tree.map(np.testing.assert_array_equal, kept.grown(LENGTH + 32), kept)
+    assert kept.rewound(40, 40).parts == kept.parts and kept.rewound(40, 39) is None
+    (restored,) = Cache((new,), lengths, LENGTH).restored((kept,), 40, 30).layers
+    for got, wanted in zip(restored.parts, (new.parts[0], old.parts[1])):
+        jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    losing_nothing = STATES["side by side, nothing to lose"](1)
+    assert losing_nothing.perishable() is None
+    assert losing_nothing.restored(None, 40, 30).parts == losing_nothing.rewound(40, 30).parts
 
 
 def test_a_cache_is_rewound_only_with_all_of_its_layers():
@@ -89,11 +137,12 @@ def test_a_cache_is_rewound_only_with_all_of_its_layers():
     assert Cache((kv, conv), lengths, LENGTH).rewound(40, 40).lengths_B.tolist() == [40]
 
 
-def test_the_memory_of_a_delta_rule_is_in_float32():
-    """6 heads from 5 to 7 numbers; 3 inputs of a filter of 4 taps, in the cache's dtype."""
-    state = STATES["delta rule"](BATCH)
+def test_a_memory_is_in_float32():
+    """6 heads of 5 by 7 numbers; 3 inputs of a filter of 4 taps, in the cache's dtype."""
+    state = STATES["memory"](BATCH)
     assert (state.memory_BNHW.shape, state.memory_BNHW.dtype) == ((BATCH, 6, 5, 7), jnp.float32)
-    assert state.conv.inputs.shape == (BATCH, 3, 102) and state.conv.inputs.dtype == jnp.bfloat16
+    assert state.conv.inputs.shape == (BATCH, 3, 102)
+    assert state.conv.inputs.dtype == jnp.bfloat16
     assert state.nbytes == BATCH * (6 * 5 * 7 * 4 + 3 * 102 * 2)
 
 
@@ -114,14 +163,27 @@ def test_the_memory_of_a_delta_rule_is_in_float32():
 )
 def test_partition_specs(sizes, names, kv, conv, lengths):
     """The batch over "data", heads over "model", wherever the mesh divides them."""
-    kinds = ("keys and values", "convolution", "nothing", "delta rule")
+    kinds = ("keys and values", "convolution", "nothing", "memory", "side by side")
     states = tuple(STATES[kind](BATCH) for kind in kinds)
     cache = Cache(states, jnp.zeros(BATCH, jnp.int32), LENGTH)
     specs = cache.specs(AbstractMesh(sizes, names))
     assert (specs.layers[0].keys, specs.layers[0].values) == (kv, kv)
     assert specs.layers[1].inputs == conv and specs.lengths_B == lengths
-    assert (specs.layers[3].memory_BNHW, specs.layers[3].conv.inputs) == (kv, conv)
+    assert specs.layers[4].parts[0].keys == kv
+    for state in (specs.layers[3], specs.layers[4].parts[1]):
+        assert (state.memory_BNHW, state.conv.inputs) == (kv, conv)
     assert jax.tree.structure(specs) == jax.tree.structure(cache)
+
+
+def test_the_bias_of_a_convolution_is_added_to_its_outputs():
+    random = np.random.default_rng(4)
+    x, kernel, bias = (
+        jnp.asarray(random.normal(size=s), jnp.float32) for s in ((2, 5, 6), (3, 6), 6)
+    )
+    module = CausalConvolution(3, 6, use_bias=True, rngs=nnx.Rngs(0))
+    module.kernel.set_value(kernel)
+    module.bias.set_value(bias)
+    np.testing.assert_allclose(module(x)[0], causal_convolution(x, kernel)[0] + bias[None, None])
 
 
 def test_a_convolution_checks_its_operands():

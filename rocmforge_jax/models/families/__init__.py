@@ -22,6 +22,12 @@ from rocmforge_jax.models.families.experts import (
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
 from rocmforge_jax.models.families.hybrid import lfm2, lfm2moe
 from rocmforge_jax.models.families.layer_norms import cohere2, command_r, stablelm
+from rocmforge_jax.models.families.mamba2 import (
+    falcon_h1,
+    granitehybrid,
+    mamba2,
+    nemotron_h,
+)
 from rocmforge_jax.models.families.shared import (
     POST_ATTENTION_NORM,
     POST_NORMS,
@@ -91,6 +97,7 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "ernie4_5": (_llama_like(interleaved=True), _ERNIE),
     "ernie4_5-moe": (_llama_like(interleaved=True, experts_required=True), _ERNIE),
     "exaone4": (exaone4, _EXAONE4),
+    "falcon-h1": (falcon_h1, {}),
     "gemma": (gemma, {}),
     "gemma2": (gemma2, {}),
     "gemma3": (gemma3, {}),
@@ -99,6 +106,10 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "glm4moe": (glm4moe, {}),
     "gpt-oss": (gpt_oss, {}),
     "granite": (granite, {"deepstack_mapping": "where images are added; text adds nothing"}),
+    "granitehybrid": (
+        granitehybrid,
+        {"expert_shared_feed_forward_length": "a file without experts has no shared one"},
+    ),
     "granitemoe": (functools.partial(granite, rope_can_be_off=False), {}),
     "hunyuan-dense": (hunyuan, _ONE_EXPERT),
     "hunyuan-moe": (hunyuan_moe, {}),
@@ -107,8 +118,17 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "lfm2": (lfm2, {}),
     "lfm2moe": (lfm2moe, {}),
     "llama4": (llama4, {}),
+    "mamba2": (
+        mamba2,
+        {
+            "attention.head_count": "no layer has attention",
+            "feed_forward_length": "no layer has a feed-forward",
+        },
+    ),
     "minimax-m2": (minimax_m2, {}),
     "mistral3": (mistral3, {}),
+    "nemotron_h": (nemotron_h, {}),
+    "nemotron_h_moe": (nemotron_h, {}),
     "olmo2": (olmo2, _ONE_BASE),
     "olmoe": (
         _llama_like(

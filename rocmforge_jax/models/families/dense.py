@@ -10,10 +10,20 @@ from rocmforge_jax.models.mixers import Attention, Projection, Temperature
 from rocmforge_jax.nn import RopeConfig
 
 
-def granite(keys: KeyReader, *, rope_can_be_off: bool = True) -> DecoderConfig:
+def granite(
+    keys: KeyReader,
+    *,
+    rope_can_be_off: bool = True,
+    logit_divisor: float | None = None,
+    **changes: Any,
+) -> DecoderConfig:
     """Granite: factors of embeddings, scores, residuals and logits.
 
-    rope_can_be_off: Whether a key of the file switches rotation off.
+    Args:
+        keys: Of the file.
+        rope_can_be_off: Whether a key of the file switches rotation off.
+        logit_divisor: Of the logits, default what the file says.
+        **changes: As for `llama_like`.
     """
     attention: dict[str, Any] = dict(scale=keys.optional_real("attention.scale"))
     if rope_can_be_off and not keys.flag("rope.scaling.finetuned", True):  # as in llama.cpp
@@ -24,7 +34,8 @@ def granite(keys: KeyReader, *, rope_can_be_off: bool = True) -> DecoderConfig:
         attention=attention,
         layer=dict(residual_scale=keys.optional_real("residual_scale") or 1.0),
         embedding_scale=keys.optional_real("embedding_scale") or 1.0,
-        logit_scale=1 / keys.real("logit_scale"),
+        logit_scale=1 / (logit_divisor or keys.real("logit_scale")),
+        **changes,
     )
 
 

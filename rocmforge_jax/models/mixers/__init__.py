@@ -4,12 +4,16 @@ from rocmforge_jax.models.mixers.attention import Attention, Temperature
 from rocmforge_jax.models.mixers.convolution import ShortConvolution
 from rocmforge_jax.models.mixers.delta_rule import DeltaRule
 from rocmforge_jax.models.mixers.latent import LatentAttention
+from rocmforge_jax.models.mixers.mamba2 import Mamba2
+from rocmforge_jax.models.mixers.parallel import ParallelMixers
 from rocmforge_jax.models.mixers.projection import Projection
 
 __all__ = [
     "Attention",
     "DeltaRule",
     "LatentAttention",
+    "Mamba2",
+    "ParallelMixers",
     "Projection",
     "ShortConvolution",
     "Temperature",

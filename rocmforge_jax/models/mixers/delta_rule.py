@@ -12,7 +12,7 @@ from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import (
     Bias,
     CausalConvolution,
-    DeltaState,
+    MemoryState,
     delta_rule,
     l2_norm,
     products,
@@ -95,12 +95,14 @@ class DeltaRule:
         made["ssm_out"] = make.linear("ssm_out", self._values, make.width)
         return made
 
-    def init_state(self, batch: int, length: int, dtype) -> DeltaState:
+    def init_state(self, batch: int, length: int, dtype) -> MemoryState:
         """Makes the state before the first token."""
         memory = self.value_heads, self.key_width, self.value_width
-        return DeltaState.zeros(batch, *memory, self.taps, self._channels, dtype)
+        return MemoryState.zeros(
+            batch, memory, taps=self.taps, channels=self._channels, dtype=dtype
+        )
 
-    def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: DeltaState | None):
+    def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: MemoryState | None):
         """Computes the input of the output projection [B, T, N * W], and the state."""
         qkv_BTC, gate_BTNW, beta_BTN, alpha_BTN = self._project(layer, x_BTD, norm)
         given = state
@@ -121,7 +123,7 @@ class DeltaRule:
         )
         gated_BTNW = layer.ssm_norm(out_BTNW) * jax.nn.silu(gate_BTNW)
         out = gated_BTNW.reshape(*x_BTD.shape[:2], -1).astype(x_BTD.dtype)
-        return out, None if given is None else DeltaState(memory, conv)
+        return out, None if given is None else MemoryState(memory, conv)
 
     def _project(self, layer, x_BTD, norm):
         """Computes qkv [B, T, C] for the convolution; in float32 gates, beta and alpha by heads."""

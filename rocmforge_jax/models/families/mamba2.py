@@ -1,0 +1,84 @@
+"""Families with the state space of Mamba 2: alone, between layers of attention, or beside it."""
+
+from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.families.dense import granite
+from rocmforge_jax.models.keys import KeyReader
+from rocmforge_jax.models.llama_like import llama_like, read_routing
+from rocmforge_jax.models.mixers import Attention, Mamba2, ParallelMixers
+from rocmforge_jax.models.parts import Mixer
+from rocmforge_jax.nn import RELU2
+
+
+def mamba2(keys: KeyReader) -> DecoderConfig:
+    """Mamba 2: a state space in every layer, and no feed-forward."""
+    return llama_like(
+        keys,
+        mixers=(_state_space(keys),) * keys.layers,
+        feed_forward_layers=(),
+    )
+
+
+def granitehybrid(keys: KeyReader) -> DecoderConfig:
+    """Granite 4-H: state spaces in the layers without KV heads, Granite in the others."""
+
+    def mixer(i: int, attention: Attention | None) -> Mixer:
+        return _state_space(keys) if attention is None else attention
+
+    return granite(keys, mixer=mixer, logit_divisor=keys.optional_real("logit_scale") or 1.0)
+
+
+def nemotron_h(keys: KeyReader) -> DecoderConfig:
+    """Nemotron-H: one part a layer. A feed-forward, else attention, else a state space.
+
+    Attention rotates nothing. Experts may read a latent of the residual stream.
+    """
+    hidden = keys.integers("feed_forward_length", low=0)
+    key = "attention.layer_norm_{}epsilon"
+    epsilon = keys.real(key.format(""), above=False)
+    plain = dict(activation=RELU2, gated=False)
+
+    def mixer(i: int, attention: Attention | None) -> Mixer | None:
+        if hidden[i]:
+            return None
+        return _state_space(keys) if attention is None else attention
+
+    return llama_like(
+        keys,
+        epsilon=keys.real(key.format("rms_"), epsilon, above=False),
+        norms=dict(before_feed_forward="attn_norm"),
+        attention=dict(rope=None),
+        gated=plain,
+        mixture=plain,
+        routing=read_routing(keys) | dict(scoring="sigmoid"),
+        mixer=mixer,
+        feed_forward_layers=[i for i in range(keys.layers) if hidden[i]],
+    )
+
+
+def falcon_h1(keys: KeyReader) -> DecoderConfig:
+    """Falcon-H1: attention and a state space in every layer, whose results are added."""
+
+    def mixer(i: int, attention: Attention | None) -> Mixer:
+        state_space = _state_space(keys, norm=keys.has(i, "ssm_norm.weight"))
+        return state_space if attention is None else ParallelMixers((attention, state_space))
+
+    return llama_like(keys, mixer=mixer)
+
+
+def _state_space(keys: KeyReader, *, norm: bool = True) -> Mamba2:
+    """Reads the sizes of a state space. norm: See `Mamba2`."""
+    heads, inner = keys.integer("ssm.time_step_rank"), keys.integer("ssm.inner_size")
+    if inner % heads:
+        raise GGUFError(
+            f"{keys.path}: {keys.architecture}.ssm.inner_size is {inner}, not a multiple of"
+            f" {heads} heads (ssm.time_step_rank)"
+        )
+    return Mamba2(
+        heads=heads,
+        head_width=inner // heads,
+        state_width=keys.integer("ssm.state_size"),
+        groups=keys.integer("ssm.group_count"),
+        taps=keys.integer("ssm.conv_kernel"),
+        norm=norm,
+    )

@@ -1,0 +1,39 @@
+"""What recurrences that go through a text in chunks share."""
+
+import jax
+import jax.numpy as jnp
+
+
+def cut_into_chunks(a_BTN, chunk: int):
+    """Cuts [B, T, N, ...] into chunks of C tokens, padded with zeros: [chunks, B, N, C, ...]."""
+    B, T = a_BTN.shape[:2]
+    count = -(-T // chunk)
+    padding = [(0, 0), (0, count * chunk - T)] + [(0, 0)] * (a_BTN.ndim - 2)
+    a = jnp.pad(a_BTN, padding).reshape(B, count, chunk, *a_BTN.shape[2:])
+    return jnp.moveaxis(a, (1, 3), (0, 2))
+
+
+def joined_chunks(chunks, tokens: int):
+    """Joins [chunks, B, N, C, ...] to [B, T, N, ...], without the padding."""
+    count, B, N, C = chunks.shape[:4]
+    a = jnp.moveaxis(chunks, (0, 2), (1, 3)).reshape(B, count * C, N, *chunks.shape[4:])
+    return a[:, :tokens]
+
+
+def decays(log_decay_BNC):
+    """Returns the decay from the start of a chunk to each token, and between each two tokens.
+
+    [..., c, d] is that from token d to token c, 0 for a later token d. Each is summed by itself: a
+    difference of two sums from the start loses digits after tokens with a strong decay.
+    """
+    C = log_decay_BNC.shape[-1]
+    lower_CC = jnp.tril(jnp.ones((C, C), jnp.float32))
+    after_BNCC = jnp.tril(jnp.broadcast_to(log_decay_BNC[..., None], (*log_decay_BNC.shape, C)), -1)
+    between_BNCC = jnp.exp(exact_einsum("ce,bned->bncd", lower_CC, after_BNCC))
+    since_start_BNC = jnp.exp(exact_einsum("ce,bne->bnc", lower_CC, log_decay_BNC))
+    return since_start_BNC, jnp.tril(between_BNCC)
+
+
+def exact_einsum(axes: str, a, b):
+    """Multiplies in float32, which GPUs otherwise round to fewer bits."""
+    return jnp.einsum(axes, a, b, precision=jax.lax.Precision.HIGHEST)

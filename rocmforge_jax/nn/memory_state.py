@@ -1,0 +1,54 @@
+"""The state of recurrences whose heads each keep a matrix, after a short convolution."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rocmforge_jax.nn.convolution import ConvState
+from rocmforge_jax.nn.state import BATCH_AXIS, HEADS_AXIS, State, partition
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MemoryState(State):
+    """The memory of each head, and the last inputs of the convolution before.
+
+    Attributes:
+        memory_BNHW: float32, for each head a matrix, zeros at first: from keys to values in
+            `delta_rule`, of a head's width by the state's in `selective_scan`.
+        conv: The state of the convolution.
+    """
+
+    memory_BNHW: jax.Array
+    conv: ConvState
+
+    @classmethod
+    def zeros(
+        cls,
+        batch: int,
+        memory: tuple[int, int, int],
+        *,
+        taps: int,
+        channels: int,
+        dtype,
+    ) -> "MemoryState":
+        """Returns the state before the first token.
+
+        Args:
+            batch: Sequences.
+            memory: Heads, and the rows and columns of their matrices.
+            taps: Of the convolution.
+            channels: Of the convolution.
+            dtype: Of its inputs.
+        """
+        memory_BNHW = jnp.zeros((batch, *memory), jnp.float32)
+        return cls(memory_BNHW, ConvState.zeros(batch, taps, channels, dtype))
+
+    def specs(self, mesh: Mesh) -> "MemoryState":
+        """Returns PartitionSpecs: the batch over the axis "data", heads over "model"."""
+        axes = {0: BATCH_AXIS, 1: HEADS_AXIS}
+        memory: Any = partition(mesh, self.memory_BNHW.shape, axes)
+        return MemoryState(memory, self.conv.specs(mesh))

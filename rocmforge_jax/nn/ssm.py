@@ -1,0 +1,104 @@
+"""The selective state space of Mamba 2.
+
+Each head has a memory, a matrix of its width by the state's. A token lets it decay, writes what it
+holds along a direction b and reads along a direction c (Dao and Gu, 2024, arXiv:2405.21060):
+
+    memory = exp(dt * a) * memory + (dt * x) b^T
+    output = memory c + d * x
+
+Single tokens take this step. Several tokens go through it in chunks, as products of matrices.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rocmforge_jax.nn.chunks import cut_into_chunks, decays, exact_einsum, joined_chunks
+
+#: Tokens of a chunk.
+CHUNK = 32
+
+
+def selective_scan(x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW, lengths_B=None):
+    """Sends T tokens through a selective state space.
+
+    Args:
+        x_BTNH: The inputs of N heads.
+        dt_BTN: The time that each token takes, at least 0. 0 leaves the memory as it is.
+        a_N: The rate of the memory, below 0 for a decay.
+        b_BTKW: The directions along which tokens are written. G = N / K heads in a row share one.
+        c_BTKW: The directions along which tokens read.
+        d_N: The share of x that the output has besides.
+        memory_BNHW: Of the tokens before. Donate it under `jax.jit`: a step writes in place.
+        lengths_B: int32, how many of the T tokens are real, None for all. Padding never enters the
+            memory.
+
+    Returns:
+        The outputs, float32 [B, T, N, H], and the memory, float32.
+
+    Raises:
+        ValueError: Shapes do not fit.
+    """
+    _check(x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW)
+    operands = x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW
+    x, dt, a, b, c, d, memory = (operand.astype(jnp.float32) for operand in operands)
+    T = x.shape[1]
+    if lengths_B is not None:
+        is_real_BT = jnp.arange(T, dtype=jnp.int32)[None] < lengths_B[:, None]
+        dt = jnp.where(is_real_BT[..., None], dt, 0)
+    tokens = x * dt[..., None], dt * a[None, None], b, c
+    if T == 1:
+        out, memory = _step(tuple(token[:, 0] for token in tokens), memory)
+        out = out[:, None]
+    else:
+        # A CPU's cache holds the temporaries of one chunk, and not those of all chunks at once.
+        cut = tuple(cut_into_chunks(token, min(CHUNK, T)) for token in tokens)
+        memory, chunks = jax.lax.scan(_chunk, memory, cut)
+        out = joined_chunks(chunks, T)
+    return out + d[None, None, :, None] * x, memory
+
+
+def _check(x, dt, a, b, c, d, memory) -> None:
+    """Raises ValueError, with both shapes, for the first operand that does not fit."""
+    (B, T, N, H), (K, W) = x.shape, b.shape[-2:]
+    if N % K:
+        raise ValueError(f"{N} heads share {K} directions: heads must be a multiple of directions")
+    expected = dict(dt=(B, T, N), a=(N,), b=(B, T, K, W), c=(B, T, K, W), d=(N,))
+    expected["memory"] = (B, N, H, W)
+    for (name, shape), operand in zip(expected.items(), (dt, a, b, c, d, memory)):
+        if operand.shape != shape:
+            raise ValueError(
+                f"x is {[B, T, N, H]} and b ends with {[K, W]}: {name} must be {list(shape)}, got"
+                f" {list(operand.shape)}"
+            )
+
+
+def _step(token, memory_BNHW):
+    """Takes one token of each sequence -> the outputs without d, and the memory.
+
+    A product reads the new memory. XLA:CPU takes ten times longer for a sum of products, and for a
+    product that reads the old memory it copies that.
+    """
+    x_BNH, log_decay_BN, *directions = token
+    shared = x_BNH.shape[1] // directions[0].shape[1]
+    b_BNW, c_BNW = (jnp.repeat(part, shared, axis=1) for part in directions)
+    decay_BN11 = jnp.exp(log_decay_BN)[..., None, None]
+    memory_BNHW = decay_BN11 * memory_BNHW + x_BNH[..., None] * b_BNW[:, :, None]
+    return exact_einsum("bnhw,bnw->bnh", memory_BNHW, c_BNW), memory_BNHW
+
+
+def _chunk(memory_BNHW, tokens):
+    """Takes the C tokens of a chunk -> the memory after it, the outputs without d."""
+    x_BNCH, log_decay_BNC, b_BKCW, c_BKCW = tokens
+    (B, N, H, W), (K, C) = memory_BNHW.shape, b_BKCW.shape[1:3]
+    since_start_BNC, between_BNCC = decays(log_decay_BNC)
+    scores_BKCC = exact_einsum("bkcw,bkdw->bkcd", c_BKCW, b_BKCW)
+    scores_BNCC = jnp.repeat(scores_BKCC, N // K, axis=1) * between_BNCC
+    read = exact_einsum("bkcw,bkrw->bkrc", c_BKCW, memory_BNHW.reshape(B, K, -1, W))
+    read_BNCH = jnp.swapaxes(read.reshape(B, N, H, C), 2, 3)
+    out_BNCH = since_start_BNC[..., None] * read_BNCH + exact_einsum(
+        "bncd,bndh->bnch", scores_BNCC, x_BNCH
+    )
+    until_end_BNCH = x_BNCH * between_BNCC[..., -1, :, None]
+    of_groups = jnp.swapaxes(until_end_BNCH, 2, 3).reshape(B, K, -1, C)
+    written = exact_einsum("bkrc,bkcw->bkrw", of_groups, b_BKCW).reshape(B, N, H, W)
+    return since_start_BNC[..., -1, None, None] * memory_BNHW + written, out_BNCH

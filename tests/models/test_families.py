@@ -26,13 +26,28 @@ QUICK = {
 }
 #: Latent attention is computed by plain XLA everywhere, and Mamba 2 has no attention.
 IN_XLA_ALONE = {"families/deepseek2-v3.Q4_K_M", "families/mamba2.Q4_K_M"}
-#: The older file that the quick runs include; every clone has it.
-OLDER = "models/qwen2.Q4_K_M"
+#: One file of each kind of layer and state, which takes every way in the quick runs: windows,
+#: sinks, shared keys and values, convolutions, delta nets, latents, state spaces beside experts.
+#: The last one is an older file, which every clone has.
+KINDS = {
+    "models/gemma3.Q8_0",
+    "models/gpt-oss.MXFP4_MOE",
+    "families/gemma4-e.Q4_0",
+    "families/lfm2.Q4_K_M",
+    "families/qwen35.Q4_K_M",
+    "families/deepseek2-v3.Q4_K_M",
+    "families/granitehybrid.Q4_K_M",
+    "models/qwen2.Q4_K_M",
+}
+#: The quick runs of the other files of new architectures.
+OTHERS_QUICK = {families.in_one_go: ("xla",), families.in_a_ragged_batch: ("cpp-float",)}
 
 
 def _marks(file, way, run):
-    if file in NEW or file.name == OLDER:
+    if file.name in KINDS:
         return pytest.mark.core if run in QUICK[way] else pytest.mark.heavy
+    if file in NEW:
+        return () if run in OTHERS_QUICK.get(way, ()) else pytest.mark.heavy
     quick = file in DATA and way is families.in_one_go and run == "xla"
     return () if quick else pytest.mark.heavy
 
@@ -57,7 +72,6 @@ def test_logits_are_llama_cpp_s(file, way, run, request, reference):
         families.check_beside_whole(file, whole, found, activations)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("file", NEW, ids=str)
 def test_attention_is_in_c_plus_plus(file, whole_reference, in_cpp):
     """With its windows, soft caps and sinks."""

@@ -2,7 +2,7 @@
 
 The stored values are of 28 November 2026, by llama.cpp 0c1e57098 (in llama-cpp-python 0.3.36) on a
 CPU, of the file that `llama-quantize --allow-requantize FILE f32.gguf F32` made. The greedy texts
-and the rendered conversations come from tools/llama_cpp/oracle.cc; the perplexities from
+and the rendered conversations come from tools/llama_cpp_oracle.cc; the perplexities from
 `llama-perplexity -m f32.gguf -f TEXT --no-escape -c WINDOW -b WINDOW -ub 512 -fa off -ctk f32
 -ctv f32`, where TEXT is the start of the reference folder's Shakespeare.
 """

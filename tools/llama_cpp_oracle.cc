@@ -6,7 +6,13 @@
 //   oracle MODEL template    stdin: {"conversations": [[{"role": ..., "content": ...}, ...], ...]}
 //
 // The KV cache is float32 and flash attention is off. Give it weights in F32: on a quantised file
-// llama.cpp rounds activations to 8 bits and is no reference. `build.sh` compiles it.
+// llama.cpp rounds activations to 8 bits and is no reference.
+//
+// llama.cpp is in the source distribution of llama-cpp-python. Build it with cmake
+// (-DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_SERVER=OFF), then compile this file with -std=c++17 and its
+// folders include, ggml/include, common and vendor, and link the libraries of its build folder:
+// llama-common, llama-common-base, cpp-httplib, llama, ggml, ggml-cpu and ggml-base, with -lssl
+// -lcrypto -lgomp -lpthread -ldl.
 #include <cstdio>
 #include <iostream>
 #include <string>

@@ -1,7 +1,7 @@
-"""Checks the arguments of public functions: numbers of any library, and names of keywords.
+"""Checks the arguments of public functions: numbers of any library, flags, names of keywords.
 
-Integers and numbers may be Python's, NumPy's or JAX's, also as arrays without axes. A bool is
-neither. Imports no jax.
+Integers, numbers and flags may be Python's, NumPy's or JAX's, also as arrays without axes. A bool
+is no number. Imports no jax.
 """
 
 import difflib
@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable)
@@ -94,12 +94,52 @@ def number(
     return found
 
 
-def check_keywords(function: Function, also: Iterable[str] = ()) -> Function:
+def flag(name: str, value: Any) -> bool:
+    """Returns an argument that is true or false as a bool.
+
+    Args:
+        name: What the message calls the argument.
+        value: The argument.
+
+    Raises:
+        TypeError: The value is anything but a bool, such as the text "no".
+    """
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if isinstance(value, bool) or kind == "b" and getattr(value, "ndim", 0) == 0:
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def named_values(name: str, value: Any) -> dict[str, Any]:
+    """Returns an argument that maps names to values as a dictionary, {} for None.
+
+    Args:
+        name: What the message calls the argument.
+        value: The argument.
+
+    Raises:
+        TypeError: The value is no mapping, or a key is no string.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must map names to values, got {type(value).__name__} {value!r}")
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must have strings as keys, got {key!r}")
+    return dict(value)
+
+
+def check_keywords(
+    function: Function, also: Iterable[str] = (), variables: Mapping[str, Iterable[str]] = {}
+) -> Function:
     """Wraps a function so that the error for an unknown keyword names the nearest known one.
 
     Args:
         function: The function, or the `__init__` of a class.
         also: Keywords that the function takes as `**options`.
+        variables: A keyword that takes a dictionary of further names -> the usual ones of these.
+            The error tells how to give an unknown keyword there.
     """
     known = [*dict.fromkeys((*keywords(function), *also))]
     # The message names the class of an `__init__`.
@@ -109,7 +149,7 @@ def check_keywords(function: Function, also: Iterable[str] = ()) -> Function:
     def checked(*args, **given):
         for keyword in given:
             if keyword not in known:
-                raise TypeError(_unknown_keyword(name, keyword, known))
+                raise TypeError(_unknown_keyword(name, keyword, known, variables))
         return function(*args, **given)
 
     checked.known_keywords = known  # type: ignore[attr-defined]
@@ -125,7 +165,15 @@ def keywords(function: Callable) -> list[str]:
     return [one.name for one in parameters if one.kind in named and one.name != "self"]
 
 
-def _unknown_keyword(function: str, given: str, known: list[str]) -> str:
+def _unknown_keyword(
+    function: str, given: str, known: list[str], variables: Mapping[str, Iterable[str]]
+) -> str:
     close = difflib.get_close_matches(given, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+    for keyword, usual in variables.items():
+        remedy = f"give variables of the {keyword} as {keyword}={{{given!r}: ...}}"
+        if given in usual:
+            hint = remedy
+        elif not close:
+            hint = f"{hint}; {remedy}"
     return f"{function}() got an unexpected keyword {given!r}; {hint}"

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rocmforge_jax import compilation_cache, settings
-from rocmforge_jax.arguments import check_keywords, keywords
+from rocmforge_jax.arguments import check_keywords, flag, integer, keywords, named_values
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.generate import (
     Engine,
@@ -57,6 +57,18 @@ class Completion:
 
     def __str__(self):
         return self.text
+
+
+#: The variables of chat templates that are most often taken for keywords of `chat`.
+_TEMPLATE_VARIABLES = {
+    "template": (
+        "tools",
+        "documents",
+        "enable_thinking",
+        "reasoning_effort",
+        "add_generation_prompt",
+    )
+}
 
 
 class LanguageModel:
@@ -125,11 +137,12 @@ class LanguageModel:
         max_tokens: most new tokens, None for as many as the context holds. stop: strings that end
         the text and are left out of it. stream: return an iterator of pieces of text instead (one
         prompt only). parse_special: read control tokens written in the prompt. sampling: the fields
-        of `SamplingParams` (temperature, top_k, top_p, seed, ...); in a list, prompt i is drawn
-        with seed + i. params: ready-made ones instead, for the prompt or one for each prompt of a
-        list.
+        of `SamplingParams` (temperature, top_k, top_p, seed, ...), None for the default; in a list,
+        prompt i is drawn with seed + i. params: ready-made ones instead, for the
+        prompt or one for each prompt of a list.
         """
-        prompts = _as_list(prompt)
+        prompts, stream = _as_list(prompt), _streams(stream)
+        parse_special = flag("parse_special", parse_special)
         if stream and not isinstance(prompt, str):
             raise ValueError(f"stream=True takes one prompt, got a list of {len(prompts)}")
         completions = self._complete(
@@ -155,6 +168,7 @@ class LanguageModel:
         **sampling,
     ) -> "list[Completion] | Iterator[str]":
         """Does what `generate` does, for prompts that are token ids."""
+        stream = _streams(stream)
         params = _params(params, sampling, len(prompts))
         stop = StopStrings(stop).stops
         answers = [_Answer(self.tokenizer, ids, stop) for ids in prompts]
@@ -176,6 +190,7 @@ class LanguageModel:
     @functools.partial(
         check_keywords,
         also=[name for name in keywords(generate) if name not in ("prompt", "parse_special")],
+        variables=_TEMPLATE_VARIABLES,
     )
     def chat(
         self,
@@ -211,6 +226,7 @@ class LanguageModel:
         answers = self._complete([prompt], **options)
         return answers[0] if isinstance(answers, list) else answers
 
+    @functools.partial(check_keywords, variables=_TEMPLATE_VARIABLES)
     def fit_messages(
         self,
         messages: Sequence[Any],
@@ -238,20 +254,23 @@ class LanguageModel:
             ChatTemplateError: the file has no template, or it fails.
         """
         length = self.engine.context_length
-        room = max(1, min(length // 4, length if max_tokens is None else max_tokens))
-        kept = list(messages)
+        longest = length if max_tokens is None else integer("max_tokens", max_tokens, 1)
+        room = max(1, min(length // 4, longest))
+        kept = messages
         options = {"parse_special_in_messages": parse_special_in_messages}
         while len(self._chat_ids(kept, template, **options)) + room > length:
             shorter = without_oldest_turn(kept)
             if len(shorter) == len(kept):
                 break
             kept = shorter
-        return kept
+        return list(kept)
 
     def _chat_ids(self, messages, template: Mapping | None, **options) -> list[int]:
-        template = template or {}
+        variables = named_values("template", template)
+        if "messages" in variables:
+            raise TypeError("template cannot hold 'messages', which have an argument of their own")
         return self._begun(
-            self.chat_template.encode(messages, self.tokenizer, **options, **template)
+            self.chat_template.encode(messages, self.tokenizer, variables=variables, **options)
         )
 
     def perplexity(
@@ -374,6 +393,7 @@ def load(
         MemoryError: The model does not fit; with the numbers.
     """
     # All arguments are checked before anything is read.
+    strict = flag("strict", strict)
     context_length = check_context_length(context_length)
     numerics = Numerics(
         default_dtype() if dtype is None else dtype,
@@ -447,7 +467,13 @@ def from_parts(
     return LanguageModel(model, tokenizer, template, context_length=context_length)
 
 
+def _streams(stream) -> bool:
+    """Returns the flag `stream`; clients of OpenAI's interface send None for False."""
+    return stream is not None and flag("stream", stream)
+
+
 def _params(params, sampling: dict, count: int) -> list[SamplingParams]:
+    sampling = {name: value for name, value in sampling.items() if value is not None}
     if params is None:
         one = SamplingParams(**sampling)
         return [
@@ -455,7 +481,11 @@ def _params(params, sampling: dict, count: int) -> list[SamplingParams]:
         ]
     if sampling:
         raise TypeError(f"give params or {', '.join(sampling)}, not both")
-    return [params] * count if isinstance(params, SamplingParams) else list(params)
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if isinstance(params, str | bytes | Mapping) or not isinstance(params, Iterable):
+        raise TypeError(f"params must be SamplingParams, or a list of them, got {params!r}")
+    return list(params)
 
 
 def _as_list(prompt: Any) -> list[str]:

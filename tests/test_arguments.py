@@ -1,5 +1,6 @@
 """Numbers of every library, collections that are None, and keywords that nobody knows."""
 
+import dataclasses
 import fractions
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import rocmforge_jax as rf
 from rocmforge_jax import arguments
 from rocmforge_jax.formats import quantize
 from rocmforge_jax.generate import Engine
-from rocmforge_jax.text import StopStrings
+from rocmforge_jax.text import ChatTemplate, ChatTemplateError, StopStrings, load_tokenizer
 
 pytestmark = pytest.mark.core
 INTEGERS = [7, np.int8(7), np.uint64(7), np.array(7), jnp.int32(7), jnp.array(7, jnp.uint8)]
@@ -91,6 +92,13 @@ def lm():
     return rf.load("demo", progress=False)
 
 
+@pytest.fixture(scope="module")
+def chatting(lm):
+    """The model with a chat template."""
+    template = ChatTemplate("{{ messages[0].content }}: {{ continue_final_message }}")
+    return rf.LanguageModel(lm.model, lm.tokenizer, template)
+
+
 @pytest.mark.parametrize(
     "scalar", [np.int64, np.uint8, np.array, jnp.int32], ids=lambda f: f.__name__
 )
@@ -134,7 +142,12 @@ def test_sizes_that_would_wrap_in_64_bits_are_counted_exactly():
 def test_none_is_an_empty_collection(lm):
     expected = lm.generate("ROMEO:", max_tokens=4)
     assert lm.generate("ROMEO:", max_tokens=4, stop=None, logit_bias=None) == expected
-    assert rf.SamplingParams(logit_bias=None) == rf.SamplingParams()
+    names = [field.name for field in dataclasses.fields(rf.SamplingParams)]
+    assert rf.SamplingParams(**dict.fromkeys(names)) == rf.SamplingParams()
+    nothing = dict.fromkeys(names) | {"stream": None, "params": None}
+    assert lm.generate("ROMEO:", max_tokens=4, **nothing) == expected
+    params = rf.SamplingParams()
+    assert lm.generate("ROMEO:", max_tokens=4, params=params, seed=None) == expected
     assert StopStrings(None).push("text") == "text"
     engine = Engine(lm.model, suppressed_ids=None)
     engine.generate([[70]], max_tokens=1, stop_ids=None)  # checks, computes nothing
@@ -173,6 +186,23 @@ def test_collections_may_be_read_once(lm):
         ),
         (lambda lm: lm.chat([], sed=1), r"chat\(\) .* 'sed'; .* 'seed'\?"),
         (lambda lm: lm.chat([], templat={}), r"chat\(\) .* 'templat'; .* 'template'\?"),
+        (
+            lambda lm: lm.fit_messages([], max_token=1),
+            r"fit_messages\(\) .* 'max_token'; .* 'max_tokens'\?",
+        ),
+        (lambda lm: lm.chat([], tools=[]), r"chat\(\) .* 'tools'; .* template={'tools': ...}$"),
+        (
+            lambda lm: lm.fit_messages([], enable_thinking=1),
+            r"fit_messages\(\) .* template={'enable_thinking': ...}$",
+        ),
+        (
+            lambda lm: lm.chat([], add_generation_prompt=False),
+            r"chat\(\) .* template={'add_generation_prompt': ...}$",
+        ),
+        (
+            lambda lm: lm.chat([], xyz=False),
+            r"chat\(\) .*; it takes messages, .* seed; .* template={'xyz': ...}$",
+        ),
         (lambda lm: rf.SamplingParams(topp=1), r"SamplingParams\(\) .* 'topp'; .* 'top_p'\?"),
         (lambda lm: Engine(lm.model, max_slot=1), r"Engine\(\) .* 'max_slot'; .* 'max_slots'\?"),
         (lambda lm: lm.generate("a", xyz=1), r"generate\(\) .* 'xyz'; it takes prompt, .* seed$"),
@@ -181,6 +211,75 @@ def test_collections_may_be_read_once(lm):
 def test_an_unknown_keyword_names_the_function_and_the_nearest(lm, call, message):
     with pytest.raises(TypeError, match=message):
         call(lm)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, np.array(True), jnp.array(True)], ids=repr)
+def test_flags_are_those_of_any_library(value):
+    assert arguments.flag("strict", value) is True
+    assert arguments.flag("strict", value ^ True) is False
+
+
+@pytest.mark.parametrize("value", [None, 0, 1, "no", "", 1.0, np.int8(1), [True], np.array([True])])
+def test_what_is_no_flag(value):
+    with pytest.raises(TypeError, match="strict must be True or False, got"):
+        arguments.flag("strict", value)
+
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda lm: rf.load("demo", strict="no"), "strict .* 'no'"),
+        (lambda lm: load_tokenizer("no such file", strict=1), "strict .* 1"),
+        (lambda lm: lm.generate("a", stream="no"), "stream .* 'no'"),
+        (lambda lm: lm.generate("a", parse_special="no"), "parse_special .* 'no'"),
+        (lambda lm: lm.tokenizer.encode("a", parse_special="no"), "parse_special .* 'no'"),
+        (lambda lm: lm.tokenizer.encode("a", strict="no"), "strict .* 'no'"),
+        (lambda lm: lm.tokenizer.encode("a", add_special="no"), "add_special .* 'no'"),
+        (lambda lm: lm.tokenizer.decode([], skip_special="no"), "skip_special .* 'no'"),
+        (lambda lm: lm.chat(HI, stream="no"), "stream .* 'no'"),
+        (
+            lambda lm: lm.chat(HI, parse_special_in_messages="no"),
+            "parse_special_in_messages .* 'no'",
+        ),
+        (lambda lm: lm.chat(HI, continue_final_message=1), "continue_final_message .* 1"),
+        (
+            lambda lm: lm.fit_messages(HI, template={"add_generation_prompt": "no"}),
+            "add_generation_prompt .* 'no'",
+        ),
+        (lambda lm: lm.chat(HI, template=["tools"]), "template .* list"),
+        (lambda lm: lm.chat(HI, template={1: 2}), "template .* 1"),
+        (lambda lm: lm.fit_messages(HI, template={"messages": []}), "template .* 'messages'"),
+        (lambda lm: lm.generate("a", stop=5), "stop .* 5"),
+        (lambda lm: lm.generate("a", params=5), "params .* 5"),
+        (lambda lm: lm.generate("a", params={"seed": 1}), "params .* {'seed': 1}"),
+        (lambda lm: lm.tokenizer.decode(5), "ids .* int 5"),
+        (lambda lm: lm.tokenizer.decode(None), "ids .* NoneType None"),
+        (lambda lm: lm.tokenizer.decode([True]), "token id .* True"),
+        (lambda lm: lm.tokenizer.stream(after=5), "after .* int 5"),
+    ],
+)
+def test_what_is_of_the_wrong_type(chatting, call, message):
+    """Before anything is computed."""
+    with pytest.raises(TypeError, match=message):
+        call(chatting)
+
+
+@pytest.mark.parametrize("max_tokens", [0, -3, "7", 2.5, True])
+def test_room_for_an_answer_is_an_integer(chatting, max_tokens):
+    with pytest.raises(ValueError, match=f"max_tokens .* at least 1, got {max_tokens!r}"):
+        chatting.fit_messages(HI, max_tokens=max_tokens)
+    with pytest.raises(ChatTemplateError, match="messages .* NoneType"):
+        chatting.fit_messages(None)
+
+
+def test_variables_of_a_template_may_be_called_like_arguments(chatting):
+    names = ["tokenizer", "self", "continue_final_message", "parse_special_in_messages"]
+    given = dict.fromkeys(names, "seven")
+    assert chatting.chat(HI, template=given, max_tokens=1).prompt_tokens > 1
+    assert chatting.fit_messages(HI, template=given) == HI
 
 
 @pytest.mark.parametrize(

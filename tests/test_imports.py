@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "compilation_cache": {"locate", "settings"},
     "pallas_kernels": set(),
     "gguf": {"formats"},
-    "text": {"gguf"},
+    "text": {"arguments", "gguf"},
     "cpp": {"pallas_kernels", "settings"},
     "backends": {"pallas_kernels", "formats", "cpp", "locate", "settings"},
     "quant": {"arguments", "backends", "pallas_kernels", "formats", "cpp", "locate", "settings"},

@@ -1,5 +1,6 @@
 """The command `chat`."""
 
+import io
 import sys
 
 from rocmforge_jax.cli import common, interrupts
@@ -110,18 +111,37 @@ def _say(text: str):
 def _questions():
     """Lines of the user, empty ones left out.
 
-    A prompt on stderr asks for them where stdin is a terminal.
+    A prompt on stderr asks for them where stdin is a terminal. A line that is no text is an error
+    of its own.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             if sys.stdin.isatty():
                 print("> ", end="", file=sys.stderr, flush=True)
-            with common.usage_errors(), interrupts.raised():  # stdin that is no text
+            with interrupts.raised():
                 line = sys.stdin.readline()
         except KeyboardInterrupt:  # forgets the line, as a shell does
             print(file=sys.stderr)
             continue
         if not line:
             return
-        if line.strip():
-            yield line.strip()
+        if text := _decoded(line).strip():
+            yield text
+
+
+def _decoded(line: str) -> str:
+    """Returns a line of stdin, in which Python keeps bytes that are no text as surrogates.
+
+    Returns "" for a line that is not UTF-8, after an error that names the byte.
+    """
+    if not any("\udc80" <= character <= "\udcff" for character in line):
+        return line
+    raw = line.encode(sys.stdin.encoding or "utf-8", "surrogateescape")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        byte = raw[error.start]
+        _say(f"error: the line is not UTF-8 text: byte {error.start} is 0x{byte:02x}")
+        return ""

@@ -30,8 +30,8 @@ class SamplingParams:
 
     seed: 0 to 2**64 - 1; equal seeds give equal text, whatever JAX's own generator is.
 
-    All numbers may be Python's, NumPy's or JAX's; they are kept as Python's. Penalties, biases and
-    temperatures beyond 3e35 count as that.
+    All numbers may be Python's, NumPy's or JAX's; they are kept as Python's. None is the default.
+    Penalties, biases and temperatures beyond 3e35 count as that.
     """
 
     temperature: float = 0.8
@@ -48,7 +48,10 @@ class SamplingParams:
 
     def __post_init__(self):
         for name, check in _CHECKS.items():
-            object.__setattr__(self, name, check(name, getattr(self, name)))
+            value = getattr(self, name)
+            # A dataclass keeps the default of a field as an attribute of the class.
+            value = getattr(type(self), name) if value is None else check(name, value)
+            object.__setattr__(self, name, value)
         object.__setattr__(self, "logit_bias", _checked_biases(self.logit_bias))
 
 

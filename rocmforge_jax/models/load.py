@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from rocmforge_jax import ahead, formats
+from rocmforge_jax.arguments import flag
 from rocmforge_jax.backends import DEFAULT, Numerics
 from rocmforge_jax.gguf import GGUFError, GGUFFile
 from rocmforge_jax.gguf.errors import listed, shortened
@@ -60,6 +61,7 @@ def load_decoder(
     Raises:
         GGUFError: Lists all tensors that are missing, unclaimed or of another shape.
     """
+    strict = flag("strict", strict)
     config, unused = read_config(gguf, context_length)
     _report_unknown_keys(gguf, unused, strict)
     decoder = _without_weights(

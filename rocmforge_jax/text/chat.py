@@ -2,16 +2,24 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rocmforge_jax.arguments import flag, named_values
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.continuation import continued, cut_at_end
-from rocmforge_jax.text.marks import MARK, looks_like_control, mark_all, marker
+from rocmforge_jax.text.marks import (
+    MARK,
+    looks_like_control,
+    mark_all,
+    marker,
+    shield,
+    unescaped,
+)
 from rocmforge_jax.text.messages import ChatTemplateError, plain, read_messages
 from rocmforge_jax.text.renderer import RENDERER, RenderError
 from rocmforge_jax.text.special_ids import DEFAULT_IDS
+from rocmforge_jax.text.surrogates import check_data, check_text
 from rocmforge_jax.text.tokenizer import Tokenizer
 
 TEMPLATE_LIMIT = 1 << 20  # characters; the longest template in use has about 30,000
@@ -43,6 +51,10 @@ class ChatTemplate:
             bos_token: a variable of the template.
             eos_token: a variable of the template.
             time_limit: most seconds of one rendering.
+
+        Raises:
+            TypeError: `text` is none of these.
+            ChatTemplateError: a template is too long, or no valid text.
         """
         texts = {
             name: template
@@ -50,6 +62,7 @@ class ChatTemplate:
             if template is not None and template.strip()
         }
         for template in texts.values():
+            check_text("the chat template", template, ChatTemplateError)
             if len(template) > TEMPLATE_LIMIT:
                 raise ChatTemplateError(
                     f"the chat template has {len(template)} characters, the limit is"
@@ -73,6 +86,7 @@ class ChatTemplate:
         tools: Sequence[Any] | None = None,
         *,
         continue_final_message: bool | str = False,
+        variables: Mapping[str, Any] | None = None,
         **kwargs,
     ) -> str:
         """Renders messages as text, in which control tokens of messages look like the template's.
@@ -89,18 +103,16 @@ class ChatTemplate:
             tools: JSON schemas of functions.
             continue_final_message: whether to end within the last message, for the model to go on
                 with it; or the field to continue, such as "reasoning_content".
-            kwargs: further variables that the template knows, such as `enable_thinking`.
+            variables: further variables that the template knows, such as `enable_thinking`, of any
+                names.
+            kwargs: further variables whose names are no parameters.
 
         Raises:
             ChatTemplateError: the template is missing, fails, or refuses the messages.
         """
+        given = {"add_generation_prompt": add_generation_prompt, "tools": tools}
         return self._render(
-            messages,
-            None,
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-            continue_final_message=continue_final_message,
-            **kwargs,
+            messages, None, kwargs | _set(given) | _variables(variables), continue_final_message
         )
 
     def encode(
@@ -109,7 +121,9 @@ class ChatTemplate:
         tokenizer: Tokenizer,
         *,
         parse_special_in_messages: bool = False,
-        **options,
+        continue_final_message: bool | str = False,
+        variables: Mapping[str, Any] | None = None,
+        **kwargs,
     ) -> list[int]:
         """Renders messages and encodes the prompt.
 
@@ -120,13 +134,17 @@ class ChatTemplate:
             messages: as for `render`.
             tokenizer: the tokenizer of the model.
             parse_special_in_messages: whether to read control tokens wherever they are spelled.
-            options: the other arguments of `render`.
+            continue_final_message: as for `render`.
+            variables: as for `render`; "tools" and "add_generation_prompt" as well.
+            kwargs: as for `render`; tools and add_generation_prompt as well.
 
         Raises:
             ChatTemplateError: the template is missing, fails, or refuses the messages.
         """
-        mark = None if parse_special_in_messages else marker(self._control_tokens(tokenizer))
-        text = self._render(messages, mark, **options)
+        reads = flag("parse_special_in_messages", parse_special_in_messages)
+        mark = None if reads else marker(self._control_tokens(tokenizer))
+        given = kwargs | _variables(variables)
+        text = self._render(messages, mark, given, continue_final_message)
         return tokenizer.encode(text, add_special=True, parse_special=True, mark=mark and MARK)
 
     def _control_tokens(self, tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -144,13 +162,15 @@ class ChatTemplate:
         self,
         messages,
         mark: Callable[[str], str] | None,
-        /,
-        *,
-        add_generation_prompt: bool | None = None,
-        tools=None,
-        continue_final_message: bool | str = False,
-        **kwargs,
+        variables: dict[str, Any],
+        continue_final_message: bool | str,
     ) -> str:
+        """Renders messages; "tools" and "add_generation_prompt" are among the variables."""
+        if not isinstance(continue_final_message, str):
+            continue_final_message = flag("continue_final_message", continue_final_message)
+        add_generation_prompt = variables.pop("add_generation_prompt", None)
+        if add_generation_prompt is not None:
+            add_generation_prompt = flag("add_generation_prompt", add_generation_prompt)
         if add_generation_prompt and continue_final_message:
             raise ChatTemplateError(
                 "continue_final_message and add_generation_prompt are not compatible: one goes on"
@@ -158,19 +178,26 @@ class ChatTemplate:
             )
         if add_generation_prompt is None:
             add_generation_prompt = not continue_final_message
-        tools, final = plain(tools) or None, ""
+        tools, final = plain(variables.pop("tools", None)) or None, ""
         template = self._chosen(tools)
         data = read_messages(messages, knows_developer="developer" in template)
-        variables = {"tools": tools, **plain(kwargs)}
+        variables = {"tools": tools, **plain(variables)}
         with _json_errors():
-            if mark:
-                data, variables = _marked(data, variables, mark)
+            # A surrogate of the caller could be the mark.
+            for place, message in enumerate(data):
+                check_data(f"message {place}", message, ChatTemplateError)
+            for name, value in variables.items():
+                check_data(f"the variable {name!r}", value, ChatTemplateError)
+        if mark:
+            data, variables = _marked(data, variables, mark)
         if continue_final_message:
             data, final = continued(data, continue_final_message, template)
         own = {"bos_token": self.bos_token, "eos_token": self.eos_token}
         given = {"messages": data, "add_generation_prompt": add_generation_prompt}
         with _json_errors():
             rendered = RENDERER.render(template, own | variables | given, self.time_limit)
+        if mark:
+            rendered = unescaped(rendered)
         return cut_at_end(rendered, final) if continue_final_message else rendered
 
     def _chosen(self, tools) -> str:
@@ -218,12 +245,39 @@ def chat_template_from_metadata(
     return make({name: meta.string(metadata, key) for name, key in keys.items()})
 
 
-def _by_name(text) -> dict[str, str | None]:
-    if text is None or isinstance(text, str):
-        return {_DEFAULT: text}
-    if isinstance(text, Mapping):
-        return dict(text)
-    return {template["name"]: template["template"] for template in text}
+def _by_name(text: Any) -> dict[str, str | None]:
+    """Maps the names of templates to their texts, as text or None."""
+    named: Any = {_DEFAULT: text} if text is None or isinstance(text, str) else text
+    if isinstance(text, list | tuple) and all(_is_named(item) for item in text):
+        named = {item["name"]: item["template"] for item in text}
+    if not isinstance(named, Mapping):
+        raise TypeError(
+            "a chat template is a text, None, {name: text} or a list of {'name': ..., 'template':"
+            f" ...}}, got {type(text).__name__} {repr(text)[:80]}"
+        )
+    for name, template in named.items():
+        if not isinstance(name, str) or not isinstance(template, str | None):
+            raise TypeError(
+                f"the chat template {name!r} must be a text or None, under a name that is a text,"
+                f" got {type(template).__name__}"
+            )
+    return dict(named)
+
+
+def _is_named(item: Any) -> bool:
+    return isinstance(item, Mapping) and {"name", "template"} <= set(item)
+
+
+def _variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Checks variables of a template that are given as a dictionary."""
+    found = named_values("variables", variables)
+    if "messages" in found:
+        raise TypeError("variables of a template cannot hold 'messages', which have a parameter")
+    return found
+
+
+def _set(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 @contextlib.contextmanager
@@ -231,8 +285,10 @@ def _json_errors():
     """Turns errors of the renderer, and of data that it cannot get, into ChatTemplateError."""
     try:
         yield
+    except ChatTemplateError:
+        raise
     except RenderError as error:
-        raise ChatTemplateError(str(error).replace(MARK, "")) from None
+        raise ChatTemplateError(unescaped(str(error)).replace(MARK, "")) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ChatTemplateError(
             f"messages, tools and variables of a template are JSON data: {error}"
@@ -241,11 +297,9 @@ def _json_errors():
 
 def _marked(messages: list[dict], variables: dict, mark: Callable[[str], str]):
     """Marks what is not the assistant's, and not the template's own tokens."""
-    # A surrogate in a text is refused here: it could be the mark.
-    json.dumps([messages, variables], ensure_ascii=False).encode()
     own = ("bos_token", "eos_token")
     return [
-        message if message["role"] == "assistant" else mark_all(message, mark)
+        mark_all(message, shield if message["role"] == "assistant" else mark)
         for message in messages
     ], {name: value if name in own else mark_all(value, mark) for name, value in variables.items()}
 

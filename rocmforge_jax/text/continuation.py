@@ -5,6 +5,7 @@
 
 import re
 
+from rocmforge_jax.text.marks import unescaped
 from rocmforge_jax.text.messages import REASONING, ChatTemplateError
 
 _SIGN = "\udbfe"  # a lone surrogate, which no valid text has
@@ -63,6 +64,8 @@ def cut_at_end(rendered: str, text: str) -> str:
     Raises:
         ChatTemplateError: the template leaves the message out, or a part of it.
     """
+    if _SIGN not in rendered:
+        rendered = unescaped(rendered)
     if _SIGN not in rendered or text.strip() not in rendered:
         raise ChatTemplateError(
             "continue_final_message: the last message is not in the rendered text as it is, since"

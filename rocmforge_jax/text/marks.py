@@ -3,6 +3,10 @@
 A rendered prompt is one string, in which a user's "<|im_end|>" looks like the template's. So a
 character that no valid text has is put inside the user's before rendering. The tokenizer takes it
 out after it has read the control tokens that are left, which are the template's.
+
+A template that prints a list, or a text with "%r", writes the mark as an escape sequence.
+`unescaped` makes it the character again. A text in which somebody spells such a sequence gets a
+mark inside it, so that it stays.
 """
 
 import functools
@@ -17,6 +21,29 @@ MARK = "\udbff"
 # together from pieces. Others, such as Gemma's "<table>", are text.
 _LIKE_CONTROL = re.compile(r"<[|｜].+>|<.+[|｜]>", re.DOTALL)
 _WORD = re.compile(r"\w+")
+
+
+# What Python writes for a mark in a repr, and for its bytes. Before the second half of a pair it is
+# JSON for a valid character. `continuation` has a sign of its own.
+_ESCAPED = re.compile(r"(\\+)(?:udbf([ef])(?!\\+ud[c-f])|xed\\+xaf\\+xb([ef]))")
+_SPELLED = re.compile(r"(?<=u)(?=dbf[ef](?!\\+ud[c-f]))|(?<=x)(?=ed\\+xaf)")
+
+
+def shield(text: str) -> str:
+    """Puts a mark inside each escape sequence of a mark that is spelled in a text."""
+    return _SPELLED.sub(MARK, text)
+
+
+def unescaped(text: str) -> str:
+    """Turns escape sequences of marks back into marks."""
+
+    def mark(found: re.Match) -> str:
+        # A repr doubles the backslashes before the sequence, so the lowest bit of their number is
+        # what the sequence has.
+        count = len(found[1])
+        return "\\" * (count & (count - 1)) + chr(0xDBF0 + int(found[2] or found[3], 16))
+
+    return _ESCAPED.sub(mark, text)
 
 
 def looks_like_control(token: str) -> bool:
@@ -79,7 +106,7 @@ class Marker:
             return found[0] + MARK if is_spelled else found[0]
 
         # Looks at each place by itself, so that each of two tokens that overlap gets its mark.
-        text = self._first.sub(marked, text)
+        text = shield(self._first.sub(marked, text))
         words = text.strip()
         if not words or _WORD.fullmatch(words):
             return text

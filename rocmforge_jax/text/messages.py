@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from rocmforge_jax.text.surrogates import check_data
+
 #: The names under which clients send what the model thought.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -136,7 +138,11 @@ def _tool_call(place: int, number: int, call: dict) -> dict:
     arguments = call["arguments"]
     if arguments is None or arguments == "":  # clients send both for a function without parameters
         arguments = {}
-    if not isinstance(_parsed(arguments), dict):
+    parsed = _parsed(arguments)
+    if isinstance(arguments, str):  # JSON text may spell a surrogate as an escape sequence
+        what = f"the arguments of tool call {number} in message {place}"
+        check_data(what, parsed, ChatTemplateError)
+    if not isinstance(parsed, dict):
         raise ChatTemplateError(
             f"the arguments of tool call {number} in message {place} are no JSON object:"
             f" {str(arguments)[:80]!r}"

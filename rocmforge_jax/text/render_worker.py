@@ -23,14 +23,16 @@ if __name__ == "__main__":
 import functools
 import os
 import re
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
 from datetime import datetime
+from urllib.parse import unquote_to_bytes
 
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import url_quote
 
 from rocmforge_jax.text.contents import Parts, WrongForm, in_any_form
 
@@ -39,6 +41,12 @@ OUTPUT_LIMIT = 16 << 20  # characters
 CPU_LIMIT = (
     600  # seconds in the life of the process, should the parent have died that would have killed it
 )
+
+
+# Lone surrogates are marks of the caller. No valid text has them.
+MARK = re.compile("[\ud800-\udfff]")
+BYTES_OF_MARK = re.compile(b"\xed[\xa0-\xbf][\x80-\xbf]")
+QUOTED_MARK = re.compile("%ED%[AB][0-9A-F]%[89AB][0-9A-F]")
 
 
 class Refused(Exception):
@@ -84,8 +92,40 @@ def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
     )
     if not ensure_ascii:
         return text
-    # Lone surrogates are the caller's marks, which have to stay single characters.
+    # Marks have to stay single characters.
     return re.sub(r"[^\x00-\x7e\ud800-\udfff]", lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def url_encoded(value):
+    """Quotes a text, or pairs of texts, for a URL; like Jinja's filter, but marks stay marks."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return url_quoted(value, False)
+    pairs = value.items() if isinstance(value, dict) else value
+    return "&".join(f"{url_quoted(key, True)}={url_quoted(item, True)}" for key, item in pairs)
+
+
+def url_quoted(value, for_qs: bool) -> str:
+    """Quotes one text for a URL."""
+    quoted = url_quote(str(value).encode("utf-8", "surrogatepass"), for_qs=for_qs)
+    return QUOTED_MARK.sub(
+        lambda mark: unquote_to_bytes(mark[0]).decode("utf-8", "surrogatepass"), quoted
+    )
+
+
+def encode(text: str, encoding="utf-8", errors="strict") -> bytes:
+    """Does what `str.encode` does; a mark becomes its bytes in UTF-8."""
+    pieces = MARK.split(text)
+    marks = [mark.encode("utf-8", "surrogatepass") for mark in MARK.findall(text)]
+    encoded = [piece.encode(encoding, errors) for piece in pieces]
+    return encoded[0] + b"".join(mark + piece for mark, piece in zip(marks, encoded[1:]))
+
+
+def decode(data: bytes, encoding="utf-8", errors="strict") -> str:
+    """Does what `bytes.decode` does; the bytes of a mark become the mark."""
+    pieces = BYTES_OF_MARK.split(data)
+    marks = [mark.decode("utf-8", "surrogatepass") for mark in BYTES_OF_MARK.findall(data)]
+    decoded = [piece.decode(encoding, errors) for piece in pieces]
+    return decoded[0] + "".join(mark + piece for mark, piece in zip(marks, decoded[1:]))
 
 
 def as_list(value):
@@ -104,6 +144,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return True
         return super().is_safe_attribute(obj, attr, value)
 
+    def getattr(self, obj, attribute):
+        """Returns an attribute; encoding and decoding leave marks alone."""
+        if attribute == "encode" and isinstance(obj, str):
+            return functools.partial(encode, obj)
+        if attribute == "decode" and isinstance(obj, bytes):
+            return functools.partial(decode, obj)
+        return super().getattr(obj, attribute)
+
 
 @functools.lru_cache(maxsize=8)
 def compiled(template: str) -> jinja2.Template:
@@ -111,7 +159,7 @@ def compiled(template: str) -> jinja2.Template:
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
     )
-    environment.filters["tojson"] = to_json
+    environment.filters.update(tojson=to_json, urlencode=url_encoded)
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment.from_string(template)
 

@@ -1,7 +1,9 @@
 """Text as it is generated: whole characters only, and nothing of a stop string."""
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+from rocmforge_jax.arguments import flag
 
 
 class ByteStream:
@@ -12,13 +14,13 @@ class ByteStream:
 
     def __init__(self, tokenizer, *, skip_special: bool = False, after: Iterable[int] = ()):
         self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        *_, last = (None, *after)
+        self._skip_special = flag("skip_special", skip_special)
+        *_, last = (None, *_checked_ids("after", after))
         self._at_start = last is None or tokenizer.is_special(last)
 
     def push(self, ids: Iterable[int]) -> bytes:
         """Takes the next tokens and returns their bytes."""
-        return b"".join(map(self._next, ids))
+        return b"".join(map(self._next, _checked_ids("ids", ids)))
 
     def _next(self, id: int) -> bytes:
         tokenizer = self._tokenizer
@@ -30,6 +32,15 @@ class ByteStream:
             self._at_start = False
             return piece.removeprefix(b" ") if tokenizer.add_space_prefix else piece
         return piece
+
+
+def _checked_ids(name: str, ids: Iterable[int]) -> Iterator[int]:
+    try:
+        return iter(ids)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a list of token ids, got {type(ids).__name__} {ids!r}"
+        ) from None
 
 
 class TextStream:
@@ -64,6 +75,8 @@ class StopStrings:
 
     def __init__(self, stops: str | Iterable[str] | None):
         stops = () if stops is None else stops
+        if not isinstance(stops, Iterable):
+            raise TypeError(f"stop must be a string or a list of strings, got {stops!r}")
         self.stops = (stops,) if isinstance(stops, str) else tuple(stops)
         if not all(isinstance(stop, str) and stop for stop in self.stops):
             raise ValueError(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rocmforge_jax.arguments import flag
 from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.keys import report_unknown_keys
@@ -12,6 +13,7 @@ from rocmforge_jax.text.pretokenizers import nearest
 from rocmforge_jax.text.special_ids import ID_KEYS
 from rocmforge_jax.text.special_tokens import SpecialToken, special_tokens, split
 from rocmforge_jax.text.stream import ByteStream, TextStream
+from rocmforge_jax.text.surrogates import check_text
 from rocmforge_jax.text.token_types import TokenType
 from rocmforge_jax.text.tokenizer_models import MODELS, Codec, Ends
 from rocmforge_jax.text.vocabulary import Vocabulary
@@ -101,9 +103,11 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise TypeError(f"a text is a str, got {type(text).__name__}")
-        # a lone surrogate is a UnicodeEncodeError here, a wrong TypeError in `tokenizers`
-        (text.replace(mark, "") if mark else text).encode()
-        parts = split(text, self._special if parse_special else self._always_read)
+        # `tokenizers` would raise a wrong TypeError.
+        check_text("the text", text.replace(mark, "") if mark else text)
+        strict = flag("strict", strict)
+        is_read = flag("parse_special", parse_special)
+        parts = split(text, self._special if is_read else self._always_read)
         if mark:
             plain = (part.replace(mark, "") if isinstance(part, str) else part for part in parts)
             parts = [part for part in plain if part != ""]
@@ -113,7 +117,7 @@ class Tokenizer:
         ids: list[int] = []
         for part in parts:
             ids.extend(next(texts) if isinstance(part, str) else (part,))
-        return self._with_ends(ids) if add_special else ids
+        return self._with_ends(ids) if flag("add_special", add_special) else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`, bytes that are not UTF-8 replaced by U+FFFD.
@@ -161,6 +165,8 @@ class Tokenizer:
         )
 
     def _checked(self, id) -> int:
+        if isinstance(id, bool):  # an index in Python
+            raise TypeError(f"a token id is an integer, got {id!r}")
         try:
             number = operator.index(id)
         except TypeError:
@@ -196,6 +202,7 @@ def load_tokenizer(path: str | os.PathLike, *, strict: bool = False) -> Tokenize
 
     strict: refuse unknown keys, instead of warning about them.
     """
+    strict = flag("strict", strict)
     return tokenizer_from_metadata(open_gguf(path).metadata, strict=strict)
 
 
@@ -205,6 +212,7 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False
     strict: refuse unknown keys, instead of warning about them. GGUFError, a ValueError, for what is
     wrong in them.
     """
+    strict = flag("strict", strict)
     model = meta.string(metadata, "tokenizer.ggml.model")
     if model not in MODELS:
         raise GGUFError(

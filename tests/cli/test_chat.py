@@ -13,8 +13,9 @@ from rocmforge_jax.gguf import open_gguf, write_gguf
 def says(monkeypatch):
     """What the user types."""
 
-    def says(text, terminal=False):
-        stdin = io.TextIOWrapper(io.BytesIO(text if isinstance(text, bytes) else text.encode()))
+    def says(text, terminal=False, encoding="utf-8"):
+        raw = io.BytesIO(text if isinstance(text, bytes) else text.encode())
+        stdin = io.TextIOWrapper(raw, encoding=encoding)
         monkeypatch.setattr(stdin, "isatty", lambda: terminal, raising=False)
         monkeypatch.setattr(sys, "stdin", stdin)
 
@@ -110,11 +111,16 @@ def test_a_model_without_a_template_is_sent_to_generate(run):
 
 
 @pytest.mark.core
-def test_stdin_that_is_no_text_is_refused(run, scripted, says, with_chat_template):
-    scripted()
-    says(b"\xff\n")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_line_that_is_no_text_is_an_error_of_its_own(
+    run, scripted, says, with_chat_template, encoding
+):
+    model = scripted(["yes"], ["no"])
+    says("é one\n".encode() + "aé".encode() + b"\xff\xfe\ntwo\n", encoding=encoding)
     ran = run("chat", "--model", with_chat_template)
-    assert (ran.code, ran.out) == (2, "") and "can't decode byte 0xff" in ran.err
+    assert (ran.code, ran.out) == (0, "yes\nno\n") and ran.err.count("\n") == 1
+    assert "byte 3 is 0xff" in ran.err
+    assert model.asked == [["é one"], ["é one", "yes", "two"]]
 
 
 @pytest.fixture

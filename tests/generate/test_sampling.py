@@ -411,7 +411,7 @@ def test_penalties_and_biases(logits, recent, params, expected):
         ({"seed": False}, "seed must be an integer from 0 to 18446744073709551615, got False"),
         ({"repetition_penalty": 0}, "repetition_penalty must be a finite number above 0, got 0"),
         ({"presence_penalty": INF}, "presence_penalty must be a finite number, got inf"),
-        ({"frequency_penalty": None}, "frequency_penalty must be a finite number, got None"),
+        ({"frequency_penalty": "1"}, "frequency_penalty must be a finite number, got '1'"),
         ({"penalty_last_n": 257}, "penalty_last_n must be an integer from 0 to 256, got 257"),
         (
             {"logit_bias": {-1: 0.0}},

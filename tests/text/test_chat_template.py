@@ -1,12 +1,18 @@
 """Chat templates: what they are given, what they give, and what is said when they cannot."""
 
 import datetime
+import re
 import threading
 
 import pytest
 
 from rocmforge_jax.gguf import GGUFError, open_gguf
-from rocmforge_jax.text import ChatTemplate, ChatTemplateError, chat_template_from_metadata
+from rocmforge_jax.text import (
+    ChatTemplate,
+    ChatTemplateError,
+    chat_template_from_metadata,
+    tokenizer_from_metadata,
+)
 
 pytestmark = pytest.mark.core
 
@@ -92,6 +98,61 @@ def test_tools_and_further_variables_are_passed():
     )
 
 
+NAMES = ["tokenizer", "self", "variables", "continue_final_message", "parse_special_in_messages"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "template", "mark", "text", "enable_thinking"])
+def test_a_variable_may_have_any_name(name, byte_level):
+    """Jinja has its own meaning of `self`, but takes the variable."""
+    tokenizer = tokenizer_from_metadata(byte_level([]))
+    template = ChatTemplate("seven" if name == "self" else f"{{{{ {name} }}}}")
+    given = {name: "seven"}
+    assert template.render(HI, variables=given) == "seven"
+    assert tokenizer.decode(template.encode(HI, tokenizer, variables=given)) == "seven"
+    assert given == {name: "seven"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        (5, "variables .* got int 5"),
+        (["tools"], "variables .* got list"),
+        ({3: 1}, "variables .* got 3"),
+        ({"messages": []}, "'messages'"),
+    ],
+)
+def test_what_are_no_variables(variables, error):
+    with pytest.raises(TypeError, match=error):
+        render("", variables=variables)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("add_generation_prompt", value) for value in ("", "no", 0, 1, [True])]
+    + [("continue_final_message", value) for value in (0, 1, None)],
+)
+def test_flags_are_bools(name, value):
+    with pytest.raises(TypeError, match=f"{name} .* got {re.escape(repr(value))}"):
+        render("", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (5, "int 5"),
+        (b"x", "bytes b'x'"),
+        ([5], r"list \[5\]"),
+        ([{"name": "a"}], r"list .*'a'"),
+        ({"a": 5}, "'a' .* int"),
+        ({5: "a"}, "5 .* str"),
+        ([{"name": "a", "template": b"x"}], "'a' .* bytes"),
+    ],
+)
+def test_what_is_no_template(text, error):
+    with pytest.raises(TypeError, match=error):
+        ChatTemplate(text)
+
+
 def test_content_may_be_parts_and_is_not_needed_beside_tool_calls():
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "look"}]},
@@ -108,7 +169,7 @@ def test_content_may_be_parts_and_is_not_needed_beside_tool_calls():
 
 
 @pytest.mark.parametrize(
-    "content", ["日本語 🦙", "\ud800", "{{ 7 * 7 }}", "{% raw %}", "\x00\r\n\u2028", "<|im_end|>"]
+    "content", ["日本語 🦙", "\ue000", "{{ 7 * 7 }}", "{% raw %}", "\x00\r\n\u2028", "<|im_end|>"]
 )
 def test_content_is_never_changed_nor_run(content):
     assert render("{{ messages[0].content }}", [{"role": "user", "content": content}]) == content

@@ -125,6 +125,61 @@ def test_every_place_of_a_text(chatml, template, messages, variables):
 
 
 @pytest.mark.core
+@pytest.mark.parametrize(
+    "use",
+    [
+        "messages",
+        "'%r' % c",
+        "'%a %s' % (c, c)",
+        "'%r' % ('%r' % c)",
+        "'{!r}'.format(c)",
+        "[c] ~ c",
+        "c | urlencode",
+        "{c: c} | urlencode",
+        "[(c, 7)] | urlencode",
+        "7 | urlencode",
+        "c.encode('utf-8')",
+        "'%r' % (c.encode() | string)",
+        "c.encode('utf-8').decode()",
+        "c.encode('utf-16').decode('utf-16')",
+        "c.encode('ascii', 'ignore').decode('ascii')",
+        "c.encode('ascii', 'backslashreplace')",
+    ],
+)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "hi<|im_end|>\\<|im_end|>é\U0001f999\\",
+        "plain <|im_",
+        "\\udbff and \\\\udbfe, %ED%AF%BF, \\xed\\xaf\\xbf <|im_end|>",
+        '["\\udbff\\udc00"]',
+    ],
+)
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_no_use_of_a_text_shows_a_mark(chatml, use, content, role):
+    template = ChatTemplate(f"{{% set c = messages[0].content %}}{{{{ {use} }}}}")
+    messages = [{"role": role, "content": content}]
+    ids = template.encode(messages, chatml)
+    assert chatml.decode(ids) == template.render(messages)
+    assert special(chatml, ids) == [] or role == "assistant"
+
+
+@pytest.mark.core
+def test_arguments_that_spell_the_mark(chatml):
+    template = ChatTemplate("{{ messages[0].tool_calls[0].arguments.a | tojson }}")
+
+    def calling(arguments):
+        return [{"role": "user", "tool_calls": [{"arguments": arguments}]}]
+
+    for arguments in (r'{"a": "\\udbff"}', r'{"a": "\udbff\udc00"}'):
+        ids = template.encode(calling(arguments), chatml)
+        assert json.loads(chatml.decode(ids)) == json.loads(arguments)["a"]
+    for spelled in (r"\udbff", r"\uDBFF"):
+        with pytest.raises(ChatTemplateError, match=r"tool call 0 in message 0 .*U\+DBFF .* 1,"):
+            template.encode(calling(f'{{"a": "x{spelled}"}}'), chatml)
+
+
+@pytest.mark.core
 def test_tokens_that_overlap(byte_level):
     tokenizer = tokenizer_from_metadata(
         byte_level([], {"<<a>>": CONTROL, ">><": CONTROL, "aba": 3})
@@ -190,12 +245,37 @@ def test_texts_without_tokens_have_the_ids_that_they_had(reference_tokenizer):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("text", ["\ud800", "a\udbffb", "\udbff"])
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("\ud800", r"'content' of message 1 .*U\+D800 at character 0,"),
+        ("é\udbffb", r"'content' of message 1 .*U\+DBFF at character 1,"),
+        (
+            ["a", "bc\udcff"],
+            r"'text' of item 1 of 'content' of message 1 .*U\+DCFF at character 2,",
+        ),
+    ],
+)
 @pytest.mark.parametrize("role", ["user", "assistant"])
-def test_a_text_that_is_not_unicode_is_refused(chatml, role, text):
+def test_a_text_that_is_not_unicode_is_refused(chatml, role, text, where):
     """It could hold the mark."""
-    with pytest.raises(ChatTemplateError, match="surrogates not allowed"):
-        ChatTemplate(CHATML).encode([{"role": role, "content": text}], chatml)
+    template, messages = ChatTemplate(CHATML), [*user("hi"), {"role": role, "content": text}]
+    for call in (lambda: template.encode(messages, chatml), lambda: template.render(messages)):
+        with pytest.raises(ChatTemplateError, match=where):
+            call()
+
+
+@pytest.mark.core
+def test_other_data_that_is_not_unicode_is_refused(chatml):
+    template = ChatTemplate(CHATML)
+    for variables, where in (
+        ({"tools": [{"a\ud800": 1}]}, r"key in item 0 of .*'tools' .*U\+D800 at character 1,"),
+        ({"style": "\udfff"}, r"variable 'style' .*U\+DFFF at character 0,"),
+    ):
+        with pytest.raises(ChatTemplateError, match=where):
+            template.encode(user("hi"), chatml, **variables)
+    with pytest.raises(ChatTemplateError, match=r"template .*U\+DBFF at character 2,"):
+        ChatTemplate("ab\udbff")
 
 
 @pytest.mark.core
@@ -203,6 +283,18 @@ def test_errors_show_no_marks(chatml):
     template = ChatTemplate("{{ raise_exception(messages[0].content) }}")
     with pytest.raises(ChatTemplateError, match=r"messages: <\|im_end\|>$"):
         template.encode(user("<|im_end|>"), chatml)
+    template = ChatTemplate("{{ raise_exception('%r' % messages[0].content) }}")
+    with pytest.raises(ChatTemplateError, match=r"messages: '<\|im_end\|>'$"):
+        template.encode(user("<|im_end|>"), chatml)
+
+
+@pytest.mark.core
+def test_the_last_message_of_a_list_that_is_printed_is_continued(chatml):
+    template, messages = ChatTemplate("{{ [messages[0].content] }}"), user("<|im_end|> so")
+    expected = "['<|im_end|> so"
+    assert template.render(messages, continue_final_message=True) == expected
+    ids = template.encode(messages, chatml, continue_final_message=True)
+    assert chatml.decode(ids) == expected and special(chatml, ids) == []
 
 
 def random_text(chance, tokens):

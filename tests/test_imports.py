@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "gguf": {"formats"},
     "text": {"gguf"},
     "cpp": {"pallas_kernels", "settings"},
-    "backends": {"pallas_kernels", "formats", "cpp", "locate", "settings"},
+    "backends": {"arguments", "pallas_kernels", "formats", "cpp", "locate", "settings"},
     "quant": {"arguments", "backends", "pallas_kernels", "formats", "cpp", "locate", "settings"},
     "nn": {"arguments", "quant", "backends", "pallas_kernels"},
     "memory": set(),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rocmforge_jax.ahead import read_ahead
 from rocmforge_jax.locate import local
+from rocmforge_jax.settings import cache_folder
 
 
 class UsageError(Exception):
@@ -89,7 +90,12 @@ def prepare_jax(model: str | None = None):
         read_ahead(path)
     from rocmforge_jax.compilation_cache import enable_compilation_cache
 
-    enable_compilation_cache()
+    if enable_compilation_cache() is None:
+        print(
+            f"rocmforge-jax: warning: {cache_folder()} cannot be written, so every start compiles"
+            " anew; XDG_CACHE_HOME names another folder",
+            file=sys.stderr,
+        )
 
 
 #: Field of `SamplingParams` -> type, default and meaning, so that help does not import jax; a test

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from rocmforge_jax.cli.machine import Facts
+from rocmforge_jax.settings import named_in
 
 #: The ROCm that each release of JAX asks for.
 ROCM_OF_JAX = {"0.10": "7.2", "0.12": "7.14"}
@@ -107,6 +108,9 @@ def _start_remedy(facts: Facts) -> str:
         return f"unset XLA_FLAGS, which is {facts.xla_flags!r}"
     if asked:
         return f"unset JAX_PLATFORMS, which is {asked!r}, or install the plugin for it"
+    named = named_in(facts.failure or "", facts.environment)
+    if named:
+        return f"unset {named}, which is {facts.environment[named]!r}"
     return "pip install --force-reinstall rocmforge-jax, and uninstall plugins that it names"
 
 

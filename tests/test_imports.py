@@ -75,6 +75,7 @@ LAZY = {
     ("rocmforge_jax/formats/iq.py", "gguf.quants"): "only the I-quants need gguf's tables",
     ("rocmforge_jax/gguf/writer.py", "*"): "reading a file needs no gguf package",
     ("rocmforge_jax/hub.py", "huggingface_hub"): "an optional dependency",
+    ("rocmforge_jax/hub.py", "huggingface_hub.constants"): "an optional dependency",
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",
     ("rocmforge_jax/ahead.py", "*"): "a thread imports them while the first one imports jax",
     ("rocmforge_jax/cli", "*"): "a command imports what it needs, so that --help answers at once",

@@ -85,6 +85,12 @@ def _broken(facts: Facts) -> Iterator[Problem]:
             "unset ROCMFORGE_BACKEND",
             True,
         )
+    if facts.cpp_folder and facts.library != "complete":
+        yield Problem(
+            f"ROCMFORGE_CPP_FOLDER is {facts.cpp_folder}, which cannot be written",
+            "make it writable, name another folder, or unset ROCMFORGE_CPP_FOLDER",
+            True,
+        )
     if facts.platform in ("cpu", "none") and facts.library != "complete":
         install = "" if facts.compiler else "install a C++ compiler (or name one with CXX), then "
         yield Problem(

@@ -118,6 +118,24 @@ SAMPLING = {
 }
 
 
+def add_context_length(parser: argparse.ArgumentParser):
+    """The option --context-length, which `context_length` reads."""
+    parser.add_argument(
+        "--context-length",
+        type=int,
+        metavar="N",
+        help="most tokens of prompt and answer (default: what the model was trained for)",
+    )
+
+
+def context_length(options: argparse.Namespace) -> int | None:
+    """The value of --context-length, checked before a model is loaded."""
+    from rocmforge_jax.generate import check_context_length
+
+    with usage_errors():
+        return check_context_length(options.context_length)
+
+
 def add_generation_arguments(parser: argparse.ArgumentParser):
     """The options that `generation_options` reads."""
     parser.add_argument(

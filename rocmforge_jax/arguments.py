@@ -9,10 +9,34 @@ import functools
 import inspect
 import math
 import operator
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable)
+#: Keyword of other programs -> what it is called here.
+_SYNONYMS = {
+    **dict.fromkeys(("n_ctx", "ctx", "ctx_size", "num_ctx"), "context_length"),
+    **dict.fromkeys(("max_new_tokens", "n_predict", "max_length"), "max_tokens"),
+    "repeat_penalty": "repetition_penalty",
+}
+
+
+class _Brief(reprlib.Repr):
+    """Shortens long collections and texts; describes integers too long to print."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxstring = self.maxother = 200
+
+    def repr_int(self, x, level):
+        bits = x.bit_length()
+        return repr(x) if bits <= 256 else f"an integer of {bits:,} bits"
+
+
+def shown(value: Any) -> str:
+    """Returns `repr` of an argument for a message; of a long one its beginning and end."""
+    return _Brief().repr(value)
 
 
 def as_integer(value: Any) -> int | None:
@@ -60,7 +84,7 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     found = as_integer(value)
     if found is None or found < low or high is not None and found > high:
         bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name} must be an integer {bounds}, got {value!r}")
+        raise ValueError(f"{name} must be an integer {bounds}, got {shown(value)}")
     return found
 
 
@@ -90,7 +114,7 @@ def number(
         bounds = [f"above {low}" if exclusive else f"of at least {low}"] if low > -math.inf else []
         bounds += [f"at most {high}"] if high < math.inf else []
         text = f"{name} must be a finite number {' and '.join(bounds)}".rstrip()
-        raise ValueError(f"{text}, got {value!r}")
+        raise ValueError(f"{text}, got {shown(value)}")
     return found
 
 
@@ -168,12 +192,15 @@ def keywords(function: Callable) -> list[str]:
 def _unknown_keyword(
     function: str, given: str, known: list[str], variables: Mapping[str, Iterable[str]]
 ) -> str:
-    close = difflib.get_close_matches(given, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+    lowered = {name.lower(): name for name in known}
+    synonym = _SYNONYMS.get(given.lower())
+    close = difflib.get_close_matches(given.lower(), lowered, n=1)
+    near = synonym if synonym in known else lowered[close[0]] if close else None
+    hint = f"did you mean {near!r}?" if near else f"it takes {', '.join(known)}"
     for keyword, usual in variables.items():
-        remedy = f"give variables of the {keyword} as {keyword}={{{given!r}: ...}}"
+        remedy = f"give variables of the {keyword} as {keyword}={{{shown(given)}: ...}}"
         if given in usual:
             hint = remedy
-        elif not close:
+        elif not near:
             hint = f"{hint}; {remedy}"
-    return f"{function}() got an unexpected keyword {given!r}; {hint}"
+    return f"{function}() got an unexpected keyword {shown(given)}; {hint}"

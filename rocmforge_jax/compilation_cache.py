@@ -11,6 +11,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from rocmforge_jax import locate
 from rocmforge_jax.settings import jax_variables
 
+#: What JAX warns of.
+_WARNING = re.compile(
+    r"Error (?P<verb>reading|writing) persistent compilation cache entry for '(?P<program>.+?)': "
+    r"(?P<reason>.*)",
+    re.DOTALL,
+)
+#: How reasons begin for an entry that cannot be decompressed: zlib, zstandard, and a folder.
+_DAMAGES = ("error: ", "ZstdError: ", "IsADirectoryError: ")
+
 
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | None:
     """Keeps compiled programs for the next process; this sets JAX's configuration, for all of it.
@@ -20,11 +29,14 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | 
             kind of processor in the user's cache, ~/.cache/rocmforge-jax/xla.
 
     Returns:
-        The folder. None if the default one cannot be written: each process then compiles.
+        The folder. None if the default one cannot be made: each process then compiles.
 
     Raises:
+        ValueError: `folder` is empty.
         OSError: `folder` cannot be made.
     """
+    if folder is not None and not os.fspath(folder):
+        raise ValueError("the folder of the compilation cache has an empty name")
     # A program's key has its kernels' code, and that the lines it was traced from: other ones where
     # something else was traced before.
     jax.config.update("jax_traceback_in_locations_limit", 0)
@@ -34,10 +46,11 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | 
     chosen = Path(locate.compiled_folder() if folder is None else folder)
     try:
         chosen.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except OSError as error:
         if folder is None:
             return None
-        raise
+        reason = "it is a file" if chosen.is_file() else error.strerror or error
+        raise OSError(f"compiled programs cannot be kept in {chosen}: {reason}") from error
     jax.config.update("jax_compilation_cache_dir", str(chosen))
     # A dozen small programs together take as long to compile as the large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -50,21 +63,29 @@ def is_enabled() -> bool:
     return bool(_setting("jax_compilation_cache_dir") and _setting("jax_enable_compilation_cache"))
 
 
-def replace_damaged(warning: str) -> str:
-    """Deletes the entry that JAX warns it cannot read, in the default folder only.
+def handle_warning(warning: str) -> str:
+    """Deletes the entry that JAX warns it cannot read, and shortens JAX's warnings of its cache.
 
     JAX itself would keep the entry, and warn at every start. It names the program and not the
-    file, so all entries of programs of that name are deleted.
+    file, so all entries of programs of that name are deleted. In a folder that the user has named
+    only what cannot be decompressed is deleted.
 
     Returns:
         The warning, or what was done about it, in the same words for every entry.
     """
-    folder = locate.compiled_folder()
-    found = re.match(r"Error reading persistent compilation cache entry for '(.+?)'", warning)
-    if not found or _setting("jax_compilation_cache_dir") != str(folder):
+    folder = Path(_setting("jax_compilation_cache_dir") or os.devnull)
+    found = _WARNING.match(warning)
+    if not found:
         return warning
-    for path in folder.glob(f"{glob.escape(found[1])}-*"):
-        path.unlink(missing_ok=True)
+    if found["verb"] == "writing" or not folder.is_dir():
+        return f"{folder} cannot be written, so every start compiles anew: {found['reason']}"
+    if folder != locate.compiled_folder() and not found["reason"].startswith(_DAMAGES):
+        return warning
+    for path in folder.glob(f"{glob.escape(found['program'])}-*"):
+        try:
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        except OSError as error:
+            return f"a damaged entry of the cache cannot be removed: {path}: {error.strerror}"
     return f"damaged entries of the cache {folder} are replaced"
 
 

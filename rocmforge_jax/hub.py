@@ -1,7 +1,10 @@
 """Fetches GGUF files from the Hugging Face hub, once: they stay in its cache. Imports no jax."""
 
 import re
-from collections.abc import Callable, Sequence
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from rocmforge_jax.gguf.errors import listed, shortened
 #: Quantisations that are taken where none is named, the first that a repository has, as in
 #: llama.cpp. A repository with none of them gives its first model.
 PREFERRED = ("Q4_K_M", "Q8_0")
+#: Seconds after which a hub that does not answer counts as out of reach.
+CONNECT_LIMIT = 3.0
 #: Parts of the names of files that go with a model and are none.
 _NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.I | re.S)
@@ -30,7 +35,9 @@ def fetch_file(repository: str, filename: str) -> Path:
 
     Raises FileNotFoundError, in one line, where the file cannot be had.
     """
-    return [Path(_call("hf_hub_download", repository, part)) for part in _parts(filename)][0]
+    cached = {} if _reachable() else {"local_files_only": True}
+    parts = _parts(filename)
+    return [Path(_call("hf_hub_download", repository, part, **cached)) for part in parts][0]
 
 
 def fetch_model(repository: str, quantisation: str | None = None) -> Path:
@@ -84,6 +91,8 @@ def _parts(filename: str) -> list[str]:
 def _files(repository: str) -> list[str]:
     """Lists a repository's files; without the hub, those in the cache."""
     try:
+        if not _reachable():
+            raise FileNotFoundError(_failure(repository, "the hub cannot be reached"))
         return sorted(_call("list_repo_files", repository))
     except FileNotFoundError:
         if cached := _cached_files(repository):
@@ -93,7 +102,7 @@ def _files(repository: str) -> list[str]:
 
 def _cached_files(repository: str) -> list[str]:
     try:
-        cache = _function("scan_cache_dir")()
+        cache = _hub().scan_cache_dir()
     except Exception:  # no cache, or a damaged one: the hub's own error says more
         return []
     return sorted(
@@ -105,19 +114,42 @@ def _cached_files(repository: str) -> list[str]:
     )
 
 
-def _call(name: str, repository: str, *filename: str) -> Any:
+def _call(name: str, repository: str, *filename: str, **options) -> Any:
     """Calls a function of huggingface_hub, whose errors become one line."""
-    function = _function(name, "/".join((repository, *filename)))
+    wanted = "/".join((repository, *filename))
+    hub = _hub(wanted)
     try:
-        return function(repository, *filename)
+        return getattr(hub, name)(repository, *filename, **options)
     except Exception as error:  # the hub's, those of the network below it, and of the disk
-        raise FileNotFoundError(
-            f"cannot fetch {'/'.join((repository, *filename))} from the Hugging Face hub:"
-            f" {_meaning(error)}"
-        ) from None
+        raise FileNotFoundError(_failure(wanted, _meaning(error))) from None
 
 
-def _function(name: str, wanted: str = "") -> Callable[..., Any]:
+def _failure(wanted: str, reason: str) -> str:
+    return f"cannot fetch {wanted} from the Hugging Face hub: {reason}"
+
+
+def _reachable() -> bool:
+    """Returns whether a connection to the hub opens; True where only the hub's library can tell.
+
+    The library retries for 24 s, and prints a line each time.
+    """
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return True
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    if not address.hostname or constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return True
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname, port), CONNECT_LIMIT).close()
+    except OSError:
+        return False
+    return True
+
+
+def _hub(wanted: str = "") -> Any:
+    """Returns the module huggingface_hub."""
     try:
         import huggingface_hub
     except ImportError:
@@ -125,7 +157,7 @@ def _function(name: str, wanted: str = "") -> Callable[..., Any]:
             f"no file {wanted}; to fetch it from the Hugging Face hub: pip install"
             " 'rocmforge-jax[hub]'"
         ) from None
-    return getattr(huggingface_hub, name)
+    return huggingface_hub
 
 
 def _meaning(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rocmforge_jax import compilation_cache, settings
-from rocmforge_jax.arguments import check_keywords, flag, integer, keywords, named_values
+from rocmforge_jax.arguments import check_keywords, flag, integer, keywords, named_values, shown
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.generate import (
     Engine,
@@ -376,8 +376,8 @@ def load(
             a name on the Hugging Face hub (needs the extra `hub`): "owner/repository",
             "owner/repository:Q5_K_M" or "owner/repository/file.gguf". What looks like a path
             ("./a.gguf", "~/a.gguf", in an existing folder) is never looked for there.
-        dtype: Of the computation, "float32", "bfloat16" or "float16", as text, NumPy's or JAX's.
-            Default: bfloat16 on GPUs and float32 on CPUs.
+        dtype: Of the computation, "float32", "bfloat16" or "float16", as text ("bf16" and the like
+            too), NumPy's or JAX's. Default: bfloat16 on GPUs and float32 on CPUs.
         activations: What products with packed weights turn their inputs into, "int16", "int8" or
             "float": see `quant.matmul`.
         backend: "pallas", "cpp" or "xla" for that one alone, "auto" for the first that can.
@@ -387,6 +387,7 @@ def load(
         progress: Whether to show a bar on stderr, default: if that is a terminal.
 
     Raises:
+        TypeError: `path` is no path.
         ValueError: An argument is not one of those above; before anything is read.
         FileNotFoundError: There is no such file.
         GGUFError: The file is damaged or holds no model that can be loaded.
@@ -394,6 +395,8 @@ def load(
     """
     # All arguments are checked before anything is read.
     strict = flag("strict", strict)
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"load() takes a text or an os.PathLike as path, got {shown(path)}")
     context_length = check_context_length(context_length)
     numerics = Numerics(
         default_dtype() if dtype is None else dtype,

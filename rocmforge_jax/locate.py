@@ -13,6 +13,8 @@ from rocmforge_jax.settings import cache_folder
 
 #: The file behind the name "demo".
 DEMO = Path(__file__).parent / "demo" / "demo.gguf"
+#: How addresses of the hub begin that lack https://.
+_SITES = ("hf.co/", "huggingface.co/", "www.huggingface.co/")
 _WORD = "[A-Za-z0-9][A-Za-z0-9_.-]*"
 #: owner/repository, owner/repository:QUANTISATION or owner/repository/file.gguf.
 _HUB_NAME = re.compile(
@@ -50,12 +52,16 @@ def resolve(path: str | os.PathLike) -> Path:
     """
     if (found := local(path)) is not None:
         return found
+    if not os.fsdecode(path):
+        raise FileNotFoundError("no file: the path is empty")
     name = _on_hub(path)
-    if name is None and "://" in str(path):
+    if name is None and _meant_for_the_hub(str(path)):
         raise FileNotFoundError(
             f"no file {shortened(str(path))}; a model of the Hugging Face hub is named"
             " owner/repository, owner/repository:QUANTISATION or owner/repository/file.gguf"
         )
+    if name is None and os.fsdecode(path).lower() in ("demo", "demo.gguf"):
+        raise FileNotFoundError(f"no file {os.fsdecode(path)}; did you mean demo?")
     if name is None:
         return Path(os.path.expanduser(os.fsdecode(path)))  # open_gguf says what is there instead
     if name["file"]:
@@ -70,6 +76,14 @@ def local(path: str | os.PathLike) -> Path | None:
         return DEMO
     places = (name, os.path.expanduser(name))
     return next((Path(place) for place in places if os.path.exists(place)), None)
+
+
+def _meant_for_the_hub(name: str) -> bool:
+    """Returns whether a name that the hub does not have was probably meant as one of its names."""
+    if "://" in name or name.lower().startswith(_SITES):
+        return True
+    repository = name.partition("@")[0].rstrip("/:")
+    return repository != name and _on_hub(repository) is not None
 
 
 def _on_hub(path: str | os.PathLike) -> re.Match | None:

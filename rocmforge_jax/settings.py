@@ -4,6 +4,7 @@ The command line also honours JAX's own variables, which JAX reads itself.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 #: The backends in the order in which they are tried.
@@ -36,13 +37,20 @@ def cpp_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Returns the user's cache folder: $XDG_CACHE_HOME/rocmforge-jax, by default in ~/.cache."""
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named) / "rocmforge-jax"
+    """Returns the user's cache folder: $XDG_CACHE_HOME/rocmforge-jax, by default in ~/.cache.
+
+    A variable that holds a relative path is ignored, as the XDG specification asks.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME") or ".")
+    if named.is_absolute():
+        return named / "rocmforge-jax"
     try:
-        return Path.home() / ".cache" / "rocmforge-jax"
+        home = Path.home()
     except RuntimeError:  # HOME is not set, and the system does not know the user
+        home = Path()
+    if not home.is_absolute():
         return Path(os.devnull) / "rocmforge-jax"  # which cannot be made, like any other bad folder
+    return home / ".cache" / "rocmforge-jax"
 
 
 def compiler() -> str | None:
@@ -64,3 +72,8 @@ def jax_variables() -> dict[str, str]:
     """Returns the variables of JAX that the user has set, for `doctor`."""
     prefixes = ("XLA_PYTHON_CLIENT_", "JAX_")
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+
+
+def named_in(text: str, variables: Iterable[str]) -> str | None:
+    """Returns the variable that a message names, in any case, or None."""
+    return next((name for name in variables if name.lower() in text.lower()), None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+import re
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -10,6 +11,7 @@ import pytest
 
 import rocmforge_jax as rf
 from rocmforge_jax import arguments
+from rocmforge_jax.backends.numerics import compute_dtype
 from rocmforge_jax.formats import quantize
 from rocmforge_jax.generate import Engine
 from rocmforge_jax.text import ChatTemplate, ChatTemplateError, StopStrings, load_tokenizer
@@ -205,6 +207,16 @@ def test_collections_may_be_read_once(lm):
         ),
         (lambda lm: rf.SamplingParams(topp=1), r"SamplingParams\(\) .* 'topp'; .* 'top_p'\?"),
         (lambda lm: Engine(lm.model, max_slot=1), r"Engine\(\) .* 'max_slot'; .* 'max_slots'\?"),
+        (lambda lm: lm.generate("a", top_K=1), r"generate\(\) .* 'top_K'; .* 'top_k'\?"),
+        (lambda lm: lm.chat([], TEMPERATURE=1), r"chat\(\) .*; did you mean 'temperature'\?"),
+        (lambda lm: rf.load("demo", n_ctx=8), r"load\(\) .* 'n_ctx'; .* 'context_length'\?"),
+        (lambda lm: rf.load("demo", ctx=8), r"load\(\) .* 'ctx'; .* 'context_length'\?"),
+        (lambda lm: lm.chat([], max_new_tokens=8), r"'max_new_tokens'; .* 'max_tokens'\?"),
+        (lambda lm: lm.generate("a", n_predict=8), r"'n_predict'; .* 'max_tokens'\?"),
+        (
+            lambda lm: rf.SamplingParams(repeat_penalty=1.1),
+            r"'repeat_penalty'; .* 'repetition_penalty'\?",
+        ),
         (lambda lm: lm.generate("a", xyz=1), r"generate\(\) .* 'xyz'; it takes prompt, .* seed$"),
     ],
 )
@@ -285,13 +297,15 @@ def test_variables_of_a_template_may_be_called_like_arguments(chatting):
 @pytest.mark.parametrize(
     ("dtype", "got"),
     [
-        ("int8", "int8"),
-        ("complex64", "complex64"),
+        ("int8", "'int8'"),
+        ("complex64", "'complex64'"),
+        ("f128", "'f128'"),
+        ("F64", "'F64'"),
         (bool, "bool"),
         (np.float64, "float64"),
         (float, "float64"),
         (jnp.float8_e4m3fn, "float8_e4m3fn"),
-        ("bf16", "'bf16'"),
+        ("bf 16", "'bf 16'"),
         ("", "''"),
         (7, "7"),
     ],
@@ -306,7 +320,16 @@ def test_dtypes_that_cannot_compute_are_refused_before_anything_is_read(lm, dtyp
 
 
 @pytest.mark.parametrize(
-    "dtype", ["bfloat16", jnp.bfloat16, np.dtype("bfloat16"), ml_dtypes.bfloat16]
+    "dtype",
+    [
+        "bfloat16",
+        jnp.bfloat16,
+        np.dtype("bfloat16"),
+        ml_dtypes.bfloat16,
+        "bf16",
+        "BF16",
+        "BFloat16",
+    ],
 )
 def test_a_dtype_has_many_spellings(lm, dtype):
     assert lm.model.init_cache(1, 8, dtype).layers[0].keys.dtype == jnp.bfloat16
@@ -330,3 +353,42 @@ def test_a_dtype_has_many_spellings(lm, dtype):
 def test_options_of_load_are_checked_before_anything_is_read(options, message):
     with pytest.raises(ValueError, match=message):
         rf.load("no such file", **options)
+
+
+@pytest.mark.parametrize(
+    ("short", "dtype"),
+    [("f32", "float32"), ("FP32", "float32"), ("Float32", "float32"), ("single", "float32")]
+    + [(name, "float16") for name in ("f16", "F16", "fp16", "half")],
+)
+def test_short_names_of_dtypes(short, dtype):
+    assert compute_dtype(short) == jnp.dtype(dtype)
+
+
+@pytest.mark.parametrize("path", [None, 5, 2.5, ["demo"]], ids=repr)
+def test_what_is_no_path_is_named(path):
+    with pytest.raises(TypeError, match=rf"load\(\) .* path, got {re.escape(repr(path))}"):
+        rf.load(path)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["temperature", "top_k", "seed", "presence_penalty", "penalty_last_n", "logit_bias"],
+)
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [(-(10**5000), "an integer of 16,610 bits"), ([7] * 10**6, r"\[7, 7, .*\.\.\.")],
+    ids=["integer", "list"],
+)
+def test_values_are_shortened_in_messages(field, value, got):
+    if field == "presence_penalty" and isinstance(value, int):
+        value = [value]
+    with pytest.raises(ValueError, match=f"{field} must .*{got}") as caught:
+        rf.SamplingParams(**{field: value})
+    assert len(str(caught.value)) < 400
+
+
+def test_a_single_prompt_has_no_number(lm):
+    with pytest.raises(ValueError, match=r"^logit_bias has the id 999999, .* \d+$"):
+        lm.generate("a", logit_bias={999999: 1})
+    with pytest.raises(ValueError, match=r"^logit_bias 0 has the id 999999"):
+        lm.generate(["a", "b"], logit_bias={999999: 1})

@@ -13,8 +13,9 @@ import rocmforge_jax as rf
 from pallas_kernels.qmatmul import activations
 from pallas_kernels.targets import Target
 from rocmforge_jax import language_model, locate
-from rocmforge_jax.cli import _WarningPrinter
-from rocmforge_jax.compilation_cache import enable_compilation_cache
+from rocmforge_jax import settings as settings_of_the_package
+from rocmforge_jax.cli.program import _WarningPrinter
+from rocmforge_jax.compilation_cache import enable_compilation_cache, handle_warning
 from tests.pallas_kernels.conftest import lowered_to_triton
 
 SETTINGS = (
@@ -50,27 +51,90 @@ def test_programs_are_kept_in_a_folder_also_once_jax_has_begun(tmp_path):
 @pytest.mark.core
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OSError, match="file/folder: Not a directory"):
         rf.enable_compilation_cache(tmp_path / "file" / "folder")
+    with pytest.raises(OSError, match="file: it is a file"):
+        rf.enable_compilation_cache(tmp_path / "file")
+    with pytest.raises(ValueError, match="empty name"):
+        rf.enable_compilation_cache("")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("cache", ["relative", "./relative", ""])
+def test_relative_folders_of_the_environment_are_ignored(monkeypatch, tmp_path, cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settings_of_the_package.cache_folder() == tmp_path / ".cache" / "rocmforge-jax"
+    monkeypatch.setenv("HOME", "relative")
+    assert settings_of_the_package.cache_folder() == Path("/dev/null/rocmforge-jax")
+
+
+@pytest.fixture(params=["default", "named"])
+def kept(request, tmp_path, monkeypatch):
+    """The folder of the cache, the user's or one that JAX_COMPILATION_CACHE_DIR has named."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    folder = enable_compilation_cache(None if request.param == "default" else tmp_path / "mine")
+    assert folder is not None and tmp_path in folder.parents
+    return folder
+
+
+@pytest.fixture
+def compiled(capsys):
+    """Compiles something -> its value, and what the command line says meanwhile."""
+
+    def compiled():
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = _WarningPrinter()
+            return compile_something(), capsys.readouterr().err
+
+    return compiled
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("damaged", [b"", b"garbage", slice(-9)], ids=str)
-def test_damaged_entries_are_replaced_and_that_is_one_line(tmp_path, monkeypatch, capsys, damaged):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    folder = enable_compilation_cache()
-    assert folder is not None and tmp_path in folder.parents
-    expected = compile_something()
-    whole = {path: path.read_bytes() for path in folder.glob("*-cache")}
+def test_damaged_entries_are_replaced_and_that_is_one_line(kept, compiled, damaged):
+    expected, _ = compiled()
+    whole = {path: path.read_bytes() for path in kept.glob("*-cache")}
     for path, data in whole.items():
         path.write_bytes(data[damaged] if isinstance(damaged, slice) else damaged)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        warnings.showwarning = _WarningPrinter()
-        assert compile_something() == expected
-    assert capsys.readouterr().err.count("\n") == 1
+    value, err = compiled()
+    assert value == expected and err.count("\n") == 1 and f"{kept} are replaced" in err
     assert {path: len(path.read_bytes()) > 100 for path in whole} == dict.fromkeys(whole, True)
+    assert compiled() == (expected, "")
+
+
+@pytest.mark.core
+def test_an_entry_that_is_a_folder_is_removed_if_it_is_empty(kept, compiled):
+    expected, _ = compiled()
+    (entry,) = kept.glob("jit__lambda*-cache")
+    entry.unlink()
+    entry.mkdir()
+    (entry / "file").touch()
+    value, err = compiled()
+    assert value == expected and err.count("\n") == 1 and f"{entry}: Directory not empty" in err
+    (entry / "file").unlink()
+    value, err = compiled()
+    assert value == expected and f"{kept} are replaced" in err and entry.is_file()
+
+
+@pytest.mark.core
+def test_a_named_folder_keeps_what_cannot_be_read_for_another_reason(kept):
+    (entry := kept / "jit_f-123-cache").write_text("an entry")
+    text = "Error reading persistent compilation cache entry for 'jit_f': XlaError: another"
+    told = handle_warning(text)
+    assert entry.exists() == (kept.name == "mine") == (told == text)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("named", ["/dev/null", "/proc/nothing"])
+def test_a_folder_that_cannot_be_written_is_one_line(compiled, named):
+    jax.config.update("jax_compilation_cache_dir", named)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    _, err = compiled()
+    assert err.count("\n") == 1 and f"{named} cannot be written" in err
 
 
 @pytest.mark.core

@@ -1,7 +1,9 @@
 """Which file a name means: paths stay on this machine, names of the hub are fetched once."""
 
+import socket
 import sys
 import types
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,9 @@ class FakeHub(types.ModuleType):
             raise self.error
         return reversed(self.files)  # a hub promises no order
 
-    def hf_hub_download(self, repository, filename):
+    def hf_hub_download(self, repository, filename, local_files_only=False):
+        if local_files_only and filename not in self.cached:
+            raise LocalEntryNotFoundError()
         if self.error and filename not in self.cached:
             raise self.error
         self.fetched.append((repository, filename))
@@ -237,6 +241,25 @@ def test_offline_the_cache_is_used(fake):
     assert resolve("owner/repo/b-F16.gguf") == fake.folder / "b-F16.gguf"
 
 
+@pytest.mark.parametrize("name", ["owner/repo", "owner/repo/b-F16.gguf"])
+def test_a_hub_that_cannot_be_connected_to_is_not_asked(fake, monkeypatch, name):
+    """The hub's library would retry for 24 s, with a line each time."""
+    with socket.socket() as bound:  # nothing listens at its port
+        bound.bind(("127.0.0.1", 0))
+        constants = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+        constants.ENDPOINT = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        monkeypatch.setattr(fake, "constants", constants, raising=False)
+        monkeypatch.setattr(urllib.request, "getproxies", dict)
+        monkeypatch.setattr(fake, "list_repo_files", None)  # must not be called
+        with pytest.raises(FileNotFoundError, match=f"{name} .*the hub cannot be reached"):
+            resolve(name)
+        fake.cached = ("b-F16.gguf",)
+        assert resolve(name) == fake.folder / "b-F16.gguf"
+        bound.listen()
+        fake.cached, fake.list_repo_files = (), lambda repository: ["b-F16.gguf"]
+        assert resolve(name) == fake.folder / "b-F16.gguf"
+
+
 @pytest.mark.parametrize("name", ["owner/repo", "owner/repo:Q8_0", "owner/repo/x.gguf"])
 def test_without_huggingface_hub(fake, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -244,9 +267,47 @@ def test_without_huggingface_hub(fake, monkeypatch, name):
         resolve(name)
 
 
-def test_an_address_is_told_how_models_are_named():
-    with pytest.raises(FileNotFoundError, match="no file https://.*owner/repository/file.gguf"):
-        resolve("https://huggingface.co/owner/repo/resolve/main/x.gguf")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://huggingface.co/owner/repo/resolve/main/x.gguf",
+        "hf.co/owner/repo",
+        "huggingface.co/owner/repo",
+        "owner/repo/",
+        "owner/repo@main",
+        "owner/repo:",
+    ],
+)
+def test_an_address_is_told_how_models_are_named(fake, name):
+    with pytest.raises(FileNotFoundError, match=f"no file {name}; .*owner/repository/file.gguf"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["Demo", "DEMO", "demo.gguf"])
+def test_the_demo_is_named(fake, name):
+    with pytest.raises(FileNotFoundError, match=f"no file {name}; did you mean demo"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("target", ["missing.gguf", "link.gguf"])
+@pytest.mark.parametrize("opened", [rf.load, rf.open_gguf])
+def test_a_broken_link_is_named(fake, opened, target):
+    Path("link.gguf").symlink_to(target)
+    with pytest.raises(FileNotFoundError, match=f"link.gguf is a broken link to {target}"):
+        opened("link.gguf")
+
+
+@pytest.mark.parametrize("opened", [rf.load, rf.open_gguf])
+def test_an_empty_path_is_named(opened):
+    with pytest.raises(FileNotFoundError, match="the path is empty"):
+        opened("")
+
+
+def test_a_folder_lists_five_of_its_files(fake):
+    for number in range(12):
+        Path(f"model-{number:02}.gguf").touch()
+    with pytest.raises(rf.GGUFError, match=r"has model-00.gguf, .*, model-04.gguf, and 7 more$"):
+        rf.load(".")
 
 
 @pytest.mark.parametrize("name", [7, None, 2.5])

@@ -5,21 +5,35 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from rocmforge_jax.arguments import shown
 from rocmforge_jax.backends.choice import check_name
 
 #: What integer products turn activations into; `pallas_kernels.qmatmul.activations` has the facts.
 ACTIVATION_MODES = ("int16", "int8", "float")
 _DTYPES = ("float32", "bfloat16", "float16")
+#: Usual short name -> dtype.
+_SHORT = {
+    "f32": "float32",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "fp16": "float16",
+}
 
 
 def compute_dtype(dtype: Any) -> jnp.dtype:
-    """Returns a dtype in which a model can compute; raises ValueError for others."""
+    """Returns a dtype in which a model can compute; raises ValueError for others.
+
+    Args:
+        dtype: As text in any case, such as "bfloat16" or "bf16", or a dtype of NumPy or JAX.
+    """
+    is_text = isinstance(dtype, str)
     try:
-        found = jnp.dtype(dtype)
+        found = jnp.dtype(_SHORT.get(dtype.lower(), dtype.lower()) if is_text else dtype)
     except TypeError:
         found = None
     if dtype is None or found is None or found.name not in _DTYPES:
-        got = repr(dtype) if found is None else found.name
+        got = shown(dtype) if is_text or found is None else found.name
         raise ValueError(f"a model computes in {', '.join(_DTYPES)}, got {got}")
     return found
 
@@ -48,7 +62,7 @@ class Numerics:
         if self.activations not in ACTIVATION_MODES:
             raise ValueError(
                 f"activations must be one of {', '.join(ACTIVATION_MODES)}, got"
-                f" {self.activations!r}"
+                f" {shown(self.activations)}"
             )
 
 

@@ -49,11 +49,13 @@ def add_arguments(parser):
         metavar="N",
         help="the median of so many runs is given (default: %(default)s)",
     )
+    common.add_context_length(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options):
-    result = measure(options.file, options.prompt_tokens, options.tokens, options.repeats)
+    sizes = options.prompt_tokens, options.tokens, options.repeats
+    result = measure(options.file, *sizes, common.context_length(options))
     if options.json:
         common.print_json(result)
         return
@@ -61,7 +63,9 @@ def run(options):
         print(f"{words:<20} {result[name]:>10.2f}")
 
 
-def measure(file: str, prompt_tokens: int, tokens: int, repeats: int) -> dict:
+def measure(
+    file: str, prompt_tokens: int, tokens: int, repeats: int, context_length: int | None = None
+) -> dict:
     """Load a file and measure it; what is about to be done is said on stderr.
 
     prefill_tokens_per_s: tokens of the prompt over the time to the first new one.
@@ -77,14 +81,14 @@ def measure(file: str, prompt_tokens: int, tokens: int, repeats: int) -> dict:
 
     jax.devices()  # starts the device, which is no part of loading
     gguf, open_seconds = _timed(lambda: open_gguf(resolve(file)))
-    config, _ = read_config(gguf)
-    _check(config, prompt_tokens, tokens, repeats)
+    config, _ = read_config(gguf, context_length)
+    _check(context_length or config.context_length, prompt_tokens, tokens, repeats)
     facts = _facts(gguf) | {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
     _announce(facts)
-    decoder, load_seconds = _timed(lambda: load_decoder(gguf))
+    decoder, load_seconds = _timed(lambda: load_decoder(gguf, context_length=context_length))
     _, rest = _timed(lambda: jax.block_until_ready(nnx.state(decoder)))
     engine, prompt = (
-        Engine(decoder),
+        Engine(decoder, context_length=context_length),
         np.random.default_rng(0).integers(0, config.vocabulary, prompt_tokens).tolist(),
     )
     first, *runs = [_run(engine, prompt, tokens) for _ in range(repeats + 1)]
@@ -115,7 +119,7 @@ def bytes_per_token(gguf) -> int:
     return total
 
 
-def _check(config, prompt_tokens, tokens, repeats):
+def _check(context_length, prompt_tokens, tokens, repeats):
     for name, value in (
         ("--prompt-tokens", prompt_tokens),
         ("--tokens", tokens),
@@ -124,10 +128,9 @@ def _check(config, prompt_tokens, tokens, repeats):
         if value < 1:
             raise common.UsageError(f"{name} must be at least 1, got {value}")
     needed = prompt_tokens + tokens + 1
-    if needed > config.context_length:
+    if needed > context_length:
         raise common.UsageError(
-            f"{prompt_tokens} + {tokens} + 1 tokens are {needed}, the model's context is"
-            f" {config.context_length}"
+            f"{prompt_tokens} + {tokens} + 1 tokens are {needed}, the context is {context_length}"
         )
 
 

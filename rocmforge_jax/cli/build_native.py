@@ -46,6 +46,7 @@ def _library(force) -> tuple[Path, bool]:
     folder = settings.cpp_folder()
     if not force and (found := build.find_complete(folder)):
         return found, False
+    build.check(folder)
     print("compiling the C++ library, which takes up to a minute ...", file=sys.stderr, flush=True)
     with interrupts.raised():  # compilers are ended, and their files removed
         return build.build(folder, force=force), True

@@ -22,19 +22,21 @@ def add_arguments(parser):
         metavar="FILE",
         help="a Jinja template in place of the model's own",
     )
+    common.add_context_length(parser)
     common.add_generation_arguments(parser)
 
 
 def run(options):
     common.prepare_jax(options.model)
     generation = common.generation_options(options)
+    context_length = common.context_length(options)
     import rocmforge_jax
     from rocmforge_jax.locate import resolve
 
     path = resolve(options.model)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     template = _template(path, options.chat_template, messages)
-    lm = rocmforge_jax.load(path)
+    lm = rocmforge_jax.load(path, context_length=context_length)
     lm.chat_template = template
     for text in _questions():
         messages = _turn(lm, messages, text, generation)

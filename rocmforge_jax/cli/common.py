@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rocmforge_jax.ahead import read_ahead
 from rocmforge_jax.locate import local
+from rocmforge_jax.settings import cache_folder
 
 
 class UsageError(Exception):
@@ -89,7 +90,12 @@ def prepare_jax(model: str | None = None):
         read_ahead(path)
     from rocmforge_jax.compilation_cache import enable_compilation_cache
 
-    enable_compilation_cache()
+    if enable_compilation_cache() is None:
+        print(
+            f"rocmforge-jax: warning: {cache_folder()} cannot be written, so every start compiles"
+            " anew; XDG_CACHE_HOME names another folder",
+            file=sys.stderr,
+        )
 
 
 #: Field of `SamplingParams` -> type, default and meaning, so that help does not import jax; a test
@@ -110,6 +116,24 @@ SAMPLING = {
     "penalty_last_n": (int, 64, "how many tokens the penalties look back, at most 256"),
     "seed": (int, 0, "equal seeds give equal text"),
 }
+
+
+def add_context_length(parser: argparse.ArgumentParser):
+    """The option --context-length, which `context_length` reads."""
+    parser.add_argument(
+        "--context-length",
+        type=int,
+        metavar="N",
+        help="most tokens of prompt and answer (default: what the model was trained for)",
+    )
+
+
+def context_length(options: argparse.Namespace) -> int | None:
+    """The value of --context-length, checked before a model is loaded."""
+    from rocmforge_jax.generate import check_context_length
+
+    with usage_errors():
+        return check_context_length(options.context_length)
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser):

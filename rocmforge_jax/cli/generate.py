@@ -20,6 +20,7 @@ def add_arguments(parser):
     prompt.add_argument(
         "--prompt-file", metavar="FILE", help="read the prompt from a file, - for stdin"
     )
+    common.add_context_length(parser)
     common.add_generation_arguments(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument(
@@ -40,9 +41,10 @@ def run(options):
     )
     common.prepare_jax(options.model)
     generation = common.generation_options(options)
+    context_length = common.context_length(options)
     import rocmforge_jax
 
-    lm = rocmforge_jax.load(options.model)
+    lm = rocmforge_jax.load(options.model, context_length=context_length)
     with common.usage_errors():  # the prompt is checked before anything is computed
         answer: Any = lm.generate(prompt, stream=not options.json, **generation)
     if options.json:

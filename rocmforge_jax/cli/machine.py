@@ -54,6 +54,7 @@ class Facts:
         library: "complete", "damaged" or "missing": the C++ library.
         compiler: Whether there is a C++ compiler.
         caches: The user's cache folder where nothing can be written there, None where it can.
+        cpp_folder: The same of the folder that ROCMFORGE_CPP_FOLDER names.
     """
 
     versions: dict[str, str]
@@ -69,6 +70,7 @@ class Facts:
     library: str = "complete"
     compiler: bool = True
     caches: Path | None = None
+    cpp_folder: Path | None = None
 
     @property
     def platform(self) -> str:
@@ -85,7 +87,8 @@ class Facts:
 def gather() -> Facts:
     """Returns the facts of this machine. Starts jax in a process of its own."""
     probed, failure = _probed()
-    folder = settings.cache_folder()
+    folder, cpp_folder = settings.cache_folder(), settings.cpp_folder()
+    cpp_is_named = folder not in cpp_folder.parents
     return Facts(
         versions={"python": sys.version.split()[0]}
         | {name: common.version(name) for name in PACKAGES},
@@ -101,6 +104,7 @@ def gather() -> Facts:
         library=_library(),
         compiler=_has_compiler(),
         caches=None if _can_write(folder) else folder,
+        cpp_folder=cpp_folder if cpp_is_named and not _can_write(cpp_folder) else None,
     )
 
 

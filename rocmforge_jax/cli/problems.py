@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from rocmforge_jax.cli.machine import Facts
+from rocmforge_jax.settings import named_in
 
 #: The ROCm that each release of JAX asks for.
 ROCM_OF_JAX = {"0.10": "7.2", "0.12": "7.14"}
@@ -84,6 +85,12 @@ def _broken(facts: Facts) -> Iterator[Problem]:
             "unset ROCMFORGE_BACKEND",
             True,
         )
+    if facts.cpp_folder and facts.library != "complete":
+        yield Problem(
+            f"ROCMFORGE_CPP_FOLDER is {facts.cpp_folder}, which cannot be written",
+            "make it writable, name another folder, or unset ROCMFORGE_CPP_FOLDER",
+            True,
+        )
     if facts.platform in ("cpu", "none") and facts.library != "complete":
         install = "" if facts.compiler else "install a C++ compiler (or name one with CXX), then "
         yield Problem(
@@ -107,6 +114,9 @@ def _start_remedy(facts: Facts) -> str:
         return f"unset XLA_FLAGS, which is {facts.xla_flags!r}"
     if asked:
         return f"unset JAX_PLATFORMS, which is {asked!r}, or install the plugin for it"
+    named = named_in(facts.failure or "", facts.environment)
+    if named:
+        return f"unset {named}, which is {facts.environment[named]!r}"
     return "pip install --force-reinstall rocmforge-jax, and uninstall plugins that it names"
 
 

@@ -4,9 +4,10 @@ import argparse
 import contextlib
 import errno
 import sys
+import traceback
 import warnings
 
-from rocmforge_jax import ahead
+from rocmforge_jax import ahead, settings
 from rocmforge_jax.cli import (
     bench,
     build_native,
@@ -19,7 +20,6 @@ from rocmforge_jax.cli import (
     tokenize,
 )
 from rocmforge_jax.cli.common import UsageError, version
-from rocmforge_jax.settings import SettingError
 
 COMMANDS = (generate, chat, inspect, tokenize, perplexity, bench, doctor, build_native)
 PROGRAM = "rocmforge-jax"
@@ -87,6 +87,9 @@ def _problem_of_jax(error: Exception) -> str | None:
     if isinstance(error, ImportError):
         ours = (error.name or "").startswith(("rocmforge_jax", "pallas_kernels"))
         return None if ours else f"{error}"
+    if _importing_jax(error):
+        named = settings.named_in(str(error), settings.jax_variables())
+        return f"jax does not start: {error}" + (f" ({named} is set)" if named else "")
     jax = sys.modules.get("jax")
     if not isinstance(error, RuntimeError) or jax is None:
         return None
@@ -97,6 +100,15 @@ def _problem_of_jax(error: Exception) -> str | None:
     return None
 
 
+def _importing_jax(error: Exception) -> bool:
+    """Returns whether a module of jax raised an exception while it was imported."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "jax"
+        for frame in frames
+    )
+
+
 def _input_errors() -> tuple[type[Exception], ...]:
     from rocmforge_jax import ChatTemplateError, GGUFError
 
@@ -105,7 +117,7 @@ def _input_errors() -> tuple[type[Exception], ...]:
     return (
         *backend_errors,
         UsageError,
-        SettingError,
+        settings.SettingError,
         GGUFError,
         ChatTemplateError,
         FileNotFoundError,
@@ -124,7 +136,7 @@ class _WarningPrinter:
     def __call__(self, message, *_, **__):
         text = str(message)
         if (cache := sys.modules.get("rocmforge_jax.compilation_cache")) is not None:
-            text = cache.replace_damaged(text)
+            text = cache.handle_warning(text)
         if text not in self._printed:
             self._printed.add(text)
             _say(f"warning: {text}")

@@ -64,6 +64,13 @@ def find_complete(folder: Path) -> Path | None:
     return stored.newest_complete(folder, _prefix())
 
 
+def check(folder: Path) -> None:
+    """Raises BuildError unless there is a compiler that starts and a folder for the library."""
+    commands.run([[*_require_compiler(), "--version"]], ANSWER_LIMIT)
+    with _written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def build(folder: Path, *, force: bool = False) -> Path:
     """Compiles the library into `folder`, unless an earlier call did.
 
@@ -83,7 +90,7 @@ def build(folder: Path, *, force: bool = False) -> Path:
     folder = Path(folder)
     said = commands.run([[*command, "--version"]], ANSWER_LIMIT)[0]
     prefix = f"{_prefix()}-{_hash([said.encode(), *map(os.fsencode, command[1:])])}"
-    try:
+    with _written(folder):
         if not force and (library := stored.newest_complete(folder, prefix)):
             return library
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +98,13 @@ def build(folder: Path, *, force: bool = False) -> Path:
             if not force and (library := stored.newest_complete(folder, prefix)):
                 return library
             return _compiled(command, folder, prefix)
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Turns an OSError inside into a BuildError that names the folder and the remedy."""
+    try:
+        yield
     except OSError as error:
         raise BuildError(
             f"the C++ library cannot be written to {folder}: {error.strerror or error};"

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 #: Lines of the output of a compiler that an error repeats.
-_LAST_LINES = 20
+_LAST_LINES = 5
 
 
 class BuildError(RuntimeError):

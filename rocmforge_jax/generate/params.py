@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Mapping
 
-from rocmforge_jax.arguments import as_number, check_keywords, integer, number
+from rocmforge_jax.arguments import as_number, check_keywords, integer, number, shown
 
 #: Most tokens that the penalties can look back on.
 PENALTY_WINDOW = 256
@@ -78,7 +78,7 @@ def _checked_biases(biases: Mapping[int, float] | None) -> dict[int, float]:
         return {}
     if not isinstance(biases, Mapping):
         raise ValueError(
-            f"logit_bias must map token ids to numbers, got {type(biases).__name__} {biases!r}"
+            f"logit_bias must map token ids to numbers, got {type(biases).__name__} {shown(biases)}"
         )
     return {
         integer("a token of logit_bias", id, 0, 2**31 - 1): _checked_bias(id, bias)
@@ -89,5 +89,7 @@ def _checked_biases(biases: Mapping[int, float] | None) -> dict[int, float]:
 def _checked_bias(id, bias) -> float:
     found = as_number(bias)
     if found is None or not found < math.inf:
-        raise ValueError(f"the logit_bias of token {id} must be a number or -inf, got {bias!r}")
+        raise ValueError(
+            f"the logit_bias of token {id} must be a number or -inf, got {shown(bias)}"
+        )
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rocmforge_jax.arguments import shown
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.sequence import Sequence
 
@@ -32,7 +33,9 @@ class Limits:
 
         Raises ValueError, with the numbers, for what cannot be computed.
         """
-        prompts = [self._prompt(number, prompt) for number, prompt in enumerate(prompts)]
+        prompts = list(prompts)
+        names = _names("prompt", len(prompts))
+        prompts = [self._prompt(name, prompt) for name, prompt in zip(names, prompts)]
         if not prompts:
             raise ValueError("generate needs at least one prompt, got none")
         stop_ids = None if stop_ids is None else list(stop_ids)
@@ -47,24 +50,24 @@ class Limits:
             for prompt, one in zip(prompts, self._params(params, len(prompts)))
         ]
 
-    def _prompt(self, number: int, prompt) -> list[int]:
+    def _prompt(self, name: str, prompt) -> list[int]:
         if isinstance(prompt, Iterator):
             prompt = list(prompt)
         ids = np.asarray(prompt)
         if ids.ndim != 1 or len(ids) and not np.issubdtype(ids.dtype, np.integer):
             axes = f", {ids.ndim} axes" if ids.ndim != 1 else ""
-            raise ValueError(f"prompt {number} must be token ids, integers, got {ids.dtype}{axes}")
+            raise ValueError(f"{name} must be token ids, integers, got {ids.dtype}{axes}")
         if not len(ids):
-            raise ValueError(f"prompt {number} is empty: generation needs at least one token")
+            raise ValueError(f"{name} is empty: generation needs at least one token")
         if len(ids) >= self.context_length:
             raise ValueError(
-                f"prompt {number} has {len(ids)} tokens, the context is {self.context_length} with"
+                f"{name} has {len(ids)} tokens, the context is {self.context_length} with"
                 " at least one for the answer"
             )
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.vocabulary:
             raise ValueError(
-                f"prompt {number} has the id {low if low < 0 else high}, the vocabulary has"
+                f"{name} has the id {low if low < 0 else high}, the vocabulary has"
                 f" {self.vocabulary}"
             )
         return ids.tolist()
@@ -74,22 +77,24 @@ class Limits:
         each = [params] * count if isinstance(params, SamplingParams) else list(params)
         if len(each) != count:
             raise ValueError(f"{count} prompts need as many sampling parameters, got {len(each)}")
-        for number, one in enumerate(each):
+        for name, one in zip(_names("params", count), each):
             if not isinstance(one, SamplingParams):
-                raise ValueError(f"params {number} must be SamplingParams, got {one!r}")
-            self._check_biases(number, one.logit_bias or {})
+                raise ValueError(f"{name} must be SamplingParams, got {shown(one)}")
+        for name, one in zip(_names("logit_bias", count), each):
+            self._check_biases(name, one.logit_bias or {})
         return each
 
-    def _check_biases(self, number: int, biases: Mapping[int, float]):
+    def _check_biases(self, name: str, biases: Mapping[int, float]):
         if (highest := max(biases, default=0)) >= self.vocabulary:
-            raise ValueError(
-                f"logit_bias {number} has the id {highest}, the vocabulary has {self.vocabulary}"
-            )
+            raise ValueError(f"{name} has the id {highest}, the vocabulary has {self.vocabulary}")
         left = self.vocabulary - len(self.suppressed_ids)
         if len(biases) < left:
             return
         banned = {id for id, bias in biases.items() if bias == -math.inf}
         if len(banned - self.suppressed_ids) == left:
-            raise ValueError(
-                f"logit_bias {number} bans all {left} tokens that the model may generate"
-            )
+            raise ValueError(f"{name} bans all {left} tokens that the model may generate")
+
+
+def _names(argument: str, count: int) -> list[str]:
+    """Names the entries of an argument in messages; a single one without its number."""
+    return [argument] if count == 1 else [f"{argument} {number}" for number in range(count)]

@@ -23,8 +23,8 @@ def shortened(text: str, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
-def listed(entries: Sequence[str], separator: str = "; ") -> str:
+def listed(entries: Sequence[str], separator: str = "; ", most: int = MOST_ENTRIES) -> str:
     """Joins entries; of a long list the first ones, and how many are left out."""
-    left = len(entries) - MOST_ENTRIES
+    left = len(entries) - most
     more = [f"and {left:,} more"] if left > 0 else []
-    return separator.join([*entries[:MOST_ENTRIES], *more])
+    return separator.join([*entries[:most], *more])

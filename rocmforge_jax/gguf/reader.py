@@ -23,6 +23,8 @@ def open_gguf(path: str | os.PathLike) -> "GGUFFile":
     FileNotFoundError where nothing is, GGUFError for anything that is no valid GGUF file. Source:
     ggml's docs/gguf.md and src/gguf.cpp.
     """
+    if not os.fspath(path):
+        raise FileNotFoundError("no file: the path is empty")
     path = Path(path)
     _check_is_file(path)
     return GGUFFile(path, read_split(path, read_container(path)))
@@ -97,6 +99,8 @@ class _Tensors(dict):
 
 def _check_is_file(path):
     # os.path, not path.exists(): a name that is too long is one that is not there.
+    if os.path.islink(path) and not os.path.exists(path):
+        raise FileNotFoundError(f"{path} is a broken link to {shortened(os.readlink(path))}")
     if not os.path.exists(path):
         raise FileNotFoundError(f"no file {shortened(str(path))}{_beside(path.parent, path.name)}")
     if path.is_dir():
@@ -113,7 +117,7 @@ def _beside(folder, name):
     if there:
         # sorted keeps the order of names that are equally near: of all, without a name.
         near = sorted(there, key=lambda other: -_likeness(name, other))
-        return f"; {folder} has {listed(near, ', ')}"
+        return f"; {folder} has {listed(near, ', ', most=5)}"
     if any(folder.glob("*.safetensors")):
         return f"; {folder} has a model in safetensors: convert it to GGUF"
     return f"; {folder} has no .gguf file"

@@ -14,7 +14,7 @@ def _as_array(values) -> Any:
     return np.asarray(values, np.int32) if isinstance(values, list | tuple) else values
 
 
-def checked_inputs(tokens_BT, cache: Cache | None, positions_BT, lengths_B) -> Any:
+def checked_inputs(tokens_BT, cache: Cache | None, positions_BT, lengths_B, vocabulary: int) -> Any:
     """Returns tokens, positions and lengths as arrays; see `Decoder.__call__`.
 
     Raises ValueError, with the numbers, unless they fit one another and the cache.
@@ -41,7 +41,22 @@ def checked_inputs(tokens_BT, cache: Cache | None, positions_BT, lengths_B) -> A
                 f"{name} must be integers {list(shape)}, got {array.dtype} {list(array.shape)}"
             )
     _check_room(T, cache, lengths_B)
+    _check_ids(tokens_BT, lengths_B, vocabulary)
     return arrays
+
+
+def _check_ids(tokens_BT, lengths_B, vocabulary: int):
+    """Raises ValueError for ids outside the vocabulary, outside of jit; padding may be any id."""
+    if isinstance(tokens_BT, Tracer) or isinstance(lengths_B, Tracer):
+        return
+    ids_BT = np.asarray(tokens_BT)
+    if lengths_B is not None:
+        ids_BT = ids_BT[np.arange(ids_BT.shape[1]) < np.asarray(lengths_B)[:, None]]
+    low, high = int(np.min(ids_BT, initial=0)), int(np.max(ids_BT, initial=0))
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"tokens have the id {low if low < 0 else high}, the vocabulary has {vocabulary}"
+        )
 
 
 def _check_room(T: int, cache, lengths_B):

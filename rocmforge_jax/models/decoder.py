@@ -118,7 +118,8 @@ class Decoder(nnx.Module):
 
         Args:
             tokens_BT: Integer ids. With a cache they follow what it holds. Under jit the caller
-                makes sure that lengths + T <= cache.length: nothing there can check it.
+                makes sure that lengths + T <= cache.length: nothing there can check it. Ids outside
+                the vocabulary are an error; under jit they are clipped to it.
             cache: Default: none, a plain causal pass.
             positions_BT: For the rotary embedding, default: counted from what the cache holds.
             lengths_B: How many of the T tokens of each sequence are real. The first ones are, the
@@ -130,9 +131,9 @@ class Decoder(nnx.Module):
             added, or None.
 
         Raises:
-            ValueError: Shapes do not fit.
+            ValueError: Shapes do not fit, or an id is outside the vocabulary.
         """
-        arrays = checked_inputs(tokens_BT, cache, positions_BT, lengths_B)
+        arrays = checked_inputs(tokens_BT, cache, positions_BT, lengths_B, self.config.vocabulary)
         tokens_BT, positions_BT, lengths_B = arrays
         B, T = tokens_BT.shape
         starts_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.lengths_B

@@ -141,5 +141,5 @@ def lm(with_chat_template):
 @pytest.fixture
 def loaded(lm, monkeypatch):
     """The command line finds the model already loaded."""
-    monkeypatch.setattr("rocmforge_jax.load", lambda path: lm, raising=False)
+    monkeypatch.setattr("rocmforge_jax.load", lambda path, **options: lm, raising=False)
     return lm

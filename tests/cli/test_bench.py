@@ -73,7 +73,7 @@ def test_more_than_the_context_is_refused_with_the_numbers(run, without_tokenize
     assert (ran.code, ran.out) == (
         2,
         "",
-    ) and "40 + 24 + 1 tokens are 65, the model's context is 64" in ran.err
+    ) and "40 + 24 + 1 tokens are 65, the context is 64" in ran.err
 
 
 @pytest.mark.core
@@ -96,3 +96,10 @@ def test_a_token_reads_the_experts_it_uses(tmp_path):
     metadata = {"general.architecture": "m", "m.expert_count": 8, "m.expert_used_count": 2}
     write_gguf(tmp_path / "moe.gguf", metadata, tensors)
     assert bytes_per_token(open_gguf(tmp_path / "moe.gguf")) == 4 * 32 * 4 + 2 * 4 * 32 * 4
+
+
+def test_the_context_may_be_shorter(run):
+    words = "bench demo --prompt-tokens 5 --tokens 4 --context-length".split()
+    ran = run(*words, 9)
+    assert ran.code == 2 and "5 + 4 + 1 tokens are 10, the context is 9" in ran.err
+    assert run(*words, 10, "--repeats", 1, "--json").code == 0

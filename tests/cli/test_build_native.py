@@ -77,6 +77,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, copied, monkeypatch):
     monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", "/dev/null/cpp")
     ran = run("build-native")
     assert ran.code == 2 and "/dev/null/cpp: Not a directory; ROCMFORGE_CPP_FOLDER" in ran.err
+    assert "compiling" not in ran.err and "ROCMFORGE_CPP_FOLDER is /dev/null" in run("doctor").out
     ran = run("build-native", "--if-possible")
     assert (ran.code, ran.out) == (0, "") and "/dev/null/cpp: Not a directory" in ran.err
 
@@ -94,10 +95,24 @@ def test_a_compiler_that_fails_is_quoted(run, empty, monkeypatch):
     assert ran.out == "" and not list((empty / "cpp").glob("*.so"))
 
 
+def test_of_a_compiler_that_says_much_the_last_five_lines_are_quoted(run, empty, monkeypatch):
+    text = "case $1 in --version) echo 1.0;; *) seq -f line%03g 100 >&2; exit 3;; esac"
+    compiler(empty, text, monkeypatch)
+    err = run("build-native").err
+    assert all(f"line{i:03}" in err for i in range(96, 101)) and "line095" not in err
+
+
+@pytest.mark.parametrize("text", ["exit 1", "echo broken; exit 7"])
+def test_a_compiler_that_does_not_start_is_noticed_before_compiling(run, empty, monkeypatch, text):
+    compiler(empty, text, monkeypatch)
+    ran = run("build-native")
+    assert ran.code == 2 and "failed with exit code" in ran.err and "compiling" not in ran.err
+
+
 def test_without_a_compiler(run, empty, monkeypatch):
     monkeypatch.setenv("CXX", str(empty / "none"))
     ran = run("build-native")
-    assert ran.code == 2 and "error: no C++ compiler" in ran.err
+    assert ran.code == 2 and "error: no C++ compiler" in ran.err and "compiling" not in ran.err
     ran = run("build-native", "--if-possible")
     assert (
         ran.code == 0

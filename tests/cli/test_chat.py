@@ -45,7 +45,7 @@ class Scripted:
 def scripted(monkeypatch):
     def scripted(*answers):
         model = Scripted(*answers)
-        monkeypatch.setattr("rocmforge_jax.load", lambda path: model, raising=False)
+        monkeypatch.setattr("rocmforge_jax.load", lambda path, **_: model, raising=False)
         return model
 
     return scripted
@@ -214,3 +214,11 @@ def test_a_full_context_drops_the_oldest_turns(run, loaded, says, with_chat_temp
         messages.append({"role": "assistant", "content": answers[-1]})
     assert ran.out == "".join(f"{answer}\n" for answer in answers)
     assert drops > 1 and ran.err.count("dropped") == ran.err.count("\n") == drops
+
+
+def test_the_context_length_is_given_to_the_model(run, loaded, with_chat_template, monkeypatch):
+    given = []
+    monkeypatch.setattr("rocmforge_jax.load", lambda _, **options: given.append(options) or loaded)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert run("chat", "--model", with_chat_template, "--context-length", 77).code == 0
+    assert given == [{"context_length": 77}]

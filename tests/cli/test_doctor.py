@@ -62,6 +62,7 @@ def test_a_backend_that_cannot_run_is_named_with_the_reason(backend, run, monkey
     ("environment", "what", "remedy"),
     [
         ({"JAX_PLATFORMS": "nothing"}, "Unable to initialize backend 'nothing'", "unset JAX_PLAT"),
+        ({"JAX_ENABLE_X64": "maybe"}, "'maybe'", "unset JAX_ENABLE_X64, which is 'maybe'"),
         ({"XLA_FLAGS": "--xla_nothing"}, "Unknown flag.* in XLA_FLAGS", "unset XLA_FLAGS"),
         ({"ROCMFORGE_BACKEND": "cuda"}, "got 'cuda'", "unset ROCMFORGE_BACKEND"),
         (
@@ -71,7 +72,7 @@ def test_a_backend_that_cannot_run_is_named_with_the_reason(backend, run, monkey
         ),
         ({"CXX": "g++ '", "JAX_PLATFORMS": "none"}, "no C.. compiler", "name one with CXX"),
     ],
-    ids=["platform", "flags", "backend", "home", "quote"],
+    ids=["platform", "variable", "flags", "backend", "home", "quote"],
 )
 def test_it_prints_in_every_environment(run, monkeypatch, environment, what, remedy):
     for name, value in environment.items():

@@ -140,3 +140,16 @@ def test_text_is_generated_in_an_odd_environment(tmp_path):
 def test_a_platform_that_is_not_there_is_one_line(words, in_cpp):
     found = quiet(ran(words, JAX_PLATFORMS="nothing"), 2)
     assert "'nothing'" in found.stderr and "doctor" in found.stderr and found.stdout == ""
+
+
+@pytest.mark.parametrize("value", ["JAX_ENABLE_X64=maybe", "JAX_DEFAULT_MATMUL_PRECISION=foo"])
+def test_a_variable_that_keeps_jax_from_importing_is_named(value):
+    name, _, text = value.partition("=")
+    found = quiet(ran("generate --prompt A", **{name: text}), 2)
+    assert found.stderr.count("\n") == 1 and f"({name} is set)" in found.stderr
+
+
+def test_a_cache_that_cannot_be_kept_is_said_once(monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    found = quiet(ran("generate --prompt A --max-tokens 2", XDG_CACHE_HOME="/proc"), 0)
+    assert found.stderr.count("/proc/rocmforge-jax cannot be written") == 1

@@ -29,7 +29,9 @@ class Slow:
 @pytest.mark.core
 def test_pieces_are_printed_as_they_come(run, monkeypatch, capsys):
     monkeypatch.setattr(
-        "rocmforge_jax.load", lambda path: Slow(["once ", "upon ", "a time"], capsys), raising=False
+        "rocmforge_jax.load",
+        lambda path, **_: Slow(["once ", "upon ", "a time"], capsys),
+        raising=False,
     )
     assert run("generate", "--prompt", "a").out == "a time\n"
 
@@ -62,7 +64,7 @@ def test_a_terminal_shows_where_the_text_begins(
     stdout = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stdout", stdout)
     answer = types.SimpleNamespace(generate=lambda prompt, **_: iter(["\nO", "!"]))
-    monkeypatch.setattr("rocmforge_jax.load", lambda path: answer, raising=False)
+    monkeypatch.setattr("rocmforge_jax.load", lambda path, **_: answer, raising=False)
     assert main(["generate", "--prompt", "ROMEO:", *words]) == 0
     assert stdout.getvalue() == expected
 
@@ -164,3 +166,12 @@ def test_ctrl_c_ends_it_quietly(process):
     assert ran.stdout.read(1) == "a"
     ran.send_signal(signal.SIGINT)
     assert ended(ran) == (130, "\n")
+
+
+def test_the_context_length_is_given_to_the_model(run):
+    words = (
+        "generate --prompt ROMEO: --max-tokens 99 --temperature 0 --json --context-length".split()
+    )
+    answer = json.loads(run(*words, 12).out)
+    assert answer["finish_reason"] == "context"
+    assert len(answer["ids"]) + answer["prompt_tokens"] == 12

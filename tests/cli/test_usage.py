@@ -1,5 +1,6 @@
 """Exit codes, and one friendly line for whatever the user can put right."""
 
+import re
 import struct
 import sys
 
@@ -136,13 +137,14 @@ def test_a_file_of_the_hub_without_the_hub_says_what_to_install(run, monkeypatch
         ("--seed", "18446744073709551616", "seed must be"),
         ("--max-tokens", "0", "--max-tokens must be at least 1, got 0"),
         ("--stop", "", "stop strings"),
+        ("--context-length", "1", "context_length must be an integer from 2 to .*, got 1"),
     ],
 )
 @pytest.mark.parametrize(
     "command", [["generate", "--prompt", "a"], ["chat"]], ids=lambda words: words[0]
 )
 def test_bad_values_are_refused_before_a_model_is_opened(run, command, option, value, reason):
-    assert reason in refused(run(*command, "--model", "missing.gguf", option, value))
+    assert re.search(reason, refused(run(*command, "--model", "missing.gguf", option, value)))
 
 
 def test_the_defaults_in_the_help_are_those_of_the_library():

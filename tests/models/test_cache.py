@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 
 @pytest.mark.core
@@ -125,3 +126,18 @@ def test_tokens_that_do_not_fit_are_refused_where_the_count_is_known(load, index
         decoder(ids[None, :3], cache, lengths_B=[4])
     logits, _ = decoder([[1, 2, 3]], cache, lengths_B=[2])
     assert logits.shape[:2] == (1, 3)
+
+
+@pytest.mark.parametrize("id", [10**6, -1, 2**31 - 1])
+@pytest.mark.parametrize("array", [np.array, jnp.array, list], ids=lambda make: make.__name__)
+def test_ids_outside_the_vocabulary_are_refused_where_they_are_known(load, index, id, array):
+    """Padding may be anything, and under jit ids are clipped."""
+    decoder, ids = load("llama-gqa.F32"), [*map(int, index["ids"][:3])]
+    vocabulary = decoder.config.vocabulary
+    with pytest.raises(ValueError, match=f"id {id}, the vocabulary has {vocabulary}"):
+        decoder(array([[*ids, id]]))
+    padded, _ = decoder(array([[*ids, id]]), lengths_B=array([3]))
+    np.testing.assert_array_equal(padded[:, :3], decoder(array([[*ids, 0]]))[0][:, :3])
+    clipped = min(max(id, 0), vocabulary - 1)
+    traced, _ = nnx.jit(lambda model, tokens: model(tokens))(decoder, jnp.array([[*ids, id]]))
+    np.testing.assert_allclose(traced, decoder([[*ids, clipped]])[0], rtol=1e-4, atol=1e-5)

@@ -44,7 +44,7 @@ NO_NUMBERS = [
     jnp.array([7]),
     7j,
     np.complex64(7),
-    np.timedelta64(7),
+    np.timedelta64(7, "s"),
     np.array("7"),
     object(),
 ]

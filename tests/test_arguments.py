@@ -46,7 +46,7 @@ NO_NUMBERS = [
     np.complex64(7),
     np.timedelta64(7, "s"),
     np.array("7"),
-    object(),
+    slice(7),
 ]
 
 

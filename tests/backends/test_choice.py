@@ -104,8 +104,8 @@ def test_decisions_are_recorded_in_order():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(dtype="int8"), "float32, bfloat16, float16, got int8"),
-        (dict(dtype="float64"), "float32, bfloat16, float16, got float64"),
+        (dict(dtype="int8"), "float32, bfloat16, float16, got 'int8'"),
+        (dict(dtype="float64"), "float32, bfloat16, float16, got 'float64'"),
         (dict(activations="int4"), "int16, int8, float, got 'int4'"),
     ],
 )

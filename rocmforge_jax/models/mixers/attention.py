@@ -35,6 +35,11 @@ class Temperature:
     floor_scale: int
     offset: int = 0
 
+    def sharpen(self, q_BTNH, positions_BT):
+        """Multiplies queries by the factors of their positions, in float32."""
+        factor_BT = attention_temperature(positions_BT, *dataclasses.astuple(self))
+        return (q_BTNH.astype(jnp.float32) * factor_BT[..., None, None]).astype(q_BTNH.dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
@@ -252,9 +257,7 @@ class Attention:
     def _sharpened(self, q_BTNH, tokens: Tokens):
         if self.temperature is None:
             return q_BTNH
-        of_positions = dataclasses.astuple(self.temperature)
-        factor_BT = attention_temperature(tokens.positions_BT, *of_positions)
-        return (q_BTNH.astype(jnp.float32) * factor_BT[..., None, None]).astype(q_BTNH.dtype)
+        return self.temperature.sharpen(q_BTNH, tokens.positions_BT)
 
     def _table(self, tokens: Tokens) -> Any:
         if tokens.rope is not None or self.rope is None:

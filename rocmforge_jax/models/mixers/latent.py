@@ -17,7 +17,6 @@ from rocmforge_jax.nn import (
     RopeConfig,
     apply_rope,
     attend_to_latents,
-    attention_temperature,
     products,
     rope_table,
     through_each,
@@ -114,9 +113,7 @@ class LatentAttention:
         q_BTNR = jnp.concatenate([absorbed_BTNR, apply_rope(rotating, table, self.rope)], axis=-1)
         if self.temperature is None:
             return q_BTNR
-        of_positions = dataclasses.astuple(self.temperature)
-        factor_BT = attention_temperature(tokens.positions_BT, *of_positions)
-        return (q_BTNR.astype(jnp.float32) * factor_BT[..., None, None]).astype(q_BTNR.dtype)
+        return self.temperature.sharpen(q_BTNR, tokens.positions_BT)
 
     def _latents(self, layer, latents_BTR, table):
         """Norms the latents and rotates the part of the keys that rotates."""

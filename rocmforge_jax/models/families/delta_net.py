@@ -2,6 +2,7 @@
 
 from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.families.shared import ssm_heads
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import head_width, llama_like
 from rocmforge_jax.models.mixers import Attention, DeltaRule
@@ -50,17 +51,12 @@ def _recurrent_layers(keys: KeyReader) -> tuple[bool, ...]:
 
 def _delta_rule(keys: KeyReader, i: int, grouped: bool) -> DeltaRule:
     """Reads the gated delta rule of layer i."""
-    value_heads, values = keys.integer("ssm.time_step_rank"), keys.integer("ssm.inner_size")
-    if values % value_heads:
-        raise GGUFError(
-            f"{keys.path}: {keys.architecture}.ssm.inner_size is {values}, not a multiple of"
-            f" {value_heads} value heads (ssm.time_step_rank)"
-        )
+    value_heads, value_width = ssm_heads(keys, "value heads")
     return DeltaRule(
         key_heads=keys.integer("ssm.group_count"),
         value_heads=value_heads,
         key_width=keys.integer("ssm.state_size"),
-        value_width=values // value_heads,
+        value_width=value_width,
         taps=keys.integer("ssm.conv_kernel"),
         grouped=grouped,
         fused_input=grouped and not keys.has(i, "attn_qkv.weight"),

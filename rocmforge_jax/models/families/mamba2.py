@@ -1,8 +1,8 @@
 """Families with the state space of Mamba 2: alone, between layers of attention, or beside it."""
 
-from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.dense import granite
+from rocmforge_jax.models.families.shared import ssm_heads
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import llama_like, read_routing
 from rocmforge_jax.models.mixers import Attention, Mamba2, ParallelMixers
@@ -68,15 +68,10 @@ def falcon_h1(keys: KeyReader) -> DecoderConfig:
 
 def _state_space(keys: KeyReader, *, norm: bool = True) -> Mamba2:
     """Reads the sizes of a state space. norm: See `Mamba2`."""
-    heads, inner = keys.integer("ssm.time_step_rank"), keys.integer("ssm.inner_size")
-    if inner % heads:
-        raise GGUFError(
-            f"{keys.path}: {keys.architecture}.ssm.inner_size is {inner}, not a multiple of"
-            f" {heads} heads (ssm.time_step_rank)"
-        )
+    heads, head_width = ssm_heads(keys, "heads")
     return Mamba2(
         heads=heads,
-        head_width=inner // heads,
+        head_width=head_width,
         state_width=keys.integer("ssm.state_size"),
         groups=keys.integer("ssm.group_count"),
         taps=keys.integer("ssm.conv_kernel"),

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.mixers import Attention
 from rocmforge_jax.nn import RopeConfig
@@ -15,6 +16,17 @@ POST_NORMS = dict(after_mixer="post_attention_norm", after_feed_forward="post_ff
 ONLY_POST_NORMS = dict(before_mixer=None, before_feed_forward=None) | POST_NORMS
 #: The norm before the feed-forward, where it has the name of one that others have after the mixer.
 POST_ATTENTION_NORM = dict(before_feed_forward="post_attention_norm")
+
+
+def ssm_heads(keys: KeyReader, what: str) -> tuple[int, int]:
+    """Reads the heads of a recurrent mixer, which messages call `what`, and the width of each."""
+    heads, inner = keys.integer("ssm.time_step_rank"), keys.integer("ssm.inner_size")
+    if inner % heads:
+        raise GGUFError(
+            f"{keys.path}: {keys.architecture}.ssm.inner_size is {inner}, not a multiple of"
+            f" {heads} {what} (ssm.time_step_rank)"
+        )
+    return heads, inner // heads
 
 
 def norm_of_heads(keys: KeyReader) -> dict[str, Any]:

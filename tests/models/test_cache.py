@@ -140,4 +140,5 @@ def test_ids_outside_the_vocabulary_are_refused_where_they_are_known(load, index
     np.testing.assert_array_equal(padded[:, :3], decoder(array([[*ids, 0]]))[0][:, :3])
     clipped = min(max(id, 0), vocabulary - 1)
     traced, _ = nnx.jit(lambda model, tokens: model(tokens))(decoder, jnp.array([[*ids, id]]))
+    # Two programs add the same float32 numbers in another order.
     np.testing.assert_allclose(traced, decoder([[*ids, clipped]])[0], rtol=1e-4, atol=1e-5)

@@ -50,6 +50,7 @@ def test_fused_weights_with_biases_fused_or_not(found, weights):
     whole = {"blk.0.attn_qkv.bias": f32(np.concatenate(list(biases.values())))}
     expected = found(apart)
     assert not np.allclose(expected, found())
+    # Other programs add the same float32 numbers in another order.
     np.testing.assert_allclose(found(fused(weights) | apart), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found(fused(weights) | apart), found(fused(weights) | whole))
     with pytest.raises(GGUFError, match="blk.0.attn_q.bias is not part of the architecture"):
@@ -75,12 +76,14 @@ def test_biases_that_cannot_be_joined(found, weights, change):
 def test_a_gate_fused_with_the_units(found, weights):
     both = [weights[f"blk.0.ffn_{name}.weight"] for name in ("gate", "up")]
     tensors = {"blk.0.ffn_gate.weight": None, "blk.0.ffn_up.weight": f32(np.concatenate(both))}
+    # Other programs add the same float32 numbers in another order.
     np.testing.assert_allclose(found(tensors), found(), rtol=1e-5, atol=1e-6)
 
 
 def test_an_output_bias(found, weights):
     bias = normal(48)
     tensors = {"output.weight": f32(weights["token_embd.weight"]), "output.bias": f32(bias)}
+    # Other programs add the same float32 numbers in another order.
     np.testing.assert_allclose(found(tensors), found() + bias, rtol=1e-5, atol=1e-5)
 
 

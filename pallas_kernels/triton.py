@@ -119,6 +119,12 @@ def store(ref, index, value, mask=None):
         backend.store(ref.at[_traced(index)], value, mask=mask)
 
 
+def barrier(target: Target):
+    """Waits until all threads of a program have come here."""
+    if not target.interpret:
+        backend.debug_barrier()
+
+
 def _traced(index):
     """The interpreter takes no Python integers beside a mask."""
     return tuple(jnp.int32(i) if isinstance(i, int) else i for i in index)

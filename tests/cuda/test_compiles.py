@@ -14,7 +14,7 @@ from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
 from tests.cuda import cubins
 from tests.rocm import compiler, programs
-from tests.rocm.test_compiles import EPILOGUES, MIXTURES, PRODUCTS, RINGS
+from tests.rocm.test_compiles import DELTA_STEPS, EPILOGUES, MIXTURES, PRODUCTS, RINGS
 
 pytestmark = pytest.mark.cuda
 
@@ -55,11 +55,17 @@ def test_compiles_into_registers(name, h100):
     check_all(kernels, name)
 
 
-@pytest.mark.parametrize("name", RINGS)
-def test_rings_compile_into_registers(name, h100):
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        *((name, "decode_attention") for name in RINGS),
+        *((name, "delta_step") for name in DELTA_STEPS),
+    ],
+)
+def test_other_kernels_compile_into_registers(name, kernel, h100):
     with targets.use(H100):
         kernels = compiled(h100, *programs.program(name, layout_of))
-    assert "decode_attention" in kernels
+    assert kernel in kernels
     check_all(kernels, name)
 
 

@@ -3,8 +3,8 @@
 No weight is made.
 
 A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "epilogue TYPE";
-"mixture TYPE"; "gpt-oss TYPE"; "attention WIDTH"; "ring WIDTH"; or "dequantize TYPE". With "plain"
-in front, no kernels of ours are in it.
+"mixture TYPE"; "gpt-oss TYPE"; "attention WIDTH"; "ring WIDTH"; "delta-step WIDTH"; or "dequantize
+TYPE". With "plain" in front, no kernels of ours are in it.
 """
 
 import functools
@@ -22,6 +22,7 @@ from pallas_kernels.attention import (
     decode_attention,
     prefill_attention,
 )
+from pallas_kernels.delta_rule import DeltaHeads, DeltaState, Parameters, Token, step
 from pallas_kernels.router.routing import SCORINGS
 from rocmforge_jax import dequantize, formats
 from rocmforge_jax.backends import Numerics
@@ -88,6 +89,8 @@ PRODUCTS = ((256, 768), (4096, 14336), (14336, 4096), (8192, 28672))
 #: Heads, KV heads and slots of attention with other rules than those of the models, and the window
 #: of its ring buffers.
 HEADS, KV_HEADS, SLOTS, WINDOW = 16, 2, 4096, 1024
+#: Key heads and value heads of Qwen 3.5 9B, taps of its convolution, and sequences of a batch.
+DELTA_HEADS, TAPS, BATCHES = (16, 32), 4, (1, 32)
 #: Tokens of a mixture: as many as go pair by pair, and many.
 TOKENS = (1, 64)
 
@@ -129,6 +132,8 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
         return jax.jit(_attention), _attention_operands(int(how), SLOTS)
     if what == "ring":
         return jax.jit(_ring), _attention_operands(int(how), ring_size(WINDOW))
+    if what == "delta-step":
+        return jax.jit(_delta_steps), ([_delta_operands(int(how), batch) for batch in BATCHES],)
     steps, tokens, length = _steps(what, layout_of, backend)
     return {"prefill": _prefill, "decode": _decode}[how](steps, tokens, length)
 
@@ -268,6 +273,30 @@ def _attention_operands(width, slots):
         of((HEADS,), jnp.float32),
         [of((1, KV_HEADS, width), dtype)] * 2 + [of((1, width // 2), jnp.float32)] * 2,
     )
+
+
+def _delta_steps(operands):
+    """A step of a delta net, for each batch, with heads in each order."""
+    outputs = []
+    for token, parameters, state in operands:
+        width = state.memory_BNHW.shape[-1]
+        for grouped in (False, True):
+            heads = DeltaHeads(*DELTA_HEADS, width, width, grouped)
+            how = dict(epsilons=(1e-6, 1e-6), activations="int16", target=targets.current())
+            lengths_B = jnp.ones(len(state.memory_BNHW), jnp.int32) if grouped else None
+            outputs.append(step(token, parameters, state, heads, lengths_B=lengths_B, **how))
+    return outputs
+
+
+def _delta_operands(width, batch):
+    of, dtype = jax.ShapeDtypeStruct, jnp.bfloat16
+    heads = DeltaHeads(*DELTA_HEADS, width, width, grouped=False)
+    N, C = heads.value_heads, heads.channels
+    numbers, memory = of((batch, N), dtype), of((batch, N, width, width), jnp.float32)
+    token = Token(of((batch, C), dtype), of((batch, N, width), dtype), numbers, numbers)
+    of_heads = of((N,), jnp.float32)
+    parameters = of((TAPS, C), jnp.float32), of_heads, of_heads, of((width,), jnp.float32)
+    return token, Parameters(*parameters), DeltaState(memory, of((batch, TAPS - 1, C), dtype))
 
 
 def _prefill(steps, tokens, length):

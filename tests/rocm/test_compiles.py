@@ -27,6 +27,8 @@ EPILOGUES = ("epilogue Q4_0", "epilogue MXFP4")
 ATTENTION = ("attention 128", "attention 256", "attention 512")
 #: Decode from ring buffers, likewise, of tokens that rotate and that do not.
 RINGS = ("ring 64", "ring 128", "ring 256")
+#: Steps of delta nets, by width of heads.
+DELTA_STEPS = ("delta-step 32", "delta-step 128", "delta-step 256")
 DEQUANTIZE = tuple(
     f"dequantize {name}" for name, fmt in formats.FORMATS.items() if fmt.is_quantized
 )
@@ -68,7 +70,7 @@ def record(compiled, target, name, group):
     return record
 
 
-@programs(*STEPS, PRODUCTS, EPILOGUES, MIXTURES, ATTENTION, RINGS, DEQUANTIZE)
+@programs(*STEPS, PRODUCTS, EPILOGUES, MIXTURES, ATTENTION, RINGS, DELTA_STEPS, DEQUANTIZE)
 def test_compiles_within_the_limits_of_the_target(record, target, name):
     """Code for this target and no other, for everything that is launched.
 

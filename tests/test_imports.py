@@ -94,6 +94,7 @@ NO_KERNELS = {
     "pallas_kernels.attention.NewTokens",
     "pallas_kernels.attention.checks.check_operands",
     "pallas_kernels.attention.reference",
+    "pallas_kernels.delta_rule.operands",
     "pallas_kernels.dequantize.reference",
     "pallas_kernels.packing",
     "pallas_kernels.qmatmul.Activations",

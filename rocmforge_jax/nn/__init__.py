@@ -2,6 +2,7 @@
 
 from pallas_kernels.activation_functions import GELU, RELU2, SILU, ActivationFunction, swiglu_oai
 from pallas_kernels.attention import AttentionRule
+from pallas_kernels.delta_rule.operands import DeltaHeads
 from pallas_kernels.router import Routing
 from rocmforge_jax.nn.attention import (
     attend,
@@ -11,6 +12,7 @@ from rocmforge_jax.nn.attention import (
     dot_product_attention,
 )
 from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
+from rocmforge_jax.nn.delta_net import DeltaNetSpec, delta_net
 from rocmforge_jax.nn.delta_rule import delta_rule
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
@@ -54,6 +56,8 @@ __all__ = [
     "Cache",
     "CausalConvolution",
     "ConvState",
+    "DeltaHeads",
+    "DeltaNetSpec",
     "Embedding",
     "Experts",
     "GELU",
@@ -86,6 +90,7 @@ __all__ = [
     "causal_convolution",
     "causal_mask",
     "choose_experts",
+    "delta_net",
     "delta_rule",
     "dot_product_attention",
     "l2_norm",

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -12,9 +11,10 @@ from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import (
     Bias,
     CausalConvolution,
+    DeltaHeads,
+    DeltaNetSpec,
     MemoryState,
-    delta_rule,
-    l2_norm,
+    delta_net,
     products,
 )
 from rocmforge_jax.nn.fresh import filled
@@ -28,8 +28,8 @@ class DeltaRule:
     of each head is normed and gated by silu of attn_gate.
 
     Attributes:
-        key_heads: Heads of queries and keys, K.
-        value_heads: Heads of values, N, a multiple of K. Each has a memory.
+        key_heads: DeltaHeads of queries and keys, K.
+        value_heads: DeltaHeads of values, N, a multiple of K. Each has a memory.
         key_width: Of queries and keys, H.
         value_width: Of values, W.
         taps: Tokens that the convolution sees.
@@ -64,6 +64,12 @@ class DeltaRule:
             raise ValueError("ssm_in and ssm_ba hold one key head after the other: set grouped")
 
     @property
+    def _heads(self) -> DeltaHeads:
+        """The heads as `delta_net` takes them."""
+        sizes = self.key_heads, self.value_heads, self.key_width, self.value_width
+        return DeltaHeads(*sizes, self.grouped)
+
+    @property
     def _values(self) -> int:
         """Values of all heads, and as many gates."""
         return self.value_heads * self.value_width
@@ -71,7 +77,7 @@ class DeltaRule:
     @property
     def _channels(self) -> int:
         """Queries, keys and values of all heads, which the convolution sees."""
-        return 2 * self.key_heads * self.key_width + self._values
+        return self._heads.channels
 
     def _projections(self) -> dict[str, int]:
         """The tensors that read the residual stream, and their widths."""
@@ -104,29 +110,23 @@ class DeltaRule:
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: MemoryState | None):
         """Computes the input of the output projection [B, T, N * W], and the state."""
-        qkv_BTC, gate_BTNW, beta_BTN, alpha_BTN = self._project(layer, x_BTD, norm)
         given = state
         if state is None:
             state = self.init_state(x_BTD.shape[0], 0, x_BTD.dtype)
-        qkv_BTC, conv = layer.ssm_conv1d(qkv_BTC, state.conv, tokens.lengths_B)
-        q_BTNH, k_BTNH, v_BTNW = self._heads(jax.nn.silu(qkv_BTC), layer.config.norms.epsilon)
-        dt_N, a_N = layer.ssm_dt.bias.get_value(), layer.ssm_a.get_value()
-        rates_BTN = jax.nn.softplus(alpha_BTN + _along_heads(dt_N))
-        out_BTNW, memory = delta_rule(
-            q_BTNH,
-            k_BTNH,
-            v_BTNW,
-            rates_BTN * _along_heads(a_N),
-            jax.nn.sigmoid(beta_BTN),
-            state.memory_BNHW,
+        out, state = delta_net(
+            DeltaNetSpec(self._heads, layer.config.norms.epsilon, layer.numerics),
+            self._project(layer, x_BTD, norm),
+            layer.ssm_conv1d,
+            layer.ssm_dt.bias.get_value(),
+            layer.ssm_a.get_value(),
+            layer.ssm_norm,
+            state,
             tokens.lengths_B,
         )
-        gated_BTNW = layer.ssm_norm(out_BTNW) * jax.nn.silu(gate_BTNW)
-        out = gated_BTNW.reshape(*x_BTD.shape[:2], -1).astype(x_BTD.dtype)
-        return out, None if given is None else MemoryState(memory, conv)
+        return out, None if given is None else state
 
     def _project(self, layer, x_BTD, norm):
-        """Computes qkv [B, T, C] for the convolution; in float32 gates, beta and alpha by heads."""
+        """Computes qkv [B, T, C] for the convolution, gates [B, T, N * W], beta and alpha."""
         names = list(self._projections())
         linears = [getattr(layer, name) for name in names]
         found = dict(zip(names, products(x_BTD, linears, norm=norm)))
@@ -139,8 +139,7 @@ class DeltaRule:
             beta, alpha = (_flat(part) for part in jnp.split(shares, 2, axis=-1))
         else:
             beta, alpha = found["ssm_beta"], found["ssm_alpha"]
-        gate = gate.reshape(*gate.shape[:2], self.value_heads, self.value_width)
-        return qkv, *(part.astype(jnp.float32) for part in (gate, beta, alpha))
+        return qkv, gate, beta, alpha
 
     def _split_input(self, fused):
         """Splits ssm_in, where each key head's query, key, values and gates follow one another."""
@@ -148,19 +147,6 @@ class DeltaRule:
         of_heads = _of_key_heads(fused, self.key_heads)
         *qkv, gate = jnp.split(of_heads, [H, 2 * H, 2 * H + values], axis=-1)
         return jnp.concatenate([_flat(part) for part in qkv], axis=-1), _flat(gate)
-
-    def _heads(self, qkv_BTC, epsilon: float):
-        """Splits q, k and v into heads, and gives each value head its query and its key."""
-        keys = self.key_heads * self.key_width
-        q, k, v = jnp.split(qkv_BTC, [keys, 2 * keys], axis=-1)
-        q, k = (l2_norm(_of_key_heads(part, self.key_heads), epsilon) for part in (q, k))
-        shared = self.value_heads // self.key_heads
-        if self.grouped:
-            q, k = (jnp.repeat(part, shared, axis=2) for part in (q, k))
-        else:
-            q, k = (jnp.tile(part, (1, 1, shared, 1)) for part in (q, k))
-        v_BTNW = v.reshape(*v.shape[:2], self.value_heads, self.value_width)
-        return q * jnp.float32(self.key_width**-0.5), k, v_BTNW
 
     def workspace(self, tokens: int, slots: int) -> int:
         """Counts what the convolution reads and gives, and operands and outputs of the rule."""
@@ -174,7 +160,3 @@ def _of_key_heads(x_BTC, heads: int):
 
 def _flat(x):
     return x.reshape(*x.shape[:2], -1)
-
-
-def _along_heads(vector_N):
-    return vector_N.astype(jnp.float32)[None, None]

@@ -16,6 +16,7 @@ import pallas_kernels
 from pallas_kernels import samples, targets
 from pallas_kernels.attention import AttentionRule, NewTokens, decode_attention, prefill_attention
 from pallas_kernels.attention.checks import require_kernels
+from pallas_kernels.delta_rule import DeltaHeads, launches_of_step, step
 from pallas_kernels.dequantize import dequantize as dequantize_planes
 from pallas_kernels.dequantize import reference as dequantize_reference
 from pallas_kernels.qmatmul import (
@@ -183,6 +184,29 @@ def _attend_to_new_token(q_BNH, operands, keys, values, starts_B, rule, static):
     )
     out, quantized = (out, None) if mode is None else out
     return out, quantized, keys, values
+
+
+def check_delta_step(heads: DeltaHeads, batch: int) -> str:
+    """Returns in how many launches a step of a delta net runs, or raises NotImplementedError."""
+    return launches_of_step(heads, batch, target())
+
+
+def delta_step(token, parameters, state, lengths_B, heads: DeltaHeads, epsilons, mode: str | None):
+    """Sends one token of each sequence through a delta net: see `pallas_kernels.delta_rule.step`.
+
+    Returns (output [B, N, W], state, the output's Activations in `mode` or None).
+    """
+    operands = token, parameters, state, lengths_B
+    return _delta_step(operands, (heads, epsilons, mode, target()))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _delta_step(operands, static):
+    token, parameters, state, lengths_B = operands
+    heads, epsilons, mode, on = static
+    how = dict(lengths_B=lengths_B, epsilons=epsilons, activations=mode, target=on)
+    out, state, *quantized = step(token, parameters, state, heads, **how)
+    return out, state, quantized[0] if quantized else None
 
 
 def route(x_TD, kernel_DE, scale_D, routing: Routing, *, bias_E, selection_bias_E, epsilon: float):

@@ -1,19 +1,28 @@
 """What a gated delta net computes between its projections.
 
-A short convolution, the gated delta rule, and a norm and a gate of its output.
+A short convolution, the gated delta rule, and a norm and a gate of its output. For a single token
+of each sequence a GPU does all of it in two launches.
 """
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.delta_rule.operands import DeltaHeads
-from rocmforge_jax.backends import Numerics
+from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameters, Token
+from pallas_kernels.packing import GROUP
+from pallas_kernels.qmatmul.activations import quantize_reference
+from rocmforge_jax.backends import Numerics, Operation, choose, differentiable, pallas
+from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
 from rocmforge_jax.nn.delta_rule import delta_rule
 from rocmforge_jax.nn.memory_state import MemoryState
-from rocmforge_jax.nn.norm import l2_norm
+from rocmforge_jax.nn.norm import l2_norm, require_fusable, rms_norm
 from rocmforge_jax.nn.quantized_input import QuantizedInput
+
+#: Largest relative error of a kernel that works, in any dtype of activations.
+_ALLOWED = 5e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +60,41 @@ def delta_net(
     Returns:
         The output [B, T, N * W] in the dtype of the channels, and the state.
     """
-    out, state = _plain(spec, projected, conv, dt_N, a_N, norm, state, lengths_B)
-    return QuantizedInput(out), state
+    shaped = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (projected, state))
+    choice = choose(DELTA_NET, (*shaped, conv, norm, spec), spec.numerics.backend)
+    if choice.name == "xla":
+        out, state = _plain(spec, projected, conv, dt_N, a_N, norm, state, lengths_B)
+        return QuantizedInput(out), state
+    filters, scale = conv.kernel.get_value(), norm.scale.get_value()
+    parameters = Parameters(filters, dt_N, a_N, scale)
+    (qkv_BTC, *_), W = projected, spec.heads.value_width
+    quantizes = len(qkv_BTC) <= pallas.gemv_rows(qkv_BTC.dtype) and W % GROUP == 0
+    step = _Step(spec, norm.epsilon, quantizes)
+    (out, quantized), state = differentiable(step, projected, parameters, state, lengths_B)
+    return QuantizedInput(out, quantized), state
+
+
+def _check_pallas(projected, state, conv, norm, spec: DeltaNetSpec) -> str:
+    on = pallas.target()
+    (qkv, *_), heads = projected, spec.heads
+    if (tokens := qkv.shape[1]) != 1:
+        raise NotImplementedError(f"{tokens} tokens, the fused kernel takes one")
+    if type(conv) is not CausalConvolution or conv.bias is not None:
+        bias = " with a bias" if type(conv) is CausalConvolution else ""
+        raise NotImplementedError(f"the convolution is a {type(conv).__name__}{bias}")
+    require_fusable(norm)
+    launches = pallas.check_delta_step(heads, qkv.shape[0])
+    of_heads = f"{heads.shared} value heads of {heads.value_width} a key head of {heads.key_width}"
+    what = f"the step of a delta net of {of_heads}, {qkv.dtype}"
+    small = dataclasses.replace(heads, key_heads=2, value_heads=2 * heads.shared)
+    error = functools.partial(_trial_error, small, qkv.dtype, state.conv.inputs.shape[1])
+    pallas.require(what, error, _ALLOWED)
+    does = "convolution, gated delta rule, norm and gate"
+    return f"{does} in {launches}, {on}"
+
+
+#: It only combines operations that can be computed one by one.
+DELTA_NET = Operation("delta net", {"pallas": _check_pallas}, fused=True)
 
 
 def _plain(spec, projected, conv, dt_N, a_N, norm, state, lengths_B):
@@ -94,3 +136,77 @@ def _split(qkv_BTC, heads: DeltaHeads, epsilon: float):
 
 def _along_heads(vector_N):
     return vector_N.astype(jnp.float32)[None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A step of one token of each sequence through Pallas, and in plain XLA.
+
+    norm_epsilon: of the norm of outputs. quantizes: whether the kernel also returns Activations for
+    the product that follows.
+    """
+
+    spec: DeltaNetSpec
+    norm_epsilon: float
+    quantizes: bool
+
+    def __call__(self, projected, parameters: Parameters, state: MemoryState, lengths_B):
+        """Returns ((output [B, 1, N * W], its Activations or None), state)."""
+        heads = self.spec.heads
+        qkv_BC, gate, beta_BN, alpha_BN = (part[:, 0] for part in projected)
+        gate_BNW = gate.reshape(len(gate), heads.value_heads, -1)
+        out, arrays, quantized = pallas.delta_step(
+            Token(qkv_BC, gate_BNW, beta_BN, alpha_BN),
+            parameters,
+            DeltaState(state.memory_BNHW, state.conv.inputs),
+            lengths_B,
+            heads,
+            (self.spec.epsilon, self.norm_epsilon),
+            self._mode,
+        )
+        state = MemoryState(arrays.memory_BNHW, ConvState(arrays.inputs_BLC))
+        return (out.reshape(len(out), 1, -1), quantized), state
+
+    @property
+    def _mode(self) -> str | None:
+        return self.spec.numerics.activations if self.quantizes else None
+
+    def plain(self, projected, parameters: Parameters, state: MemoryState, lengths_B) -> Any:
+        """Returns the same, computed in plain XLA."""
+        filters, dt_N, a_N, scale = parameters
+        out, state = _plain(
+            self.spec,
+            projected,
+            lambda x, conv, lengths: causal_convolution(x, filters, conv, lengths),
+            dt_N,
+            a_N,
+            lambda out: rms_norm(out, scale, self.norm_epsilon),
+            state,
+            lengths_B,
+        )
+        quantized = quantize_reference(out[:, 0], self._mode) if self._mode else None
+        return (out, quantized), state
+
+
+def _trial_error(heads: DeltaHeads, dtype, inputs: int) -> jax.Array:
+    """Returns the largest relative error of a step's results on small random operands.
+
+    inputs: those that the convolution's state holds.
+    """
+    B, N, H, W, C = 2, heads.value_heads, heads.key_width, heads.value_width, heads.channels
+    shapes = [(B, 1, C), (B, 1, N * W), (B, 1, N), (B, 1, N), (B, inputs, C)]
+    random = [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
+    filters, memory, dt_N, rates_N, scale_W = (
+        jax.random.normal(jax.random.key(10 + i), shape)
+        for i, shape in enumerate([(inputs + 1, C), (B, N, H, W), (N,), (N,), (W,)])
+    )
+    *projected, held = random
+    parameters = Parameters(filters, dt_N, -jnp.exp(rates_N), scale_W)
+    step = _Step(DeltaNetSpec(heads, 1e-6), 1e-6, quantizes=False)
+    operands = tuple(projected), parameters, MemoryState(memory, ConvState(held)), None
+    pairs = zip(jax.tree.leaves(step(*operands)), jax.tree.leaves(step.plain(*operands)))
+
+    def norm(a):
+        return jnp.linalg.norm(a.astype(jnp.float32))
+
+    return jnp.stack([norm(found - exact) / norm(exact) for found, exact in pairs]).max()

@@ -32,6 +32,9 @@ RESULTS = Path(__file__).parent / "results" / "gpu_models.jsonl"
 MIXES = ("Q4_0", "Q4_K_M", "Q5_0", "Q6_K", "Q8_0")
 TOKENS, REPEATS = 128, 3
 GREEDY = SamplingParams(temperature=0.0)
+#: Nearly uniform tokens for batches, as those of llama-batched-bench are. The greedy texts of
+#: random weights soon repeat one token, and then all sequences choose the same experts.
+UNIFORM = SamplingParams(temperature=100.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
 def copy_bandwidth() -> float:
@@ -119,7 +122,8 @@ def decode_speed(engine, batch: int, depth: int) -> float:
 
     def once():
         engine.forget()
-        steps = engine.generate(prompts, GREEDY, max_tokens=TOKENS + 1)
+        params = GREEDY if batch == 1 else UNIFORM
+        steps = engine.generate(prompts, params, max_tokens=TOKENS + 1)
         next(steps)
         start = time.perf_counter()
         collections.deque(steps, maxlen=0)

@@ -24,6 +24,7 @@ def multiply(
     norm=None,
     epsilon: float = 0.0,
     tile: Tile | None = None,
+    shared: jax.Array | None = None,
 ) -> list[jax.Array]:
     """Multiply a few rows of activations with several weights (GEMV).
 
@@ -38,6 +39,10 @@ def multiply(
         norm: the scale [K] of an RMSNorm that an array x goes through first, or None.
         epsilon: the epsilon of that norm.
         tile: the size of a program; the default depends on the target.
+        shared: int32 [tiles, R], with experts: rows of the output that one program computes, all of
+            one expert, which is then read once for them. Every row is in some tile. A tile with
+            fewer rows repeats one of them; one with a negative first entry is left out. None:
+            each row is computed by itself.
 
     Returns:
         The output of each product, [M, N], or [P, N] with experts.
@@ -45,12 +50,14 @@ def multiply(
     Raises:
         NotImplementedError: x has no row or more than GEMV_ROWS (any number is allowed with
             experts), or a plane is too large for 32-bit offsets.
-        ValueError: the operands do not fit together.
+        ValueError: the operands do not fit together, or rows are shared without experts.
     """
     if mode not in activations.MODES:
         raise ValueError(f"activations are {', '.join(activations.MODES)}, got {mode!r}")
     rows = x.rows if isinstance(x, Activations) else x.shape[0]
     _check_experts(products, rows)
+    if shared is not None and products[0].pairs is None:
+        raise ValueError(f"tiles of rows {list(shared.shape)} are shared, but there are no experts")
     if not rows or products[0].pairs is None and rows > GEMV_ROWS:
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {GEMV_ROWS}")
     for product in products:
@@ -64,7 +71,7 @@ def multiply(
         x = activations.quantize(
             x, mode, norm=norm, epsilon=epsilon, in_turn=in_turn, target=target
         )
-    return gemv.multiply(x, products, dtype, target, tile)
+    return gemv.multiply(x, products, dtype, target, tile, shared)
 
 
 def multiply_skinny(

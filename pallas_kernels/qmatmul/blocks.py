@@ -90,9 +90,41 @@ GEMV_BATCH = {
 }
 
 
-def gemv(rows: int, products: list[Product], mode: str, target: Target) -> Tile:
-    """The tile for a number of rows of activations, the products of a launch and a mode."""
+#: For rows of activations that each go to an expert: (up to so many rows of an expert on average,
+#: rows that a program computes together at most), the first that fits. With more rows the matrix
+#: units are faster.
+SHARED_ROWS = {"": ((1, 1),), "cuda": ((1, 1), (4, 2)), "interpret": ((1, 1), (4, 2))}
+#: Rows of the weight of such a program, by whether activations are integers. With fewer, starting
+#: the programs takes longer than their work: measured on an H200, experts of 768 to 2880 inputs.
+SHARED_TILE = {
+    "": {True: 4, False: 2},
+    "cuda": {True: 8, False: 2},
+    "interpret": {True: 1, False: 1},
+}
+
+
+def shared_rows(pairs: int, experts: int, target: Target) -> int | None:
+    """The most rows that a program of a GEMV computes together, None for the matrix units.
+
+    Args:
+        pairs: rows of activations, each for one expert.
+        experts: how many experts there are.
+        target: what the kernel is compiled for.
+    """
+    table = of_family(SHARED_ROWS, target)
+    return next((rows for most, rows in table if pairs <= most * experts), None)
+
+
+def gemv(
+    rows: int, products: list[Product], mode: str, target: Target, shared: int | None = None
+) -> Tile:
+    """The tile for a number of rows of activations, the products of a launch and a mode.
+
+    shared: rows that a program computes together where there are experts, None for one.
+    """
     pairs = products[0].pairs
+    if shared is not None:
+        return _gemv_of_shared_rows(shared, products[0].weights[0].groups, mode, target)
     if rows > 1 and pairs is None:
         tile = next(tile for most, tile in of_family(GEMV_BATCH, target) if rows <= most)
         # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one
@@ -137,6 +169,14 @@ def _gemv_of_one_row(products, pairs: int, mode, target) -> Tile:
     return dataclasses.replace(tile, load_first=first and mode != "float")
 
 
+def _gemv_of_shared_rows(shared: int, groups: int, mode, target) -> Tile:
+    """The tile where up to `shared` rows of activations go through one expert together."""
+    # Steps of 64 groups, unless half as many leave less of the last one empty.
+    width = 64 if -groups % 64 == -groups % 32 else 32
+    rows = of_family(SHARED_TILE, target)[mode != "float"]
+    return Tile(rows, width, batch=shared)
+
+
 def _filled(tile: Tile, groups: int, allowed: float) -> Tile:
     """Halves the groups of a step for twice the rows where that reads far fewer empty groups."""
     half = tile.groups // 2
@@ -164,6 +204,7 @@ SKINNY_GEMM = {
     "cuda": ((64, {}, MatrixTile(64, 4, warps=4, batch=64, stages=2)),),
     "cuda 9": (
         (16, {"bits": 8}, MatrixTile(32, 16, warps=2, batch=16, stages=3)),
+        (16, {"scale": "e8m0"}, MatrixTile(64, 16, warps=4, batch=16, stages=2)),
         (16, {"halves": 1}, MatrixTile(32, 8, warps=2, batch=16, stages=3)),
         (32, {}, MatrixTile(64, 8, warps=4, batch=32, stages=3, early=False)),
         (64, {}, MatrixTile(64, 8, warps=4, batch=64, stages=2, early=False)),

@@ -28,11 +28,17 @@ from pallas_kernels.targets import Target
 
 
 def multiply(
-    x: Activations, products: list[Product], dtype, target: Target, tile: blocks.Tile | None = None
+    x: Activations,
+    products: list[Product],
+    dtype,
+    target: Target,
+    tile: blocks.Tile | None = None,
+    shared=None,
 ) -> list[jax.Array]:
-    """Run the kernel; `api.multiply` has checked the operands.
+    """Run the kernel; `api.multiply` describes the operands and has checked them.
 
-    Rows of the output with experts share no weight, so a program computes one of them at a time.
+    Rows of the output with experts share a weight only where `shared` says so: otherwise a program
+    computes one of them at a time.
 
     Returns:
         The output of each product, [M, N], or [P, N] with experts, in `dtype`.
@@ -49,31 +55,46 @@ def multiply(
         )
     pairs = products[0].pairs
     rows = pairs or x.rows
-    tile = tile or blocks.gemv(x.rows, products, x.mode, target)
-    batch = 1 if pairs else min(tile.batch, rows)
+    if shared is None:
+        tile = tile or blocks.gemv(x.rows, products, x.mode, target)
+        batch = 1 if pairs else min(tile.batch, rows)
+        count_of_tiles = pl.cdiv(rows, batch)
+    else:
+        count_of_tiles, batch = shared.shape
+        tile = tile or blocks.gemv(x.rows, products, x.mode, target, batch)
     programs = [pl.cdiv(product.rows, _outputs_of_a_program(product, tile)) for product in products]
-    inputs, structure = jax.tree.flatten((x, products))
+    inputs, structure = jax.tree.flatten((x, products, shared))
     outputs = [jax.ShapeDtypeStruct((rows, product.rows), dtype) for product in products]
 
     def kernel(point, *refs):
-        x_refs, product_refs = jax.tree.unflatten(structure, refs[: len(inputs)])
-        row = jnp.minimum(point[1] * batch, rows - batch)
-        x_rows = _Rows(x_refs, row // (rows // x.rows) if rows > x.rows else row, batch)
+        x_refs, product_refs, shared_ref = jax.tree.unflatten(structure, refs[: len(inputs)])
+        if shared_ref is None:
+            start = jnp.minimum(point[1] * batch, rows - batch)
+            out_rows = [start + i for i in range(batch)]
+        else:
+            out_rows = [shared_ref[point[1], i] for i in range(batch)]
+        each = rows // x.rows
+        x_rows = _Rows(x_refs, [row // each if each > 1 else row for row in out_rows])
         program, first = point[0], 0
         for product, out_ref, count in zip(product_refs, refs[len(inputs) :], programs):
             run = functools.partial(
-                _run, product, out_ref, x_rows, row, program - first, tile, target
+                _run, product, out_ref, x_rows, out_rows, program - first, tile, target
             )
-            if len(products) == 1:
-                run()
+            wanted = []
+            if len(products) > 1:
+                wanted.append((program >= first) & (program < first + count))
+            if shared_ref is not None:
+                wanted.append(out_rows[0] >= 0)
+            if wanted:
+                pl.when(functools.reduce(jnp.logical_and, wanted))(run)
             else:
-                pl.when((program >= first) & (program < first + count))(run)
+                run()
             first += count
 
     run = triton.call(
         kernel,
         outputs,
-        grid=(sum(programs), pl.cdiv(rows, batch)),
+        grid=(sum(programs), count_of_tiles),
         target=target,
         warps=tile.warps,
         name=f"multiply_{x.mode}",
@@ -86,16 +107,15 @@ def _outputs_of_a_program(product, tile) -> int:
     return min(tile.rows, 1 << (product.rows.bit_length() - 1))
 
 
-def _run(product, out_ref, x_rows, first_row, tile_index, tile, target):
-    """Compute the outputs of a program. `product` and `x_rows` hold refs.
+def _run(product, out_ref, x_rows, rows, tile_index, tile, target):
+    """Compute the outputs of a program, in `rows`. `product` and `x_rows` hold refs.
 
     The last program overlaps its neighbour: both write the same numbers.
     """
     count = _outputs_of_a_program(product, tile)
     start = jnp.minimum(tile_index * count, product.rows - count)
     at = start + jnp.arange(count, dtype=jnp.int32)
-    rows = [first_row + i for i in range(x_rows.batch)]
-    expert = () if product.experts is None else (product.experts[first_row],)
+    expert = () if product.experts is None else (product.experts[rows[0]],)
     # Operands of the epilogue are loaded here, so that their latency overlaps with the weight's.
     scales_and_biases = [
         (
@@ -224,18 +244,22 @@ def _read_weight(weight: Weight, row: tuple, at: _Columns) -> WeightGroups:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """`batch` rows of x, which holds refs, from `first` on."""
+    """Rows of x, which holds refs, by their numbers."""
 
     x: Activations
-    first: jax.Array
-    batch: int
+    numbers: list[jax.Array]
+
+    @property
+    def batch(self) -> int:
+        """How many rows there are."""
+        return len(self.numbers)
 
     def squares(self, i):
         """Load the sums of squares of row i, zero-padded; None where no norm comes first."""
         if self.x.squares is None:
             return None
         g = jnp.arange(pl.next_power_of_2(self.x.groups), dtype=jnp.int32)
-        return triton.load(self.x.squares, (self.first + i, g), mask=g < self.x.groups)
+        return triton.load(self.x.squares, (self.numbers[i], g), mask=g < self.x.groups)
 
     def norm_factor(self, squares):
         """1 / sqrt(mean square + epsilon) of a row."""
@@ -245,7 +269,7 @@ class _Rows:
 
     def read(self, i, at: _Columns) -> ActivationGroups:
         """Load groups of row i."""
-        row, count = self.first + i, GROUP if self.x.mode == "float" else POSITIONS
+        row, count = self.numbers[i], GROUP if self.x.mode == "float" else POSITIONS
         words = [
             [at.load(self.x.words, row, part, p, hint="again") for p in range(count)]
             for part in range(self.x.words.shape[1])

@@ -74,19 +74,20 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
     def kernel(point, *refs):
         sums_ref, squares_ref, biases = jax.tree.unflatten(structure, refs[: len(operands)])
         (bias_ref, selection_bias_ref), (weights_ref, ids_ref) = biases, refs[len(operands) :]
-        (t,), split = point, jnp.arange(padded_splits, dtype=jnp.int32)
-        squares = triton.load(squares_ref, (t, split), mask=split < splits).sum()
+        (t,), part = point, jnp.arange(padded_splits, dtype=jnp.int32)
+        squares = triton.load(squares_ref, (t, part), mask=part < splits).sum()
         factor = jax.lax.rsqrt(squares / np.float32(width) + np.float32(epsilon))
 
         def load(ref, experts):
             return triton.load(ref, (experts,), mask=experts < E).astype(jnp.float32)
 
         def logits_of(experts):
-            mask = (split < splits)[:, None] & (experts < E)[None]
-            logits = (
-                triton.load(sums_ref, (t, split[:, None], experts[None]), mask=mask).sum(axis=0)
-                * factor
-            )
+            # One after the other: the order of a reduction depends on the number of experts, and an
+            # expert has to have the same logit, to the bit, among all experts and among few.
+            logits = jnp.zeros(experts.shape, jnp.float32)
+            for split in range(splits):
+                logits += triton.load(sums_ref, (t, split, experts), mask=experts < E)
+            logits = logits * factor
             logits = logits if bias_ref is None else logits + load(bias_ref, experts)
             return jnp.where(experts < E, logits, -jnp.inf)
 

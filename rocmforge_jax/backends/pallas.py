@@ -107,14 +107,22 @@ def rows_of_an_expert(pairs: int, experts: int) -> int:
     return blocks.rows_of_an_expert(pairs, experts, target())
 
 
-def gemv(x, products, *, mode: str, dtype, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
+def shared_rows(pairs: int, experts: int) -> int | None:
+    """Returns how many rows of one expert the GEMV takes together, None for the matrix units."""
+    return blocks.shared_rows(pairs, experts, target())
+
+
+def gemv(
+    x, products, *, mode: str, dtype, norm=None, epsilon: float = 0.0, shared=None
+) -> list[jax.Array]:
     """Computes several products of a few rows of x: see `pallas_kernels.qmatmul.multiply`."""
-    return _gemv(x, products, norm, mode, jnp.dtype(dtype), target(), epsilon)
+    return _gemv(x, products, norm, mode, jnp.dtype(dtype), target(), epsilon, shared)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _gemv(x, products, norm, mode, dtype, on, epsilon):
-    return multiply(x, products, mode=mode, dtype=dtype, target=on, norm=norm, epsilon=epsilon)
+def _gemv(x, products, norm, mode, dtype, on, epsilon, shared=None):
+    how = dict(mode=mode, dtype=dtype, target=on, norm=norm, epsilon=epsilon)
+    return multiply(x, products, **how, shared=shared)
 
 
 def skinny_product(x_MK, weight, experts=None) -> jax.Array:

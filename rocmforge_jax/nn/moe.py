@@ -97,13 +97,12 @@ def mixture(
     stacks.check()
     if weights_first:
         return _weighted_first(x_TD, weights, experts, stacks, norm)
-    (T, used), E = experts.shape, up.kernel.shape[0]
-    few = T * used <= E
+    T, used = experts.shape
     numerics = getattr(stacks.first[0], "numerics", DEFAULT)
-    operands = few, x_TD.dtype, stacks, norm
+    operands = T * used, x_TD.dtype, stacks, norm
     if choose(MIXTURE, operands, numerics.backend).name != "pallas":
         return _one_by_one(x_TD, weights, experts, stacks, norm)
-    y_PD = moe_pallas.mixture(few, x_TD, norm, experts.reshape(-1), stacks, numerics)
+    y_PD = moe_pallas.mixture(x_TD, norm, experts.reshape(-1), stacks, numerics)
     return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
 
 

@@ -1,7 +1,8 @@
 """A mixture of experts in Pallas kernels, for few and for many pairs of a token and an expert.
 
-Few pairs take two launches of the GEMV. Many, in a narrow float type, are brought into the order of
-their experts and take two or three launches of the skinny GEMM.
+Few pairs take two launches of the GEMV, in which pairs of one expert may share what is read of it.
+Many, in a narrow float type, are brought into the order of their experts and take two or three
+launches of the skinny GEMM.
 """
 
 import dataclasses
@@ -39,22 +40,27 @@ def _check_route(tokens, router, norm, routing: Routing) -> str:
     return f"norm, product and choice{how} in two launches, {on}"
 
 
-def _check_mixture(few, dtype, stacks: Stacks, norm) -> str:
-    pallas.target()
+def _check_mixture(pairs, dtype, stacks: Stacks, norm) -> str:
+    together = pallas.shared_rows(pairs, stacks.up.kernel.shape[0])
     if others := [type(stack).__name__ for stack in stacks.all if type(stack) is not Experts]:
         raise NotImplementedError(f"a stack of experts is a {others[0]}")
     require_fusable(norm)
     weights = [stack.kernel.get_value() for stack in stacks.all]
     if not all(isinstance(weight, quant.QTensor) for weight in weights):
         raise NotImplementedError("a stack of experts is not packed")
-    if not few and dtype.itemsize > 2:
+    if together is None and dtype.itemsize > 2:
         raise NotImplementedError("many pairs in float32: the matrix units do not keep float32")
     mode = stacks.down.numerics.activations
     (on,) = {require_pallas(weight, mode) for weight in weights}
     for weight in weights:
         require_transposed(weight)
-    if few:
+    if together == 1:
         return f"two launches for all pairs with {stacks.activation}, {on}"
+    if together:
+        return (
+            f"two launches, up to {together} pairs of an expert together, with"
+            f" {stacks.activation}, {on}"
+        )
     count = {1: "two", 2: "three"}[len(stacks.first)]
     return f"pairs ordered by expert, {count} launches with {stacks.activation}, {on}"
 
@@ -101,10 +107,10 @@ def _routing_error(scoring: str):
     return jnp.where((experts == others).all(), jnp.abs(found - exact).max(), jnp.inf)
 
 
-def mixture(few: bool, x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
+def mixture(x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
     """Returns the output of each pair, float32 [P, D], those of a token one after another."""
     experts_P, arrays = experts_P.astype(jnp.int32), stacks.arrays()
-    if few:
+    if pallas.shared_rows(len(experts_P), stacks.up.kernel.shape[0]) is not None:
         scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
         return differentiable(_Pairs(numerics, epsilon), x_TD, scale, experts_P, arrays)
     x_TD = x_TD if norm is None else norm(x_TD)
@@ -125,13 +131,16 @@ def _product(stacks: list[Stack], experts_P, activation=None) -> Product:
 
 @dataclasses.dataclass(frozen=True)
 class _Pairs:
-    """Few pairs: each reads its expert alone."""
+    """Few pairs: each reads its expert alone, or beside a few others of the same expert."""
 
     numerics: Numerics
     epsilon: float
 
     def __call__(self, x_TD, scale_D, experts_P, stacks: Stacks):
-        multiply = functools.partial(pallas.gemv, mode=self.numerics.activations)
+        E = stacks.up.kernel.shape[0]
+        together = pallas.shared_rows(len(experts_P), E)
+        shared = _shared(experts_P, E, together) if together > 1 else None
+        multiply = functools.partial(pallas.gemv, mode=self.numerics.activations, shared=shared)
         normed = functools.partial(multiply, x_TD, norm=scale_D, epsilon=self.epsilon)
         if stacks.is_fused:
             outputs = normed([_product(stacks.first, experts_P)], dtype=jnp.float32)
@@ -188,6 +197,31 @@ def _finished(y, stack: Stack, expert_of_row):
     return y if stack.bias_EN is None else y + stack.bias_EN[expert_of_row].astype(y.dtype)
 
 
+def _shared(experts_P, E: int, rows: int):
+    """Assigns pairs to tiles of at most `rows` pairs of one expert.
+
+    Everything is compared with everything: a few hundred pairs take less time so than to be sorted.
+
+    Returns:
+        int32 [tiles, rows], the pairs of each tile, the first one in place of those that are
+        missing, -1 in tiles without pairs.
+    """
+    P = len(experts_P)
+    pair_P = jnp.arange(P, dtype=jnp.int32)
+    own_P1, others_1P = experts_P[:, None], experts_P[None]
+    same_PP = own_P1 == others_1P
+    rank_P = jnp.sum(same_PP & (pair_P[None] < pair_P[:, None]), axis=1, dtype=jnp.int32)
+    place_P = rank_P % rows
+    before_PP = (others_1P < own_P1) | same_PP & (pair_P[None] <= pair_P[:, None])
+    tile_P = jnp.sum(before_PP & (place_P == 0)[None], axis=1, dtype=jnp.int32) - 1
+    # All whole tiles, and one of each expert that is not whole.
+    tiles = min(P, (P + min(E, P) * (rows - 1)) // rows)
+    slot = jnp.arange(tiles * rows, dtype=jnp.int32)
+    found = jnp.where(slot[:, None] == (tile_P * rows + place_P)[None], pair_P[None] + 1, 0)
+    pairs = found.sum(axis=1, dtype=jnp.int32).reshape(tiles, rows) - 1
+    return jnp.where(pairs < 0, pairs[:, :1], pairs)
+
+
 def _places(experts_P, E: int, rows: int):
     """Assigns rows to pairs so that each tile of `rows` rows has pairs of one expert.
 
@@ -203,5 +237,6 @@ def _places(experts_P, E: int, rows: int):
     place = (end_E - tiles_E)[experts_P[order_P]] * rows + rank_P
     # All whole tiles, and one of each expert that is not whole.
     tile = jnp.arange(P // rows + min(E, P), dtype=jnp.int32)
-    expert = jnp.searchsorted(end_E, tile, side="right").astype(jnp.int32)
+    # A binary search would be a loop of launches.
+    expert = jnp.sum(end_E[None] <= tile[:, None], axis=1, dtype=jnp.int32)
     return jnp.zeros(P, jnp.int32).at[order_P].set(place), jnp.where(expert < E, expert, -1)

@@ -154,6 +154,31 @@ def test_pairs_in_kernels(tokens, mode, case, distance):
     assert distance(y, truth) < ERRORS[mode]
 
 
+#: Experts of 10 tokens, two each, of six: as they come; all the same two.
+TOGETHER = {"mixed": None, "two alone": [5, 0]}
+
+
+@pytest.mark.parametrize("route", TOGETHER)
+def test_pairs_of_one_expert_together(route, case, distance):
+    """In the interpreter: a pair gives what it gives alone."""
+    (x, weights, chosen, *stacks), _ = case(10, layout="groups", activations="int16")
+    if TOGETHER[route] is not None:
+        chosen = jnp.broadcast_to(jnp.int32(TOGETHER[route]), chosen.shape)
+    with targets.use(targets.INTERPRET):
+        y, decisions = decided(
+            lambda: jax.jit(lambda *of: mixture(*of))(x, weights, chosen, *stacks)
+        )
+        alone = [
+            jax.jit(lambda *of: mixture(*of))(
+                *(a[t : t + 1] for a in (x, weights, chosen)), *stacks
+            )
+            for t in range(len(x))
+        ]
+    reason = "two launches, up to 2 pairs of an expert together, with silu, interpret"
+    assert decisions == [("experts", "pallas", reason)]
+    assert distance(y, np.concatenate(alone)) < 1e-6
+
+
 @pytest.mark.parametrize("tokens", [3, 9])
 def test_a_mixture_of_what_a_norm_gives(tokens, case, normed, distance):
     (x, *rest), _ = case(tokens, layout="groups", activations="float")

@@ -33,6 +33,8 @@ def test_experts_that_do_not_fit_are_refused(matrix):
         call([Product((stack,))])
     with pytest.raises(ValueError, match="a product with experts has planes of 4 axes, got 3"):
         call([Product((one,), experts=of(2))])
+    with pytest.raises(ValueError, match=r"tiles of rows \[1, 2\] are shared, .* no experts"):
+        call([Product((one,))], shared=jnp.zeros((1, 2), jnp.int32))
 
 
 def test_what_cannot_be_multiplied(matrix):

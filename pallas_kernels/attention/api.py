@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import checks, decode, prefill
-from pallas_kernels.attention.blocks import DECODE, PREFILL, Blocks, chosen
+from pallas_kernels.attention.blocks import PREFILL, Blocks, chosen, chosen_for_decode
 from pallas_kernels.attention.decode import NewTokens
 from pallas_kernels.attention.rule import AttentionRule
 from pallas_kernels.packing import GROUP
@@ -65,10 +65,11 @@ def decode_attention(
     checks.require_kernels(target, q_BNH, keys_BKHS, values_BKSH, rule)
     if new is not None:
         new = checks.checked_new_tokens(new, keys_BKHS.shape)
-    blocks = blocks or chosen(DECODE, target, keys_BKHS.dtype.itemsize, keys_BKHS.shape[2])
+    _, _, slots, H = values_BKSH.shape
+    blocks = blocks or chosen_for_decode(target, keys_BKHS.dtype.itemsize, H, slots)
     if ring:
-        checks.check_ring(values_BKSH.shape[2], 1, rule)
-        checks.require_whole_blocks(values_BKSH.shape[2], blocks.slots)
+        checks.check_ring(slots, 1, rule)
+        checks.require_whole_blocks(slots, blocks.slots)
     splits = decode.split_count(
         values_BKSH.shape, q_BNH.shape[1] // keys_BKHS.shape[1], rule.window, blocks
     )

@@ -72,6 +72,14 @@ DECODE = {
         (4, 512): Blocks(16, rows=16, threads=256),
     },
 }
+#: Slots of a cache from which on `LONG_DECODE` counts. Few large programs read it faster, and there
+#: are enough of them.
+LONG = 16384
+#: Sizes for such caches where they differ: measured on an H200 with 32000 of 32768 slots.
+LONG_DECODE = {
+    "": {},
+    "cuda 9": {(2, 128): Blocks(64, rows=64, threads=128, stages=2, programs=264)},
+}
 # MI300X: 304 compute units.
 DECODE["rocm gfx942"] = {
     key: dataclasses.replace(blocks, programs=608) for key, blocks in DECODE["rocm gfx9"].items()
@@ -109,6 +117,8 @@ PREFILL = {
         (4, 512): Blocks(16, rows=16, threads=256),
     },
 }
+# Three blocks of slots in flight take 98 KB of shared memory, which smaller GPUs do not have.
+PREFILL["cuda 9"] = PREFILL["cuda"] | {(2, 128): Blocks(64, rows=64, threads=128, stages=3)}
 # Its matrix units need half the registers for their operands that gfx11's need.
 PREFILL["rocm gfx12"] = PREFILL[""] | {
     (2, 128): Blocks(32, rows=64, threads=256),
@@ -128,3 +138,9 @@ def chosen(table: dict, target: Target, itemsize: int, width: int) -> Blocks:
     """
     sizes = of_family(table, target)
     return sizes[min(key for key in sizes if key[0] == itemsize and key[1] >= width)]
+
+
+def chosen_for_decode(target: Target, itemsize: int, width: int, slots: int) -> Blocks:
+    """The sizes for one token, as `chosen`, for a cache of so many slots."""
+    long = of_family(LONG_DECODE, target) if slots >= LONG else {}
+    return chosen({"": of_family(DECODE, target) | long}, target, itemsize, width)

@@ -195,7 +195,8 @@ def _filled(tile: Tile, groups: int, allowed: float) -> Tile:
 
 #: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first
 #: that fits. On NVIDIA GPUs a warp has 16 rows of the weight, and no other has them too. What
-#: begins early takes room from large tiles.
+#: begins early takes room from large tiles. "aligned": whether the rows of a plane begin at
+#: multiples of 16 bytes; where not, loads are narrower.
 SKINNY_GEMM = {
     "": (
         (16, {}, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)),
@@ -206,6 +207,7 @@ SKINNY_GEMM = {
         (16, {"bits": 8}, MatrixTile(32, 16, warps=2, batch=16, stages=3)),
         (16, {"scale": "e8m0"}, MatrixTile(64, 16, warps=4, batch=16, stages=2)),
         (16, {"halves": 1}, MatrixTile(32, 8, warps=2, batch=16, stages=3)),
+        (32, {"aligned": False}, MatrixTile(64, 16, warps=4, batch=32, stages=2, early=False)),
         (32, {}, MatrixTile(64, 8, warps=4, batch=32, stages=3, early=False)),
         (64, {}, MatrixTile(64, 8, warps=4, batch=64, stages=2, early=False)),
     ),
@@ -224,7 +226,11 @@ def skinny_gemm(
     """The tile for so many rows of activations of so many groups, and so many outputs of each."""
     tiles = of_family(SKINNY_GEMM, target)
     tile = next(
-        (tile for most, wanted, tile in tiles if rows <= most and _fits(wanted, packing)),
+        (
+            tile
+            for most, wanted, tile in tiles
+            if rows <= most and _fits(wanted, packing, aligned=groups % 4 == 0)
+        ),
         tiles[-1][2],
     )
     programs = -(-outputs // tile.rows) * -(-rows // tile.batch)

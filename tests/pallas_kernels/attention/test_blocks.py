@@ -35,6 +35,18 @@ def test_every_target_has_blocks(target, table):
             )
 
 
+def test_long_caches_are_read_in_larger_blocks():
+    h200, width = Target("cuda", "9.0"), 128
+    short, long = (
+        blocks.chosen_for_decode(h200, 2, width, slots) for slots in (blocks.LONG - 1, blocks.LONG)
+    )
+    assert short == blocks.chosen(blocks.DECODE, h200, 2, width)
+    assert long.slots > short.slots and long.programs < short.programs
+    for target in GPUS[1:]:
+        decode = blocks.chosen(blocks.DECODE, target, 2, width)
+        assert blocks.chosen_for_decode(target, 2, width, blocks.LONG) == decode
+
+
 @pytest.mark.parametrize("target", GPUS, ids=str)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize(

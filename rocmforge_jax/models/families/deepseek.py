@@ -3,8 +3,10 @@
 from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import llama_like, read_routing, rope, vocabulary
+from rocmforge_jax.models.llama_like import llama_like, vocabulary
 from rocmforge_jax.models.mixers import LatentAttention, Temperature
+from rocmforge_jax.models.read_feed_forward import read_routing
+from rocmforge_jax.models.read_rope import rope
 from rocmforge_jax.nn import yarn_magnitude
 
 #: Layers and vocabulary of GLM-4.7-Flash, whose files may not say that its router has a sigmoid.

@@ -4,8 +4,9 @@ from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.shared import ssm_heads
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import head_width, llama_like
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention, DeltaRule
+from rocmforge_jax.models.read_attention import head_width
 
 
 def qwen3next(keys: KeyReader, *, grouped: bool = True, **changes) -> DecoderConfig:

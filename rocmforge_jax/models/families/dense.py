@@ -5,8 +5,10 @@ from typing import Any
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.shared import ONLY_POST_NORMS, with_windows
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import head_width, llama_like, rope
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention, Projection, Temperature
+from rocmforge_jax.models.read_attention import head_width
+from rocmforge_jax.models.read_rope import rope
 from rocmforge_jax.nn import RopeConfig
 
 

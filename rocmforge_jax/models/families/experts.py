@@ -6,15 +6,11 @@ from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.shared import POST_ATTENTION_NORM, with_windows
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import (
-    head_width,
-    llama_like,
-    read_routing,
-    read_scoring,
-    rope,
-    window_rope,
-)
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention, Temperature
+from rocmforge_jax.models.read_attention import head_width
+from rocmforge_jax.models.read_feed_forward import read_routing, read_scoring
+from rocmforge_jax.models.read_rope import rope, window_rope
 from rocmforge_jax.nn import swiglu_oai
 
 

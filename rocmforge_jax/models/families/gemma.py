@@ -8,9 +8,11 @@ from rocmforge_jax.models.config import DecoderConfig, LayerConfig
 from rocmforge_jax.models.families.shared import POST_NORMS, with_windows
 from rocmforge_jax.models.feed_forward import Gated, GatedAndMixture
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import head_width, llama_like, rope, window_rope
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention
 from rocmforge_jax.models.per_layer_input import PerLayerInput
+from rocmforge_jax.models.read_attention import head_width
+from rocmforge_jax.models.read_rope import rope, window_rope
 from rocmforge_jax.nn import GELU, RopeConfig
 
 

@@ -81,14 +81,18 @@ class DecoderConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_epsilon(self.norm_epsilon)
         _check_sources(self.layers)
-        if len(self.input_widths - {0}) > 1:
-            raise ValueError(f"inputs of layers differ in their width: {sorted(self.input_widths)}")
+        if len(widths := self._input_widths) > 1:
+            raise ValueError(f"inputs of layers differ in their width: {sorted(widths)}")
 
     @property
-    def input_widths(self) -> frozenset[int]:
-        """The widths of the layers' own inputs, 0 for a layer without one."""
-        inputs = [layer.per_layer_input for layer in self.layers]
-        return frozenset(0 if one is None else one.width for one in inputs)
+    def _input_widths(self) -> set[int]:
+        inputs = (layer.per_layer_input for layer in self.layers)
+        return {one.width for one in inputs if one is not None}
+
+    @property
+    def input_width(self) -> int:
+        """The width of the layers' own inputs beside the residual stream, 0 without any."""
+        return max(self._input_widths, default=0)
 
     @classmethod
     def uniform(

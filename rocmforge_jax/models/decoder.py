@@ -77,7 +77,7 @@ class Decoder(nnx.Module):
     def _make_input_modules(self, rngs) -> None:
         """Makes what computes the layers' own inputs, where layers have some."""
         config = self.config
-        if width := max(config.input_widths):
+        if width := config.input_width:
             sizes = config.vocabulary, config.width, (len(config.layers), width)
             made = embedding_modules(*sizes, config.norm_epsilon, self.numerics, rngs)
             for name, module in made.items():
@@ -141,7 +141,7 @@ class Decoder(nnx.Module):
             positions_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
         x_BTD, tokens = self._embed(tokens_BT), Tokens(positions_BT, starts_B, lengths_B)
         inputs: Any = [None] * len(self.blk)
-        if width := max(self.config.input_widths):
+        if width := self.config.input_width:
             inputs = per_layer_inputs(self, tokens_BT, x_BTD, width)
         x_BTD, states = self._layers(x_BTD, inputs, tokens, cache)
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)

@@ -159,13 +159,13 @@ def likely_causes(gguf) -> list[str]:
     return causes
 
 
-def warn_of_left_out(gguf, layers: int) -> None:
+def warn_of_left_out(gguf, config: DecoderConfig) -> None:
     """Warns of tensors that hold something of a model and are not loaded."""
-    predictors, blocks = _predictors(gguf, layers)
+    predictors, count = _predictors(gguf, config)
     if predictors:
         warnings.warn(
-            f"{gguf.path}: the {len(predictors)} tensors of {blocks - layers} blocks for"
-            " multi-token prediction are not loaded",
+            f"{gguf.path}: the {len(predictors)} tensors of {count} blocks for multi-token"
+            " prediction are not loaded",
             stacklevel=5,
         )
     besides = [name for name in gguf.tensors if name.startswith(tuple(_BESIDES))]
@@ -215,13 +215,17 @@ def _not_claimed(gguf, config: DecoderConfig) -> set[str]:
         for name in gguf.tensors
         if name.endswith(_CALIBRATION) or name.startswith(tuple(_BESIDES))
     }
-    return _predictors(gguf, len(config.layers))[0] | besides | unused | _CONFIG_TENSORS
+    return _predictors(gguf, config)[0] | besides | unused | _CONFIG_TENSORS
 
 
-def _predictors(gguf, layers: int) -> tuple[set[str], int]:
-    """Returns the tensors of the blocks for multi-token prediction, and all blocks of the file."""
+def _predictors(gguf, config: DecoderConfig) -> tuple[set[str], int]:
+    """Returns the tensors of the blocks that the configuration leaves out, and their number.
+
+    They are blocks for multi-token prediction.
+    """
     blocks: Any = gguf.metadata.get(f"{gguf.architecture}.block_count")
-    return {name for name in gguf.tensors if layers <= _number_of_block(name) < blocks}, blocks
+    read = len(config.layers) + len(config.nextn)
+    return {name for name in gguf.tensors if read <= _number_of_block(name) < blocks}, blocks - read
 
 
 def _number_of_block(name: str) -> int:

@@ -38,6 +38,23 @@ class LayerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class NextNConfig:
+    """A block for multi-token prediction: a layer between an input and a head of its own.
+
+    Attributes:
+        layer: The layer.
+        own_embedding: Whether it embeds tokens by itself, not with the decoder's embedding.
+        own_head: Whether it has a head of its own, not the decoder's.
+        norm: The name of the norm before the head, or None for the decoder's.
+    """
+
+    layer: LayerConfig
+    own_embedding: bool = False
+    own_head: bool = False
+    norm: Literal["nextn.shared_head_norm", "layer_output_norm"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Everything that shapes a Decoder. Hashable, so it is static metadata of the module.
 
@@ -56,6 +73,7 @@ class DecoderConfig:
         biases: As in LayerConfig, for the head and the norm before it.
         output_scales: As in LayerConfig, for the head.
         architecture: The name of the family.
+        nextn: The blocks for multi-token prediction that are loaded, in order.
     """
 
     layers: tuple[LayerConfig, ...]
@@ -72,6 +90,7 @@ class DecoderConfig:
     biases: frozenset[str] = frozenset()
     output_scales: frozenset[str] = frozenset()
     architecture: str = "llama"
+    nextn: tuple[NextNConfig, ...] = ()
 
     def __post_init__(self):
         if not self.layers:

@@ -34,13 +34,20 @@ class KeyReader:
         architecture: Its name, the prefix of its keys.
         tensors: The file's tensors by name.
         layers: Layers of the decoder, without the blocks of multi-token prediction.
+        blocks: Blocks that are read: the layers, then those for multi-token prediction if they are
+            wanted. Getters that return a value for each layer return one for each of these.
         trained_context: Tokens that the model was trained for.
         context: Tokens that it is opened for.
         predictors: Blocks for multi-token prediction, which `block_count` counts too.
     """
 
     def __init__(
-        self, gguf: GGUFFile, context_length: int | None = None, assumed: Collection[str] = ()
+        self,
+        gguf: GGUFFile,
+        context_length: int | None = None,
+        assumed: Collection[str] = (),
+        *,
+        nextn: bool = False,
     ):
         """Begins to read a file.
 
@@ -48,6 +55,7 @@ class KeyReader:
             gguf: The file.
             context_length: Tokens that it is opened for, default what it was trained for.
             assumed: Keys that get a value because the file lacks them: to find what else it lacks.
+            nextn: Whether the blocks for multi-token prediction are wanted.
         """
         self._assumed = assumed
         self._metadata, self._prefix = gguf.metadata, f"{gguf.architecture}."
@@ -56,6 +64,7 @@ class KeyReader:
         self._blocks = self._block_count()
         self.predictors = self.integer("nextn_predict_layers", 0, low=0, high=self._blocks - 1)
         self.layers = self._blocks - self.predictors
+        self.blocks = self._blocks if nextn else self.layers
         self.trained_context = self.integer("context_length")
         self.context = self.trained_context if context_length is None else context_length
 
@@ -95,9 +104,9 @@ class KeyReader:
         """
         value = self.get(key)
         if not self._is_per_layer(value):
-            return (self._integer(key, value, default, low, high),) * self.layers
+            return (self._integer(key, value, default, low, high),) * self.blocks
         entries = [self._integer(key, entry, None, 0, high) for entry in value.tolist()]
-        return tuple(entries[: self.layers])
+        return tuple(entries[: self.blocks])
 
     def _is_per_layer(self, value) -> bool:
         blocks = self._metadata.get(self._prefix + "block_count")
@@ -170,12 +179,12 @@ class KeyReader:
         """Returns a bool for each layer, from an array of bools or integers or from one bool."""
         value = self.get(key)
         if isinstance(value, bool):
-            return (value,) * self.layers
+            return (value,) * self.blocks
         if not self._is_per_layer(value) or value.dtype.kind not in "biu":
             each = f"an array of a bool or an integer for each of the {self._blocks} blocks"
             found = f", not of {value.dtype}" if isinstance(value, np.ndarray) else ""
             self._refuse(key, f"a bool, or {each}{found}", value)
-        return tuple(bool(entry) for entry in value[: self.layers])
+        return tuple(bool(entry) for entry in value[: self.blocks])
 
     def windows(
         self,
@@ -202,7 +211,7 @@ class KeyReader:
         else:
             period = self._integer(key, pattern, period, 0, 2**31 - 1)
             full = 0 if full_first else period - 1
-            windowed = [period == 0 or i % period != full for i in range(self.layers)]
+            windowed = [period == 0 or i % period != full for i in range(self.blocks)]
         return tuple(window if is_windowed and window else None for is_windowed in windowed)
 
     def has(self, layer: int, tensor: str) -> bool:

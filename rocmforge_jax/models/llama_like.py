@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rocmforge_jax.gguf import GGUFError
-from rocmforge_jax.models.config import DecoderConfig, LayerConfig
+from rocmforge_jax.models.config import DecoderConfig, LayerConfig, NextNConfig
 from rocmforge_jax.models.feed_forward import Gated, Mixture
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.make import Norms
@@ -73,10 +73,11 @@ def llama_like(
             output_scales=keys.named(i, "scale"),
             **(layer or {}),
         )
-        for i in range(keys.layers)
+        for i in range(keys.blocks)
     )
     config = DecoderConfig(
-        layers=layers,
+        layers=layers[: keys.layers],
+        nextn=tuple(_nextn(keys, i, layers[i]) for i in range(keys.layers, keys.blocks)),
         width=keys.integer("embedding_length"),
         vocabulary=vocabulary(keys),
         context_length=keys.trained_context,
@@ -87,6 +88,17 @@ def llama_like(
         output_scales=keys.named(None, "scale"),
     )
     return dataclasses.replace(config, **decoder)
+
+
+def _nextn(keys: KeyReader, i: int, layer: LayerConfig) -> NextNConfig:
+    """Returns block i for multi-token prediction, with the parts that its tensors show."""
+    norms: Any = ("nextn.shared_head_norm", "layer_output_norm")
+    return NextNConfig(
+        layer,
+        own_embedding=keys.has(i, "nextn.embed_tokens.weight"),
+        own_head=keys.has(i, "nextn.shared_head_head.weight"),
+        norm=next((norm for norm in norms if keys.has(i, f"{norm}.weight")), None),
+    )
 
 
 def _biases(keys: KeyReader, i: int) -> frozenset[str]:

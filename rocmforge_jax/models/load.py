@@ -41,6 +41,7 @@ def load_decoder(
     layout: str | None = None,
     context_length: int | None = None,
     strict: bool = False,
+    nextn: bool = False,
     before_reading: Callable[[DecoderConfig], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
@@ -54,6 +55,8 @@ def load_decoder(
         layout: Of the planes, default the one that is fast on the device.
         context_length: See `read_config`.
         strict: Whether unknown keys of the architecture are refused instead of warned about.
+        nextn: Whether the blocks for multi-token prediction are loaded as well, as
+            `Decoder.nextn`.
         before_reading: Called with the configuration once every tensor is known to fit; it may
             raise.
         progress: Called with (bytes loaded, bytes in all) after each tensor.
@@ -61,8 +64,8 @@ def load_decoder(
     Raises:
         GGUFError: Lists all tensors that are missing, unclaimed or of another shape.
     """
-    strict = flag("strict", strict)
-    config, unused = read_config(gguf, context_length)
+    strict, nextn = flag("strict", strict), flag("nextn", nextn)
+    config, unused = read_config(gguf, context_length, nextn=nextn)
     _report_unknown_keys(gguf, unused, strict)
     decoder = _without_weights(
         config,
@@ -72,7 +75,7 @@ def load_decoder(
     )
     claims, problems = claim(decoder, gguf)
     refuse(gguf, problems)
-    warn_of_left_out(gguf, len(config.layers))
+    warn_of_left_out(gguf, config)
     if before_reading is not None:
         before_reading(config)
     total, done = sum(one.tensor.nbytes for one in claims), 0
@@ -99,7 +102,7 @@ def file_problems(gguf: GGUFFile) -> list[str]:
     _, problems = claim(_without_weights(config), gguf)
     if problems:
         return likely_causes(gguf) + problems
-    warn_of_left_out(gguf, len(config.layers))
+    warn_of_left_out(gguf, config)
     return []
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from rocmforge_jax import memory
 from rocmforge_jax.gguf import GGUFFile
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.decoder import init_cache
+from rocmforge_jax.models.empty_cache import init_cache
 
 #: Tokens of a prompt that are computed at once, and tokens of a text, that the plan counts with.
 PROMPT, TOKENS = 512, 4096

@@ -26,7 +26,7 @@ def attentions(keys: KeyReader, interleaved: bool, **changes) -> list[Attention 
         made = Attention(heads[i], kv_heads[i], width, rotary, fused_qkv=fused)
         return dataclasses.replace(made, **changes)
 
-    return [of_layer(i) if heads[i] and kv_heads[i] else None for i in range(keys.layers)]
+    return [of_layer(i) if heads[i] and kv_heads[i] else None for i in range(keys.blocks)]
 
 
 def head_width(keys: KeyReader) -> int:

@@ -25,16 +25,16 @@ def feed_forwards(
         routing: Changes of the `Routing` of each mixture.
         layers: See `feed_forward_layers` of `llama_like`.
     """
-    layers = range(keys.layers) if layers is None else layers
+    layers = range(keys.blocks) if layers is None else layers
     if not layers:
-        return [None] * keys.layers
+        return [None] * keys.blocks
     experts = keys.integer("expert_count", 0, low=0)
     if experts == 1 and not keys.has(keys.layers - 1, "ffn_gate_inp.weight"):
         experts = 0  # one expert without a router is a dense feed-forward
     # Experts may have a size of their own, and then a file need not have this one.
     default, low = (0, 0) if experts else (None, 1)
     hidden = keys.integers("feed_forward_length", default, low)
-    dense, step, used, groups = keys.layers, 1, (0,) * keys.layers, {}
+    dense, step, used, groups = keys.blocks, 1, (0,) * keys.blocks, {}
     if experts:
         dense = keys.integer("leading_dense_block_count", 0, low=0)
         step = keys.integer("interleave_moe_layer_step", 1)
@@ -54,7 +54,7 @@ def feed_forwards(
         fused = not keys.has(i, "ffn_gate.weight")
         return dataclasses.replace(Gated(hidden[i], fused=fused), **gated)
 
-    return [of_layer(i) for i in range(keys.layers)]
+    return [of_layer(i) for i in range(keys.blocks)]
 
 
 def _mixture(keys, i: int, experts: int, routing: Routing, dense_hidden: int) -> Mixture:

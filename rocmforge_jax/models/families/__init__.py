@@ -39,7 +39,7 @@ from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.nn import GELU, RELU2
 
-__all__ = ["FAMILIES", "POST_NORMS", "with_windows"]
+__all__ = ["FAMILIES", "POST_NORMS", "WITH_NEXTN", "with_windows"]
 
 
 def _llama_like(**options) -> Callable[[KeyReader], DecoderConfig]:
@@ -72,6 +72,8 @@ _ONE_EXPERT = {"expert_used_count": "one expert without a router is a dense feed
 _PARALLEL = {"use_parallel_residual": "a norm before the feed-forward shows it"}
 _ERNIE = {"rope.dimension_sections": "a text has one position for all sections"}
 
+#: Families whose blocks for multi-token prediction can be read.
+WITH_NEXTN = frozenset(("bailingmoe2", "deepseek2", "glm4moe", "qwen35", "qwen35moe", "qwen3next"))
 #: Name -> how a file of the family is read, and the keys that change nothing -> why.
 FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]] = {
     "llama": (_llama_like(interleaved=True), _IGNORED_WINDOW),

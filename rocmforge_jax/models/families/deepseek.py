@@ -20,7 +20,7 @@ def deepseek2(keys: KeyReader) -> DecoderConfig:
     return llama_like(
         keys,
         experts_required=True,
-        mixers=[_latent_attention(keys, i) for i in range(keys.layers)],
+        mixers=[_latent_attention(keys, i) for i in range(keys.blocks)],
         routing=read_routing(keys, "sigmoid" if flash else "softmax"),
     )
 

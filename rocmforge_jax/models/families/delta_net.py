@@ -45,9 +45,12 @@ def _recurrent_layers(keys: KeyReader) -> tuple[bool, ...]:
     listed, every = "attention.recurrent_layers", "full_attention_interval"
     if keys.get(listed) is not None:
         keys.get(every)  # counts as read: the list decides
-        return keys.flags(listed)
-    interval = keys.integer(every, 4)
-    return tuple((i + 1) % interval != 0 for i in range(keys.layers))
+        recurrent = keys.flags(listed)
+    else:
+        interval = keys.integer(every, 4)
+        recurrent = tuple((i + 1) % interval != 0 for i in range(keys.layers))
+    # The blocks for multi-token prediction have attention.
+    return recurrent[: keys.layers] + (False,) * (keys.blocks - keys.layers)
 
 
 def _delta_rule(keys: KeyReader, i: int, grouped: bool) -> DeltaRule:

@@ -5,7 +5,6 @@ import re
 import warnings
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from rocmforge_jax.formats import Format
@@ -13,6 +12,7 @@ from rocmforge_jax.gguf import GGUFError, TensorInfo
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.feed_forward import ROUTER_NORM
+from rocmforge_jax.models.joined import Joined, joined, without_ones
 from rocmforge_jax.nn import Embedding, Experts, Linear
 
 #: What a variable's last name is called in a file.
@@ -44,29 +44,6 @@ _BESIDES = {
 }
 #: The weights that products read packed. Biases, filters and norms are plain arrays.
 _PACKED = {(Linear, "kernel"), (Experts, "kernel"), (Embedding, "embedding")}
-#: A vector that several tensors of a layer hold together -> those tensors.
-_JOINED = {"attn_qkv.bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Joined:
-    """Vectors of a file, one after another, with the attributes of a TensorInfo."""
-
-    parts: tuple[TensorInfo, ...]
-    shape: tuple[int, ...]
-    format: Format
-    offset: int
-    nbytes: int
-
-    @property
-    def data(self) -> np.ndarray:
-        """The bytes of all parts."""
-        return np.concatenate([part.data.ravel() for part in self.parts])
-
-    def forget(self) -> None:
-        """Lets the system take back the memory that reading `data` took."""
-        for part in self.parts:
-            part.forget()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +96,7 @@ def claim(decoder, gguf) -> tuple[list[Claim], list[str]]:
             names |= {part.name for part in parts if part is not None}
             if tensor is None:
                 problems.append(f"{name} {list(shape)} is missing")
-            elif _without_ones(tensor.shape) != _without_ones(shape):
+            elif without_ones(tensor.shape) != without_ones(shape):
                 problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
             elif not _is_weight(tensor.format):
                 problems.append(
@@ -186,23 +163,7 @@ def _find(tensors, name: str) -> TensorInfo | Joined | None:
     for known in (name, name.removesuffix(".weight")):
         if known in tensors:
             return tensors[known]
-    layer, _, of_layer = name.rpartition(".attn_")
-    parts = [tensors.get(f"{layer}.{part}") for part in _JOINED.get(f"attn_{of_layer}", ())]
-    return _join(parts) if parts and None not in parts else None
-
-
-def _join(parts) -> Joined | None:
-    """Joins vectors of one type that is not quantised; None for others."""
-    shapes, types = [_without_ones(part.shape) for part in parts], {part.format for part in parts}
-    if any(len(shape) > 1 for shape in shapes) or len(types) > 1 or parts[0].format.is_quantized:
-        return None
-    return Joined(
-        tuple(parts),
-        shape=(sum(shape[0] for shape in shapes),),
-        format=parts[0].format,
-        offset=parts[0].offset,
-        nbytes=sum(part.nbytes for part in parts),
-    )
+    return joined(tensors, name)
 
 
 def _not_claimed(gguf, config: DecoderConfig) -> set[str]:
@@ -240,11 +201,6 @@ def _file_shape(shape, attribute) -> tuple[int, ...]:
     return (
         (*shape[:-2], *shape[:-3:-1]) if attribute == "kernel" and len(shape) > 1 else tuple(shape)
     )
-
-
-def _without_ones(shape) -> tuple[int, ...]:
-    """Returns a shape without dimensions of 1, which change no order of numbers."""
-    return tuple(size for size in shape if size != 1) or (1,)
 
 
 def _is_weight(format: Format) -> bool:

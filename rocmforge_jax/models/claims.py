@@ -13,6 +13,7 @@ from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.feed_forward import ROUTER_NORM
 from rocmforge_jax.models.joined import Joined, joined, without_ones
+from rocmforge_jax.models.split_latents import HeadRows, split_latents
 from rocmforge_jax.nn import Embedding, Experts, Linear
 
 #: What a variable's last name is called in a file.
@@ -59,7 +60,7 @@ class Claim:
 
     module: nnx.Module
     attribute: str
-    tensor: TensorInfo | Joined
+    tensor: TensorInfo | Joined | HeadRows
     shape: tuple[int, ...]
 
     @property
@@ -84,14 +85,17 @@ def tensor_name(path: tuple) -> str:
 
 def claim(decoder, gguf) -> tuple[list[Claim], list[str]]:
     """Returns a claim for every variable, in the order of the file, and all that does not fit."""
-    claims, problems, names = [], [], set()
+    tensors, problems = split_latents(gguf.tensors, decoder.config)
+    if problems:
+        return [], problems
+    claims, names = [], set()
     for path, module in nnx.iter_modules(decoder):
         for attribute, variable in vars(module).items():
             if not isinstance(variable, nnx.Variable):
                 continue
             name = tensor_name((*path, attribute))
             shape = _file_shape(variable.shape, attribute)
-            tensor = _find(gguf.tensors, name)
+            tensor = _find(tensors, name)
             parts: Any = getattr(tensor, "parts", (tensor,))
             names |= {part.name for part in parts if part is not None}
             if tensor is None:
@@ -143,7 +147,7 @@ def warn_of_left_out(gguf, config: DecoderConfig) -> None:
         warnings.warn(
             f"{gguf.path}: the {len(predictors)} tensors of {count} blocks for multi-token"
             " prediction are not loaded",
-            stacklevel=5,
+            stacklevel=6,
         )
     besides = [name for name in gguf.tensors if name.startswith(tuple(_BESIDES))]
     if besides:
@@ -151,11 +155,11 @@ def warn_of_left_out(gguf, config: DecoderConfig) -> None:
         warnings.warn(
             f"{gguf.path}: {len(besides)} tensors {' and '.join(what)} are not loaded: they change"
             " no logits of a text",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
-def _find(tensors, name: str) -> TensorInfo | Joined | None:
+def _find(tensors, name: str) -> TensorInfo | Joined | HeadRows | None:
     """Returns the tensor of a name, or those that hold it together.
 
     Files of Falcon-H1 lack the suffix of ffn_norm.

@@ -38,7 +38,7 @@ class Case:
     Attributes:
         name: Of the case.
         architecture: The family.
-        keys: Of the architecture, without its prefix.
+        keys: Of the architecture, without its prefix; None for one that is not there.
         shapes: Tensor -> its shape, as a file has it.
         gate: The largest relative L2 error of the logits, float32.
         what: What is compared: the decoder's "logits", or those of "nextn".
@@ -56,16 +56,25 @@ class Case:
     def __str__(self):
         return self.name
 
-    def write(self, path: Path) -> GGUFFile:
-        """Writes the file."""
+    def write(self, path: Path, tensors=()) -> GGUFFile:
+        """Writes the file.
+
+        tensors: Name -> (format, array) in place of the values here, None leaves one out.
+        """
         metadata = {
             "general.architecture": self.architecture,
             "tokenizer.ggml.model": "none",
             f"{self.architecture}.vocab_size": VOCABULARY,
             f"{self.architecture}.context_length": CONTEXT,
         }
-        metadata |= {f"{self.architecture}.{key}": value for key, value in self.keys.items()}
-        write_gguf(path, metadata, {name: ("F32", self.values_of(name)) for name in self.shapes})
+        metadata |= {
+            f"{self.architecture}.{key}": value
+            for key, value in self.keys.items()
+            if value is not None
+        }
+        written = {name: ("F32", self.values_of(name)) for name in self.shapes} | dict(tensors)
+        written = {name: tensor for name, tensor in written.items() if tensor is not None}
+        write_gguf(path, metadata, written)
         return open_gguf(path)
 
     def values_of(self, name: str) -> np.ndarray:

@@ -142,4 +142,21 @@ NEXTN = (
         what="nextn",
     ),
 )
-CASES = NEXTN
+#: Keys and values of each head were one tensor, with the widths of today's `_mla` keys.
+LEGACY_KEYS = LATENT_KEYS | {
+    "attention.head_count_kv": HEADS,
+    "attention.key_length": 10,
+    "attention.value_length": 8,
+}
+del LEGACY_KEYS["attention.key_length_mla"], LEGACY_KEYS["attention.value_length_mla"]
+LEGACY = {name: shape for name, shape in LATENT.items() if name[:8] not in ("attn_k_b", "attn_v_b")}
+LEGACY |= linear("attn_kv_b", 12, HEADS * (6 + 8))
+LATENTS = (
+    Case(
+        "deepseek2-legacy",
+        "deepseek2",
+        KEYS | RMS | EXPERT_KEYS | LEGACY_KEYS | {"block_count": 2},
+        file(NORMS | LEGACY | gated(), NORMS | LEGACY | BIASED_EXPERTS),
+    ),
+)
+CASES = NEXTN + LATENTS

@@ -26,13 +26,8 @@ def deepseek2(keys: KeyReader) -> DecoderConfig:
 
 
 def _latent_attention(keys: KeyReader, i: int) -> LatentAttention:
-    if keys.has(i, "attn_kv_b.weight"):
-        raise GGUFError(
-            f"{keys.path}: blk.{i}.attn_kv_b.weight: keys and values are not split into attn_k_b"
-            " and attn_v_b, as converters did before April 2025: convert the model again"
-        )
     rotating = keys.integer("rope.dimension_count")
-    width = keys.integer("attention.key_length_mla", low=rotating + 1)
+    width, value_width = _widths(keys, i, rotating)
     # The converter writes a tenth of the multiplier.
     multiplier = 10 * (keys.optional_real("rope.scaling.yarn_log_multiplier") or 0.0)
     rotary = rope(keys, rotating, True, log_multiplier=multiplier, mscale=multiplier or 1.0)
@@ -41,12 +36,29 @@ def _latent_attention(keys: KeyReader, i: int) -> LatentAttention:
         heads=keys.integer("attention.head_count"),
         rank=keys.integer("attention.kv_lora_rank"),
         key_width=width - rotating,
-        value_width=keys.integer("attention.value_length_mla"),
+        value_width=value_width,
         rope=rotary,
         scale=magnitude**2 / width**0.5,
         query_rank=_query_rank(keys, i),
         temperature=_temperature(keys),
     )
+
+
+def _widths(keys: KeyReader, i: int, rotating: int) -> tuple[int, int]:
+    """Reads the widths of keys and values, which files of before April 2025 have no own keys for.
+
+    rotating: Elements of a key that rotate.
+    """
+    defaults = {}
+    if keys.has(i, "attn_kv_b.weight"):
+        defaults = {name: keys.integer(f"attention.{name}_length") for name in ("key", "value")}
+    width = keys.integer("attention.key_length_mla", defaults.get("key"), low=rotating + 1)
+    if width <= rotating:
+        raise GGUFError(
+            f"{keys.path}: {keys.architecture}.attention.key_length is {width}, of which"
+            f" {rotating} elements rotate: there must be more"
+        )
+    return width, keys.integer("attention.value_length_mla", defaults.get("value"))
 
 
 def _query_rank(keys: KeyReader, i: int) -> int | None:

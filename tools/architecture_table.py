@@ -99,6 +99,12 @@ MORE = {
     "lfm2": LFM2,
     "lfm2moe": EXPERTS | LFM2 | {"leading_dense_block_count": 2},
     "gemma3": {"rope.freq_base": 1e6},
+    "gemma3n": {
+        "rope.freq_base": 1e6,
+        "attention.sliding_window_pattern": np.array([True, True, False] * (LAYERS // 3)),
+        "attention.shared_kv_layers": 3,
+        "embedding_length_per_layer_input": 32,
+    },
     "gemma4": {
         "rope.freq_base": 1e6,
         "rope.freq_base_swa": 1e4,
@@ -179,7 +185,7 @@ def _row(name: str, config: DecoderConfig) -> str:
     rotating = [part for part in parts if isinstance(part, Attention | LatentAttention)]
     cells = [
         f"`{name}`",
-        _kinds(map(_kind, mixers)),
+        _kinds(map(_kind, mixers)) + _beside(config),
         _joined(_attention(one) for one in attentions),
         _joined(_rope(one.rope) for one in rotating),
         _joined(_norms(layer) for layer in config.layers),
@@ -187,6 +193,12 @@ def _row(name: str, config: DecoderConfig) -> str:
         _scales(config),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _beside(config: DecoderConfig) -> str:
+    """What there is beside the mixers."""
+    laurel = ", LAuReL" if config.layers[0].laurel is not None else ""
+    return laurel + (f", {config.streams} residual streams" if config.streams > 1 else "")
 
 
 def _kind(mixer) -> str:
@@ -258,7 +270,8 @@ def _named(feed) -> str:
     if isinstance(feed, GatedAndMixture):
         return f"{_named(feed.gated)} + {_named(feed.mixture)}"
     if not isinstance(feed, Mixture):
-        return f"{feed.activation}{'' if feed.gated else ' without gate'}"
+        cutoff = " with a cutoff" if feed.cutoff is not None else ""
+        return f"{feed.activation}{'' if feed.gated else ' without gate'}{cutoff}"
     routing = feed.routing
     parts = [f"{feed.activation} experts, {routing.scoring.replace('_', ' ')}"]
     parts += ["renormalised"] if routing.renormalize else []

@@ -10,6 +10,9 @@
 // The KV cache is float32 and flash attention is off. Give it weights in F32: on a quantised file
 // llama.cpp rounds activations to 8 bits and is no reference.
 //
+// For models with GELU comment out GGML_GELU_FP16 in ggml/src/ggml-cpu/vec.h before the build: its
+// table rounds to float16, which alone makes logits differ by 1e-4.
+//
 // llama.cpp is in the source distribution of llama-cpp-python. Build it with cmake
 // (-DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_SERVER=OFF), then compile this file with -std=c++17 and its
 // folders include, ggml/include, src, common and vendor, and link the libraries of its build folder:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from rocmforge_jax.models.altup import AltUp
+from rocmforge_jax.models.laurel import Laurel
 from rocmforge_jax.models.make import Norms, check_epsilon
 from rocmforge_jax.models.parts import FeedForward, Mixer
 from rocmforge_jax.models.per_layer_input import PerLayerInput
@@ -21,6 +23,8 @@ class LayerConfig:
         biases: Names of the submodules that have a bias.
         output_scales: Names of the submodules whose product is multiplied by a factor.
         per_layer_input: How the layer reads its own input beside the residual stream, or None.
+        laurel: A residual connection of low rank beside the mixer, or None.
+        altup: How the layer treats several residual streams, None for a single one.
         output_factor: Whether a learned number multiplies the result (layer_output_scale).
         unused: Names of submodules whose tensors a file may have and the layer does not.
     """
@@ -33,6 +37,8 @@ class LayerConfig:
     biases: frozenset[str] = frozenset()
     output_scales: frozenset[str] = frozenset()
     per_layer_input: PerLayerInput | None = None
+    laurel: Laurel | None = None
+    altup: AltUp | None = None
     output_factor: bool = False
     unused: frozenset[str] = frozenset()
 
@@ -102,6 +108,8 @@ class DecoderConfig:
         _check_sources(self.layers)
         if len(widths := self._input_widths) > 1:
             raise ValueError(f"inputs of layers differ in their width: {sorted(widths)}")
+        if len(streams := self._streams) > 1:
+            raise ValueError(f"layers differ in their residual streams: {sorted(streams)}")
 
     @property
     def _input_widths(self) -> set[int]:
@@ -112,6 +120,15 @@ class DecoderConfig:
     def input_width(self) -> int:
         """The width of the layers' own inputs beside the residual stream, 0 without any."""
         return max(self._input_widths, default=0)
+
+    @property
+    def _streams(self) -> set[int]:
+        return {1 if layer.altup is None else layer.altup.streams for layer in self.layers}
+
+    @property
+    def streams(self) -> int:
+        """The residual streams of every layer."""
+        return max(self._streams)
 
     @classmethod
     def uniform(

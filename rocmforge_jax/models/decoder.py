@@ -10,6 +10,7 @@ from flax import nnx
 
 from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
+from rocmforge_jax.models.altup import merged, stacked, stream_modules
 from rocmforge_jax.models.checked_inputs import checked_inputs
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.empty_cache import init_cache
@@ -75,8 +76,12 @@ class Decoder(nnx.Module):
         self.output = self._make_head(rngs)
 
     def _make_input_modules(self, rngs) -> None:
-        """Makes what computes the layers' own inputs, where layers have some."""
+        """Makes what computes the layers' own inputs and residual streams, where there are some."""
         config = self.config
+        if config.streams > 1:
+            made = stream_modules(config.streams, config.width, self.numerics, rngs)
+            for name, module in made.items():
+                setattr(self, name, module)
         if width := config.input_width:
             sizes = config.vocabulary, config.width, (len(config.layers), width)
             made = embedding_modules(*sizes, config.norm_epsilon, self.numerics, rngs)
@@ -177,7 +182,11 @@ class Decoder(nnx.Module):
         inputs: Any = [None] * len(self.config.layers)
         if width := self.config.input_width:
             inputs = per_layer_inputs(self, tokens_BT, x_BTD, width)
-        x_BTD, states = self._layers(x_BTD, inputs, tokens, cache)
+        if self.config.streams > 1:
+            x_ABTD, states = self._layers(stacked(self, x_BTD), inputs, tokens, cache)
+            x_BTD = merged(self, x_ABTD)
+        else:
+            x_BTD, states = self._layers(x_BTD, inputs, tokens, cache)
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)
         if cache is not None:
             cache = Cache(tuple(states), starts_B + added_B, cache.length)

@@ -1,6 +1,7 @@
 """Feed-forwards: what each token goes through by itself."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -35,16 +36,21 @@ class Gated:
         activation: Of the gate, or of the units without one.
         gated: Whether there is a gate, which multiplies the units.
         fused: Whether gate and up are one tensor, ffn_up, that holds the gate first.
+        cutoff: Standard deviations above their mean that gates of a token must have; less counts
+            as 0, and the cutoff is subtracted. None: gates are taken as they are.
     """
 
     hidden: int
     activation: ActivationFunction = SILU
     gated: bool = True
     fused: bool = False
+    cutoff: float | None = None
     output = "ffn_down"
 
     def __post_init__(self):
         check_sizes(hidden=self.hidden)
+        if self.cutoff is not None and (self.fused or not self.gated):
+            raise ValueError("a cutoff needs a gate of its own, ffn_gate")
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
         """Makes the projections."""
@@ -60,6 +66,9 @@ class Gated:
             (both,) = products(x_BTD, [layer.ffn_up], norm=norm)
             gate, up = jnp.split(both, 2, axis=-1)
             return gated(gate, up, self.activation)
+        if self.cutoff is not None:
+            gate, up = products(x_BTD, [layer.ffn_gate, layer.ffn_up], norm=norm)
+            return gated(_above(gate, self.cutoff), up, self.activation)
         module = Activated(layer.ffn_up, self.activation)
         if self.gated:
             module = Gate(layer.ffn_gate, layer.ffn_up, self.activation)
@@ -68,6 +77,16 @@ class Gated:
     def workspace(self, tokens: int) -> int:
         """Counts the hidden units."""
         return tokens * self.hidden
+
+
+def _above(gate_BTF, cutoff: float):
+    """Subtracts each token's mean and `cutoff` standard deviations; what is left below 0 is 0."""
+    gate = gate_BTF.astype(jnp.float32)
+    mean, deviation = (part(gate, axis=-1, keepdims=True) for part in (jnp.mean, _deviation))
+    return jnp.maximum(gate - (mean + cutoff * deviation), 0).astype(gate_BTF.dtype)
+
+
+_deviation = functools.partial(jnp.std, ddof=1)
 
 
 @dataclasses.dataclass(frozen=True)

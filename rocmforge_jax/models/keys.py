@@ -1,7 +1,7 @@
 """Reads the keys of an architecture from a file's metadata, checks them and remembers which."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -161,6 +161,15 @@ class KeyReader:
         kind = "finite number above" if above else "finite number from"
         self._refuse(key, f"a {kind} {low}", value)
 
+    def reals(self, key: str, default: Sequence[float]) -> tuple[float, ...]:
+        """Returns a number for each layer, from an array; an entry may be infinite."""
+        value = self.get(key)
+        if value is None:
+            return tuple(default)
+        if not self._is_per_layer(value) or value.dtype.kind != "f" or np.isnan(value).any():
+            self._refuse(key, f"an array of a float for each of the {self._blocks} blocks", value)
+        return tuple(value[: self.blocks].tolist())
+
     def text(self, key: str, default: str) -> str:
         """Returns a string."""
         value = self.get(key)
@@ -222,6 +231,11 @@ class KeyReader:
         """Returns the inputs of a layer's matrix, such as "ffn_down_exps.weight"; 0 without it."""
         found = self.tensors.get(f"blk.{layer}.{tensor}")
         return 0 if found is None else found.shape[-1]
+
+    def outputs(self, layer: int, tensor: str) -> int:
+        """Returns the outputs of a layer's matrix; 0 without it."""
+        found = self.tensors.get(f"blk.{layer}.{tensor}")
+        return 0 if found is None else found.shape[0]
 
     def named(self, layer: int | None, suffix: str) -> frozenset[str]:
         """Returns the names of the modules that have a tensor of this suffix, such as "bias".

@@ -97,7 +97,7 @@ def temporary_bytes(config: DecoderConfig, slots: int) -> int:
     mixers = [layer.mixer for layer in config.layers if layer.mixer is not None]
     feeds = [layer.feed_forward for layer in config.layers if layer.feed_forward is not None]
     widest = max(
-        prompt * config.width,
+        prompt * config.width * config.streams,
         *(mixer.workspace(prompt, slots) for mixer in mixers),
         *(4 * feed.workspace(prompt) for feed in feeds),
     )

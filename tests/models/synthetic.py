@@ -31,6 +31,11 @@ def decay(random, shape):
     return -np.exp(random.normal(0, 0.5, shape))
 
 
+def of_size(size: float) -> Values:
+    """Makes values of about this size: random layers that add much amplify rounding."""
+    return lambda random, shape: size * random.normal(1, 0.2, shape)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """A file.

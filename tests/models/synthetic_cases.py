@@ -1,6 +1,8 @@
 """The cases of `synthetic`: families and blocks that no reference file shows."""
 
-from tests.models.synthetic import Case, decay
+import math
+
+from tests.models.synthetic import VOCABULARY, Case, decay, of_size
 from tests.models.synthetic_shapes import (
     EXPERT_HIDDEN,
     EXPERT_KEYS,
@@ -159,4 +161,65 @@ LATENTS = (
         file(NORMS | LEGACY | gated(), NORMS | LEGACY | BIASED_EXPERTS),
     ),
 )
-CASES = NEXTN + LATENTS
+#: Gemma 3n. llama.cpp knows the sizes of the published models alone: four residual streams, 64
+#: numbers of LAuReL, inputs of 256, and keys and values in the first 20 layers.
+GEMMA3N = Case(
+    "gemma3n",
+    "gemma3n",
+    KEYS
+    | RMS
+    | {
+        "block_count": 25,
+        "attention.sliding_window": 60,
+        "attention.sliding_window_pattern": [True, True, True, True, False] * 5,
+        "attention.key_length": 12,
+        "attention.value_length": 12,
+        "rope.freq_base": 1e6,
+        "embedding_length_per_layer_input": 256,
+        "attention.shared_kv_layers": 5,
+        "altup.num_inputs": 4,
+        "altup.active_idx": 0,
+        "activation_sparsity_scale": [1.6448533535003662] * 10 + [-math.inf] * 15,
+    },
+    file(
+        *[
+            {
+                **norm("attn_norm"),
+                **attention(head=12),
+                **head_norms(12),
+                **norm("post_attention_norm"),
+                **norm("ffn_norm"),
+                **gated(),
+                **norm("post_ffw_norm"),
+                **linear("inp_gate", WIDTH, 256),
+                **linear("proj", 256, WIDTH),
+                **norm("post_norm"),
+                **linear("altup_correct_coef", 4, 4),
+                **linear("altup_predict_coef", 4, 16),
+                **linear("altup_router", WIDTH, 4),
+                **norm("altup_router_norm"),
+                **norm("altup_correct_scale"),
+                **linear("laurel_l", WIDTH, 64),
+                **linear("laurel_r", 64, WIDTH),
+                **norm("laurel_post_norm"),
+            }
+        ]
+        * 25,
+        tied=True,
+    )
+    | {
+        "per_layer_token_embd.weight": (VOCABULARY, 25 * 256),
+        "altup_proj.weight": (3, WIDTH, WIDTH),
+        "altup_unembd_proj.weight": (3, WIDTH, WIDTH),
+        **linear("per_layer_model_proj", WIDTH, 25 * 256),
+        **norm("per_layer_proj_norm", 256),
+    },
+    values={
+        "attn_q_norm.weight": of_size(0.5),
+        "attn_k_norm.weight": of_size(0.5),
+        "post_attention_norm.weight": of_size(0.3),
+        "post_ffw_norm.weight": of_size(0.3),
+        "post_norm.weight": of_size(0.3),
+    },
+)
+CASES = (*NEXTN, *LATENTS, GEMMA3N)

@@ -20,6 +20,7 @@ from rocmforge_jax.models.families.experts import (
     minimax_m2,
 )
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
+from rocmforge_jax.models.families.gemma3n import gemma3n
 from rocmforge_jax.models.families.hybrid import lfm2, lfm2moe
 from rocmforge_jax.models.families.layer_norms import cohere2, command_r, stablelm
 from rocmforge_jax.models.families.mamba2 import (
@@ -103,6 +104,7 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "gemma": (gemma, {}),
     "gemma2": (gemma2, {}),
     "gemma3": (gemma3, {}),
+    "gemma3n": (gemma3n, {}),
     "gemma4": (gemma4, {}),
     "glm4": (glm4, {}),
     "glm4moe": (glm4moe, {}),

@@ -87,7 +87,7 @@ class DecoderConfig:
     vocabulary: int
     context_length: int
     norm_epsilon: float
-    norm_kind: Literal["rms", "layer"] = "rms"
+    norm_kind: Literal["rms", "layer", "unit_layer"] = "rms"
     tied: bool = True
     embedding_scale: float = 1.0
     logit_scale: float = 1.0

@@ -47,6 +47,7 @@ from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.ssm import selective_scan
 from rocmforge_jax.nn.state import Cache, NoState, State
 from rocmforge_jax.nn.vector import Bias, Vector
+from rocmforge_jax.nn.xielu import XIELU
 
 __all__ = [
     "Activated",
@@ -79,6 +80,7 @@ __all__ = [
     "ScalarGate",
     "State",
     "Vector",
+    "XIELU",
     "Yarn",
     "apply_rope",
     "array_of",

@@ -35,13 +35,22 @@ class Attention(AttentionOptions):
             name: make.linear(name, make.width, size) for name, size in self._projections().items()
         }
         normed = ("attn_q", "attn_k") if self.source is None else ("attn_q",)
-        for name in normed if self.qk_norm in ("head", "width") else ():
-            width = self.head_width if self.qk_norm == "head" else self._widths[name]
-            made[f"{name}_norm"] = make.norm(f"{name}_norm", width)
+        for name in normed if self.qk_norm not in ("unit", None) else ():
+            made[f"{name}_norm"] = self._head_norm(make, name)
         if self.sinks:
             made["attn_sinks"] = Vector(self.heads)
+        if self.sub_norm:
+            made["attn_sub_norm"] = make.norm("attn_sub_norm", self._widths["attn_q"])
         made["attn_output"] = make.linear("attn_output", self._widths["attn_q"], make.width)
         return made
+
+    def _head_norm(self, make: Make, name: str) -> nnx.Module:
+        """Makes the norm of queries or keys, the results of the projection `name`."""
+        width = self._widths[name]
+        if self.qk_norm == "each":
+            heads = width // self.head_width
+            return make.layer_norms(f"{name}_norm", heads, self.head_width)
+        return make.norm(f"{name}_norm", self.head_width if self.qk_norm == "head" else width)
 
     def init_state(self, batch: int, length: int, dtype) -> KVState | NoState:
         """Makes an empty KV cache, a ring buffer for a window."""
@@ -53,7 +62,8 @@ class Attention(AttentionOptions):
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: Any):
         """Computes attention [B, T, N * H] before the output projection, and the KV cache."""
         if self.source is not None:
-            return self._attend_to_source(layer, x_BTD, norm, tokens, state), NoState()
+            out = self._attend_to_source(layer, x_BTD, norm, tokens, state)
+            return self._finished(layer, out, None), NoState()
         q_BTNH, k_BTKH, v_BTKH, gate = self._project(layer, x_BTD, norm)
         if state is None and self.lends:
             batch, length, *_ = x_BTD.shape
@@ -78,8 +88,15 @@ class Attention(AttentionOptions):
             numerics=layer.numerics,
             lengths_B=tokens.lengths_B,
         )
-        # Without a gate, `out` stays as it is: a kernel may have quantised it for the projection.
-        return (out if gate is None else self._gated(array_of(out), gate)), state
+        return self._finished(layer, out, gate), state
+
+    def _finished(self, layer, out, gate):
+        """Gates and norms the result, where there is a gate and a norm.
+
+        Otherwise it stays as it is: a kernel may have quantised it for the projection.
+        """
+        out = out if gate is None else self._gated(array_of(out), gate)
+        return layer.attn_sub_norm(array_of(out)) if self.sub_norm else out
 
     def _attend_to_source(self, layer, x_BTD, norm, tokens: Tokens, state: KVState):
         """Attends to the state of another layer, which holds the new tokens already."""
@@ -114,6 +131,11 @@ class Attention(AttentionOptions):
         if self.gate == "query":
             pairs = q.reshape(B, T, self.heads, 2, H)
             q, gate = pairs[..., 0, :], pairs[..., 1, :]
+        if self.clamp is not None:
+            limit = jnp.asarray(self.clamp, q.dtype)
+            q, k, v = (
+                None if part is None else jnp.clip(part, -limit, limit) for part in (q, k, v)
+            )
         heads = (None if part is None else part.reshape(B, T, -1, H) for part in (q, k, v))
         return *heads, gate
 
@@ -134,7 +156,7 @@ class Attention(AttentionOptions):
         if self.qk_norm == "unit":
             return rms_norm(heads, None, layer.config.norms.epsilon)
         norm = getattr(layer, name)
-        shape = heads.shape if self.qk_norm == "head" else (*heads.shape[:2], -1)
+        shape = (*heads.shape[:2], -1) if self.qk_norm == "width" else heads.shape
         return norm(heads.reshape(shape)).reshape(heads.shape)
 
     def _sharpened(self, q_BTNH, tokens: Tokens):

@@ -26,7 +26,10 @@ class AttentionOptions:
         sinks: Whether each head has a learned logit that takes a share of the weights
             (attn_sinks).
         qk_norm: Whether queries and keys are normed: each head by itself ("head"), likewise without
-            learned weights ("unit"), or over all heads ("width").
+            learned weights ("unit"), likewise by a layer norm with other weights for each head
+            ("each"), or over all heads ("width").
+        clamp: Queries, keys and values are clamped to -clamp to clamp, or None.
+        sub_norm: Whether the result is normed before the output projection (attn_sub_norm).
         rotates_first: Whether queries and keys rotate before they are normed, not after.
         v_norm: Whether each head of the values is divided by its root mean square.
         gate: A sigmoid gate of the result: "query", from attn_q (or that part of attn_qkv), where
@@ -52,7 +55,9 @@ class AttentionOptions:
     chunk: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
-    qk_norm: Literal["head", "unit", "width"] | None = None
+    qk_norm: Literal["head", "unit", "each", "width"] | None = None
+    clamp: float | None = None
+    sub_norm: bool = False
     rotates_first: bool = False
     v_norm: bool = False
     gate: Literal["query", "width", "head"] | None = None
@@ -75,7 +80,7 @@ class AttentionOptions:
             raise ValueError(
                 f"rope rotates {self.rope.width} elements of a head of {self.head_width}"
             )
-        choices = {"qk_norm": ("head", "unit", "width"), "gate": ("query", "width", "head")}
+        choices = {"qk_norm": ("head", "unit", "each", "width"), "gate": ("query", "width", "head")}
         for name, known in choices.items():
             if (value := getattr(self, name)) not in (*known, None):
                 raise ValueError(f"{name} must be {', '.join(known)} or None, got {value!r}")

@@ -38,6 +38,7 @@ KEYS = {
 }
 EXPERTS = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 64}
 QK_NORMS = {
+    "each": "layer norms of each head of q and k",
     "head": "q and k norm over the head",
     "unit": "q and k norm over the head without weights",
     "width": "q and k norm over the width",
@@ -74,6 +75,29 @@ STATE_SPACE = {
 NEMOTRON_H = STATE_SPACE | {
     "attention.head_count_kv": np.array([0, 0, 2, 0] * (LAYERS // 4)),
     "feed_forward_length": np.array([0, 64, 0, 64] * (LAYERS // 4)),
+}
+#: Keys that have no prefix.
+XIELU = {f"xielu.{name}": 0.5 for name in ("alpha_n", "alpha_p", "beta", "eps")}
+LATENTS = {
+    "attention.q_lora_rank": 192,
+    "attention.kv_lora_rank": 64,
+    "attention.key_length": 48,
+    "attention.value_length": 32,
+    "rope.dimension_count": 16,
+}
+DEEPSEEK2 = EXPERTS | {
+    "leading_dense_block_count": 1,
+    "expert_shared_count": 1,
+    "expert_gating_func": 2,
+    "expert_weights_norm": True,
+    "attention.q_lora_rank": 192,
+    "attention.kv_lora_rank": 64,
+    "attention.key_length_mla": 48,
+    "attention.value_length_mla": 32,
+    "rope.dimension_count": 16,
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 40.0,
+    "rope.scaling.yarn_log_multiplier": 0.1,
 }
 #: Keys that an architecture gets besides.
 MORE = {
@@ -115,21 +139,15 @@ MORE = {
         "attention.shared_kv_layers": 3,
         "embedding_length_per_layer_input": 32,
     },
-    "deepseek2": EXPERTS
-    | {
-        "leading_dense_block_count": 1,
-        "expert_shared_count": 1,
-        "expert_gating_func": 2,
-        "expert_weights_norm": True,
-        "attention.q_lora_rank": 192,
-        "attention.kv_lora_rank": 64,
-        "attention.key_length_mla": 48,
-        "attention.value_length_mla": 32,
-        "rope.dimension_count": 16,
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": 40.0,
-        "rope.scaling.yarn_log_multiplier": 0.1,
-    },
+    "deepseek2": DEEPSEEK2,
+    "mistral4": DEEPSEEK2,
+    "minicpm3": LATENTS,
+    "plm": LATENTS,
+    "afmoe": EXPERTS,
+    "exaone-moe": EXPERTS | {"expert_gating_func": 2},
+    "deepseek": EXPERTS,
+    "olmo": {"attention.clamp_kqv": 8.0},
+    "paddleocr": SECTIONS,
     "granite": GRANITE,
     "granitehybrid": EXPERTS
     | GRANITE
@@ -153,7 +171,7 @@ def config_of(name: str) -> DecoderConfig:
     tensors = {"token_embd.weight": embedding} | {f"blk.{i}.x": None for i in range(LAYERS)}
     for name_of_layer in ("ffn_gate", "attn_v"):
         tensors |= {f"blk.{i}.{name_of_layer}.weight": None for i in range(LAYERS)}
-    metadata = {f"{name}.{key}": value for key, value in keys.items()}
+    metadata = {f"{name}.{key}": value for key, value in keys.items()} | XIELU
     file = SimpleNamespace(architecture=name, metadata=metadata, tensors=tensors, path="sample")
     return ARCHITECTURES[name].read(KeyReader(file))
 
@@ -237,6 +255,8 @@ def _attention(one) -> str:
         "v norm": one.v_norm,
         f"gate by {one.gate}": one.gate is not None,
         "temperature": one.temperature is not None,
+        "clamp": one.clamp is not None,
+        "norm before the output": one.sub_norm,
         "not causal": not one.causal,
         "values from keys": one.v_from_k,
         "keys and values of another layer": one.source is not None,
@@ -253,7 +273,11 @@ def _rope(rope) -> str:
 
 def _norms(layer) -> str:
     norms = layer.norms
-    kind = {"rms": "RMS", "layer": "LayerNorm"}[norms.kind]
+    kind = {
+        "rms": "RMS",
+        "layer": "LayerNorm",
+        "unit_layer": "LayerNorm without weights",
+    }[norms.kind]
     places = dataclasses.asdict(norms)
     there = [place for place in places if place.startswith(("before", "after")) and places[place]]
     before, after = (any(place.startswith(word) for place in there) for word in ("before", "after"))
@@ -271,6 +295,7 @@ def _named(feed) -> str:
         return f"{_named(feed.gated)} + {_named(feed.mixture)}"
     if not isinstance(feed, Mixture):
         cutoff = " with a cutoff" if feed.cutoff is not None else ""
+        cutoff += ", normed" if feed.sub_norm else ""
         return f"{feed.activation}{'' if feed.gated else ' without gate'}{cutoff}"
     routing = feed.routing
     parts = [f"{feed.activation} experts, {routing.scoring.replace('_', ' ')}"]

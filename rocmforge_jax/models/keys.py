@@ -9,6 +9,9 @@ import numpy as np
 from rocmforge_jax.gguf import GGUFError, GGUFFile
 from rocmforge_jax.gguf.errors import quoted
 
+#: The beginning of keys before which files do not have the architecture's name.
+_WITHOUT_PREFIX = "xielu."
+
 
 class MissingKeyError(GGUFError):
     """A key that a family requires is not in the file.
@@ -78,10 +81,15 @@ class KeyReader:
             )
         return blocks
 
+    def _name(self, key: str) -> str:
+        """Returns what the file calls a key."""
+        return key if key.startswith(_WITHOUT_PREFIX) else self._prefix + key
+
     def get(self, key: str) -> Any:
         """Returns the value of a key as the file has it, or None."""
-        self.seen.add(self._prefix + key)
-        value = self._metadata.get(self._prefix + key)
+        name = self._name(key)
+        self.seen.add(name)
+        value = self._metadata.get(name)
         if value is None and key in self._assumed:
             return 64 if key.endswith("length") else 8
         return value
@@ -126,7 +134,7 @@ class KeyReader:
 
     def _refuse(self, key: str, wanted: str, value: Any) -> NoReturn:
         """Raises GGUFError for a value that is not what is wanted, or that is missing."""
-        problem = f"{self._prefix}{key} must be {wanted}, {_found(value)}"
+        problem = f"{self._name(key)} must be {wanted}, {_found(value)}"
         if value is None:
             raise MissingKeyError(self.path, key, problem)
         raise GGUFError(f"{self.path}: {problem}")
@@ -161,14 +169,23 @@ class KeyReader:
         kind = "finite number above" if above else "finite number from"
         self._refuse(key, f"a {kind} {low}", value)
 
-    def reals(self, key: str, default: Sequence[float]) -> tuple[float, ...]:
-        """Returns a number for each layer, from an array; an entry may be infinite."""
-        value = self.get(key)
-        if value is None:
+    def reals(self, key: str, default: Sequence[float] | None = None) -> tuple[float, ...]:
+        """Returns a number for each layer, from one or from an array; an entry may be infinite."""
+        value: Any = self.get(key)
+        if value is None and default is not None:
             return tuple(default)
-        if not self._is_per_layer(value) or value.dtype.kind != "f" or np.isnan(value).any():
-            self._refuse(key, f"an array of a float for each of the {self._blocks} blocks", value)
-        return tuple(value[: self.blocks].tolist())
+        if isinstance(value, float):
+            each = [value] * self.blocks
+        elif (
+            isinstance(value, np.ndarray) and self._is_per_layer(value) and value.dtype.kind == "f"
+        ):
+            each = value[: self.blocks].tolist()
+        else:
+            each = [math.nan]
+        if any(map(math.isnan, each)):
+            wanted = f"a float, or an array of one for each of the {self._blocks} blocks"
+            self._refuse(key, wanted, value)
+        return tuple(each)
 
     def text(self, key: str, default: str) -> str:
         """Returns a string."""

@@ -73,7 +73,7 @@ class Case:
             f"{self.architecture}.context_length": CONTEXT,
         }
         metadata |= {
-            f"{self.architecture}.{key}": value
+            key if key.startswith("xielu.") else f"{self.architecture}.{key}": value
             for key, value in self.keys.items()
             if value is not None
         }

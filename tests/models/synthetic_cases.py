@@ -3,6 +3,7 @@
 import math
 
 from tests.models.synthetic import VOCABULARY, Case, decay, of_size
+from tests.models.synthetic_families import FAMILIES
 from tests.models.synthetic_shapes import (
     EXPERT_HIDDEN,
     EXPERT_KEYS,
@@ -222,4 +223,4 @@ GEMMA3N = Case(
         "post_norm.weight": of_size(0.3),
     },
 )
-CASES = (*NEXTN, *LATENTS, GEMMA3N)
+CASES = (*NEXTN, *LATENTS, GEMMA3N, *FAMILIES)

@@ -78,11 +78,29 @@ def head_norms(head: int = HEAD):
     return norm("attn_q_norm", head) | norm("attn_k_norm", head)
 
 
-def file(*layers: dict, tied: bool = False, bias: bool = False, output_norm: str = "output_norm"):
-    """All tensors of a file of these layers."""
-    made = {"token_embd.weight": (VOCABULARY, WIDTH)} | norm(output_norm, bias=bias)
+def file(
+    *layers: dict,
+    tied: bool = False,
+    bias: bool = False,
+    head_bias: bool = False,
+    output_norm: str = "output_norm",
+    more: dict | None = None,
+):
+    """All tensors of a file of these layers.
+
+    Args:
+        *layers: Tensors of each.
+        tied: Whether the head is the embedding.
+        bias: Whether the norm before the head has a bias.
+        head_bias: Whether the head has a bias.
+        output_norm: The norm before the head, "" for none with weights.
+        more: Further tensors of the file.
+    """
+    made = {"token_embd.weight": (VOCABULARY, WIDTH)} | (more or {})
+    if output_norm:
+        made |= norm(output_norm, bias=bias)
     if not tied:
-        made |= linear("output", WIDTH, VOCABULARY)
+        made |= linear("output", WIDTH, VOCABULARY, bias=head_bias)
     for i, layer in enumerate(layers):
         made |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
     return made

@@ -7,13 +7,28 @@ import functools
 from collections.abc import Callable
 
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.families.deepseek import deepseek2
+from rocmforge_jax.models.families.deepseek import deepseek2, minicpm3, plm
 from rocmforge_jax.models.families.delta_net import qwen3next, qwen35
-from rocmforge_jax.models.families.dense import deci, exaone4, granite, mistral3, olmo2
+from rocmforge_jax.models.families.dense import (
+    apertus,
+    baichuan,
+    deci,
+    exaone4,
+    granite,
+    minicpm,
+    mistral3,
+    olmo2,
+    plamo3,
+    qwen,
+    spark2_5,
+)
 from rocmforge_jax.models.families.experts import (
+    afmoe,
     bailingmoe,
     bailingmoe2,
+    deepseek,
     dots1,
+    exaone_moe,
     gpt_oss,
     hunyuan_moe,
     llama4,
@@ -22,7 +37,18 @@ from rocmforge_jax.models.families.experts import (
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
 from rocmforge_jax.models.families.gemma3n import gemma3n
 from rocmforge_jax.models.families.hybrid import lfm2, lfm2moe
-from rocmforge_jax.models.families.layer_norms import cohere2, command_r, stablelm
+from rocmforge_jax.models.families.layer_norms import (
+    PARALLEL,
+    SEQUENTIAL,
+    UNGATED_GELU,
+    UNGATED_RELU2,
+    cohere2,
+    command_r,
+    falcon,
+    gptneox,
+    olmo,
+    stablelm,
+)
 from rocmforge_jax.models.families.mamba2 import (
     falcon_h1,
     granitehybrid,
@@ -38,7 +64,6 @@ from rocmforge_jax.models.families.shared import (
 from rocmforge_jax.models.families.vision import glm4, glm4moe, hunyuan, qwen2vl, qwen3vl
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import llama_like
-from rocmforge_jax.nn import GELU, RELU2
 
 __all__ = ["FAMILIES", "POST_NORMS", "WITH_NEXTN", "with_windows"]
 
@@ -66,8 +91,9 @@ _EXAONE4 = _ONE_BASE | {
 _DEEPSEEK = {
     "attention.key_length": "the width of a latent and of the rotated part of its key",
     "attention.value_length": "the rank of the latents",
-    "attention.head_count_kv": "1: all heads read one latent",
+    "attention.head_count_kv": "all heads read one latent",
 }
+_LATENTS = {"attention.head_count_kv": "all heads read one latent"}
 _DEEPSTACK = {"n_deepstack_layers": "where images are added; text adds nothing"}
 _ONE_EXPERT = {"expert_used_count": "one expert without a router is a dense feed-forward"}
 _PARALLEL = {"use_parallel_residual": "a norm before the feed-forward shows it"}
@@ -85,7 +111,7 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
     "qwen3vl": (qwen3vl, _DEEPSTACK),
     "qwen3vlmoe": (functools.partial(qwen3vl, experts_required=True), _DEEPSTACK),
-    "arcee": (_llama_like(interleaved=True, gated=dict(activation=RELU2, gated=False)), {}),
+    "arcee": (_llama_like(interleaved=True, gated=UNGATED_RELU2), {}),
     "bailingmoe": (bailingmoe, {}),
     "bailingmoe2": (bailingmoe2, {}),
     "qwen3next": (functools.partial(qwen3next, experts_required=True), {}),
@@ -146,8 +172,39 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "seed_oss": (_llama_like(norms=POST_ATTENTION_NORM), {}),
     "smollm3": (_llama_like(interleaved=True, mixer=no_rope_every(4)), {}),
     "stablelm": (stablelm, _PARALLEL),
-    "starcoder2": (
-        _llama_like(norms=dict(kind="layer"), gated=dict(activation=GELU, gated=False)),
+    "starcoder2": (_llama_like(gated=UNGATED_GELU, **SEQUENTIAL), {}),
+    "afmoe": (afmoe, {}),
+    "apertus": (apertus, {}),
+    "exaone-moe": (exaone_moe, {}),
+    "maincoder": (
+        _llama_like(interleaved=True, attention=dict(qk_norm="head", rotates_first=True)),
         {},
     ),
+    "paddleocr": (qwen2vl, {}),
+    "plamo3": (plamo3, {}),
+    "spark2_5": (spark2_5, {}),
+    "baichuan": (baichuan, {}),
+    "bitnet": (_llama_like(attention=dict(sub_norm=True), gated=dict(sub_norm=True)), {}),
+    "codeshell": (_llama_like(gated=UNGATED_GELU, **SEQUENTIAL), {}),
+    "deepseek": (deepseek, {}),
+    "exaone": (llama_like, {}),
+    "falcon": (falcon, {}),
+    "gptneox": (gptneox, {}),
+    "jais2": (_llama_like(gated=UNGATED_RELU2, **SEQUENTIAL), {}),
+    "minicpm": (minicpm, {}),
+    "minicpm3": (minicpm3, _LATENTS),
+    "mistral4": (deepseek2, _DEEPSEEK),
+    "nemotron": (_llama_like(gated=UNGATED_RELU2, **SEQUENTIAL), {}),
+    "olmo": (olmo, {}),
+    "openelm": (_llama_like(attention=dict(qk_norm="head")), {}),
+    "orion": (_llama_like(**SEQUENTIAL), {}),
+    "pangu-embedded": (llama_like, {}),
+    "phi2": (_llama_like(gated=UNGATED_GELU, **PARALLEL), {}),
+    "plamo": (
+        _llama_like(norms=dict(before_feed_forward="attn_norm"), layer=PARALLEL["layer"]),
+        {},
+    ),
+    "plm": (plm, _LATENTS),
+    "qwen": (qwen, {}),
+    "xverse": (_llama_like(interleaved=True), {}),
 }

@@ -7,7 +7,7 @@ from rocmforge_jax.models.llama_like import llama_like, vocabulary
 from rocmforge_jax.models.mixers import LatentAttention, Temperature
 from rocmforge_jax.models.read_feed_forward import read_routing
 from rocmforge_jax.models.read_rope import rope
-from rocmforge_jax.nn import yarn_magnitude
+from rocmforge_jax.nn import RELU2, yarn_magnitude
 
 #: Layers and vocabulary of GLM-4.7-Flash, whose files may not say that its router has a sigmoid.
 _GLM_FLASH = (47, 48), 154880
@@ -22,6 +22,41 @@ def deepseek2(keys: KeyReader) -> DecoderConfig:
         experts_required=True,
         mixers=[_latent_attention(keys, i) for i in range(keys.blocks)],
         routing=read_routing(keys, "sigmoid" if flash else "softmax"),
+    )
+
+
+def plm(keys: KeyReader) -> DecoderConfig:
+    """PLM: latent attention, and squared ReLU without gates."""
+    return llama_like(
+        keys,
+        mixers=[_small_latent_attention(keys, i, interleaved=True) for i in range(keys.layers)],
+        gated=dict(activation=RELU2, gated=False),
+    )
+
+
+def minicpm3(keys: KeyReader) -> DecoderConfig:
+    """MiniCPM 3: latent attention; fixed factors of embeddings, residuals and logits."""
+    return llama_like(
+        keys,
+        mixers=[_small_latent_attention(keys, i, interleaved=False) for i in range(keys.layers)],
+        embedding_scale=12.0,
+        layer=dict(residual_scale=1.4 / keys.layers**0.5),
+        logit_scale=256 / keys.integer("embedding_length"),
+    )
+
+
+def _small_latent_attention(keys: KeyReader, i: int, interleaved: bool) -> LatentAttention:
+    """Reads latent attention of a file whose keys and values are one tensor, attn_kv_b."""
+    rotating = keys.integer("rope.dimension_count")
+    width = keys.integer("attention.key_length", low=rotating + 1)
+    return LatentAttention(
+        heads=keys.integer("attention.head_count"),
+        rank=keys.integer("attention.kv_lora_rank"),
+        key_width=width - rotating,
+        value_width=keys.integer("attention.value_length"),
+        rope=rope(keys, rotating, interleaved),
+        scale=width**-0.5,
+        query_rank=_query_rank(keys, i),
     )
 
 

@@ -71,6 +71,12 @@ STATE_SPACE = {
     "ssm.state_size": 32,
     "ssm.inner_size": 512,
 }
+MAMBA = {
+    "ssm.conv_kernel": 4,
+    "ssm.time_step_rank": 16,
+    "ssm.state_size": 16,
+    "ssm.inner_size": 512,
+}
 #: One part a layer: a state space, a feed-forward, attention, a feed-forward.
 NEMOTRON_H = STATE_SPACE | {
     "attention.head_count_kv": np.array([0, 0, 2, 0] * (LAYERS // 4)),
@@ -156,6 +162,8 @@ MORE = {
         "attention.head_count_kv": np.array([0, 0, 2] * (LAYERS // 3)),
         "rope.scaling.finetuned": False,
     },
+    "mamba": MAMBA,
+    "jamba": MAMBA | {"attention.head_count_kv": np.array([0, 0, 2] * (LAYERS // 3))},
     "mamba2": STATE_SPACE,
     "nemotron_h": NEMOTRON_H,
     "nemotron_h_moe": EXPERTS | NEMOTRON_H | {"expert_weights_norm": True},

@@ -14,6 +14,7 @@ from rocmforge_jax.nn.attention import (
 from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
 from rocmforge_jax.nn.delta_net import DeltaNetSpec, delta_net
 from rocmforge_jax.nn.delta_rule import delta_rule
+from rocmforge_jax.nn.diagonal_scan import diagonal_scan
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
@@ -94,6 +95,7 @@ __all__ = [
     "choose_experts",
     "delta_net",
     "delta_rule",
+    "diagonal_scan",
     "dot_product_attention",
     "l2_norm",
     "layer_norm",

@@ -244,6 +244,34 @@ def delta_rule(mixer, layer, x, kind, epsilon):
     return linear(layer.ssm_out, out * z * sigmoid(z))
 
 
+def mamba(mixer, layer, x, kind, epsilon):
+    (B, T, _), N, W, R = x.shape, mixer.inner, mixer.state_width, mixer.time_rank
+    x, z = np.split(linear(layer.ssm_in, x), 2, axis=-1)
+    kernel, seen = weight(layer.ssm_conv1d), np.zeros_like(x)
+    for tap in range(mixer.taps):
+        back = mixer.taps - 1 - tap
+        seen[:, back:] += kernel[tap] * x[:, : T - back]
+    if layer.ssm_conv1d.bias is not None:
+        seen = seen + np.asarray(layer.ssm_conv1d.bias.get_value(), np.float64)
+    seen = seen * sigmoid(seen)
+    dt, b, c = np.split(linear(layer.ssm_x, seen), [R, R + W], axis=-1)
+    if mixer.norm == "unit":
+        dt, b, c = (rms(part, epsilon) for part in (dt, b, c))
+    elif mixer.norm == "learned":
+        names = ("ssm_dt_norm", "ssm_b_norm", "ssm_c_norm")
+        dt, b, c = (
+            norm(getattr(layer, name), part, kind, epsilon) for name, part in zip(names, (dt, b, c))
+        )
+    dt = np.log1p(np.exp(linear(layer.ssm_dt, dt)))
+    a, d = (np.asarray(p.get_value(), np.float64) for p in (layer.ssm_a, layer.ssm_d))
+    out, memory = d * seen, np.zeros((B, N, W))
+    for t in range(T):
+        written = (dt[:, t] * seen[:, t])[..., None] * b[:, t, None]
+        memory = np.exp(dt[:, t, :, None] * a) * memory + written
+        out[:, t] += np.einsum("bnw,bw->bn", memory, c[:, t])
+    return linear(layer.ssm_out, out * z * sigmoid(z))
+
+
 def mamba2(mixer, layer, x, kind, epsilon):
     (B, T, _), N, H, W, K = x.shape, mixer.heads, mixer.head_width, mixer.state_width, mixer.groups
     ends = np.cumsum([N * H, N * H + 2 * K * W])
@@ -286,6 +314,7 @@ MIXERS = {
     "Attention": attention,
     "DeltaRule": delta_rule,
     "LatentAttention": latent_attention,
+    "Mamba": mamba,
     "Mamba2": mamba2,
     "ParallelMixers": parallel_mixers,
     "Projection": projection,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.models.synthetic import Case, Values
+from tests.models.synthetic import Case, Values, decay
 from tests.models.synthetic_shapes import (
     EXPERT_HIDDEN,
     EXPERT_KEYS,
@@ -89,6 +89,25 @@ XIELU = {
     "xielu.beta": np.array([0.5, 0.4], np.float32),
     "xielu.eps": np.array([-1e-6, -1e-6], np.float32),
 }
+
+#: A state space of 96 channels with 10 numbers each, as llama.cpp wants: twice the width.
+MAMBA_KEYS = {
+    "ssm.inner_size": 2 * WIDTH,
+    "ssm.state_size": 10,
+    "ssm.time_step_rank": 7,
+    "ssm.conv_kernel": 4,
+}
+STATE_NORMS = norm("ssm_dt_norm", 7) | norm("ssm_b_norm", 10) | norm("ssm_c_norm", 10)
+RATES: dict[str, Values] = {"ssm_a": decay}
+
+
+def state_space():
+    """The tensors of a state space."""
+    made = linear("ssm_in", WIDTH, 4 * WIDTH) | linear("ssm_x", 2 * WIDTH, 7 + 2 * 10)
+    made |= {"ssm_conv1d.weight": (2 * WIDTH, 4), "ssm_conv1d.bias": (2 * WIDTH,)}
+    made |= linear("ssm_dt", 7, 2 * WIDTH, bias=True) | linear("ssm_out", 2 * WIDTH, WIDTH)
+    return made | {"ssm_a": (2 * WIDTH, 10), "ssm_d": (2 * WIDTH,)}
+
 
 FOUR_NORMS = NORMS | norm("post_attention_norm") | norm("post_ffw_norm")
 GATED_ATTENTION = attention() | head_norms() | linear("attn_gate", WIDTH, HEADS * HEAD)
@@ -356,5 +375,28 @@ FAMILIES = (
         "paddleocr",
         RMS | {"rope.dimension_sections": [1, 1, 2, 0]},
         *[NORMS | PLAIN] * 2,
+    ),
+    case("mamba", RMS | MAMBA_KEYS, *[norm("attn_norm") | state_space()] * 2, values=RATES),
+    case(
+        "falcon-mamba",
+        RMS | MAMBA_KEYS | {"ssm.dt_b_c_rms": True},
+        *[norm("attn_norm") | state_space()] * 2,
+        architecture="mamba",
+        tied=True,
+        values=RATES,
+    ),
+    case(
+        "jamba",
+        RMS
+        | MAMBA_KEYS
+        | {
+            "attention.head_count_kv": np.array([0, KV_HEADS, 0], np.int32),
+            "expert_count": 8,
+            "expert_used_count": 3,
+        },
+        NORMS | state_space() | STATE_NORMS | gated(),
+        NORMS | attention() | experts(HIDDEN),
+        NORMS | state_space() | STATE_NORMS | experts(HIDDEN),
+        values=RATES,
     ),
 )

@@ -17,6 +17,7 @@ from rocmforge_jax.models import (
     GatedAndMixture,
     LatentAttention,
     LayerConfig,
+    Mamba,
     Mamba2,
     Mixture,
     Norms,
@@ -38,6 +39,7 @@ LATENT = LatentAttention(6, 20, 11, 9, RopeConfig(10, interleaved=True), 0.3)
 GATED = Gated(40)
 DELTA_RULE = DeltaRule(2, 6, key_width=10, value_width=14, taps=4)
 FUSED_RULE = dataclasses.replace(DELTA_RULE, grouped=True, fused_input=True, fused_shares=True)
+MAMBA = Mamba(inner=38, state_width=10, time_rank=7, taps=4)
 MAMBA2 = Mamba2(heads=6, head_width=10, state_width=14, groups=2, taps=4)
 POST = dict(
     before_mixer=None,
@@ -140,6 +142,14 @@ OPTIONS = {
     "delta rule, fused shares": dict(mixer=dataclasses.replace(FUSED_RULE, fused_input=False)),
     "delta rule, fused input": dict(mixer=dataclasses.replace(FUSED_RULE, fused_shares=False)),
     "delta rule, all fused": dict(mixer=FUSED_RULE, output_scales=frozenset(("ssm_in", "ssm_ba"))),
+    "diagonal state space": dict(mixer=MAMBA),
+    "diagonal state space, norms, biases": dict(
+        mixer=dataclasses.replace(MAMBA, norm="learned", taps=3),
+        biases=frozenset(("ssm_in", "ssm_conv1d", "ssm_x", "ssm_dt", "ssm_out")),
+    ),
+    "diagonal state space, norms without weights": dict(
+        mixer=dataclasses.replace(MAMBA, norm="unit"), output_scales=frozenset(("ssm_x",))
+    ),
     "state space": dict(mixer=MAMBA2),
     "state space, one group, scaled": dict(
         mixer=dataclasses.replace(MAMBA2, groups=1),

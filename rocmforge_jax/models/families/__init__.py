@@ -49,6 +49,7 @@ from rocmforge_jax.models.families.layer_norms import (
     olmo,
     stablelm,
 )
+from rocmforge_jax.models.families.mamba import jamba, mamba
 from rocmforge_jax.models.families.mamba2 import (
     falcon_h1,
     granitehybrid,
@@ -94,6 +95,11 @@ _DEEPSEEK = {
     "attention.head_count_kv": "all heads read one latent",
 }
 _LATENTS = {"attention.head_count_kv": "all heads read one latent"}
+_STATE_SPACES_ALONE = {
+    "attention.head_count": "no layer has attention",
+    "attention.head_count_kv": "no layer has attention",
+    "feed_forward_length": "no layer has a feed-forward",
+}
 _DEEPSTACK = {"n_deepstack_layers": "where images are added; text adds nothing"}
 _ONE_EXPERT = {"expert_used_count": "one expert without a router is a dense feed-forward"}
 _PARALLEL = {"use_parallel_residual": "a norm before the feed-forward shows it"}
@@ -148,13 +154,9 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "lfm2": (lfm2, {}),
     "lfm2moe": (lfm2moe, {}),
     "llama4": (llama4, {}),
-    "mamba2": (
-        mamba2,
-        {
-            "attention.head_count": "no layer has attention",
-            "feed_forward_length": "no layer has a feed-forward",
-        },
-    ),
+    "jamba": (jamba, {}),
+    "mamba": (mamba, _STATE_SPACES_ALONE),
+    "mamba2": (mamba2, _STATE_SPACES_ALONE),
     "minimax-m2": (minimax_m2, {}),
     "mistral3": (mistral3, {}),
     "nemotron_h": (nemotron_h, {}),

@@ -367,6 +367,7 @@ def load(
     backend: str | None = None,
     context_length: int | None = None,
     strict: bool = False,
+    nextn: bool = False,
     progress: bool | None = None,
 ) -> LanguageModel:
     """Loads a GGUF model on the default device.
@@ -384,6 +385,7 @@ def load(
             Default: ROCMFORGE_BACKEND, or "auto".
         context_length: Most tokens of a text, default what the model was trained for.
         strict: Whether to refuse what is otherwise only warned about.
+        nextn: Whether to load the blocks for multi-token prediction too, as `model.nextn`.
         progress: Whether to show a bar on stderr, default: if that is a terminal.
 
     Raises:
@@ -394,7 +396,7 @@ def load(
         MemoryError: The model does not fit; with the numbers.
     """
     # All arguments are checked before anything is read.
-    strict = flag("strict", strict)
+    strict, nextn = flag("strict", strict), flag("nextn", nextn)
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"load() takes a text or an os.PathLike as path, got {shown(path)}")
     context_length = check_context_length(context_length)
@@ -435,6 +437,7 @@ def load(
             backend=numerics.backend,
             context_length=context_length,
             strict=strict,
+            nextn=nextn,
             before_reading=check,
             progress=show,
         )

@@ -38,6 +38,7 @@ KEYS = {
 }
 EXPERTS = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 64}
 QK_NORMS = {
+    "each": "layer norms of each head of q and k",
     "head": "q and k norm over the head",
     "unit": "q and k norm over the head without weights",
     "width": "q and k norm over the width",
@@ -70,10 +71,39 @@ STATE_SPACE = {
     "ssm.state_size": 32,
     "ssm.inner_size": 512,
 }
+MAMBA = {
+    "ssm.conv_kernel": 4,
+    "ssm.time_step_rank": 16,
+    "ssm.state_size": 16,
+    "ssm.inner_size": 512,
+}
 #: One part a layer: a state space, a feed-forward, attention, a feed-forward.
 NEMOTRON_H = STATE_SPACE | {
     "attention.head_count_kv": np.array([0, 0, 2, 0] * (LAYERS // 4)),
     "feed_forward_length": np.array([0, 64, 0, 64] * (LAYERS // 4)),
+}
+#: Keys that have no prefix.
+XIELU = {f"xielu.{name}": 0.5 for name in ("alpha_n", "alpha_p", "beta", "eps")}
+LATENTS = {
+    "attention.q_lora_rank": 192,
+    "attention.kv_lora_rank": 64,
+    "attention.key_length": 48,
+    "attention.value_length": 32,
+    "rope.dimension_count": 16,
+}
+DEEPSEEK2 = EXPERTS | {
+    "leading_dense_block_count": 1,
+    "expert_shared_count": 1,
+    "expert_gating_func": 2,
+    "expert_weights_norm": True,
+    "attention.q_lora_rank": 192,
+    "attention.kv_lora_rank": 64,
+    "attention.key_length_mla": 48,
+    "attention.value_length_mla": 32,
+    "rope.dimension_count": 16,
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 40.0,
+    "rope.scaling.yarn_log_multiplier": 0.1,
 }
 #: Keys that an architecture gets besides.
 MORE = {
@@ -99,6 +129,12 @@ MORE = {
     "lfm2": LFM2,
     "lfm2moe": EXPERTS | LFM2 | {"leading_dense_block_count": 2},
     "gemma3": {"rope.freq_base": 1e6},
+    "gemma3n": {
+        "rope.freq_base": 1e6,
+        "attention.sliding_window_pattern": np.array([True, True, False] * (LAYERS // 3)),
+        "attention.shared_kv_layers": 3,
+        "embedding_length_per_layer_input": 32,
+    },
     "gemma4": {
         "rope.freq_base": 1e6,
         "rope.freq_base_swa": 1e4,
@@ -109,21 +145,15 @@ MORE = {
         "attention.shared_kv_layers": 3,
         "embedding_length_per_layer_input": 32,
     },
-    "deepseek2": EXPERTS
-    | {
-        "leading_dense_block_count": 1,
-        "expert_shared_count": 1,
-        "expert_gating_func": 2,
-        "expert_weights_norm": True,
-        "attention.q_lora_rank": 192,
-        "attention.kv_lora_rank": 64,
-        "attention.key_length_mla": 48,
-        "attention.value_length_mla": 32,
-        "rope.dimension_count": 16,
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": 40.0,
-        "rope.scaling.yarn_log_multiplier": 0.1,
-    },
+    "deepseek2": DEEPSEEK2,
+    "mistral4": DEEPSEEK2,
+    "minicpm3": LATENTS,
+    "plm": LATENTS,
+    "afmoe": EXPERTS,
+    "exaone-moe": EXPERTS | {"expert_gating_func": 2},
+    "deepseek": EXPERTS,
+    "olmo": {"attention.clamp_kqv": 8.0},
+    "paddleocr": SECTIONS,
     "granite": GRANITE,
     "granitehybrid": EXPERTS
     | GRANITE
@@ -132,6 +162,8 @@ MORE = {
         "attention.head_count_kv": np.array([0, 0, 2] * (LAYERS // 3)),
         "rope.scaling.finetuned": False,
     },
+    "mamba": MAMBA,
+    "jamba": MAMBA | {"attention.head_count_kv": np.array([0, 0, 2] * (LAYERS // 3))},
     "mamba2": STATE_SPACE,
     "nemotron_h": NEMOTRON_H,
     "nemotron_h_moe": EXPERTS | NEMOTRON_H | {"expert_weights_norm": True},
@@ -147,7 +179,7 @@ def config_of(name: str) -> DecoderConfig:
     tensors = {"token_embd.weight": embedding} | {f"blk.{i}.x": None for i in range(LAYERS)}
     for name_of_layer in ("ffn_gate", "attn_v"):
         tensors |= {f"blk.{i}.{name_of_layer}.weight": None for i in range(LAYERS)}
-    metadata = {f"{name}.{key}": value for key, value in keys.items()}
+    metadata = {f"{name}.{key}": value for key, value in keys.items()} | XIELU
     file = SimpleNamespace(architecture=name, metadata=metadata, tensors=tensors, path="sample")
     return ARCHITECTURES[name].read(KeyReader(file))
 
@@ -179,7 +211,7 @@ def _row(name: str, config: DecoderConfig) -> str:
     rotating = [part for part in parts if isinstance(part, Attention | LatentAttention)]
     cells = [
         f"`{name}`",
-        _kinds(map(_kind, mixers)),
+        _kinds(map(_kind, mixers)) + _beside(config),
         _joined(_attention(one) for one in attentions),
         _joined(_rope(one.rope) for one in rotating),
         _joined(_norms(layer) for layer in config.layers),
@@ -187,6 +219,12 @@ def _row(name: str, config: DecoderConfig) -> str:
         _scales(config),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _beside(config: DecoderConfig) -> str:
+    """What there is beside the mixers."""
+    laurel = ", LAuReL" if config.layers[0].laurel is not None else ""
+    return laurel + (f", {config.streams} residual streams" if config.streams > 1 else "")
 
 
 def _kind(mixer) -> str:
@@ -225,6 +263,8 @@ def _attention(one) -> str:
         "v norm": one.v_norm,
         f"gate by {one.gate}": one.gate is not None,
         "temperature": one.temperature is not None,
+        "clamp": one.clamp is not None,
+        "norm before the output": one.sub_norm,
         "not causal": not one.causal,
         "values from keys": one.v_from_k,
         "keys and values of another layer": one.source is not None,
@@ -241,7 +281,11 @@ def _rope(rope) -> str:
 
 def _norms(layer) -> str:
     norms = layer.norms
-    kind = {"rms": "RMS", "layer": "LayerNorm"}[norms.kind]
+    kind = {
+        "rms": "RMS",
+        "layer": "LayerNorm",
+        "unit_layer": "LayerNorm without weights",
+    }[norms.kind]
     places = dataclasses.asdict(norms)
     there = [place for place in places if place.startswith(("before", "after")) and places[place]]
     before, after = (any(place.startswith(word) for place in there) for word in ("before", "after"))
@@ -258,7 +302,9 @@ def _named(feed) -> str:
     if isinstance(feed, GatedAndMixture):
         return f"{_named(feed.gated)} + {_named(feed.mixture)}"
     if not isinstance(feed, Mixture):
-        return f"{feed.activation}{'' if feed.gated else ' without gate'}"
+        cutoff = " with a cutoff" if feed.cutoff is not None else ""
+        cutoff += ", normed" if feed.sub_norm else ""
+        return f"{feed.activation}{'' if feed.gated else ' without gate'}{cutoff}"
     routing = feed.routing
     parts = [f"{feed.activation} experts, {routing.scoring.replace('_', ' ')}"]
     parts += ["renormalised"] if routing.renormalize else []

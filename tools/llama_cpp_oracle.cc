@@ -2,15 +2,20 @@
 //
 //   oracle MODEL greedy N    stdin: {"prompts": [text, ...]}
 //   oracle MODEL logits      stdin: {"ids": [...], "rows": [...], "step": false}
+//   oracle MODEL nextn       the same, of the first block for multi-token prediction: row i is what it
+//                            predicts after ids[i + 1]
 //   oracle MODEL ids         stdin: {"texts": [...], "add_special": false, "parse_special": false}
 //   oracle MODEL template    stdin: {"conversations": [[{"role": ..., "content": ...}, ...], ...]}
 //
 // The KV cache is float32 and flash attention is off. Give it weights in F32: on a quantised file
 // llama.cpp rounds activations to 8 bits and is no reference.
 //
+// For models with GELU comment out GGML_GELU_FP16 in ggml/src/ggml-cpu/vec.h before the build: its
+// table rounds to float16, which alone makes logits differ by 1e-4.
+//
 // llama.cpp is in the source distribution of llama-cpp-python. Build it with cmake
 // (-DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_SERVER=OFF), then compile this file with -std=c++17 and its
-// folders include, ggml/include, common and vendor, and link the libraries of its build folder:
+// folders include, ggml/include, src, common and vendor, and link the libraries of its build folder:
 // llama-common, llama-common-base, cpp-httplib, llama, ggml, ggml-cpu and ggml-base, with -lssl
 // -lcrypto -lgomp -lpthread -ldl.
 #include <cstdio>
@@ -21,6 +26,7 @@
 #include <nlohmann/json.hpp>
 
 #include "chat.h"
+#include "llama-ext.h"
 #include "llama.h"
 
 using json = nlohmann::ordered_json;
@@ -37,8 +43,9 @@ static tokens tokenize(const llama_vocab * vocab, const std::string & text, bool
 struct Context {
     llama_context * it;
 
-    Context(llama_model * model, int length) {
+    Context(llama_model * model, int length, llama_context_type type = LLAMA_CONTEXT_TYPE_DEFAULT) {
         auto params = llama_context_default_params();
+        params.ctx_type = type;
         params.n_ctx = params.n_batch = params.n_ubatch = length;
         params.type_k = params.type_v = GGML_TYPE_F32;
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
@@ -111,6 +118,35 @@ static json logits(llama_model * model, const json & asked) {
     return rows;
 }
 
+static json nextn(llama_model * model, const json & asked) {
+    const auto ids = asked.at("ids").get<tokens>();
+    const int count = ids.size() - 1;
+    const int vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    const size_t width = llama_model_n_embd(model);
+    Context context(model, ids.size());
+    llama_set_embeddings_nextn(context.it, true, false);
+    context.decode(ids, 0);
+    const float * hidden = llama_get_embeddings_nextn(context.it);
+    Context block(model, ids.size(), LLAMA_CONTEXT_TYPE_MTP);
+    llama_batch_ext * batch = llama_batch_ext_init(block.it);
+    for (int i = 0; i < count; i++) {
+        const int at = llama_batch_ext_add_token(batch, 0, ids[i + 1]);
+        const llama_pos position = i + 1;
+        llama_batch_ext_set_pos(batch, at, &position);
+        llama_batch_ext_set_embd_token(batch, at, {hidden + i * width, 1, width});
+        llama_batch_ext_set_output_logits(batch, at, true);
+    }
+    const int status = llama_process(block.it, LLAMA_PROCESS_TYPE_DECODE, batch);
+    if (status) throw std::runtime_error("llama_process failed with " + std::to_string(status));
+    json rows = json::array();
+    for (const int row : asked.at("rows")) {
+        const float * found = llama_get_logits_ith(block.it, row);
+        rows.push_back(std::vector<float>(found, found + vocabulary));
+    }
+    llama_batch_ext_free(batch);
+    return rows;
+}
+
 static json ids(llama_model * model, const json & asked) {
     json found = json::array();
     for (const auto & text : asked.at("texts")) {
@@ -135,11 +171,12 @@ static json rendered(llama_model * model, const json & asked) {
 }
 
 int main(int argc, char ** argv) try {
-    if (argc < 3) throw std::runtime_error("oracle MODEL greedy|logits|ids|template [N]");
+    if (argc < 3) throw std::runtime_error("oracle MODEL greedy|logits|nextn|ids|template [N]");
     const std::string what = argv[2];
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
     auto params = llama_model_default_params();
+    params.load_mtp = what == "nextn";
     params.vocab_only = what == "ids" || what == "template";
     llama_model * model = llama_model_load_from_file(argv[1], params);
     if (!model) throw std::runtime_error(std::string("llama.cpp does not load ") + argv[1]);
@@ -147,6 +184,7 @@ int main(int argc, char ** argv) try {
     json answer;
     if (what == "greedy") answer = greedy(model, asked, argc > 3 ? std::stoi(argv[3]) : 64);
     else if (what == "logits") answer = logits(model, asked);
+    else if (what == "nextn") answer = nextn(model, asked);
     else if (what == "ids") answer = ids(model, asked);
     else if (what == "template") answer = rendered(model, asked);
     else throw std::runtime_error("unknown: " + what);

@@ -2,7 +2,7 @@
 
 from rocmforge_jax.models.architectures import ARCHITECTURES, Architecture, read_config, register
 from rocmforge_jax.models.claims import tensor_name
-from rocmforge_jax.models.config import DecoderConfig, LayerConfig
+from rocmforge_jax.models.config import DecoderConfig, LayerConfig, NextNConfig
 from rocmforge_jax.models.decoder import Decoder, param_count
 from rocmforge_jax.models.feed_forward import Gated, GatedAndMixture, Mixture
 from rocmforge_jax.models.layer import Layer
@@ -13,12 +13,14 @@ from rocmforge_jax.models.mixers import (
     Attention,
     DeltaRule,
     LatentAttention,
+    Mamba,
     Mamba2,
     ParallelMixers,
     Projection,
     ShortConvolution,
     Temperature,
 )
+from rocmforge_jax.models.nextn import NextN
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.models.per_layer_input import PerLayerInput
 from rocmforge_jax.models.plan import MemoryPlan, plan_memory
@@ -37,9 +39,12 @@ __all__ = [
     "LatentAttention",
     "Layer",
     "LayerConfig",
+    "Mamba",
     "Mamba2",
     "MemoryPlan",
     "Mixture",
+    "NextN",
+    "NextNConfig",
     "Norms",
     "ParallelMixers",
     "PerLayerInput",

@@ -29,11 +29,13 @@ class Architecture:
         name: The value.
         read: Makes the configuration from a file's keys.
         ignored_keys: Keys (without the architecture's prefix) that change nothing here -> why.
+        nextn: Whether blocks for multi-token prediction can be read.
     """
 
     name: str
     read: Callable[[KeyReader], DecoderConfig]
     ignored_keys: dict[str, str] = dataclasses.field(default_factory=dict)
+    nextn: bool = False
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
@@ -97,7 +99,7 @@ def register(architecture: Architecture) -> None:
 
 
 for _name, (_read, _ignored) in families.FAMILIES.items():
-    register(Architecture(_name, _read, _ignored))
+    register(Architecture(_name, _read, _ignored, nextn=_name in families.WITH_NEXTN))
 
 
 def find(name: str) -> Architecture:
@@ -126,7 +128,7 @@ def _is_typo(name: str, known: str) -> bool:
 
 
 def read_config(
-    gguf: GGUFFile, context_length: int | None = None
+    gguf: GGUFFile, context_length: int | None = None, *, nextn: bool = False
 ) -> tuple[DecoderConfig, dict[str, str]]:
     """Returns a file's configuration, and the architecture's keys that were not used.
 
@@ -136,6 +138,7 @@ def read_config(
         gguf: The file.
         context_length: Tokens that the model is opened for, default what it was trained for.
             LongRoPE has other factors for a long context.
+        nextn: Whether the blocks for multi-token prediction are wanted as well.
 
     Raises:
         GGUFError: The file holds no model that is known here. Of keys that are missing, all are
@@ -149,7 +152,17 @@ def read_config(
         raise GGUFError(f"{gguf.path}: the architecture {error}") from None
     if not gguf.tensors:
         raise GGUFError(f"{gguf.path}: it has no tensors: it holds no model")
-    config, keys = _read_keys(architecture, gguf, context_length)
+    if nextn and not architecture.nextn:
+        raise GGUFError(
+            f"{gguf.path}: blocks for multi-token prediction of {architecture.name} cannot be"
+            " loaded: load it without nextn=True"
+        )
+    config, keys = _read_keys(architecture, gguf, context_length, nextn)
+    if nextn and not config.nextn:
+        raise GGUFError(
+            f"{gguf.path}: it has no blocks for multi-token prediction"
+            f" ({architecture.name}.nextn_predict_layers is 0): load it without nextn=True"
+        )
     left = keys.unread()
     _require_values(architecture, gguf, left)
     reasons = DESCRIPTIVE_KEYS | architecture.ignored_keys
@@ -161,13 +174,13 @@ def read_config(
 
 
 def _read_keys(
-    architecture: Architecture, gguf: GGUFFile, context_length: int | None
+    architecture: Architecture, gguf: GGUFFile, context_length: int | None, nextn: bool
 ) -> tuple[DecoderConfig, KeyReader]:
     """Returns the configuration, and the keys that were read."""
     missing: dict[str, str] = {}
     while True:
         try:
-            keys = KeyReader(gguf, context_length, assumed=missing)
+            keys = KeyReader(gguf, context_length, assumed=missing, nextn=nextn)
             config = architecture.read(keys)
         except MissingKeyError as error:
             missing[error.key] = error.problem  # and on: others may be missing too

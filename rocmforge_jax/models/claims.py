@@ -5,7 +5,6 @@ import re
 import warnings
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from rocmforge_jax.formats import Format
@@ -13,6 +12,8 @@ from rocmforge_jax.gguf import GGUFError, TensorInfo
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.feed_forward import ROUTER_NORM
+from rocmforge_jax.models.joined import Joined, joined, without_ones
+from rocmforge_jax.models.split_latents import HeadRows, split_latents
 from rocmforge_jax.nn import Embedding, Experts, Linear
 
 #: What a variable's last name is called in a file.
@@ -44,29 +45,6 @@ _BESIDES = {
 }
 #: The weights that products read packed. Biases, filters and norms are plain arrays.
 _PACKED = {(Linear, "kernel"), (Experts, "kernel"), (Embedding, "embedding")}
-#: A vector that several tensors of a layer hold together -> those tensors.
-_JOINED = {"attn_qkv.bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Joined:
-    """Vectors of a file, one after another, with the attributes of a TensorInfo."""
-
-    parts: tuple[TensorInfo, ...]
-    shape: tuple[int, ...]
-    format: Format
-    offset: int
-    nbytes: int
-
-    @property
-    def data(self) -> np.ndarray:
-        """The bytes of all parts."""
-        return np.concatenate([part.data.ravel() for part in self.parts])
-
-    def forget(self) -> None:
-        """Lets the system take back the memory that reading `data` took."""
-        for part in self.parts:
-            part.forget()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +60,7 @@ class Claim:
 
     module: nnx.Module
     attribute: str
-    tensor: TensorInfo | Joined
+    tensor: TensorInfo | Joined | HeadRows
     shape: tuple[int, ...]
 
     @property
@@ -107,19 +85,22 @@ def tensor_name(path: tuple) -> str:
 
 def claim(decoder, gguf) -> tuple[list[Claim], list[str]]:
     """Returns a claim for every variable, in the order of the file, and all that does not fit."""
-    claims, problems, names = [], [], set()
+    tensors, problems = split_latents(gguf.tensors, decoder.config)
+    if problems:
+        return [], problems
+    claims, names = [], set()
     for path, module in nnx.iter_modules(decoder):
         for attribute, variable in vars(module).items():
             if not isinstance(variable, nnx.Variable):
                 continue
             name = tensor_name((*path, attribute))
             shape = _file_shape(variable.shape, attribute)
-            tensor = _find(gguf.tensors, name)
+            tensor = _find(tensors, name)
             parts: Any = getattr(tensor, "parts", (tensor,))
             names |= {part.name for part in parts if part is not None}
             if tensor is None:
                 problems.append(f"{name} {list(shape)} is missing")
-            elif _without_ones(tensor.shape) != _without_ones(shape):
+            elif without_ones(tensor.shape) != without_ones(shape):
                 problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
             elif not _is_weight(tensor.format):
                 problems.append(
@@ -159,14 +140,14 @@ def likely_causes(gguf) -> list[str]:
     return causes
 
 
-def warn_of_left_out(gguf, layers: int) -> None:
+def warn_of_left_out(gguf, config: DecoderConfig) -> None:
     """Warns of tensors that hold something of a model and are not loaded."""
-    predictors, blocks = _predictors(gguf, layers)
+    predictors, count = _predictors(gguf, config)
     if predictors:
         warnings.warn(
-            f"{gguf.path}: the {len(predictors)} tensors of {blocks - layers} blocks for"
-            " multi-token prediction are not loaded",
-            stacklevel=5,
+            f"{gguf.path}: the {len(predictors)} tensors of {count} blocks for multi-token"
+            " prediction are not loaded",
+            stacklevel=6,
         )
     besides = [name for name in gguf.tensors if name.startswith(tuple(_BESIDES))]
     if besides:
@@ -174,11 +155,11 @@ def warn_of_left_out(gguf, layers: int) -> None:
         warnings.warn(
             f"{gguf.path}: {len(besides)} tensors {' and '.join(what)} are not loaded: they change"
             " no logits of a text",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
-def _find(tensors, name: str) -> TensorInfo | Joined | None:
+def _find(tensors, name: str) -> TensorInfo | Joined | HeadRows | None:
     """Returns the tensor of a name, or those that hold it together.
 
     Files of Falcon-H1 lack the suffix of ffn_norm.
@@ -186,23 +167,7 @@ def _find(tensors, name: str) -> TensorInfo | Joined | None:
     for known in (name, name.removesuffix(".weight")):
         if known in tensors:
             return tensors[known]
-    layer, _, of_layer = name.rpartition(".attn_")
-    parts = [tensors.get(f"{layer}.{part}") for part in _JOINED.get(f"attn_{of_layer}", ())]
-    return _join(parts) if parts and None not in parts else None
-
-
-def _join(parts) -> Joined | None:
-    """Joins vectors of one type that is not quantised; None for others."""
-    shapes, types = [_without_ones(part.shape) for part in parts], {part.format for part in parts}
-    if any(len(shape) > 1 for shape in shapes) or len(types) > 1 or parts[0].format.is_quantized:
-        return None
-    return Joined(
-        tuple(parts),
-        shape=(sum(shape[0] for shape in shapes),),
-        format=parts[0].format,
-        offset=parts[0].offset,
-        nbytes=sum(part.nbytes for part in parts),
-    )
+    return joined(tensors, name)
 
 
 def _not_claimed(gguf, config: DecoderConfig) -> set[str]:
@@ -215,13 +180,17 @@ def _not_claimed(gguf, config: DecoderConfig) -> set[str]:
         for name in gguf.tensors
         if name.endswith(_CALIBRATION) or name.startswith(tuple(_BESIDES))
     }
-    return _predictors(gguf, len(config.layers))[0] | besides | unused | _CONFIG_TENSORS
+    return _predictors(gguf, config)[0] | besides | unused | _CONFIG_TENSORS
 
 
-def _predictors(gguf, layers: int) -> tuple[set[str], int]:
-    """Returns the tensors of the blocks for multi-token prediction, and all blocks of the file."""
+def _predictors(gguf, config: DecoderConfig) -> tuple[set[str], int]:
+    """Returns the tensors of the blocks that the configuration leaves out, and their number.
+
+    They are blocks for multi-token prediction.
+    """
     blocks: Any = gguf.metadata.get(f"{gguf.architecture}.block_count")
-    return {name for name in gguf.tensors if layers <= _number_of_block(name) < blocks}, blocks
+    read = len(config.layers) + len(config.nextn)
+    return {name for name in gguf.tensors if read <= _number_of_block(name) < blocks}, blocks - read
 
 
 def _number_of_block(name: str) -> int:
@@ -236,11 +205,6 @@ def _file_shape(shape, attribute) -> tuple[int, ...]:
     return (
         (*shape[:-2], *shape[:-3:-1]) if attribute == "kernel" and len(shape) > 1 else tuple(shape)
     )
-
-
-def _without_ones(shape) -> tuple[int, ...]:
-    """Returns a shape without dimensions of 1, which change no order of numbers."""
-    return tuple(size for size in shape if size != 1) or (1,)
 
 
 def _is_weight(format: Format) -> bool:

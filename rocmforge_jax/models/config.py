@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from rocmforge_jax.models.altup import AltUp
+from rocmforge_jax.models.laurel import Laurel
 from rocmforge_jax.models.make import Norms, check_epsilon
 from rocmforge_jax.models.parts import FeedForward, Mixer
 from rocmforge_jax.models.per_layer_input import PerLayerInput
@@ -21,6 +23,8 @@ class LayerConfig:
         biases: Names of the submodules that have a bias.
         output_scales: Names of the submodules whose product is multiplied by a factor.
         per_layer_input: How the layer reads its own input beside the residual stream, or None.
+        laurel: A residual connection of low rank beside the mixer, or None.
+        altup: How the layer treats several residual streams, None for a single one.
         output_factor: Whether a learned number multiplies the result (layer_output_scale).
         unused: Names of submodules whose tensors a file may have and the layer does not.
     """
@@ -33,8 +37,27 @@ class LayerConfig:
     biases: frozenset[str] = frozenset()
     output_scales: frozenset[str] = frozenset()
     per_layer_input: PerLayerInput | None = None
+    laurel: Laurel | None = None
+    altup: AltUp | None = None
     output_factor: bool = False
     unused: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class NextNConfig:
+    """A block for multi-token prediction: a layer between an input and a head of its own.
+
+    Attributes:
+        layer: The layer.
+        own_embedding: Whether it embeds tokens by itself, not with the decoder's embedding.
+        own_head: Whether it has a head of its own, not the decoder's.
+        norm: The name of the norm before the head, or None for the decoder's.
+    """
+
+    layer: LayerConfig
+    own_embedding: bool = False
+    own_head: bool = False
+    norm: Literal["nextn.shared_head_norm", "layer_output_norm"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +79,7 @@ class DecoderConfig:
         biases: As in LayerConfig, for the head and the norm before it.
         output_scales: As in LayerConfig, for the head.
         architecture: The name of the family.
+        nextn: The blocks for multi-token prediction that are loaded, in order.
     """
 
     layers: tuple[LayerConfig, ...]
@@ -63,7 +87,7 @@ class DecoderConfig:
     vocabulary: int
     context_length: int
     norm_epsilon: float
-    norm_kind: Literal["rms", "layer"] = "rms"
+    norm_kind: Literal["rms", "layer", "unit_layer"] = "rms"
     tied: bool = True
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
@@ -72,6 +96,7 @@ class DecoderConfig:
     biases: frozenset[str] = frozenset()
     output_scales: frozenset[str] = frozenset()
     architecture: str = "llama"
+    nextn: tuple[NextNConfig, ...] = ()
 
     def __post_init__(self):
         if not self.layers:
@@ -81,14 +106,29 @@ class DecoderConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_epsilon(self.norm_epsilon)
         _check_sources(self.layers)
-        if len(self.input_widths - {0}) > 1:
-            raise ValueError(f"inputs of layers differ in their width: {sorted(self.input_widths)}")
+        if len(widths := self._input_widths) > 1:
+            raise ValueError(f"inputs of layers differ in their width: {sorted(widths)}")
+        if len(streams := self._streams) > 1:
+            raise ValueError(f"layers differ in their residual streams: {sorted(streams)}")
 
     @property
-    def input_widths(self) -> frozenset[int]:
-        """The widths of the layers' own inputs, 0 for a layer without one."""
-        inputs = [layer.per_layer_input for layer in self.layers]
-        return frozenset(0 if one is None else one.width for one in inputs)
+    def _input_widths(self) -> set[int]:
+        inputs = (layer.per_layer_input for layer in self.layers)
+        return {one.width for one in inputs if one is not None}
+
+    @property
+    def input_width(self) -> int:
+        """The width of the layers' own inputs beside the residual stream, 0 without any."""
+        return max(self._input_widths, default=0)
+
+    @property
+    def _streams(self) -> set[int]:
+        return {1 if layer.altup is None else layer.altup.streams for layer in self.layers}
+
+    @property
+    def streams(self) -> int:
+        """The residual streams of every layer."""
+        return max(self._streams)
 
     @classmethod
     def uniform(

@@ -1,7 +1,6 @@
 """The decoder that every architecture here is a setting of: token ids to logits."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -10,19 +9,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax import settings
-from rocmforge_jax.arguments import integer
-from rocmforge_jax.backends import DEFAULT, Numerics, compute_dtype
+from rocmforge_jax.backends import DEFAULT, Numerics
+from rocmforge_jax.models.altup import merged, stacked, stream_modules
 from rocmforge_jax.models.checked_inputs import checked_inputs
 from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.empty_cache import init_cache
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.make import make_norm
+from rocmforge_jax.models.nextn import NextN
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.models.per_layer_input import embedding_modules, per_layer_inputs
 from rocmforge_jax.nn import (
     Cache,
     Embedding,
     Linear,
-    NoState,
     products,
     rope_table,
     shared_trace,
@@ -67,7 +67,8 @@ class Decoder(nnx.Module):
         layers = [
             Layer(layer, config.width, numerics=numerics, rngs=rngs) for layer in config.layers
         ]
-        self.blk = nnx.List(layers)
+        predictors = [NextN(one, config, numerics=numerics, rngs=rngs) for one in config.nextn]
+        self.blk = nnx.List([*layers, *predictors])
         self._make_input_modules(rngs)
         has_bias = config.output_norm in config.biases
         norm = make_norm(config.norm_kind, config.width, config.norm_epsilon, has_bias)
@@ -75,9 +76,13 @@ class Decoder(nnx.Module):
         self.output = self._make_head(rngs)
 
     def _make_input_modules(self, rngs) -> None:
-        """Makes what computes the layers' own inputs, where layers have some."""
+        """Makes what computes the layers' own inputs and residual streams, where there are some."""
         config = self.config
-        if width := max(config.input_widths):
+        if config.streams > 1:
+            made = stream_modules(config.streams, config.width, self.numerics, rngs)
+            for name, module in made.items():
+                setattr(self, name, module)
+        if width := config.input_width:
             sizes = config.vocabulary, config.width, (len(config.layers), width)
             made = embedding_modules(*sizes, config.norm_epsilon, self.numerics, rngs)
             for name, module in made.items():
@@ -96,6 +101,11 @@ class Decoder(nnx.Module):
             numerics=self.numerics,
             rngs=rngs,
         )
+
+    @property
+    def nextn(self) -> tuple[NextN, ...]:
+        """The blocks for multi-token prediction, the last ones of `blk`."""
+        return tuple(block for block in self.blk if isinstance(block, NextN))
 
     def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
         """Makes an empty cache for `batch` sequences of up to `length` tokens.
@@ -133,6 +143,35 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: Shapes do not fit, or an id is outside the vocabulary.
         """
+        x_BTD, cache, added_B = self._residual(tokens_BT, cache, positions_BT, lengths_B)
+        if last_only:
+            x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
+        return self._head(x_BTD, norm=self.last_norm), cache
+
+    def hidden(self, tokens_BT, cache: Cache | None = None, *, positions_BT=None, lengths_B=None):
+        """Computes what the head reads, after the last norm: see `__call__`.
+
+        Returns:
+            [B, T, D], of which `logits` makes logits; and the cache with these tokens added, or
+            None.
+        """
+        x_BTD, cache, _ = self._residual(tokens_BT, cache, positions_BT, lengths_B)
+        return self.last_norm(x_BTD), cache
+
+    def logits(self, hidden, head: Linear | Embedding | None = None):
+        """Computes logits, float32 [..., V], of what `hidden` returns, [..., D].
+
+        head: Default the decoder's.
+        """
+        return self._head(hidden, head)
+
+    @property
+    def last_norm(self):
+        """The norm before the head."""
+        return getattr(self, self.config.output_norm)
+
+    def _residual(self, tokens_BT, cache, positions_BT, lengths_B):
+        """Computes the residual stream after the last layer, the cache, and the tokens added."""
         arrays = checked_inputs(tokens_BT, cache, positions_BT, lengths_B, self.config.vocabulary)
         tokens_BT, positions_BT, lengths_B = arrays
         B, T = tokens_BT.shape
@@ -140,16 +179,18 @@ class Decoder(nnx.Module):
         if positions_BT is None:
             positions_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
         x_BTD, tokens = self._embed(tokens_BT), Tokens(positions_BT, starts_B, lengths_B)
-        inputs: Any = [None] * len(self.blk)
-        if width := max(self.config.input_widths):
+        inputs: Any = [None] * len(self.config.layers)
+        if width := self.config.input_width:
             inputs = per_layer_inputs(self, tokens_BT, x_BTD, width)
-        x_BTD, states = self._layers(x_BTD, inputs, tokens, cache)
+        if self.config.streams > 1:
+            x_ABTD, states = self._layers(stacked(self, x_BTD), inputs, tokens, cache)
+            x_BTD = merged(self, x_ABTD)
+        else:
+            x_BTD, states = self._layers(x_BTD, inputs, tokens, cache)
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)
-        if last_only:
-            x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
         if cache is not None:
             cache = Cache(tuple(states), starts_B + added_B, cache.length)
-        return self._head(x_BTD), cache
+        return x_BTD, cache, added_B
 
     def _embed(self, tokens_BT):
         scale, dtype = self.config.embedding_scale, self.numerics.dtype
@@ -162,7 +203,7 @@ class Decoder(nnx.Module):
         states: list[Any] = []
         # One table for all layers that rotate alike, and none for those that do not rotate.
         tables: dict[Any, Any] = {None: None}
-        old = cache.layers if cache else [None] * len(self.blk)
+        old = cache.layers if cache else [None] * len(self.config.layers)
         for i, (layer, config) in enumerate(zip(self.blk, self.config.layers)):
             mixer = config.mixer
             rope: Any = None if mixer is None else mixer.rope
@@ -175,33 +216,14 @@ class Decoder(nnx.Module):
             states.append(state)
         return x_BTD, states
 
-    def _head(self, x):
+    def _head(self, x, head: Linear | Embedding | None = None, norm=None):
         config = self.config
-        head = self.token_embd if self.output is None else self.output
-        norm = getattr(self, config.output_norm)
+        if head is None:
+            head = self.token_embd if self.output is None else self.output
         (logits,) = products(x, [head], norm=norm, dtype=jnp.float32)
         logits = logits if config.logit_scale == 1 else logits * jnp.float32(config.logit_scale)
         cap = config.logit_cap
         return logits if cap is None else jnp.float32(cap) * jnp.tanh(logits / jnp.float32(cap))
-
-
-def init_cache(config: DecoderConfig, batch: int, length: int, dtype) -> Cache:
-    """Makes an empty cache of a model for `batch` sequences of up to `length` tokens.
-
-    Raises ValueError for a size that is no integer of at least 1 and a dtype that cannot compute.
-    """
-    batch, length = integer("batch", batch, 1), integer("length", length, 1)
-    return _empty_cache(config, batch, length, compute_dtype(dtype))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _empty_cache(config, batch, length, dtype):
-    """All layers in one program: one program per array takes a third of a second at the start."""
-    mixers = [layer.mixer for layer in config.layers]
-    states = tuple(
-        NoState() if mixer is None else mixer.init_state(batch, length, dtype) for mixer in mixers
-    )
-    return Cache(states, jnp.zeros((batch,), jnp.int32), length)
 
 
 def param_count(decoder: Decoder) -> int:

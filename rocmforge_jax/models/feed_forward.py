@@ -1,6 +1,7 @@
 """Feed-forwards: what each token goes through by itself."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from rocmforge_jax.models.make import Make, check_sizes
 from rocmforge_jax.nn import (
     SILU,
+    XIELU,
     Activated,
     ActivationFunction,
     Bias,
@@ -35,31 +37,54 @@ class Gated:
         activation: Of the gate, or of the units without one.
         gated: Whether there is a gate, which multiplies the units.
         fused: Whether gate and up are one tensor, ffn_up, that holds the gate first.
+        cutoff: Standard deviations above their mean that gates of a token must have; less counts
+            as 0, and the cutoff is subtracted. None: gates are taken as they are.
+        sub_norm: Whether the hidden units are normed before ffn_down (ffn_sub_norm).
     """
 
     hidden: int
-    activation: ActivationFunction = SILU
+    activation: ActivationFunction | XIELU = SILU
     gated: bool = True
     fused: bool = False
+    cutoff: float | None = None
+    sub_norm: bool = False
     output = "ffn_down"
 
     def __post_init__(self):
         check_sizes(hidden=self.hidden)
+        if self.cutoff is not None and (self.fused or not self.gated):
+            raise ValueError("a cutoff needs a gate of its own, ffn_gate")
+        if self.gated and isinstance(self.activation, XIELU):
+            raise ValueError("xIELU is an activation function of units without a gate")
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
         """Makes the projections."""
         sizes = {"ffn_up": self.hidden * (2 if self.gated and self.fused else 1)}
         if self.gated and not self.fused:
             sizes["ffn_gate"] = self.hidden
-        made = {name: make.linear(name, make.width, units) for name, units in sizes.items()}
+        made: dict[str, nnx.Module] = {
+            name: make.linear(name, make.width, units) for name, units in sizes.items()
+        }
+        if self.sub_norm:
+            made["ffn_sub_norm"] = make.norm("ffn_sub_norm", self.hidden)
         return made | {"ffn_down": make.linear("ffn_down", self.hidden, make.width)}
 
     def __call__(self, layer, x_BTD, norm):
         """Computes the hidden units [B, T, F]."""
+        units = self._units(layer, x_BTD, norm)
+        return layer.ffn_sub_norm(units) if self.sub_norm else units
+
+    def _units(self, layer, x_BTD, norm):
+        if isinstance(self.activation, XIELU):
+            (units,) = products(x_BTD, [layer.ffn_up], norm=norm)
+            return self.activation(units)
         if self.gated and self.fused:
             (both,) = products(x_BTD, [layer.ffn_up], norm=norm)
             gate, up = jnp.split(both, 2, axis=-1)
             return gated(gate, up, self.activation)
+        if self.cutoff is not None:
+            gate, up = products(x_BTD, [layer.ffn_gate, layer.ffn_up], norm=norm)
+            return gated(_above(gate, self.cutoff), up, self.activation)
         module = Activated(layer.ffn_up, self.activation)
         if self.gated:
             module = Gate(layer.ffn_gate, layer.ffn_up, self.activation)
@@ -68,6 +93,16 @@ class Gated:
     def workspace(self, tokens: int) -> int:
         """Counts the hidden units."""
         return tokens * self.hidden
+
+
+def _above(gate_BTF, cutoff: float):
+    """Subtracts each token's mean and `cutoff` standard deviations; what is left below 0 is 0."""
+    gate = gate_BTF.astype(jnp.float32)
+    mean, deviation = (part(gate, axis=-1, keepdims=True) for part in (jnp.mean, _deviation))
+    return jnp.maximum(gate - (mean + cutoff * deviation), 0).astype(gate_BTF.dtype)
+
+
+_deviation = functools.partial(jnp.std, ddof=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """Reads the keys of an architecture from a file's metadata, checks them and remembers which."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from rocmforge_jax.gguf import GGUFError, GGUFFile
 from rocmforge_jax.gguf.errors import quoted
+
+#: The beginning of keys before which files do not have the architecture's name.
+_WITHOUT_PREFIX = "xielu."
 
 
 class MissingKeyError(GGUFError):
@@ -34,13 +37,20 @@ class KeyReader:
         architecture: Its name, the prefix of its keys.
         tensors: The file's tensors by name.
         layers: Layers of the decoder, without the blocks of multi-token prediction.
+        blocks: Blocks that are read: the layers, then those for multi-token prediction if they are
+            wanted. Getters that return a value for each layer return one for each of these.
         trained_context: Tokens that the model was trained for.
         context: Tokens that it is opened for.
         predictors: Blocks for multi-token prediction, which `block_count` counts too.
     """
 
     def __init__(
-        self, gguf: GGUFFile, context_length: int | None = None, assumed: Collection[str] = ()
+        self,
+        gguf: GGUFFile,
+        context_length: int | None = None,
+        assumed: Collection[str] = (),
+        *,
+        nextn: bool = False,
     ):
         """Begins to read a file.
 
@@ -48,6 +58,7 @@ class KeyReader:
             gguf: The file.
             context_length: Tokens that it is opened for, default what it was trained for.
             assumed: Keys that get a value because the file lacks them: to find what else it lacks.
+            nextn: Whether the blocks for multi-token prediction are wanted.
         """
         self._assumed = assumed
         self._metadata, self._prefix = gguf.metadata, f"{gguf.architecture}."
@@ -56,6 +67,7 @@ class KeyReader:
         self._blocks = self._block_count()
         self.predictors = self.integer("nextn_predict_layers", 0, low=0, high=self._blocks - 1)
         self.layers = self._blocks - self.predictors
+        self.blocks = self._blocks if nextn else self.layers
         self.trained_context = self.integer("context_length")
         self.context = self.trained_context if context_length is None else context_length
 
@@ -69,10 +81,15 @@ class KeyReader:
             )
         return blocks
 
+    def _name(self, key: str) -> str:
+        """Returns what the file calls a key."""
+        return key if key.startswith(_WITHOUT_PREFIX) else self._prefix + key
+
     def get(self, key: str) -> Any:
         """Returns the value of a key as the file has it, or None."""
-        self.seen.add(self._prefix + key)
-        value = self._metadata.get(self._prefix + key)
+        name = self._name(key)
+        self.seen.add(name)
+        value = self._metadata.get(name)
         if value is None and key in self._assumed:
             return 64 if key.endswith("length") else 8
         return value
@@ -95,9 +112,9 @@ class KeyReader:
         """
         value = self.get(key)
         if not self._is_per_layer(value):
-            return (self._integer(key, value, default, low, high),) * self.layers
+            return (self._integer(key, value, default, low, high),) * self.blocks
         entries = [self._integer(key, entry, None, 0, high) for entry in value.tolist()]
-        return tuple(entries[: self.layers])
+        return tuple(entries[: self.blocks])
 
     def _is_per_layer(self, value) -> bool:
         blocks = self._metadata.get(self._prefix + "block_count")
@@ -117,7 +134,7 @@ class KeyReader:
 
     def _refuse(self, key: str, wanted: str, value: Any) -> NoReturn:
         """Raises GGUFError for a value that is not what is wanted, or that is missing."""
-        problem = f"{self._prefix}{key} must be {wanted}, {_found(value)}"
+        problem = f"{self._name(key)} must be {wanted}, {_found(value)}"
         if value is None:
             raise MissingKeyError(self.path, key, problem)
         raise GGUFError(f"{self.path}: {problem}")
@@ -152,6 +169,24 @@ class KeyReader:
         kind = "finite number above" if above else "finite number from"
         self._refuse(key, f"a {kind} {low}", value)
 
+    def reals(self, key: str, default: Sequence[float] | None = None) -> tuple[float, ...]:
+        """Returns a number for each layer, from one or from an array; an entry may be infinite."""
+        value: Any = self.get(key)
+        if value is None and default is not None:
+            return tuple(default)
+        if isinstance(value, float):
+            each = [value] * self.blocks
+        elif (
+            isinstance(value, np.ndarray) and self._is_per_layer(value) and value.dtype.kind == "f"
+        ):
+            each = value[: self.blocks].tolist()
+        else:
+            each = [math.nan]
+        if any(map(math.isnan, each)):
+            wanted = f"a float, or an array of one for each of the {self._blocks} blocks"
+            self._refuse(key, wanted, value)
+        return tuple(each)
+
     def text(self, key: str, default: str) -> str:
         """Returns a string."""
         value = self.get(key)
@@ -170,12 +205,12 @@ class KeyReader:
         """Returns a bool for each layer, from an array of bools or integers or from one bool."""
         value = self.get(key)
         if isinstance(value, bool):
-            return (value,) * self.layers
+            return (value,) * self.blocks
         if not self._is_per_layer(value) or value.dtype.kind not in "biu":
             each = f"an array of a bool or an integer for each of the {self._blocks} blocks"
             found = f", not of {value.dtype}" if isinstance(value, np.ndarray) else ""
             self._refuse(key, f"a bool, or {each}{found}", value)
-        return tuple(bool(entry) for entry in value[: self.layers])
+        return tuple(bool(entry) for entry in value[: self.blocks])
 
     def windows(
         self,
@@ -202,7 +237,7 @@ class KeyReader:
         else:
             period = self._integer(key, pattern, period, 0, 2**31 - 1)
             full = 0 if full_first else period - 1
-            windowed = [period == 0 or i % period != full for i in range(self.layers)]
+            windowed = [period == 0 or i % period != full for i in range(self.blocks)]
         return tuple(window if is_windowed and window else None for is_windowed in windowed)
 
     def has(self, layer: int, tensor: str) -> bool:
@@ -213,6 +248,11 @@ class KeyReader:
         """Returns the inputs of a layer's matrix, such as "ffn_down_exps.weight"; 0 without it."""
         found = self.tensors.get(f"blk.{layer}.{tensor}")
         return 0 if found is None else found.shape[-1]
+
+    def outputs(self, layer: int, tensor: str) -> int:
+        """Returns the outputs of a layer's matrix; 0 without it."""
+        found = self.tensors.get(f"blk.{layer}.{tensor}")
+        return 0 if found is None else found.shape[0]
 
     def named(self, layer: int | None, suffix: str) -> frozenset[str]:
         """Returns the names of the modules that have a tensor of this suffix, such as "bias".

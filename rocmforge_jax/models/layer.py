@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.backends import Numerics
+from rocmforge_jax.models.altup import AltUp
 from rocmforge_jax.models.config import LayerConfig
 from rocmforge_jax.models.make import Make
 from rocmforge_jax.models.parts import Tokens
@@ -29,7 +30,8 @@ class Layer(nnx.Module):
     ):
         self.config, self.numerics = config, numerics
         make = Make(config.norms, config.biases, config.output_scales, width, numerics, rngs)
-        for part in (config.mixer, config.feed_forward, config.per_layer_input):
+        parts = config.mixer, config.feed_forward, config.per_layer_input
+        for part in (*parts, config.laurel, config.altup):
             for name, module in ({} if part is None else part.modules(make)).items():
                 setattr(self, name, module)
         for name in config.norms.names:
@@ -41,27 +43,48 @@ class Layer(nnx.Module):
         """Computes the layer.
 
         Args:
-            x_BTD: The residual stream.
+            x_BTD: The residual stream; with `altup` all streams, [A, B, T, D].
             tokens: Positions and lengths of the T tokens.
             state: Of the tokens before, or None: then the tokens see one another alone.
 
         Returns:
             The residual stream; the state with the T tokens in it, or None.
         """
-        mixer, feed_forward, norms = self.config.mixer, self.config.feed_forward, self.config.norms
-        before_BTD = x_BTD
-        if mixer is not None:
-            y, state = mixer(self, x_BTD, self._find(norms.before_mixer), tokens, state)
-            x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer)
-        if feed_forward is not None:
-            read_BTD = before_BTD if self.config.parallel else x_BTD
-            y = feed_forward(self, read_BTD, self._find(norms.before_feed_forward))
-            x_BTD = self._add(x_BTD, y, feed_forward.output, norms.after_feed_forward)
+        if self.config.altup is not None:
+            return self._streams(self.config.altup, x_BTD, tokens, state)
+        x_BTD, state = self._parts(x_BTD, tokens, state)
         if self.config.per_layer_input is not None:
             x_BTD = x_BTD + self.config.per_layer_input(self, x_BTD, tokens.inputs_BTP)
         if self.config.output_factor:
             factor = self.layer_output_scale.kernel.get_value().astype(jnp.float32)
             x_BTD = (x_BTD.astype(jnp.float32) * factor[None, None]).astype(x_BTD.dtype)
+        return x_BTD, state
+
+    def _streams(self, altup: AltUp, x_ABTD, tokens: Tokens, state: State | None):
+        """Computes the first of several residual streams, and what the others become by it."""
+        predicted_ABTD = altup.predict(self, x_ABTD)
+        computed_BTD, state = self._parts(predicted_ABTD[0].astype(x_ABTD.dtype), tokens, state)
+        new_ABTD = altup.correct(self, predicted_ABTD, computed_BTD)
+        if self.config.per_layer_input is not None:
+            read_BTD = altup.scaled(self, new_ABTD[0]).astype(x_ABTD.dtype)
+            more_BTD = self.config.per_layer_input(self, read_BTD, tokens.inputs_BTP)
+            new_ABTD = new_ABTD.at[1:].add(more_BTD.astype(jnp.float32)[None])
+        return new_ABTD.astype(x_ABTD.dtype), state
+
+    def _parts(self, x_BTD, tokens: Tokens, state: State | None):
+        """Adds what the mixer and the feed-forward compute -> the residual stream, the state."""
+        mixer, feed_forward, norms = self.config.mixer, self.config.feed_forward, self.config.norms
+        before_BTD, laurel = x_BTD, self.config.laurel
+        if mixer is not None:
+            y, state = mixer(self, x_BTD, self._find(norms.before_mixer), tokens, state)
+            x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer)
+        if laurel is not None:
+            y = laurel(self, before_BTD, self._find(norms.before_mixer))
+            x_BTD = (x_BTD + y) * 2**-0.5
+        if feed_forward is not None:
+            read_BTD = before_BTD if self.config.parallel else x_BTD
+            y = feed_forward(self, read_BTD, self._find(norms.before_feed_forward))
+            x_BTD = self._add(x_BTD, y, feed_forward.output, norms.after_feed_forward)
         return x_BTD, state
 
     def _add(self, x_BTD, y, output: str | None, norm_name: str | None):

@@ -17,12 +17,13 @@ from flax import nnx
 from rocmforge_jax import ahead, formats
 from rocmforge_jax.arguments import flag
 from rocmforge_jax.backends import DEFAULT, Numerics
-from rocmforge_jax.gguf import GGUFError, GGUFFile
+from rocmforge_jax.gguf import GGUFError, GGUFFile, TensorInfo
 from rocmforge_jax.gguf.errors import listed, shortened
 from rocmforge_jax.models.architectures import read_config
 from rocmforge_jax.models.claims import Claim, claim, likely_causes, refuse, warn_of_left_out
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.decoder import Decoder
+from rocmforge_jax.models.split_latents import warn_of_split_latents
 from rocmforge_jax.nn import only_shapes
 from rocmforge_jax.quant import QParam, QTensor, default_layout, repack
 
@@ -41,6 +42,7 @@ def load_decoder(
     layout: str | None = None,
     context_length: int | None = None,
     strict: bool = False,
+    nextn: bool = False,
     before_reading: Callable[[DecoderConfig], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
@@ -54,6 +56,8 @@ def load_decoder(
         layout: Of the planes, default the one that is fast on the device.
         context_length: See `read_config`.
         strict: Whether unknown keys of the architecture are refused instead of warned about.
+        nextn: Whether the blocks for multi-token prediction are loaded as well, as
+            `Decoder.nextn`.
         before_reading: Called with the configuration once every tensor is known to fit; it may
             raise.
         progress: Called with (bytes loaded, bytes in all) after each tensor.
@@ -61,8 +65,8 @@ def load_decoder(
     Raises:
         GGUFError: Lists all tensors that are missing, unclaimed or of another shape.
     """
-    strict = flag("strict", strict)
-    config, unused = read_config(gguf, context_length)
+    strict, nextn = flag("strict", strict), flag("nextn", nextn)
+    config, unused = read_config(gguf, context_length, nextn=nextn)
     _report_unknown_keys(gguf, unused, strict)
     decoder = _without_weights(
         config,
@@ -72,7 +76,7 @@ def load_decoder(
     )
     claims, problems = claim(decoder, gguf)
     refuse(gguf, problems)
-    warn_of_left_out(gguf, len(config.layers))
+    _warn(gguf, config, claims)
     if before_reading is not None:
         before_reading(config)
     total, done = sum(one.tensor.nbytes for one in claims), 0
@@ -96,11 +100,17 @@ def file_problems(gguf: GGUFFile) -> list[str]:
     except GGUFError as error:
         return [str(error)]
     _report_unknown_keys(gguf, unused)
-    _, problems = claim(_without_weights(config), gguf)
+    claims, problems = claim(_without_weights(config), gguf)
     if problems:
         return likely_causes(gguf) + problems
-    warn_of_left_out(gguf, len(config.layers))
+    _warn(gguf, config, claims)
     return []
+
+
+def _warn(gguf: GGUFFile, config: DecoderConfig, claims: list[Claim]) -> None:
+    """Warns of what a file has and a decoder lacks, and of what is not kept as it is."""
+    warn_of_left_out(gguf, config)
+    warn_of_split_latents(gguf, [one.tensor for one in claims])
 
 
 def _without_weights(config: DecoderConfig, **options) -> Decoder:
@@ -145,7 +155,8 @@ def _packed(claim: Claim, layout, transposed) -> QTensor:
     data = tensor.data.reshape(*claim.shape[:-1], -1)
     if layout == "groups":
         # Read ahead were the shapes of the file, which may have dimensions of 1 more.
-        planes = ahead.take(tensor) if tensor.shape == claim.shape else None
+        whole = isinstance(tensor, TensorInfo) and tensor.shape == claim.shape
+        planes = ahead.take(tensor) if whole else None
         if planes is not None:
             return QTensor.from_planes(planes, tensor.format, transposed=transposed)
         with contextlib.suppress(NotImplementedError):

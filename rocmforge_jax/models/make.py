@@ -19,7 +19,8 @@ class Norms:
 
     Attributes:
         epsilon: Of all norms of the layer.
-        kind: "rms", or "layer" for norms that subtract the mean.
+        kind: "rms", or "layer" for norms that subtract the mean; "unit_layer" for those without
+            learned weights.
         before_mixer: Applied to the residual stream before the mixer.
         after_mixer: Applied to what the mixer adds.
         before_feed_forward: Applied to the residual stream before the feed-forward.
@@ -27,7 +28,7 @@ class Norms:
     """
 
     epsilon: float
-    kind: Literal["rms", "layer"] = "rms"
+    kind: Literal["rms", "layer", "unit_layer"] = "rms"
     before_mixer: str | None = "attn_norm"
     after_mixer: str | None = None
     before_feed_forward: str | None = "ffn_norm"
@@ -88,9 +89,16 @@ class Make:
         """Makes the norm that the file calls `name`."""
         return make_norm(self.norms.kind, width, self.norms.epsilon, name in self.biases)
 
+    def layer_norms(self, name: str, count: int, width: int) -> LayerNorm:
+        """Makes layer norms for heads, each with weights of its own, that the file calls `name`."""
+        use_bias, groups = name in self.biases, (count,)
+        return LayerNorm(width, epsilon=self.norms.epsilon, groups=groups, use_bias=use_bias)
+
 
 def make_norm(kind: str, width: int, epsilon: float, use_bias: bool) -> RMSNorm | LayerNorm:
     """Makes a norm of a kind: see `Norms`. Only a layer norm may have a bias."""
+    if kind == "unit_layer":
+        return LayerNorm(width, epsilon=epsilon, use_scale=False, use_bias=False)
     if kind == "layer":
         return LayerNorm(width, epsilon=epsilon, use_bias=use_bias)
     return RMSNorm(width, epsilon=epsilon)

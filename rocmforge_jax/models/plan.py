@@ -9,7 +9,7 @@ import numpy as np
 from rocmforge_jax import memory
 from rocmforge_jax.gguf import GGUFFile
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.decoder import init_cache
+from rocmforge_jax.models.empty_cache import init_cache
 
 #: Tokens of a prompt that are computed at once, and tokens of a text, that the plan counts with.
 PROMPT, TOKENS = 512, 4096
@@ -97,7 +97,7 @@ def temporary_bytes(config: DecoderConfig, slots: int) -> int:
     mixers = [layer.mixer for layer in config.layers if layer.mixer is not None]
     feeds = [layer.feed_forward for layer in config.layers if layer.feed_forward is not None]
     widest = max(
-        prompt * config.width,
+        prompt * config.width * config.streams,
         *(mixer.workspace(prompt, slots) for mixer in mixers),
         *(4 * feed.workspace(prompt) for feed in feeds),
     )

@@ -14,6 +14,7 @@ from rocmforge_jax.nn.attention import (
 from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
 from rocmforge_jax.nn.delta_net import DeltaNetSpec, delta_net
 from rocmforge_jax.nn.delta_rule import delta_rule
+from rocmforge_jax.nn.diagonal_scan import diagonal_scan
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
@@ -47,6 +48,7 @@ from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.ssm import selective_scan
 from rocmforge_jax.nn.state import Cache, NoState, State
 from rocmforge_jax.nn.vector import Bias, Vector
+from rocmforge_jax.nn.xielu import XIELU
 
 __all__ = [
     "Activated",
@@ -79,6 +81,7 @@ __all__ = [
     "ScalarGate",
     "State",
     "Vector",
+    "XIELU",
     "Yarn",
     "apply_rope",
     "array_of",
@@ -92,6 +95,7 @@ __all__ = [
     "choose_experts",
     "delta_net",
     "delta_rule",
+    "diagonal_scan",
     "dot_product_attention",
     "l2_norm",
     "layer_norm",

@@ -4,6 +4,27 @@ import jax
 import jax.numpy as jnp
 
 
+def check_shapes(given: str, expected: dict[str, tuple[int, ...]], operands) -> None:
+    """Raises ValueError, with both shapes, for the first operand that does not fit.
+
+    Args:
+        given: The sizes that decide the shapes, for the message.
+        expected: Name of an operand -> its shape.
+        operands: In the same order.
+    """
+    for (name, shape), operand in zip(expected.items(), operands, strict=True):
+        if operand.shape != shape:
+            raise ValueError(f"{given}: {name} must be {list(shape)}, got {list(operand.shape)}")
+
+
+def without_padding(a_BTN, lengths_B):
+    """Returns [B, T, N] with zeros for the tokens from lengths_B on; None: all tokens are real."""
+    if lengths_B is None:
+        return a_BTN
+    is_real_BT = jnp.arange(a_BTN.shape[1], dtype=jnp.int32)[None] < lengths_B[:, None]
+    return jnp.where(is_real_BT[..., None], a_BTN, 0)
+
+
 def cut_into_chunks(a_BTN, chunk: int):
     """Cuts [B, T, N, ...] into chunks of C tokens, padded with zeros: [chunks, B, N, C, ...]."""
     B, T = a_BTN.shape[:2]

@@ -14,7 +14,14 @@ Single tokens take this step. Several tokens go through it in chunks, as product
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.nn.chunks import cut_into_chunks, decays, exact_einsum, joined_chunks
+from rocmforge_jax.nn.chunks import (
+    check_shapes,
+    cut_into_chunks,
+    decays,
+    exact_einsum,
+    joined_chunks,
+    without_padding,
+)
 
 #: Tokens of a chunk, and of the diagonal blocks in which its triangular system is inverted.
 CHUNK, BLOCK = 32, 16
@@ -41,10 +48,8 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW, len
     """
     _check(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW)
     tokens = tuple(a.astype(jnp.float32) for a in (q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN))
-    if lengths_B is not None:
-        # Without decay and without a share, a token changes nothing.
-        is_real_BT = jnp.arange(q_BTNH.shape[1], dtype=jnp.int32)[None] < lengths_B[:, None]
-        tokens = *tokens[:3], *(jnp.where(is_real_BT[..., None], a, 0) for a in tokens[3:])
+    # Without decay and without a share, a token changes nothing.
+    tokens = *tokens[:3], *(without_padding(a, lengths_B) for a in tokens[3:])
     memory_BNHW = memory_BNHW.astype(jnp.float32)
     if q_BTNH.shape[1] > 1:
         return _in_chunks(tokens, memory_BNHW)
@@ -53,16 +58,12 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW, len
 
 
 def _check(q, k, v, log_decay, beta, memory) -> None:
-    """Raises ValueError, with both shapes, for the first operand that does not fit."""
+    """Raises ValueError for an operand that does not fit."""
     (B, T, N, H), W = q.shape, v.shape[-1]
     expected = dict(k=(B, T, N, H), v=(B, T, N, W), log_decay=(B, T, N), beta=(B, T, N))
     expected["memory"] = (B, N, H, W)
-    for (name, shape), operand in zip(expected.items(), (k, v, log_decay, beta, memory)):
-        if operand.shape != shape:
-            raise ValueError(
-                f"q is {[B, T, N, H]} and values are {W} wide: {name} must be {list(shape)}, got"
-                f" {list(operand.shape)}"
-            )
+    given = f"q is {[B, T, N, H]} and values are {W} wide"
+    check_shapes(given, expected, (k, v, log_decay, beta, memory))
 
 
 def delta_step(token, memory_BNHW):

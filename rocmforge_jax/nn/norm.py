@@ -21,8 +21,8 @@ def rms_norm(x, scale, epsilon: float):
 def layer_norm(x, scale, bias, epsilon: float):
     """Computes (x - mean(x)) / sqrt(variance(x) + epsilon) * scale + bias over the last axis.
 
-    It is computed in float32 and returned in x's dtype. scale and bias: [x.shape[-1]], or None for
-    1 and 0.
+    It is computed in float32 and returned in x's dtype. scale and bias: The last axis of x, or
+    several last axes, or None for 1 and 0.
     """
     x32 = x.astype(jnp.float32)
     # The difference comes first: the mean of squares less a squared mean cancels.
@@ -93,8 +93,8 @@ class LayerNorm(nnx.Module):
     """`layer_norm` with a learned scale and bias, named as in Flax.
 
     Attributes:
-        scale: (width,), a GGUF file's `weight`.
-        bias: (width,), or None.
+        scale: (*groups, width), a GGUF file's `weight`, or None without one.
+        bias: (*groups, width), or None.
         epsilon: Added to the variance.
     """
 
@@ -103,18 +103,22 @@ class LayerNorm(nnx.Module):
         width: int,
         *,
         epsilon: float,
+        groups: tuple[int, ...] = (),
+        use_scale: bool = True,
         use_bias: bool = True,
         dtype=jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
-        self.scale = nnx.Param(filled((width,), 1, dtype))
-        self.bias = nnx.Param(filled((width,), 0, dtype)) if use_bias else None
+        shape = (*groups, width)
+        self.scale = nnx.Param(filled(shape, 1, dtype)) if use_scale else None
+        self.bias = nnx.Param(filled(shape, 0, dtype)) if use_bias else None
         self.epsilon = epsilon
 
     def __call__(self, x):
-        """Norms x [..., width]."""
+        """Norms x [..., *groups, width] over the last axis."""
+        scale = None if self.scale is None else self.scale.get_value()
         bias = None if self.bias is None else self.bias.get_value()
-        return layer_norm(x, self.scale.get_value(), bias, self.epsilon)
+        return layer_norm(x, scale, bias, self.epsilon)
 
 
 def scaled_norm(norm: RMSNorm, factor: float) -> RMSNorm:

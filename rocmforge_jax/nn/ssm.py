@@ -12,7 +12,14 @@ Single tokens take this step. Several tokens go through it in chunks, as product
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.nn.chunks import cut_into_chunks, decays, exact_einsum, joined_chunks
+from rocmforge_jax.nn.chunks import (
+    check_shapes,
+    cut_into_chunks,
+    decays,
+    exact_einsum,
+    joined_chunks,
+    without_padding,
+)
 
 #: Tokens of a chunk.
 CHUNK = 32
@@ -41,10 +48,7 @@ def selective_scan(x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW, length
     _check(x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW)
     operands = x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW
     x, dt, a, b, c, d, memory = (operand.astype(jnp.float32) for operand in operands)
-    T = x.shape[1]
-    if lengths_B is not None:
-        is_real_BT = jnp.arange(T, dtype=jnp.int32)[None] < lengths_B[:, None]
-        dt = jnp.where(is_real_BT[..., None], dt, 0)
+    T, dt = x.shape[1], without_padding(dt, lengths_B)
     tokens = x * dt[..., None], dt * a[None, None], b, c
     if T == 1:
         out, memory = _step(tuple(token[:, 0] for token in tokens), memory)
@@ -58,18 +62,14 @@ def selective_scan(x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW, length
 
 
 def _check(x, dt, a, b, c, d, memory) -> None:
-    """Raises ValueError, with both shapes, for the first operand that does not fit."""
+    """Raises ValueError for an operand that does not fit."""
     (B, T, N, H), (K, W) = x.shape, b.shape[-2:]
     if N % K:
         raise ValueError(f"{N} heads share {K} directions: heads must be a multiple of directions")
     expected = dict(dt=(B, T, N), a=(N,), b=(B, T, K, W), c=(B, T, K, W), d=(N,))
     expected["memory"] = (B, N, H, W)
-    for (name, shape), operand in zip(expected.items(), (dt, a, b, c, d, memory)):
-        if operand.shape != shape:
-            raise ValueError(
-                f"x is {[B, T, N, H]} and b ends with {[K, W]}: {name} must be {list(shape)}, got"
-                f" {list(operand.shape)}"
-            )
+    given = f"x is {[B, T, N, H]} and b ends with {[K, W]}"
+    check_shapes(given, expected, (dt, a, b, c, d, memory))
 
 
 def _step(token, memory_BNHW):

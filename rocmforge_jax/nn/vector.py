@@ -7,10 +7,10 @@ from rocmforge_jax.nn.fresh import filled
 
 
 class Vector(nnx.Module):
-    """A vector that a GGUF file calls `weight`, such as the sinks of attention, zeros at first."""
+    """A vector that a GGUF file calls `weight`, such as the sinks of attention."""
 
-    def __init__(self, size: int, *, dtype=jnp.float32):
-        self.kernel = nnx.Param(filled((size,), 0, dtype))
+    def __init__(self, size: int, *, initial: float = 0, dtype=jnp.float32):
+        self.kernel = nnx.Param(filled((size,), initial, dtype))
 
 
 class Bias(nnx.Module):

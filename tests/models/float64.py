@@ -43,9 +43,11 @@ def rms(x, epsilon):
 def norm(module, x, kind, epsilon):
     if module is None:
         return x
-    if kind == "layer":
+    if kind in ("layer", "unit_layer"):
         x = x - x.mean(-1, keepdims=True)
-    y = rms(x, epsilon) * np.asarray(module.scale.get_value(), np.float64)
+    y = rms(x, epsilon)
+    if kind != "unit_layer":
+        y = y * np.asarray(module.scale.get_value(), np.float64)
     bias = getattr(module, "bias", None)
     return y if bias is None else y + np.asarray(bias.get_value(), np.float64)
 
@@ -55,6 +57,11 @@ def sigmoid(x):
 
 
 def activate(function, gate, up=None):
+    if str(function) == "xielu":
+        above = np.logaddexp(0, function.alpha_p) * gate**2
+        slope = function.beta + np.logaddexp(0, function.alpha_n)
+        below = slope * (np.exp(np.minimum(gate, function.epsilon)) - 1 - gate)
+        return np.where(gate > 0, above, below) + function.beta * gate
     if function.name == "swiglu_oai":
         gate, up = np.minimum(gate, function.limit), np.clip(up, -function.limit, function.limit)
         return gate * sigmoid(function.alpha * gate) * (up + 1)
@@ -102,6 +109,8 @@ def attention(mixer, layer, x, kind, epsilon, kept):
         q, gate = q[..., :H].reshape(B, T, -1), q[..., H:]
     elif mixer.gate:
         gate = linear(layer.attn_gate, x).reshape(B, T, N, -1)
+    if mixer.clamp is not None:
+        q, k, v = (a if a is None else np.clip(a, -mixer.clamp, mixer.clamp) for a in (q, k, v))
 
     def of_heads(heads, name):
         """Norms and rotates queries or keys."""
@@ -112,6 +121,8 @@ def attention(mixer, layer, x, kind, epsilon, kept):
             heads = rotate(heads, positions, mixer.rope)
         if mixer.qk_norm == "head":
             heads = norm(getattr(layer, name), heads, kind, epsilon)
+        elif mixer.qk_norm == "each":
+            heads = norm(getattr(layer, name), heads, "layer", epsilon)
         elif mixer.qk_norm == "unit":
             heads = rms(heads, epsilon)
         return heads if mixer.rotates_first else rotate(heads, positions, mixer.rope)
@@ -130,7 +141,10 @@ def attention(mixer, layer, x, kind, epsilon, kept):
     out = [attend(mixer, q[:, block], positions[block], k, v, of_sinks) for block in blocks]
     out = np.concatenate(out, axis=1)
     out = out if gate is None else out * sigmoid(gate)
-    return linear(layer.attn_output, out.reshape(B, T, -1))
+    out = out.reshape(B, T, -1)
+    if mixer.sub_norm:
+        out = norm(layer.attn_sub_norm, out, kind, epsilon)
+    return linear(layer.attn_output, out)
 
 
 def attend(mixer, q, positions, k, v, of_sinks):
@@ -230,6 +244,34 @@ def delta_rule(mixer, layer, x, kind, epsilon):
     return linear(layer.ssm_out, out * z * sigmoid(z))
 
 
+def mamba(mixer, layer, x, kind, epsilon):
+    (B, T, _), N, W, R = x.shape, mixer.inner, mixer.state_width, mixer.time_rank
+    x, z = np.split(linear(layer.ssm_in, x), 2, axis=-1)
+    kernel, seen = weight(layer.ssm_conv1d), np.zeros_like(x)
+    for tap in range(mixer.taps):
+        back = mixer.taps - 1 - tap
+        seen[:, back:] += kernel[tap] * x[:, : T - back]
+    if layer.ssm_conv1d.bias is not None:
+        seen = seen + np.asarray(layer.ssm_conv1d.bias.get_value(), np.float64)
+    seen = seen * sigmoid(seen)
+    dt, b, c = np.split(linear(layer.ssm_x, seen), [R, R + W], axis=-1)
+    if mixer.norm == "unit":
+        dt, b, c = (rms(part, epsilon) for part in (dt, b, c))
+    elif mixer.norm == "learned":
+        names = ("ssm_dt_norm", "ssm_b_norm", "ssm_c_norm")
+        dt, b, c = (
+            norm(getattr(layer, name), part, kind, epsilon) for name, part in zip(names, (dt, b, c))
+        )
+    dt = np.log1p(np.exp(linear(layer.ssm_dt, dt)))
+    a, d = (np.asarray(p.get_value(), np.float64) for p in (layer.ssm_a, layer.ssm_d))
+    out, memory = d * seen, np.zeros((B, N, W))
+    for t in range(T):
+        written = (dt[:, t] * seen[:, t])[..., None] * b[:, t, None]
+        memory = np.exp(dt[:, t, :, None] * a) * memory + written
+        out[:, t] += np.einsum("bnw,bw->bn", memory, c[:, t])
+    return linear(layer.ssm_out, out * z * sigmoid(z))
+
+
 def mamba2(mixer, layer, x, kind, epsilon):
     (B, T, _), N, H, W, K = x.shape, mixer.heads, mixer.head_width, mixer.state_width, mixer.groups
     ends = np.cumsum([N * H, N * H + 2 * K * W])
@@ -272,6 +314,7 @@ MIXERS = {
     "Attention": attention,
     "DeltaRule": delta_rule,
     "LatentAttention": latent_attention,
+    "Mamba": mamba,
     "Mamba2": mamba2,
     "ParallelMixers": parallel_mixers,
     "Projection": projection,
@@ -284,9 +327,17 @@ def gated(part, layer, x):
         gate, up = np.split(linear(layer.ffn_up, x), 2, axis=-1)
         hidden = activate(part.activation, gate, up)
     elif part.gated:
-        hidden = activate(part.activation, linear(layer.ffn_gate, x), linear(layer.ffn_up, x))
+        gate = linear(layer.ffn_gate, x)
+        if part.cutoff is not None:
+            deviation = gate.std(-1, ddof=1, keepdims=True)
+            least = gate.mean(-1, keepdims=True) + part.cutoff * deviation
+            gate = np.maximum(gate - least, 0)
+        hidden = activate(part.activation, gate, linear(layer.ffn_up, x))
     else:
         hidden = activate(part.activation, linear(layer.ffn_up, x))
+    if part.sub_norm:
+        norms = layer.config.norms
+        hidden = norm(layer.ffn_sub_norm, hidden, norms.kind, norms.epsilon)
     return linear(layer.ffn_down, hidden)
 
 
@@ -422,6 +473,10 @@ def one_layer(layer, x, kept, inputs):
         read = normed(norms.before_mixer, x)
         y = mix(config.mixer, layer, read, norms.kind, norms.epsilon, *kept_or_none)
         x = x + config.residual_scale * normed(norms.after_mixer, y)
+    if config.laurel is not None:
+        read = normed(norms.before_mixer, before)
+        y = linear(layer.laurel_r, linear(layer.laurel_l, read))
+        x = (x + read + normed("laurel_post_norm", y)) / np.sqrt(2)
     if config.feed_forward is not None:
         part = config.feed_forward
         read = normed(norms.before_feed_forward, before if config.parallel else x)

@@ -307,9 +307,9 @@ def test_attention_and_feed_forward_side_by_side(name, present, parallel):
 
 
 @pytest.mark.parametrize("name", ["stablelm", "command-r"])
-def test_norms_of_each_head_are_refused(name):
-    with pytest.raises(GGUFError, match=f"blk.0.attn_q_norm.weight: .* {name}, are not supported"):
-        config(name, ["attn_q_norm.weight"])
+def test_large_models_have_a_norm_for_each_head(name):
+    (mixer,) = set(mixers(name, ["attn_q_norm.weight"]))
+    assert mixer.qk_norm == "each"
 
 
 @pytest.mark.parametrize(("name", "activation"), [("arcee", "relu2"), ("starcoder2", "gelu")])

@@ -17,6 +17,7 @@ from rocmforge_jax.models import (
     GatedAndMixture,
     LatentAttention,
     LayerConfig,
+    Mamba,
     Mamba2,
     Mixture,
     Norms,
@@ -26,7 +27,8 @@ from rocmforge_jax.models import (
     ShortConvolution,
     Temperature,
 )
-from rocmforge_jax.nn import GELU, RELU2, RopeConfig, Routing, Yarn, swiglu_oai
+from rocmforge_jax.models.laurel import Laurel
+from rocmforge_jax.nn import GELU, RELU2, XIELU, RopeConfig, Routing, Yarn, swiglu_oai
 from tests.models import float64
 
 pytestmark = pytest.mark.core
@@ -37,6 +39,7 @@ LATENT = LatentAttention(6, 20, 11, 9, RopeConfig(10, interleaved=True), 0.3)
 GATED = Gated(40)
 DELTA_RULE = DeltaRule(2, 6, key_width=10, value_width=14, taps=4)
 FUSED_RULE = dataclasses.replace(DELTA_RULE, grouped=True, fused_input=True, fused_shares=True)
+MAMBA = Mamba(inner=38, state_width=10, time_rank=7, taps=4)
 MAMBA2 = Mamba2(heads=6, head_width=10, state_width=14, groups=2, taps=4)
 POST = dict(
     before_mixer=None,
@@ -105,6 +108,15 @@ OPTIONS = {
         qk_norm="unit", rotates_first=True, rope=None, temperature=Temperature(0.5, 7, 1)
     ),
     "norms of heads and of values": attention(qk_norm="head", v_norm=True),
+    "layer norms of each head": attention(qk_norm="each"),
+    "layer norms of each head, with biases": dict(
+        **attention(qk_norm="each", rotates_first=True),
+        biases=frozenset(("attn_q_norm", "attn_k_norm")),
+    ),
+    "clamped queries, keys and values": attention(clamp=0.7),
+    "clamped, fused, with gates": attention(clamp=0.7, fused_qkv=True, gate="query"),
+    "a norm before the output": attention(sub_norm=True, gate="head"),
+    "a norm before the output, shared keys and values": shared(sub_norm=True),
     "gate in attn_q": attention(gate="query", qk_norm="head"),
     "gate in a fused attn_qkv": attention(gate="query", qk_norm="head", fused_qkv=True),
     "gate of each number": attention(gate="width"),
@@ -130,6 +142,14 @@ OPTIONS = {
     "delta rule, fused shares": dict(mixer=dataclasses.replace(FUSED_RULE, fused_input=False)),
     "delta rule, fused input": dict(mixer=dataclasses.replace(FUSED_RULE, fused_shares=False)),
     "delta rule, all fused": dict(mixer=FUSED_RULE, output_scales=frozenset(("ssm_in", "ssm_ba"))),
+    "diagonal state space": dict(mixer=MAMBA),
+    "diagonal state space, norms, biases": dict(
+        mixer=dataclasses.replace(MAMBA, norm="learned", taps=3),
+        biases=frozenset(("ssm_in", "ssm_conv1d", "ssm_x", "ssm_dt", "ssm_out")),
+    ),
+    "diagonal state space, norms without weights": dict(
+        mixer=dataclasses.replace(MAMBA, norm="unit"), output_scales=frozenset(("ssm_x",))
+    ),
     "state space": dict(mixer=MAMBA2),
     "state space, one group, scaled": dict(
         mixer=dataclasses.replace(MAMBA2, groups=1),
@@ -158,9 +178,15 @@ OPTIONS = {
     "gelu": gated(activation=GELU),
     "relu2 without gate": gated(activation=RELU2, gated=False),
     "clamped swiglu": gated(activation=swiglu_oai(limit=0.5)),
+    "gates with a cutoff": gated(cutoff=0.4, activation=GELU),
+    "a norm of hidden units": gated(sub_norm=True),
+    "xIELU": gated(activation=XIELU(0.3, 0.8, 0.5, -1e-6), gated=False, sub_norm=True),
+    "LAuReL": dict(laurel=Laurel(9), residual_scale=0.3),
+    "LAuReL beside norms after": dict(laurel=Laurel(9), norms=POST),
     "fused gate and up": gated(fused=True, activation=GELU),
     "norms after": dict(norms=POST),
     "norms before and after": dict(norms=BOTH, residual_scale=0.3),
+    "layer norms without weights": dict(norms=dict(kind="unit_layer"), norm_kind="unit_layer"),
     "layer norms": dict(norms=dict(kind="layer"), norm_kind="layer"),
     "biases everywhere": dict(
         biases=BIASES, norms=dict(kind="layer"), norm_kind="layer", head=frozenset(("output_norm",))

@@ -7,21 +7,49 @@ import functools
 from collections.abc import Callable
 
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.families.deepseek import deepseek2
+from rocmforge_jax.models.families.deepseek import deepseek2, minicpm3, plm
 from rocmforge_jax.models.families.delta_net import qwen3next, qwen35
-from rocmforge_jax.models.families.dense import deci, exaone4, granite, mistral3, olmo2
+from rocmforge_jax.models.families.dense import (
+    apertus,
+    baichuan,
+    deci,
+    exaone4,
+    granite,
+    minicpm,
+    mistral3,
+    olmo2,
+    plamo3,
+    qwen,
+    spark2_5,
+)
 from rocmforge_jax.models.families.experts import (
+    afmoe,
     bailingmoe,
     bailingmoe2,
+    deepseek,
     dots1,
+    exaone_moe,
     gpt_oss,
     hunyuan_moe,
     llama4,
     minimax_m2,
 )
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
+from rocmforge_jax.models.families.gemma3n import gemma3n
 from rocmforge_jax.models.families.hybrid import lfm2, lfm2moe
-from rocmforge_jax.models.families.layer_norms import cohere2, command_r, stablelm
+from rocmforge_jax.models.families.layer_norms import (
+    PARALLEL,
+    SEQUENTIAL,
+    UNGATED_GELU,
+    UNGATED_RELU2,
+    cohere2,
+    command_r,
+    falcon,
+    gptneox,
+    olmo,
+    stablelm,
+)
+from rocmforge_jax.models.families.mamba import jamba, mamba
 from rocmforge_jax.models.families.mamba2 import (
     falcon_h1,
     granitehybrid,
@@ -37,9 +65,8 @@ from rocmforge_jax.models.families.shared import (
 from rocmforge_jax.models.families.vision import glm4, glm4moe, hunyuan, qwen2vl, qwen3vl
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import llama_like
-from rocmforge_jax.nn import GELU, RELU2
 
-__all__ = ["FAMILIES", "POST_NORMS", "with_windows"]
+__all__ = ["FAMILIES", "POST_NORMS", "WITH_NEXTN", "with_windows"]
 
 
 def _llama_like(**options) -> Callable[[KeyReader], DecoderConfig]:
@@ -65,13 +92,21 @@ _EXAONE4 = _ONE_BASE | {
 _DEEPSEEK = {
     "attention.key_length": "the width of a latent and of the rotated part of its key",
     "attention.value_length": "the rank of the latents",
-    "attention.head_count_kv": "1: all heads read one latent",
+    "attention.head_count_kv": "all heads read one latent",
+}
+_LATENTS = {"attention.head_count_kv": "all heads read one latent"}
+_STATE_SPACES_ALONE = {
+    "attention.head_count": "no layer has attention",
+    "attention.head_count_kv": "no layer has attention",
+    "feed_forward_length": "no layer has a feed-forward",
 }
 _DEEPSTACK = {"n_deepstack_layers": "where images are added; text adds nothing"}
 _ONE_EXPERT = {"expert_used_count": "one expert without a router is a dense feed-forward"}
 _PARALLEL = {"use_parallel_residual": "a norm before the feed-forward shows it"}
 _ERNIE = {"rope.dimension_sections": "a text has one position for all sections"}
 
+#: Families whose blocks for multi-token prediction can be read.
+WITH_NEXTN = frozenset(("bailingmoe2", "deepseek2", "glm4moe", "qwen35", "qwen35moe", "qwen3next"))
 #: Name -> how a file of the family is read, and the keys that change nothing -> why.
 FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]] = {
     "llama": (_llama_like(interleaved=True), _IGNORED_WINDOW),
@@ -82,7 +117,7 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
     "qwen3vl": (qwen3vl, _DEEPSTACK),
     "qwen3vlmoe": (functools.partial(qwen3vl, experts_required=True), _DEEPSTACK),
-    "arcee": (_llama_like(interleaved=True, gated=dict(activation=RELU2, gated=False)), {}),
+    "arcee": (_llama_like(interleaved=True, gated=UNGATED_RELU2), {}),
     "bailingmoe": (bailingmoe, {}),
     "bailingmoe2": (bailingmoe2, {}),
     "qwen3next": (functools.partial(qwen3next, experts_required=True), {}),
@@ -101,6 +136,7 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "gemma": (gemma, {}),
     "gemma2": (gemma2, {}),
     "gemma3": (gemma3, {}),
+    "gemma3n": (gemma3n, {}),
     "gemma4": (gemma4, {}),
     "glm4": (glm4, {}),
     "glm4moe": (glm4moe, {}),
@@ -118,13 +154,9 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "lfm2": (lfm2, {}),
     "lfm2moe": (lfm2moe, {}),
     "llama4": (llama4, {}),
-    "mamba2": (
-        mamba2,
-        {
-            "attention.head_count": "no layer has attention",
-            "feed_forward_length": "no layer has a feed-forward",
-        },
-    ),
+    "jamba": (jamba, {}),
+    "mamba": (mamba, _STATE_SPACES_ALONE),
+    "mamba2": (mamba2, _STATE_SPACES_ALONE),
     "minimax-m2": (minimax_m2, {}),
     "mistral3": (mistral3, {}),
     "nemotron_h": (nemotron_h, {}),
@@ -142,8 +174,39 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "seed_oss": (_llama_like(norms=POST_ATTENTION_NORM), {}),
     "smollm3": (_llama_like(interleaved=True, mixer=no_rope_every(4)), {}),
     "stablelm": (stablelm, _PARALLEL),
-    "starcoder2": (
-        _llama_like(norms=dict(kind="layer"), gated=dict(activation=GELU, gated=False)),
+    "starcoder2": (_llama_like(gated=UNGATED_GELU, **SEQUENTIAL), {}),
+    "afmoe": (afmoe, {}),
+    "apertus": (apertus, {}),
+    "exaone-moe": (exaone_moe, {}),
+    "maincoder": (
+        _llama_like(interleaved=True, attention=dict(qk_norm="head", rotates_first=True)),
         {},
     ),
+    "paddleocr": (qwen2vl, {}),
+    "plamo3": (plamo3, {}),
+    "spark2_5": (spark2_5, {}),
+    "baichuan": (baichuan, {}),
+    "bitnet": (_llama_like(attention=dict(sub_norm=True), gated=dict(sub_norm=True)), {}),
+    "codeshell": (_llama_like(gated=UNGATED_GELU, **SEQUENTIAL), {}),
+    "deepseek": (deepseek, {}),
+    "exaone": (llama_like, {}),
+    "falcon": (falcon, {}),
+    "gptneox": (gptneox, {}),
+    "jais2": (_llama_like(gated=UNGATED_RELU2, **SEQUENTIAL), {}),
+    "minicpm": (minicpm, {}),
+    "minicpm3": (minicpm3, _LATENTS),
+    "mistral4": (deepseek2, _DEEPSEEK),
+    "nemotron": (_llama_like(gated=UNGATED_RELU2, **SEQUENTIAL), {}),
+    "olmo": (olmo, {}),
+    "openelm": (_llama_like(attention=dict(qk_norm="head")), {}),
+    "orion": (_llama_like(**SEQUENTIAL), {}),
+    "pangu-embedded": (llama_like, {}),
+    "phi2": (_llama_like(gated=UNGATED_GELU, **PARALLEL), {}),
+    "plamo": (
+        _llama_like(norms=dict(before_feed_forward="attn_norm"), layer=PARALLEL["layer"]),
+        {},
+    ),
+    "plm": (plm, _LATENTS),
+    "qwen": (qwen, {}),
+    "xverse": (_llama_like(interleaved=True), {}),
 }

@@ -3,9 +3,11 @@
 from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import llama_like, read_routing, rope, vocabulary
+from rocmforge_jax.models.llama_like import llama_like, vocabulary
 from rocmforge_jax.models.mixers import LatentAttention, Temperature
-from rocmforge_jax.nn import yarn_magnitude
+from rocmforge_jax.models.read_feed_forward import read_routing
+from rocmforge_jax.models.read_rope import rope
+from rocmforge_jax.nn import RELU2, yarn_magnitude
 
 #: Layers and vocabulary of GLM-4.7-Flash, whose files may not say that its router has a sigmoid.
 _GLM_FLASH = (47, 48), 154880
@@ -18,19 +20,49 @@ def deepseek2(keys: KeyReader) -> DecoderConfig:
     return llama_like(
         keys,
         experts_required=True,
-        mixers=[_latent_attention(keys, i) for i in range(keys.layers)],
+        mixers=[_latent_attention(keys, i) for i in range(keys.blocks)],
         routing=read_routing(keys, "sigmoid" if flash else "softmax"),
     )
 
 
-def _latent_attention(keys: KeyReader, i: int) -> LatentAttention:
-    if keys.has(i, "attn_kv_b.weight"):
-        raise GGUFError(
-            f"{keys.path}: blk.{i}.attn_kv_b.weight: keys and values are not split into attn_k_b"
-            " and attn_v_b, as converters did before April 2025: convert the model again"
-        )
+def plm(keys: KeyReader) -> DecoderConfig:
+    """PLM: latent attention, and squared ReLU without gates."""
+    return llama_like(
+        keys,
+        mixers=[_small_latent_attention(keys, i, interleaved=True) for i in range(keys.layers)],
+        gated=dict(activation=RELU2, gated=False),
+    )
+
+
+def minicpm3(keys: KeyReader) -> DecoderConfig:
+    """MiniCPM 3: latent attention; fixed factors of embeddings, residuals and logits."""
+    return llama_like(
+        keys,
+        mixers=[_small_latent_attention(keys, i, interleaved=False) for i in range(keys.layers)],
+        embedding_scale=12.0,
+        layer=dict(residual_scale=1.4 / keys.layers**0.5),
+        logit_scale=256 / keys.integer("embedding_length"),
+    )
+
+
+def _small_latent_attention(keys: KeyReader, i: int, interleaved: bool) -> LatentAttention:
+    """Reads latent attention of a file whose keys and values are one tensor, attn_kv_b."""
     rotating = keys.integer("rope.dimension_count")
-    width = keys.integer("attention.key_length_mla", low=rotating + 1)
+    width = keys.integer("attention.key_length", low=rotating + 1)
+    return LatentAttention(
+        heads=keys.integer("attention.head_count"),
+        rank=keys.integer("attention.kv_lora_rank"),
+        key_width=width - rotating,
+        value_width=keys.integer("attention.value_length"),
+        rope=rope(keys, rotating, interleaved),
+        scale=width**-0.5,
+        query_rank=_query_rank(keys, i),
+    )
+
+
+def _latent_attention(keys: KeyReader, i: int) -> LatentAttention:
+    rotating = keys.integer("rope.dimension_count")
+    width, value_width = _widths(keys, i, rotating)
     # The converter writes a tenth of the multiplier.
     multiplier = 10 * (keys.optional_real("rope.scaling.yarn_log_multiplier") or 0.0)
     rotary = rope(keys, rotating, True, log_multiplier=multiplier, mscale=multiplier or 1.0)
@@ -39,12 +71,29 @@ def _latent_attention(keys: KeyReader, i: int) -> LatentAttention:
         heads=keys.integer("attention.head_count"),
         rank=keys.integer("attention.kv_lora_rank"),
         key_width=width - rotating,
-        value_width=keys.integer("attention.value_length_mla"),
+        value_width=value_width,
         rope=rotary,
         scale=magnitude**2 / width**0.5,
         query_rank=_query_rank(keys, i),
         temperature=_temperature(keys),
     )
+
+
+def _widths(keys: KeyReader, i: int, rotating: int) -> tuple[int, int]:
+    """Reads the widths of keys and values, which files of before April 2025 have no own keys for.
+
+    rotating: Elements of a key that rotate.
+    """
+    defaults = {}
+    if keys.has(i, "attn_kv_b.weight"):
+        defaults = {name: keys.integer(f"attention.{name}_length") for name in ("key", "value")}
+    width = keys.integer("attention.key_length_mla", defaults.get("key"), low=rotating + 1)
+    if width <= rotating:
+        raise GGUFError(
+            f"{keys.path}: {keys.architecture}.attention.key_length is {width}, of which"
+            f" {rotating} elements rotate: there must be more"
+        )
+    return width, keys.integer("attention.value_length_mla", defaults.get("value"))
 
 
 def _query_rank(keys: KeyReader, i: int) -> int | None:

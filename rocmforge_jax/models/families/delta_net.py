@@ -4,8 +4,9 @@ from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.shared import ssm_heads
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import head_width, llama_like
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention, DeltaRule
+from rocmforge_jax.models.read_attention import head_width
 
 
 def qwen3next(keys: KeyReader, *, grouped: bool = True, **changes) -> DecoderConfig:
@@ -44,9 +45,12 @@ def _recurrent_layers(keys: KeyReader) -> tuple[bool, ...]:
     listed, every = "attention.recurrent_layers", "full_attention_interval"
     if keys.get(listed) is not None:
         keys.get(every)  # counts as read: the list decides
-        return keys.flags(listed)
-    interval = keys.integer(every, 4)
-    return tuple((i + 1) % interval != 0 for i in range(keys.layers))
+        recurrent = keys.flags(listed)
+    else:
+        interval = keys.integer(every, 4)
+        recurrent = tuple((i + 1) % interval != 0 for i in range(keys.layers))
+    # The blocks for multi-token prediction have attention.
+    return recurrent[: keys.layers] + (False,) * (keys.blocks - keys.layers)
 
 
 def _delta_rule(keys: KeyReader, i: int, grouped: bool) -> DeltaRule:

@@ -1,13 +1,17 @@
 """Families of decoders that are mostly dense; some have variants with experts."""
 
+import dataclasses
 from typing import Any
 
-from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.families.shared import ONLY_POST_NORMS, with_windows
+from rocmforge_jax.gguf import GGUFError
+from rocmforge_jax.models.config import DecoderConfig, LayerConfig
+from rocmforge_jax.models.families.shared import ONLY_POST_NORMS, POST_NORMS, with_windows
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import head_width, llama_like, rope
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention, Projection, Temperature
-from rocmforge_jax.nn import RopeConfig
+from rocmforge_jax.models.read_attention import head_width
+from rocmforge_jax.models.read_rope import rope, window_rope
+from rocmforge_jax.nn import GELU, XIELU, RopeConfig
 
 
 def granite(
@@ -36,6 +40,80 @@ def granite(
         embedding_scale=keys.optional_real("embedding_scale") or 1.0,
         logit_scale=1 / (logit_divisor or keys.real("logit_scale")),
         **changes,
+    )
+
+
+def minicpm(keys: KeyReader) -> DecoderConfig:
+    """MiniCPM 1 and 2: factors of embeddings, residuals and logits, which older files imply."""
+    width = keys.integer("embedding_length")
+    return llama_like(
+        keys,
+        interleaved=True,
+        embedding_scale=keys.optional_real("embedding_scale", 12.0) or 1.0,
+        layer=dict(
+            residual_scale=keys.optional_real("residual_scale", 1.4 / keys.layers**0.5) or 1.0
+        ),
+        logit_scale=1 / keys.real("logit_scale", width / 256),
+    )
+
+
+def baichuan(keys: KeyReader) -> DecoderConfig:
+    """Baichuan 7B. The 13B models have ALiBi, which is not supported."""
+    if keys.layers == 40:  # what llama.cpp goes by
+        raise GGUFError(
+            f"{keys.path}: baichuan.block_count is 40: the 13B models add ALiBi to scores, which is"
+            " not supported"
+        )
+    return llama_like(keys, interleaved=True)
+
+
+def qwen(keys: KeyReader) -> DecoderConfig:
+    """Qwen 1: a fused attn_qkv, and half of the hidden units that the file counts."""
+    hidden = keys.integer("feed_forward_length", low=2)
+    return llama_like(keys, gated=dict(hidden=hidden // 2))
+
+
+def apertus(keys: KeyReader) -> DecoderConfig:
+    """Apertus: norms of heads; feed-forwards without gates, and xIELU with numbers per layer."""
+    names = ("alpha_n", "alpha_p", "beta", "eps")
+    functions = [
+        XIELU(*of_layer) for of_layer in zip(*(keys.reals(f"xielu.{name}") for name in names))
+    ]
+    scale = keys.optional_real("attention.scale")
+    config = llama_like(
+        keys, attention=dict(qk_norm="head", scale=scale), gated=dict(gated=False, fused=False)
+    )
+
+    def layer(i: int, one: LayerConfig) -> LayerConfig:
+        feed: Any = one.feed_forward
+        return dataclasses.replace(
+            one, feed_forward=dataclasses.replace(feed, activation=functions[i])
+        )
+
+    layers = tuple(layer(i, one) for i, one in enumerate(config.layers))
+    return dataclasses.replace(config, layers=layers)
+
+
+def spark2_5(keys: KeyReader) -> DecoderConfig:
+    """Spark 2.5: windows, and a gate of each head's attention."""
+    full = rope(keys, head_width(keys), interleaved=False)
+    return llama_like(
+        keys,
+        attention=dict(gate="head"),
+        gated=dict(activation=GELU),
+        mixer=with_windows(keys.windows(4), window_rope(keys, full)),
+    )
+
+
+def plamo3(keys: KeyReader) -> DecoderConfig:
+    """PLaMo 3: norms before and after each part; seven layers of eight may have a window."""
+    full = rope(keys, head_width(keys), interleaved=False)
+    windows = keys.windows(8, optional=True)
+    return llama_like(
+        keys,
+        norms=POST_NORMS,
+        attention=dict(qk_norm="head"),
+        mixer=with_windows(windows, window_rope(keys, full, 10000.0)),
     )
 
 

@@ -4,17 +4,18 @@ import dataclasses
 
 from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.families.shared import POST_ATTENTION_NORM, with_windows
-from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import (
-    head_width,
-    llama_like,
-    read_routing,
-    read_scoring,
-    rope,
-    window_rope,
+from rocmforge_jax.models.families.shared import (
+    POST_ATTENTION_NORM,
+    POST_NORMS,
+    no_rope_every,
+    with_windows,
 )
+from rocmforge_jax.models.keys import KeyReader
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention, Temperature
+from rocmforge_jax.models.read_attention import head_width
+from rocmforge_jax.models.read_feed_forward import read_routing, read_scoring
+from rocmforge_jax.models.read_rope import rope, window_rope
 from rocmforge_jax.nn import swiglu_oai
 
 
@@ -62,10 +63,52 @@ def bailingmoe2(keys: KeyReader) -> DecoderConfig:
     )
 
 
+def deepseek(keys: KeyReader) -> DecoderConfig:
+    """DeepSeek MoE: leading dense layers, shared experts."""
+    scale = keys.optional_real("expert_weights_scale") or 1.0
+    routing = dict(renormalize=False, scale=scale)
+    return llama_like(keys, interleaved=True, experts_required=True, routing=routing)
+
+
 def dots1(keys: KeyReader) -> DecoderConfig:
     """dots.llm1: norms of heads, shared experts after leading dense layers."""
     routing = read_routing(keys, "sigmoid")
     return llama_like(keys, experts_required=True, attention=dict(qk_norm="head"), routing=routing)
+
+
+def afmoe(keys: KeyReader) -> DecoderConfig:
+    """Trinity: gated attention with windows, of which every fourth layer rotates nothing."""
+    full = rope(keys, head_width(keys), interleaved=False)
+    windowed = with_windows(keys.windows(4, optional=True), window_rope(keys, full))
+    still = no_rope_every(4)
+
+    def mixer(i: int, attention: Attention | None) -> Attention | None:
+        return still(i, windowed(i, attention))
+
+    return llama_like(
+        keys,
+        experts_required=True,
+        norms=POST_NORMS,
+        attention=dict(qk_norm="head", gate="width"),
+        mixer=mixer,
+        routing=read_routing(keys, "sigmoid"),
+        embedding_scale=keys.integer("embedding_length") ** 0.5,
+    )
+
+
+def exaone_moe(keys: KeyReader) -> DecoderConfig:
+    """K-EXAONE: windows in three layers of four; the fourth one does not rotate."""
+    full = rope(keys, head_width(keys), interleaved=False)
+    windows = with_windows(keys.windows(4), window_rope(keys, full), full_rotates=False)
+    shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
+    return llama_like(
+        keys,
+        experts_required=True,
+        attention=dict(qk_norm="head"),
+        mixer=windows,
+        mixture=dict(shared_hidden=shared or keys.integer("expert_feed_forward_length")),
+        routing=read_routing(keys),
+    )
 
 
 def hunyuan_moe(keys: KeyReader) -> DecoderConfig:

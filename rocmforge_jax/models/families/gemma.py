@@ -5,12 +5,19 @@ import math
 from typing import Any
 
 from rocmforge_jax.models.config import DecoderConfig, LayerConfig
-from rocmforge_jax.models.families.shared import POST_NORMS, with_windows
+from rocmforge_jax.models.families.shared import (
+    POST_NORMS,
+    UNUSED_KV,
+    with_shared_kv,
+    with_windows,
+)
 from rocmforge_jax.models.feed_forward import Gated, GatedAndMixture
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import head_width, llama_like, rope, window_rope
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention
 from rocmforge_jax.models.per_layer_input import PerLayerInput
+from rocmforge_jax.models.read_attention import head_width
+from rocmforge_jax.models.read_rope import rope, window_rope
 from rocmforge_jax.nn import GELU, RopeConfig
 
 
@@ -87,14 +94,10 @@ def _gemma4_attention(keys: KeyReader):
         if windows[i] is not None:
             changes = dict(head_width=width, window=windows[i], rope=rotary)
             attention = dataclasses.replace(attention, **changes)
-        if i >= own:
-            # The last layer with keys and values has full attention, the one before a window.
-            return dataclasses.replace(attention, source=own - (1 if windows[i] is None else 2))
-        return dataclasses.replace(
-            attention,
-            v_from_k=not attention.fused_qkv and not keys.has(i, "attn_v.weight"),
-            lends=own < keys.layers and i >= own - 2,
-        )
+        if i < own:
+            v_from_k = not attention.fused_qkv and not keys.has(i, "attn_v.weight")
+            attention = dataclasses.replace(attention, v_from_k=v_from_k)
+        return with_shared_kv(attention, i, own, keys.layers, windows[i])
 
     return mixer
 
@@ -114,5 +117,5 @@ def _gemma4_layer(keys: KeyReader, i: int, layer: LayerConfig) -> LayerConfig:
         output_factor=keys.has(i, "layer_output_scale.weight"),
         # The scale of the router's norm is no factor of its product.
         output_scales=layer.output_scales - {"ffn_gate_inp"},
-        unused=frozenset(("attn_k", "attn_k_norm", "attn_v")) if borrows else frozenset(),
+        unused=UNUSED_KV if borrows else frozenset(),
     )

@@ -4,8 +4,9 @@ import dataclasses
 
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import llama_like, read_scoring
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention, ShortConvolution
+from rocmforge_jax.models.read_feed_forward import read_scoring
 
 
 def lfm2(keys: KeyReader) -> DecoderConfig:

@@ -2,30 +2,36 @@
 
 from typing import Any
 
-from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.shared import with_windows
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import llama_like
+from rocmforge_jax.nn import GELU, RELU2
 
 #: The changes of layers whose feed-forward reads what the attention reads.
 PARALLEL: dict[str, Any] = dict(
     norms=dict(kind="layer", before_feed_forward="attn_norm"), layer=dict(parallel=True)
 )
 
+#: The changes of layers whose feed-forward reads what the attention gives.
+SEQUENTIAL: dict[str, Any] = dict(norms=dict(kind="layer"))
+#: The changes of feed-forwards with GELU and no gate.
+UNGATED_GELU: dict[str, Any] = dict(activation=GELU, gated=False)
+#: The same with squared ReLU.
+UNGATED_RELU2: dict[str, Any] = dict(activation=RELU2, gated=False)
+
 
 def stablelm(keys: KeyReader) -> DecoderConfig:
     """StableLM: attention and feed-forward side by side where a file has no norm between them."""
-    _refuse_norms_of_each_head(keys)
-    sequential: dict[str, Any] = dict(norms=dict(kind="layer"))
-    return llama_like(keys, **(sequential if keys.has(0, "ffn_norm.weight") else PARALLEL))
+    residual = SEQUENTIAL if keys.has(0, "ffn_norm.weight") else PARALLEL
+    return llama_like(keys, attention=_norms_of_each_head(keys), **residual)
 
 
 def command_r(keys: KeyReader) -> DecoderConfig:
     """Command R and Aya 23: attention and feed-forward side by side, a factor of the logits."""
-    _refuse_norms_of_each_head(keys)
+    attention = _norms_of_each_head(keys)
     scale = keys.optional_real("logit_scale") or 1.0
-    return llama_like(keys, interleaved=True, logit_scale=scale, **PARALLEL)
+    return llama_like(keys, interleaved=True, attention=attention, logit_scale=scale, **PARALLEL)
 
 
 def cohere2(keys: KeyReader) -> DecoderConfig:
@@ -39,10 +45,26 @@ def cohere2(keys: KeyReader) -> DecoderConfig:
     )
 
 
-def _refuse_norms_of_each_head(keys: KeyReader) -> None:
-    """Raises GGUFError for a file whose heads each have a norm with weights of its own."""
-    if keys.has(0, "attn_q_norm.weight"):
-        raise GGUFError(
-            f"{keys.path}: blk.0.attn_q_norm.weight: norms with other weights for each head, as in"
-            f" the large models of {keys.architecture}, are not supported"
-        )
+def _norms_of_each_head(keys: KeyReader) -> dict[str, Any]:
+    """Returns the changes of `Attention`: heads of the largest models have norms of their own."""
+    return dict(qk_norm="each") if keys.has(0, "attn_q_norm.weight") else {}
+
+
+def gptneox(keys: KeyReader) -> DecoderConfig:
+    """GPT-NeoX and Pythia: attention and feed-forward side by side, each with a norm."""
+    parallel = keys.flag("use_parallel_residual", True)
+    return llama_like(keys, layer=dict(parallel=parallel), gated=UNGATED_GELU, **SEQUENTIAL)
+
+
+def falcon(keys: KeyReader) -> DecoderConfig:
+    """Falcon: attention and feed-forward side by side, with a norm each in the larger models."""
+    before = "attn_norm_2" if keys.has(0, "attn_norm_2.weight") else "attn_norm"
+    norms = PARALLEL["norms"] | dict(before_mixer=before)
+    return llama_like(keys, gated=UNGATED_GELU, norms=norms, layer=PARALLEL["layer"])
+
+
+def olmo(keys: KeyReader) -> DecoderConfig:
+    """OLMo 1: norms without weights; queries, keys and values may be clamped."""
+    clamp = keys.optional_real("attention.clamp_kqv")
+    norms = dict(kind="unit_layer")
+    return llama_like(keys, interleaved=True, norms=norms, attention=dict(clamp=clamp))

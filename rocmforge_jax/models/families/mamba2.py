@@ -4,9 +4,10 @@ from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.dense import granite
 from rocmforge_jax.models.families.shared import ssm_heads
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import llama_like, read_routing
+from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.models.mixers import Attention, Mamba2, ParallelMixers
 from rocmforge_jax.models.parts import Mixer
+from rocmforge_jax.models.read_feed_forward import read_routing
 from rocmforge_jax.nn import RELU2
 
 

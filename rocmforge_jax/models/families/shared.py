@@ -48,6 +48,30 @@ def no_rope_every(period: int):
     return mixer
 
 
+def with_shared_kv(
+    attention: Attention, i: int, own: int, layers: int, window: int | None
+) -> Attention:
+    """Returns the attention of a layer where only the first layers have keys and values.
+
+    A later layer attends to those of the last layer before with full attention, or with a window.
+    The last of the first layers has full attention, the one before it a window.
+
+    Args:
+        attention: Of the layer.
+        i: Its number.
+        own: Layers with keys and values.
+        layers: All layers.
+        window: Of the layer, None for full attention.
+    """
+    if i >= own:
+        return dataclasses.replace(attention, source=own - (1 if window is None else 2))
+    return dataclasses.replace(attention, lends=own < layers and i >= own - 2)
+
+
+#: The tensors that a file may have and a layer without keys and values of its own does not use.
+UNUSED_KV = frozenset(("attn_k", "attn_k_norm", "attn_v"))
+
+
 def with_windows(windows, rope_of_windows: RopeConfig | None = None, *, full_rotates: bool = True):
     """Returns the argument `mixer` of `llama_like` for layers that differ in their window.
 

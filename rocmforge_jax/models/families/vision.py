@@ -7,7 +7,10 @@ from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.shared import POST_ATTENTION_NORM, POST_NORMS, norm_of_heads
 from rocmforge_jax.models.keys import KeyReader
-from rocmforge_jax.models.llama_like import head_width, llama_like, read_routing, rope
+from rocmforge_jax.models.llama_like import llama_like
+from rocmforge_jax.models.read_attention import head_width
+from rocmforge_jax.models.read_feed_forward import read_routing
+from rocmforge_jax.models.read_rope import rope
 from rocmforge_jax.nn import RopeConfig
 
 #: How many pairs of a head belong to each of four positions.

@@ -2,24 +2,22 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rocmforge_jax.models.make import Make, check_sizes
+from rocmforge_jax.models.make import Make
+from rocmforge_jax.models.mixers.attention_options import AttentionOptions
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import (
-    AttentionRule,
     KVState,
     NoState,
-    RopeConfig,
     Vector,
     apply_rope,
     array_of,
     attend_to_new,
-    attention_temperature,
     cached_attention,
     products,
     rms_norm,
@@ -28,123 +26,8 @@ from rocmforge_jax.nn import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Temperature:
-    """Sharpens attention at later positions: the arguments of `nn.attention_temperature`."""
-
-    scale: float
-    floor_scale: int
-    offset: int = 0
-
-    def sharpen(self, q_BTNH, positions_BT):
-        """Multiplies queries by the factors of their positions, in float32."""
-        factor_BT = attention_temperature(positions_BT, *dataclasses.astuple(self))
-        return (q_BTNH.astype(jnp.float32) * factor_BT[..., None, None]).astype(q_BTNH.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class Attention:
-    """Attention of `heads` query heads to `kv_heads` KV heads of `head_width` each.
-
-    Attributes:
-        heads: Query heads, N.
-        kv_heads: KV heads, K, a divisor of N.
-        head_width: Of queries, keys and values, H.
-        rope: Which elements of a head rotate, and how fast; None for no rotation.
-        scale: Factor of scores, default 1/sqrt(H).
-        causal: Whether a token sees only those before it, and itself.
-        window: How many tokens a token sees, itself included; None for all. The state is a ring
-            buffer of about this size.
-        chunk: Tokens see one another only within chunks of this size; None for all.
-        soft_cap: A cap c that makes c * tanh(score / c) of each score, or None.
-        sinks: Whether each head has a learned logit that takes a share of the weights
-            (attn_sinks).
-        qk_norm: Whether queries and keys are normed: each head by itself ("head"), likewise without
-            learned weights ("unit"), or over all heads ("width").
-        rotates_first: Whether queries and keys rotate before they are normed, not after.
-        v_norm: Whether each head of the values is divided by its root mean square.
-        gate: A sigmoid gate of the result: "query", from attn_q (or that part of attn_qkv), where
-            each head's query is followed by its gate; "width", from attn_gate; "head", likewise,
-            one number a head.
-        temperature: Sharpens attention at later positions, or None.
-        fused_qkv: Whether q, k and v are one tensor, attn_qkv.
-        v_from_k: Whether the values are the product of attn_k as well, before its norm; there is no
-            attn_v.
-        lends: Whether later layers attend to the keys and values of this layer. Its state holds all
-            tokens then, also with a window.
-        source: The number of an earlier layer that lends its keys and values, which this layer
-            attends to; None if it has its own.
-    """
-
-    heads: int
-    kv_heads: int
-    head_width: int
-    rope: RopeConfig | None
-    scale: float | None = None
-    causal: bool = True
-    window: int | None = None
-    chunk: int | None = None
-    soft_cap: float | None = None
-    sinks: bool = False
-    qk_norm: Literal["head", "unit", "width"] | None = None
-    rotates_first: bool = False
-    v_norm: bool = False
-    gate: Literal["query", "width", "head"] | None = None
-    temperature: Temperature | None = None
-    fused_qkv: bool = False
-    v_from_k: bool = False
-    lends: bool = False
-    source: int | None = None
-    #: A constant of the class, no field: the projection that follows, which the layer applies.
-    output = "attn_output"
-
-    def __post_init__(self):
-        check_sizes(heads=self.heads, kv_heads=self.kv_heads, head_width=self.head_width)
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"the model has {self.heads} heads and {self.kv_heads} KV heads: heads must be a"
-                " multiple of KV heads"
-            )
-        if self.rope is not None and self.rope.width > self.head_width:
-            raise ValueError(
-                f"rope rotates {self.rope.width} elements of a head of {self.head_width}"
-            )
-        choices = {"qk_norm": ("head", "unit", "width"), "gate": ("query", "width", "head")}
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in (*known, None):
-                raise ValueError(f"{name} must be {', '.join(known)} or None, got {value!r}")
-        if self.fused_qkv and (self.v_from_k or self.source is not None):
-            raise ValueError("a fused attn_qkv holds keys and values of the layer itself")
-        if self.source is not None and (self.lends or self.source < 0):
-            raise ValueError(
-                f"a layer attends to the keys and values of layer {self.source}: it must be at"
-                " least 0, and the layer itself has none to lend"
-            )
-        self._rule()  # checks scale, window, chunk and soft cap
-
-    @property
-    def _widths(self) -> dict[str, int]:
-        """Widths of all queries, keys and values, without gates."""
-        q, kv = self.heads * self.head_width, self.kv_heads * self.head_width
-        return {"attn_q": q, "attn_k": kv, "attn_v": kv}
-
-    @property
-    def _query_width(self) -> int:
-        """Width of all queries, with the gates that follow them."""
-        return self._widths["attn_q"] * (2 if self.gate == "query" else 1)
-
-    def _projections(self) -> dict[str, int]:
-        """The tensors that read the residual stream, and their widths."""
-        sizes = self._widths | {"attn_q": self._query_width}
-        if self.fused_qkv:
-            sizes = {"attn_qkv": sum(sizes.values())}
-        elif self.source is not None:
-            sizes = {"attn_q": sizes["attn_q"]}
-        elif self.v_from_k:
-            sizes = {name: sizes[name] for name in ("attn_q", "attn_k")}
-        if self.gate in ("width", "head"):
-            per_head = self.head_width if self.gate == "width" else 1
-            sizes = sizes | {"attn_gate": self.heads * per_head}
-        return sizes
+class Attention(AttentionOptions):
+    """Attention of `heads` query heads to `kv_heads` KV heads: see `AttentionOptions`."""
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
         """Makes the projections, the norms and the sinks."""
@@ -152,13 +35,22 @@ class Attention:
             name: make.linear(name, make.width, size) for name, size in self._projections().items()
         }
         normed = ("attn_q", "attn_k") if self.source is None else ("attn_q",)
-        for name in normed if self.qk_norm in ("head", "width") else ():
-            width = self.head_width if self.qk_norm == "head" else self._widths[name]
-            made[f"{name}_norm"] = make.norm(f"{name}_norm", width)
+        for name in normed if self.qk_norm not in ("unit", None) else ():
+            made[f"{name}_norm"] = self._head_norm(make, name)
         if self.sinks:
             made["attn_sinks"] = Vector(self.heads)
+        if self.sub_norm:
+            made["attn_sub_norm"] = make.norm("attn_sub_norm", self._widths["attn_q"])
         made["attn_output"] = make.linear("attn_output", self._widths["attn_q"], make.width)
         return made
+
+    def _head_norm(self, make: Make, name: str) -> nnx.Module:
+        """Makes the norm of queries or keys, the results of the projection `name`."""
+        width = self._widths[name]
+        if self.qk_norm == "each":
+            heads = width // self.head_width
+            return make.layer_norms(f"{name}_norm", heads, self.head_width)
+        return make.norm(f"{name}_norm", self.head_width if self.qk_norm == "head" else width)
 
     def init_state(self, batch: int, length: int, dtype) -> KVState | NoState:
         """Makes an empty KV cache, a ring buffer for a window."""
@@ -170,7 +62,8 @@ class Attention:
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: Any):
         """Computes attention [B, T, N * H] before the output projection, and the KV cache."""
         if self.source is not None:
-            return self._attend_to_source(layer, x_BTD, norm, tokens, state), NoState()
+            out = self._attend_to_source(layer, x_BTD, norm, tokens, state)
+            return self._finished(layer, out, None), NoState()
         q_BTNH, k_BTKH, v_BTKH, gate = self._project(layer, x_BTD, norm)
         if state is None and self.lends:
             batch, length, *_ = x_BTD.shape
@@ -195,8 +88,15 @@ class Attention:
             numerics=layer.numerics,
             lengths_B=tokens.lengths_B,
         )
-        # Without a gate, `out` stays as it is: a kernel may have quantised it for the projection.
-        return (out if gate is None else self._gated(array_of(out), gate)), state
+        return self._finished(layer, out, gate), state
+
+    def _finished(self, layer, out, gate):
+        """Gates and norms the result, where there is a gate and a norm.
+
+        Otherwise it stays as it is: a kernel may have quantised it for the projection.
+        """
+        out = out if gate is None else self._gated(array_of(out), gate)
+        return layer.attn_sub_norm(array_of(out)) if self.sub_norm else out
 
     def _attend_to_source(self, layer, x_BTD, norm, tokens: Tokens, state: KVState):
         """Attends to the state of another layer, which holds the new tokens already."""
@@ -231,6 +131,11 @@ class Attention:
         if self.gate == "query":
             pairs = q.reshape(B, T, self.heads, 2, H)
             q, gate = pairs[..., 0, :], pairs[..., 1, :]
+        if self.clamp is not None:
+            limit = jnp.asarray(self.clamp, q.dtype)
+            q, k, v = (
+                None if part is None else jnp.clip(part, -limit, limit) for part in (q, k, v)
+            )
         heads = (None if part is None else part.reshape(B, T, -1, H) for part in (q, k, v))
         return *heads, gate
 
@@ -251,7 +156,7 @@ class Attention:
         if self.qk_norm == "unit":
             return rms_norm(heads, None, layer.config.norms.epsilon)
         norm = getattr(layer, name)
-        shape = heads.shape if self.qk_norm == "head" else (*heads.shape[:2], -1)
+        shape = (*heads.shape[:2], -1) if self.qk_norm == "width" else heads.shape
         return norm(heads.reshape(shape)).reshape(heads.shape)
 
     def _sharpened(self, q_BTNH, tokens: Tokens):
@@ -263,23 +168,6 @@ class Attention:
         if tokens.rope is not None or self.rope is None:
             return tokens.rope
         return rope_table(tokens.positions_BT, self.rope)
-
-    def _rule(self, layer=None, slots: int | None = None) -> AttentionRule:
-        """Returns the rule, with the sinks of a layer, for a number of slots.
-
-        A single chunk is left out, because kernels know no chunks.
-        """
-        one_chunk = self.chunk is not None and slots is not None and slots <= self.chunk
-        return AttentionRule(
-            self.head_width**-0.5 if self.scale is None else self.scale,
-            causal=self.causal,
-            window=self.window,
-            chunk=None if one_chunk else self.chunk,
-            soft_cap=self.soft_cap,
-            sinks_N=layer.attn_sinks.kernel.get_value()
-            if layer is not None and self.sinks
-            else None,
-        )
 
     def _gated(self, out_BTD, gate):
         """Multiplies the result by the sigmoid of a gate for each number, or for each head."""

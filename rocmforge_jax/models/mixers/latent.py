@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.models.make import Make, check_sizes
-from rocmforge_jax.models.mixers.attention import Temperature
+from rocmforge_jax.models.mixers.temperature import Temperature
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import (
     AttentionRule,

@@ -1,0 +1,58 @@
+"""Vectors that a module reads as one and a file holds in several tensors."""
+
+import dataclasses
+
+import numpy as np
+
+from rocmforge_jax.formats import Format
+from rocmforge_jax.gguf import TensorInfo
+
+#: A vector that several tensors of a layer hold together -> those tensors.
+_JOINED = {"attn_qkv.bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Vectors of a file, one after another, with the attributes of a TensorInfo."""
+
+    parts: tuple[TensorInfo, ...]
+    shape: tuple[int, ...]
+    format: Format
+    offset: int
+    nbytes: int
+
+    @property
+    def data(self) -> np.ndarray:
+        """The bytes of all parts."""
+        return np.concatenate([part.data.ravel() for part in self.parts])
+
+    def forget(self) -> None:
+        """Lets the system take back the memory that reading `data` took."""
+        for part in self.parts:
+            part.forget()
+
+
+def joined(tensors, name: str) -> Joined | None:
+    """Returns the tensors that hold a vector together, or None."""
+    layer, _, of_layer = name.rpartition(".attn_")
+    parts = [tensors.get(f"{layer}.{part}") for part in _JOINED.get(f"attn_{of_layer}", ())]
+    return _join(parts) if parts and None not in parts else None
+
+
+def _join(parts) -> Joined | None:
+    """Joins vectors of one type that is not quantised; None for others."""
+    shapes, types = [without_ones(part.shape) for part in parts], {part.format for part in parts}
+    if any(len(shape) > 1 for shape in shapes) or len(types) > 1 or parts[0].format.is_quantized:
+        return None
+    return Joined(
+        tuple(parts),
+        shape=(sum(shape[0] for shape in shapes),),
+        format=parts[0].format,
+        offset=parts[0].offset,
+        nbytes=sum(part.nbytes for part in parts),
+    )
+
+
+def without_ones(shape) -> tuple[int, ...]:
+    """Returns a shape without dimensions of 1, which change no order of numbers."""
+    return tuple(size for size in shape if size != 1) or (1,)

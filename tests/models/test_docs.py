@@ -1,22 +1,27 @@
-"""docs/architectures.md is current."""
+"""The tables of docs/architectures.md and docs/coverage.md are current."""
 
 from pathlib import Path
 
 import pytest
 
-from tools import architecture_table, marked_table
+from tools import architecture_table, coverage_table, marked_table
 
 pytestmark = pytest.mark.core
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_the_table_of_architectures_is_current():
-    page = PAGE.read_text()
-    current = architecture_table.renewed(page)
-    assert current == page, "run: python -m tools.architecture_table docs/architectures.md"
+@pytest.mark.parametrize(
+    ("tool", "name"),
+    [(architecture_table, "architectures.md"), (coverage_table, "coverage.md")],
+    ids=["architectures", "coverage"],
+)
+def test_the_table_is_current(tool, name):
+    page = (DOCS / name).read_text()
+    assert tool.renewed(page) == page, f"run: python -m {tool.__name__} docs/{name}"
 
 
-def test_a_page_without_its_marks_is_refused():
-    with pytest.raises(ValueError, match="architecture_table.py"):
-        architecture_table.renewed(marked_table.END)
+@pytest.mark.parametrize("tool", [architecture_table, coverage_table])
+def test_a_page_without_its_marks_is_refused(tool):
+    with pytest.raises(ValueError, match=f"{tool.__name__.removeprefix('tools.')}.py"):
+        tool.renewed(marked_table.END)

@@ -1,0 +1,116 @@
+"""Makes the tables of docs/coverage.md from benchmarks/results.
+
+`python -m tools.coverage_table docs/coverage.md` renews them: for every architecture how near its
+numbers are to llama.cpp's (benchmarks/families.py), and how fast it is beside llama.cpp
+(benchmarks/cpu_families.py, gpu_models.py and gpu_llama_cpp.py).
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from rocmforge_jax.models import ARCHITECTURES
+from tools import marked_table
+
+START = "<!-- table: made by tools/coverage_table.py -->"
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+#: Title of a column -> the backend and the mode of activations asked for, and the error shown. The
+#: rounding of activations may send a token to another expert, so there the median row is shown.
+CPU_COLUMNS = {
+    "float32, XLA": ("xla", "float", "all"),
+    "15-bit activations, C++": ("auto", "int16", "median_row"),
+}
+GPU_COLUMN = "float32, Pallas on a GPU"
+#: Architecture -> the shape and the types that benchmarks on GPUs have of it.
+GPU_SHAPES = {
+    "llama": ("llama-3.1-8b", "Q4_K_M"),
+    "qwen3moe": ("qwen3-30b-a3b", "Q4_K"),
+    "gpt-oss": ("gpt-oss-20b", "MXFP4_MOE"),
+    "gemma4": ("gemma-4-12b", "Q4_0"),
+    "qwen35": ("qwen3.5-9b", "Q4_K_M"),
+    "qwen35moe": ("qwen3.5-35b-a3b", "Q4_K_M"),
+}
+DECODE = "decode_tokens_per_s"
+
+
+def lines(name: str) -> list[dict]:
+    """Reads a file of results, oldest first; nothing where there is none."""
+    path = RESULTS / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table() -> str:
+    """One row for each architecture, in Markdown."""
+    head = ["architecture", "files", "tokens", "types", *CPU_COLUMNS, GPU_COLUMN, "speed"]
+    measured = lines("families.jsonl")
+    cpu, gpu = _cpu_speeds(lines("cpu_families.jsonl")), _gpu_speeds()
+    rows = []
+    for name in sorted(ARCHITECTURES):
+        of_name = [one for one in measured if one["architecture"] == name]
+        speeds = [speed for speed in (cpu.get(name), gpu.get(name)) if speed]
+        rows.append([f"`{name}`", *_errors_of(of_name), ", ".join(speeds)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def renewed(page: str) -> str:
+    """The page with a current table between its two marks. ValueError where a mark is missing."""
+    return marked_table.renewed(page, START, table())
+
+
+def _errors_of(measured: list[dict]) -> list[str]:
+    """The cells from the number of files to the errors."""
+    on_gpu = [one for one in measured if one["device"].startswith("NVIDIA")]
+    on_cpu = [one for one in measured if one not in on_gpu]
+    errors = [
+        _worst((one for one in on_cpu if (one["backend"], one["activations"]) == how), kind)
+        for *how, kind in CPU_COLUMNS.values()
+        for how in [tuple(how)]
+    ]
+    errors.append(_worst((one for one in on_gpu if one["activations"] == "float"), "all"))
+    types = sorted({name for one in measured for name in one["types"]} - {"F32"})
+    files = {one["file"] for one in measured}
+    tokens = sorted({one["tokens"] for one in measured})
+    return [str(len(files) or ""), ", ".join(map(str, tokens)), " ".join(types), *errors]
+
+
+def _worst(measured: Iterable[dict], kind: str) -> str:
+    """The largest error of the newest measurement of each file, or nothing."""
+    newest = {one["file"]: one for one in measured}
+    errors = [
+        one[way][kind]
+        for one in newest.values()
+        for way in ("in_one_go", "through_a_cache")
+        if way in one
+    ]
+    return f"{max(errors):.1e}" if errors else ""
+
+
+def _cpu_speeds(measured: list[dict]) -> dict[str, str]:
+    return {
+        one["family"]: f"{one['ratios'][DECODE]:.2f} (CPU)"
+        for one in measured
+        if DECODE in one["ratios"]
+    }
+
+
+def _gpu_speeds() -> dict[str, str]:
+    def newest(name, **wanted):
+        return {
+            (one["shape"], one["mix"]): one[DECODE]
+            for one in lines(name)
+            if DECODE in one and all(one[key] == value for key, value in wanted.items())
+        }
+
+    ours = newest("gpu_models.jsonl", activations="int16")
+    theirs = newest("gpu_llama_cpp.jsonl")
+    return {
+        name: f"{ours[shape] / theirs[shape]:.2f} (GPU)"
+        for name, shape in GPU_SHAPES.items()
+        if shape in ours and shape in theirs
+    }
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    page.write_text(renewed(page.read_text()))

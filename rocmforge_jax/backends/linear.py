@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, Protocol
 
 import jax
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 
@@ -31,7 +31,16 @@ def linear(function: LinearFunction, x: jax.Array, constants: Any) -> jax.Array:
         x: The operand that the function is linear in.
         constants: The other arrays; their derivative is taken to be zero.
     """
-    return _linear.bind(x, *map(jax.lax.stop_gradient, constants), function=function)
+    operands = x, *map(jax.lax.stop_gradient, constants)
+    if not any(isinstance(operand, jax.core.Tracer) for operand in operands):
+        return function(*operands)
+    return _bind(function, *operands)
+
+
+def _bind(function, *operands):
+    # The program is a parameter, because JAX looks into it for what it must know when lowering.
+    program = jax.make_jaxpr(function)(*operands)
+    return _linear.bind(*operands, function=function, program=program)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,36 +61,39 @@ _linear = Primitive("rocmforge_linear")
 
 
 @_linear.def_impl
-def _compute(*operands, function):
-    return function(*operands)
-
-
-@_linear.def_abstract_eval
-def _shape(*operands, function):
-    (output,) = jax.make_jaxpr(function)(*operands).out_avals
+def _compute(*operands, function, program):
+    (output,) = jaxpr_as_fun(program)(*operands)
     return output
 
 
-def _tangent(primals, tangents, *, function):
-    x_tangent, *constants = tangents[0], *primals[1:]
-    output = _linear.bind(*primals, function=function)
-    if type(x_tangent) is ad.Zero:
-        return output, ad.Zero.from_primal_value(output)
-    return output, _linear.bind(x_tangent, *constants, function=function)
+@_linear.def_abstract_eval
+def _shape(*operands, function, program):
+    (output,) = program.out_avals
+    return output
 
 
-def _transpose(cotangent, x, *constants, function):
+def _tangent(primals, tangents, *, function, program):
+    # The constants have no tangents.
+    x_tangent = ad.instantiate_zeros(tangents[0])
+    output, tangent = (
+        _linear.bind(x, *primals[1:], function=function, program=program)
+        for x in (primals[0], x_tangent)
+    )
+    return output, tangent
+
+
+def _transpose(cotangent, x, *constants, function, program):
     if type(cotangent) is ad.Zero:
         return [None] * (1 + len(constants))
-    d_x = _linear.bind(cotangent, *constants, function=function.transposed(x.aval.dtype))
+    d_x = _bind(function.transposed(x.aval.dtype), cotangent, *constants)
     return [d_x, *[None] * len(constants)]
 
 
-def _batch(operands, axes, *, function):
+def _batch(operands, axes, *, function, program):
     x, *constants = operands
     size = next(a.shape[axis] for a, axis in zip(operands, axes) if axis is not None)
     x = batching.bdim_at_front(x, axes[0], size)
-    return _linear.bind(x, *constants, function=_Batched(function, (0, *axes[1:]))), 0
+    return _bind(_Batched(function, (0, *axes[1:])), x, *constants), 0
 
 
 ad.primitive_jvps[_linear] = _tangent

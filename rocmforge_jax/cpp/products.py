@@ -4,13 +4,15 @@ They compute what `pallas_kernels.qmatmul` computes on a GPU. The function belon
 that `library.load` loaded.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.packing import GROUP, Packing
 from pallas_kernels.qmatmul import Product
-from rocmforge_jax.cpp import library
+from rocmforge_jax.cpp import library, partition
 
 #: Modes of activations (see `qmatmul.activations`) and the bytes of a number in each.
 MODES = {"int16": 2, "int8": 1}
@@ -44,35 +46,77 @@ def multiply(
     if mode not in MODES:
         raise NotImplementedError(f"{mode} activations; there are {', '.join(MODES)}")
     validate(x_MK, products, norm)
-    operands, numbers, tables, factors = [], [], [], []
-    for product in products:
+    operands, axes, numbers, tables, factors = [x_MK.astype(jnp.float32)], ["m K"], [], [], []
+    if norm is not None:
+        operands, axes = [*operands, norm.astype(jnp.float32)], [*axes, "K"]
+    first = []
+    for n, product in enumerate(products):
         function = product.activation
+        first.append(len(operands))
         numbers += [len(product.weights), _FUNCTIONS.index(function and function.name)]
         numbers += [product.residual is not None]
         factors += [0, 0] if function is None else [function.alpha, function.limit]
         for weight, scale, bias in product.of_each_weight:
             numbers += [scale is not None, bias is not None, *_numbers(weight.packing)]
             tables += _table(weight.packing)
-            operands += [weight.planes[name] for name in _PLANES if name in weight.planes]
-            operands += _floats(scale, bias)
-        operands += _floats(product.residual)
-    norm = jnp.zeros((0,), jnp.float32) if norm is None else norm.astype(jnp.float32)
-    outputs = [
-        jax.ShapeDtypeStruct((x_MK.shape[0], product.weights[0].rows), jnp.float32)
-        for product in products
-    ]
-    call = jax.ffi.ffi_call("rocmforge_multiply", outputs, vmap_method="sequential")
-    outputs = call(
-        x_MK.astype(jnp.float32),
-        norm,
-        *operands,
-        jobs=np.array(numbers, np.int64),
-        tables=np.array(tables, np.uint8),
-        factors=np.array(factors, np.float32),
-        parts=np.int64(MODES[mode]),
-        epsilon=np.float32(epsilon),
+            planes = [weight.planes[name] for name in _PLANES if name in weight.planes]
+            added = [*planes, *_floats(scale, bias)]
+            for array in added:
+                inner = [f"W{len(axes)}X{i}" for i in range(array.ndim)]
+                # All but a scale of one number have an axis of outputs first.
+                axes.append(" ".join(inner if array is scale else [f"n{n}", *inner[1:]]))
+                operands.append(array)
+        if product.residual is not None:
+            operands, axes = [*operands, *_floats(product.residual)], [*axes, f"m n{n}"]
+    call = _Call(
+        first=tuple(first),
+        has_norm=norm is not None,
+        jobs=tuple(map(int, numbers)),
+        tables=tuple(tables),
+        factors=tuple(factors),
+        parts=MODES[mode],
+        epsilon=epsilon,
     )
-    return list(outputs)
+    return partition.call(call, operands, axes, [f"m n{n}" for n in range(len(products))])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """The call of the library as a function of its arrays.
+
+    Attributes:
+        first: The place of the first plane of each product among the arrays.
+        has_norm: Whether the second array is the scale of a norm.
+        jobs: What `read_jobs` in multiply.cc reads.
+        tables: The tables of the weights, 16 bytes each.
+        factors: The constants of the activation functions, two of each product.
+        parts: Bytes of a rounded number.
+        epsilon: That of the norm.
+    """
+
+    first: tuple[int, ...]
+    has_norm: bool
+    jobs: tuple[int, ...]
+    tables: tuple[int, ...]
+    factors: tuple[float, ...]
+    parts: int
+    epsilon: float
+
+    def __call__(self, x_MK, *arrays) -> list[jax.Array]:
+        rows = [arrays[place - 1].shape[0] for place in self.first]
+        outputs = [jax.ShapeDtypeStruct((x_MK.shape[0], N), jnp.float32) for N in rows]
+        norm = () if self.has_norm else (jnp.zeros((0,), jnp.float32),)
+        outputs = jax.ffi.ffi_call("rocmforge_multiply", outputs)(
+            x_MK,
+            *norm,
+            *arrays,
+            jobs=np.array(self.jobs, np.int64),
+            tables=np.array(self.tables, np.uint8),
+            factors=np.array(self.factors, np.float32),
+            parts=np.int64(self.parts),
+            epsilon=np.float32(self.epsilon),
+        )
+        return list(outputs)
 
 
 def validate(x_MK, products: list[Product], norm=None) -> None:

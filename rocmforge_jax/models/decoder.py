@@ -23,6 +23,7 @@ from rocmforge_jax.nn import (
     Cache,
     Embedding,
     Linear,
+    TiedHead,
     products,
     rope_table,
     shared_trace,
@@ -219,11 +220,23 @@ class Decoder(nnx.Module):
     def _head(self, x, head: Linear | Embedding | None = None, norm=None):
         config = self.config
         if head is None:
-            head = self.token_embd if self.output is None else self.output
+            head = _tied(self.token_embd) if self.output is None else self.output
         (logits,) = products(x, [head], norm=norm, dtype=jnp.float32)
         logits = logits if config.logit_scale == 1 else logits * jnp.float32(config.logit_scale)
         cap = config.logit_cap
         return logits if cap is None else jnp.float32(cap) * jnp.tanh(logits / jnp.float32(cap))
+
+
+def _tied(embedding):
+    """Returns the head that is a transposed embedding."""
+    if isinstance(embedding, Embedding):
+        return embedding
+    if not hasattr(embedding, "attend"):
+        raise TypeError(
+            f"token_embd is a {type(embedding).__name__}, and the head is tied to it: give it a"
+            " method attend(x) that returns logits [..., V]"
+        )
+    return TiedHead(embedding)
 
 
 def param_count(decoder: Decoder) -> int:

@@ -33,7 +33,7 @@ from rocmforge_jax.nn.norm import (
     scaled_norm,
 )
 from rocmforge_jax.nn.parallel_state import ParallelState
-from rocmforge_jax.nn.products import Activated, Gate, products
+from rocmforge_jax.nn.products import Activated, Gate, TiedHead, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
     RopeConfig,
@@ -80,6 +80,7 @@ __all__ = [
     "SILU",
     "ScalarGate",
     "State",
+    "TiedHead",
     "Vector",
     "XIELU",
     "Yarn",

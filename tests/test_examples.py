@@ -10,8 +10,11 @@ import rocmforge_jax
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.parametrize("library", ["in C++", "in plain XLA"])
 @pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
-def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+def test_the_examples_of_a_page_run(page, library, tmp_path, monkeypatch, request):
+    if library == "in C++":
+        request.getfixturevalue("in_cpp")
     examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert examples
     monkeypatch.chdir(tmp_path)

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
+from rocmforge_jax.backends.explicit_axes import explicit_mesh, in_auto_axes, spec_of
 from rocmforge_jax.models.altup import merged, stacked, stream_modules
 from rocmforge_jax.models.checked_inputs import checked_inputs
 from rocmforge_jax.models.config import DecoderConfig
@@ -144,6 +146,23 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: Shapes do not fit, or an id is outside the vocabulary.
         """
+        operands = self, tokens_BT, cache, positions_BT, lengths_B
+        if (mesh := explicit_mesh(operands)) is not None:
+            return self._in_auto_axes(operands, last_only, mesh)
+        return self._logits(tokens_BT, cache, positions_BT, lengths_B, last_only)
+
+    def _in_auto_axes(self, operands, last_only, mesh):
+        """Computes `__call__` on a mesh with explicit axes: the results are split like operands."""
+        _, tokens_BT, cache, _, _ = operands
+        batch = PartitionSpec(*spec_of(tokens_BT, 1), *[None] * (1 if last_only else 2))
+        caches = jax.tree.map(lambda a: spec_of(a, a.ndim), cache)
+
+        def function(decoder, *arrays):
+            return decoder._logits(*arrays, last_only)
+
+        return in_auto_axes(function, operands, (batch, caches), mesh)
+
+    def _logits(self, tokens_BT, cache, positions_BT, lengths_B, last_only):
         x_BTD, cache, added_B = self._residual(tokens_BT, cache, positions_BT, lengths_B)
         if last_only:
             x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]

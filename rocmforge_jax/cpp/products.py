@@ -60,12 +60,16 @@ def multiply(
             numbers += [scale is not None, bias is not None, *_numbers(weight.packing)]
             tables += _table(weight.packing)
             planes = [weight.planes[name] for name in _PLANES if name in weight.planes]
-            added = [*planes, *_floats(scale, bias)]
-            for array in added:
-                inner = [f"W{len(axes)}X{i}" for i in range(array.ndim)]
-                # All but a scale of one number have an axis of outputs first.
-                axes.append(" ".join(inner if array is scale else [f"n{n}", *inner[1:]]))
-                operands.append(array)
+            # All but the scale of one number have an axis of outputs first.
+            for first_axis, arrays in (
+                (f"n{n}", planes),
+                ("ONE", _floats(scale)),
+                (f"n{n}", _floats(bias)),
+            ):
+                for array in arrays:
+                    inner = [f"W{len(axes)}X{i}" for i in range(1, array.ndim)]
+                    axes.append(" ".join([first_axis, *inner]))
+                    operands.append(array)
         if product.residual is not None:
             operands, axes = [*operands, *_floats(product.residual)], [*axes, f"m n{n}"]
     call = _Call(

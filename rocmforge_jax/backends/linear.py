@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, Protocol
 
 import jax
+from jax.core import Tracer
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
@@ -32,7 +33,7 @@ def linear(function: LinearFunction, x: jax.Array, constants: Any) -> jax.Array:
         constants: The other arrays; their derivative is taken to be zero.
     """
     operands = x, *map(jax.lax.stop_gradient, constants)
-    if not any(isinstance(operand, jax.core.Tracer) for operand in operands):
+    if not any(isinstance(operand, Tracer) for operand in operands):
         return function(*operands)
     return _bind(function, *operands)
 

@@ -236,7 +236,7 @@ class Decoder(nnx.Module):
             states.append(state)
         return x_BTD, states
 
-    def _head(self, x, head: Linear | Embedding | None = None, norm=None):
+    def _head(self, x, head: Any = None, norm=None):
         config = self.config
         if head is None:
             head = _tied(self.token_embd) if self.output is None else self.output

@@ -37,6 +37,7 @@ KEYS = {
     "attention.sliding_window": 1024,
 }
 EXPERTS = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 64}
+SOFTPLUS = "softplus "
 QK_NORMS = {
     "each": "layer norms of each head of q and k",
     "head": "q and k norm over the head",
@@ -150,6 +151,9 @@ MORE = {
     "minicpm3": LATENTS,
     "plm": LATENTS,
     "afmoe": EXPERTS,
+    "deepseek2-ocr": EXPERTS,
+    "laguna": EXPERTS,
+    "mellum": EXPERTS | YARN,
     "exaone-moe": EXPERTS | {"expert_gating_func": 2},
     "deepseek": EXPERTS,
     "olmo": {"attention.clamp_kqv": 8.0},
@@ -261,7 +265,7 @@ def _attention(one) -> str:
         QK_NORMS.get(one.qk_norm, ""): one.qk_norm is not None,
         "rotates first": one.rotates_first,
         "v norm": one.v_norm,
-        f"gate by {one.gate}": one.gate is not None,
+        f"{SOFTPLUS * (one.gate_function == 'softplus')}gate by {one.gate}": one.gate is not None,
         "temperature": one.temperature is not None,
         "clamp": one.clamp is not None,
         "norm before the output": one.sub_norm,

@@ -140,7 +140,8 @@ def attention(mixer, layer, x, kind, epsilon, kept):
     blocks = [slice(first, first + BLOCK) for first in range(0, T, BLOCK)]
     out = [attend(mixer, q[:, block], positions[block], k, v, of_sinks) for block in blocks]
     out = np.concatenate(out, axis=1)
-    out = out if gate is None else out * sigmoid(gate)
+    function = sigmoid if mixer.gate_function == "sigmoid" else lambda z: np.log1p(np.exp(z))
+    out = out if gate is None else out * function(gate)
     out = out.reshape(B, T, -1)
     if mixer.sub_norm:
         out = norm(layer.attn_sub_norm, out, kind, epsilon)

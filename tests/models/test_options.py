@@ -121,6 +121,7 @@ OPTIONS = {
     "gate in a fused attn_qkv": attention(gate="query", qk_norm="head", fused_qkv=True),
     "gate of each number": attention(gate="width"),
     "gate of each head": attention(gate="head"),
+    "softplus gates": attention(gate="width", gate_function="softplus"),
     "temperature": attention(temperature=Temperature(0.5, 9)),
     "temperature after norms": attention(temperature=Temperature(0.5, 8, 1), qk_norm="head"),
     "fused attn_qkv": attention(fused_qkv=True),

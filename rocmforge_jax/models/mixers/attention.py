@@ -170,11 +170,11 @@ class Attention(AttentionOptions):
         return rope_table(tokens.positions_BT, self.rope)
 
     def _gated(self, out_BTD, gate):
-        """Multiplies the result by the sigmoid of a gate for each number, or for each head."""
+        """Multiplies the result by a gate for each number, or for each head."""
         shape = *out_BTD.shape[:2], self.heads, -1
-        gated = out_BTD.astype(jnp.float32).reshape(shape) * jax.nn.sigmoid(
-            gate.astype(jnp.float32).reshape(shape)
-        )
+        function = jax.nn.sigmoid if self.gate_function == "sigmoid" else jax.nn.softplus
+        gate = function(gate.astype(jnp.float32).reshape(shape))
+        gated = out_BTD.astype(jnp.float32).reshape(shape) * gate
         return gated.reshape(out_BTD.shape).astype(out_BTD.dtype)
 
     def workspace(self, tokens: int, slots: int) -> int:

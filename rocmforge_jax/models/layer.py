@@ -37,7 +37,7 @@ class Layer(nnx.Module):
         for name in config.norms.names:
             setattr(self, name, make.norm(name, width))
         if config.output_factor:
-            self.layer_output_scale = Vector(1)
+            self.layer_output_scale = Vector(1, initial=1)
 
     def __call__(self, x_BTD, tokens: Tokens, state: State | None = None):
         """Computes the layer.

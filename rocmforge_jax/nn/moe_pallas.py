@@ -110,9 +110,10 @@ def _routing_error(scoring: str):
 def mixture(x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
     """Returns the output of each pair, float32 [P, D], those of a token one after another."""
     experts_P, arrays = experts_P.astype(jnp.int32), stacks.arrays()
-    if pallas.shared_rows(len(experts_P), stacks.up.kernel.shape[0]) is not None:
+    together = pallas.shared_rows(len(experts_P), stacks.up.kernel.shape[0])
+    if together is not None:
         scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
-        return differentiable(_Pairs(numerics, epsilon), x_TD, scale, experts_P, arrays)
+        return differentiable(_Pairs(numerics, epsilon, together), x_TD, scale, experts_P, arrays)
     x_TD = x_TD if norm is None else norm(x_TD)
     return differentiable(_ByExpert(numerics), x_TD, experts_P, arrays)
 
@@ -135,11 +136,13 @@ class _Pairs:
 
     numerics: Numerics
     epsilon: float
+    #: The most pairs of an expert that are computed together.
+    together: int
 
     def __call__(self, x_TD, scale_D, experts_P, stacks: Stacks):
-        E = stacks.up.kernel.shape[0]
-        together = pallas.shared_rows(len(experts_P), E)
-        shared = _shared(experts_P, E, together) if together > 1 else None
+        E, shared = stacks.up.kernel.shape[0], None
+        if self.together > 1:
+            shared = _shared(experts_P, E, self.together)
         multiply = functools.partial(pallas.gemv, mode=self.numerics.activations, shared=shared)
         normed = functools.partial(multiply, x_TD, norm=scale_D, epsilon=self.epsilon)
         if stacks.is_fused:

@@ -305,3 +305,13 @@ def test_an_option_in_padded_pieces(name, decoder):
                 assert relative(logits[b, : added[b]], wanted) < 2e-5
         at += added
     assert cache.lengths_B.tolist() == at.tolist()
+
+
+def test_the_factor_of_a_fresh_layer_changes_nothing():
+    def logits(**options):
+        layer = LayerConfig(ATTENTION, GATED, Norms(1e-5), **options)
+        sizes = dict(width=WIDTH, vocabulary=VOCABULARY, context_length=64, norm_epsilon=1e-5)
+        decoder = Decoder(DecoderConfig((layer,), **sizes), backend="xla", rngs=nnx.Rngs(0))
+        return np.asarray(decoder(np.arange(5, dtype=np.int32)[None])[0])
+
+    np.testing.assert_array_equal(logits(output_factor=True), logits())

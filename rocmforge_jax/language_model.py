@@ -1,4 +1,4 @@
-"""LanguageModel: a decoder, its tokenizer and its chat template; text in, text out."""
+"""LanguageModel: a decoder, its tokenizer and its chat template; text in, text or vectors out."""
 
 import dataclasses
 import functools
@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from rocmforge_jax import compilation_cache, settings
 from rocmforge_jax.arguments import check_keywords, flag, integer, keywords, named_values, shown
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.generate import (
+    Embedder,
     Engine,
     Generated,
     Perplexity,
@@ -25,6 +27,7 @@ from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
     Decoder,
+    checked_pooling,
     default_dtype,
     load_decoder,
     plan_memory,
@@ -111,7 +114,14 @@ class LanguageModel:
         self.engine = Engine(
             model, context_length=self._context_length, suppressed_ids=self._suppressed_ids
         )
-        self._model = model
+        self._model, self._embedder = model, None
+
+    @property
+    def embedder(self) -> Embedder:
+        """Makes vectors of token ids; made when it is first used."""
+        if self._embedder is None:
+            self._embedder = Embedder(self.model, self.engine.context_length)
+        return self._embedder
 
     def __repr__(self):
         config = self.model.config
@@ -141,7 +151,9 @@ class LanguageModel:
         prompt i is drawn with seed + i. params: ready-made ones instead, for the
         prompt or one for each prompt of a list.
         """
-        prompts, stream = _as_list(prompt), _streams(stream)
+        prompts, stream = _as_list(prompt, "generate"), _streams(stream)
+        if not prompts:
+            raise TypeError("generate takes a text or a list of texts, got an empty list")
         parse_special = flag("parse_special", parse_special)
         if stream and not isinstance(prompt, str):
             raise ValueError(f"stream=True takes one prompt, got a list of {len(prompts)}")
@@ -266,6 +278,7 @@ class LanguageModel:
         return list(kept)
 
     def _chat_ids(self, messages, template: Mapping | None, **options) -> list[int]:
+        self.engine.check_generates()
         variables = named_values("template", template)
         if "messages" in variables:
             raise TypeError("template cannot hold 'messages', which have an argument of their own")
@@ -290,6 +303,68 @@ class LanguageModel:
             bos_id=tokenizer.bos_id if tokenizer.add_bos else None,
             progress=progress,
         )
+
+    @check_keywords
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        parse_special: bool = False,
+        progress: bool | None = None,
+    ) -> "np.ndarray | list[np.ndarray]":
+        """Makes a vector of each text, whose products are the texts' similarities.
+
+        Args:
+            texts: a text, or a list of them. Each gets the tokens that begin and end a text.
+            pooling: how the states of a text's tokens become one vector: "mean", "cls" for the
+                first token, "last", "none" for a vector of each token, or "rank" for the scores of
+                a reranker. Default: what the file says.
+            normalize: whether vectors get the length 1. Default: all but scores do.
+            truncate: whether the end of a text that is too long is cut off, but for the token that
+                closes a text. By default such a text is an error.
+            parse_special: read control tokens written in the texts.
+            progress: whether to show a bar on stderr. Default: for long lists, on a terminal.
+
+        Returns:
+            float32 [texts, width], or [width] for one text. With "none" a list of arrays [tokens,
+            width], or the one of a text.
+
+        Raises:
+            ValueError: the file names no pooling and none is given, or a text has no tokens or too
+                many.
+        """
+        listed = _as_list(texts, "embed")
+        kind = checked_pooling(self.model.config, pooling)
+        normalize = kind != "rank" if normalize is None else flag("normalize", normalize)
+        truncate, parse_special = flag("truncate", truncate), flag("parse_special", parse_special)
+        ids = [self._whole_text(i, text, truncate, parse_special) for i, text in enumerate(listed)]
+        how: dict[str, Any] = dict(pooling=kind, normalize=normalize, progress=progress)
+        vectors = self.embedder.embed(ids, **how)
+        if isinstance(texts, str):
+            return vectors[0]
+        if kind == "none":
+            return vectors
+        width = self.model.config.embedding_width
+        return np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
+
+    def _whole_text(self, i: int, text: str, truncate: bool, parse_special: bool) -> list[int]:
+        """Returns the ids of a text that is embedded, with its beginning and end."""
+        tokenizer, longest = self.tokenizer, self.embedder.longest
+        ids = tokenizer.encode(text, add_special=True, parse_special=parse_special)
+        if not ids:
+            raise ValueError(f"text {i} has no tokens")
+        if len(ids) <= longest:
+            return ids
+        if not truncate:
+            raise ValueError(
+                f"text {i} has {len(ids)} tokens, the model reads at most {longest}: shorten it, or"
+                " give truncate=True to leave out its end"
+            )
+        end = ids[-1:] if tokenizer.add_eos or tokenizer.add_sep else []
+        return ids[: longest - len(end)] + end
 
     def warm_up(self, prompt_tokens: int = 16) -> None:
         """Compiles what a prompt of this length needs, so that the first answer need not wait."""
@@ -494,17 +569,14 @@ def _params(params, sampling: dict, count: int) -> list[SamplingParams]:
     return list(params)
 
 
-def _as_list(prompt: Any) -> list[str]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
-        raise TypeError(f"{_WANTED}, got {type(prompt).__name__}")
-    prompts = list(prompt)
-    if wrong := [type(text).__name__ for text in prompts if not isinstance(text, str)]:
-        raise TypeError(f"{_WANTED}, got a list with {wrong[0]}")
-    if not prompts:
-        raise TypeError(f"{_WANTED}, got an empty list")
-    return prompts
-
-
-_WANTED = "generate takes a text or a list of texts"
+def _as_list(texts: Any, method: str) -> list[str]:
+    """Returns the texts that a method got."""
+    if isinstance(texts, str):
+        return [texts]
+    wanted = f"{method} takes a text or a list of texts"
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+        raise TypeError(f"{wanted}, got {type(texts).__name__}")
+    listed = list(texts)
+    if wrong := [type(text).__name__ for text in listed if not isinstance(text, str)]:
+        raise TypeError(f"{wanted}, got a list with {wrong[0]}")
+    return listed

@@ -10,7 +10,7 @@ import rocmforge_jax
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/embeddings.md"])
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert examples

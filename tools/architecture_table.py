@@ -113,6 +113,7 @@ MORE = {
     "qwen35moe": EXPERTS | DELTA_RULE,
     "bailingmoe2": EXPERTS | {"expert_shared_count": 1, "expert_gating_func": 2},
     "cohere2": {"logit_scale": 0.0625},
+    "nomic-bert-moe": EXPERTS | {"moe_every_n_layers": 2},
     "command-r": {"logit_scale": 0.0625},
     "deci": {"attention.head_count_kv": np.array([2, 2, 0] * (LAYERS // 3))},
     "glm4moe": EXPERTS | {"expert_weights_norm": True, "leading_dense_block_count": 1},
@@ -257,8 +258,10 @@ def _joined(texts) -> str:
 
 def _attention(one) -> str:
     parts = {
-        "window": one.window is not None,
+        "window": one.window is not None and one.causal,
+        "window to both sides": one.window is not None and not one.causal,
         "chunks": one.chunk is not None,
+        "ALiBi": one.alibi is not None,
         "soft cap": one.soft_cap is not None,
         "sinks": one.sinks,
         "own scale": one.scale is not None,
@@ -294,6 +297,7 @@ def _norms(layer) -> str:
     there = [place for place in places if place.startswith(("before", "after")) and places[place]]
     before, after = (any(place.startswith(word) for place in there) for word in ("before", "after"))
     where = "before and after" if before and after else "before" if before else "after"
+    where = "of sums" if norms.after_mixer_sum else where
     return f"{kind} {where}{', parallel' if layer.parallel else ''}"
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import samples, targets
 from pallas_kernels.attention import AttentionRule
-from pallas_kernels.attention.checks import require_no_chunk
+from pallas_kernels.attention.checks import require_kernel_rule
 from pallas_kernels.dequantize import reference
 from pallas_kernels.packing import Packing
 from pallas_kernels.qmatmul import Product, Weight
@@ -102,7 +102,7 @@ def require_packing(packing: Packing, mode: str) -> None:
 def check_attention(q, keys, rule: AttentionRule) -> None:
     """Raises NotImplementedError, with the reason, unless attention of such operands runs."""
     instructions()
-    require_no_chunk(rule)
+    require_kernel_rule(rule)
     if others := [str(array.dtype) for array in (q, keys) if array.dtype != jnp.float32]:
         raise NotImplementedError(f"attention in C++ computes in float32, not {others[0]}")
 

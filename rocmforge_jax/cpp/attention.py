@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import AttentionRule
-from pallas_kernels.attention.checks import check_ring, require_no_chunk
+from pallas_kernels.attention.checks import check_ring, require_kernel_rule
 
 
-def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False) -> jax.Array:
+def attend(
+    q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False, filled_B=None
+) -> jax.Array:
     """Attention of T new tokens to the slots that the rule shows to them.
 
     Args:
@@ -20,23 +22,25 @@ def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = Fal
         keys: Keys of all slots, those of the new tokens among them.
         values: Values of all slots.
         starts_B: The position of the first new token of each sequence.
-        rule: How to attend: `scale`, `causal`, `window`, `soft_cap` and `sinks_N`. A query sees no
-            slot from starts_B[b] + T on, causal or not.
+        rule: How to attend: `scale`, `causal`, `window`, `soft_cap` and `sinks_N`.
         ring: Whether the slots are a ring buffer: the token at position p is in slot p % S.
             Otherwise it is in slot p.
+        filled_B: int32, how many slots of each sequence hold tokens, for a rule that is not causal.
+            Default: starts_B + T. No query sees others.
 
     Returns:
         The attention [B, T, N, H]. A query that sees no slot gets zeros.
 
     Raises:
         ValueError: Operands that do not fit, or a rule that makes no sense.
-        NotImplementedError: A rule with chunks.
+        NotImplementedError: A rule with chunks or ALiBi.
     """
-    require_no_chunk(rule)
+    require_kernel_rule(rule)
     check(q_BTNH, keys, values, starts_B)
     if ring:
         check_ring(values.shape[2], q_BTNH.shape[1], rule)
     sinks = _checked_sinks(rule, q_BTNH.shape[2])
+    filled_B = _checked_filled(filled_B, starts_B, rule)
     call = jax.ffi.ffi_call(
         "rocmforge_attend",
         jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32),
@@ -47,6 +51,7 @@ def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = Fal
         keys,
         values,
         starts_B,
+        filled_B,
         sinks,
         scale=np.float32(rule.scale),
         causal=np.bool_(rule.causal),
@@ -54,6 +59,18 @@ def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = Fal
         soft_cap=np.float32(rule.soft_cap or 0),
         ring=np.bool_(ring),
     )
+
+
+def _checked_filled(filled_B, starts_B, rule: AttentionRule) -> jax.Array:
+    """Returns the filled slots, int32 [B], or an empty array for the default."""
+    if filled_B is None:
+        return jnp.zeros((0,), jnp.int32)
+    if rule.causal or filled_B.shape != starts_B.shape or filled_B.dtype != jnp.int32:
+        raise ValueError(
+            f"filled_B is {filled_B.dtype} {list(filled_B.shape)} for {list(starts_B.shape)} starts"
+            f" and causal={rule.causal}: it must be int32, one for each start, without causal"
+        )
+    return filled_B
 
 
 def _checked_sinks(rule: AttentionRule, heads: int) -> jax.Array:

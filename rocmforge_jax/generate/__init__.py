@@ -1,5 +1,9 @@
-"""Generation: sampling on the device, and the engine that turns token ids into more token ids."""
+"""Generation: sampling on the device, and the engine that turns token ids into more token ids.
 
+Embeddings, too: `Embedder` turns token ids into vectors.
+"""
+
+from rocmforge_jax.generate.embedder import Embedder
 from rocmforge_jax.generate.engine import Engine
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.perplexity import Perplexity, perplexity
@@ -11,6 +15,7 @@ from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Slots, Steps
 
 __all__ = [
+    "Embedder",
     "Engine",
     "Generated",
     "Perplexity",

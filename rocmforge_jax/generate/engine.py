@@ -130,7 +130,15 @@ class Engine:
                 ids outside the vocabulary, and for biases that ban all tokens.
             FloatingPointError: from the iterator, if the model's logits are NaN.
         """
+        self.check_generates()
         return self._generate(self._limits.sequences(prompts, params, max_tokens, stop_ids))
+
+    def check_generates(self) -> None:
+        """Raises ValueError for a model that generates no text, such as an encoder."""
+        if not (self.config.causal and self.config.has_head):
+            raise ValueError(
+                f"this {self.config.architecture} is an encoder, which generates no text: use embed"
+            )
 
     def _generate(self, sequences):
         scheduler = None
@@ -190,6 +198,7 @@ class Engine:
 
         tokens: room per sequence to begin with; it grows.
         """
+        self.check_generates()
         count, tokens = integer("count", count, 1), integer("tokens", tokens, 1)
         length = cache_length(tokens, self.context_length)
         return Scheduler(self.steps, self.steps.empty_slots(count, length), **self._scheduling)
@@ -206,6 +215,7 @@ class Engine:
         Returns:
             (logits after the last token of each prompt, float32 [B, V]; the filled cache).
         """
+        self.check_generates()
         return self._prefill(prompts, integer("slots", slots, 0))[:2]
 
     def _prefill(self, prompts, slots: int) -> tuple[jax.Array, Cache, Snapshots | None]:
@@ -230,6 +240,7 @@ class Engine:
 
         Returns float32 [B, T - 1 - first].
         """
+        self.check_generates()
         return self.steps.score(jnp.asarray(ids_BT, jnp.int32), integer("first", first, 0))
 
     def warm_up(self, prompt_tokens: int = SMALLEST_BUCKET, batch: int = 1) -> None:

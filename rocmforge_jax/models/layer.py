@@ -77,25 +77,32 @@ class Layer(nnx.Module):
         before_BTD, laurel = x_BTD, self.config.laurel
         if mixer is not None:
             y, state = mixer(self, x_BTD, self._find(norms.before_mixer), tokens, state)
-            x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer)
+            x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer, norms.after_mixer_sum)
         if laurel is not None:
             y = laurel(self, before_BTD, self._find(norms.before_mixer))
             x_BTD = (x_BTD + y) * 2**-0.5
         if feed_forward is not None:
             read_BTD = before_BTD if self.config.parallel else x_BTD
             y = feed_forward(self, read_BTD, self._find(norms.before_feed_forward))
-            x_BTD = self._add(x_BTD, y, feed_forward.output, norms.after_feed_forward)
+            after = norms.after_feed_forward, norms.after_feed_forward_sum
+            x_BTD = self._add(x_BTD, y, feed_forward.output, *after)
         return x_BTD, state
 
-    def _add(self, x_BTD, y, output: str | None, norm_name: str | None):
-        """Adds y to the residual stream, after its projection and norm where there are some.
+    def _add(self, x_BTD, y, output: str | None, norm_name: str | None, sum_norm: str | None):
+        """Adds y to the residual stream, with the projection and the norms that there are.
 
         Args:
             x_BTD: The residual stream.
             y: What a mixer or a feed-forward computed.
             output: The name of the projection of y, or None where y is final.
             norm_name: The name of the norm that follows, or None.
+            sum_norm: The name of the norm of the sum, or None.
         """
+        x_BTD = self._sum(x_BTD, y, output, norm_name)
+        norm = self._find(sum_norm)
+        return x_BTD if norm is None else norm(x_BTD)
+
+    def _sum(self, x_BTD, y, output: str | None, norm_name: str | None):
         projection, norm = self._find(output), self._find(norm_name)
         scale = self.config.residual_scale
         # The sum is part of the product's kernel, unless something comes between the two.

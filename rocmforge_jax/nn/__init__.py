@@ -33,6 +33,7 @@ from rocmforge_jax.nn.norm import (
     scaled_norm,
 )
 from rocmforge_jax.nn.parallel_state import ParallelState
+from rocmforge_jax.nn.pooling import POOLINGS, pool
 from rocmforge_jax.nn.products import Activated, Gate, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
@@ -71,6 +72,7 @@ __all__ = [
     "Linear",
     "MemoryState",
     "NoState",
+    "POOLINGS",
     "ParallelState",
     "QuantizedInput",
     "RELU2",
@@ -103,6 +105,7 @@ __all__ = [
     "gated",
     "mixture",
     "only_shapes",
+    "pool",
     "products",
     "rms_norm",
     "scaled_norm",

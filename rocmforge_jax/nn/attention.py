@@ -42,7 +42,13 @@ def attend(q_BTNH, cache: KVState, mask_BTS, rule: AttentionRule | None = None):
 
 
 def cached_attention(
-    q_BTNH, cache: KVState, starts_B, rule: AttentionRule, *, backend: str | None = None
+    q_BTNH,
+    cache: KVState,
+    starts_B,
+    rule: AttentionRule,
+    *,
+    filled_B=None,
+    backend: str | None = None,
 ):
     """Computes attention of T new tokens that the cache holds from position starts_B[b] on.
 
@@ -51,6 +57,8 @@ def cached_attention(
         cache: Keys and values, those of the new tokens included.
         starts_B: int32, the position of each sequence's first new token.
         rule: Which slots a query sees, and how scores become weights.
+        filled_B: Integers: how many slots of each sequence hold tokens, for a rule with
+            causal=False. Default: all up to the last new token.
         backend: "pallas", "cpp", "xla", or None for the first that can.
 
     Returns:
@@ -67,10 +75,13 @@ def cached_attention(
         )
     starts_B = jnp.asarray(starts_B)
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=cache.keys, values_BKSH=cache.values, starts_B=starts_B)
-    check_operands(arrays, rule)
+    filled_B = None if filled_B is None else jnp.asarray(filled_B)
+    check_operands(arrays, rule, filled_B)
     operands = _shaped(q_BTNH), _shaped(cache), rule
     choice = choose(ATTENTION, operands, backend)
-    return attention_calls.attend(choice.name, q_BTNH, cache, starts_B.astype(jnp.int32), rule)
+    starts_B = starts_B.astype(jnp.int32)
+    filled_B = None if filled_B is None else filled_B.astype(jnp.int32)
+    return attention_calls.attend(choice.name, q_BTNH, cache, starts_B, rule, filled_B)
 
 
 def attend_to_new(
@@ -100,7 +111,8 @@ def attend_to_new(
         rule: Which slots a query sees, and how scores become weights. Its window is that of the
             cache, where the cache has one.
         lengths_B: int32, 0 to T: how many tokens of each sequence are real; the others are padding
-            at its end. Only several tokens for a ring buffer need it. Default: all.
+            at its end. Several tokens for a ring buffer need it, and rules with causal=False, by
+            which tokens would see the padding. Default: all.
         norms: The norms of the heads of queries and of keys, or None.
         numerics: The backend, and the mode of activations of the product that follows, for which
             a kernel may quantise the result.
@@ -128,8 +140,15 @@ def attend_to_new(
         q_BTNH, k_BTKH = (rotated(heads, table, rope) for heads in (q_BTNH, k_BTKH))
         from_the_first_B = jnp.zeros(q_BTNH.shape[:1], jnp.int32)
         of_these = KVState.of(k_BTKH, v_BTKH)
-        out = cached_attention(q_BTNH, of_these, from_the_first_B, rule, backend=numerics.backend)
+        filled_B = None if rule.causal else lengths_B
+        options = dict(filled_B=filled_B, backend=numerics.backend)
+        out = cached_attention(q_BTNH, of_these, from_the_first_B, rule, **options)
         return QuantizedInput(_joined(out)), None
+    if not rule.causal and lengths_B is not None:
+        raise ValueError(
+            "attend_to_new got lengths_B and a cache for a rule with causal=False: tokens with"
+            " padding see one another without a cache"
+        )
     _check_window(cache, rule)
     spec = NewTokensSpec(rope, numerics, norms and tuple(norm.epsilon for norm in norms))
     scales = norms and tuple(norm.scale.get_value() for norm in norms)

@@ -30,9 +30,9 @@ class NewTokensSpec:
     epsilons: tuple[float, float] | None = None
 
 
-def attend(backend: str, q_BTNH, cache: KVState, starts_B, rule: AttentionRule):
+def attend(backend: str, q_BTNH, cache: KVState, starts_B, rule: AttentionRule, filled_B=None):
     """Computes attention of tokens that the cache holds already, on one backend."""
-    operands = q_BTNH, cache.keys, cache.values, starts_B, rule
+    operands = q_BTNH, cache.keys, cache.values, starts_B, rule, filled_B
     on_backend = Attend(backend, cache.wraps)
     return (
         on_backend.plain(*operands) if backend == "xla" else differentiable(on_backend, *operands)
@@ -49,14 +49,14 @@ class Attend:
     backend: str
     ring: bool = False
 
-    def __call__(self, *operands):
-        """Computes attention of q, keys, values, starts and a rule on the backend."""
+    def __call__(self, q, keys, values, starts_B, rule, filled_B=None):
+        """Computes attention on the backend."""
         attend = cpp.attend if self.backend == "cpp" else pallas.attend
-        return attend(*operands, ring=self.ring)
+        return attend(q, keys, values, starts_B, rule, self.ring, filled_B)
 
-    def plain(self, *operands):
+    def plain(self, q, keys, values, starts_B, rule, filled_B=None):
         """Computes the same in plain XLA."""
-        return reference.prefill(*operands, ring=self.ring)
+        return reference.prefill(q, keys, values, starts_B, rule, self.ring, filled_B)
 
 
 def attend_to_new(

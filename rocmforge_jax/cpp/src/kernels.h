@@ -63,11 +63,11 @@ struct Rule {
   const float* sinks;
 };
 
-// One call of attention: see `attention.py`. group: heads of q that share a KV head; width: of a head. ring: whether position p is in slot
-// p % slots.
+// One call of attention: see `attention.py`. filled: how many slots hold tokens, null for starts + tokens; a causal rule ignores it. group:
+// heads of q that share a KV head; width: of a head. ring: whether position p is in slot p % slots.
 struct Attention {
   const float *q, *keys, *values;
-  const int32_t* starts;
+  const int32_t *starts, *filled;
   float* out;
   int64_t tokens, kv_heads, group, width, slots;
   bool ring;

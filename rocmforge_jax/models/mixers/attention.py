@@ -53,8 +53,11 @@ class Attention(AttentionOptions):
         return make.norm(f"{name}_norm", self.head_width if self.qk_norm == "head" else width)
 
     def init_state(self, batch: int, length: int, dtype) -> KVState | NoState:
-        """Makes an empty KV cache, a ring buffer for a window."""
-        if self.source is not None:
+        """Makes an empty KV cache, a ring buffer for a window.
+
+        Tokens that see later ones are all computed at once, so there is nothing to keep.
+        """
+        if self.source is not None or not self.causal:
             return NoState()
         sizes = batch, self.kv_heads, self.head_width, length
         return KVState.zeros(*sizes, dtype, window=None if self.lends else self.window)

@@ -22,8 +22,9 @@ class AttentionOptions:
         scale: Factor of scores, default 1/sqrt(H).
         causal: Whether a token sees only those before it, and itself.
         window: How many tokens a token sees, itself included; None for all. The state is a ring
-            buffer of about this size.
+            buffer of about this size. Without causal it is odd: as many before as after the token.
         chunk: Tokens see one another only within chunks of this size; None for all.
+        alibi: The largest exponent of ALiBi, by which scores fall with distance, or None.
         soft_cap: A cap c that makes c * tanh(score / c) of each score, or None.
         sinks: Whether each head has a learned logit that takes a share of the weights
             (attn_sinks).
@@ -57,6 +58,7 @@ class AttentionOptions:
     window: int | None = None
     chunk: int | None = None
     soft_cap: float | None = None
+    alibi: float | None = None
     sinks: bool = False
     qk_norm: Literal["head", "unit", "each", "width"] | None = None
     clamp: float | None = None
@@ -98,7 +100,7 @@ class AttentionOptions:
                 f"a layer attends to the keys and values of layer {self.source}: it must be at"
                 " least 0, and the layer itself has none to lend"
             )
-        self._rule()  # checks scale, window, chunk and soft cap
+        self._rule()  # checks its numbers
 
     @property
     def _widths(self) -> dict[str, int]:
@@ -137,6 +139,7 @@ class AttentionOptions:
             window=self.window,
             chunk=None if one_chunk else self.chunk,
             soft_cap=self.soft_cap,
+            alibi=self.alibi,
             sinks_N=layer.attn_sinks.kernel.get_value()
             if layer is not None and self.sinks
             else None,

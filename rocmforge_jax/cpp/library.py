@@ -16,6 +16,7 @@ from rocmforge_jax.cpp import stored
 #: Name of a custom call in JAX -> its symbol in the library.
 TARGETS = {
     "rocmforge_multiply": "Multiply",
+    "rocmforge_multiply_experts": "MultiplyExperts",
     "rocmforge_attend": "Attend",
     "rocmforge_rotate_and_store": "RotateAndStore",
 }

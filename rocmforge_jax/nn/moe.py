@@ -9,7 +9,7 @@ from pallas_kernels.router import Routing
 from pallas_kernels.router import reference as router_reference
 from rocmforge_jax import quant
 from rocmforge_jax.backends import DEFAULT, choose
-from rocmforge_jax.nn import moe_pallas
+from rocmforge_jax.nn import moe_cpp, moe_pallas
 from rocmforge_jax.nn.expert_stacks import Stacks
 from rocmforge_jax.nn.fresh import normal
 from rocmforge_jax.nn.linear import Experts, Linear
@@ -101,9 +101,13 @@ def mixture(
     few = T * used <= E
     numerics = getattr(stacks.first[0], "numerics", DEFAULT)
     operands = few, x_TD.dtype, stacks, norm
-    if choose(MIXTURE, operands, numerics.backend).name != "pallas":
+    backend, experts_P = choose(MIXTURE, operands, numerics.backend).name, experts.reshape(-1)
+    if backend == "xla":
         return _one_by_one(x_TD, weights, experts, stacks, norm)
-    y_PD = moe_pallas.mixture(few, x_TD, norm, experts.reshape(-1), stacks, numerics)
+    if backend == "cpp":
+        y_PD = moe_cpp.mixture(x_TD, norm, experts_P, stacks, numerics)
+    else:
+        y_PD = moe_pallas.mixture(few, x_TD, norm, experts_P, stacks, numerics)
     return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
 
 

@@ -25,7 +25,8 @@ struct Function {
   float alpha, limit;
 };
 
-// One output [M, rows]: see `qmatmul.product.Product`. scales, biases: of each weight, nullptr where there is none.
+// One output [M, rows]: see `qmatmul.product.Product`. scales, biases: of each weight, nullptr where there is none. places: the row of the
+// output and of the residual for each row of activations, nullptr where they are the same.
 struct Job {
   Weight weights[2];
   int weight_count;
@@ -33,6 +34,7 @@ struct Job {
   Function function;
   float* out;
   int64_t rows;
+  const int32_t* places;
 };
 
 // Activations [M, groups * kGroup] before quantisation. norm: the scale of an RMSNorm, or nullptr. parts: 2 for 15-bit integers, 1 for

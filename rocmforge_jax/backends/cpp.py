@@ -22,7 +22,7 @@ from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import settings
 from rocmforge_jax.backends.choice import WrongDevice
 from rocmforge_jax.backends.trials import Trials
-from rocmforge_jax.cpp import attention, build, library, products
+from rocmforge_jax.cpp import attention, build, library, products, recurrence
 
 #: What a user does about a missing library.
 REMEDY = "build it once with: rocmforge-jax build-native"
@@ -128,6 +128,8 @@ def _multiply(x_MK, wanted, norm, mode, dtype, epsilon):
 
 attend = attention.attend
 rotate_and_store = attention.rotate_and_store
+delta_step = recurrence.delta_step
+scan_step = recurrence.scan_step
 
 
 def _loaded(found: Path) -> str:

@@ -19,6 +19,8 @@ TARGETS = {
     "rocmforge_multiply_experts": "MultiplyExperts",
     "rocmforge_attend": "Attend",
     "rocmforge_rotate_and_store": "RotateAndStore",
+    "rocmforge_delta_step": "DeltaStep",
+    "rocmforge_scan_step": "ScanStep",
 }
 _registered: Path | None = None
 

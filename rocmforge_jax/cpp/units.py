@@ -24,7 +24,7 @@ _VARIANTS = {
     }
 }
 #: Custom calls, which include the headers of JAX.
-_CALLS = ("multiply.cc", "experts.cc", "attention.cc")
+_CALLS = ("multiply.cc", "experts.cc", "attention.cc", "recurrence.cc")
 #: What every processor of a machine runs. It takes back a "-march=native" of the user's: a home
 #: folder, and the library in it, may be shared with an older processor.
 _BASELINE = {"x86_64": ("-march=x86-64",)}

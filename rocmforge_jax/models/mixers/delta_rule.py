@@ -120,6 +120,7 @@ class DeltaRule:
             jax.nn.sigmoid(beta_BTN),
             state.memory_BNHW,
             tokens.lengths_B,
+            backend=layer.numerics.backend,
         )
         gated_BTNW = layer.ssm_norm(out_BTNW) * jax.nn.silu(gate_BTNW)
         out = gated_BTNW.reshape(*x_BTD.shape[:2], -1).astype(x_BTD.dtype)

@@ -1,6 +1,6 @@
-"""Products with packed weights on a CPU: `multiply.cc` in JAX.
+"""Products with packed weights on a CPU: `multiply.cc` and `experts.cc` in JAX.
 
-They compute what `pallas_kernels.qmatmul` computes on a GPU. The function belongs to the library
+They compute what `pallas_kernels.qmatmul` computes on a GPU. The functions belong to the library
 that `library.load` loaded.
 """
 
@@ -28,7 +28,7 @@ def multiply(
 
     Args:
         x_MK: The input.
-        products: The products, with packed weights.
+        products: The products, with packed weights. One with experts is the only one.
         mode: One of MODES: the numbers that the input is rounded to.
         norm: The scale [K] of an RMSNorm to apply to the input first, or None.
         epsilon: That of the norm.
@@ -44,6 +44,25 @@ def multiply(
     if mode not in MODES:
         raise NotImplementedError(f"{mode} activations; there are {', '.join(MODES)}")
     validate(x_MK, products, norm)
+    norm = jnp.zeros((0,), jnp.float32) if norm is None else norm.astype(jnp.float32)
+    inputs, experts = [x_MK.astype(jnp.float32), norm], products[0].experts
+    target, rows = "rocmforge_multiply", x_MK.shape[0]
+    if experts is not None:
+        inputs.append(experts.astype(jnp.int32))
+        target, rows = "rocmforge_multiply_experts", experts.shape[0]
+    outputs = [
+        jax.ShapeDtypeStruct((rows, product.weights[0].rows), jnp.float32) for product in products
+    ]
+    operands, attributes = _described(products)
+    call = jax.ffi.ffi_call(target, outputs, vmap_method="sequential")
+    outputs = call(
+        *inputs, *operands, **attributes, parts=np.int64(MODES[mode]), epsilon=np.float32(epsilon)
+    )
+    return list(outputs)
+
+
+def _described(products: list[Product]) -> tuple[list[jax.Array], dict[str, np.ndarray]]:
+    """Returns the operands and the attributes that `read_jobs` in jobs.h reads."""
     operands, numbers, tables, factors = [], [], [], []
     for product in products:
         function = product.activation
@@ -56,23 +75,9 @@ def multiply(
             operands += [weight.planes[name] for name in _PLANES if name in weight.planes]
             operands += _floats(scale, bias)
         operands += _floats(product.residual)
-    norm = jnp.zeros((0,), jnp.float32) if norm is None else norm.astype(jnp.float32)
-    outputs = [
-        jax.ShapeDtypeStruct((x_MK.shape[0], product.weights[0].rows), jnp.float32)
-        for product in products
-    ]
-    call = jax.ffi.ffi_call("rocmforge_multiply", outputs, vmap_method="sequential")
-    outputs = call(
-        x_MK.astype(jnp.float32),
-        norm,
-        *operands,
-        jobs=np.array(numbers, np.int64),
-        tables=np.array(tables, np.uint8),
-        factors=np.array(factors, np.float32),
-        parts=np.int64(MODES[mode]),
-        epsilon=np.float32(epsilon),
-    )
-    return list(outputs)
+    arrays = {"jobs": (numbers, np.int64), "tables": (tables, np.uint8)}
+    arrays["factors"] = factors, np.float32
+    return operands, {name: np.array(*of) for name, of in arrays.items()}
 
 
 def validate(x_MK, products: list[Product], norm=None) -> None:
@@ -91,16 +96,32 @@ def validate(x_MK, products: list[Product], norm=None) -> None:
     if not products:
         raise ValueError("there is no product to compute")
     for product in products:
-        N = product.weights[0].rows
+        N, stack = product.weights[0].rows, _stack(product, M, len(products))
         for weight in product.weights:
-            _validate_weight(weight, N, K)
+            _validate_weight(weight, stack, N, K)
         product.check_epilogue()
         if product.residual is not None and product.residual.shape != (M, N):
             got = list(product.residual.shape)
             raise ValueError(f"residual has shape {got}: expected {[M, N]}")
 
 
-def _validate_weight(weight, N: int, K: int) -> None:
+def _stack(product: Product, M: int, count: int) -> tuple[int, ...]:
+    """Returns (E,) for a product with experts, else ()."""
+    if product.experts is None:
+        return ()
+    if count > 1 or product.residual is not None:
+        raise ValueError(
+            f"a product with experts is computed alone and without a residual, got {count} products"
+        )
+    if product.experts.ndim != 1 or product.experts.shape[0] % M:
+        raise ValueError(
+            f"experts have shape {list(product.experts.shape)}, x has {M} rows: expected [P] with a"
+            f" multiple of {M}"
+        )
+    return product.weights[0].planes["codes"].shape[:1]
+
+
+def _validate_weight(weight, stack: tuple[int, ...], N: int, K: int) -> None:
     packing, groups = weight.packing, K // GROUP
     require_form(packing)
     if groups % packing.span:
@@ -109,9 +130,9 @@ def _validate_weight(weight, N: int, K: int) -> None:
             " number of them"
         )
     shapes = {
-        "codes": (N, packing.bits, groups),
-        "d": (N, groups // packing.span),
-        "scale": (N, packing.halves, groups),
+        "codes": (*stack, N, packing.bits, groups),
+        "d": (*stack, N, groups // packing.span),
+        "scale": (*stack, N, packing.halves, groups),
     }
     for name, dtype in packing.planes().items():
         if name not in weight.planes:
@@ -148,7 +169,7 @@ def _table(packing: Packing) -> list[int]:
 
 
 def _numbers(packing: Packing) -> list[int]:
-    """Returns what `read_jobs` in multiply.cc reads of a packing."""
+    """Returns what `read_jobs` in jobs.h reads of a packing."""
     scale = _SCALES.index(packing.scale)
     return [
         packing.bits,

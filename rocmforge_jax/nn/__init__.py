@@ -19,7 +19,7 @@ from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.latent import LatentState, attend_to_latents
-from rocmforge_jax.nn.linear import Embedding, Experts, Linear, through_each
+from rocmforge_jax.nn.linear import Embedding, Experts, Linear
 from rocmforge_jax.nn.memory_state import MemoryState
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
@@ -48,6 +48,7 @@ from rocmforge_jax.nn.rope import (
 from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.ssm import selective_scan
 from rocmforge_jax.nn.state import Cache, NoState, State
+from rocmforge_jax.nn.through_each import through_each
 from rocmforge_jax.nn.vector import Bias, Vector
 from rocmforge_jax.nn.xielu import XIELU
 

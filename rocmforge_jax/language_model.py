@@ -5,19 +5,22 @@ import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
+from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from rocmforge_jax import compilation_cache, settings
-from rocmforge_jax.arguments import check_keywords, flag, integer, keywords, named_values, shown
+from rocmforge_jax.arguments import check_keywords, flag, integer, named_values, shown
 from rocmforge_jax.backends import Numerics
+from rocmforge_jax.completion import Answer, Completion
 from rocmforge_jax.generate import (
     Embedder,
     Engine,
-    Generated,
+    GenerateOptions,
     Perplexity,
+    SamplingOptions,
     SamplingParams,
     check_context_length,
     perplexity,
@@ -40,27 +43,6 @@ from rocmforge_jax.text import (
     tokenizer_from_metadata,
     without_oldest_turn,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What was generated for one prompt.
-
-    text: without stop strings. ids: the generated tokens, without the stop token. logprobs: one for
-    each id, natural logarithm, under the model's own distribution. finish_reason: "stop" (a stop
-    token or string), "length" (max_tokens) or "context" (the context is full). prompt_tokens:
-    tokens of the prompt.
-    """
-
-    text: str
-    ids: list[int]
-    finish_reason: str
-    logprobs: list[float]
-    prompt_tokens: int
-
-    def __str__(self):
-        return self.text
-
 
 #: The variables of chat templates that are most often taken for keywords of `chat`.
 _TEMPLATE_VARIABLES = {
@@ -130,26 +112,58 @@ class LanguageModel:
             f" {config.width}, vocabulary {config.vocabulary}>"
         )
 
-    @functools.partial(check_keywords, also=keywords(SamplingParams))
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = 256,
+        stream: Literal[True],
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[str]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = 256,
+        stream: Literal[False] | None = False,
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Iterable[str],
+        *,
+        max_tokens: int | None = 256,
+        stream: Literal[False] | None = False,
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]: ...
+
+    @functools.partial(check_keywords, options=GenerateOptions)
     def generate(
         self,
         prompt: str | Iterable[str],
         *,
         max_tokens: int | None = 256,
-        stop: str | Iterable[str] | None = None,
-        stream: bool = False,
+        stream: bool | None = False,
         parse_special: bool = False,
-        params: SamplingParams | Iterable[SamplingParams] | None = None,
-        **sampling,
-    ) -> "Completion | list[Completion] | Iterator[str]":
-        """Continue a text, or each of a list of texts.
+        **options: Unpack[GenerateOptions],
+    ) -> Completion | list[Completion] | Iterator[str]:
+        """Continues a text, or each of a list of texts.
 
-        max_tokens: most new tokens, None for as many as the context holds. stop: strings that end
-        the text and are left out of it. stream: return an iterator of pieces of text instead (one
-        prompt only). parse_special: read control tokens written in the prompt. sampling: the fields
-        of `SamplingParams` (temperature, top_k, top_p, seed, ...), None for the default; in a list,
-        prompt i is drawn with seed + i. params: ready-made ones instead, for the
-        prompt or one for each prompt of a list.
+        Args:
+            prompt: A text, or a list of texts. In a list, prompt i is drawn with seed + i.
+            max_tokens: Most new tokens, None for as many as the context holds.
+            stream: Whether to return an iterator of pieces of text instead, for one prompt.
+            parse_special: Whether to read control tokens written in the prompt.
+            options: Those of `AnswerOptions`, and the fields of `SamplingParams` (temperature,
+                top_k, top_p, seed, ...). None is the default of each.
         """
         prompts, stream = _as_list(prompt, "generate"), _streams(stream)
         if not prompts:
@@ -160,10 +174,8 @@ class LanguageModel:
         completions = self._complete(
             [self._encode(text, parse_special) for text in prompts],
             max_tokens=max_tokens,
-            stop=stop,
             stream=stream,
-            params=params,
-            **sampling,
+            **options,
         )
         if isinstance(completions, list) and isinstance(prompt, str):
             return completions[0]
@@ -173,20 +185,20 @@ class LanguageModel:
         self,
         prompts: list[list[int]],
         *,
-        max_tokens: int | None = 256,
+        max_tokens: int | None,
+        stream: bool | None,
         stop: str | Iterable[str] | None = None,
-        stream: bool = False,
         params: SamplingParams | Iterable[SamplingParams] | None = None,
-        **sampling,
-    ) -> "list[Completion] | Iterator[str]":
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Completion] | Iterator[str]:
         """Does what `generate` does, for prompts that are token ids."""
         stream = _streams(stream)
-        params = _params(params, sampling, len(prompts))
+        each = _params(params, sampling, len(prompts))
         stop = StopStrings(stop).stops
-        answers = [_Answer(self.tokenizer, ids, stop) for ids in prompts]
+        answers = [Answer(self.tokenizer, ids, stop) for ids in prompts]
         steps = self.engine.generate(
             [answer.prompt for answer in answers],
-            params,
+            each,
             max_tokens=max_tokens,
             stop_ids=self.tokenizer.stop_ids,
         )
@@ -199,20 +211,44 @@ class LanguageModel:
                 break
         return [answer.completion() for answer in answers]
 
-    @functools.partial(
-        check_keywords,
-        also=[name for name in keywords(generate) if name not in ("prompt", "parse_special")],
-        variables=_TEMPLATE_VARIABLES,
-    )
+    @overload
     def chat(
         self,
         messages: Sequence[Any],
         *,
-        template: Mapping | None = None,
+        template: Mapping[str, Any] | None = None,
         continue_final_message: bool | str = False,
         parse_special_in_messages: bool = False,
-        **options,
-    ) -> "Completion | Iterator[str]":
+        max_tokens: int | None = 256,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[str]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        template: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+        parse_special_in_messages: bool = False,
+        max_tokens: int | None = 256,
+        stream: Literal[False] | None = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion: ...
+
+    @functools.partial(check_keywords, options=GenerateOptions, variables=_TEMPLATE_VARIABLES)
+    def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        template: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+        parse_special_in_messages: bool = False,
+        max_tokens: int | None = 256,
+        stream: bool | None = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion | Iterator[str]:
         """Answers a conversation [{"role": "user", "content": "..."}, ...].
 
         Args:
@@ -224,7 +260,9 @@ class LanguageModel:
                 "reasoning_content".
             parse_special_in_messages: read control tokens that are spelled in messages. By default
                 they are text in every message that is not the assistant's.
-            options: those of `generate`, but `parse_special`.
+            max_tokens: most new tokens, None for as many as the context holds.
+            stream: whether to return an iterator of pieces of text instead.
+            options: as for `generate`.
 
         Raises:
             ChatTemplateError: the file has no template, or it fails.
@@ -235,7 +273,7 @@ class LanguageModel:
             continue_final_message=continue_final_message,
             parse_special_in_messages=parse_special_in_messages,
         )
-        answers = self._complete([prompt], **options)
+        answers = self._complete([prompt], max_tokens=max_tokens, stream=stream, **options)
         return answers[0] if isinstance(answers, list) else answers
 
     @functools.partial(check_keywords, variables=_TEMPLATE_VARIABLES)
@@ -244,7 +282,7 @@ class LanguageModel:
         messages: Sequence[Any],
         *,
         max_tokens: int | None = 256,
-        template: Mapping | None = None,
+        template: Mapping[str, Any] | None = None,
         parse_special_in_messages: bool = False,
     ) -> list[Any]:
         """Drops the oldest turns of a conversation until an answer has room in the context.
@@ -304,6 +342,30 @@ class LanguageModel:
             progress=progress,
         )
 
+    @overload
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        pooling: Literal["none"],
+        normalize: bool | None = None,
+        truncate: bool = False,
+        parse_special: bool = False,
+        progress: bool | None = None,
+    ) -> list[np.ndarray]: ...
+
+    @overload
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        parse_special: bool = False,
+        progress: bool | None = None,
+    ) -> np.ndarray: ...
+
     @check_keywords
     def embed(
         self,
@@ -314,7 +376,7 @@ class LanguageModel:
         truncate: bool = False,
         parse_special: bool = False,
         progress: bool | None = None,
-    ) -> "np.ndarray | list[np.ndarray]":
+    ) -> np.ndarray | list[np.ndarray]:
         """Makes a vector of each text, whose products are the texts' similarities.
 
         Args:
@@ -388,56 +450,11 @@ class LanguageModel:
         return ids
 
 
-class _Answer:
-    """One prompt's answer while it is being generated."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop):
-        self.prompt = prompt
-        self._text = tokenizer.stream(skip_special=True, after=prompt)
-        self._stops = StopStrings(stop)
-        self._ids, self._logprobs, self._pieces = [], [], []
-        self.finish_reason = None
-
-    def take(self, generated: Generated) -> str:
-        """Take a dispatch's tokens in, one by one up to a stop string.
-
-        -> the text that is certain now.
-        """
-        if self.finish_reason:
-            return ""
-        pieces = []
-        for id, logprob in zip(generated.ids, generated.logprobs):
-            self._ids.append(id)
-            self._logprobs.append(logprob)
-            pieces.append(self._stops.push(self._text.push([id])))
-            if self._stops.hit is not None:
-                self.finish_reason = "stop"
-                break
-        if not self.finish_reason and generated.finish_reason:
-            self.finish_reason = generated.finish_reason
-            pieces.append(self._stops.push(self._text.flush()))
-            pieces.append(self._stops.flush())
-        self._pieces += pieces
-        return "".join(pieces)
-
-    def stream(self, steps: Iterator[Generated]) -> Iterator[str]:
-        for generated in steps:
-            if piece := self.take(generated):
-                yield piece
-            if self.finish_reason:
-                return
-
-    def completion(self) -> Completion:
-        assert self.finish_reason is not None  # it has ended
-        text = "".join(self._pieces)
-        return Completion(text, self._ids, self.finish_reason, self._logprobs, len(self.prompt))
-
-
 @check_keywords
 def load(
     path: str | os.PathLike = "demo",
     *,
-    dtype=None,
+    dtype: DTypeLike | None = None,
     activations: str = "int16",
     backend: str | None = None,
     context_length: int | None = None,
@@ -475,8 +492,9 @@ def load(
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"load() takes a text or an os.PathLike as path, got {shown(path)}")
     context_length = check_context_length(context_length)
+    compute: Any = default_dtype() if dtype is None else dtype
     numerics = Numerics(
-        default_dtype() if dtype is None else dtype,
+        compute,
         activations,
         settings.backend() if backend is None else backend,
     )
@@ -553,8 +571,8 @@ def _streams(stream) -> bool:
     return stream is not None and flag("stream", stream)
 
 
-def _params(params, sampling: dict, count: int) -> list[SamplingParams]:
-    sampling = {name: value for name, value in sampling.items() if value is not None}
+def _params(params, options: Mapping[str, Any], count: int) -> list[SamplingParams]:
+    sampling = {name: value for name, value in options.items() if value is not None}
     if params is None:
         one = SamplingParams(**sampling)
         return [

@@ -49,9 +49,11 @@ MAY_IMPORT = {
         "settings",
     },
     "generate": {"arguments", "models", "nn", "quant"},
+    "completion": {"generate", "text"},
     "language_model": {
         "arguments",
         "backends",
+        "completion",
         "compilation_cache",
         "generate",
         "models",

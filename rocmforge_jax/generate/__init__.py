@@ -5,6 +5,7 @@ Embeddings, too: `Embedder` turns token ids into vectors.
 
 from rocmforge_jax.generate.embedder import Embedder
 from rocmforge_jax.generate.engine import Engine
+from rocmforge_jax.generate.options import AnswerOptions, GenerateOptions, SamplingOptions
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.perplexity import Perplexity, perplexity
 from rocmforge_jax.generate.prefix_cache import PrefixCache
@@ -15,12 +16,15 @@ from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Slots, Steps
 
 __all__ = [
+    "AnswerOptions",
     "Embedder",
     "Engine",
+    "GenerateOptions",
     "Generated",
     "Perplexity",
     "PrefixCache",
     "Sampler",
+    "SamplingOptions",
     "SamplingParams",
     "Scheduler",
     "Sequence",

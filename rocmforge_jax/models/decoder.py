@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,11 @@ class Decoder(nnx.Module):
     """
 
     token_embd: Embedding
+
+    if TYPE_CHECKING:  # type checkers do not know the modules that only some models have
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any): ...
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """One layer of a decoder: a mixer and a feed-forward, each added to the residual stream."""
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +24,11 @@ class Layer(nnx.Module):
         config: The mixer, the feed-forward and the norms. They compute with this layer's weights.
         numerics: How the layer computes.
     """
+
+    if TYPE_CHECKING:  # type checkers do not know the submodules
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any): ...
 
     def __init__(
         self, config: LayerConfig, width: int, *, numerics: Numerics, rngs: nnx.Rngs | None

@@ -1,0 +1,42 @@
+"""The keywords that methods which generate share, with their types.
+
+`check_keywords(..., options=...)` puts them into the signature that editors and `help` show.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TypedDict
+
+from rocmforge_jax.generate.params import SamplingParams
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams`; None is the default of each."""
+
+    temperature: float | None
+    top_k: int | None
+    typical_p: float | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    penalty_last_n: int | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+
+
+class AnswerOptions(TypedDict, total=False):
+    """What an answer is to hold, beside its length.
+
+    Attributes:
+        stop: Strings that end the text and are left out of it.
+        params: Ready-made sampling parameters in place of single ones: for all prompts, or one for
+            each prompt of a list.
+    """
+
+    stop: str | Iterable[str] | None
+    params: SamplingParams | Iterable[SamplingParams] | None
+
+
+class GenerateOptions(AnswerOptions, SamplingOptions, total=False):
+    """All options that `LanguageModel.generate` and `chat` share."""

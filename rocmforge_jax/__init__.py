@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # `typing` takes 7 ms to import
 if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
     from rocmforge_jax.completion import Completion as Completion
+    from rocmforge_jax.generate import LogitsProcessor as LogitsProcessor
     from rocmforge_jax.generate import SamplingParams as SamplingParams
     from rocmforge_jax.gguf import GGUFError as GGUFError
     from rocmforge_jax.gguf import open_gguf as open_gguf
@@ -42,6 +43,7 @@ _WHERE = {
     "validate_matmul_dims": "quant",
     "validate_attention_dims": "nn",
     "SamplingParams": "generate",
+    "LogitsProcessor": "generate",
     "enable_compilation_cache": "compilation_cache",
     "kernel_report": "models",
 }

@@ -25,6 +25,7 @@ from rocmforge_jax.generate import (
     check_context_length,
     perplexity,
 )
+from rocmforge_jax.generate.options import Processor
 from rocmforge_jax.generate.params import MAX_SEED
 from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
@@ -189,6 +190,7 @@ class LanguageModel:
         stream: bool | None,
         stop: str | Iterable[str] | None = None,
         params: SamplingParams | Iterable[SamplingParams] | None = None,
+        logits_processor: Processor | Iterable[Processor] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Completion] | Iterator[str]:
         """Does what `generate` does, for prompts that are token ids."""
@@ -201,6 +203,7 @@ class LanguageModel:
             each,
             max_tokens=max_tokens,
             stop_ids=self.tokenizer.stop_ids,
+            logits_processor=logits_processor,
         )
         if stream:
             return answers[0].stream(dispatch[0] for dispatch in steps)

@@ -25,6 +25,7 @@ NAMES = {
     "QTensor",
     "QParam",
     "SamplingParams",
+    "LogitsProcessor",
     "enable_compilation_cache",
     "validate_matmul_dims",
     "validate_attention_dims",

@@ -9,6 +9,7 @@ from rocmforge_jax.generate.options import AnswerOptions, GenerateOptions, Sampl
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.perplexity import Perplexity, perplexity
 from rocmforge_jax.generate.prefix_cache import PrefixCache
+from rocmforge_jax.generate.processor import LogitsProcessor
 from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import Generated, Sequence, check_context_length
@@ -21,6 +22,7 @@ __all__ = [
     "Engine",
     "GenerateOptions",
     "Generated",
+    "LogitsProcessor",
     "Perplexity",
     "PrefixCache",
     "Sampler",

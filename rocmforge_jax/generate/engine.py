@@ -18,6 +18,7 @@ import numpy as np
 from rocmforge_jax.arguments import check_keywords, integer
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.prefix_cache import PrefixCache
+from rocmforge_jax.generate.processor import LogitsProcessor
 from rocmforge_jax.generate.requests import Limits
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import Generated, check_context_length
@@ -110,6 +111,7 @@ class Engine:
         *,
         max_tokens: int | None = None,
         stop_ids: collections.abc.Iterable[int] | None = None,
+        logits_processor: Any = None,
     ) -> Iterator[list[Generated]]:
         """Continues each prompt.
 
@@ -120,6 +122,8 @@ class Engine:
             params: how to sample, one for all or one each. Default: `SamplingParams()`.
             max_tokens: most new tokens of each sequence, None for as many as the context holds.
             stop_ids: tokens that end a sequence.
+            logits_processor: a function or `LogitsProcessor` that changes logits before a token is
+                chosen, one for all prompts; or one each, with the same function.
 
         Returns:
             An iterator that yields, dispatch after dispatch, one `Generated` per prompt, until all
@@ -127,11 +131,14 @@ class Engine:
 
         Raises:
             ValueError: before anything is computed, for prompts that are empty, too long or have
-                ids outside the vocabulary, and for biases that ban all tokens.
+                ids outside the vocabulary, for biases that ban all tokens, and for what a logits
+                processor must not return. From the iterator, if one leaves no token.
             FloatingPointError: from the iterator, if the model's logits are NaN.
         """
         self.check_generates()
-        return self._generate(self._limits.sequences(prompts, params, max_tokens, stop_ids))
+        return self._generate(
+            self._limits.sequences(prompts, params, max_tokens, stop_ids, logits_processor)
+        )
 
     def check_generates(self) -> None:
         """Raises ValueError for a model that generates no text, such as an encoder."""
@@ -164,7 +171,8 @@ class Engine:
             self.forget()  # before the free memory is counted
         count, tokens = self._allotment(sequences)
         if count < len(sequences):
-            return self.open(count, tokens), collections.deque(sequences)
+            scheduler = self.open(count, tokens, sequences[0].processor)
+            return scheduler, collections.deque(sequences)
         prompts = [one.prompt for one in sequences]
         logits_BV, cache, snapshots = self._prefill(prompts, tokens)
         scheduler = Scheduler.of(
@@ -193,15 +201,21 @@ class Engine:
         free -= plan.temporary_bytes(self.config, min(length, plan.TOKENS))
         return free // self.steps.cache_bytes(1, length)
 
-    def open(self, count: int, tokens: int) -> Scheduler:
+    def open(
+        self, count: int, tokens: int, logits_processor: LogitsProcessor | None = None
+    ) -> Scheduler:
         """A scheduler of `count` free slots, for requests that come one by one.
 
-        tokens: room per sequence to begin with; it grows.
+        Args:
+            count: Slots.
+            tokens: Room per sequence to begin with; it grows.
+            logits_processor: That of the sequences: its function, and a state like theirs.
         """
         self.check_generates()
         count, tokens = integer("count", count, 1), integer("tokens", tokens, 1)
         length = cache_length(tokens, self.context_length)
-        return Scheduler(self.steps, self.steps.empty_slots(count, length), **self._scheduling)
+        slots = self.steps.empty_slots(count, length, logits_processor)
+        return Scheduler(self.steps, slots, **self._scheduling)
 
     def prefill(
         self, prompts: collections.abc.Sequence[list[int]], *, slots: int = 0

@@ -3,10 +3,14 @@
 `check_keywords(..., options=...)` puts them into the signature that editors and `help` show.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TypedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypedDict
 
 from rocmforge_jax.generate.params import SamplingParams
+from rocmforge_jax.generate.processor import LogitsProcessor
+
+#: What `logits_processor=` takes for a prompt.
+Processor = LogitsProcessor | Callable[..., tuple[Any, Any]]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -32,10 +36,14 @@ class AnswerOptions(TypedDict, total=False):
         stop: Strings that end the text and are left out of it.
         params: Ready-made sampling parameters in place of single ones: for all prompts, or one for
             each prompt of a list.
+        logits_processor: A jittable function that changes logits before a token is chosen, on the
+            device, or a `LogitsProcessor` with the state it begins with; or one for each prompt of
+            a list, with the same function.
     """
 
     stop: str | Iterable[str] | None
     params: SamplingParams | Iterable[SamplingParams] | None
+    logits_processor: Processor | Iterable[Processor] | None
 
 
 class GenerateOptions(AnswerOptions, SamplingOptions, total=False):

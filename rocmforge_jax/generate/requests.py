@@ -9,6 +9,7 @@ import numpy as np
 
 from rocmforge_jax.arguments import shown
 from rocmforge_jax.generate.params import SamplingParams
+from rocmforge_jax.generate.processor import check_processor, each_processor
 from rocmforge_jax.generate.sequence import Sequence
 
 
@@ -27,7 +28,12 @@ class Limits:
     suppressed_ids: frozenset[int] = frozenset()
 
     def sequences(
-        self, prompts: Iterable, params: Any, max_tokens: Any, stop_ids: Iterable | None
+        self,
+        prompts: Iterable,
+        params: Any,
+        max_tokens: Any,
+        stop_ids: Iterable | None,
+        logits_processor: Any = None,
     ) -> list[Sequence]:
         """Returns the sequences of a request, see `Engine.generate`.
 
@@ -39,6 +45,9 @@ class Limits:
         if not prompts:
             raise ValueError("generate needs at least one prompt, got none")
         stop_ids = None if stop_ids is None else list(stop_ids)
+        processors = each_processor(logits_processor, len(prompts))
+        if processors[0] is not None:
+            check_processor(processors[0], self.vocabulary)
         return [
             Sequence(
                 prompt,
@@ -46,8 +55,11 @@ class Limits:
                 context_length=self.context_length,
                 max_tokens=max_tokens,
                 stop_ids=stop_ids,
+                processor=processor,
             )
-            for prompt, one in zip(prompts, self._params(params, len(prompts)))
+            for prompt, one, processor in zip(
+                prompts, self._params(params, len(prompts)), processors
+            )
         ]
 
     def _prompt(self, name: str, prompt) -> list[int]:

@@ -76,6 +76,7 @@ class Scheduler:
             [one.prompt for one in sequences],
             [one.params for one in sequences],
             allowed_V=steps.allowed_V,
+            processors=[one.processor for one in sequences],
         )
         scheduler = cls(steps, slots, **options)
         scheduler._enter(range(len(sequences)), sequences, ids_BT, logprobs_BT)
@@ -90,10 +91,11 @@ class Scheduler:
         """Puts a sequence into a free slot and computes its prompt, alone.
 
         Raises:
-            ValueError: all slots are taken.
+            ValueError: all slots are taken, or are for sequences with another logits processor.
         """
         if not self.free:
             raise ValueError(f"all {self.slots.batch} slots are taken: release a sequence first")
+        self._check_processor(sequence)
         row, prompt = self._owners.index(None), sequence.prompt
         self._make_room(self._steps.padded(len(prompt)))
         logits_BV, cache = self._steps.prefill_prompts(
@@ -106,6 +108,7 @@ class Scheduler:
             [sequence.params],
             bias_width=self.slots.sampler.bias_width,
             allowed_V=self._steps.allowed_V,
+            processors=[sequence.processor],
         )
         slots = self.slots.with_bias_width(one.sampler.bias_width)
         self.slots = insert(slots, jax.device_put(np.int32(row)), one)
@@ -136,6 +139,14 @@ class Scheduler:
     def release(self, sequence: Sequence) -> None:
         """Frees the slot of a sequence, finished or not."""
         self._owners[self._owners.index(sequence)] = None
+
+    def _check_processor(self, sequence: Sequence):
+        running, entering = self.slots.processing, sequence.processor
+        if (running and running.function) is not (entering and entering.function):
+            raise ValueError(
+                f"the {self.slots.batch} slots run together with one logits processor, and this"
+                " sequence has another one or none: open a scheduler for it"
+            )
 
     def _enter(self, rows, sequences, ids_BT, logprobs_BT):
         for row, one in zip(rows, sequences):

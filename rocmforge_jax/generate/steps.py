@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from rocmforge_jax.generate.params import PENALTY_WINDOW, SamplingParams
+from rocmforge_jax.generate.processor import LogitsProcessor, Processing
 from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.snapshots import SNAPSHOT_INTERVAL, Snapshots
 from rocmforge_jax.models import Decoder
@@ -46,6 +47,7 @@ class Slots:
             one last, after -1 for each that is missing. Penalties look back on them.
         sampler: the sampling parameters, [B, ...] each, see `Sampler`.
         active_B: bool [B]: whether a sequence occupies the slot.
+        processing: the logits processor of the sequences, or None.
     """
 
     cache: Cache
@@ -53,6 +55,7 @@ class Slots:
     recent_BW: jax.Array
     sampler: Sampler
     active_B: jax.Array
+    processing: Processing | None = None
 
     @property
     def batch(self) -> int:
@@ -74,7 +77,9 @@ class Slots:
 
     def grown(self, length: int) -> "Slots":
         """A copy whose cache has room for `length` tokens per sequence."""
-        return dataclasses.replace(self, cache=self.cache.grown(length))
+        processing = self.processing
+        processing = None if processing is None else processing.grown(length)
+        return dataclasses.replace(self, cache=self.cache.grown(length), processing=processing)
 
     def with_bias_width(self, width: int) -> "Slots":
         """The slots with room for `width` tokens of logit_bias each, at least."""
@@ -115,19 +120,22 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
     decoder, added_B = merge(leaves), slots.active_B.astype(jnp.int32)
 
     def step(carry, _):
-        cache, last_B, recent_BW = carry
+        cache, last_B, recent_BW, processing = carry
+        if processing is not None:
+            processing = processing.with_tokens(last_B, cache.lengths_B)
         logits_BV, after = decoder(last_B[:, None], cache, last_only=True)
         # The decoder counts every slot on; an inactive one stays where it is. Passing `lengths_B`
         # instead would make the decoder gather the last token of one.
         cache = dataclasses.replace(after, lengths_B=cache.lengths_B + added_B)
-        last_B, logprobs_B, recent_BW = sample_next(
-            logits_BV, slots.sampler, cache.lengths_B, recent_BW, allowed_V
+        (last_B, logprobs_B), recent_BW, processing = sample_next(
+            logits_BV, slots.sampler, cache.lengths_B, recent_BW, allowed_V, processing
         )
-        return (cache, last_B, recent_BW), (last_B, logprobs_B)
+        return (cache, last_B, recent_BW, processing), (last_B, logprobs_B)
 
-    carry = slots.cache, slots.last_B, slots.recent_BW
-    (cache, last_B, recent_BW), (ids_TB, logprobs_TB) = jax.lax.scan(step, carry, length=count)
-    slots = dataclasses.replace(slots, cache=cache, last_B=last_B, recent_BW=recent_BW)
+    carry = slots.cache, slots.last_B, slots.recent_BW, slots.processing
+    carry, (ids_TB, logprobs_TB) = jax.lax.scan(step, carry, length=count)
+    cache, last_B, recent_BW, processing = carry
+    slots = Slots(cache, last_B, recent_BW, slots.sampler, slots.active_B, processing)
     return slots, ids_TB.T, logprobs_TB.T
 
 
@@ -140,10 +148,27 @@ def score(merge, leaves, ids_BT, first: int):
 
 
 @jax.jit
-def sample_next(logits_BV, sampler: Sampler, positions_B, recent_BW, allowed_V):
-    """Samples a token of each sequence -> (tokens, log-probabilities, recent tokens with it)."""
-    tokens_B, logprobs_B = sample(logits_BV, sampler, positions_B, recent_BW, allowed_V)
-    return tokens_B, logprobs_B, jnp.concatenate([recent_BW[:, 1:], tokens_B[:, None]], axis=1)
+def sample_next(
+    logits_BV,
+    sampler: Sampler,
+    positions_B,
+    recent_BW,
+    allowed_V,
+    processing: Processing | None = None,
+):
+    """Samples a token of each sequence, after `positions_B` tokens.
+
+    Returns:
+        ((tokens, log-probabilities); the recent tokens with the new ones; the processor).
+    """
+    processed_BV = None
+    if processing is not None:
+        processed_BV, processing = processing(logits_BV.astype(jnp.float32), positions_B)
+    tokens_B, logprobs_B = sample(
+        logits_BV, sampler, positions_B, recent_BW, allowed_V, processed_BV
+    )
+    recent_BW = jnp.concatenate([recent_BW[:, 1:], tokens_B[:, None]], axis=1)
+    return (tokens_B, logprobs_B), recent_BW, processing
 
 
 #: insert(slots, b, other): `Slots.with_row` in place: the slots are donated.
@@ -158,6 +183,7 @@ def start(
     *,
     bias_width: int = 0,
     allowed_V: jax.Array | None = None,
+    processors: collections.abc.Sequence[LogitsProcessor | None] = (),
 ) -> tuple[Slots, jax.Array, jax.Array]:
     """Samples the first token after each prompt.
 
@@ -168,16 +194,18 @@ def start(
         params: how each sequence is sampled.
         bias_width: least room for tokens of logit_bias, see `Sampler.of`.
         allowed_V: see `sample`.
+        processors: the logits processor of each sequence.
 
     Returns:
         (slots that are all active; ids, int32 [B, 1]; log-probabilities, float32 [B, 1]).
     """
     sampler = Sampler.of(params, bias_width)
-    last_B, logprobs_B, recent_BW = sample_next(
-        logits_BV, sampler, cache.lengths_B, _recent(prompts), allowed_V
+    processing = Processing.of(processors, prompts, cache.length)
+    (last_B, logprobs_B), recent_BW, processing = sample_next(
+        logits_BV, sampler, cache.lengths_B, _recent(prompts), allowed_V, processing
     )
     active_B = jax.device_put(np.ones(len(prompts), bool))
-    slots = Slots(cache, last_B, recent_BW, sampler, active_B)
+    slots = Slots(cache, last_B, recent_BW, sampler, active_B, processing)
     return slots, last_B[:, None], logprobs_B[:, None]
 
 
@@ -225,7 +253,8 @@ class DecodeProgram:
         def changed(leaves, cache, rest, allowed_V, count):
             slots = dataclasses.replace(rest, cache=cache)
             slots, ids_BT, logprobs_BT = decode(merge, leaves, slots, allowed_V, count)
-            return slots.cache, slots.last_B, slots.recent_BW, ids_BT, logprobs_BT
+            changing = slots.cache, slots.last_B, slots.recent_BW, slots.processing
+            return *changing, ids_BT, logprobs_BT
 
         self.jitted = jax.jit(changed, donate_argnums=1, static_argnums=4)
         self.leaves, self.allowed_V = leaves, allowed_V
@@ -237,8 +266,8 @@ class DecodeProgram:
 
     def __call__(self, slots: Slots, count: int):
         """Runs the step, see `decode`."""
-        cache, last_B, recent_BW, *tokens = self.jitted(*self.arguments(slots, count))
-        changed = Slots(cache, last_B, recent_BW, slots.sampler, slots.active_B)
+        cache, last_B, recent_BW, processing, *tokens = self.jitted(*self.arguments(slots, count))
+        changed = Slots(cache, last_B, recent_BW, slots.sampler, slots.active_B, processing)
         return changed, *tokens
 
 
@@ -287,14 +316,17 @@ class Steps:
         """Bytes of a cache of `batch` sequences with `length` slots each; nothing is allocated."""
         return jax.eval_shape(lambda: self.init_cache(batch, length)).nbytes
 
-    def empty_slots(self, batch: int, length: int) -> Slots:
-        """Slots without sequences."""
+    def empty_slots(
+        self, batch: int, length: int, processor: LogitsProcessor | None = None
+    ) -> Slots:
+        """Slots without sequences, for sequences with the function of a logits processor."""
         return Slots(
             self.init_cache(batch, length),
             jax.device_put(np.zeros(batch, np.int32)),
             jax.device_put(np.full((batch, PENALTY_WINDOW), -1, np.int32)),
             Sampler.of([SamplingParams(temperature=0)] * batch),
             jax.device_put(np.zeros(batch, bool)),
+            Processing.of([processor] * batch, [[]] * batch, length),
         )
 
     def padded(self, tokens: int) -> int:

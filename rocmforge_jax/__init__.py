@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # `typing` takes 7 ms to import
 if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
     from rocmforge_jax.completion import Completion as Completion
+    from rocmforge_jax.completion import Piece as Piece
     from rocmforge_jax.generate import LogitsProcessor as LogitsProcessor
     from rocmforge_jax.generate import SamplingParams as SamplingParams
     from rocmforge_jax.gguf import GGUFError as GGUFError
@@ -33,6 +34,7 @@ _WHERE = {
     "load": "language_model",
     "LanguageModel": "language_model",
     "Completion": "completion",
+    "Piece": "completion",
     "open_gguf": "gguf",
     "GGUFError": "gguf",
     "load_tokenizer": "text",

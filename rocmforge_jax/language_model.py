@@ -1,6 +1,5 @@
 """LanguageModel: a decoder, its tokenizer and its chat template; text in, text or vectors out."""
 
-import dataclasses
 import functools
 import os
 import sys
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from rocmforge_jax import compilation_cache, settings
 from rocmforge_jax.arguments import check_keywords, flag, integer, named_values, shown
 from rocmforge_jax.backends import Numerics
-from rocmforge_jax.completion import Answer, Completion
+from rocmforge_jax.completion import Answer, Completion, Piece, streamed
 from rocmforge_jax.generate import (
     Embedder,
     Engine,
@@ -26,7 +25,6 @@ from rocmforge_jax.generate import (
     perplexity,
 )
 from rocmforge_jax.generate.options import Processor
-from rocmforge_jax.generate.params import MAX_SEED
 from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
@@ -36,6 +34,7 @@ from rocmforge_jax.models import (
     load_decoder,
     plan_memory,
 )
+from rocmforge_jax.requested import Prompt, as_prompts, best, counts, each_params
 from rocmforge_jax.text import (
     ChatTemplate,
     StopStrings,
@@ -116,20 +115,22 @@ class LanguageModel:
     @overload
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         *,
         max_tokens: int | None = 256,
+        n: int | None = None,
         stream: Literal[True],
         parse_special: bool = False,
         **options: Unpack[GenerateOptions],
-    ) -> Iterator[str]: ...
+    ) -> Iterator[Piece]: ...
 
     @overload
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         *,
         max_tokens: int | None = 256,
+        n: None = None,
         stream: Literal[False] | None = False,
         parse_special: bool = False,
         **options: Unpack[GenerateOptions],
@@ -138,81 +139,117 @@ class LanguageModel:
     @overload
     def generate(
         self,
-        prompt: Iterable[str],
+        prompt: Prompt,
         *,
         max_tokens: int | None = 256,
+        n: int,
         stream: Literal[False] | None = False,
         parse_special: bool = False,
         **options: Unpack[GenerateOptions],
     ) -> list[Completion]: ...
 
+    @overload
+    def generate(
+        self,
+        prompt: Iterable[Prompt],
+        *,
+        max_tokens: int | None = 256,
+        n: None = None,
+        stream: Literal[False] | None = False,
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Iterable[Prompt],
+        *,
+        max_tokens: int | None = 256,
+        n: int,
+        stream: Literal[False] | None = False,
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[list[Completion]]: ...
+
     @functools.partial(check_keywords, options=GenerateOptions)
     def generate(
         self,
-        prompt: str | Iterable[str],
+        prompt: Prompt | Iterable[Prompt],
         *,
         max_tokens: int | None = 256,
+        n: int | None = None,
         stream: bool | None = False,
         parse_special: bool = False,
         **options: Unpack[GenerateOptions],
-    ) -> Completion | list[Completion] | Iterator[str]:
+    ) -> Completion | list[Completion] | list[list[Completion]] | Iterator[Piece]:
         """Continues a text, or each of a list of texts.
 
         Args:
-            prompt: A text, or a list of texts. In a list, prompt i is drawn with seed + i.
+            prompt: A text or the ids of its tokens, which are taken as they are; or a list of
+                either. In a list, prompt i is drawn with seed + i.
             max_tokens: Most new tokens, None for as many as the context holds.
+            n: How many answers to return for each prompt, as a list. The prompt is computed once.
+                Answers are drawn with one seed after the other.
             stream: Whether to return an iterator of pieces of text instead, for one prompt.
             parse_special: Whether to read control tokens written in the prompt.
             options: Those of `AnswerOptions`, and the fields of `SamplingParams` (temperature,
                 top_k, top_p, seed, ...). None is the default of each.
         """
-        prompts, stream = _as_list(prompt, "generate"), _streams(stream)
-        if not prompts:
-            raise TypeError("generate takes a text or a list of texts, got an empty list")
-        parse_special = flag("parse_special", parse_special)
-        if stream and not isinstance(prompt, str):
+        parse_special, stream = flag("parse_special", parse_special), _streams(stream)
+        prompts, is_one = as_prompts(prompt)
+        if stream and not is_one:
             raise ValueError(f"stream=True takes one prompt, got a list of {len(prompts)}")
-        completions = self._complete(
-            [self._encode(text, parse_special) for text in prompts],
-            max_tokens=max_tokens,
-            stream=stream,
-            **options,
-        )
-        if isinstance(completions, list) and isinstance(prompt, str):
-            return completions[0]
-        return completions
+        ids = [self._encode(one, parse_special) if isinstance(one, str) else one for one in prompts]
+        answers = self._complete(ids, max_tokens=max_tokens, stream=stream, n=n, **options)
+        return answers[0] if isinstance(answers, list) and is_one else answers
 
     def _complete(
         self,
         prompts: list[list[int]],
         *,
         max_tokens: int | None,
-        stream: bool | None,
+        stream: bool,
+        n: int | None = None,
         stop: str | Iterable[str] | None = None,
         params: SamplingParams | Iterable[SamplingParams] | None = None,
         logits_processor: Processor | Iterable[Processor] | None = None,
+        best_of: int | None = None,
+        top_logprobs: int | None = None,
         **sampling: Unpack[SamplingOptions],
-    ) -> list[Completion] | Iterator[str]:
-        """Does what `generate` does, for prompts that are token ids."""
-        stream = _streams(stream)
-        each = _params(params, sampling, len(prompts))
-        stop = StopStrings(stop).stops
-        answers = [Answer(self.tokenizer, ids, stop) for ids in prompts]
+    ) -> list[Any] | Iterator[Piece]:
+        """Does what `generate` does, for prompts that are token ids.
+
+        Returns:
+            The completion of each prompt, a list of them if `n` is given; or the pieces of the
+            first prompt's answers.
+        """
+        wanted, drawn = counts(n, best_of, stream)
+        stops, top = StopStrings(stop).stops, top_logprobs or 0
         steps = self.engine.generate(
-            [answer.prompt for answer in answers],
-            each,
+            prompts,
+            each_params(params, sampling, len(prompts), drawn),
             max_tokens=max_tokens,
             stop_ids=self.tokenizer.stop_ids,
             logits_processor=logits_processor,
+            samples=drawn,
+            top_logprobs=top,
         )
+        answers = [
+            Answer(self.tokenizer, prompt, stops, with_top=top > 0, index=index)
+            for prompt in prompts
+            for index in range(drawn)
+        ]
+        pieces = streamed(answers, steps)
         if stream:
-            return answers[0].stream(dispatch[0] for dispatch in steps)
-        for dispatch in steps:
-            for answer, generated in zip(answers, dispatch):
-                answer.take(generated)
-            if all(answer.finish_reason for answer in answers):
-                break
-        return [answer.completion() for answer in answers]
+            return pieces
+        for _ in pieces:
+            pass
+        done = [answer.completion() for answer in answers]
+        of_prompts = [done[i : i + drawn] for i in range(0, len(done), drawn)]
+        if drawn > wanted:
+            of_prompts = [best(completions)[:wanted] for completions in of_prompts]
+        return [completions[0] for completions in of_prompts] if n is None else of_prompts
 
     @overload
     def chat(
@@ -223,9 +260,10 @@ class LanguageModel:
         continue_final_message: bool | str = False,
         parse_special_in_messages: bool = False,
         max_tokens: int | None = 256,
+        n: int | None = None,
         stream: Literal[True],
         **options: Unpack[GenerateOptions],
-    ) -> Iterator[str]: ...
+    ) -> Iterator[Piece]: ...
 
     @overload
     def chat(
@@ -236,9 +274,24 @@ class LanguageModel:
         continue_final_message: bool | str = False,
         parse_special_in_messages: bool = False,
         max_tokens: int | None = 256,
+        n: None = None,
         stream: Literal[False] | None = False,
         **options: Unpack[GenerateOptions],
     ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        template: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+        parse_special_in_messages: bool = False,
+        max_tokens: int | None = 256,
+        n: int,
+        stream: Literal[False] | None = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]: ...
 
     @functools.partial(check_keywords, options=GenerateOptions, variables=_TEMPLATE_VARIABLES)
     def chat(
@@ -249,9 +302,10 @@ class LanguageModel:
         continue_final_message: bool | str = False,
         parse_special_in_messages: bool = False,
         max_tokens: int | None = 256,
+        n: int | None = None,
         stream: bool | None = False,
         **options: Unpack[GenerateOptions],
-    ) -> Completion | Iterator[str]:
+    ) -> Completion | list[Completion] | Iterator[Piece]:
         """Answers a conversation [{"role": "user", "content": "..."}, ...].
 
         Args:
@@ -264,6 +318,7 @@ class LanguageModel:
             parse_special_in_messages: read control tokens that are spelled in messages. By default
                 they are text in every message that is not the assistant's.
             max_tokens: most new tokens, None for as many as the context holds.
+            n: how many answers to return, as a list.
             stream: whether to return an iterator of pieces of text instead.
             options: as for `generate`.
 
@@ -276,7 +331,8 @@ class LanguageModel:
             continue_final_message=continue_final_message,
             parse_special_in_messages=parse_special_in_messages,
         )
-        answers = self._complete([prompt], max_tokens=max_tokens, stream=stream, **options)
+        stream = _streams(stream)
+        answers = self._complete([prompt], max_tokens=max_tokens, stream=stream, n=n, **options)
         return answers[0] if isinstance(answers, list) else answers
 
     @functools.partial(check_keywords, variables=_TEMPLATE_VARIABLES)
@@ -572,22 +628,6 @@ def from_parts(
 def _streams(stream) -> bool:
     """Returns the flag `stream`; clients of OpenAI's interface send None for False."""
     return stream is not None and flag("stream", stream)
-
-
-def _params(params, options: Mapping[str, Any], count: int) -> list[SamplingParams]:
-    sampling = {name: value for name, value in options.items() if value is not None}
-    if params is None:
-        one = SamplingParams(**sampling)
-        return [
-            dataclasses.replace(one, seed=(one.seed + i) % (MAX_SEED + 1)) for i in range(count)
-        ]
-    if sampling:
-        raise TypeError(f"give params or {', '.join(sampling)}, not both")
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    if isinstance(params, str | bytes | Mapping) or not isinstance(params, Iterable):
-        raise TypeError(f"params must be SamplingParams, or a list of them, got {params!r}")
-    return list(params)
 
 
 def _as_list(texts: Any, method: str) -> list[str]:

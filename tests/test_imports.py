@@ -50,10 +50,12 @@ MAY_IMPORT = {
     },
     "generate": {"arguments", "models", "nn", "quant"},
     "completion": {"generate", "text"},
+    "requested": {"arguments", "completion", "generate"},
     "language_model": {
         "arguments",
         "backends",
         "completion",
+        "requested",
         "compilation_cache",
         "generate",
         "models",

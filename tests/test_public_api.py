@@ -17,6 +17,7 @@ NAMES = {
     "load",
     "LanguageModel",
     "Completion",
+    "Piece",
     "open_gguf",
     "GGUFError",
     "load_tokenizer",

@@ -23,7 +23,7 @@ from rocmforge_jax.generate.requests import Limits
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import Generated, check_context_length
 from rocmforge_jax.generate.snapshots import Snapshots, default_snapshot_bytes
-from rocmforge_jax.generate.steps import SMALLEST_BUCKET, Steps
+from rocmforge_jax.generate.steps import SMALLEST_BUCKET, Steps, repeated
 from rocmforge_jax.models import Decoder, plan
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH, cache_length
 from rocmforge_jax.nn import Cache
@@ -112,6 +112,8 @@ class Engine:
         max_tokens: int | None = None,
         stop_ids: collections.abc.Iterable[int] | None = None,
         logits_processor: Any = None,
+        samples: int = 1,
+        top_logprobs: int = 0,
     ) -> Iterator[list[Generated]]:
         """Continues each prompt.
 
@@ -119,15 +121,18 @@ class Engine:
 
         Args:
             prompts: token ids. Those that do not fit into memory together wait for a free slot.
-            params: how to sample, one for all or one each. Default: `SamplingParams()`.
+            params: how to sample, one for all, or one for each sequence: those of the first prompt,
+                then those of the second. Default: `SamplingParams()`.
             max_tokens: most new tokens of each sequence, None for as many as the context holds.
             stop_ids: tokens that end a sequence.
             logits_processor: a function or `LogitsProcessor` that changes logits before a token is
                 chosen, one for all prompts; or one each, with the same function.
+            samples: sequences of each prompt, which is computed once for all of them.
+            top_logprobs: how many of the likeliest tokens to return beside each chosen one.
 
         Returns:
-            An iterator that yields, dispatch after dispatch, one `Generated` per prompt, until all
-            have finished. It is empty for a prompt that waits or has finished.
+            An iterator that yields, dispatch after dispatch, one `Generated` per sequence, until
+            all have finished. It is empty for a sequence that waits or has finished.
 
         Raises:
             ValueError: before anything is computed, for prompts that are empty, too long or have
@@ -136,9 +141,10 @@ class Engine:
             FloatingPointError: from the iterator, if the model's logits are NaN.
         """
         self.check_generates()
-        return self._generate(
-            self._limits.sequences(prompts, params, max_tokens, stop_ids, logits_processor)
-        )
+        samples = integer("samples", samples, 1)
+        top = integer("top_logprobs", top_logprobs, 0, self.config.vocabulary)
+        request = prompts, params, max_tokens, stop_ids, logits_processor, samples
+        return self._generate(self._limits.sequences(*request), samples, top)
 
     def check_generates(self) -> None:
         """Raises ValueError for a model that generates no text, such as an encoder."""
@@ -147,13 +153,17 @@ class Engine:
                 f"this {self.config.architecture} is an encoder, which generates no text: use embed"
             )
 
-    def _generate(self, sequences):
+    def _generate(self, sequences, samples: int, top: int):
         scheduler = None
+        groups = [sequences[i : i + samples] for i in range(0, len(sequences), samples)]
         try:
-            scheduler, waiting = self._begin(sequences)
+            scheduler, waiting = self._begin(groups, top)
             while not all(one.finish_reason for one in sequences):
                 while waiting and scheduler.free:
-                    scheduler.admit(waiting.popleft())
+                    group = waiting.popleft()
+                    scheduler.admit(*group[: scheduler.free])
+                    if left := [one for one in group if not one.begun]:
+                        waiting.appendleft(left)
                 added = dict(scheduler.step())
                 for one in added:
                     if one.finish_reason:
@@ -165,18 +175,23 @@ class Engine:
                     sequences[0].text, scheduler.slots.cache, scheduler.snapshots
                 )
 
-    def _begin(self, sequences) -> tuple[Scheduler, collections.deque]:
-        """Prefills all sequences together if they fit; otherwise all of them wait."""
-        if len(sequences) > 1:
+    def _begin(self, groups, top: int) -> tuple[Scheduler, collections.deque]:
+        """Prefills all prompts together if their sequences fit; otherwise all of them wait.
+
+        groups: the sequences of each prompt.
+        """
+        if len(groups) > 1:
             self.forget()  # before the free memory is counted
+        sequences, samples = [one for group in groups for one in group], len(groups[0])
         count, tokens = self._allotment(sequences)
         if count < len(sequences):
-            scheduler = self.open(count, tokens, sequences[0].processor)
-            return scheduler, collections.deque(sequences)
-        prompts = [one.prompt for one in sequences]
-        logits_BV, cache, snapshots = self._prefill(prompts, tokens)
+            scheduler = self.open(count, tokens, sequences[0].processor, top)
+            return scheduler, collections.deque(groups)
+        logits_BV, cache, snapshots = self._prefill([group[0].prompt for group in groups], tokens)
+        if samples > 1:
+            (logits_BV, cache), snapshots = repeated((logits_BV, cache), samples), None
         scheduler = Scheduler.of(
-            self.steps, sequences, logits_BV, cache, snapshots=snapshots, **self._scheduling
+            self.steps, sequences, logits_BV, cache, top, snapshots=snapshots, **self._scheduling
         )
         return scheduler, collections.deque()
 
@@ -202,7 +217,11 @@ class Engine:
         return free // self.steps.cache_bytes(1, length)
 
     def open(
-        self, count: int, tokens: int, logits_processor: LogitsProcessor | None = None
+        self,
+        count: int,
+        tokens: int,
+        logits_processor: LogitsProcessor | None = None,
+        top_logprobs: int = 0,
     ) -> Scheduler:
         """A scheduler of `count` free slots, for requests that come one by one.
 
@@ -210,11 +229,12 @@ class Engine:
             count: Slots.
             tokens: Room per sequence to begin with; it grows.
             logits_processor: That of the sequences: its function, and a state like theirs.
+            top_logprobs: How many of the likeliest tokens to return beside each chosen one.
         """
         self.check_generates()
         count, tokens = integer("count", count, 1), integer("tokens", tokens, 1)
         length = cache_length(tokens, self.context_length)
-        slots = self.steps.empty_slots(count, length, logits_processor)
+        slots = self.steps.empty_slots(count, length, logits_processor, top_logprobs)
         return Scheduler(self.steps, slots, **self._scheduling)
 
     def prefill(

@@ -39,11 +39,17 @@ class AnswerOptions(TypedDict, total=False):
         logits_processor: A jittable function that changes logits before a token is chosen, on the
             device, or a `LogitsProcessor` with the state it begins with; or one for each prompt of
             a list, with the same function.
+        best_of: How many answers are generated for a prompt, of which the `n` with the highest mean
+            log-probability are returned, the best first. Default: n.
+        top_logprobs: How many of the likeliest tokens to return beside each chosen one, with their
+            log-probabilities under the model's own distribution.
     """
 
     stop: str | Iterable[str] | None
     params: SamplingParams | Iterable[SamplingParams] | None
     logits_processor: Processor | Iterable[Processor] | None
+    best_of: int | None
+    top_logprobs: int | None
 
 
 class GenerateOptions(AnswerOptions, SamplingOptions, total=False):

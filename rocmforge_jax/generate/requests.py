@@ -34,8 +34,11 @@ class Limits:
         max_tokens: Any,
         stop_ids: Iterable | None,
         logits_processor: Any = None,
+        samples: int = 1,
     ) -> list[Sequence]:
         """Returns the sequences of a request, see `Engine.generate`.
+
+        Those of one prompt follow one another.
 
         Raises ValueError, with the numbers, for what cannot be computed.
         """
@@ -58,7 +61,9 @@ class Limits:
                 processor=processor,
             )
             for prompt, one, processor in zip(
-                prompts, self._params(params, len(prompts)), processors
+                _each_repeated(prompts, samples),
+                self._params(params, len(prompts) * samples),
+                _each_repeated(processors, samples),
             )
         ]
 
@@ -105,6 +110,10 @@ class Limits:
         banned = {id for id, bias in biases.items() if bias == -math.inf}
         if len(banned - self.suppressed_ids) == left:
             raise ValueError(f"{name} bans all {left} tokens that the model may generate")
+
+
+def _each_repeated(values: list, count: int) -> list:
+    return [value for value in values for _ in range(count)]
 
 
 def _names(argument: str, count: int) -> list[str]:

@@ -22,11 +22,14 @@ class Generated:
         logprobs: their log-probabilities under the model.
         finish_reason: None while the sequence goes on; "stop" at a stop token, "length" at
             max_tokens, "context" when the context is full.
+        top_logprobs: for each token the ids and log-probabilities of the likeliest ones, in
+            descending order; empty unless they were asked for.
     """
 
     ids: list[int]
     logprobs: list[float]
     finish_reason: str | None = None
+    top_logprobs: list[dict[int, float]] = dataclasses.field(default_factory=list)
 
 
 class Sequence:
@@ -84,7 +87,13 @@ class Sequence:
         """Whether it may need more tokens than those that are begun."""
         return self.finish_reason is None and self.begun < self.limit
 
-    def take(self, ids: list[int], logprobs: list[float]) -> Generated:
+    def take(
+        self,
+        ids: list[int],
+        logprobs: list[float],
+        top_ids: list[list[int]] | None = None,
+        top_logprobs: list[list[float]] | None = None,
+    ) -> Generated:
         """Takes in the tokens of a dispatch; returns those that belong to the sequence.
 
         Raises FloatingPointError if the model's logits are NaN, and ValueError if a logits
@@ -113,7 +122,9 @@ class Sequence:
             self.finish_reason = "stop"
         elif self._left == 0:
             self.finish_reason = self._at_limit
-        return Generated(ids[:count], logprobs[:count], self.finish_reason)
+        likeliest = zip((top_ids or [])[:count], top_logprobs or [])
+        top = [dict(zip(*of_one)) for of_one in likeliest]
+        return Generated(ids[:count], logprobs[:count], self.finish_reason, top)
 
 
 def check_context_length(context_length: Any) -> Any:

@@ -48,6 +48,7 @@ class Slots:
         sampler: the sampling parameters, [B, ...] each, see `Sampler`.
         active_B: bool [B]: whether a sequence occupies the slot.
         processing: the logits processor of the sequences, or None.
+        top: how many of the likeliest tokens are returned beside each chosen one. Static.
     """
 
     cache: Cache
@@ -56,6 +57,7 @@ class Slots:
     sampler: Sampler
     active_B: jax.Array
     processing: Processing | None = None
+    top: int = dataclasses.field(default=0, metadata=dict(static=True))
 
     @property
     def batch(self) -> int:
@@ -114,8 +116,9 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
     `sample`.
 
     Returns:
-        (the slots; ids, int32 [B, count]; log-probabilities, float32 [B, count]). What is returned
-        for an inactive slot is unspecified.
+        (the slots; ids, int32 [B, count]; log-probabilities, float32 [B, count]), and with
+        `slots.top` the ids and log-probabilities of the likeliest, [B, count, top] each. What is
+        returned for an inactive slot is unspecified.
     """
     decoder, added_B = merge(leaves), slots.active_B.astype(jnp.int32)
 
@@ -127,16 +130,18 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
         # The decoder counts every slot on; an inactive one stays where it is. Passing `lengths_B`
         # instead would make the decoder gather the last token of one.
         cache = dataclasses.replace(after, lengths_B=cache.lengths_B + added_B)
-        (last_B, logprobs_B), recent_BW, processing = sample_next(
-            logits_BV, slots.sampler, cache.lengths_B, recent_BW, allowed_V, processing
+        chosen, recent_BW, processing = sample_next(
+            logits_BV, slots.sampler, cache.lengths_B, recent_BW, allowed_V, processing, slots.top
         )
-        return (cache, last_B, recent_BW, processing), (last_B, logprobs_B)
+        return (cache, chosen[0], recent_BW, processing), chosen
 
     carry = slots.cache, slots.last_B, slots.recent_BW, slots.processing
-    carry, (ids_TB, logprobs_TB) = jax.lax.scan(step, carry, length=count)
+    carry, chosen = jax.lax.scan(step, carry, length=count)
     cache, last_B, recent_BW, processing = carry
-    slots = Slots(cache, last_B, recent_BW, slots.sampler, slots.active_B, processing)
-    return slots, ids_TB.T, logprobs_TB.T
+    slots = dataclasses.replace(
+        slots, cache=cache, last_B=last_B, recent_BW=recent_BW, processing=processing
+    )
+    return slots, *(jnp.swapaxes(array, 0, 1) for array in chosen)
 
 
 def score(merge, leaves, ids_BT, first: int):
@@ -147,7 +152,7 @@ def score(merge, leaves, ids_BT, first: int):
     return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=6)
 def sample_next(
     logits_BV,
     sampler: Sampler,
@@ -155,11 +160,14 @@ def sample_next(
     recent_BW,
     allowed_V,
     processing: Processing | None = None,
+    top: int = 0,
 ):
     """Samples a token of each sequence, after `positions_B` tokens.
 
     Returns:
-        ((tokens, log-probabilities); the recent tokens with the new ones; the processor).
+        ((tokens, log-probabilities), and with `top` the ids and log-probabilities [B, top] of the
+        likeliest tokens under the model's own distribution, in descending order; the recent tokens
+        with the new ones; the processor).
     """
     processed_BV = None
     if processing is not None:
@@ -168,7 +176,18 @@ def sample_next(
         logits_BV, sampler, positions_B, recent_BW, allowed_V, processed_BV
     )
     recent_BW = jnp.concatenate([recent_BW[:, 1:], tokens_B[:, None]], axis=1)
-    return (tokens_B, logprobs_B), recent_BW, processing
+    chosen = tokens_B, logprobs_B
+    if top:
+        best_BK, ids_BK = jax.lax.top_k(logits_BV.astype(jnp.float32), top)
+        total_B = jax.nn.logsumexp(logits_BV.astype(jnp.float32), axis=-1, keepdims=True)
+        chosen = *chosen, ids_BK.astype(jnp.int32), best_BK - total_B
+    return chosen, recent_BW, processing
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def repeated(tree, count: int):
+    """Returns a pytree with `count` copies of each row, one after the other."""
+    return jax.tree.map(lambda array: jnp.repeat(array, count, axis=0), tree)
 
 
 #: insert(slots, b, other): `Slots.with_row` in place: the slots are donated.
@@ -184,7 +203,8 @@ def start(
     bias_width: int = 0,
     allowed_V: jax.Array | None = None,
     processors: collections.abc.Sequence[LogitsProcessor | None] = (),
-) -> tuple[Slots, jax.Array, jax.Array]:
+    top: int = 0,
+) -> tuple:
     """Samples the first token after each prompt.
 
     Args:
@@ -195,18 +215,19 @@ def start(
         bias_width: least room for tokens of logit_bias, see `Sampler.of`.
         allowed_V: see `sample`.
         processors: the logits processor of each sequence.
+        top: see `Slots`.
 
     Returns:
-        (slots that are all active; ids, int32 [B, 1]; log-probabilities, float32 [B, 1]).
+        (slots that are all active; what `decode` returns, for one token).
     """
     sampler = Sampler.of(params, bias_width)
     processing = Processing.of(processors, prompts, cache.length)
-    (last_B, logprobs_B), recent_BW, processing = sample_next(
-        logits_BV, sampler, cache.lengths_B, _recent(prompts), allowed_V, processing
+    chosen, recent_BW, processing = sample_next(
+        logits_BV, sampler, cache.lengths_B, _recent(prompts), allowed_V, processing, top
     )
     active_B = jax.device_put(np.ones(len(prompts), bool))
-    slots = Slots(cache, last_B, recent_BW, sampler, active_B, processing)
-    return slots, last_B[:, None], logprobs_B[:, None]
+    slots = Slots(cache, chosen[0], recent_BW, sampler, active_B, processing, top)
+    return slots, *(array[:, None] for array in chosen)
 
 
 def _recent(prompts) -> jax.Array:
@@ -252,9 +273,8 @@ class DecodeProgram:
     def __init__(self, merge: collections.abc.Callable, leaves: list, allowed_V):
         def changed(leaves, cache, rest, allowed_V, count):
             slots = dataclasses.replace(rest, cache=cache)
-            slots, ids_BT, logprobs_BT = decode(merge, leaves, slots, allowed_V, count)
-            changing = slots.cache, slots.last_B, slots.recent_BW, slots.processing
-            return *changing, ids_BT, logprobs_BT
+            slots, *chosen = decode(merge, leaves, slots, allowed_V, count)
+            return slots.cache, slots.last_B, slots.recent_BW, slots.processing, *chosen
 
         self.jitted = jax.jit(changed, donate_argnums=1, static_argnums=4)
         self.leaves, self.allowed_V = leaves, allowed_V
@@ -267,7 +287,8 @@ class DecodeProgram:
     def __call__(self, slots: Slots, count: int):
         """Runs the step, see `decode`."""
         cache, last_B, recent_BW, processing, *tokens = self.jitted(*self.arguments(slots, count))
-        changed = Slots(cache, last_B, recent_BW, slots.sampler, slots.active_B, processing)
+        unchanged = slots.sampler, slots.active_B
+        changed = Slots(cache, last_B, recent_BW, *unchanged, processing, slots.top)
         return changed, *tokens
 
 
@@ -317,9 +338,16 @@ class Steps:
         return jax.eval_shape(lambda: self.init_cache(batch, length)).nbytes
 
     def empty_slots(
-        self, batch: int, length: int, processor: LogitsProcessor | None = None
+        self,
+        batch: int,
+        length: int,
+        processor: LogitsProcessor | None = None,
+        top: int = 0,
     ) -> Slots:
-        """Slots without sequences, for sequences with the function of a logits processor."""
+        """Slots without sequences, for sequences with the function of a logits processor.
+
+        top: see `Slots`.
+        """
         return Slots(
             self.init_cache(batch, length),
             jax.device_put(np.zeros(batch, np.int32)),
@@ -327,6 +355,7 @@ class Steps:
             Sampler.of([SamplingParams(temperature=0)] * batch),
             jax.device_put(np.zeros(batch, bool)),
             Processing.of([processor] * batch, [[]] * batch, length),
+            top,
         )
 
     def padded(self, tokens: int) -> int:

@@ -140,7 +140,11 @@ def test_the_same_function_compiles_once(engine, compilations):
         (lambda t, n, x, s: (x[:, :-1], s), 0, r"logits .* float32 \[1, 64\], got .* \[1, 63\]"),
         (lambda t, n, x, s: (x.astype(jnp.bfloat16), s), 0, r"float32 \[1, 64\], got bfloat16"),
         (lambda t, n, x, s: (x, s[0]), np.zeros(3), r"state .* \[1, 3\], got .* \[3\]"),
-        (lambda t, n, x, s: (x, s + 0.5), 1, r"state .* int32 \[1\], got float32 \[1\]"),
+        (
+            lambda t, n, x, s: (x, s.astype(jnp.float32)),
+            1,
+            r"state .* int32 \[1\], got float32 \[1\]",
+        ),
         (lambda t, n, x, s: (x, {"b": s["a"]}), {"a": 1}, "state .* structure .*'a'.*'b'"),
     ],
 )

@@ -79,7 +79,7 @@ def _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, ring, filled_B=None
     return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule, distances_BTS)
 
 
-def attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule: AttentionRule):
+def attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule: AttentionRule, distances_BTS=None):
     """Attention of queries to any slots -> [B, T, N, H] in q's dtype.
 
     Args:
@@ -87,11 +87,12 @@ def attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule: AttentionRule):
         keys_BKHS: keys, of any float dtype.
         values_BKSH: values, of the same dtype.
         seen_BTS: bool, whether a query sees a slot. A query that sees nothing gets zeros.
-        rule: only its scale, soft cap and sinks are used.
+        rule: only its scale, soft cap, sinks and ALiBi are used.
+        distances_BTS: float32, how far queries are from slots, for a rule with ALiBi.
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, seen_BTS=seen_BTS)
     checks.check_operands(arrays, rule)
-    return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule)
+    return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule, distances_BTS)
 
 
 def _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule, distances_BTS=None):

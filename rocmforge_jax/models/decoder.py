@@ -20,6 +20,7 @@ from rocmforge_jax.models.nextn import NextN
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.models.per_layer_input import embedding_modules, per_layer_inputs
 from rocmforge_jax.models.token_inputs import embed_tokens, input_modules
+from rocmforge_jax.models.visibility import embeds_like_tokens, segment_places, visible
 from rocmforge_jax.nn import (
     Cache,
     Embedding,
@@ -131,12 +132,15 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        tokens_BT,
+        tokens_BT=None,
         cache: Cache | None = None,
         *,
         positions_BT=None,
         lengths_B=None,
         last_only: bool = False,
+        inputs_embeds=None,
+        mask=None,
+        segment_ids=None,
     ):
         """Computes the logits of the next token after each token.
 
@@ -149,6 +153,12 @@ class Decoder(nnx.Module):
             lengths_B: How many of the T tokens of each sequence are real. The first ones are, the
                 rest is padding. Default: all.
             last_only: Whether only the logits of the last real token are wanted.
+            inputs_embeds: [B, T, D], in place of tokens: rows as `token_embd` gives them.
+            mask: Bool [B, T, S], whether a token sees a slot, in place of the causal rule; axes of
+                1 broadcast. S is T, or the slots of the cache. Windows and chunks of layers still
+                hold. XLA computes it.
+            segment_ids: Integers [B, T], for sequences that are packed into a row: tokens see their
+                own run of equal ids, and positions count from its start.
 
         Returns:
             Logits, float32 [B, T, V], or [B, V] with last_only; and the cache with these tokens
@@ -159,12 +169,32 @@ class Decoder(nnx.Module):
                 encoder without a head.
         """
         self._require_head()
-        x_BTD, cache, added_B = self._residual(tokens_BT, cache, positions_BT, lengths_B)
+        seen = dict(inputs_embeds=inputs_embeds, mask=mask, segment_ids=segment_ids)
+        x_BTD, cache, added_B = self._residual(tokens_BT, cache, positions_BT, lengths_B, **seen)
         if last_only:
             x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
-        return self._head(x_BTD, norm=self.last_norm), cache
+        return self.head(x_BTD), cache
 
-    def hidden(self, tokens_BT, cache: Cache | None = None, *, positions_BT=None, lengths_B=None):
+    def head(self, x):
+        """Computes logits, float32 [..., V], of a residual stream [..., D], after any layer.
+
+        It is the last norm and the output projection with its scale and cap. `logits` is without
+        the norm.
+        """
+        self._require_head()
+        return self._head(x, norm=self.last_norm)
+
+    def hidden(
+        self,
+        tokens_BT=None,
+        cache: Cache | None = None,
+        *,
+        positions_BT=None,
+        lengths_B=None,
+        inputs_embeds=None,
+        mask=None,
+        segment_ids=None,
+    ):
         """Computes what the head reads, after the last norm: see `__call__`.
 
         A model whose tokens see later ones takes no cache: it computes a whole text at once. No
@@ -174,7 +204,8 @@ class Decoder(nnx.Module):
             [B, T, D], of which `logits` makes logits and `nn.pool` vectors of texts; and the cache
             with these tokens added, or None.
         """
-        x_BTD, cache, _ = self._residual(tokens_BT, cache, positions_BT, lengths_B)
+        seen = dict(inputs_embeds=inputs_embeds, mask=mask, segment_ids=segment_ids)
+        x_BTD, cache, _ = self._residual(tokens_BT, cache, positions_BT, lengths_B, **seen)
         norm = self.last_norm
         return (x_BTD if norm is None else norm(x_BTD)), cache
 
@@ -227,19 +258,29 @@ class Decoder(nnx.Module):
         name = self.config.output_norm
         return None if name is None else getattr(self, name)
 
-    def _residual(self, tokens_BT, cache, positions_BT, lengths_B):
+    def _residual(
+        self, tokens_BT, cache, positions_BT, lengths_B, inputs_embeds, mask, segment_ids
+    ):
         """Computes the residual stream after the last layer, the cache, and the tokens added."""
         if cache is not None:
             self._require_causal("takes no cache")
+        if (tokens_BT is None) == (inputs_embeds is None):
+            raise ValueError("give tokens or inputs_embeds, one of the two")
+        if inputs_embeds is not None:
+            tokens_BT = embeds_like_tokens(inputs_embeds, self.config)
         arrays = checked_inputs(tokens_BT, cache, positions_BT, lengths_B, self.config.vocabulary)
         tokens_BT, positions_BT, lengths_B = arrays
         B, T = tokens_BT.shape
         starts_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.lengths_B
-        if positions_BT is None:
+        segments = None if segment_ids is None else segment_places(segment_ids, B, T)
+        seen = visible(self.config, mask, segments, cache, starts_B, lengths_B, B, T)
+        if positions_BT is None and segments is not None:
+            positions_BT = segments[1]
+        elif positions_BT is None:
             check_positions(T, self.config.positions)
             positions_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
-        x_BTD = embed_tokens(self, tokens_BT, positions_BT)
-        tokens = Tokens(positions_BT, starts_B, lengths_B)
+        x_BTD = embed_tokens(self, tokens_BT, positions_BT, inputs_embeds)
+        tokens = Tokens(positions_BT, starts_B, lengths_B, visible=seen)
         inputs: Any = [None] * len(self.config.layers)
         if width := self.config.input_width:
             inputs = per_layer_inputs(self, tokens_BT, x_BTD, width)

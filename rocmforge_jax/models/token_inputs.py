@@ -31,13 +31,22 @@ def input_modules(
     return made
 
 
-def embed_tokens(decoder, tokens_BT, positions_BT):
-    """Computes the residual stream before the first layer, [B, T, D] in the decoder's dtype."""
+def embed_tokens(decoder, tokens_BT, positions_BT, inputs_embeds=None):
+    """Computes the residual stream before the first layer, [B, T, D] in the decoder's dtype.
+
+    inputs_embeds: in place of the rows of `token_embd`; scales, sums and norms follow as always.
+    """
     config, dtype = decoder.config, decoder.numerics.dtype
+
+    def rows(dtype):
+        if inputs_embeds is not None:
+            return inputs_embeds.astype(dtype)
+        return decoder.token_embd(tokens_BT, dtype)
+
     scale, sums = config.embedding_scale, config.token_types or config.positions
     if scale == 1 and not sums and config.embedding_norm is None:
-        return decoder.token_embd(tokens_BT, dtype)
-    x_BTD = decoder.token_embd(tokens_BT, jnp.float32)
+        return rows(dtype)
+    x_BTD = rows(jnp.float32)
     if scale != 1:
         x_BTD = x_BTD * jnp.float32(scale)
     if config.token_types:

@@ -50,6 +50,7 @@ from rocmforge_jax.nn.ssm import selective_scan
 from rocmforge_jax.nn.state import Cache, NoState, State
 from rocmforge_jax.nn.through_each import through_each
 from rocmforge_jax.nn.vector import Bias, Vector
+from rocmforge_jax.nn.visible import Visible
 from rocmforge_jax.nn.xielu import XIELU
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "State",
     "Vector",
     "XIELU",
+    "Visible",
     "Yarn",
     "apply_rope",
     "array_of",

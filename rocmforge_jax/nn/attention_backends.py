@@ -80,6 +80,12 @@ def _in_a_copy(cache) -> str:
     return f"; all in a copy of the ring of {cache.length} slots" if cache.wraps else ""
 
 
+def _check_masked(*operands) -> str:
+    raise NotImplementedError("attention kernels take a rule, not a mask or segments")
+
+
+#: Attention with a `Visible`.
+MASKED = Operation("attention", {"pallas": _check_masked, "cpp": _check_masked})
 ATTENTION = Operation("attention", {"pallas": _check_pallas, "cpp": _check_cpp})
 NEW_TOKENS = Operation("attention", {"pallas": _check_new_pallas, "cpp": _check_new_cpp})
 

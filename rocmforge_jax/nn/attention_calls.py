@@ -89,8 +89,8 @@ def _in_two_steps(backend, spec, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B,
     if scales is not None:
         heads = zip((q_BTNH, k_BTKH), scales, spec.epsilons)
         q_BTNH, k_BTKH = (rms_norm(*of_one) for of_one in heads)
-    store = _store_in_cpp if backend == "cpp" else _store
-    q_BTNH, cache = store(q_BTNH, k_BTKH, v_BTKH, table, spec.rope, cache, starts_B)
+    put = _store_in_cpp if backend == "cpp" else store
+    q_BTNH, cache = put(q_BTNH, k_BTKH, v_BTKH, table, spec.rope, cache, starts_B)
     return (attend(backend, q_BTNH, cache, starts_B, rule), None), cache
 
 
@@ -99,7 +99,7 @@ def rotated(heads_BTNH, table, rope: RopeConfig | None):
     return heads_BTNH if rope is None else apply_rope(heads_BTNH, table, rope)
 
 
-def _store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B):
+def store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B):
     """Rotates queries and keys and writes keys and values, in plain XLA."""
     q_BTNH, k_BTKH = (rotated(heads, table, rope) for heads in (q_BTNH, k_BTKH))
     return q_BTNH, cache.write(k_BTKH, v_BTKH, starts_B)
@@ -130,7 +130,7 @@ class _Store:
         return q_BTNH, dataclasses.replace(cache, keys=keys, values=values)
 
     def plain(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
-        return _store(q_BTNH, k_BTKH, v_BTKH, table, self.rope, cache, starts_B)
+        return store(q_BTNH, k_BTKH, v_BTKH, table, self.rope, cache, starts_B)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,8 @@ from rocmforge_jax.nn import (
 class Attention(AttentionOptions):
     """Attention of `heads` query heads to `kv_heads` KV heads: see `AttentionOptions`."""
 
+    takes_mask = True
+
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
         """Makes the projections, the norms and the sinks."""
         made: dict[str, nnx.Module] = {
@@ -90,6 +92,7 @@ class Attention(AttentionOptions):
             norms=norms,
             numerics=layer.numerics,
             lengths_B=tokens.lengths_B,
+            visible=tokens.visible,
         )
         return self._finished(layer, out, gate), state
 
@@ -113,7 +116,12 @@ class Attention(AttentionOptions):
             q_BTNH = apply_rope(q_BTNH, self._table(tokens), self.rope)
         rule = self._rule(layer, state.length)
         out_BTNH = cached_attention(
-            q_BTNH, state, tokens.starts_B, rule, backend=layer.numerics.backend
+            q_BTNH,
+            state,
+            tokens.starts_B,
+            rule,
+            visible=tokens.visible,
+            backend=layer.numerics.backend,
         )
         out_BTD = out_BTNH.reshape(*x_BTD.shape[:2], -1)
         return out_BTD if gate is None else self._gated(out_BTD, gate)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.completion import Completion as Completion
     from rocmforge_jax.completion import Piece as Piece
     from rocmforge_jax.generate import LogitsProcessor as LogitsProcessor
+    from rocmforge_jax.generate import PromptCache as PromptCache
     from rocmforge_jax.generate import SamplingParams as SamplingParams
     from rocmforge_jax.gguf import GGUFError as GGUFError
     from rocmforge_jax.gguf import open_gguf as open_gguf
@@ -46,6 +47,7 @@ _WHERE = {
     "validate_attention_dims": "nn",
     "SamplingParams": "generate",
     "LogitsProcessor": "generate",
+    "PromptCache": "generate",
     "enable_compilation_cache": "compilation_cache",
     "kernel_report": "models",
 }

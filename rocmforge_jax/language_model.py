@@ -19,6 +19,7 @@ from rocmforge_jax.generate import (
     Engine,
     GenerateOptions,
     Perplexity,
+    PromptCache,
     SamplingOptions,
     SamplingParams,
     check_context_length,
@@ -216,6 +217,7 @@ class LanguageModel:
         logits_processor: Processor | Iterable[Processor] | None = None,
         best_of: int | None = None,
         top_logprobs: int | None = None,
+        cache: PromptCache | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Any] | Iterator[Piece]:
         """Does what `generate` does, for prompts that are token ids.
@@ -234,6 +236,7 @@ class LanguageModel:
             logits_processor=logits_processor,
             samples=drawn,
             top_logprobs=top,
+            cache=cache,
         )
         answers = [
             Answer(self.tokenizer, prompt, stops, with_top=top > 0, index=index)
@@ -486,6 +489,32 @@ class LanguageModel:
             )
         end = ids[-1:] if tokenizer.add_eos or tokenizer.add_sep else []
         return ids[: longest - len(end)] + end
+
+    def cache(self, prompt: Prompt, *, parse_special: bool = False) -> PromptCache:
+        """Computes a prompt once, for the `cache=` of `generate` and `chat`, and for its `save`.
+
+        It holds all tokens but the last, so that any text that begins with the prompt goes on from
+        it. After an answer, the prompt and the answer are computed already.
+
+        Args:
+            prompt: A text or the ids of its tokens, at least two of them.
+            parse_special: As in `generate`.
+        """
+        (one, *others), is_one = as_prompts(prompt)
+        if not is_one:
+            raise TypeError(f"cache takes one prompt, got a list of {1 + len(others)}")
+        parse_special = flag("parse_special", parse_special)
+        return self.engine.cache(self._encode(one, parse_special) if isinstance(one, str) else one)
+
+    def load_cache(self, path: str | os.PathLike) -> PromptCache:
+        """Reads a file that `PromptCache.save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, or of another model: its configuration, dtype or norms
+                differ.
+        """
+        return PromptCache.load(path, self.engine.steps)
 
     def warm_up(self, prompt_tokens: int = 16) -> None:
         """Compiles what a prompt of this length needs, so that the first answer need not wait."""

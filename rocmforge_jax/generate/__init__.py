@@ -10,6 +10,7 @@ from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.perplexity import Perplexity, perplexity
 from rocmforge_jax.generate.prefix_cache import PrefixCache
 from rocmforge_jax.generate.processor import LogitsProcessor
+from rocmforge_jax.generate.prompt_cache import PromptCache
 from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import Generated, Sequence, check_context_length
@@ -25,6 +26,7 @@ __all__ = [
     "LogitsProcessor",
     "Perplexity",
     "PrefixCache",
+    "PromptCache",
     "Sampler",
     "SamplingOptions",
     "SamplingParams",

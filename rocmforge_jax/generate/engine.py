@@ -19,6 +19,7 @@ from rocmforge_jax.arguments import check_keywords, integer
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.prefix_cache import PrefixCache
 from rocmforge_jax.generate.processor import LogitsProcessor
+from rocmforge_jax.generate.prompt_cache import PromptCache, check_model, fingerprint
 from rocmforge_jax.generate.requests import Limits
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import Generated, check_context_length
@@ -114,6 +115,7 @@ class Engine:
         logits_processor: Any = None,
         samples: int = 1,
         top_logprobs: int = 0,
+        cache: PromptCache | None = None,
     ) -> Iterator[list[Generated]]:
         """Continues each prompt.
 
@@ -129,6 +131,8 @@ class Engine:
                 chosen, one for all prompts; or one each, with the same function.
             samples: sequences of each prompt, which is computed once for all of them.
             top_logprobs: how many of the likeliest tokens to return beside each chosen one.
+            cache: the computed beginning of all prompts. They are computed from where they differ
+                from it, or from one another.
 
         Returns:
             An iterator that yields, dispatch after dispatch, one `Generated` per sequence, until
@@ -144,7 +148,30 @@ class Engine:
         samples = integer("samples", samples, 1)
         top = integer("top_logprobs", top_logprobs, 0, self.config.vocabulary)
         request = prompts, params, max_tokens, stop_ids, logits_processor, samples
-        return self._generate(self._limits.sequences(*request), samples, top)
+        sequences = self._limits.sequences(*request)
+        if cache is not None:
+            self._check_cache(cache, [one.prompt for one in sequences])
+        return self._generate(sequences, samples, top, cache)
+
+    def cache(self, prompt: collections.abc.Iterable[int]) -> PromptCache:
+        """Computes all tokens of a prompt but the last, which is left to what goes on from it.
+
+        Raises ValueError for a prompt of less than two tokens.
+        """
+        self.check_generates()
+        ids = self._limits.prompt("prompt", prompt)
+        if len(ids) < 2:
+            raise ValueError("a cache of a prompt needs at least 2 tokens, got 1")
+        _, cache, snapshots = self._prefill([ids[:-1]], 0)
+        assert snapshots is not None
+        held = snapshots.held(cache)
+        return PromptCache(tuple(ids[:-1]), cache, fingerprint(self.steps), held)
+
+    def _check_cache(self, cache: PromptCache, prompts) -> None:
+        if not isinstance(cache, PromptCache):
+            raise TypeError(f"cache must be a PromptCache, got {type(cache).__name__}")
+        check_model("the cache", cache.model, self.steps)
+        cache.check(prompts)
 
     def check_generates(self) -> None:
         """Raises ValueError for a model that generates no text, such as an encoder."""
@@ -153,11 +180,11 @@ class Engine:
                 f"this {self.config.architecture} is an encoder, which generates no text: use embed"
             )
 
-    def _generate(self, sequences, samples: int, top: int):
+    def _generate(self, sequences, samples: int, top: int, cache: PromptCache | None):
         scheduler = None
         groups = [sequences[i : i + samples] for i in range(0, len(sequences), samples)]
         try:
-            scheduler, waiting = self._begin(groups, top)
+            scheduler, waiting = self._begin(groups, top, cache)
             while not all(one.finish_reason for one in sequences):
                 while waiting and scheduler.free:
                     group = waiting.popleft()
@@ -175,7 +202,9 @@ class Engine:
                     sequences[0].text, scheduler.slots.cache, scheduler.snapshots
                 )
 
-    def _begin(self, groups, top: int) -> tuple[Scheduler, collections.deque]:
+    def _begin(
+        self, groups, top: int, beginning: PromptCache | None
+    ) -> tuple[Scheduler, collections.deque]:
         """Prefills all prompts together if their sequences fit; otherwise all of them wait.
 
         groups: the sequences of each prompt.
@@ -185,9 +214,10 @@ class Engine:
         sequences, samples = [one for group in groups for one in group], len(groups[0])
         count, tokens = self._allotment(sequences)
         if count < len(sequences):
-            scheduler = self.open(count, tokens, sequences[0].processor, top)
+            scheduler = self.open(count, tokens, sequences[0].processor, top, beginning)
             return scheduler, collections.deque(groups)
-        logits_BV, cache, snapshots = self._prefill([group[0].prompt for group in groups], tokens)
+        prompts = [group[0].prompt for group in groups]
+        logits_BV, cache, snapshots = self._prefill(prompts, tokens, beginning)
         if samples > 1:
             (logits_BV, cache), snapshots = repeated((logits_BV, cache), samples), None
         scheduler = Scheduler.of(
@@ -222,6 +252,7 @@ class Engine:
         tokens: int,
         logits_processor: LogitsProcessor | None = None,
         top_logprobs: int = 0,
+        cache: PromptCache | None = None,
     ) -> Scheduler:
         """A scheduler of `count` free slots, for requests that come one by one.
 
@@ -230,12 +261,13 @@ class Engine:
             tokens: Room per sequence to begin with; it grows.
             logits_processor: That of the sequences: its function, and a state like theirs.
             top_logprobs: How many of the likeliest tokens to return beside each chosen one.
+            cache: The computed beginning of all prompts, or None.
         """
         self.check_generates()
         count, tokens = integer("count", count, 1), integer("tokens", tokens, 1)
         length = cache_length(tokens, self.context_length)
         slots = self.steps.empty_slots(count, length, logits_processor, top_logprobs)
-        return Scheduler(self.steps, slots, **self._scheduling)
+        return Scheduler(self.steps, slots, beginning=cache, **self._scheduling)
 
     def prefill(
         self, prompts: collections.abc.Sequence[list[int]], *, slots: int = 0
@@ -252,10 +284,15 @@ class Engine:
         self.check_generates()
         return self._prefill(prompts, integer("slots", slots, 0))[:2]
 
-    def _prefill(self, prompts, slots: int) -> tuple[jax.Array, Cache, Snapshots | None]:
-        """As `prefill`; also returns the snapshots of a single text."""
+    def _prefill(
+        self, prompts, slots: int, beginning: PromptCache | None = None
+    ) -> tuple[jax.Array, Cache, Snapshots | None]:
+        """As `prefill`, from a computed beginning; also returns the snapshots of a single text."""
         cache, known, snapshots = None, 0, None
-        if len(prompts) == 1:
+        if beginning is not None:
+            cache, known, snapshots = beginning.start(prompts, self.snapshot_bytes)
+            snapshots = snapshots if len(prompts) == 1 else None
+        elif len(prompts) == 1:
             cache, known, snapshots = self.prefix_cache.take(prompts[0])
         self.forget()
         needed = known + self.steps.padded(max(map(len, prompts)) - known)

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.processor import LogitsProcessor
+from rocmforge_jax.generate.prompt_cache import PromptCache
 
 #: What `logits_processor=` takes for a prompt.
 Processor = LogitsProcessor | Callable[..., tuple[Any, Any]]
@@ -43,6 +44,7 @@ class AnswerOptions(TypedDict, total=False):
             log-probability are returned, the best first. Default: n.
         top_logprobs: How many of the likeliest tokens to return beside each chosen one, with their
             log-probabilities under the model's own distribution.
+        cache: The computed beginning of the prompts, which `LanguageModel.cache` makes.
     """
 
     stop: str | Iterable[str] | None
@@ -50,6 +52,7 @@ class AnswerOptions(TypedDict, total=False):
     logits_processor: Processor | Iterable[Processor] | None
     best_of: int | None
     top_logprobs: int | None
+    cache: PromptCache | None
 
 
 class GenerateOptions(AnswerOptions, SamplingOptions, total=False):

@@ -44,7 +44,7 @@ class Limits:
         """
         prompts = list(prompts)
         names = _names("prompt", len(prompts))
-        prompts = [self._prompt(name, prompt) for name, prompt in zip(names, prompts)]
+        prompts = [self.prompt(name, prompt) for name, prompt in zip(names, prompts)]
         if not prompts:
             raise ValueError("generate needs at least one prompt, got none")
         stop_ids = None if stop_ids is None else list(stop_ids)
@@ -67,7 +67,8 @@ class Limits:
             )
         ]
 
-    def _prompt(self, name: str, prompt) -> list[int]:
+    def prompt(self, name: str, prompt) -> list[int]:
+        """Returns the ids of a prompt. Raises ValueError for what cannot be one."""
         if isinstance(prompt, Iterator):
             prompt = list(prompt)
         ids = np.asarray(prompt)

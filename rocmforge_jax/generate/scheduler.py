@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from rocmforge_jax.arguments import integer
+from rocmforge_jax.generate.prompt_cache import PromptCache
 from rocmforge_jax.generate.sequence import Generated, Sequence, check_context_length
 from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Slots, Steps, insert, start
@@ -45,6 +46,7 @@ class Scheduler:
         context_length: int,
         ahead: int,
         snapshots: Snapshots | None = None,
+        beginning: PromptCache | None = None,
     ):
         """Takes slots without sequences.
 
@@ -54,10 +56,11 @@ class Scheduler:
             context_length: most tokens of a sequence.
             ahead: dispatches that are begun before the tokens of the one before are read.
             snapshots: taken between dispatches, for a single sequence; None for no snapshots.
+            beginning: the computed beginning of all prompts that enter, or None.
         """
         self.slots, self.snapshots, self._steps = slots, snapshots, steps
         self._context_length = check_context_length(context_length)
-        self._ahead = integer("ahead", ahead, 0)
+        self._ahead, self._beginning = integer("ahead", ahead, 0), beginning
         self._owners: list[Sequence | None] = [None] * slots.batch
         self._active = [False] * slots.batch  # as `slots.active_B` has it
         self._running: collections.deque[_Dispatch] = collections.deque()
@@ -110,12 +113,20 @@ class Scheduler:
             )
         for one in entering:
             self._check_processor(one)
-        self._make_room(self._steps.padded(len(prompt)))
-        logits_BV, cache = self._steps.prefill_prompts(
-            [prompt], self._steps.init_cache(1, self.slots.length)
-        )
+        logits_BV, cache = self._prefill(prompt)
         for one in entering:
             self._put(one, logits_BV, cache)
+
+    def _prefill(self, prompt: list[int]) -> tuple[jax.Array, Cache]:
+        """Computes a prompt -> the logits after it, and a cache as long as that of the slots."""
+        if self._beginning is None:
+            self._make_room(self._steps.padded(len(prompt)))
+            empty = self._steps.init_cache(1, self.slots.length)
+            return self._steps.prefill_prompts([prompt], empty)
+        cache, known, _ = self._beginning.start([prompt])
+        self._make_room(max(cache.length, known + self._steps.padded(len(prompt) - known)))
+        cache = cache.grown(self.slots.length)
+        return self._steps.prefill_prompts([prompt], cache, known)
 
     def _put(self, sequence: Sequence, logits_BV, cache: Cache) -> None:
         """Puts a sequence whose prompt is computed into the first free slot."""

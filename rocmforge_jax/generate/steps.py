@@ -186,8 +186,11 @@ def sample_next(
 
 @functools.partial(jax.jit, static_argnums=1)
 def repeated(tree, count: int):
-    """Returns a pytree with `count` copies of each row, one after the other."""
-    return jax.tree.map(lambda array: jnp.repeat(array, count, axis=0), tree)
+    """Returns a copy of a pytree with each row `count` times, one after the other.
+
+    `jnp.copy` asks for buffers of its own where nothing is repeated: the copy may be donated.
+    """
+    return jax.tree.map(lambda array: jnp.repeat(jnp.copy(array), count, axis=0), tree)
 
 
 #: insert(slots, b, other): `Slots.with_row` in place: the slots are donated.

@@ -10,7 +10,10 @@ import rocmforge_jax
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/embeddings.md"])
+PAGES = ["README.md", "docs/architecture.md", "docs/embeddings.md", "docs/generation.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert examples

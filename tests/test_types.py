@@ -14,7 +14,7 @@ import rocmforge_jax as rf
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLING = set(inspect.signature(rf.SamplingParams).parameters)
-PAGES = ("README.md", "docs/architecture.md", "docs/embeddings.md")
+PAGES = ("README.md", "docs/architecture.md", "docs/embeddings.md", "docs/generation.md")
 #: What a type checker must say of a line, and what it must refuse.
 TYPES = """
 from collections.abc import Iterator
@@ -24,9 +24,11 @@ import rocmforge_jax as rf
 lm = rf.load("demo")
 one: rf.Completion = lm.generate("a", temperature=0.5, top_p=0.9, seed=1)
 several: list[rf.Completion] = lm.generate(["a", "b"], stop=["."], params=rf.SamplingParams())
-pieces: Iterator[str] = lm.generate("a", stream=True, max_tokens=None)
+pieces: Iterator[rf.Piece] = lm.generate("a", stream=True, max_tokens=None)
 answer: rf.Completion = lm.chat([{"role": "user", "content": "hi"}], temperature=0)
-talk: Iterator[str] = lm.chat([], stream=True, template={"tools": []})
+samples: list[rf.Completion] = lm.generate([1, 2], n=2, best_of=3, top_logprobs=1)
+grid: list[list[rf.Completion]] = lm.generate([[1, 2], "a"], n=2, cache=lm.cache("ab"))
+talk: Iterator[rf.Piece] = lm.chat([], stream=True, template={"tools": []})
 """
 REFUSED = (
     'lm.generate("a", temprature=1)',

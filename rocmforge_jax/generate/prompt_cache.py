@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ class PromptCache:
             "held": self.held,
             "length": self.cache.length,
         }
-        arrays = {f"leaf_{i}": _as_bytes(leaf) for i, leaf in enumerate(leaves)}
+        arrays: dict[str, Any] = {f"leaf_{i}": _as_bytes(leaf) for i, leaf in enumerate(leaves)}
         with open(path, "wb") as file:
             tokens = np.array(self.tokens, np.int32)
             np.savez(file, header=json.dumps(header), tokens=tokens, **arrays)
@@ -110,7 +111,7 @@ class PromptCache:
             ValueError: It is damaged, something else, or of another model.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 header, tokens = json.loads(str(file["header"])), file["tokens"].tolist()
                 found = {name: file[name] for name in file.files if name.startswith("leaf_")}
             if header["format"] != _FORMAT:

@@ -161,7 +161,8 @@ def test_files_that_are_no_caches(engines, tmp_path):
         with pytest.raises(ValueError, match="file is no cache of a prompt"):
             PromptCache.load(path, steps)
     path.write_bytes(whole)
-    arrays = dict(np.load(path))
+    with np.load(path) as file:
+        arrays = dict(file)
     for changed, message in (
         ({"header": '{"format": "other"}'}, "'other'"),
         ({"leaf_0": np.zeros(3, np.uint8)}, r"array 0 must have \d+ bytes, got 3"),

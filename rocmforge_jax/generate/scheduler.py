@@ -161,7 +161,7 @@ class Scheduler:
         chosen = (np.asarray(array).tolist() for array in oldest.chosen)
         return [
             (one, one.take(*tokens))
-            for one, *tokens in zip(oldest.owners, *chosen)
+            for one, tokens in zip(oldest.owners, zip(*chosen))
             if one is not None and one in self._owners
         ]
 

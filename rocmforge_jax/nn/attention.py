@@ -168,11 +168,11 @@ def attend_to_new(
                 f"a mask needs the slots of all tokens, but a layer with a window of {cache.window}"
                 f" keeps a ring buffer of {cache.length}: compute the text without a cache"
             )
-        q_BTNH, cache = attention_calls.store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B)
-        out = cached_attention(
-            q_BTNH, cache, starts_B, rule, visible=visible, backend=numerics.backend
-        )
-        return QuantizedInput(_joined(out)), cache
+        operands = q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B
+        q_BTNH, stored = attention_calls.store(*operands)
+        options = dict(visible=visible, backend=numerics.backend)
+        out = cached_attention(q_BTNH, stored, starts_B, rule, **options)
+        return QuantizedInput(_joined(out)), stored
     spec = NewTokensSpec(rope, numerics, norms and tuple(norm.epsilon for norm in norms))
     scales = norms and tuple(norm.scale.get_value() for norm in norms)
     choice = choose(NEW_TOKENS, (_shaped(q_BTNH), _shaped(cache), rule, spec), numerics.backend)

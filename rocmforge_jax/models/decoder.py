@@ -249,7 +249,7 @@ class Decoder(nnx.Module):
         if not self.config.causal:
             raise ValueError(
                 f"tokens of {self.config.architecture} see later ones, so it {consequence}: it"
-                " computes a whole text at once, without a cache"
+                " computes whole texts at once"
             )
 
     @property

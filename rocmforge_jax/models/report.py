@@ -80,7 +80,7 @@ def kernel_report(model: Decoder) -> KernelReport:
 def _step(model, count):
     tokens = jnp.zeros((1, count), jnp.int32)
     if not model.config.causal:
-        pooling = model.config.pooling or "none"
+        pooling = "mean" if model.config.embedding_head.classifier is None else "rank"
         return model.embed(tokens, jnp.full((1,), count, jnp.int32), pooling=pooling)
     cache = model.init_cache(1, _SLOTS)
     return model(tokens, cache, last_only=True)[0]

@@ -1,4 +1,4 @@
-"""Measures how near the logits of every family are to llama.cpp's.
+"""Measures how near the logits or the embeddings of every family are to llama.cpp's.
 
     python benchmarks/families.py FOLDER... [--files NAME ...] [--backends auto xla]
 
@@ -6,7 +6,8 @@ Each FOLDER has GGUF files, llama.cpp's logits of them in NAME.npy and index.jso
 and the positions of the logits: the weights in float32, so rounding of activations counts as error.
 Each line of benchmarks/results/families.jsonl is one file on one backend in one mode of
 activations, with the relative L2 errors of a prompt in one go, and of the same prompt in pieces and
-then in single tokens through a cache.
+then in single tokens through a cache. A model of embeddings (`kind: embedding`) has its pooled
+vector in NAME.npy; its error is that of the vector, in one go.
 """
 
 import argparse
@@ -31,22 +32,17 @@ PIECES = (150, 7, 383)
 
 
 def measure(file: Path, index: dict, backend: str, activations: str) -> dict:
-    """Computes the prompt in both ways and compares the stored rows."""
+    """Computes the prompt and compares what is stored."""
     gguf = open_gguf(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         decoder = load_decoder(gguf, dtype=jnp.float32, activations=activations, backend=backend)
-    ids, rows = np.array(index["ids"], np.int32)[None], index["rows"]
+    about = index["files"][file.stem]
+    ids = np.array(index["ids"], np.int32)[None, : about.get("n_ids")]
     expected = np.float64(np.load(file.with_suffix(".npy")))
-    graphdef, state = nnx.split(decoder)
-    leaves, treedef = jax.tree.flatten(state)
-
-    def forward(leaves, tokens, cache=None):
-        return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(tokens, cache)
-
+    compare = _embedding if about.get("kind") == "embedding" else _logits
     with jax.default_matmul_precision("highest"):
-        whole = jax.jit(forward)(leaves, ids)[0][0]
-        in_parts = _through_cache(jax.jit(forward, donate_argnums=2), leaves, decoder, ids)
+        errors = compare(decoder, ids, index["rows"], expected)
     return {
         "architecture": gguf.architecture,
         "tokens": ids.shape[1],
@@ -58,9 +54,31 @@ def measure(file: Path, index: dict, backend: str, activations: str) -> dict:
                 if entry.operation == "attention" and entry.tokens == "one token"
             }
         ),
+        **errors,
+    }
+
+
+def _logits(decoder, ids, rows, expected) -> dict:
+    """The errors of the prompt in both ways."""
+    graphdef, state = nnx.split(decoder)
+    leaves, treedef = jax.tree.flatten(state)
+
+    def forward(leaves, tokens, cache=None):
+        return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))(tokens, cache)
+
+    whole = jax.jit(forward)(leaves, ids)[0][0]
+    in_parts = _through_cache(jax.jit(forward, donate_argnums=2), leaves, decoder, ids)
+    return {
         "in_one_go": _errors(whole, rows, expected),
         "through_a_cache": _errors(in_parts, rows, expected),
     }
+
+
+def _embedding(decoder, ids, rows, expected) -> dict:
+    """The error of the pooled vector."""
+    graphdef, state = nnx.split(decoder)
+    embed = jax.jit(lambda state, tokens: nnx.merge(graphdef, state).embed(tokens))
+    return {"in_one_go": _errors(embed(state, ids), [0], expected)}
 
 
 def _through_cache(step, leaves, decoder, ids):
@@ -103,7 +121,7 @@ def main():
         index = json.loads((folder / "index.json").read_text())
         for name, about in sorted(index["files"].items()):
             wanted = name in options.files if options.files else about["arch"] in ARCHITECTURES
-            if not wanted or about.get("kind") == "embedding":
+            if not wanted:
                 continue
             if not (folder / f"{name}.gguf").exists():
                 continue

@@ -7,8 +7,7 @@ them, `made.py` decoders.
 import dataclasses
 
 import numpy as np
-
-Shapes = dict[str, tuple[int, ...]]
+from state_shapes import Latent, Shapes, ShortConvolutions, StateSpace, as_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +24,8 @@ class Gemma4:
     window: int
     vocabulary: int
     architecture = "gemma4"
+    tied = True
+    output_norm = "output_norm"
 
     def is_full(self, i: int) -> bool:
         return i % 6 == 5
@@ -73,7 +74,7 @@ class Gemma4:
         shapes |= {"attn_output": (D, N * head), "attn_q_norm": (head,), "attn_k_norm": (head,)}
         shapes |= {"ffn_gate": (self.hidden, D), "ffn_up": (self.hidden, D)}
         shapes |= {"ffn_down": (D, self.hidden), "layer_output_scale": (1,)}
-        return {f"{name}.weight": shape for name, shape in shapes.items()}
+        return as_weights(shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Qwen35:
     experts: tuple[int, int, int] | None = None
     head: int = 256
     taps: int = 4
+    tied = False
+    output_norm = "output_norm"
 
     @property
     def architecture(self) -> str:
@@ -138,7 +141,7 @@ class Qwen35:
             shapes |= dict.fromkeys(("ffn_gate_exps", "ffn_up_exps"), (experts, each, D))
             shapes |= dict.fromkeys(("ffn_gate_shexp", "ffn_up_shexp"), (each, D))
             shapes |= {"ffn_down_exps": (experts, D, each), "ffn_down_shexp": (D, each)}
-        named = {f"{name}.weight": shape for name, shape in shapes.items()}
+        named = as_weights(shapes)
         if i % 4 != 3:
             named |= {"ssm_a": (self.delta[1],), "ssm_dt.bias": (self.delta[1],)}
         return named
@@ -169,19 +172,60 @@ class Qwen35:
         }
 
 
+_STATE, _ATTENTION = ("state",), ("attention",)
+_FEED_FORWARD = ("feed_forward",)
+#: Layers of LFM2 and of Granite 4-H.
+_CONVOLUTION_AND_ATTENTION = [("convolution", "feed_forward")] * 2 + [("attention", "feed_forward")]
+_MOSTLY_STATES = [("state", "feed_forward")] * 5 + [("attention", "feed_forward")]
+
+#: name -> the shape. Those called "few" have the widths of a model, but few layers and tokens, so
+#: that a processor with little memory can measure all kinds of layers.
 SHAPES = {
     "gemma-4-12b": Gemma4(48, 3840, 15360, 16, (8, 256), (2, 512), 1024, 262144),
     "qwen3.5-9b": Qwen35(32, 4096, 12288, 16, 4, (16, 32, 128), 248320),
     "qwen3.5-35b-a3b": Qwen35(40, 2048, 2048, 16, 2, (16, 32, 128), 248320, (256, 8, 512)),
+    "gemma4-few": Gemma4(6, 2048, 8192, 8, (4, 256), (1, 512), 1024, 16384),
+    "qwen35-few": Qwen35(8, 2048, 6144, 8, 2, (16, 16, 128), 16384),
+    "qwen35moe-few": Qwen35(4, 2048, 2048, 16, 2, (16, 32, 128), 8192, (128, 8, 512)),
+    "lfm2-few": ShortConvolutions(
+        "lfm2", 2048, 8192, 16384, tuple(_CONVOLUTION_AND_ATTENTION * 2), (32, 8, 64)
+    ),
+    "mamba2-few": StateSpace("mamba2", 2048, 0, 16384, (_STATE,) * 16, (0, 0, 0)),
+    "granitehybrid-few": StateSpace(
+        "granitehybrid", 2048, 8192, 16384, tuple(_MOSTLY_STATES), (32, 8, 64)
+    ),
+    "nemotron_h-few": StateSpace(
+        "nemotron_h",
+        2048,
+        8192,
+        16384,
+        (_STATE, _FEED_FORWARD, _STATE, _FEED_FORWARD, _STATE, _ATTENTION, _FEED_FORWARD) * 2,
+        (32, 8, 128),
+        gated=False,
+        state=(64, 64, 128, 8),
+    ),
+    "falcon-h1-few": StateSpace(
+        "falcon-h1",
+        2048,
+        4096,
+        16384,
+        (("attention", "state", "feed_forward"),) * 8,
+        (8, 2, 128),
+        state=(48, 64, 256, 1),
+        state_norm=False,
+    ),
+    "deepseek2-few": Latent(
+        3, 2048, 10240, 16384, 20, (768, 512), (192, 64, 256), experts=(64, 4, 1536)
+    ),
 }
 
 
 def tensor_shapes(name: str) -> Shapes:
     """The shapes of all tensors of a file, row-major."""
     shape = SHAPES[name]
-    shapes = {"token_embd.weight": (shape.vocabulary, shape.width)}
-    shapes["output_norm.weight"] = (shape.width,)
-    if not isinstance(shape, Gemma4):
+    shapes: Shapes = {"token_embd.weight": (shape.vocabulary, shape.width)}
+    shapes[f"{shape.output_norm}.weight"] = (shape.width,)
+    if not shape.tied:
         shapes["output.weight"] = (shape.vocabulary, shape.width)
     for i in range(shape.layers):
         shapes |= {f"blk.{i}.{tensor}": size for tensor, size in shape.block(i).items()}

@@ -5,6 +5,15 @@
 MIXES = {"Q4_K_M": "Q4_K", "MXFP4_MOE": "Q8_0"}
 
 
+#: The type of matrices whose rows are no whole number of a type's blocks.
+_OF_OTHER_ROWS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
+
+
+def fitting(type_name: str, row: int) -> str:
+    """Returns the type, or as llama.cpp's quantize does, another for a row that has no blocks."""
+    return _OF_OTHER_ROWS.get(type_name, type_name) if row % 256 else type_name
+
+
 def type_of(name: str, layers: int, tied: bool, mix: str) -> str:
     """Chooses the type of a tensor as llama.cpp's `llama_tensor_get_type` does.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import hybrid_shapes
 import numpy as np
-from mixes import type_of
+from mixes import fitting, type_of
 
 from rocmforge_jax import formats
 from rocmforge_jax.gguf import write_gguf
@@ -27,6 +27,9 @@ SHAPES = {
     "qwen2.5-7b": ("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 1e6),
     "qwen3-30b-a3b": ("qwen3moe", 48, 2048, 6144, 32, 4, 128, 151936, 1e6),
     "gpt-oss-20b": ("gpt-oss", 24, 2880, 2880, 64, 8, 64, 201088, 150000),
+    "llama-few": ("llama", 8, 2048, 8192, 32, 8, 64, 16384, 5e5),
+    "qwen3moe-few": ("qwen3moe", 3, 2048, 6144, 32, 4, 128, 8192, 1e6),
+    "gpt-oss-few": ("gpt-oss", 4, 1440, 1440, 32, 4, 64, 8192, 150000),
     "gemma-3-270m": ("gemma3", 18, 640, 2048, 4, 1, 256, 262144, 1e6),
     "gemma-3-27b": ("gemma3", 62, 5376, 21504, 32, 16, 128, 262208, 1e6),
 }
@@ -34,8 +37,9 @@ SHAPES = {
 ROUTER = "ffn_gate_inp.weight"
 #: name -> experts, those of a token, hidden units of each.
 MIXTURES = {"qwen3-30b-a3b": (128, 8, 768), "gpt-oss-20b": (32, 4, 2880)}
+MIXTURES |= {"qwen3moe-few": (128, 8, 768), "gpt-oss-few": (32, 4, 1440)}
 #: name -> the sliding window.
-WINDOWS = {"gpt-oss-20b": 128, "gemma-3-270m": 512, "gemma-3-27b": 1024}
+WINDOWS = {"gpt-oss-20b": 128, "gpt-oss-few": 128, "gemma-3-270m": 512, "gemma-3-27b": 1024}
 #: name -> how much longer than the 8192 tokens of its pretraining a Llama 3 was made to read, which
 #: is in its `rope_freqs.weight`.
 STRETCHED = {"llama-3.2-1b": 32, "llama-3.1-8b": 8}
@@ -46,7 +50,7 @@ def random_blocks(
 ) -> np.ndarray:
     """Makes the blocks of a tensor of row-major `shape`, uint8 [..., row bytes].
 
-    Fields of float16 are small; all others are random bytes.
+    Fields of float16, and exponents, make small weights; all others are random bytes.
     """
     count = math.prod(shape) // fmt.block
     members = [np.dtype(field.dtype) for field in fmt.fields]
@@ -58,6 +62,8 @@ def random_blocks(
         size = (count, *field.shape)
         if dtype == np.float16:
             blocks[field.name] = random.uniform(0.5, 1.0, size).astype(np.float32) * 0.06 / largest
+        elif field.name == "e":  # of MXFP4, whose codes reach 12
+            blocks[field.name] = random.integers(117, 121, size, np.uint8)
         else:
             blocks[field.name] = np.frombuffer(
                 random.bytes(math.prod(size) * dtype.itemsize), dtype
@@ -119,8 +125,9 @@ def tensor_shapes(shape_name: str) -> dict[str, tuple[int, ...]]:
 
 
 def is_packed(name: str, shape: tuple[int, ...]) -> bool:
-    """Returns whether a tensor is quantised: a matrix that is no router, filter or bias."""
-    return len(shape) > 1 and not name.endswith((ROUTER, "ssm_conv1d.weight", ".bias"))
+    """Returns whether a tensor is quantised: a matrix that is no router, filter, norm or bias."""
+    plain = (ROUTER, "conv1d.weight", "conv.weight", "norm.weight", "ssm_a", "ssm_d", ".bias")
+    return len(shape) > 1 and not name.endswith(plain)
 
 
 def rope_factors(shape_name: str) -> np.ndarray:
@@ -192,9 +199,11 @@ def _named(architecture: str, shape_name: str, type_name: str, values: dict) -> 
 def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
     """Write the file; matrices have the type `type_name` or those of that mix, vectors F32."""
     layers, random, tensors = layer_count(shape_name), np.random.default_rng(seed), {}
-    for name, shape in tensor_shapes(shape_name).items():
+    shapes = tensor_shapes(shape_name)
+    for name, shape in shapes.items():
         if is_packed(name, shape):
-            fmt = formats.get(type_of(name, layers, True, type_name))
+            chosen = type_of(name, layers, "output.weight" not in shapes, type_name)
+            fmt = formats.get(fitting(chosen, shape[-1]))
             tensors[name] = (fmt, random_blocks(fmt, shape, random))
         else:
             # Memories of delta nets (ssm_a) decay, so nothing overflows.

@@ -11,10 +11,13 @@ TYPE_CHECKING = False  # `typing` takes 7 ms to import
 
 if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
+    from rocmforge_jax.completion import Completion as Completion
+    from rocmforge_jax.completion import Piece as Piece
+    from rocmforge_jax.generate import LogitsProcessor as LogitsProcessor
+    from rocmforge_jax.generate import PromptCache as PromptCache
     from rocmforge_jax.generate import SamplingParams as SamplingParams
     from rocmforge_jax.gguf import GGUFError as GGUFError
     from rocmforge_jax.gguf import open_gguf as open_gguf
-    from rocmforge_jax.language_model import Completion as Completion
     from rocmforge_jax.language_model import LanguageModel as LanguageModel
     from rocmforge_jax.language_model import load as load
     from rocmforge_jax.models import kernel_report as kernel_report
@@ -31,7 +34,8 @@ __version__ = "0.1.0"
 _WHERE = {
     "load": "language_model",
     "LanguageModel": "language_model",
-    "Completion": "language_model",
+    "Completion": "completion",
+    "Piece": "completion",
     "open_gguf": "gguf",
     "GGUFError": "gguf",
     "load_tokenizer": "text",
@@ -42,6 +46,8 @@ _WHERE = {
     "validate_matmul_dims": "quant",
     "validate_attention_dims": "nn",
     "SamplingParams": "generate",
+    "LogitsProcessor": "generate",
+    "PromptCache": "generate",
     "enable_compilation_cache": "compilation_cache",
     "kernel_report": "models",
 }

@@ -155,17 +155,21 @@ def named_values(name: str, value: Any) -> dict[str, Any]:
 
 
 def check_keywords(
-    function: Function, also: Iterable[str] = (), variables: Mapping[str, Iterable[str]] = {}
+    function: Function,
+    options: type | None = None,
+    variables: Mapping[str, Iterable[str]] = {},
 ) -> Function:
     """Wraps a function so that the error for an unknown keyword names the nearest known one.
 
     Args:
         function: The function, or the `__init__` of a class.
-        also: Keywords that the function takes as `**options`.
+        options: The TypedDict of the keywords that the function takes as `**options`. The signature
+            of the wrapper lists them one by one, for editors and `help`.
         variables: A keyword that takes a dictionary of further names -> the usual ones of these.
             The error tells how to give an unknown keyword there.
     """
-    known = [*dict.fromkeys((*keywords(function), *also))]
+    signature = _with_options(inspect.signature(function), options)
+    known = [name for name in signature.parameters if name != "self"]
     # The message names the class of an `__init__`.
     name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
@@ -176,17 +180,20 @@ def check_keywords(
                 raise TypeError(_unknown_keyword(name, keyword, known, variables))
         return function(*args, **given)
 
-    checked.known_keywords = known  # type: ignore[attr-defined]
+    checked.__signature__ = signature  # type: ignore[attr-defined]
     return cast(Function, checked)
 
 
-def keywords(function: Callable) -> list[str]:
-    """Lists the keywords that a function takes; those of `**options` if they were checked."""
-    if known := getattr(function, "known_keywords", None):
-        return known
-    named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = inspect.signature(function).parameters.values()
-    return [one.name for one in parameters if one.kind in named and one.name != "self"]
+def _with_options(signature: inspect.Signature, options: type | None) -> inspect.Signature:
+    """Returns a signature with the keywords of a TypedDict in place of `**options`."""
+    if options is None:
+        return signature
+    named = [one for one in signature.parameters.values() if one.kind != one.VAR_KEYWORD]
+    listed = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in options.__annotations__.items()
+    ]
+    return signature.replace(parameters=[*named, *listed])
 
 
 def _unknown_keyword(

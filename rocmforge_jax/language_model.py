@@ -1,34 +1,41 @@
-"""LanguageModel: a decoder, its tokenizer and its chat template; text in, text out."""
+"""LanguageModel: a decoder, its tokenizer and its chat template; text in, text or vectors out."""
 
-import dataclasses
 import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
+import numpy as np
+from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from rocmforge_jax import compilation_cache, settings
-from rocmforge_jax.arguments import check_keywords, flag, integer, keywords, named_values, shown
+from rocmforge_jax.arguments import check_keywords, flag, integer, named_values, shown
 from rocmforge_jax.backends import Numerics
+from rocmforge_jax.completion import Answer, Completion, Piece, streamed
 from rocmforge_jax.generate import (
+    Embedder,
     Engine,
-    Generated,
+    GenerateOptions,
     Perplexity,
+    PromptCache,
+    SamplingOptions,
     SamplingParams,
     check_context_length,
     perplexity,
 )
-from rocmforge_jax.generate.params import MAX_SEED
+from rocmforge_jax.generate.options import Processor
 from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
     Decoder,
+    checked_pooling,
     default_dtype,
     load_decoder,
     plan_memory,
 )
+from rocmforge_jax.requested import Prompt, as_prompts, best, counts, each_params
 from rocmforge_jax.text import (
     ChatTemplate,
     StopStrings,
@@ -37,27 +44,6 @@ from rocmforge_jax.text import (
     tokenizer_from_metadata,
     without_oldest_turn,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What was generated for one prompt.
-
-    text: without stop strings. ids: the generated tokens, without the stop token. logprobs: one for
-    each id, natural logarithm, under the model's own distribution. finish_reason: "stop" (a stop
-    token or string), "length" (max_tokens) or "context" (the context is full). prompt_tokens:
-    tokens of the prompt.
-    """
-
-    text: str
-    ids: list[int]
-    finish_reason: str
-    logprobs: list[float]
-    prompt_tokens: int
-
-    def __str__(self):
-        return self.text
-
 
 #: The variables of chat templates that are most often taken for keywords of `chat`.
 _TEMPLATE_VARIABLES = {
@@ -114,7 +100,14 @@ class LanguageModel:
             self.engine = Engine(
                 model, context_length=self._context_length, suppressed_ids=self._suppressed_ids
             )
-        self._model = model
+        self._model, self._embedder = model, None
+
+    @property
+    def embedder(self) -> Embedder:
+        """Makes vectors of token ids; made when it is first used."""
+        if self._embedder is None:
+            self._embedder = Embedder(self.model, self.engine.context_length)
+        return self._embedder
 
     def __repr__(self):
         config = self.model.config
@@ -123,87 +116,202 @@ class LanguageModel:
             f" {config.width}, vocabulary {config.vocabulary}>"
         )
 
-    @functools.partial(check_keywords, also=keywords(SamplingParams))
+    @overload
     def generate(
         self,
-        prompt: str | Iterable[str],
+        prompt: Prompt,
         *,
         max_tokens: int | None = 256,
-        stop: str | Iterable[str] | None = None,
-        stream: bool = False,
+        n: int | None = None,
+        stream: Literal[True],
         parse_special: bool = False,
-        params: SamplingParams | Iterable[SamplingParams] | None = None,
-        **sampling,
-    ) -> "Completion | list[Completion] | Iterator[str]":
-        """Continue a text, or each of a list of texts.
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[Piece]: ...
 
-        max_tokens: most new tokens, None for as many as the context holds. stop: strings that end
-        the text and are left out of it. stream: return an iterator of pieces of text instead (one
-        prompt only). parse_special: read control tokens written in the prompt. sampling: the fields
-        of `SamplingParams` (temperature, top_k, top_p, seed, ...), None for the default; in a list,
-        prompt i is drawn with seed + i. params: ready-made ones instead, for the
-        prompt or one for each prompt of a list.
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = 256,
+        n: None = None,
+        stream: Literal[False] | None = False,
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = 256,
+        n: int,
+        stream: Literal[False] | None = False,
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Iterable[Prompt],
+        *,
+        max_tokens: int | None = 256,
+        n: None = None,
+        stream: Literal[False] | None = False,
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Iterable[Prompt],
+        *,
+        max_tokens: int | None = 256,
+        n: int,
+        stream: Literal[False] | None = False,
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[list[Completion]]: ...
+
+    @functools.partial(check_keywords, options=GenerateOptions)
+    def generate(
+        self,
+        prompt: Prompt | Iterable[Prompt],
+        *,
+        max_tokens: int | None = 256,
+        n: int | None = None,
+        stream: bool | None = False,
+        parse_special: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion | list[Completion] | list[list[Completion]] | Iterator[Piece]:
+        """Continues a text, or each of a list of texts.
+
+        Args:
+            prompt: A text or the ids of its tokens, which are taken as they are; or a list of
+                either. In a list, prompt i is drawn with seed + i.
+            max_tokens: Most new tokens, None for as many as the context holds.
+            n: How many answers to return for each prompt, as a list. The prompt is computed once.
+                Answers are drawn with one seed after the other.
+            stream: Whether to return an iterator of pieces of text instead, for one prompt.
+            parse_special: Whether to read control tokens written in the prompt.
+            options: Those of `AnswerOptions`, and the fields of `SamplingParams` (temperature,
+                top_k, top_p, seed, ...). None is the default of each.
         """
-        prompts, stream = _as_list(prompt), _streams(stream)
-        parse_special = flag("parse_special", parse_special)
-        if stream and not isinstance(prompt, str):
+        parse_special, stream = flag("parse_special", parse_special), _streams(stream)
+        prompts, is_one = as_prompts(prompt)
+        if stream and not is_one:
             raise ValueError(f"stream=True takes one prompt, got a list of {len(prompts)}")
-        completions = self._complete(
-            [self._encode(text, parse_special) for text in prompts],
-            max_tokens=max_tokens,
-            stop=stop,
-            stream=stream,
-            params=params,
-            **sampling,
-        )
-        if isinstance(completions, list) and isinstance(prompt, str):
-            return completions[0]
-        return completions
+        ids = [self._encode(one, parse_special) if isinstance(one, str) else one for one in prompts]
+        answers = self._complete(ids, max_tokens=max_tokens, stream=stream, n=n, **options)
+        return answers[0] if isinstance(answers, list) and is_one else answers
 
     def _complete(
         self,
         prompts: list[list[int]],
         *,
-        max_tokens: int | None = 256,
+        max_tokens: int | None,
+        stream: bool,
+        n: int | None = None,
         stop: str | Iterable[str] | None = None,
-        stream: bool = False,
         params: SamplingParams | Iterable[SamplingParams] | None = None,
-        **sampling,
-    ) -> "list[Completion] | Iterator[str]":
-        """Does what `generate` does, for prompts that are token ids."""
-        stream = _streams(stream)
-        params = _params(params, sampling, len(prompts))
-        stop = StopStrings(stop).stops
-        answers = [_Answer(self.tokenizer, ids, stop) for ids in prompts]
+        logits_processor: Processor | Iterable[Processor] | None = None,
+        best_of: int | None = None,
+        top_logprobs: int | None = None,
+        cache: PromptCache | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Any] | Iterator[Piece]:
+        """Does what `generate` does, for prompts that are token ids.
+
+        Returns:
+            The completion of each prompt, a list of them if `n` is given; or the pieces of the
+            first prompt's answers.
+        """
+        wanted, drawn = counts(n, best_of, stream)
+        stops, top = StopStrings(stop).stops, top_logprobs or 0
         steps = self.engine.generate(
-            [answer.prompt for answer in answers],
-            params,
+            prompts,
+            each_params(params, sampling, len(prompts), drawn),
             max_tokens=max_tokens,
             stop_ids=self.tokenizer.stop_ids,
+            logits_processor=logits_processor,
+            samples=drawn,
+            top_logprobs=top,
+            cache=cache,
         )
+        answers = [
+            Answer(self.tokenizer, prompt, stops, with_top=top > 0, index=index)
+            for prompt in prompts
+            for index in range(drawn)
+        ]
+        pieces = streamed(answers, steps)
         if stream:
-            return answers[0].stream(dispatch[0] for dispatch in steps)
-        for dispatch in steps:
-            for answer, generated in zip(answers, dispatch):
-                answer.take(generated)
-            if all(answer.finish_reason for answer in answers):
-                break
-        return [answer.completion() for answer in answers]
+            return pieces
+        for _ in pieces:
+            pass
+        done = [answer.completion() for answer in answers]
+        of_prompts = [done[i : i + drawn] for i in range(0, len(done), drawn)]
+        if drawn > wanted:
+            of_prompts = [best(completions)[:wanted] for completions in of_prompts]
+        return [completions[0] for completions in of_prompts] if n is None else of_prompts
 
-    @functools.partial(
-        check_keywords,
-        also=[name for name in keywords(generate) if name not in ("prompt", "parse_special")],
-        variables=_TEMPLATE_VARIABLES,
-    )
+    @overload
     def chat(
         self,
         messages: Sequence[Any],
         *,
-        template: Mapping | None = None,
+        template: Mapping[str, Any] | None = None,
         continue_final_message: bool | str = False,
         parse_special_in_messages: bool = False,
-        **options,
-    ) -> "Completion | Iterator[str]":
+        max_tokens: int | None = 256,
+        n: int | None = None,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[Piece]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        template: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+        parse_special_in_messages: bool = False,
+        max_tokens: int | None = 256,
+        n: None = None,
+        stream: Literal[False] | None = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        template: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+        parse_special_in_messages: bool = False,
+        max_tokens: int | None = 256,
+        n: int,
+        stream: Literal[False] | None = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]: ...
+
+    @functools.partial(check_keywords, options=GenerateOptions, variables=_TEMPLATE_VARIABLES)
+    def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        template: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+        parse_special_in_messages: bool = False,
+        max_tokens: int | None = 256,
+        n: int | None = None,
+        stream: bool | None = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion | list[Completion] | Iterator[Piece]:
         """Answers a conversation [{"role": "user", "content": "..."}, ...].
 
         Args:
@@ -215,7 +323,10 @@ class LanguageModel:
                 "reasoning_content".
             parse_special_in_messages: read control tokens that are spelled in messages. By default
                 they are text in every message that is not the assistant's.
-            options: those of `generate`, but `parse_special`.
+            max_tokens: most new tokens, None for as many as the context holds.
+            n: how many answers to return, as a list.
+            stream: whether to return an iterator of pieces of text instead.
+            options: as for `generate`.
 
         Raises:
             ChatTemplateError: the file has no template, or it fails.
@@ -226,7 +337,8 @@ class LanguageModel:
             continue_final_message=continue_final_message,
             parse_special_in_messages=parse_special_in_messages,
         )
-        answers = self._complete([prompt], **options)
+        stream = _streams(stream)
+        answers = self._complete([prompt], max_tokens=max_tokens, stream=stream, n=n, **options)
         return answers[0] if isinstance(answers, list) else answers
 
     @functools.partial(check_keywords, variables=_TEMPLATE_VARIABLES)
@@ -235,7 +347,7 @@ class LanguageModel:
         messages: Sequence[Any],
         *,
         max_tokens: int | None = 256,
-        template: Mapping | None = None,
+        template: Mapping[str, Any] | None = None,
         parse_special_in_messages: bool = False,
     ) -> list[Any]:
         """Drops the oldest turns of a conversation until an answer has room in the context.
@@ -269,6 +381,7 @@ class LanguageModel:
         return list(kept)
 
     def _chat_ids(self, messages, template: Mapping | None, **options) -> list[int]:
+        self.engine.check_generates()
         variables = named_values("template", template)
         if "messages" in variables:
             raise TypeError("template cannot hold 'messages', which have an argument of their own")
@@ -294,6 +407,118 @@ class LanguageModel:
             progress=progress,
         )
 
+    @overload
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        pooling: Literal["none"],
+        normalize: bool | None = None,
+        truncate: bool = False,
+        parse_special: bool = False,
+        progress: bool | None = None,
+    ) -> list[np.ndarray]: ...
+
+    @overload
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        parse_special: bool = False,
+        progress: bool | None = None,
+    ) -> np.ndarray: ...
+
+    @check_keywords
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        parse_special: bool = False,
+        progress: bool | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Makes a vector of each text, whose products are the texts' similarities.
+
+        Args:
+            texts: a text, or a list of them. Each gets the tokens that begin and end a text.
+            pooling: how the states of a text's tokens become one vector: "mean", "cls" for the
+                first token, "last", "none" for a vector of each token, or "rank" for the scores of
+                a reranker. Default: what the file says.
+            normalize: whether vectors get the length 1. Default: all but scores do.
+            truncate: whether the end of a text that is too long is cut off, but for the token that
+                closes a text. By default such a text is an error.
+            parse_special: read control tokens written in the texts.
+            progress: whether to show a bar on stderr. Default: for long lists, on a terminal.
+
+        Returns:
+            float32 [texts, width], or [width] for one text. With "none" a list of arrays [tokens,
+            width], or the one of a text.
+
+        Raises:
+            ValueError: the file names no pooling and none is given, or a text has no tokens or too
+                many.
+        """
+        listed = _as_list(texts, "embed")
+        kind = checked_pooling(self.model.config, pooling)
+        normalize = kind != "rank" if normalize is None else flag("normalize", normalize)
+        truncate, parse_special = flag("truncate", truncate), flag("parse_special", parse_special)
+        ids = [self._whole_text(i, text, truncate, parse_special) for i, text in enumerate(listed)]
+        how: dict[str, Any] = dict(pooling=kind, normalize=normalize, progress=progress)
+        vectors = self.embedder.embed(ids, **how)
+        if isinstance(texts, str):
+            return vectors[0]
+        if kind == "none":
+            return vectors
+        width = self.model.config.embedding_width
+        return np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
+
+    def _whole_text(self, i: int, text: str, truncate: bool, parse_special: bool) -> list[int]:
+        """Returns the ids of a text that is embedded, with its beginning and end."""
+        tokenizer, longest = self.tokenizer, self.embedder.longest
+        ids = tokenizer.encode(text, add_special=True, parse_special=parse_special)
+        if not ids:
+            raise ValueError(f"text {i} has no tokens")
+        if len(ids) <= longest:
+            return ids
+        if not truncate:
+            raise ValueError(
+                f"text {i} has {len(ids)} tokens, the model reads at most {longest}: shorten it, or"
+                " give truncate=True to leave out its end"
+            )
+        end = ids[-1:] if tokenizer.add_eos or tokenizer.add_sep else []
+        return ids[: longest - len(end)] + end
+
+    def cache(self, prompt: Prompt, *, parse_special: bool = False) -> PromptCache:
+        """Computes a prompt once, for the `cache=` of `generate` and `chat`, and for its `save`.
+
+        It holds all tokens but the last, so that any text that begins with the prompt goes on from
+        it. After an answer, the prompt and the answer are computed already.
+
+        Args:
+            prompt: A text or the ids of its tokens, at least two of them.
+            parse_special: As in `generate`.
+        """
+        (one, *others), is_one = as_prompts(prompt)
+        if not is_one:
+            raise TypeError(f"cache takes one prompt, got a list of {1 + len(others)}")
+        parse_special = flag("parse_special", parse_special)
+        return self.engine.cache(self._encode(one, parse_special) if isinstance(one, str) else one)
+
+    def load_cache(self, path: str | os.PathLike) -> PromptCache:
+        """Reads a file that `PromptCache.save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, or of another model: its configuration, dtype or norms
+                differ.
+        """
+        return PromptCache.load(path, self.engine.steps)
+
     def warm_up(self, prompt_tokens: int = 16) -> None:
         """Compiles what a prompt of this length needs, so that the first answer need not wait."""
         self.engine.warm_up(prompt_tokens)
@@ -316,56 +541,11 @@ class LanguageModel:
         return ids
 
 
-class _Answer:
-    """One prompt's answer while it is being generated."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop):
-        self.prompt = prompt
-        self._text = tokenizer.stream(skip_special=True, after=prompt)
-        self._stops = StopStrings(stop)
-        self._ids, self._logprobs, self._pieces = [], [], []
-        self.finish_reason = None
-
-    def take(self, generated: Generated) -> str:
-        """Take a dispatch's tokens in, one by one up to a stop string.
-
-        -> the text that is certain now.
-        """
-        if self.finish_reason:
-            return ""
-        pieces = []
-        for id, logprob in zip(generated.ids, generated.logprobs):
-            self._ids.append(id)
-            self._logprobs.append(logprob)
-            pieces.append(self._stops.push(self._text.push([id])))
-            if self._stops.hit is not None:
-                self.finish_reason = "stop"
-                break
-        if not self.finish_reason and generated.finish_reason:
-            self.finish_reason = generated.finish_reason
-            pieces.append(self._stops.push(self._text.flush()))
-            pieces.append(self._stops.flush())
-        self._pieces += pieces
-        return "".join(pieces)
-
-    def stream(self, steps: Iterator[Generated]) -> Iterator[str]:
-        for generated in steps:
-            if piece := self.take(generated):
-                yield piece
-            if self.finish_reason:
-                return
-
-    def completion(self) -> Completion:
-        assert self.finish_reason is not None  # it has ended
-        text = "".join(self._pieces)
-        return Completion(text, self._ids, self.finish_reason, self._logprobs, len(self.prompt))
-
-
 @check_keywords
 def load(
     path: str | os.PathLike = "demo",
     *,
-    dtype=None,
+    dtype: DTypeLike | None = None,
     activations: str = "int16",
     backend: str | None = None,
     context_length: int | None = None,
@@ -403,8 +583,9 @@ def load(
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"load() takes a text or an os.PathLike as path, got {shown(path)}")
     context_length = check_context_length(context_length)
+    compute: Any = default_dtype() if dtype is None else dtype
     numerics = Numerics(
-        default_dtype() if dtype is None else dtype,
+        compute,
         activations,
         settings.backend() if backend is None else backend,
     )
@@ -481,33 +662,14 @@ def _streams(stream) -> bool:
     return stream is not None and flag("stream", stream)
 
 
-def _params(params, sampling: dict, count: int) -> list[SamplingParams]:
-    sampling = {name: value for name, value in sampling.items() if value is not None}
-    if params is None:
-        one = SamplingParams(**sampling)
-        return [
-            dataclasses.replace(one, seed=(one.seed + i) % (MAX_SEED + 1)) for i in range(count)
-        ]
-    if sampling:
-        raise TypeError(f"give params or {', '.join(sampling)}, not both")
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    if isinstance(params, str | bytes | Mapping) or not isinstance(params, Iterable):
-        raise TypeError(f"params must be SamplingParams, or a list of them, got {params!r}")
-    return list(params)
-
-
-def _as_list(prompt: Any) -> list[str]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
-        raise TypeError(f"{_WANTED}, got {type(prompt).__name__}")
-    prompts = list(prompt)
-    if wrong := [type(text).__name__ for text in prompts if not isinstance(text, str)]:
-        raise TypeError(f"{_WANTED}, got a list with {wrong[0]}")
-    if not prompts:
-        raise TypeError(f"{_WANTED}, got an empty list")
-    return prompts
-
-
-_WANTED = "generate takes a text or a list of texts"
+def _as_list(texts: Any, method: str) -> list[str]:
+    """Returns the texts that a method got."""
+    if isinstance(texts, str):
+        return [texts]
+    wanted = f"{method} takes a text or a list of texts"
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+        raise TypeError(f"{wanted}, got {type(texts).__name__}")
+    listed = list(texts)
+    if wrong := [type(text).__name__ for text in listed if not isinstance(text, str)]:
+        raise TypeError(f"{wanted}, got a list with {wrong[0]}")
+    return listed

@@ -10,8 +10,11 @@ import rocmforge_jax
 ROOT = Path(__file__).resolve().parents[1]
 
 
+PAGES = ["README.md", "docs/architecture.md", "docs/embeddings.md", "docs/generation.md"]
+
+
 @pytest.mark.parametrize("library", ["in C++", "in plain XLA"])
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_examples_of_a_page_run(page, library, tmp_path, monkeypatch, request):
     if library == "in C++":
         request.getfixturevalue("in_cpp")

@@ -49,9 +49,13 @@ MAY_IMPORT = {
         "settings",
     },
     "generate": {"arguments", "models", "nn", "quant"},
+    "completion": {"generate", "text"},
+    "requested": {"arguments", "completion", "generate"},
     "language_model": {
         "arguments",
         "backends",
+        "completion",
+        "requested",
         "compilation_cache",
         "generate",
         "models",

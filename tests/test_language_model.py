@@ -54,7 +54,7 @@ def test_a_stream_is_the_text_in_pieces(lm, options):
     stream = lm.generate(PROMPT, max_tokens=60, seed=3, stream=True, **options)
     assert iter(stream) is stream
     pieces = list(stream)
-    assert "".join(pieces) == whole and all(pieces)
+    assert "".join(pieces) == whole and all(pieces[:-1])
     assert len(pieces) > (1 if "stop" not in options else 0)
 
 
@@ -231,12 +231,13 @@ def test_strict_refuses_unknown_keys_of_the_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "options", "error", "message"),
     [
-        ([], {}, TypeError, "a text or a list of texts, got an empty list"),
-        ([1, 2], {}, TypeError, "got a list with int"),
-        (b"text", {}, TypeError, "a text or a list of texts, got bytes"),
-        (5, {}, TypeError, "a text or a list of texts, got int"),
-        (None, {}, TypeError, "a text or a list of texts, got NoneType"),
-        ({"content": "text"}, {}, TypeError, "a text or a list of texts, got dict"),
+        ([], {}, TypeError, "list of either, got an empty list"),
+        ([1, b"a"], {}, TypeError, "got a list with int"),
+        ([[1, 2], 3], {}, TypeError, "got a list with int"),
+        (b"text", {}, TypeError, "list of either, got bytes"),
+        (5, {}, TypeError, "list of either, got int"),
+        (None, {}, TypeError, "list of either, got NoneType"),
+        ({"content": "text"}, {}, TypeError, "list of either, got dict"),
         ("a", {"max_tokens": -1}, ValueError, "max_tokens must be .* of at least 1, got -1"),
         ("a", {"max_tokens": "9"}, ValueError, "max_tokens must be .* of at least 1, got '9'"),
         ("a", {"stop": b"x"}, ValueError, "stop strings are strings .*, got \\[120\\]"),

@@ -37,6 +37,7 @@ KEYS = {
     "attention.sliding_window": 1024,
 }
 EXPERTS = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 64}
+SOFTPLUS = "softplus "
 QK_NORMS = {
     "each": "layer norms of each head of q and k",
     "head": "q and k norm over the head",
@@ -112,6 +113,7 @@ MORE = {
     "qwen35moe": EXPERTS | DELTA_RULE,
     "bailingmoe2": EXPERTS | {"expert_shared_count": 1, "expert_gating_func": 2},
     "cohere2": {"logit_scale": 0.0625},
+    "nomic-bert-moe": EXPERTS | {"moe_every_n_layers": 2},
     "command-r": {"logit_scale": 0.0625},
     "deci": {"attention.head_count_kv": np.array([2, 2, 0] * (LAYERS // 3))},
     "glm4moe": EXPERTS | {"expert_weights_norm": True, "leading_dense_block_count": 1},
@@ -150,6 +152,9 @@ MORE = {
     "minicpm3": LATENTS,
     "plm": LATENTS,
     "afmoe": EXPERTS,
+    "deepseek2-ocr": EXPERTS,
+    "laguna": EXPERTS,
+    "mellum": EXPERTS | YARN,
     "exaone-moe": EXPERTS | {"expert_gating_func": 2},
     "deepseek": EXPERTS,
     "olmo": {"attention.clamp_kqv": 8.0},
@@ -253,15 +258,17 @@ def _joined(texts) -> str:
 
 def _attention(one) -> str:
     parts = {
-        "window": one.window is not None,
+        "window": one.window is not None and one.causal,
+        "window to both sides": one.window is not None and not one.causal,
         "chunks": one.chunk is not None,
+        "ALiBi": one.alibi is not None,
         "soft cap": one.soft_cap is not None,
         "sinks": one.sinks,
         "own scale": one.scale is not None,
         QK_NORMS.get(one.qk_norm, ""): one.qk_norm is not None,
         "rotates first": one.rotates_first,
         "v norm": one.v_norm,
-        f"gate by {one.gate}": one.gate is not None,
+        f"{SOFTPLUS * (one.gate_function == 'softplus')}gate by {one.gate}": one.gate is not None,
         "temperature": one.temperature is not None,
         "clamp": one.clamp is not None,
         "norm before the output": one.sub_norm,
@@ -290,6 +297,7 @@ def _norms(layer) -> str:
     there = [place for place in places if place.startswith(("before", "after")) and places[place]]
     before, after = (any(place.startswith(word) for place in there) for word in ("before", "after"))
     where = "before and after" if before and after else "before" if before else "after"
+    where = "of sums" if norms.after_mixer_sum else where
     return f"{kind} {where}{', parallel' if layer.parallel else ''}"
 
 

@@ -1,9 +1,10 @@
-// llama.cpp's answers for tests: greedy texts, logits, ids and rendered chat templates, in JSON.
+// llama.cpp's answers for tests: greedy texts, logits, embeddings, ids and rendered chat templates, in JSON.
 //
 //   oracle MODEL greedy N    stdin: {"prompts": [text, ...]}
 //   oracle MODEL logits      stdin: {"ids": [...], "rows": [...], "step": false}
 //   oracle MODEL nextn       the same, of the first block for multi-token prediction: row i is what it
 //                            predicts after ids[i + 1]
+//   oracle MODEL embed       stdin: {"ids": [[...], ...], "pooling": 1}    one vector a text, or with pooling 0 one a token
 //   oracle MODEL ids         stdin: {"texts": [...], "add_special": false, "parse_special": false}
 //   oracle MODEL template    stdin: {"conversations": [[{"role": ..., "content": ...}, ...], ...]}
 //
@@ -43,9 +44,7 @@ static tokens tokenize(const llama_vocab * vocab, const std::string & text, bool
 struct Context {
     llama_context * it;
 
-    Context(llama_model * model, int length, llama_context_type type = LLAMA_CONTEXT_TYPE_DEFAULT) {
-        auto params = llama_context_default_params();
-        params.ctx_type = type;
+    Context(llama_model * model, int length, llama_context_params params = llama_context_default_params()) {
         params.n_ctx = params.n_batch = params.n_ubatch = length;
         params.type_k = params.type_v = GGML_TYPE_F32;
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
@@ -127,7 +126,9 @@ static json nextn(llama_model * model, const json & asked) {
     llama_set_embeddings_nextn(context.it, true, false);
     context.decode(ids, 0);
     const float * hidden = llama_get_embeddings_nextn(context.it);
-    Context block(model, ids.size(), LLAMA_CONTEXT_TYPE_MTP);
+    auto params = llama_context_default_params();
+    params.ctx_type = LLAMA_CONTEXT_TYPE_MTP;
+    Context block(model, ids.size(), params);
     llama_batch_ext * batch = llama_batch_ext_init(block.it);
     for (int i = 0; i < count; i++) {
         const int at = llama_batch_ext_add_token(batch, 0, ids[i + 1]);
@@ -145,6 +146,32 @@ static json nextn(llama_model * model, const json & asked) {
     }
     llama_batch_ext_free(batch);
     return rows;
+}
+
+static json embed(llama_model * model, const json & asked) {
+    auto params = llama_context_default_params();
+    params.embeddings = true;
+    params.pooling_type = (enum llama_pooling_type) asked.value("pooling", -1);
+    json found = json::array();
+    for (const auto & text : asked.at("ids")) {
+        const auto ids = text.get<tokens>();
+        Context context(model, ids.size(), params);
+        context.decode(ids, 0);
+        const auto pooling = llama_pooling_type(context.it);
+        const int width = pooling == LLAMA_POOLING_TYPE_RANK ? llama_model_n_cls_out(model) : llama_model_n_embd_out(model);
+        if (pooling != LLAMA_POOLING_TYPE_NONE) {
+            const float * vector = llama_get_embeddings_seq(context.it, 0);
+            found.push_back(std::vector<float>(vector, vector + width));
+            continue;
+        }
+        json states = json::array();
+        for (size_t i = 0; i < ids.size(); i++) {
+            const float * state = llama_get_embeddings_ith(context.it, i);
+            states.push_back(std::vector<float>(state, state + width));
+        }
+        found.push_back(states);
+    }
+    return found;
 }
 
 static json ids(llama_model * model, const json & asked) {
@@ -171,7 +198,7 @@ static json rendered(llama_model * model, const json & asked) {
 }
 
 int main(int argc, char ** argv) try {
-    if (argc < 3) throw std::runtime_error("oracle MODEL greedy|logits|nextn|ids|template [N]");
+    if (argc < 3) throw std::runtime_error("oracle MODEL greedy|logits|nextn|embed|ids|template [N]");
     const std::string what = argv[2];
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
@@ -185,6 +212,7 @@ int main(int argc, char ** argv) try {
     if (what == "greedy") answer = greedy(model, asked, argc > 3 ? std::stoi(argv[3]) : 64);
     else if (what == "logits") answer = logits(model, asked);
     else if (what == "nextn") answer = nextn(model, asked);
+    else if (what == "embed") answer = embed(model, asked);
     else if (what == "ids") answer = ids(model, asked);
     else if (what == "template") answer = rendered(model, asked);
     else throw std::runtime_error("unknown: " + what);

@@ -65,6 +65,7 @@ def decode_attention(
     checks.require_kernels(target, q_BNH, keys_BKHS, values_BKSH, rule)
     if new is not None:
         new = checks.checked_new_tokens(new, keys_BKHS.shape)
+    checks.require_one_sided(rule)
     _, _, slots, H = values_BKSH.shape
     blocks = blocks or chosen_for_decode(target, keys_BKHS.dtype.itemsize, H, slots)
     if ring:
@@ -91,6 +92,7 @@ def prefill_attention(
     *,
     target: Target | None,
     blocks: Blocks | None = None,
+    filled_B=None,
 ) -> jax.Array:
     """Attention of T new tokens, whose keys and values the cache holds already.
 
@@ -99,11 +101,13 @@ def prefill_attention(
         keys_BKHS: the keys of the cache.
         values_BKSH: the values of the cache, in the same dtype.
         starts_B: integers, the slot of each sequence's first new token. Token t is at position
-            starts_B[b] + t and sees the slots up to there, or with `causal=False` up to that of the
-            last token. One that sees no slot gets zeros.
+            starts_B[b] + t and sees the slots up to there, or with `causal=False` the filled ones.
+            One that sees no slot gets zeros.
         rule: which slots a query sees, and their weights.
         target: what the kernel is compiled for.
         blocks: sizes of programs; the default depends on the target.
+        filled_B: integers, 0 to S: how many slots of each sequence hold tokens, for a rule with
+            `causal=False`. Default: starts_B + T.
 
     Returns:
         [B, T, N, H] in q's dtype.
@@ -113,10 +117,13 @@ def prefill_attention(
         ValueError: the operands do not fit together.
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, starts_B=starts_B)
-    checks.check_operands(arrays, rule)
+    checks.check_operands(arrays, rule, filled_B)
     checks.require_kernels(target, q_BTNH, keys_BKHS, values_BKSH, rule)
     blocks = blocks or chosen(PREFILL, target, keys_BKHS.dtype.itemsize, keys_BKHS.shape[2])
-    operands = q_BTNH, keys_BKHS, values_BKSH, starts_B.astype(jnp.int32), _in_float32(rule)
+    starts_B = starts_B.astype(jnp.int32)
+    if not rule.causal:
+        filled_B = (starts_B + q_BTNH.shape[1] if filled_B is None else filled_B).astype(jnp.int32)
+    operands = q_BTNH, keys_BKHS, values_BKSH, starts_B, _in_float32(rule), filled_B
     return prefill.prefill(*operands, blocks, target)
 
 

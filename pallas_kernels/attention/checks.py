@@ -18,14 +18,17 @@ MAX_ELEMENTS = 2**31 - 1
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_operands(arrays: dict, rule: AttentionRule) -> None:
+def check_operands(arrays: dict, rule: AttentionRule, filled_B=None) -> None:
     """Raises ValueError, with names and numbers, unless shapes and dtypes fit together.
 
     Args:
         arrays: queries, keys_BKHS, values_BKSH and what says which slots they see, in this order.
             The letters of a name after its underscore are the axes.
         rule: the shape of its sinks is checked as well.
+        filled_B: how many slots hold tokens, or None.
     """
+    if filled_B is not None:
+        _check_filled(filled_B, arrays, rule)
     arrays = arrays if rule.sinks_N is None else arrays | {"sinks_N": rule.sinks_N}
     q, keys, values, seen, *_ = arrays
     sizes = {}
@@ -42,6 +45,18 @@ def check_operands(arrays: dict, rule: AttentionRule) -> None:
     for name, array in arrays.items():
         if name != seen and not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} must hold floating-point numbers, got {array.dtype}")
+
+
+def _check_filled(filled_B, arrays: dict, rule: AttentionRule) -> None:
+    if rule.causal:
+        raise ValueError(
+            "filled_B needs a rule with causal=False: others see no slot after a query"
+        )
+    batch = next(iter(arrays.values())).shape[:1]
+    if filled_B.shape != batch or not jnp.issubdtype(filled_B.dtype, jnp.integer):
+        raise ValueError(
+            f"filled_B must be integers {list(batch)}, got {filled_B.dtype} {list(filled_B.shape)}"
+        )
 
 
 def _check_axes(name, shape, sizes):
@@ -99,15 +114,25 @@ def checked_new_tokens(new, keys_shape):
     return new._replace(cos_BR=cos.astype(jnp.float32), sin_BR=sin.astype(jnp.float32))
 
 
-def require_no_chunk(rule: AttentionRule) -> None:
-    """Raises NotImplementedError for a rule with chunks, which only the reference computes."""
+def require_kernel_rule(rule: AttentionRule) -> None:
+    """Raises NotImplementedError for chunks and ALiBi, which only the reference computes."""
     if rule.chunk is not None:
         raise NotImplementedError(f"chunk={rule.chunk}: attention kernels know no chunks")
+    if rule.alibi is not None:
+        raise NotImplementedError(f"alibi={rule.alibi}: attention kernels know no ALiBi")
+
+
+def require_one_sided(rule: AttentionRule) -> None:
+    """Raises NotImplementedError for a window to both sides, which the decode kernel lacks."""
+    if rule.symmetric:
+        raise NotImplementedError(
+            f"window={rule.window} with causal=False: the kernel for one token looks back only"
+        )
 
 
 def require_kernels(target: Target | None, q, keys, values, rule: AttentionRule) -> None:
     """Raises NotImplementedError for what the Triton kernels cannot do."""
-    require_no_chunk(rule)
+    require_kernel_rule(rule)
     if target is None:
         raise NotImplementedError("attention kernels run on GPUs, and there is no target")
     if q.shape[-1] > MAX_HEAD_WIDTH:

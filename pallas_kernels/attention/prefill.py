@@ -34,6 +34,7 @@ def prefill(
     values_BKSH,
     starts_B,
     rule: AttentionRule,
+    filled_B,
     blocks: Blocks,
     target: Target,
 ):
@@ -42,9 +43,10 @@ def prefill(
     G = N // K
     rows = min(blocks.rows, padded(T * G))
     tiles = pl.cdiv(T * G, rows)
+    unbounded = 0 if rule.causal else 1  # operands that only such a rule has
 
     def kernel(point, q_ref, keys_ref, values_ref, starts_ref, *refs):
-        *sinks_ref, out_ref = refs
+        filled_ref, sinks_ref, out_ref = refs[:unbounded], refs[unbounded:-1], refs[-1]
         b, head, first_row = point[0] // K, point[0] % K, (tiles - 1 - point[1]) * rows
         row, column = (
             first_row + jnp.arange(rows, dtype=jnp.int32),
@@ -54,21 +56,24 @@ def prefill(
         at = b, tokens[:, None], heads[:, None], column
         mask = within((row[:, None], rows_end), (column, H if H < column.size else None))
         q = triton.load(q_ref, at, mask=mask).astype(keys_ref.dtype)
-        start = starts_ref[b]
-        first = rule.last_seen(start, first_row // G, T)
-        last = rule.last_seen(start, jnp.minimum((first_row + rows - 1) // G, T - 1), T)
-        slots = Slots(keys_ref, values_ref, b, head, blocks.slots, whole(H))
+        start, filled = starts_ref[b], None
+        for ref in filled_ref:
+            filled = ref[b]
+        first = rule.last_seen(start, first_row // G, filled)
+        last = rule.last_seen(start, jnp.minimum((first_row + rows - 1) // G, T - 1), filled)
+        limit = filled if rule.symmetric else None
+        slots = Slots(keys_ref, values_ref, b, head, blocks.slots, whole(H), limit=limit)
         seen = seen_blocks(slots, first, last, rule.window)
-        positions = rule.last_seen(start, tokens[:, None], T)
+        positions = rule.last_seen(start, tokens[:, None], filled)
         state = attend([q], slots, seen, positions, last, rule, nothing_seen(rows, H))
         for ref in sinks_ref:
             state = _with_sink(state, triton.load(ref, (heads,), mask=within((row, rows_end))))
         _, total, sums = state
         triton.store(out_ref, at, normalised(sums, total[:, None]).astype(out_ref.dtype), mask=mask)
 
-    operands = [q_BTNH, keys_BKHS, values_BKSH, starts_B] + (
-        [] if rule.sinks_N is None else [rule.sinks_N]
-    )
+    operands = [q_BTNH, keys_BKHS, values_BKSH, starts_B]
+    operands += [] if rule.causal else [filled_B]
+    operands += [] if rule.sinks_N is None else [rule.sinks_N]
     return triton.call(
         kernel,
         jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype),

@@ -39,31 +39,47 @@ def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, rule: AttentionRule, ring: 
     return _prefill(q_BNH[:, None], keys_BKHS, values_BKSH, lengths_B - 1, rule, ring)[:, 0]
 
 
-def prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule: AttentionRule, ring: bool = False):
+def prefill(
+    q_BTNH,
+    keys_BKHS,
+    values_BKSH,
+    starts_B,
+    rule: AttentionRule,
+    ring: bool = False,
+    filled_B=None,
+):
     """Compute what `api.prefill_attention` computes -> [B, T, N, H] in q's dtype.
 
     What unfilled slots hold does not count, but must be finite. ring: whether the slots are a ring
     buffer (`ring_positions`), whose newest token is that of the last query.
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, starts_B=starts_B)
-    checks.check_operands(arrays, rule)
-    return _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, ring)
+    checks.check_operands(arrays, rule, filled_B)
+    return _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, ring, filled_B)
 
 
-def _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, ring):
+def _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, ring, filled_B=None):
     T, S = q_BTNH.shape[1], values_BKSH.shape[2]
     tokens_BT = jnp.arange(T, dtype=jnp.int32)[None]
-    positions_BT = rule.last_seen(starts_B.astype(jnp.int32)[:, None], tokens_BT, T)
+    filled_B1 = (starts_B + T if filled_B is None else filled_B).astype(jnp.int32)[:, None]
+    own_BT = starts_B.astype(jnp.int32)[:, None] + tokens_BT
+    positions_BT = rule.last_seen(starts_B.astype(jnp.int32)[:, None], tokens_BT, filled_B1)
     if ring:
         checks.check_ring(S, T, rule)
         held_BTS = ring_positions(starts_B + (T - 1), S)[:, None]
         seen_BTS = rule.sees(positions_BT[..., None], held_BTS) & (held_BTS >= 0)
     else:
-        seen_BTS = rule.sees(positions_BT[..., None], jnp.arange(S, dtype=jnp.int32)[None, None])
-    return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule)
+        held_BTS = jnp.arange(S, dtype=jnp.int32)[None, None]
+        seen_BTS = rule.sees(positions_BT[..., None], held_BTS)
+        if rule.symmetric:
+            seen_BTS &= held_BTS < filled_B1[..., None]
+    distances_BTS = None
+    if rule.alibi is not None:
+        distances_BTS = jnp.abs(own_BT[..., None] - held_BTS).astype(jnp.float32)
+    return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule, distances_BTS)
 
 
-def attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule: AttentionRule):
+def attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule: AttentionRule, distances_BTS=None):
     """Attention of queries to any slots -> [B, T, N, H] in q's dtype.
 
     Args:
@@ -71,32 +87,41 @@ def attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule: AttentionRule):
         keys_BKHS: keys, of any float dtype.
         values_BKSH: values, of the same dtype.
         seen_BTS: bool, whether a query sees a slot. A query that sees nothing gets zeros.
-        rule: only its scale, soft cap and sinks are used.
+        rule: only its scale, soft cap, sinks and ALiBi are used.
+        distances_BTS: float32, how far queries are from slots, for a rule with ALiBi.
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, seen_BTS=seen_BTS)
     checks.check_operands(arrays, rule)
-    return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule)
+    return _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule, distances_BTS)
 
 
-def _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule):
+def _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule, distances_BTS=None):
     (B, T, N, H), K = q_BTNH.shape, keys_BKHS.shape[1]
     q_BKTGH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
     sinks_KG = None
     if rule.sinks_N is not None:
         sinks_KG = rule.sinks_N.astype(jnp.float32).reshape(K, N // K)
+    slopes_KG = None
+    if distances_BTS is not None:
+        slopes_KG = jnp.asarray(rule.slopes(N).reshape(K, N // K))
 
-    def group(q, keys, values, sinks, seen):
-        return _group(q, keys, values, sinks, seen, rule)
+    def group(q, keys, values, sinks, slopes, seen, distances):
+        return _group(q, keys, values, sinks, slopes, seen, distances, rule)
 
-    groups = jax.vmap(jax.vmap(group, in_axes=(0, 0, 0, 0, None)), in_axes=(0, 0, 0, None, 0))
-    out_BKTGH = groups(q_BKTGH, keys_BKHS, values_BKSH, sinks_KG, seen_BTS)
+    of_heads = jax.vmap(group, in_axes=(0, 0, 0, 0, 0, None, None))
+    groups = jax.vmap(of_heads, in_axes=(0, 0, 0, None, None, 0, 0))
+    operands = q_BKTGH, keys_BKHS, values_BKSH, sinks_KG, slopes_KG, seen_BTS, distances_BTS
+    out_BKTGH = groups(*operands)
     return out_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
-def _group(q_TGH, keys_HS, values_SH, sinks_G, seen_TS, rule):
+def _group(q_TGH, keys_HS, values_SH, sinks_G, slopes_G, seen_TS, distances_TS, rule):
     """One KV head and its G query heads -> float32 [T, G, H]."""
     # `tanh_of_exp2` has no finite gradient for large scores.
     exponents = rule.exponents(_dot("tgh,hs->tgs", q_TGH, keys_HS), tanh=jnp.tanh)
+    if slopes_G is not None:
+        falls = slopes_G[None, :, None] * distances_TS[:, None]
+        exponents = exponents - falls * np.float32(LOG2_E)
     exponents = jnp.where(seen_TS[:, None], exponents, -jnp.inf)
     highest = jnp.maximum(exponents.max(axis=-1, keepdims=True), LOWEST)
     if sinks_G is not None:

@@ -6,7 +6,7 @@ bytes at once.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,8 @@ class Slots:
         parts: the parts in which keys are read; queries come in the same ones.
         ring: whether the slots are a ring buffer: position p is in slot p % S. Blocks are then
             blocks of positions, and `block` divides S.
+        limit: how many slots are filled, an int32 scalar, where rows may see others; None where
+            no row sees a slot that is not filled.
     """
 
     keys: object
@@ -60,6 +62,7 @@ class Slots:
     block: int
     parts: list[Part]
     ring: bool = False
+    limit: Any = None
 
     @property
     def length(self) -> int:
@@ -129,7 +132,8 @@ def seen_blocks(slots: Slots, first, last, window: int | None):
     """
 
     def clip(slot):
-        return jnp.maximum(slot, 0) if slots.ring else jnp.clip(slot, 0, slots.length)
+        end = slots.length if slots.limit is None else slots.limit
+        return jnp.maximum(slot, 0) if slots.ring else jnp.clip(slot, 0, end)
 
     zero = jnp.int32(0)
     begin = zero if window is None else clip(first + 1 - window) // slots.block
@@ -173,9 +177,13 @@ def attend(q, slots: Slots, blocks, positions, last, rule: AttentionRule, state)
             sum(triton.dot(*pair, precision=precision) for pair in zip(q, keys))
         )
         if masked:
-            exponents = jnp.where(rule.sees(positions, at[None]), exponents, -jnp.inf)
+            seen, filled = rule.sees(positions, at[None]), at <= last
+            if slots.limit is not None:
+                filled &= at < slots.limit
+                seen &= filled[None]
+            exponents = jnp.where(seen, exponents, -jnp.inf)
             # A weight of 0 does not hide NaN in a slot that was never filled: 0 * NaN is NaN.
-            values = jnp.where((at <= last)[:, None], values, jnp.zeros_like(values))
+            values = jnp.where(filled[:, None], values, jnp.zeros_like(values))
         higher = jnp.maximum(highest, exponents.max(axis=1))
         weights, fade = jnp.exp2(exponents - higher[:, None]), jnp.exp2(highest - higher)
         added = triton.dot(weights.astype(values.dtype), values, precision=precision)

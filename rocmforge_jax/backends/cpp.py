@@ -15,14 +15,14 @@ import jax.numpy as jnp
 
 from pallas_kernels import samples, targets
 from pallas_kernels.attention import AttentionRule
-from pallas_kernels.attention.checks import require_no_chunk
+from pallas_kernels.attention.checks import require_kernel_rule
 from pallas_kernels.dequantize import reference
 from pallas_kernels.packing import Packing
 from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import settings
 from rocmforge_jax.backends.choice import WrongDevice
 from rocmforge_jax.backends.trials import Trials
-from rocmforge_jax.cpp import attention, build, library, products
+from rocmforge_jax.cpp import attention, build, library, products, recurrence
 
 #: What a user does about a missing library.
 REMEDY = "build it once with: rocmforge-jax build-native"
@@ -102,7 +102,7 @@ def require_packing(packing: Packing, mode: str) -> None:
 def check_attention(q, keys, rule: AttentionRule) -> None:
     """Raises NotImplementedError, with the reason, unless attention of such operands runs."""
     instructions()
-    require_no_chunk(rule)
+    require_kernel_rule(rule)
     if others := [str(array.dtype) for array in (q, keys) if array.dtype != jnp.float32]:
         raise NotImplementedError(f"attention in C++ computes in float32, not {others[0]}")
 
@@ -128,6 +128,8 @@ def _multiply(x_MK, wanted, norm, mode, dtype, epsilon):
 
 attend = attention.attend
 rotate_and_store = attention.rotate_and_store
+delta_step = recurrence.delta_step
+scan_step = recurrence.scan_step
 
 
 def _loaded(found: Path) -> str:
@@ -161,10 +163,17 @@ def _trials_of(found: Path, used: str) -> Trials:
 
 
 def _error(packing, mode: str) -> jax.Array:
-    """Returns the relative error of a small product."""
-    planes = samples.random_planes(jax.random.key(0), packing, 37, 40)
-    x = jax.random.normal(jax.random.key(1), (3, 40 * 32), jnp.float32)
-    product = Product((Weight(planes, packing),))
-    (y,) = _multiply(x, [product], None, mode, jnp.dtype("float32"), 0.0)
-    exact = jnp.dot(x, reference.dequantize(planes, packing).T, precision="highest")
-    return jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact)
+    """Returns the larger relative error of a small product, and of one with experts."""
+    planes = samples.random_planes(jax.random.key(0), packing, 2 * 37, 40)
+    dense = reference.dequantize(planes, packing).reshape(2, 37, -1)
+    stack = {name: plane.reshape(2, 37, *plane.shape[1:]) for name, plane in planes.items()}
+    first = Weight({name: plane[0] for name, plane in stack.items()}, packing)
+    x, experts = jax.random.normal(jax.random.key(1), (3, 40 * 32)), jnp.array([1, 0, 1])
+    products = Product((first,)), Product((Weight(stack, packing),), experts=experts)
+    weights = jnp.stack([dense[:1].repeat(3, 0), dense[experts]])
+    exact = jnp.einsum("mk,omnk->omn", x, weights, precision="highest")
+    found = [
+        _multiply(x, [product], None, mode, jnp.dtype("float32"), 0.0)[0] for product in products
+    ]
+    errors = jnp.linalg.norm(jnp.stack(found) - exact, axis=(1, 2))
+    return (errors / jnp.linalg.norm(exact, axis=(1, 2))).max()

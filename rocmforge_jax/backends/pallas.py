@@ -15,7 +15,7 @@ from jaxlib import version as jaxlib_version
 import pallas_kernels
 from pallas_kernels import samples, targets
 from pallas_kernels.attention import AttentionRule, NewTokens, decode_attention, prefill_attention
-from pallas_kernels.attention.checks import require_kernels
+from pallas_kernels.attention.checks import require_kernels, require_one_sided
 from pallas_kernels.delta_rule import DeltaHeads, launches_of_step, step
 from pallas_kernels.dequantize import dequantize as dequantize_planes
 from pallas_kernels.dequantize import reference as dequantize_reference
@@ -151,19 +151,28 @@ def check_attention(q, keys, values, rule: AttentionRule) -> Target:
     return on
 
 
-def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False) -> jax.Array:
+def check_new_token(rule: AttentionRule) -> None:
+    """Raises NotImplementedError, with the reason, for a rule that `attend_to_new_token` lacks."""
+    require_one_sided(rule)
+
+
+def attend(
+    q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False, filled_B=None
+) -> jax.Array:
     """Computes attention of T tokens that the cache holds already -> [B, T, N, H].
 
-    ring: whether the cache is a ring buffer; then T is 1.
+    ring: whether the cache is a ring buffer; then T is 1. filled_B: see `prefill_attention`.
     """
-    return _attend(q_BTNH, keys, values, starts_B, rule, ring, target())
+    return _attend(q_BTNH, keys, values, starts_B, rule, filled_B, ring, target())
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def _attend(q_BTNH, keys, values, starts_B, rule, ring, on):
-    if q_BTNH.shape[1] > 1:
-        return prefill_attention(q_BTNH, keys, values, starts_B, rule, target=on)
-    operands = q_BTNH[:, 0], keys, values, starts_B + 1, rule
+@functools.partial(jax.jit, static_argnums=(6, 7))
+def _attend(q_BTNH, keys, values, starts_B, rule, filled_B, ring, on):
+    if q_BTNH.shape[1] > 1 or rule.symmetric:
+        operands = q_BTNH, keys, values, starts_B, rule
+        return prefill_attention(*operands, target=on, filled_B=filled_B)
+    lengths_B = starts_B + 1 if filled_B is None else filled_B
+    operands = q_BTNH[:, 0], keys, values, lengths_B, rule
     return decode_attention(*operands, target=on, ring=ring)[:, None]
 
 

@@ -91,6 +91,8 @@ def measure(
         Engine(decoder, context_length=context_length),
         np.random.default_rng(0).integers(0, config.vocabulary, prompt_tokens).tolist(),
     )
+    with common.usage_errors():
+        engine.check_generates()
     first, *runs = [_run(engine, prompt, tokens) for _ in range(repeats + 1)]
     prefill, decode = (statistics.median(times) for times in zip(*runs))
     return facts | {

@@ -48,7 +48,9 @@ def run(options):
     with common.usage_errors():  # the prompt is checked before anything is computed
         answer: Any = lm.generate(prompt, stream=not options.json, **generation)
     if options.json:
-        common.print_json(dataclasses.asdict(answer))
+        fields = dataclasses.asdict(answer)
+        del fields["top_logprobs"]  # no option asks for them
+        common.print_json(fields)
         return
     if sys.stdout.isatty() if options.echo is None else options.echo:
         print(_dimmed(prompt), end="", flush=True)

@@ -13,6 +13,7 @@ from rocmforge_jax.cli import (
     build_native,
     chat,
     doctor,
+    embed,
     generate,
     inspect,
     perplexity,
@@ -21,7 +22,7 @@ from rocmforge_jax.cli import (
 )
 from rocmforge_jax.cli.common import UsageError, version
 
-COMMANDS = (generate, chat, inspect, tokenize, perplexity, bench, doctor, build_native)
+COMMANDS = (generate, chat, embed, inspect, tokenize, perplexity, bench, doctor, build_native)
 PROGRAM = "rocmforge-jax"
 #: Characters of a word, say of a path, beyond which an error leaves out its middle.
 LONGEST_WORD = 300

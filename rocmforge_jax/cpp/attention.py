@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import AttentionRule
-from pallas_kernels.attention.checks import check_ring, require_no_chunk
+from pallas_kernels.attention.checks import check_ring, require_kernel_rule
 from rocmforge_jax.cpp import partition
 
 #: The axes of operands that devices may split: sequences, and KV heads with their query heads.
 _HEADS, _KEYS, _VALUES, _STARTS = "b T (k g) H", "b k H S", "b k S H", "b"
 
 
-def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False) -> jax.Array:
+def attend(
+    q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False, filled_B=None
+) -> jax.Array:
     """Attention of T new tokens to the slots that the rule shows to them.
 
     Args:
@@ -26,23 +28,27 @@ def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = Fal
         keys: Keys of all slots, those of the new tokens among them.
         values: Values of all slots.
         starts_B: The position of the first new token of each sequence.
-        rule: How to attend: `scale`, `causal`, `window`, `soft_cap` and `sinks_N`. A query sees no
-            slot from starts_B[b] + T on, causal or not.
+        rule: How to attend: `scale`, `causal`, `window`, `soft_cap` and `sinks_N`.
         ring: Whether the slots are a ring buffer: the token at position p is in slot p % S.
             Otherwise it is in slot p.
+        filled_B: int32, how many slots of each sequence hold tokens, for a rule that is not causal.
+            Default: starts_B + T. No query sees others.
 
     Returns:
         The attention [B, T, N, H]. A query that sees no slot gets zeros.
 
     Raises:
         ValueError: Operands that do not fit, or a rule that makes no sense.
-        NotImplementedError: A rule with chunks.
+        NotImplementedError: A rule with chunks or ALiBi.
     """
-    require_no_chunk(rule)
+    require_kernel_rule(rule)
     check(q_BTNH, keys, values, starts_B)
     if ring:
         check_ring(values.shape[2], q_BTNH.shape[1], rule)
     operands, axes = [q_BTNH, keys, values, starts_B], [_HEADS, _KEYS, _VALUES, _STARTS]
+    if filled_B is not None:
+        operands.append(_checked_filled(filled_B, starts_B, rule))
+        axes.append(_STARTS)
     if rule.sinks_N is not None:
         operands.append(_checked_sinks(rule.sinks_N, q_BTNH.shape[2]))
         axes.append("(k g)")
@@ -52,6 +58,7 @@ def attend(q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = Fal
         window=rule.window or 0,
         soft_cap=float(rule.soft_cap or 0),
         ring=ring,
+        has_filled=filled_B is not None,
     )
     (out,) = partition.call(call, operands, axes, [_HEADS])
     return out
@@ -66,10 +73,13 @@ class _Attend:
     window: int
     soft_cap: float
     ring: bool
+    has_filled: bool
 
-    def __call__(self, q_BTNH, keys, values, starts_B, *sinks) -> list[jax.Array]:
-        out = jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32)
+    def __call__(self, q_BTNH, keys, values, starts_B, *others) -> list[jax.Array]:
+        filled, sinks = others[: self.has_filled], others[self.has_filled :]
+        filled = filled or (jnp.zeros((0,), jnp.int32),)
         sinks = sinks or (jnp.zeros((0,), jnp.float32),)
+        out = jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32)
         call = jax.ffi.ffi_call("rocmforge_attend", out)
         return [
             call(
@@ -77,6 +87,7 @@ class _Attend:
                 keys,
                 values,
                 starts_B,
+                *filled,
                 *sinks,
                 scale=np.float32(self.scale),
                 causal=np.bool_(self.causal),
@@ -85,6 +96,16 @@ class _Attend:
                 ring=np.bool_(self.ring),
             )
         ]
+
+
+def _checked_filled(filled_B, starts_B, rule: AttentionRule) -> jax.Array:
+    """Returns the filled slots, int32 [B]."""
+    if rule.causal or filled_B.shape != starts_B.shape or filled_B.dtype != jnp.int32:
+        raise ValueError(
+            f"filled_B is {filled_B.dtype} {list(filled_B.shape)} for {list(starts_B.shape)} starts"
+            f" and causal={rule.causal}: it must be int32, one for each start, without causal"
+        )
+    return filled_B
 
 
 def _checked_sinks(sinks_N, heads: int) -> jax.Array:

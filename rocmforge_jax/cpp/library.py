@@ -16,8 +16,11 @@ from rocmforge_jax.cpp import stored
 #: Name of a custom call in JAX -> its symbol in the library.
 TARGETS = {
     "rocmforge_multiply": "Multiply",
+    "rocmforge_multiply_experts": "MultiplyExperts",
     "rocmforge_attend": "Attend",
     "rocmforge_rotate_and_store": "RotateAndStore",
+    "rocmforge_delta_step": "DeltaStep",
+    "rocmforge_scan_step": "ScanStep",
 }
 _registered: Path | None = None
 

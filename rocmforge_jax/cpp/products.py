@@ -1,6 +1,6 @@
-"""Products with packed weights on a CPU: `multiply.cc` in JAX.
+"""Products with packed weights on a CPU: `multiply.cc` and `experts.cc` in JAX.
 
-They compute what `pallas_kernels.qmatmul` computes on a GPU. The function belongs to the library
+They compute what `pallas_kernels.qmatmul` computes on a GPU. The functions belong to the library
 that `library.load` loaded.
 """
 
@@ -30,7 +30,7 @@ def multiply(
 
     Args:
         x_MK: The input.
-        products: The products, with packed weights.
+        products: The products, with packed weights. One with experts is the only one.
         mode: One of MODES: the numbers that the input is rounded to.
         norm: The scale [K] of an RMSNorm to apply to the input first, or None.
         epsilon: That of the norm.
@@ -46,42 +46,25 @@ def multiply(
     if mode not in MODES:
         raise NotImplementedError(f"{mode} activations; there are {', '.join(MODES)}")
     validate(x_MK, products, norm)
-    operands, axes, numbers, tables, factors = [x_MK.astype(jnp.float32)], ["m K"], [], [], []
+    experts = products[0].experts
+    # Rows of x are tokens, those of the outputs are pairs: with experts only outputs are split.
+    rows, rows_of_x = ("m", "m") if experts is None else ("PAIRS", "TOKENS")
+    inputs, axes = [x_MK.astype(jnp.float32)], [f"{rows_of_x} K"]
     if norm is not None:
-        operands, axes = [*operands, norm.astype(jnp.float32)], [*axes, "K"]
-    first = []
-    for n, product in enumerate(products):
-        function = product.activation
-        first.append(len(operands))
-        numbers += [len(product.weights), _FUNCTIONS.index(function and function.name)]
-        numbers += [product.residual is not None]
-        factors += [0, 0] if function is None else [function.alpha, function.limit]
-        for weight, scale, bias in product.of_each_weight:
-            numbers += [scale is not None, bias is not None, *_numbers(weight.packing)]
-            tables += _table(weight.packing)
-            planes = [weight.planes[name] for name in _PLANES if name in weight.planes]
-            # All but the scale of one number have an axis of outputs first.
-            for first_axis, arrays in (
-                (f"n{n}", planes),
-                ("ONE", _floats(scale)),
-                (f"n{n}", _floats(bias)),
-            ):
-                for array in arrays:
-                    inner = [f"W{len(axes)}X{i}" for i in range(1, array.ndim)]
-                    axes.append(" ".join([first_axis, *inner]))
-                    operands.append(array)
-        if product.residual is not None:
-            operands, axes = [*operands, *_floats(product.residual)], [*axes, f"m n{n}"]
+        inputs, axes = [*inputs, norm.astype(jnp.float32)], [*axes, "K"]
+    if experts is not None:
+        inputs, axes = [*inputs, experts.astype(jnp.int32)], [*axes, "PAIRS"]
+    operands, of_operands, first, attributes = _described(products, rows)
     call = _Call(
-        first=tuple(first),
+        first=first,
         has_norm=norm is not None,
-        jobs=tuple(map(int, numbers)),
-        tables=tuple(tables),
-        factors=tuple(factors),
+        has_experts=experts is not None,
         parts=MODES[mode],
         epsilon=epsilon,
+        **attributes,
     )
-    return partition.call(call, operands, axes, [f"m n{n}" for n in range(len(products))])
+    results = [f"{rows} n{n}" for n in range(len(products))]
+    return partition.call(call, [*inputs, *operands], [*axes, *of_operands], results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +72,10 @@ class _Call:
     """The call of the library as a function of its arrays.
 
     Attributes:
-        first: The place of the first plane of each product among the arrays.
+        first: The place of the codes of each product among the operands after the inputs.
         has_norm: Whether the second array is the scale of a norm.
-        jobs: What `read_jobs` in multiply.cc reads.
+        has_experts: Whether the expert of each pair follows.
+        jobs: What `read_jobs` in jobs.h reads.
         tables: The tables of the weights, 16 bytes each.
         factors: The constants of the activation functions, two of each product.
         parts: Bytes of a rounded number.
@@ -100,6 +84,7 @@ class _Call:
 
     first: tuple[int, ...]
     has_norm: bool
+    has_experts: bool
     jobs: tuple[int, ...]
     tables: tuple[int, ...]
     factors: tuple[float, ...]
@@ -107,13 +92,21 @@ class _Call:
     epsilon: float
 
     def __call__(self, x_MK, *arrays) -> list[jax.Array]:
-        rows = [arrays[place - 1].shape[0] for place in self.first]
-        outputs = [jax.ShapeDtypeStruct((x_MK.shape[0], N), jnp.float32) for N in rows]
-        norm = () if self.has_norm else (jnp.zeros((0,), jnp.float32),)
-        outputs = jax.ffi.ffi_call("rocmforge_multiply", outputs)(
+        inputs, operands = arrays[: self.has_norm], arrays[self.has_norm + self.has_experts :]
+        inputs = inputs or (jnp.zeros((0,), jnp.float32),)
+        target, rows = "rocmforge_multiply", x_MK.shape[0]
+        if self.has_experts:
+            experts = arrays[self.has_norm]
+            target, rows = "rocmforge_multiply_experts", experts.shape[0]
+            inputs = (*inputs, experts)
+        outputs = [
+            jax.ShapeDtypeStruct((rows, operands[place].shape[-3]), jnp.float32)
+            for place in self.first
+        ]
+        outputs = jax.ffi.ffi_call(target, outputs)(
             x_MK,
-            *norm,
-            *arrays,
+            *inputs,
+            *operands,
             jobs=np.array(self.jobs, np.int64),
             tables=np.array(self.tables, np.uint8),
             factors=np.array(self.factors, np.float32),
@@ -121,6 +114,42 @@ class _Call:
             epsilon=np.float32(self.epsilon),
         )
         return list(outputs)
+
+
+def _described(products: list[Product], rows: str):
+    """Describes the operands of products, and the numbers that `read_jobs` in jobs.h reads.
+
+    Returns:
+        The operands; the names of the axes of each; the place of the first operand of each product;
+        attributes of `_Call`.
+    """
+    operands, axes, first, numbers, tables, factors = [], [], [], [], [], []
+    for n, product in enumerate(products):
+        function, stack = product.activation, [] if product.experts is None else ["EXPERTS"]
+        first.append(len(operands))
+        numbers += [len(product.weights), _FUNCTIONS.index(function and function.name)]
+        numbers += [product.residual is not None]
+        factors += [0, 0] if function is None else [function.alpha, function.limit]
+        for weight, scale, bias in product.of_each_weight:
+            numbers += [scale is not None, bias is not None, *_numbers(weight.packing)]
+            tables += _table(weight.packing)
+            planes = [weight.planes[name] for name in _PLANES if name in weight.planes]
+            # All but the scale, one number for a matrix, have an axis of outputs.
+            for leading, arrays in (
+                ([*stack, f"n{n}"], planes),
+                (stack or ["ONE"], _floats(scale)),
+                ([*stack, f"n{n}"], _floats(bias)),
+            ):
+                for array in arrays:
+                    inner = [f"W{len(axes)}X{i}" for i in range(len(leading), array.ndim)]
+                    axes.append(" ".join([*leading, *inner]))
+                    operands.append(array)
+        if product.residual is not None:
+            operands, axes = [*operands, *_floats(product.residual)], [*axes, f"{rows} n{n}"]
+    attributes = dict(
+        jobs=tuple(map(int, numbers)), tables=tuple(tables), factors=tuple(map(float, factors))
+    )
+    return operands, axes, tuple(first), attributes
 
 
 def validate(x_MK, products: list[Product], norm=None) -> None:
@@ -139,16 +168,32 @@ def validate(x_MK, products: list[Product], norm=None) -> None:
     if not products:
         raise ValueError("there is no product to compute")
     for product in products:
-        N = product.weights[0].rows
+        N, stack = product.weights[0].rows, _stack(product, M, len(products))
         for weight in product.weights:
-            _validate_weight(weight, N, K)
+            _validate_weight(weight, stack, N, K)
         product.check_epilogue()
         if product.residual is not None and product.residual.shape != (M, N):
             got = list(product.residual.shape)
             raise ValueError(f"residual has shape {got}: expected {[M, N]}")
 
 
-def _validate_weight(weight, N: int, K: int) -> None:
+def _stack(product: Product, M: int, count: int) -> tuple[int, ...]:
+    """Returns (E,) for a product with experts, else ()."""
+    if product.experts is None:
+        return ()
+    if count > 1 or product.residual is not None:
+        raise ValueError(
+            f"a product with experts is computed alone and without a residual, got {count} products"
+        )
+    if product.experts.ndim != 1 or product.experts.shape[0] % M:
+        raise ValueError(
+            f"experts have shape {list(product.experts.shape)}, x has {M} rows: expected [P] with a"
+            f" multiple of {M}"
+        )
+    return product.weights[0].planes["codes"].shape[:1]
+
+
+def _validate_weight(weight, stack: tuple[int, ...], N: int, K: int) -> None:
     packing, groups = weight.packing, K // GROUP
     require_form(packing)
     if groups % packing.span:
@@ -157,9 +202,9 @@ def _validate_weight(weight, N: int, K: int) -> None:
             " number of them"
         )
     shapes = {
-        "codes": (N, packing.bits, groups),
-        "d": (N, groups // packing.span),
-        "scale": (N, packing.halves, groups),
+        "codes": (*stack, N, packing.bits, groups),
+        "d": (*stack, N, groups // packing.span),
+        "scale": (*stack, N, packing.halves, groups),
     }
     for name, dtype in packing.planes().items():
         if name not in weight.planes:
@@ -196,7 +241,7 @@ def _table(packing: Packing) -> list[int]:
 
 
 def _numbers(packing: Packing) -> list[int]:
-    """Returns what `read_jobs` in multiply.cc reads of a packing."""
+    """Returns what `read_jobs` in jobs.h reads of a packing."""
     scale = _SCALES.index(packing.scale)
     return [
         packing.bits,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pallas_kernels.packing import GROUP, Packing
+from rocmforge_jax.cpp import huge_pages
 
 #: Layouts of the small scales of a block, in the order of `enum Scales`. "bytes": consecutive int8
 #: or uint8. "six_bit_pairs": scales and minima of Q4_K and Q5_K. "six_bits": those of Q3_K.
@@ -17,8 +18,6 @@ from pallas_kernels.packing import GROUP, Packing
 SCALES = (None, "bytes", "six_bit_pairs", "six_bits", "high_and_low")
 #: Bytes of blocks that a thread converts at a time.
 PIECE = 4 << 20
-#: Alignment in bytes of host arrays that XLA uses without a copy.
-ALIGNMENT = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +104,9 @@ def repack(
         "d": (rows, count),
         "scale": (rows, packing.halves, groups),
     }
-    planes = {name: aligned(shapes[name], dtype) for name, dtype in packing.planes().items()}
+    planes = {
+        name: huge_pages.empty(shapes[name], dtype) for name, dtype in packing.planes().items()
+    }
     numbers, function = blocks.numbers(packing), _function(library)
 
     def one(start):
@@ -129,14 +130,6 @@ def repack(
     else:
         list(_threads().map(one, range(0, rows, step)))
     return planes
-
-
-def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Makes an array like `numpy.empty` at an address that saves XLA a copy."""
-    nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 @functools.cache

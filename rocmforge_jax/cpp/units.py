@@ -23,6 +23,8 @@ _VARIANTS = {
         "avx2": _AVX2,
     }
 }
+#: Custom calls, which include the headers of JAX.
+_CALLS = ("multiply.cc", "experts.cc", "attention.cc", "recurrence.cc")
 #: What every processor of a machine runs. It takes back a "-march=native" of the user's: a home
 #: folder, and the library in it, may be shared with an older processor.
 _BASELINE = {"x86_64": ("-march=x86-64",)}
@@ -41,7 +43,7 @@ def units(knows: Callable[[tuple[str, ...]], bool], *, baseline: bool) -> list[l
     kernels = [
         ("kernels.cc", (*flags, f"-DVARIANT=kernels_{name}")) for name, flags in variants.items()
     ]
-    calls = [(name, ("-isystem", _headers())) for name in ("multiply.cc", "attention.cc")]
+    calls = [(name, ("-isystem", _headers())) for name in _CALLS]
     others = [
         ("repack.cc", ()),
         ("processor.cc", tuple(f"-DHAS_{name}" for name in variants)),

@@ -18,11 +18,13 @@ import numpy as np
 from rocmforge_jax.arguments import check_keywords, integer
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.prefix_cache import PrefixCache
+from rocmforge_jax.generate.processor import LogitsProcessor
+from rocmforge_jax.generate.prompt_cache import PromptCache, check_model, fingerprint
 from rocmforge_jax.generate.requests import Limits
 from rocmforge_jax.generate.scheduler import Scheduler
 from rocmforge_jax.generate.sequence import Generated, check_context_length
 from rocmforge_jax.generate.snapshots import Snapshots, default_snapshot_bytes
-from rocmforge_jax.generate.steps import SMALLEST_BUCKET, Steps
+from rocmforge_jax.generate.steps import SMALLEST_BUCKET, Steps, repeated
 from rocmforge_jax.models import Decoder, plan
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH, cache_length
 from rocmforge_jax.nn import Cache
@@ -113,6 +115,10 @@ class Engine:
         *,
         max_tokens: int | None = None,
         stop_ids: collections.abc.Iterable[int] | None = None,
+        logits_processor: Any = None,
+        samples: int = 1,
+        top_logprobs: int = 0,
+        cache: PromptCache | None = None,
     ) -> Iterator[list[Generated]]:
         """Continues each prompt.
 
@@ -120,28 +126,75 @@ class Engine:
 
         Args:
             prompts: token ids. Those that do not fit into memory together wait for a free slot.
-            params: how to sample, one for all or one each. Default: `SamplingParams()`.
+            params: how to sample, one for all, or one for each sequence: those of the first prompt,
+                then those of the second. Default: `SamplingParams()`.
             max_tokens: most new tokens of each sequence, None for as many as the context holds.
             stop_ids: tokens that end a sequence.
+            logits_processor: a function or `LogitsProcessor` that changes logits before a token is
+                chosen, one for all prompts; or one each, with the same function.
+            samples: sequences of each prompt, which is computed once for all of them.
+            top_logprobs: how many of the likeliest tokens to return beside each chosen one.
+            cache: the computed beginning of all prompts. They are computed from where they differ
+                from it, or from one another.
 
         Returns:
-            An iterator that yields, dispatch after dispatch, one `Generated` per prompt, until all
-            have finished. It is empty for a prompt that waits or has finished.
+            An iterator that yields, dispatch after dispatch, one `Generated` per sequence, until
+            all have finished. It is empty for a sequence that waits or has finished.
 
         Raises:
             ValueError: before anything is computed, for prompts that are empty, too long or have
-                ids outside the vocabulary, and for biases that ban all tokens.
+                ids outside the vocabulary, for biases that ban all tokens, and for what a logits
+                processor must not return. From the iterator, if one leaves no token.
             FloatingPointError: from the iterator, if the model's logits are NaN.
         """
-        return self._generate(self._limits.sequences(prompts, params, max_tokens, stop_ids))
+        self.check_generates()
+        samples = integer("samples", samples, 1)
+        top = integer("top_logprobs", top_logprobs, 0, self.config.vocabulary)
+        request = prompts, params, max_tokens, stop_ids, logits_processor, samples
+        sequences = self._limits.sequences(*request)
+        if cache is not None:
+            self._check_cache(cache, [one.prompt for one in sequences])
+        return self._generate(sequences, samples, top, cache)
 
-    def _generate(self, sequences):
+    def cache(self, prompt: collections.abc.Iterable[int]) -> PromptCache:
+        """Computes all tokens of a prompt but the last, which is left to what goes on from it.
+
+        Raises ValueError for a prompt of less than two tokens.
+        """
+        self.check_generates()
+        self._refreshed()
+        ids = self._limits.prompt("prompt", prompt)
+        if len(ids) < 2:
+            raise ValueError("a cache of a prompt needs at least 2 tokens, got 1")
+        _, cache, snapshots = self._prefill([ids[:-1]], 0)
+        assert snapshots is not None
+        held = snapshots.held(cache)
+        return PromptCache(tuple(ids[:-1]), cache, fingerprint(self.steps), held)
+
+    def _check_cache(self, cache: PromptCache, prompts) -> None:
+        if not isinstance(cache, PromptCache):
+            raise TypeError(f"cache must be a PromptCache, got {type(cache).__name__}")
+        check_model("the cache", cache.model, self.steps)
+        cache.check(prompts)
+
+    def check_generates(self) -> None:
+        """Raises ValueError for a model that generates no text, such as an encoder."""
+        if not (self.config.causal and self.config.has_head):
+            raise ValueError(
+                f"this {self.config.architecture} is an encoder, which generates no text: use embed"
+            )
+
+    def _generate(self, sequences, samples: int, top: int, cache: PromptCache | None):
         scheduler, steps = None, self._refreshed()
+        groups = [sequences[i : i + samples] for i in range(0, len(sequences), samples)]
         try:
-            scheduler, waiting = self._begin(sequences)
+            scheduler, waiting = self._begin(groups, top, cache)
             while not all(one.finish_reason for one in sequences):
                 while waiting and scheduler.free:
-                    scheduler.admit(waiting.popleft())
+                    group = waiting.popleft()
+                    scheduler.admit(*group[: scheduler.free])
+                    if left := [one for one in group if not one.begun]:
+                        waiting.appendleft(left)
                 added = dict(scheduler.step())
                 for one in added:
                     if one.finish_reason:
@@ -153,17 +206,26 @@ class Engine:
                     sequences[0].text, scheduler.slots.cache, scheduler.snapshots
                 )
 
-    def _begin(self, sequences) -> tuple[Scheduler, collections.deque]:
-        """Prefills all sequences together if they fit; otherwise all of them wait."""
-        if len(sequences) > 1:
+    def _begin(
+        self, groups, top: int, beginning: PromptCache | None
+    ) -> tuple[Scheduler, collections.deque]:
+        """Prefills all prompts together if their sequences fit; otherwise all of them wait.
+
+        groups: the sequences of each prompt.
+        """
+        if len(groups) > 1:
             self.forget()  # before the free memory is counted
+        sequences, samples = [one for group in groups for one in group], len(groups[0])
         count, tokens = self._allotment(sequences)
         if count < len(sequences):
-            return self.open(count, tokens), collections.deque(sequences)
-        prompts = [one.prompt for one in sequences]
-        logits_BV, cache, snapshots = self._prefill(prompts, tokens)
+            scheduler = self.open(count, tokens, sequences[0].processor, top, beginning)
+            return scheduler, collections.deque(groups)
+        prompts = [group[0].prompt for group in groups]
+        logits_BV, cache, snapshots = self._prefill(prompts, tokens, beginning)
+        if samples > 1:
+            (logits_BV, cache), snapshots = repeated((logits_BV, cache), samples), None
         scheduler = Scheduler.of(
-            self.steps, sequences, logits_BV, cache, snapshots=snapshots, **self._scheduling
+            self.steps, sequences, logits_BV, cache, top, snapshots=snapshots, **self._scheduling
         )
         return scheduler, collections.deque()
 
@@ -188,14 +250,28 @@ class Engine:
         free -= plan.temporary_bytes(self.config, min(length, plan.TOKENS))
         return free // self.steps.cache_bytes(1, length)
 
-    def open(self, count: int, tokens: int) -> Scheduler:
+    def open(
+        self,
+        count: int,
+        tokens: int,
+        logits_processor: LogitsProcessor | None = None,
+        top_logprobs: int = 0,
+        cache: PromptCache | None = None,
+    ) -> Scheduler:
         """A scheduler of `count` free slots, for requests that come one by one.
 
-        tokens: room per sequence to begin with; it grows.
+        Args:
+            count: Slots.
+            tokens: Room per sequence to begin with; it grows.
+            logits_processor: That of the sequences: its function, and a state like theirs.
+            top_logprobs: How many of the likeliest tokens to return beside each chosen one.
+            cache: The computed beginning of all prompts, or None.
         """
+        self.check_generates()
         count, tokens = integer("count", count, 1), integer("tokens", tokens, 1)
         length, steps = cache_length(tokens, self.context_length), self._refreshed()
-        return Scheduler(steps, steps.empty_slots(count, length), **self._scheduling)
+        slots = steps.empty_slots(count, length, logits_processor, top_logprobs)
+        return Scheduler(steps, slots, beginning=cache, **self._scheduling)
 
     def prefill(
         self, prompts: collections.abc.Sequence[list[int]], *, slots: int = 0
@@ -209,13 +285,19 @@ class Engine:
         Returns:
             (logits after the last token of each prompt, float32 [B, V]; the filled cache).
         """
+        self.check_generates()
         self._refreshed()
         return self._prefill(prompts, integer("slots", slots, 0))[:2]
 
-    def _prefill(self, prompts, slots: int) -> tuple[jax.Array, Cache, Snapshots | None]:
-        """As `prefill`; also returns the snapshots of a single text."""
+    def _prefill(
+        self, prompts, slots: int, beginning: PromptCache | None = None
+    ) -> tuple[jax.Array, Cache, Snapshots | None]:
+        """As `prefill`, from a computed beginning; also returns the snapshots of a single text."""
         cache, known, snapshots = None, 0, None
-        if len(prompts) == 1:
+        if beginning is not None:
+            cache, known, snapshots = beginning.start(prompts, self.snapshot_bytes)
+            snapshots = snapshots if len(prompts) == 1 else None
+        elif len(prompts) == 1:
             cache, known, snapshots = self.prefix_cache.take(prompts[0])
         self.forget()
         needed = known + self.steps.padded(max(map(len, prompts)) - known)
@@ -234,6 +316,7 @@ class Engine:
 
         Returns float32 [B, T - 1 - first].
         """
+        self.check_generates()
         return self._refreshed().score(jnp.asarray(ids_BT, jnp.int32), integer("first", first, 0))
 
     def warm_up(self, prompt_tokens: int = SMALLEST_BUCKET, batch: int = 1) -> None:

@@ -52,6 +52,7 @@ def perplexity(
     Raises:
         ValueError: the text is shorter than one window, or the window is out of its range.
     """
+    engine.check_generates()
     window = integer("window", window, 4, engine.context_length)
     count = len(ids) // window
     if not count:

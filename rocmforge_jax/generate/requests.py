@@ -9,6 +9,7 @@ import numpy as np
 
 from rocmforge_jax.arguments import shown
 from rocmforge_jax.generate.params import SamplingParams
+from rocmforge_jax.generate.processor import check_processor, each_processor
 from rocmforge_jax.generate.sequence import Sequence
 
 
@@ -27,18 +28,29 @@ class Limits:
     suppressed_ids: frozenset[int] = frozenset()
 
     def sequences(
-        self, prompts: Iterable, params: Any, max_tokens: Any, stop_ids: Iterable | None
+        self,
+        prompts: Iterable,
+        params: Any,
+        max_tokens: Any,
+        stop_ids: Iterable | None,
+        logits_processor: Any = None,
+        samples: int = 1,
     ) -> list[Sequence]:
         """Returns the sequences of a request, see `Engine.generate`.
+
+        Those of one prompt follow one another.
 
         Raises ValueError, with the numbers, for what cannot be computed.
         """
         prompts = list(prompts)
         names = _names("prompt", len(prompts))
-        prompts = [self._prompt(name, prompt) for name, prompt in zip(names, prompts)]
+        prompts = [self.prompt(name, prompt) for name, prompt in zip(names, prompts)]
         if not prompts:
             raise ValueError("generate needs at least one prompt, got none")
         stop_ids = None if stop_ids is None else list(stop_ids)
+        processors = each_processor(logits_processor, len(prompts))
+        if processors[0] is not None:
+            check_processor(processors[0], self.vocabulary)
         return [
             Sequence(
                 prompt,
@@ -46,11 +58,17 @@ class Limits:
                 context_length=self.context_length,
                 max_tokens=max_tokens,
                 stop_ids=stop_ids,
+                processor=processor,
             )
-            for prompt, one in zip(prompts, self._params(params, len(prompts)))
+            for prompt, one, processor in zip(
+                _each_repeated(prompts, samples),
+                self._params(params, len(prompts) * samples),
+                _each_repeated(processors, samples),
+            )
         ]
 
-    def _prompt(self, name: str, prompt) -> list[int]:
+    def prompt(self, name: str, prompt) -> list[int]:
+        """Returns the ids of a prompt. Raises ValueError for what cannot be one."""
         if isinstance(prompt, Iterator):
             prompt = list(prompt)
         ids = np.asarray(prompt)
@@ -93,6 +111,10 @@ class Limits:
         banned = {id for id, bias in biases.items() if bias == -math.inf}
         if len(banned - self.suppressed_ids) == left:
             raise ValueError(f"{name} bans all {left} tokens that the model may generate")
+
+
+def _each_repeated(values: list, count: int) -> list:
+    return [value for value in values for _ in range(count)]
 
 
 def _names(argument: str, count: int) -> list[str]:

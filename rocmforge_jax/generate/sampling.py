@@ -99,7 +99,9 @@ def _float32(values: Sequence[float]) -> np.ndarray:
     return np.where(np.isinf(wide), wide, np.clip(wide, -_LARGEST, _LARGEST)).astype(np.float32)
 
 
-def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None, allowed_V=None):
+def sample(
+    logits_BV, sampler: Sampler, positions_B, recent_BW=None, allowed_V=None, processed_BV=None
+):
     """Chooses the next token of each sequence. Greedy ties go to the lowest id.
 
     Args:
@@ -111,13 +113,15 @@ def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None, allowed_V=N
             nothing is penalised.
         allowed_V: bool [V], the tokens that may be chosen, whatever the parameters say; None for
             all.
+        processed_BV: the logits to choose by, where a processor changed those of the model.
 
     Returns:
-        (tokens, int32 [B]; their log-probabilities under the model's own distribution over all V,
-        float32 [B]).
+        (tokens, int32 [B], -1 where a processor left none that can be chosen; their
+        log-probabilities under the model's own distribution over all V, float32 [B]).
     """
     model_BV = logits_BV.astype(jnp.float32)
-    logits_BV = model_BV if allowed_V is None else jnp.where(allowed_V, model_BV, -jnp.inf)
+    logits_BV = model_BV if processed_BV is None else processed_BV
+    logits_BV = logits_BV if allowed_V is None else jnp.where(allowed_V, logits_BV, -jnp.inf)
     logits_BV = _add_bias(logits_BV, sampler)
     if recent_BW is not None:
         logits_BV = _penalize(logits_BV, sampler, recent_BW)
@@ -127,6 +131,8 @@ def sample(logits_BV, sampler: Sampler, positions_B, recent_BW=None, allowed_V=N
         return jnp.where(sampler.temperature > 0, _draw(logits_BV, sampler, positions_B), greedy_B)
 
     tokens_B = jax.lax.cond(jnp.any(sampler.temperature > 0), draw, lambda: greedy_B)
+    if processed_BV is not None:
+        tokens_B = jnp.where(jnp.isfinite(logits_BV.max(axis=-1)), tokens_B, -1)
     chosen_B = jnp.take_along_axis(model_BV, tokens_B[:, None], axis=-1)[:, 0]
     return tokens_B, chosen_B - jax.nn.logsumexp(model_BV, axis=-1)
 

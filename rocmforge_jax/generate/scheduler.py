@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from rocmforge_jax.arguments import integer
+from rocmforge_jax.generate.prompt_cache import PromptCache
 from rocmforge_jax.generate.sequence import Generated, Sequence, check_context_length
 from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Slots, Steps, insert, start
@@ -17,11 +18,13 @@ from rocmforge_jax.nn import Cache
 
 @dataclasses.dataclass(frozen=True)
 class _Dispatch:
-    """Tokens that are being computed: row i belongs to owners[i], or to no sequence."""
+    """Tokens that are being computed: row i belongs to owners[i], or to no sequence.
+
+    chosen: what `steps.decode` returns beside the slots.
+    """
 
     owners: list[Sequence | None]
-    ids_BT: jax.Array
-    logprobs_BT: jax.Array
+    chosen: list[jax.Array]
 
 
 class Scheduler:
@@ -43,6 +46,7 @@ class Scheduler:
         context_length: int,
         ahead: int,
         snapshots: Snapshots | None = None,
+        beginning: PromptCache | None = None,
     ):
         """Takes slots without sequences.
 
@@ -52,10 +56,11 @@ class Scheduler:
             context_length: most tokens of a sequence.
             ahead: dispatches that are begun before the tokens of the one before are read.
             snapshots: taken between dispatches, for a single sequence; None for no snapshots.
+            beginning: the computed beginning of all prompts that enter, or None.
         """
         self.slots, self.snapshots, self._steps = slots, snapshots, steps
         self._context_length = check_context_length(context_length)
-        self._ahead = integer("ahead", ahead, 0)
+        self._ahead, self._beginning = integer("ahead", ahead, 0), beginning
         self._owners: list[Sequence | None] = [None] * slots.batch
         self._active = [False] * slots.batch  # as `slots.active_B` has it
         self._running: collections.deque[_Dispatch] = collections.deque()
@@ -67,18 +72,21 @@ class Scheduler:
         sequences: collections.abc.Sequence[Sequence],
         logits_BV,
         cache: Cache,
+        top: int = 0,
         **options,
     ) -> "Scheduler":
         """A scheduler whose slots are all taken, by sequences that were prefilled together."""
-        slots, ids_BT, logprobs_BT = start(
+        slots, *chosen = start(
             logits_BV,
             cache,
             [one.prompt for one in sequences],
             [one.params for one in sequences],
             allowed_V=steps.allowed_V,
+            processors=[one.processor for one in sequences],
+            top=top,
         )
         scheduler = cls(steps, slots, **options)
-        scheduler._enter(range(len(sequences)), sequences, ids_BT, logprobs_BT)
+        scheduler._enter(range(len(sequences)), sequences, chosen)
         return scheduler
 
     @property
@@ -86,30 +94,56 @@ class Scheduler:
         """Slots without a sequence."""
         return self._owners.count(None)
 
-    def admit(self, sequence: Sequence) -> None:
+    def admit(self, sequence: Sequence, *more: Sequence) -> None:
         """Puts a sequence into a free slot and computes its prompt, alone.
 
+        more: others with the same prompt, which is computed once.
+
         Raises:
-            ValueError: all slots are taken.
+            ValueError: there are not enough free slots, or they are for sequences with another
+                logits processor.
         """
-        if not self.free:
-            raise ValueError(f"all {self.slots.batch} slots are taken: release a sequence first")
-        row, prompt = self._owners.index(None), sequence.prompt
-        self._make_room(self._steps.padded(len(prompt)))
-        logits_BV, cache = self._steps.prefill_prompts(
-            [prompt], self._steps.init_cache(1, self.slots.length)
-        )
-        one, ids_BT, logprobs_BT = start(
+        entering, prompt = (sequence, *more), sequence.prompt
+        if self.free < len(entering):
+            raise ValueError(
+                f"all {self.slots.batch} slots are taken: release a sequence first"
+                if not self.free
+                else f"{len(entering)} sequences enter, {self.free} of {self.slots.batch} slots are"
+                " free"
+            )
+        for one in entering:
+            self._check_processor(one)
+        logits_BV, cache = self._prefill(prompt)
+        for one in entering:
+            self._put(one, logits_BV, cache)
+
+    def _prefill(self, prompt: list[int]) -> tuple[jax.Array, Cache]:
+        """Computes a prompt -> the logits after it, and a cache as long as that of the slots."""
+        if self._beginning is None:
+            self._make_room(self._steps.padded(len(prompt)))
+            empty = self._steps.init_cache(1, self.slots.length)
+            return self._steps.prefill_prompts([prompt], empty)
+        cache, known, _ = self._beginning.start([prompt])
+        self._make_room(max(cache.length, known + self._steps.padded(len(prompt) - known)))
+        cache = cache.grown(self.slots.length)
+        return self._steps.prefill_prompts([prompt], cache, known)
+
+    def _put(self, sequence: Sequence, logits_BV, cache: Cache) -> None:
+        """Puts a sequence whose prompt is computed into the first free slot."""
+        row = self._owners.index(None)
+        one, *chosen = start(
             logits_BV,
             cache,
-            [prompt],
+            [sequence.prompt],
             [sequence.params],
             bias_width=self.slots.sampler.bias_width,
             allowed_V=self._steps.allowed_V,
+            processors=[sequence.processor],
+            top=self.slots.top,
         )
         slots = self.slots.with_bias_width(one.sampler.bias_width)
         self.slots = insert(slots, jax.device_put(np.int32(row)), one)
-        self._enter([row], [sequence], ids_BT, logprobs_BT)
+        self._enter([row], [sequence], chosen)
 
     def step(self) -> list[tuple[Sequence, Generated]]:
         """Reads the oldest dispatch: what it added to each sequence that it was begun for.
@@ -124,12 +158,10 @@ class Scheduler:
         if not self._running:
             return []
         oldest = self._running.popleft()
-        ids, logprobs = (
-            np.asarray(array).tolist() for array in (oldest.ids_BT, oldest.logprobs_BT)
-        )
+        chosen = (np.asarray(array).tolist() for array in oldest.chosen)
         return [
             (one, one.take(*tokens))
-            for one, *tokens in zip(oldest.owners, ids, logprobs)
+            for one, tokens in zip(oldest.owners, zip(*chosen))
             if one is not None and one in self._owners
         ]
 
@@ -137,10 +169,18 @@ class Scheduler:
         """Frees the slot of a sequence, finished or not."""
         self._owners[self._owners.index(sequence)] = None
 
-    def _enter(self, rows, sequences, ids_BT, logprobs_BT):
+    def _check_processor(self, sequence: Sequence):
+        running, entering = self.slots.processing, sequence.processor
+        if (running and running.function) is not (entering and entering.function):
+            raise ValueError(
+                f"the {self.slots.batch} slots run together with one logits processor, and this"
+                " sequence has another one or none: open a scheduler for it"
+            )
+
+    def _enter(self, rows, sequences, chosen):
         for row, one in zip(rows, sequences):
             self._owners[row], self._active[row], one.begun = one, True, 1
-        self._running.append(_Dispatch(list(sequences), ids_BT, logprobs_BT))
+        self._running.append(_Dispatch(list(sequences), chosen))
 
     def _begin_dispatch(self):
         owners = [one if one is not None and one.wants_more else None for one in self._owners]
@@ -153,11 +193,11 @@ class Scheduler:
         self._make_room(filled + TOKENS_PER_DISPATCH)
         if self.snapshots is not None and self.snapshots.due(filled):
             self.snapshots.take(self.slots.cache, filled)
-        self.slots, ids_BT, logprobs_BT = self._steps.decode(self.slots, TOKENS_PER_DISPATCH)
+        self.slots, *chosen = self._steps.decode(self.slots, TOKENS_PER_DISPATCH)
         for one in owners:
             if one is not None:
                 one.begun += TOKENS_PER_DISPATCH
-        self._running.append(_Dispatch(owners, ids_BT, logprobs_BT))
+        self._running.append(_Dispatch(owners, chosen))
 
     def _make_room(self, tokens: int):
         if tokens > self.slots.length:

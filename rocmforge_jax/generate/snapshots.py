@@ -77,11 +77,12 @@ class Snapshots:
         prompt_tokens: Tokens of the last prompt.
     """
 
-    def __init__(self, most_bytes: int):
+    def __init__(self, most_bytes: int, *, held: int = 0):
+        """Makes no snapshots yet. held: Tokens that the cache of the text has held, at most."""
         self.most_bytes, self.prompt_tokens = most_bytes, 0
         self._taken: dict[int, Snapshot] = {}
         self._considered = 0  # the last length for which a snapshot was considered
-        self._most = 0  # tokens that the cache has held, at most; see `Cache.rewound`
+        self._most = held  # tokens that the cache has held, at most; see `Cache.rewound`
 
     @property
     def lengths(self) -> list[int]:
@@ -143,7 +144,7 @@ class Snapshots:
         if source is None or source.length < length:
             return None
         states = _copied(source.rewound(length), cache.length)
-        return cache.restored(states, self._held(cache), length)
+        return cache.restored(states, self.held(cache), length)
 
     def rewind(self, cache: Cache, length: int) -> tuple[Cache | None, int]:
         """Goes back to a length, or else as close before it as a snapshot leads.
@@ -157,7 +158,7 @@ class Snapshots:
         Returns:
             (the cache, the tokens that it holds), or (None, 0) where nothing can be kept.
         """
-        held = self._held(cache)
+        held = self.held(cache)
         rewound = cache.rewound(held, length)
         if rewound is None:
             source = _closest(self._taken.values(), length)
@@ -172,7 +173,8 @@ class Snapshots:
         self._taken = {length: one for length, one in self._taken.items() if length <= after}
         self._considered = min(self._considered, after)
 
-    def _held(self, cache):
+    def held(self, cache: Cache) -> int:
+        """Returns how many tokens a cache of the text has held, at most."""
         return max(self._most, int(cache.lengths_B[0]))
 
     def _make_room(self, new: Snapshot) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from rocmforge_jax.generate.params import PENALTY_WINDOW, SamplingParams
+from rocmforge_jax.generate.processor import LogitsProcessor, Processing
 from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.snapshots import SNAPSHOT_INTERVAL, Snapshots
 from rocmforge_jax.models import Decoder
@@ -48,6 +49,8 @@ class Slots:
             one last, after -1 for each that is missing. Penalties look back on them.
         sampler: the sampling parameters, [B, ...] each, see `Sampler`.
         active_B: bool [B]: whether a sequence occupies the slot.
+        processing: the logits processor of the sequences, or None.
+        top: how many of the likeliest tokens are returned beside each chosen one. Static.
     """
 
     cache: Cache
@@ -55,6 +58,8 @@ class Slots:
     recent_BW: jax.Array
     sampler: Sampler
     active_B: jax.Array
+    processing: Processing | None = None
+    top: int = dataclasses.field(default=0, metadata=dict(static=True))
 
     @property
     def batch(self) -> int:
@@ -76,7 +81,9 @@ class Slots:
 
     def grown(self, length: int) -> "Slots":
         """A copy whose cache has room for `length` tokens per sequence."""
-        return dataclasses.replace(self, cache=self.cache.grown(length))
+        processing = self.processing
+        processing = None if processing is None else processing.grown(length)
+        return dataclasses.replace(self, cache=self.cache.grown(length), processing=processing)
 
     def with_bias_width(self, width: int) -> "Slots":
         """The slots with room for `width` tokens of logit_bias each, at least."""
@@ -111,26 +118,32 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
     `sample`.
 
     Returns:
-        (the slots; ids, int32 [B, count]; log-probabilities, float32 [B, count]). What is returned
-        for an inactive slot is unspecified.
+        (the slots; ids, int32 [B, count]; log-probabilities, float32 [B, count]), and with
+        `slots.top` the ids and log-probabilities of the likeliest, [B, count, top] each. What is
+        returned for an inactive slot is unspecified.
     """
     decoder, added_B = merge(leaves), slots.active_B.astype(jnp.int32)
 
     def step(carry, _):
-        cache, last_B, recent_BW = carry
+        cache, last_B, recent_BW, processing = carry
+        if processing is not None:
+            processing = processing.with_tokens(last_B, cache.lengths_B)
         logits_BV, after = decoder(last_B[:, None], cache, last_only=True)
         # The decoder counts every slot on; an inactive one stays where it is. Passing `lengths_B`
         # instead would make the decoder gather the last token of one.
         cache = dataclasses.replace(after, lengths_B=cache.lengths_B + added_B)
-        last_B, logprobs_B, recent_BW = sample_next(
-            logits_BV, slots.sampler, cache.lengths_B, recent_BW, allowed_V
+        chosen, recent_BW, processing = sample_next(
+            logits_BV, slots.sampler, cache.lengths_B, recent_BW, allowed_V, processing, slots.top
         )
-        return (cache, last_B, recent_BW), (last_B, logprobs_B)
+        return (cache, chosen[0], recent_BW, processing), chosen
 
-    carry = slots.cache, slots.last_B, slots.recent_BW
-    (cache, last_B, recent_BW), (ids_TB, logprobs_TB) = jax.lax.scan(step, carry, length=count)
-    slots = dataclasses.replace(slots, cache=cache, last_B=last_B, recent_BW=recent_BW)
-    return slots, ids_TB.T, logprobs_TB.T
+    carry = slots.cache, slots.last_B, slots.recent_BW, slots.processing
+    carry, chosen = jax.lax.scan(step, carry, length=count)
+    cache, last_B, recent_BW, processing = carry
+    slots = dataclasses.replace(
+        slots, cache=cache, last_B=last_B, recent_BW=recent_BW, processing=processing
+    )
+    return slots, *(jnp.swapaxes(array, 0, 1) for array in chosen)
 
 
 def score(merge, leaves, ids_BT, first: int):
@@ -141,11 +154,45 @@ def score(merge, leaves, ids_BT, first: int):
     return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 
 
-@jax.jit
-def sample_next(logits_BV, sampler: Sampler, positions_B, recent_BW, allowed_V):
-    """Samples a token of each sequence -> (tokens, log-probabilities, recent tokens with it)."""
-    tokens_B, logprobs_B = sample(logits_BV, sampler, positions_B, recent_BW, allowed_V)
-    return tokens_B, logprobs_B, jnp.concatenate([recent_BW[:, 1:], tokens_B[:, None]], axis=1)
+@functools.partial(jax.jit, static_argnums=6)
+def sample_next(
+    logits_BV,
+    sampler: Sampler,
+    positions_B,
+    recent_BW,
+    allowed_V,
+    processing: Processing | None = None,
+    top: int = 0,
+):
+    """Samples a token of each sequence, after `positions_B` tokens.
+
+    Returns:
+        ((tokens, log-probabilities), and with `top` the ids and log-probabilities [B, top] of the
+        likeliest tokens under the model's own distribution, in descending order; the recent tokens
+        with the new ones; the processor).
+    """
+    processed_BV = None
+    if processing is not None:
+        processed_BV, processing = processing(logits_BV.astype(jnp.float32), positions_B)
+    tokens_B, logprobs_B = sample(
+        logits_BV, sampler, positions_B, recent_BW, allowed_V, processed_BV
+    )
+    recent_BW = jnp.concatenate([recent_BW[:, 1:], tokens_B[:, None]], axis=1)
+    chosen = tokens_B, logprobs_B
+    if top:
+        best_BK, ids_BK = jax.lax.top_k(logits_BV.astype(jnp.float32), top)
+        total_B = jax.nn.logsumexp(logits_BV.astype(jnp.float32), axis=-1, keepdims=True)
+        chosen = *chosen, ids_BK.astype(jnp.int32), best_BK - total_B
+    return chosen, recent_BW, processing
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def repeated(tree, count: int):
+    """Returns a copy of a pytree with each row `count` times, one after the other.
+
+    `jnp.copy` asks for buffers of its own where nothing is repeated: the copy may be donated.
+    """
+    return jax.tree.map(lambda array: jnp.repeat(jnp.copy(array), count, axis=0), tree)
 
 
 #: insert(slots, b, other): `Slots.with_row` in place: the slots are donated.
@@ -160,7 +207,9 @@ def start(
     *,
     bias_width: int = 0,
     allowed_V: jax.Array | None = None,
-) -> tuple[Slots, jax.Array, jax.Array]:
+    processors: collections.abc.Sequence[LogitsProcessor | None] = (),
+    top: int = 0,
+) -> tuple:
     """Samples the first token after each prompt.
 
     Args:
@@ -170,17 +219,20 @@ def start(
         params: how each sequence is sampled.
         bias_width: least room for tokens of logit_bias, see `Sampler.of`.
         allowed_V: see `sample`.
+        processors: the logits processor of each sequence.
+        top: see `Slots`.
 
     Returns:
-        (slots that are all active; ids, int32 [B, 1]; log-probabilities, float32 [B, 1]).
+        (slots that are all active; what `decode` returns, for one token).
     """
     sampler = Sampler.of(params, bias_width)
-    last_B, logprobs_B, recent_BW = sample_next(
-        logits_BV, sampler, cache.lengths_B, _recent(prompts), allowed_V
+    processing = Processing.of(processors, prompts, cache.length)
+    chosen, recent_BW, processing = sample_next(
+        logits_BV, sampler, cache.lengths_B, _recent(prompts), allowed_V, processing, top
     )
     active_B = jax.device_put(np.ones(len(prompts), bool))
-    slots = Slots(cache, last_B, recent_BW, sampler, active_B)
-    return slots, last_B[:, None], logprobs_B[:, None]
+    slots = Slots(cache, chosen[0], recent_BW, sampler, active_B, processing, top)
+    return slots, *(array[:, None] for array in chosen)
 
 
 def _recent(prompts) -> jax.Array:
@@ -230,8 +282,8 @@ class DecodeProgram:
     def __init__(self, merge: collections.abc.Callable, leaves: list, allowed_V):
         def changed(leaves, cache, rest, allowed_V, count):
             slots = dataclasses.replace(rest, cache=cache)
-            slots, ids_BT, logprobs_BT = decode(merge, leaves, slots, allowed_V, count)
-            return slots.cache, slots.last_B, slots.recent_BW, ids_BT, logprobs_BT
+            slots, *chosen = decode(merge, leaves, slots, allowed_V, count)
+            return slots.cache, slots.last_B, slots.recent_BW, slots.processing, *chosen
 
         self.jitted = jax.jit(changed, donate_argnums=1, static_argnums=4)
         self.leaves, self.allowed_V = leaves, allowed_V
@@ -243,8 +295,9 @@ class DecodeProgram:
 
     def __call__(self, slots: Slots, count: int):
         """Runs the step, see `decode`."""
-        cache, last_B, recent_BW, *tokens = self.jitted(*self.arguments(slots, count))
-        changed = Slots(cache, last_B, recent_BW, slots.sampler, slots.active_B)
+        cache, last_B, recent_BW, processing, *tokens = self.jitted(*self.arguments(slots, count))
+        unchanged = slots.sampler, slots.active_B
+        changed = Slots(cache, last_B, recent_BW, *unchanged, processing, slots.top)
         return changed, *tokens
 
     def with_leaves(self, leaves: list) -> "DecodeProgram":
@@ -328,14 +381,25 @@ class Steps:
         """Bytes of a cache of `batch` sequences with `length` slots each; nothing is allocated."""
         return jax.eval_shape(lambda: self.init_cache(batch, length)).nbytes
 
-    def empty_slots(self, batch: int, length: int) -> Slots:
-        """Slots without sequences."""
+    def empty_slots(
+        self,
+        batch: int,
+        length: int,
+        processor: LogitsProcessor | None = None,
+        top: int = 0,
+    ) -> Slots:
+        """Slots without sequences, for sequences with the function of a logits processor.
+
+        top: see `Slots`.
+        """
         return Slots(
             self.init_cache(batch, length),
             jax.device_put(np.zeros(batch, np.int32)),
             jax.device_put(np.full((batch, PENALTY_WINDOW), -1, np.int32)),
             Sampler.of([SamplingParams(temperature=0)] * batch),
             jax.device_put(np.zeros(batch, bool)),
+            Processing.of([processor] * batch, [[]] * batch, length),
+            top,
         )
 
     def padded(self, tokens: int) -> int:

@@ -1,9 +1,11 @@
 """Decoders: layers as data, made of mixers and feed-forwards; architectures that read files."""
 
 from rocmforge_jax.models.architectures import ARCHITECTURES, Architecture, read_config, register
+from rocmforge_jax.models.checked_inputs import checked_pooling
 from rocmforge_jax.models.claims import tensor_name
 from rocmforge_jax.models.config import DecoderConfig, LayerConfig, NextNConfig
 from rocmforge_jax.models.decoder import Decoder, param_count
+from rocmforge_jax.models.embedding_head import Classifier, EmbeddingHead
 from rocmforge_jax.models.feed_forward import Gated, GatedAndMixture, Mixture
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.llama_like import llama_like
@@ -30,9 +32,11 @@ __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "Attention",
+    "Classifier",
     "Decoder",
     "DecoderConfig",
     "DeltaRule",
+    "EmbeddingHead",
     "Gated",
     "GatedAndMixture",
     "KernelReport",
@@ -52,6 +56,7 @@ __all__ = [
     "ShortConvolution",
     "Temperature",
     "Tokens",
+    "checked_pooling",
     "default_dtype",
     "file_problems",
     "kernel_report",

@@ -8,16 +8,14 @@ A new one is an entry in `families`, or a call of `register` in a notebook:
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable
 
 from rocmforge_jax.gguf import GGUFError, GGUFFile
 from rocmforge_jax.gguf.errors import listed, quoted, shortened
 from rocmforge_jax.gguf.kinds import why_no_model
 from rocmforge_jax.models import families
 from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.embedding_keys import with_embedding_keys
 from rocmforge_jax.models.keys import KeyReader, MissingKeyError
 
 
@@ -44,24 +42,12 @@ ARCHITECTURES: dict[str, Architecture] = {}
 DESCRIPTIVE_KEYS = {
     "rope.scaling.finetuned": "a note on training",
     "tensor_data_layout": "the reader needs no hint",
-    "pooling_type": "how the embeddings of a text are pooled",
-    "classifier.pooling_type": "how a classifier pools embeddings",
     "classifier.output_labels": "what a classifier's outputs are called",
     "embedding_length_out": "the width of embeddings that are no longer logits",
-    "dense_2_feat_in": "a projection of embeddings",
-    "dense_2_feat_out": "a projection of embeddings",
-    "dense_3_feat_in": "a projection of embeddings",
-    "dense_3_feat_out": "a projection of embeddings",
-}
-#: Keys that llama.cpp heeds in every architecture and that nothing here computes -> the values that
-#: change nothing, and what is wrong with others. A file with another value is refused: its numbers
-#: would be wrong.
-REQUIRED_VALUES = {
-    "attention.causal": (
-        (True,),
-        "each token sees the later ones too, as in models of embeddings and of diffusion, which"
-        " generate no text token by token",
-    ),
+    "dense_2_feat_in": "the tensor shows it",
+    "dense_2_feat_out": "the tensor shows it",
+    "dense_3_feat_in": "the tensor shows it",
+    "dense_3_feat_out": "the tensor shows it",
 }
 #: Keys that change nothing while they have one of these values. With another value the key is
 #: unknown here, which is a warning: llama.cpp ignores it in architectures that do not read it.
@@ -164,7 +150,6 @@ def read_config(
             f" ({architecture.name}.nextn_predict_layers is 0): load it without nextn=True"
         )
     left = keys.unread()
-    _require_values(architecture, gguf, left)
     reasons = DESCRIPTIVE_KEYS | architecture.ignored_keys
     unused = {
         f"{architecture.name}.{key}": reasons.get(key) or _neutral(key, value)
@@ -181,7 +166,7 @@ def _read_keys(
     while True:
         try:
             keys = KeyReader(gguf, context_length, assumed=missing, nextn=nextn)
-            config = architecture.read(keys)
+            config = with_embedding_keys(keys, architecture.read(keys))
         except MissingKeyError as error:
             missing[error.key] = error.problem  # and on: others may be missing too
         except ValueError as error:
@@ -196,18 +181,8 @@ def _read_keys(
     raise GGUFError(f"{gguf.path}: {listed([*missing.values()])}")
 
 
-def _require_values(architecture: Architecture, gguf: GGUFFile, left: Mapping[str, Any]) -> None:
-    """Raises GGUFError for a key that makes other numbers than are computed here."""
-    for key, (values, meaning) in REQUIRED_VALUES.items():
-        value = left.get(key, values[0])
-        if np.ndim(value) or value not in values:
-            raise GGUFError(f"{gguf.path}: {architecture.name}.{key} is {quoted(value)}: {meaning}")
-
-
 def _neutral(key: str, value) -> str:
     """Returns why a key changes nothing with its value, or "unknown"."""
-    if key in REQUIRED_VALUES:  # with another value the file was refused
-        return f"{value} is what is computed"
     neutral = NEUTRAL_VALUES.get(key, ())
     same = any(type(value) is type(one) and value == one for one in neutral)
     return f"{value} changes nothing" if same else "unknown"

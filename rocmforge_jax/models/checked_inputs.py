@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from rocmforge_jax.nn import Cache
+from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.nn import POOLINGS, Cache
 
 
 def _as_array(values) -> Any:
@@ -43,6 +44,33 @@ def checked_inputs(tokens_BT, cache: Cache | None, positions_BT, lengths_B, voca
     _check_room(T, cache, lengths_B)
     _check_ids(tokens_BT, lengths_B, vocabulary)
     return arrays
+
+
+def check_positions(T: int, rows: int) -> None:
+    """Raises ValueError for more tokens than learned embeddings of positions, if there are some."""
+    if 0 < rows < T:
+        raise ValueError(f"{T} tokens, but the model has embeddings of {rows} positions")
+
+
+def checked_pooling(config: DecoderConfig, pooling: str | None) -> str:
+    """Returns the pooling that is wanted, by default that of the file.
+
+    Raises ValueError where there is none, and for one that the model cannot compute.
+    """
+    if pooling is None and config.pooling is None:
+        raise ValueError(
+            f"the file of this {config.architecture} names no pooling (pooling_type): give pooling="
+            f" one of {', '.join(POOLINGS)}"
+        )
+    kind = config.pooling if pooling is None else pooling
+    if kind not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {kind!r}")
+    if kind == "rank" and config.embedding_head.classifier is None:
+        raise ValueError(
+            f"this {config.architecture} has no classifier (cls.*), so it cannot rank texts: give"
+            f" pooling= one of {', '.join(POOLINGS[:-1])}"
+        )
+    return kind
 
 
 def _check_ids(tokens_BT, lengths_B, vocabulary: int):

@@ -13,6 +13,7 @@ from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.feed_forward import ROUTER_NORM
 from rocmforge_jax.models.joined import Joined, joined, without_ones
+from rocmforge_jax.models.make import NAMES_IN_FILES
 from rocmforge_jax.models.split_latents import HeadRows, split_latents
 from rocmforge_jax.nn import Embedding, Experts, Linear
 
@@ -76,7 +77,8 @@ def tensor_name(path: tuple) -> str:
     The path ("blk", 0, "attn_q", "kernel") gives "blk.0.attn_q.weight". A variable that files do
     not have, say of an adapter, keeps its own name.
     """
-    name = ".".join(map(str, (*path[:-1], _SUFFIX.get(path[-1], path[-1]))))
+    modules = NAMES_IN_FILES.get(path[0], path[0]), *path[1:-1]
+    name = ".".join(map(str, (*modules, _SUFFIX.get(path[-1], path[-1]))))
     for end, of_file in _NAMES.items():
         if name.endswith(f".{end}"):
             return name.removesuffix(end) + of_file
@@ -149,7 +151,12 @@ def warn_of_left_out(gguf, config: DecoderConfig) -> None:
             " prediction are not loaded",
             stacklevel=6,
         )
-    besides = [name for name in gguf.tensors if name.startswith(tuple(_BESIDES))]
+    loaded = config.embedding_head.names
+    besides = [
+        name
+        for name in gguf.tensors
+        if name.startswith(tuple(_BESIDES)) and name.rpartition(".")[0] not in loaded
+    ]
     if besides:
         what = dict.fromkeys(_BESIDES[name.partition(".")[0] + "."] for name in besides)
         warnings.warn(

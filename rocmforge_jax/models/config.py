@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from rocmforge_jax.models.altup import AltUp
+from rocmforge_jax.models.embedding_head import EmbeddingHead
 from rocmforge_jax.models.laurel import Laurel
 from rocmforge_jax.models.make import Norms, check_epsilon
 from rocmforge_jax.models.parts import FeedForward, Mixer
@@ -75,7 +76,15 @@ class DecoderConfig:
         embedding_scale: Multiplies embeddings.
         logit_scale: Multiplies logits.
         logit_cap: A cap c that makes c * tanh(logit / c) of each logit, or None.
-        output_norm: Name of the norm before the head in the file.
+        output_norm: Name of the norm after the layers in the file, or None.
+        has_head: Whether there are logits. An encoder may have none.
+        positions: Rows of the learned embeddings of positions (position_embd), 0 for none.
+        token_types: Rows of the embeddings of token types (token_types), 0 for none. All tokens of
+            a text are of the first type.
+        embedding_norm: Name of the norm of the embeddings in the file, or None.
+        pooling: How the file says that the states of a text become one vector: see `nn.pool`. None
+            where it does not say.
+        embedding_head: What pooled vectors go through.
         biases: As in LayerConfig, for the head and the norm before it.
         output_scales: As in LayerConfig, for the head.
         architecture: The name of the family.
@@ -92,7 +101,13 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float | None = None
-    output_norm: str = "output_norm"
+    output_norm: str | None = "output_norm"
+    has_head: bool = True
+    positions: int = 0
+    token_types: int = 0
+    embedding_norm: str | None = None
+    pooling: str | None = None
+    embedding_head: EmbeddingHead = EmbeddingHead()
     biases: frozenset[str] = frozenset()
     output_scales: frozenset[str] = frozenset()
     architecture: str = "llama"
@@ -110,6 +125,16 @@ class DecoderConfig:
             raise ValueError(f"inputs of layers differ in their width: {sorted(widths)}")
         if len(streams := self._streams) > 1:
             raise ValueError(f"layers differ in their residual streams: {sorted(streams)}")
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees later ones, so that text can be generated token by token."""
+        return all(getattr(layer.mixer, "causal", True) for layer in self.layers)
+
+    @property
+    def embedding_width(self) -> int:
+        """The width of pooled vectors."""
+        return self.embedding_head.width or self.width
 
     @property
     def _input_widths(self) -> set[int]:

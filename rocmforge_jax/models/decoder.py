@@ -1,8 +1,8 @@
-"""The decoder that every architecture here is a setting of: token ids to logits."""
+"""The decoder that every architecture here is a setting of: token ids to states and logits."""
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
 from rocmforge_jax.backends.explicit_axes import explicit_mesh, in_auto_axes, spec_of
 from rocmforge_jax.models.altup import merged, stacked, stream_modules
-from rocmforge_jax.models.checked_inputs import checked_inputs
+from rocmforge_jax.models.checked_inputs import check_positions, checked_inputs, checked_pooling
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.empty_cache import init_cache
 from rocmforge_jax.models.layer import Layer
@@ -21,6 +21,8 @@ from rocmforge_jax.models.make import make_norm
 from rocmforge_jax.models.nextn import NextN
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.models.per_layer_input import embedding_modules, per_layer_inputs
+from rocmforge_jax.models.token_inputs import embed_tokens, input_modules
+from rocmforge_jax.models.visibility import embeds_like_tokens, segment_places, visible
 from rocmforge_jax.nn import (
     Cache,
     Embedding,
@@ -42,6 +44,13 @@ class Decoder(nnx.Module):
         config: Sizes and options.
         numerics: What activations and the cache are computed in, and by which backend.
     """
+
+    token_embd: Embedding
+
+    if TYPE_CHECKING:  # type checkers do not know the modules that only some models have
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any): ...
 
     def __init__(
         self,
@@ -65,18 +74,22 @@ class Decoder(nnx.Module):
         self.config = config
         backend = settings.backend() if backend is None else backend
         self.numerics = Numerics(dtype, activations, backend)
-        numerics, sizes = self.numerics, (config.vocabulary, config.width)
-        self.token_embd = Embedding(*sizes, numerics=numerics, rngs=rngs)
+        numerics = self.numerics
+        for name, module in input_modules(config, numerics, rngs).items():
+            setattr(self, name, module)
         layers = [
             Layer(layer, config.width, numerics=numerics, rngs=rngs) for layer in config.layers
         ]
         predictors = [NextN(one, config, numerics=numerics, rngs=rngs) for one in config.nextn]
         self.blk = nnx.List([*layers, *predictors])
         self._make_input_modules(rngs)
-        has_bias = config.output_norm in config.biases
-        norm = make_norm(config.norm_kind, config.width, config.norm_epsilon, has_bias)
-        setattr(self, config.output_norm, norm)
+        if (name := config.output_norm) is not None:
+            sizes = config.width, config.norm_epsilon
+            setattr(self, name, make_norm(config.norm_kind, *sizes, name in config.biases))
         self.output = self._make_head(rngs)
+        of_head = config.width, config.norm_epsilon, config.biases
+        for name, module in config.embedding_head.modules(*of_head, numerics, rngs).items():
+            setattr(self, name, module)
 
     def _make_input_modules(self, rngs) -> None:
         """Makes what computes the layers' own inputs and residual streams, where there are some."""
@@ -92,9 +105,9 @@ class Decoder(nnx.Module):
                 setattr(self, name, module)
 
     def _make_head(self, rngs) -> Linear | None:
-        """Makes the head, None where it is the transposed embedding."""
+        """Makes the head, None where it is the transposed embedding or there is none."""
         config = self.config
-        if config.tied:
+        if config.tied or not config.has_head:
             return None
         return Linear(
             config.width,
@@ -113,19 +126,24 @@ class Decoder(nnx.Module):
     def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
         """Makes an empty cache for `batch` sequences of up to `length` tokens.
 
-        It lies on the default device. dtype: default the decoder's.
+        It lies on the default device. dtype: default the decoder's. Raises ValueError for a model
+        whose tokens see later ones.
         """
+        self._require_causal("has no cache")
         dtype = self.numerics.dtype if dtype is None else dtype
         return init_cache(self.config, batch, length, dtype)
 
     def __call__(
         self,
-        tokens_BT,
+        tokens_BT=None,
         cache: Cache | None = None,
         *,
         positions_BT=None,
         lengths_B=None,
         last_only: bool = False,
+        inputs_embeds=None,
+        mask=None,
+        segment_ids=None,
     ):
         """Computes the logits of the next token after each token.
 
@@ -138,23 +156,33 @@ class Decoder(nnx.Module):
             lengths_B: How many of the T tokens of each sequence are real. The first ones are, the
                 rest is padding. Default: all.
             last_only: Whether only the logits of the last real token are wanted.
+            inputs_embeds: [B, T, D], in place of tokens: rows as `token_embd` gives them.
+            mask: Bool [B, T, S], whether a token sees a slot, in place of the causal rule; axes of
+                1 broadcast. S is T, or the slots of the cache. Windows and chunks of layers still
+                hold. XLA computes it.
+            segment_ids: Integers [B, T], for sequences that are packed into a row: tokens see their
+                own run of equal ids, and positions count from its start.
 
         Returns:
             Logits, float32 [B, T, V], or [B, V] with last_only; and the cache with these tokens
             added, or None.
 
         Raises:
-            ValueError: Shapes do not fit, or an id is outside the vocabulary.
+            ValueError: Shapes do not fit, an id is outside the vocabulary, or the model is an
+                encoder without a head.
         """
-        operands = self, tokens_BT, cache, positions_BT, lengths_B
+        self._require_head()
+        seen = dict(inputs_embeds=inputs_embeds, mask=mask, segment_ids=segment_ids)
+        operands = self, tokens_BT, cache, positions_BT, lengths_B, seen
         if (mesh := explicit_mesh(operands)) is not None:
             return self._in_auto_axes(operands, last_only, mesh)
-        return self._logits(tokens_BT, cache, positions_BT, lengths_B, last_only)
+        return self._logits(tokens_BT, cache, positions_BT, lengths_B, seen, last_only)
 
     def _in_auto_axes(self, operands, last_only, mesh):
         """Computes `__call__` on a mesh with explicit axes: the results are split like operands."""
-        _, tokens_BT, cache, _, _ = operands
-        batch = PartitionSpec(*spec_of(tokens_BT, 1), *[None] * (1 if last_only else 2))
+        _, tokens_BT, cache, _, _, seen = operands
+        inputs = seen["inputs_embeds"] if tokens_BT is None else tokens_BT
+        batch = PartitionSpec(*spec_of(inputs, 1), *[None] * (1 if last_only else 2))
         caches = jax.tree.map(lambda a: spec_of(a, a.ndim), cache)
 
         def function(decoder, *arrays):
@@ -162,43 +190,118 @@ class Decoder(nnx.Module):
 
         return in_auto_axes(function, operands, (batch, caches), mesh)
 
-    def _logits(self, tokens_BT, cache, positions_BT, lengths_B, last_only):
-        x_BTD, cache, added_B = self._residual(tokens_BT, cache, positions_BT, lengths_B)
+    def _logits(self, tokens_BT, cache, positions_BT, lengths_B, seen, last_only):
+        x_BTD, cache, added_B = self._residual(tokens_BT, cache, positions_BT, lengths_B, **seen)
         if last_only:
             x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
-        return self._head(x_BTD, norm=self.last_norm), cache
+        return self.head(x_BTD), cache
 
-    def hidden(self, tokens_BT, cache: Cache | None = None, *, positions_BT=None, lengths_B=None):
+    def head(self, x):
+        """Computes logits, float32 [..., V], of a residual stream [..., D], after any layer.
+
+        It is the last norm and the output projection with its scale and cap. `logits` is without
+        the norm.
+        """
+        self._require_head()
+        return self._head(x, norm=self.last_norm)
+
+    def hidden(
+        self,
+        tokens_BT=None,
+        cache: Cache | None = None,
+        *,
+        positions_BT=None,
+        lengths_B=None,
+        inputs_embeds=None,
+        mask=None,
+        segment_ids=None,
+    ):
         """Computes what the head reads, after the last norm: see `__call__`.
 
+        A model whose tokens see later ones takes no cache: it computes a whole text at once. No
+        real token sees padding.
+
         Returns:
-            [B, T, D], of which `logits` makes logits; and the cache with these tokens added, or
-            None.
+            [B, T, D], of which `logits` makes logits and `nn.pool` vectors of texts; and the cache
+            with these tokens added, or None.
         """
-        x_BTD, cache, _ = self._residual(tokens_BT, cache, positions_BT, lengths_B)
-        return self.last_norm(x_BTD), cache
+        seen = dict(inputs_embeds=inputs_embeds, mask=mask, segment_ids=segment_ids)
+        x_BTD, cache, _ = self._residual(tokens_BT, cache, positions_BT, lengths_B, **seen)
+        norm = self.last_norm
+        return (x_BTD if norm is None else norm(x_BTD)), cache
+
+    def embed(self, tokens_BT, lengths_B=None, *, pooling: str | None = None):
+        """Computes one vector for each text, float32 [B, width]. It is not normalised.
+
+        Args:
+            tokens_BT: Integer ids of whole texts.
+            lengths_B: How many of the T tokens of each text are real. The first ones are, the rest
+                is padding. Default: all.
+            pooling: A kind of `nn.pool`, or "rank" for the scores of a reranker. Default: what the
+                file says.
+
+        Returns:
+            The vectors, with the model's dense layers applied; [B, T, width] with "none".
+
+        Raises:
+            ValueError: There is no default, or shapes do not fit.
+        """
+        kind = checked_pooling(self.config, pooling)
+        states_BTD, _ = self.hidden(tokens_BT, lengths_B=lengths_B)
+        return self.config.embedding_head(self, states_BTD, lengths_B, kind)
 
     def logits(self, hidden, head: Linear | Embedding | None = None):
         """Computes logits, float32 [..., V], of what `hidden` returns, [..., D].
 
         head: Default the decoder's.
         """
+        if head is None:
+            self._require_head()
         return self._head(hidden, head)
+
+    def _require_head(self) -> None:
+        if not self.config.has_head:
+            raise ValueError(
+                f"{self.config.architecture} is an encoder, which has no logits: use hidden or"
+                " embed"
+            )
+
+    def _require_causal(self, consequence: str) -> None:
+        if not self.config.causal:
+            raise ValueError(
+                f"tokens of {self.config.architecture} see later ones, so it {consequence}: it"
+                " computes whole texts at once"
+            )
 
     @property
     def last_norm(self):
-        """The norm before the head."""
-        return getattr(self, self.config.output_norm)
+        """The norm after the layers, or None."""
+        name = self.config.output_norm
+        return None if name is None else getattr(self, name)
 
-    def _residual(self, tokens_BT, cache, positions_BT, lengths_B):
+    def _residual(
+        self, tokens_BT, cache, positions_BT, lengths_B, inputs_embeds, mask, segment_ids
+    ):
         """Computes the residual stream after the last layer, the cache, and the tokens added."""
+        if cache is not None:
+            self._require_causal("takes no cache")
+        if (tokens_BT is None) == (inputs_embeds is None):
+            raise ValueError("give tokens or inputs_embeds, one of the two")
+        if inputs_embeds is not None:
+            tokens_BT = embeds_like_tokens(inputs_embeds, self.config)
         arrays = checked_inputs(tokens_BT, cache, positions_BT, lengths_B, self.config.vocabulary)
         tokens_BT, positions_BT, lengths_B = arrays
         B, T = tokens_BT.shape
         starts_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.lengths_B
-        if positions_BT is None:
+        segments = None if segment_ids is None else segment_places(segment_ids, B, T)
+        seen = visible(self.config, mask, segments, cache, starts_B, lengths_B, B, T)
+        if positions_BT is None and segments is not None:
+            positions_BT = segments[1]
+        elif positions_BT is None:
+            check_positions(T, self.config.positions)
             positions_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
-        x_BTD, tokens = self._embed(tokens_BT), Tokens(positions_BT, starts_B, lengths_B)
+        x_BTD = embed_tokens(self, tokens_BT, positions_BT, inputs_embeds)
+        tokens = Tokens(positions_BT, starts_B, lengths_B, visible=seen)
         inputs: Any = [None] * len(self.config.layers)
         if width := self.config.input_width:
             inputs = per_layer_inputs(self, tokens_BT, x_BTD, width)
@@ -211,12 +314,6 @@ class Decoder(nnx.Module):
         if cache is not None:
             cache = Cache(tuple(states), starts_B + added_B, cache.length)
         return x_BTD, cache, added_B
-
-    def _embed(self, tokens_BT):
-        scale, dtype = self.config.embedding_scale, self.numerics.dtype
-        if scale == 1:
-            return self.token_embd(tokens_BT, dtype)
-        return (self.token_embd(tokens_BT, jnp.float32) * jnp.float32(scale)).astype(dtype)
 
     def _layers(self, x_BTD, inputs, tokens: Tokens, cache: Cache | None):
         """Applies all layers -> the residual stream, and the new states."""

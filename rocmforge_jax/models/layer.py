@@ -1,7 +1,7 @@
 """One layer of a decoder: a mixer and a feed-forward, each added to the residual stream."""
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -25,6 +25,11 @@ class Layer(nnx.Module):
         numerics: How the layer computes.
     """
 
+    if TYPE_CHECKING:  # type checkers do not know the submodules
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any): ...
+
     def __init__(
         self, config: LayerConfig, width: int, *, numerics: Numerics, rngs: nnx.Rngs | None
     ):
@@ -37,7 +42,7 @@ class Layer(nnx.Module):
         for name in config.norms.names:
             setattr(self, name, make.norm(name, width))
         if config.output_factor:
-            self.layer_output_scale = Vector(1)
+            self.layer_output_scale = Vector(1, initial=1)
 
     def __nnx_repr__(self):
         # The decoder's config holds that of every layer.
@@ -81,25 +86,32 @@ class Layer(nnx.Module):
         before_BTD, laurel = x_BTD, self.config.laurel
         if mixer is not None:
             y, state = mixer(self, x_BTD, self._find(norms.before_mixer), tokens, state)
-            x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer)
+            x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer, norms.after_mixer_sum)
         if laurel is not None:
             y = laurel(self, before_BTD, self._find(norms.before_mixer))
             x_BTD = (x_BTD + y) * 2**-0.5
         if feed_forward is not None:
             read_BTD = before_BTD if self.config.parallel else x_BTD
             y = feed_forward(self, read_BTD, self._find(norms.before_feed_forward))
-            x_BTD = self._add(x_BTD, y, feed_forward.output, norms.after_feed_forward)
+            after = norms.after_feed_forward, norms.after_feed_forward_sum
+            x_BTD = self._add(x_BTD, y, feed_forward.output, *after)
         return x_BTD, state
 
-    def _add(self, x_BTD, y, output: str | None, norm_name: str | None):
-        """Adds y to the residual stream, after its projection and norm where there are some.
+    def _add(self, x_BTD, y, output: str | None, norm_name: str | None, sum_norm: str | None):
+        """Adds y to the residual stream, with the projection and the norms that there are.
 
         Args:
             x_BTD: The residual stream.
             y: What a mixer or a feed-forward computed.
             output: The name of the projection of y, or None where y is final.
             norm_name: The name of the norm that follows, or None.
+            sum_norm: The name of the norm of the sum, or None.
         """
+        x_BTD = self._sum(x_BTD, y, output, norm_name)
+        norm = self._find(sum_norm)
+        return x_BTD if norm is None else norm(x_BTD)
+
+    def _sum(self, x_BTD, y, output: str | None, norm_name: str | None):
         projection, norm = self._find(output), self._find(norm_name)
         scale = self.config.residual_scale
         # The sum is part of the product's kernel, unless something comes between the two.

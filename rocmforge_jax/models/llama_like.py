@@ -115,10 +115,8 @@ def _biases(keys: KeyReader, i: int) -> frozenset[str]:
 def _norms(norms: Norms, mixer: Mixer | None, feed_forward: Gated | Mixture | None) -> Norms:
     """Leaves out the norms of a part that a layer lacks."""
     if mixer is None:
-        norms = dataclasses.replace(norms, before_mixer=None, after_mixer=None)
-    if feed_forward is None:
-        norms = dataclasses.replace(norms, before_feed_forward=None, after_feed_forward=None)
-    return norms
+        norms = norms.without("mixer")
+    return norms if feed_forward is not None else norms.without("feed_forward")
 
 
 def vocabulary(keys: KeyReader) -> int:

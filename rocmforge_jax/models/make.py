@@ -9,6 +9,13 @@ from flax import nnx
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.nn import Experts, LayerNorm, Linear, RMSNorm
 
+#: Modules outside of the layers whose names in a file have a dot -> these names.
+NAMES_IN_FILES = {
+    "cls_output": "cls.output",
+    "cls_norm": "cls.norm",
+    "enc_output_norm": "enc.output_norm",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Norms:
@@ -25,6 +32,8 @@ class Norms:
         after_mixer: Applied to what the mixer adds.
         before_feed_forward: Applied to the residual stream before the feed-forward.
         after_feed_forward: Applied to what the feed-forward adds.
+        after_mixer_sum: Applied to the residual stream after the mixer was added to it.
+        after_feed_forward_sum: Applied to it after the feed-forward was added.
     """
 
     epsilon: float
@@ -33,9 +42,16 @@ class Norms:
     after_mixer: str | None = None
     before_feed_forward: str | None = "ffn_norm"
     after_feed_forward: str | None = None
+    after_mixer_sum: str | None = None
+    after_feed_forward_sum: str | None = None
 
     def __post_init__(self):
         check_epsilon(self.epsilon)
+
+    def without(self, part: str) -> "Norms":
+        """Returns the norms of a layer without its "mixer" or its "feed_forward"."""
+        places = (f"before_{part}", f"after_{part}", f"after_{part}_sum")
+        return dataclasses.replace(self, **dict.fromkeys(places, None))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,6 +61,8 @@ class Norms:
             self.after_mixer,
             self.before_feed_forward,
             self.after_feed_forward,
+            self.after_mixer_sum,
+            self.after_feed_forward_sum,
         )
         return tuple(dict.fromkeys(name for name in places if name is not None))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.models.make import Make
-from rocmforge_jax.nn import RopeConfig, State
+from rocmforge_jax.nn import RopeConfig, State, Visible
 
 
 @jax.tree_util.register_dataclass
@@ -23,6 +23,7 @@ class Tokens:
         lengths_B: int32, how many of the T tokens are real; the rest is padding. None: all.
         rope: The `rope_table` of the layer's rotary embedding. None: the layer makes it.
         inputs_BTP: The layer's input beside the residual stream, for a `PerLayerInput`.
+        visible: A mask in place of the causal rule, or None.
     """
 
     positions_BT: jax.Array
@@ -30,6 +31,7 @@ class Tokens:
     lengths_B: jax.Array | None = None
     rope: tuple[jax.Array, jax.Array] | None = None
     inputs_BTP: jax.Array | None = None
+    visible: Visible | None = None
 
     @classmethod
     def first(cls, batch: int, count: int) -> "Tokens":

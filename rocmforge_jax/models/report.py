@@ -1,7 +1,7 @@
 """Which backend computes each operation of a model here, and why.
 
-The report traces a decode step and a prompt, and lists what `backends.choose` decided on the way.
-So it cannot differ from what runs.
+The report traces a decode step and a prompt, or the embedding of texts by an encoder, and lists
+what `backends.choose` decided on the way. So it cannot differ from what runs.
 """
 
 import collections
@@ -78,8 +78,12 @@ def kernel_report(model: Decoder) -> KernelReport:
 
 
 def _step(model, count):
+    tokens = jnp.zeros((1, count), jnp.int32)
+    if not model.config.causal:
+        pooling = "mean" if model.config.embedding_head.classifier is None else "rank"
+        return model.embed(tokens, jnp.full((1,), count, jnp.int32), pooling=pooling)
     cache = model.init_cache(1, _SLOTS)
-    return model(jnp.zeros((1, count), jnp.int32), cache, last_only=True)[0]
+    return model(tokens, cache, last_only=True)[0]
 
 
 def _names(model) -> dict[int, tuple[str, str]]:

@@ -19,7 +19,7 @@ from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.latent import LatentState, attend_to_latents
-from rocmforge_jax.nn.linear import Embedding, Experts, Linear, through_each
+from rocmforge_jax.nn.linear import Embedding, Experts, Linear
 from rocmforge_jax.nn.memory_state import MemoryState
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
@@ -33,6 +33,7 @@ from rocmforge_jax.nn.norm import (
     scaled_norm,
 )
 from rocmforge_jax.nn.parallel_state import ParallelState
+from rocmforge_jax.nn.pooling import POOLINGS, pool
 from rocmforge_jax.nn.products import Activated, Gate, TiedHead, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
@@ -47,7 +48,9 @@ from rocmforge_jax.nn.rope import (
 from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.ssm import selective_scan
 from rocmforge_jax.nn.state import Cache, NoState, State
+from rocmforge_jax.nn.through_each import through_each
 from rocmforge_jax.nn.vector import Bias, Vector
+from rocmforge_jax.nn.visible import Visible
 from rocmforge_jax.nn.xielu import XIELU
 
 __all__ = [
@@ -71,6 +74,7 @@ __all__ = [
     "Linear",
     "MemoryState",
     "NoState",
+    "POOLINGS",
     "ParallelState",
     "QuantizedInput",
     "RELU2",
@@ -82,6 +86,7 @@ __all__ = [
     "State",
     "TiedHead",
     "Vector",
+    "Visible",
     "XIELU",
     "Yarn",
     "apply_rope",
@@ -104,6 +109,7 @@ __all__ = [
     "gated",
     "mixture",
     "only_shapes",
+    "pool",
     "products",
     "rms_norm",
     "scaled_norm",

@@ -4,6 +4,8 @@ Attention is written once, with `vmap` over the KV heads: MHA, GQA and MQA diffe
 The plain form is `pallas_kernels.attention.reference`; Pallas and C++ kernels compute the same.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,13 +13,14 @@ from pallas_kernels.attention import AttentionRule, reference
 from pallas_kernels.attention.checks import check_operands
 from rocmforge_jax.backends import DEFAULT, Numerics, choose
 from rocmforge_jax.nn import attention_calls
-from rocmforge_jax.nn.attention_backends import ATTENTION, NEW_TOKENS
+from rocmforge_jax.nn.attention_backends import ATTENTION, MASKED, NEW_TOKENS
 from rocmforge_jax.nn.attention_calls import NewTokensSpec, rotated
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.norm import is_fusable
 from rocmforge_jax.nn.quantized_input import QuantizedInput
 from rocmforge_jax.nn.rope import RopeConfig
+from rocmforge_jax.nn.visible import Visible
 
 
 def causal_mask(positions_BT, length: int):
@@ -42,7 +45,14 @@ def attend(q_BTNH, cache: KVState, mask_BTS, rule: AttentionRule | None = None):
 
 
 def cached_attention(
-    q_BTNH, cache: KVState, starts_B, rule: AttentionRule, *, backend: str | None = None
+    q_BTNH,
+    cache: KVState,
+    starts_B,
+    rule: AttentionRule,
+    *,
+    filled_B=None,
+    visible: Visible | None = None,
+    backend: str | None = None,
 ):
     """Computes attention of T new tokens that the cache holds from position starts_B[b] on.
 
@@ -51,6 +61,9 @@ def cached_attention(
         cache: Keys and values, those of the new tokens included.
         starts_B: int32, the position of each sequence's first new token.
         rule: Which slots a query sees, and how scores become weights.
+        filled_B: Integers: how many slots of each sequence hold tokens, for a rule with
+            causal=False. Default: all up to the last new token.
+        visible: A mask in place of the causal rule, computed by XLA.
         backend: "pallas", "cpp", "xla", or None for the first that can.
 
     Returns:
@@ -65,12 +78,19 @@ def cached_attention(
             f"one token at a time attends to a ring buffer of {cache.length} slots, got"
             f" {q_BTNH.shape[1]}: use attend_to_new"
         )
+    if visible is not None:
+        choose(MASKED, (), backend)
+        seen_BTS, distances_BTS = visible.under(rule), visible.distances(rule)
+        return reference.attend(q_BTNH, cache.keys, cache.values, seen_BTS, rule, distances_BTS)
     starts_B = jnp.asarray(starts_B)
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=cache.keys, values_BKSH=cache.values, starts_B=starts_B)
-    check_operands(arrays, rule)
+    filled_B = None if filled_B is None else jnp.asarray(filled_B)
+    check_operands(arrays, rule, filled_B)
     operands = _shaped(q_BTNH), _shaped(cache), rule
     choice = choose(ATTENTION, operands, backend)
-    return attention_calls.attend(choice.name, q_BTNH, cache, starts_B.astype(jnp.int32), rule)
+    starts_B = starts_B.astype(jnp.int32)
+    filled_B = None if filled_B is None else filled_B.astype(jnp.int32)
+    return attention_calls.attend(choice.name, q_BTNH, cache, starts_B, rule, filled_B)
 
 
 def attend_to_new(
@@ -85,6 +105,7 @@ def attend_to_new(
     *,
     lengths_B=None,
     norms: tuple | None = None,
+    visible: Visible | None = None,
     numerics: Numerics = DEFAULT,
 ) -> tuple[QuantizedInput, KVState | None]:
     """Norms and rotates T new tokens, puts them into the cache and lets them attend to it.
@@ -100,8 +121,10 @@ def attend_to_new(
         rule: Which slots a query sees, and how scores become weights. Its window is that of the
             cache, where the cache has one.
         lengths_B: int32, 0 to T: how many tokens of each sequence are real; the others are padding
-            at its end. Only several tokens for a ring buffer need it. Default: all.
+            at its end. Several tokens for a ring buffer need it, and rules with causal=False, by
+            which tokens would see the padding. Default: all.
         norms: The norms of the heads of queries and of keys, or None.
+        visible: A mask in place of the causal rule, for a cache that is no ring buffer.
         numerics: The backend, and the mode of activations of the product that follows, for which
             a kernel may quantise the result.
 
@@ -122,15 +145,34 @@ def attend_to_new(
         raise ValueError(
             f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}"
         )
-    if norms is not None and (cache is None or not all(map(is_fusable, norms))):
+    unfused = cache is None or visible is not None
+    if norms is not None and (unfused or not all(map(is_fusable, norms))):
         q_BTNH, k_BTKH, norms = norms[0](q_BTNH), norms[1](k_BTKH), None
     if cache is None:
         q_BTNH, k_BTKH = (rotated(heads, table, rope) for heads in (q_BTNH, k_BTKH))
         from_the_first_B = jnp.zeros(q_BTNH.shape[:1], jnp.int32)
         of_these = KVState.of(k_BTKH, v_BTKH)
-        out = cached_attention(q_BTNH, of_these, from_the_first_B, rule, backend=numerics.backend)
+        filled_B = None if rule.causal else lengths_B
+        options: Any = dict(filled_B=filled_B, visible=visible, backend=numerics.backend)
+        out = cached_attention(q_BTNH, of_these, from_the_first_B, rule, **options)
         return QuantizedInput(_joined(out)), None
+    if not rule.causal and lengths_B is not None:
+        raise ValueError(
+            "attend_to_new got lengths_B and a cache for a rule with causal=False: tokens with"
+            " padding see one another without a cache"
+        )
     _check_window(cache, rule)
+    if visible is not None:
+        if cache.wraps:
+            raise ValueError(
+                f"a mask needs the slots of all tokens, but a layer with a window of {cache.window}"
+                f" keeps a ring buffer of {cache.length}: compute the text without a cache"
+            )
+        operands = q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B
+        q_BTNH, stored = attention_calls.store(*operands)
+        options = dict(visible=visible, backend=numerics.backend)
+        out = cached_attention(q_BTNH, stored, starts_B, rule, **options)
+        return QuantizedInput(_joined(out)), stored
     spec = NewTokensSpec(rope, numerics, norms and tuple(norm.epsilon for norm in norms))
     scales = norms and tuple(norm.scale.get_value() for norm in norms)
     choice = choose(NEW_TOKENS, (_shaped(q_BTNH), _shaped(cache), rule, spec), numerics.backend)

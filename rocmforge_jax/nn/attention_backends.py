@@ -18,7 +18,8 @@ _ALLOWED = 1e-2
 
 def _check_pallas(q, cache, rule, rotates: bool = True) -> str:
     on = pallas.check_attention(q, cache.keys, cache.values, rule)
-    several, (_, _, N, H), K = q.shape[1] > 1, q.shape, cache.keys.shape[1]
+    (_, T, N, H), K = q.shape, cache.keys.shape[1]
+    several = T > 1 or rule.symmetric  # the same kernel
     kind = _kind(rule, cache, rotates)
     case = several, N // K, H, cache.keys.dtype, kind
     described = f"{'prefill' if several else 'decode'} attention of {N // K} heads of {H} a group"
@@ -54,6 +55,7 @@ def _check_new_pallas(q, cache, rule, spec) -> str:
     if q.shape[1] > 1:
         before = "the tokens are stored by XLA before"
         return f"{_check_pallas(q, _attended(q, cache), rule)}; {before}{_in_a_copy(cache)}"
+    pallas.check_new_token(rule)
     rotates = spec.rope is not None
     does = "norms, rotates, stores and" if rotates else "norms, stores and"
     return f"{does} {_check_pallas(q, cache, rule, rotates)}, in two launches"
@@ -78,6 +80,12 @@ def _in_a_copy(cache) -> str:
     return f"; all in a copy of the ring of {cache.length} slots" if cache.wraps else ""
 
 
+def _check_masked(*operands) -> str:
+    raise NotImplementedError("attention kernels take a rule, not a mask or segments")
+
+
+#: Attention with a `Visible`.
+MASKED = Operation("attention", {"pallas": _check_masked, "cpp": _check_masked})
 ATTENTION = Operation("attention", {"pallas": _check_pallas, "cpp": _check_cpp})
 NEW_TOKENS = Operation("attention", {"pallas": _check_new_pallas, "cpp": _check_new_cpp})
 

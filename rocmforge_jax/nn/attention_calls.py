@@ -30,9 +30,9 @@ class NewTokensSpec:
     epsilons: tuple[float, float] | None = None
 
 
-def attend(backend: str, q_BTNH, cache: KVState, starts_B, rule: AttentionRule):
+def attend(backend: str, q_BTNH, cache: KVState, starts_B, rule: AttentionRule, filled_B=None):
     """Computes attention of tokens that the cache holds already, on one backend."""
-    operands = q_BTNH, cache.keys, cache.values, starts_B, rule
+    operands = q_BTNH, cache.keys, cache.values, starts_B, rule, filled_B
     on_backend = Attend(backend, cache.wraps)
     return (
         on_backend.plain(*operands) if backend == "xla" else differentiable(on_backend, *operands)
@@ -49,14 +49,14 @@ class Attend:
     backend: str
     ring: bool = False
 
-    def __call__(self, *operands):
-        """Computes attention of q, keys, values, starts and a rule on the backend."""
+    def __call__(self, q, keys, values, starts_B, rule, filled_B=None):
+        """Computes attention on the backend."""
         attend = cpp.attend if self.backend == "cpp" else pallas.attend
-        return attend(*operands, ring=self.ring)
+        return attend(q, keys, values, starts_B, rule, self.ring, filled_B)
 
-    def plain(self, *operands):
+    def plain(self, q, keys, values, starts_B, rule, filled_B=None):
         """Computes the same in plain XLA."""
-        return reference.prefill(*operands, ring=self.ring)
+        return reference.prefill(q, keys, values, starts_B, rule, self.ring, filled_B)
 
 
 def attend_to_new(
@@ -89,8 +89,8 @@ def _in_two_steps(backend, spec, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B,
     if scales is not None:
         heads = zip((q_BTNH, k_BTKH), scales, spec.epsilons)
         q_BTNH, k_BTKH = (rms_norm(*of_one) for of_one in heads)
-    store = _store_in_cpp if backend == "cpp" else _store
-    q_BTNH, cache = store(q_BTNH, k_BTKH, v_BTKH, table, spec.rope, cache, starts_B)
+    put = _store_in_cpp if backend == "cpp" else store
+    q_BTNH, cache = put(q_BTNH, k_BTKH, v_BTKH, table, spec.rope, cache, starts_B)
     return (attend(backend, q_BTNH, cache, starts_B, rule), None), cache
 
 
@@ -99,7 +99,7 @@ def rotated(heads_BTNH, table, rope: RopeConfig | None):
     return heads_BTNH if rope is None else apply_rope(heads_BTNH, table, rope)
 
 
-def _store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B):
+def store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B):
     """Rotates queries and keys and writes keys and values, in plain XLA."""
     q_BTNH, k_BTKH = (rotated(heads, table, rope) for heads in (q_BTNH, k_BTKH))
     return q_BTNH, cache.write(k_BTKH, v_BTKH, starts_B)
@@ -130,7 +130,7 @@ class _Store:
         return q_BTNH, dataclasses.replace(cache, keys=keys, values=values)
 
     def plain(self, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B):
-        return _store(q_BTNH, k_BTKH, v_BTKH, table, self.rope, cache, starts_B)
+        return store(q_BTNH, k_BTKH, v_BTKH, table, self.rope, cache, starts_B)
 
 
 @dataclasses.dataclass(frozen=True)

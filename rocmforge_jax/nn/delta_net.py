@@ -113,6 +113,7 @@ def _plain(spec, projected, conv, dt_N, a_N, norm, state, lengths_B):
         jax.nn.sigmoid(beta_BTN),
         state.memory_BNHW,
         lengths_B,
+        backend=spec.numerics.backend,
     )
     gated_BTNW = norm(out_BTNW) * jax.nn.silu(gate.reshape(out_BTNW.shape))
     out = gated_BTNW.reshape(*qkv_BTC.shape[:2], -1).astype(qkv_BTC.dtype)

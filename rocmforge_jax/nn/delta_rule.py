@@ -14,6 +14,7 @@ Single tokens take this step. Several tokens go through it in chunks, as product
 import jax
 import jax.numpy as jnp
 
+from rocmforge_jax.backends import cpp
 from rocmforge_jax.nn.chunks import (
     check_shapes,
     cut_into_chunks,
@@ -22,12 +23,15 @@ from rocmforge_jax.nn.chunks import (
     joined_chunks,
     without_padding,
 )
+from rocmforge_jax.nn.recurrent_step import RecurrentStep
 
 #: Tokens of a chunk, and of the diagonal blocks in which its triangular system is inverted.
 CHUNK, BLOCK = 32, 16
 
 
-def delta_rule(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW, lengths_B=None):
+def delta_rule(
+    q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW, lengths_B=None, *, backend=None
+):
     """Applies the gated delta rule to T tokens.
 
     Args:
@@ -39,6 +43,7 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW, len
         memory_BNHW: Of the tokens before. Donate it under `jax.jit`: a step writes in place.
         lengths_B: int32, how many of the T tokens are real, None for all. Padding never enters the
             memory.
+        backend: Of the step of a single token, default the first that can. Chunks are XLA's.
 
     Returns:
         The outputs, float32 [B, T, N, W], and the memory, float32.
@@ -53,7 +58,7 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW, len
     memory_BNHW = memory_BNHW.astype(jnp.float32)
     if q_BTNH.shape[1] > 1:
         return _in_chunks(tokens, memory_BNHW)
-    out_BNW, memory_BNHW = delta_step(tuple(a[:, 0] for a in tokens), memory_BNHW)
+    out_BNW, memory_BNHW = STEP.on(backend, tuple(a[:, 0] for a in tokens), memory_BNHW)
     return out_BNW[:, None], memory_BNHW
 
 
@@ -80,6 +85,9 @@ def delta_step(token, memory_BNHW):
     overlap_BN1 = jnp.sum(q_BNH * k_BNH, axis=-1, keepdims=True)
     memory_BNHW = decay_BN1[..., None] * memory_BNHW + k_BNH[..., None] * change_BNW[:, :, None]
     return read_BN2W[:, :, 1] + overlap_BN1 * change_BNW, memory_BNHW
+
+
+STEP = RecurrentStep("delta rule", cpp.delta_step, delta_step)
 
 
 def _in_chunks(tokens, memory_BNHW):

@@ -1,11 +1,16 @@
 """The layers of all experts of a mixture, as modules or as arrays."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels.activation_functions import SILU, ActivationFunction
-from rocmforge_jax.nn.linear import value_or_none
+from pallas_kernels.qmatmul import Product
+from rocmforge_jax import quant
+from rocmforge_jax.backends import Numerics
+from rocmforge_jax.nn.linear import Experts, through_expert, value_or_none
 from rocmforge_jax.nn.mlp import gated
 
 
@@ -21,6 +26,25 @@ class Stack(NamedTuple):
         """Returns the arrays of a layer."""
         others = value_or_none(layer.output_scale), value_or_none(layer.bias)
         return Stack(layer.kernel.get_value(), *others)
+
+    def product(self, experts_P) -> Product:
+        """Describes the product of pairs with their experts."""
+        return _product([self], experts_P)
+
+
+def _product(stacks: list[Stack], experts_P, activation=None) -> Product:
+    kernels, scales, biases = zip(*stacks)
+    return Product(kernels, biases, experts=experts_P, scales=scales, activation=activation)
+
+
+def require_packed(layers: list) -> list[quant.QTensor]:
+    """Returns the weights of layers, or raises NotImplementedError unless all are packed stacks."""
+    if others := [type(layer).__name__ for layer in layers if type(layer) is not Experts]:
+        raise NotImplementedError(f"a stack of experts is a {others[0]}")
+    weights = [layer.kernel.get_value() for layer in layers]
+    if not all(isinstance(weight, quant.QTensor) for weight in weights):
+        raise NotImplementedError("a stack of experts is not packed")
+    return weights
 
 
 class Stacks(NamedTuple):
@@ -71,3 +95,38 @@ class Stacks(NamedTuple):
         """Computes the hidden layer of the outputs of the first layers, [..., hidden]."""
         parts = jnp.split(outputs[0], 2, axis=-1) if self.is_fused else outputs
         return gated(*parts, activation=self.activation)
+
+    def through_pairs(self, multiply: Callable, x_TD, experts_P, **norm):
+        """Computes the feed-forward of each pair, float32 [P, D], in two calls of a kernel.
+
+        Args:
+            multiply: Computes products, like `backends.cpp.multiply` with a mode.
+            x_TD: The tokens, each of which has P / T pairs in a row.
+            experts_P: The expert of each pair.
+            **norm: Arguments of `multiply` for a norm of x.
+        """
+        if self.is_fused:
+            first = _product(self.first, experts_P)
+            hidden = self.hidden(multiply(x_TD, [first], dtype=jnp.float32, **norm))
+            hidden = hidden.astype(x_TD.dtype)
+        else:
+            first = _product(self.first, experts_P, self.activation)
+            (hidden,) = multiply(x_TD, [first], dtype=x_TD.dtype, **norm)
+        return multiply(hidden, [self.down.product(experts_P)], dtype=jnp.float32)[0]
+
+    def one_expert(self, x, e, numerics: Numerics):
+        """Computes one expert's feed-forward of x [..., D] -> float32 [..., D]."""
+        hidden = self.hidden([through_expert(x, e, *s, numerics=numerics) for s in self.first])
+        return through_expert(hidden, e, *self.down, numerics=numerics).astype(jnp.float32)
+
+    def expert_by_expert(self, x_TD, experts_P, numerics: Numerics):
+        """Computes the feed-forward of each pair, float32 [P, D], all tokens by every expert."""
+        experts_TU = experts_P.reshape(len(x_TD), -1)
+
+        def expert(y_TUD, e):
+            y_TD = self.one_expert(x_TD, e, numerics)
+            return jnp.where((experts_TU == e)[..., None], y_TD[:, None], y_TUD), None
+
+        start = jnp.zeros((*experts_TU.shape, x_TD.shape[1]), jnp.float32)
+        y_TUD, _ = jax.lax.scan(expert, start, jnp.arange(self.up.kernel.shape[0]))
+        return y_TUD.reshape(len(experts_P), -1)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from pallas_kernels.attention import AttentionRule, reference
 from rocmforge_jax.nn.kv_state import write_slots
 from rocmforge_jax.nn.state import State
+from rocmforge_jax.nn.visible import Visible
 
 
 @jax.tree_util.register_dataclass
@@ -63,7 +64,13 @@ class LatentState(State):
 
 
 def attend_to_latents(
-    q_BTNR, new_BTR, state: LatentState | None, starts_B, rule: AttentionRule, values: int
+    q_BTNR,
+    new_BTR,
+    state: LatentState | None,
+    starts_B,
+    rule: AttentionRule,
+    values: int,
+    visible: Visible | None = None,
 ):
     """Puts T new tokens into the state and lets them attend to it, in plain XLA.
 
@@ -74,6 +81,7 @@ def attend_to_latents(
         starts_B: int32, the position of each sequence's first new token; unused without a state.
         rule: Which slots a query sees, and how scores become weights.
         values: How many numbers of a latent are its value, the first ones.
+        visible: A mask in place of the causal rule.
 
     Returns:
         The weighted sums [B, T, N, values] in q's dtype, and the state that holds the new tokens.
@@ -84,5 +92,9 @@ def attend_to_latents(
         state = state.write(new_BTR, starts_B)
         latents = state.latents
     keys = jnp.swapaxes(latents, 2, 3)  # part of the product, not a copy
-    out = reference.prefill(q_BTNR, keys, latents, starts_B.astype(jnp.int32), rule)
+    if visible is None:
+        out = reference.prefill(q_BTNR, keys, latents, starts_B.astype(jnp.int32), rule)
+    else:
+        seen_BTS, distances_BTS = visible.under(rule), visible.distances(rule)
+        out = reference.attend(q_BTNR, keys, latents, seen_BTS, rule, distances_BTS)
     return out[..., :values], state

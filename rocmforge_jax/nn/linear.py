@@ -112,20 +112,6 @@ class Experts(nnx.Module):
         return through_expert(x, expert, self.kernel, *scale_and_bias, numerics=self.numerics)
 
 
-def through_each(x_BTEI, stack: Experts):
-    """Maps part e of each token through linear layer e of a stack: [B, T, E, in] to [B, T, E, out].
-
-    The result has x's dtype. Packed layers are computed one after another, so that no more than
-    one of them is ever dequantised.
-    """
-    E = stack.kernel.shape[0]
-    if x_BTEI.shape[2] != E:
-        raise ValueError(f"{x_BTEI.shape[2]} parts of a token go through a stack of {E} layers")
-    parts = jnp.moveaxis(x_BTEI, 2, 0)
-    each = jax.lax.map(lambda part: stack(part[0], part[1]), (parts, jnp.arange(E)))
-    return jnp.moveaxis(each, 0, 2)
-
-
 def how(numerics: Numerics) -> dict[str, str]:
     """Returns the keyword arguments of `quant.matmul` that numerics decide."""
     return dict(activations=numerics.activations, backend=numerics.backend)

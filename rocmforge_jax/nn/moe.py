@@ -9,7 +9,7 @@ from pallas_kernels.router import Routing
 from pallas_kernels.router import reference as router_reference
 from rocmforge_jax import quant
 from rocmforge_jax.backends import DEFAULT, choose
-from rocmforge_jax.nn import moe_pallas
+from rocmforge_jax.nn import moe_cpp, moe_pallas
 from rocmforge_jax.nn.expert_stacks import Stacks
 from rocmforge_jax.nn.fresh import normal
 from rocmforge_jax.nn.linear import Experts, Linear
@@ -100,9 +100,11 @@ def mixture(
     T, used = experts.shape
     numerics = getattr(stacks.first[0], "numerics", DEFAULT)
     operands = T * used, x_TD.dtype, stacks, norm
-    if choose(MIXTURE, operands, numerics.backend).name != "pallas":
+    backend, experts_P = choose(MIXTURE, operands, numerics.backend).name, experts.reshape(-1)
+    if backend == "xla":
         return _one_by_one(x_TD, weights, experts, stacks, norm)
-    y_PD = moe_pallas.mixture(x_TD, norm, experts.reshape(-1), stacks, numerics)
+    mixed = moe_cpp.mixture if backend == "cpp" else moe_pallas.mixture
+    y_PD = mixed(x_TD, norm, experts_P, stacks, numerics)
     return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
 
 

@@ -11,13 +11,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.qmatmul import Product
 from pallas_kernels.router import Routing
 from pallas_kernels.router import reference as router_reference
 from rocmforge_jax import quant
 from rocmforge_jax.backends import Numerics, Operation, differentiable, pallas
-from rocmforge_jax.nn.expert_stacks import Stack, Stacks
-from rocmforge_jax.nn.linear import Experts, Linear, through_expert, value_or_none
+from rocmforge_jax.nn.expert_stacks import Stack, Stacks, require_packed
+from rocmforge_jax.nn.linear import Linear, value_or_none
+from rocmforge_jax.nn.moe_cpp import check_cpp
 from rocmforge_jax.nn.norm import is_fusable, require_fusable, rms_norm
 from rocmforge_jax.quant.multiply import require_pallas, require_transposed
 
@@ -42,12 +42,8 @@ def _check_route(tokens, router, norm, routing: Routing) -> str:
 
 def _check_mixture(pairs, dtype, stacks: Stacks, norm) -> str:
     together = pallas.shared_rows(pairs, stacks.up.kernel.shape[0])
-    if others := [type(stack).__name__ for stack in stacks.all if type(stack) is not Experts]:
-        raise NotImplementedError(f"a stack of experts is a {others[0]}")
+    weights = require_packed(stacks.all)
     require_fusable(norm)
-    weights = [stack.kernel.get_value() for stack in stacks.all]
-    if not all(isinstance(weight, quant.QTensor) for weight in weights):
-        raise NotImplementedError("a stack of experts is not packed")
     if together is None and dtype.itemsize > 2:
         raise NotImplementedError("many pairs in float32: the matrix units do not keep float32")
     mode = stacks.down.numerics.activations
@@ -67,7 +63,7 @@ def _check_mixture(pairs, dtype, stacks: Stacks, norm) -> str:
 
 #: Both only combine operations that plain XLA and other kernels can do one by one.
 ROUTE = Operation("choice of experts", {"pallas": _check_route}, fused=True)
-MIXTURE = Operation("experts", {"pallas": _check_mixture}, fused=True)
+MIXTURE = Operation("experts", {"pallas": _check_mixture, "cpp": check_cpp}, fused=True)
 
 
 def choose_experts(x_TD, router, norm, routing: Routing, selection_bias_E):
@@ -110,23 +106,12 @@ def _routing_error(scoring: str):
 def mixture(x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
     """Returns the output of each pair, float32 [P, D], those of a token one after another."""
     experts_P, arrays = experts_P.astype(jnp.int32), stacks.arrays()
-    if pallas.shared_rows(len(experts_P), stacks.up.kernel.shape[0]) is not None:
+    together = pallas.shared_rows(len(experts_P), stacks.up.kernel.shape[0])
+    if together is not None:
         scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
-        return differentiable(_Pairs(numerics, epsilon), x_TD, scale, experts_P, arrays)
+        return differentiable(_Pairs(numerics, epsilon, together), x_TD, scale, experts_P, arrays)
     x_TD = x_TD if norm is None else norm(x_TD)
     return differentiable(_ByExpert(numerics), x_TD, experts_P, arrays)
-
-
-def _one_expert(x, e, stacks: Stacks, numerics):
-    """Computes one expert's feed-forward of x [..., D] -> float32 [..., D]."""
-    through = functools.partial(through_expert, numerics=numerics)
-    hidden = stacks.hidden([through(x, e, *stack) for stack in stacks.first])
-    return through(hidden, e, *stacks.down).astype(jnp.float32)
-
-
-def _product(stacks: list[Stack], experts_P, activation=None) -> Product:
-    kernels, scales, biases = zip(*stacks)
-    return Product(kernels, biases, experts=experts_P, scales=scales, activation=activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,26 +120,22 @@ class _Pairs:
 
     numerics: Numerics
     epsilon: float
+    #: The most pairs of an expert that are computed together.
+    together: int
 
     def __call__(self, x_TD, scale_D, experts_P, stacks: Stacks):
-        E = stacks.up.kernel.shape[0]
-        together = pallas.shared_rows(len(experts_P), E)
-        shared = _shared(experts_P, E, together) if together > 1 else None
+        E, shared = stacks.up.kernel.shape[0], None
+        if self.together > 1:
+            shared = _shared(experts_P, E, self.together)
         multiply = functools.partial(pallas.gemv, mode=self.numerics.activations, shared=shared)
-        normed = functools.partial(multiply, x_TD, norm=scale_D, epsilon=self.epsilon)
-        if stacks.is_fused:
-            outputs = normed([_product(stacks.first, experts_P)], dtype=jnp.float32)
-            hidden = stacks.hidden(outputs).astype(x_TD.dtype)
-        else:
-            product = _product(stacks.first, experts_P, stacks.activation)
-            (hidden,) = normed([product], dtype=x_TD.dtype)
-        return multiply(hidden, [_product([stacks.down], experts_P)], dtype=jnp.float32)[0]
+        norm = dict(norm=scale_D, epsilon=self.epsilon)
+        return stacks.through_pairs(multiply, x_TD, experts_P, **norm)
 
     def plain(self, x_TD, scale_D, experts_P, stacks: Stacks):
         x_TD = x_TD if scale_D is None else rms_norm(x_TD, scale_D, self.epsilon)
         each = jnp.repeat(x_TD, len(experts_P) // len(x_TD), axis=0)
         return jax.lax.map(
-            lambda of: _one_expert(of[0], of[1], stacks, self.numerics), (each, experts_P)
+            lambda of: stacks.one_expert(of[0], of[1], self.numerics), (each, experts_P)
         )
 
 
@@ -179,15 +160,7 @@ class _ByExpert:
         return _finished(multiply(hidden, down.kernel)[place_P], down, experts_P)
 
     def plain(self, x_TD, experts_P, stacks: Stacks):
-        experts_TU = experts_P.reshape(len(x_TD), -1)
-
-        def expert(y_TUD, e):
-            y_TD = _one_expert(x_TD, e, stacks, self.numerics)
-            return jnp.where((experts_TU == e)[..., None], y_TD[:, None], y_TUD), None
-
-        start = jnp.zeros((*experts_TU.shape, x_TD.shape[1]), jnp.float32)
-        y_TUD, _ = jax.lax.scan(expert, start, jnp.arange(stacks.up.kernel.shape[0]))
-        return y_TUD.reshape(len(experts_P), -1)
+        return stacks.expert_by_expert(x_TD, experts_P, self.numerics)
 
 
 def _finished(y, stack: Stack, expert_of_row):

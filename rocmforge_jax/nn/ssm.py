@@ -12,6 +12,7 @@ Single tokens take this step. Several tokens go through it in chunks, as product
 import jax
 import jax.numpy as jnp
 
+from rocmforge_jax.backends import cpp
 from rocmforge_jax.nn.chunks import (
     check_shapes,
     cut_into_chunks,
@@ -20,12 +21,15 @@ from rocmforge_jax.nn.chunks import (
     joined_chunks,
     without_padding,
 )
+from rocmforge_jax.nn.recurrent_step import RecurrentStep
 
 #: Tokens of a chunk.
 CHUNK = 32
 
 
-def selective_scan(x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW, lengths_B=None):
+def selective_scan(
+    x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW, lengths_B=None, *, backend=None
+):
     """Sends T tokens through a selective state space.
 
     Args:
@@ -38,6 +42,7 @@ def selective_scan(x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW, length
         memory_BNHW: Of the tokens before. Donate it under `jax.jit`: a step writes in place.
         lengths_B: int32, how many of the T tokens are real, None for all. Padding never enters the
             memory.
+        backend: Of the step of a single token, default the first that can. Chunks are XLA's.
 
     Returns:
         The outputs, float32 [B, T, N, H], and the memory, float32.
@@ -51,7 +56,7 @@ def selective_scan(x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW, length
     T, dt = x.shape[1], without_padding(dt, lengths_B)
     tokens = x * dt[..., None], dt * a[None, None], b, c
     if T == 1:
-        out, memory = _step(tuple(token[:, 0] for token in tokens), memory)
+        out, memory = STEP.on(backend, tuple(token[:, 0] for token in tokens), memory)
         out = out[:, None]
     else:
         # A CPU's cache holds the temporaries of one chunk, and not those of all chunks at once.
@@ -84,6 +89,9 @@ def _step(token, memory_BNHW):
     decay_BN11 = jnp.exp(log_decay_BN)[..., None, None]
     memory_BNHW = decay_BN11 * memory_BNHW + x_BNH[..., None] * b_BNW[:, :, None]
     return exact_einsum("bnhw,bnw->bnh", memory_BNHW, c_BNW), memory_BNHW
+
+
+STEP = RecurrentStep("state space", cpp.scan_step, _step)
 
 
 def _chunk(memory_BNHW, tokens):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import targets
+from rocmforge_jax import formats
 from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.locate import DEMO
 from rocmforge_jax.models import Mixture, load_decoder
@@ -216,6 +217,59 @@ def test_a_made_mixture_is_one_that_loads(program, tmp_path, monkeypatch):
     assert of_file.feed_forward == of_device.feed_forward == mixture
     assert of_file.mixer == of_device.mixer and of_file.mixer.qk_norm == "head"
     assert of_file.biases == of_device.biases == frozenset()
+
+
+def _small_shapes(shapes, states) -> dict:
+    """A small shape of each family that `hybrid_shapes.py` knows."""
+    both = [("state", "feed_forward"), ("attention", "feed_forward")]
+    state, attention = dict(state=(4, 32, 32, 2)), (4, 2, 32)
+    parallel, alone = [("attention", "state", "feed_forward")], [("state",)] * 2
+    one_part = [("state",), ("feed_forward",), ("attention",)]
+    sizes, convolutions = (256, 512, 64), [("convolution", "feed_forward"), both[1]]
+    return {
+        "gemma4": shapes.Gemma4(6, *sizes[:2], 4, (2, 32), (1, 64), 64, 64),
+        "qwen35": shapes.Qwen35(4, *sizes[:2], 4, 2, (2, 4, 32), 64, head=64),
+        "qwen35moe": shapes.Qwen35(4, 256, 256, 4, 2, (2, 4, 32), 64, (4, 2, 256), head=64),
+        "lfm2": states.ShortConvolutions("lfm2", *sizes, convolutions, attention),
+        "mamba2": states.StateSpace("mamba2", 256, 0, 64, alone, (0, 0, 0), **state),
+        "granitehybrid": states.StateSpace("granitehybrid", *sizes, both, attention, **state),
+        "nemotron_h": states.StateSpace(
+            "nemotron_h", *sizes, one_part, attention, gated=False, **state
+        ),
+        "falcon-h1": states.StateSpace(
+            "falcon-h1", *sizes, parallel, attention, state_norm=False, **state
+        ),
+        "deepseek2": states.Latent(2, *sizes, 4, (64, 256), (32, 32, 32), (4, 2, 256)),
+    }
+
+
+def test_every_family_is_made_as_a_file_that_loads(program, tmp_path, monkeypatch):
+    """No tensor is missing or unknown, and blocks fit into rows."""
+    synthetic, states = program("synthetic"), program("state_shapes")
+    for family, shape in _small_shapes(program("hybrid_shapes"), states).items():
+        monkeypatch.setitem(synthetic.hybrid_shapes.SHAPES, "small", shape)
+        synthetic.write("small", "q4_k_m", tmp_path / "made.gguf")
+        gguf = open_gguf(tmp_path / "made.gguf")
+        layers = load_decoder(gguf).config.layers
+        assert (gguf.architecture, len(layers)) == (family, shape.layers)
+        assert "norm" not in " ".join(
+            name for name, tensor in gguf.tensors.items() if tensor.format.is_quantized
+        )
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "Q8_0", "MXFP4"])
+def test_made_weights_have_a_deviation_of_a_few_percent(name, program):
+    random = np.random.default_rng(0)
+    blocks = program("synthetic").random_blocks(formats.get(name), (64, 512), random)
+    assert 0.01 < np.std(formats.dequantize(blocks, name)) < 0.06
+
+
+@pytest.mark.core
+def test_rows_without_whole_blocks_have_another_type(program):
+    fitting = program("mixes").fitting
+    assert [fitting(name, 192) for name in ("Q4_K", "Q6_K", "Q4_0")] == ["Q5_0", "Q8_0", "Q4_0"]
+    assert fitting("Q4_K", 512) == "Q4_K"
 
 
 @pytest.mark.core

@@ -42,6 +42,8 @@ RULES = {
     "window, soft cap and sinks": {"window": 33, "soft_cap": 3.0, "sinks_N": "sinks"},
     "not causal": {"causal": False},
     "not causal, soft cap and sinks": {"causal": False, "soft_cap": 3.0, "sinks_N": "sinks"},
+    "both sides 7": {"causal": False, "window": 7},
+    "both sides 101": {"causal": False, "window": 101},
 }
 
 
@@ -67,19 +69,20 @@ def rule_of(name, case) -> AttentionRule:
     return AttentionRule(H**-0.5, **parts)
 
 
-def seen(rule, starts, T, S) -> np.ndarray:
+def seen(rule, starts, T, S, filled=None) -> np.ndarray:
     """Which slots each token sees: bool [B, T, S]."""
     own, slot = starts[:, None, None] + np.arange(T)[:, None], np.arange(S)
     if not rule.causal:
-        return np.broadcast_to(slot < starts[:, None, None] + T, (len(starts), T, S))
+        end = (starts + T if filled is None else filled)[:, None, None]
+        return (slot < end) & (abs(slot - own) <= (rule.window or 2 * S) // 2)
     return (slot <= own) & (slot > own - (rule.window or S))
 
 
-def exact(q, keys, values, starts, rule) -> np.ndarray:
+def exact(q, keys, values, starts, rule, filled=None) -> np.ndarray:
     """Attention in float64."""
     (_, T, N, _), (_, K, _, S) = q.shape, keys.shape
     group = N // K
-    shown = seen(rule, starts, T, S)[:, :, None]
+    shown = seen(rule, starts, T, S, filled)[:, :, None]
     scores = np.einsum(
         "btnh,bnhs->btns", np.float64(q), np.float64(keys).repeat(group, axis=1), optimize=True
     )
@@ -88,9 +91,10 @@ def exact(q, keys, values, starts, rule) -> np.ndarray:
         scores = rule.soft_cap * np.tanh(scores / rule.soft_cap)
     scores = np.where(shown, scores, -np.inf)
     sinks = np.full(N, -np.inf) if rule.sinks_N is None else np.float64(rule.sinks_N)
-    most = np.maximum(scores.max(axis=-1), sinks)[..., None]
+    most = np.maximum(np.maximum(scores.max(axis=-1), sinks), -1e300)[..., None]
     weights = np.exp(scores - most)
     total = weights.sum(axis=-1, keepdims=True) + np.exp(sinks[:, None] - most)
+    total = np.where(total > 0, total, 1)  # of a token that sees nothing
     return np.einsum(
         "btns,bnsh->btnh",
         weights / total,
@@ -114,6 +118,22 @@ def test_attention(name, index, instructions, distance):
     values = np.where(unseen[:, None, :, None], np.float32(np.nan), values)
     out = attention.attend(q, keys, values, starts, rule)
     assert distance(out, truth(name, index)) < 1e-6
+
+
+@pytest.mark.parametrize("index", [4, 6, 8])
+@pytest.mark.parametrize("name", [name for name in RULES if "both" in name or "not causal" in name])
+def test_unfilled_slots(name, index, instructions, distance):
+    """They hold NaN, also between those that some token of the batch sees."""
+    (q, keys, values, starts), rule = made(CASES[index]), rule_of(name, CASES[index])
+    T, S = q.shape[1], keys.shape[3]
+    filled = np.array([S - T // 2, 9, 0][: len(starts)], np.int32)
+    starts = np.zeros_like(starts)
+    unfilled = np.arange(S) >= filled[:, None]
+    keys = np.where(unfilled[:, None, None], np.float32(np.nan), keys)
+    values = np.where(unfilled[:, None, :, None], np.float32(np.nan), values)
+    out = attention.attend(q, keys, values, starts, rule, filled_B=jax.numpy.asarray(filled))
+    truth = exact(q, np.nan_to_num(keys), np.nan_to_num(values), starts, rule, filled)
+    assert distance(out, truth) < 1e-6
 
 
 #: B, T, N, K, H, S, starts of rings: before and after they wrap, at their end, several times
@@ -257,6 +277,16 @@ def test_shapes_that_do_not_fit_are_refused_with_all_of_them(shape):
 def test_chunks_are_refused():
     with pytest.raises(NotImplementedError, match="chunk=9"):
         attention.attend(*made(CASES[1]), AttentionRule(1.0, chunk=9))
+
+
+def test_wrong_filled_slots_are_refused(instructions):
+    q, keys, values, starts = made(CASES[1])
+    filled = jax.numpy.full(2, 101, jax.numpy.int32)
+    with pytest.raises(Exception, match="filled slots beyond the cache"):
+        attention.attend(q, keys, values, starts, AttentionRule(1.0, False), filled_B=filled)
+    for rule, wrong in ((AttentionRule(1.0), filled), (AttentionRule(1.0, False), filled[:1])):
+        with pytest.raises(ValueError, match=rf"filled_B.* \[{len(wrong)}\] .*{rule.causal}"):
+            attention.attend(q, keys, values, starts, rule, filled_B=wrong)
 
 
 def test_sinks_of_other_heads_are_refused():

@@ -140,7 +140,8 @@ def attention(mixer, layer, x, kind, epsilon, kept):
     blocks = [slice(first, first + BLOCK) for first in range(0, T, BLOCK)]
     out = [attend(mixer, q[:, block], positions[block], k, v, of_sinks) for block in blocks]
     out = np.concatenate(out, axis=1)
-    out = out if gate is None else out * sigmoid(gate)
+    function = sigmoid if mixer.gate_function == "sigmoid" else lambda z: np.log1p(np.exp(z))
+    out = out if gate is None else out * function(gate)
     out = out.reshape(B, T, -1)
     if mixer.sub_norm:
         out = norm(layer.attn_sub_norm, out, kind, epsilon)
@@ -154,8 +155,17 @@ def attend(mixer, q, positions, k, v, of_sinks):
     if mixer.soft_cap is not None:
         scores = mixer.soft_cap * np.tanh(scores / mixer.soft_cap)
     t, s = positions[:, None], np.arange(k.shape[1])[None]
+    if mixer.alibi is not None:
+        N = q.shape[2]
+        power = 2 ** int(np.log2(N))
+        slopes = [2 ** (-mixer.alibi * (n + 1) / power) for n in range(power)]
+        slopes += [2 ** (-mixer.alibi / 2 * (2 * n + 1) / power) for n in range(N - power)]
+        scores = scores - np.array(slopes)[None, :, None, None] * abs(t - s)
     seen = (s <= t) if mixer.causal else np.ones((t.size, s.size), bool)
-    seen = seen & (s > t - mixer.window) if mixer.window else seen
+    if mixer.window and mixer.causal:
+        seen = seen & (s > t - mixer.window)
+    elif mixer.window:
+        seen = abs(s - t) <= mixer.window // 2
     seen = seen & (s // mixer.chunk == t // mixer.chunk) if mixer.chunk else seen
     weights = np.where(seen, np.exp(scores), 0)
     total = weights.sum(-1, keepdims=True) + of_sinks
@@ -435,6 +445,13 @@ def forward(decoder, tokens_BT):
     config = decoder.config
     table = dense(decoder.token_embd.embedding)
     x = table[np.asarray(tokens_BT)] * config.embedding_scale
+    if config.token_types:
+        x = x + dense(decoder.token_types.embedding)[0]
+    if config.positions:
+        x = x + dense(decoder.position_embd.embedding)[: x.shape[1]]
+    if config.embedding_norm:
+        of_embeddings = getattr(decoder, config.embedding_norm)
+        x = norm(of_embeddings, x, config.norm_kind, config.norm_epsilon)
     inputs, kept = per_layer_inputs(decoder, tokens_BT, x), []
     for i, layer in enumerate(decoder.blk):
         x = one_layer(layer, x, kept, None if inputs is None else inputs[..., i, :])
@@ -472,7 +489,7 @@ def one_layer(layer, x, kept, inputs):
         kept_or_none = [kept] if mix is attention else []
         read = normed(norms.before_mixer, x)
         y = mix(config.mixer, layer, read, norms.kind, norms.epsilon, *kept_or_none)
-        x = x + config.residual_scale * normed(norms.after_mixer, y)
+        x = normed(norms.after_mixer_sum, x + config.residual_scale * normed(norms.after_mixer, y))
     if config.laurel is not None:
         read = normed(norms.before_mixer, before)
         y = linear(layer.laurel_r, linear(layer.laurel_l, read))
@@ -484,7 +501,8 @@ def one_layer(layer, x, kept, inputs):
             y = gated_and_mixture(part, layer, x, read)
         else:
             y = FEED_FORWARDS[type(part).__name__](part, layer, read)
-        x = x + config.residual_scale * normed(norms.after_feed_forward, y)
+        y = normed(norms.after_feed_forward, y)
+        x = normed(norms.after_feed_forward_sum, x + config.residual_scale * y)
     if config.per_layer_input is not None:
         y = linear(layer.proj, activate(GELU, linear(layer.inp_gate, x), inputs))
         x = x + norm(layer.post_norm, y, norms.kind, norms.epsilon)

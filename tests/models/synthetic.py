@@ -1,4 +1,4 @@
-"""Small files of random weights in F32, whose logits tools/make_family_logits.py gets.
+"""Small files of random weights in F32, whose logits tools/make_family_logits.py stores.
 
 The weights come from seeds, so a clone needs the logits alone.
 """

@@ -112,6 +112,25 @@ NEXTN = (
         values={"ssm_a": decay},
     ),
     Case(
+        "qwen3next-nextn",
+        "qwen3next",
+        KEYS
+        | RMS
+        | {key: value for key, value in DELTA_KEYS.items() if key != "rope.dimension_sections"}
+        | EXPERT_KEYS
+        | {"block_count": 3, "nextn_predict_layers": 1, "expert_shared_feed_forward_length": 20},
+        file(
+            QWEN_NORMS
+            | {n: s for n, s in DELTA.items() if n not in ("ssm_beta.weight", "ssm_alpha.weight")}
+            | linear("ssm_ba", WIDTH, 8)
+            | SHARED,
+            QWEN_NORMS | QWEN_ATTENTION | SHARED,
+            QWEN_NORMS | QWEN_ATTENTION | SHARED | nextn(own=True),
+        ),
+        what="nextn",
+        values={"ssm_a": decay},
+    ),
+    Case(
         "glm4moe-nextn",
         "glm4moe",
         KEYS

@@ -216,7 +216,7 @@ FAMILIES = (
         bias=True,
     ),
     case("xverse", RMS, *[NORMS | PLAIN] * 2),
-    # llama.cpp reads a layer's width of 7B from 32 layers.
+    # llama.cpp takes 32 layers for the 7B model, 40 for the 13B one, and aborts at other numbers.
     case("baichuan", RMS, *[NORMS | PLAIN] * 32),
     case(
         "minicpm",
@@ -399,4 +399,64 @@ FAMILIES = (
         NORMS | state_space() | STATE_NORMS | experts(HIDDEN),
         values=RATES,
     ),
+    case(
+        "mellum",
+        RMS
+        | EXPERT_KEYS
+        | {
+            "attention.sliding_window": 40,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 64,
+        },
+        *[NORMS | attention() | head_norms() | experts()] * 4,
+    ),
+    case(
+        "deepseek2-ocr",
+        RMS
+        | MHA
+        | EXPERT_KEYS
+        | {
+            "leading_dense_block_count": 1,
+            "expert_shared_count": 2,
+            "expert_weights_scale": 1.3,
+            "rope.freq_base": 10000.0,
+        },
+        NORMS | attention(kv_heads=HEADS) | gated(),
+        NORMS | attention(kv_heads=HEADS) | experts(shared=2 * EXPERT_HIDDEN),
+    ),
+    *[
+        case(
+            f"laguna-{name}",
+            RMS
+            | EXPERT_KEYS
+            | {
+                "attention.head_count": np.array([6, 4, 6, 4], np.int32),
+                "attention.key_length": 8,
+                "attention.value_length": 8,
+                "attention.sliding_window": 40,
+                "leading_dense_block_count": 1,
+                "expert_weights_norm": True,
+                "expert_weights_scale": 1.3,
+                "expert_shared_feed_forward_length": 20,
+                "rope.dimension_count": 4,
+                "rope.dimension_count_swa": 8,
+                "rope.freq_base_swa": 500.0,
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": 4.0,
+                "rope.scaling.original_context_length": 64,
+            },
+            *[
+                NORMS
+                | attention(heads=heads)
+                | head_norms()
+                | linear("attn_gate", WIDTH, heads * gates)
+                | (gated() if not i else experts(shared=20) | {"exp_probs_b.bias": (8,)})
+                for i, heads in enumerate((6, 4, 6, 4))
+            ],
+            architecture="laguna",
+            tied=True,
+        )
+        for name, gates in (("heads", 1), ("numbers", HEAD))
+    ],
 )

@@ -56,13 +56,26 @@ def experts(hidden, count=4, shared=0):
     return tensors
 
 
-@pytest.mark.parametrize("value", [False, np.uint8(0), [True, False], "yes"])
-def test_a_model_that_sees_later_tokens_is_refused(config, value):
-    with pytest.raises(
-        GGUFError, match=r"small.gguf: qwen2.attention.causal is (False|0|'yes'|array.*): "
-    ):
+@pytest.mark.parametrize("value", [np.uint8(0), [True, False], "yes"])
+def test_a_causal_mask_is_there_or_not(config, value):
+    with pytest.raises(GGUFError, match=r"small.gguf: qwen2.attention.causal .* bool"):
         config("qwen2", attention__causal=value)
-    config("qwen2", attention__causal=True)
+    assert config("qwen2", attention__causal=True).causal and config("qwen2").causal
+    made = config("qwen2", attention__causal=False)
+    assert not made.causal and not made.layers[0].mixer.causal and made.has_head
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "message"),
+    [
+        ("gemma3", dict(attention__sliding_window=16), "layer 0 has a window"),
+        ("lfm2", dict(attention__head_count_kv=[0], shortconv__l_cache=3), "ShortConvolution"),
+    ],
+)
+def test_parts_that_only_look_back_need_a_causal_mask(config, architecture, keys, message):
+    keys |= dict(attention__causal=False)
+    with pytest.raises(GGUFError, match=rf"{architecture}.attention.causal is False.*{message}"):
+        config(architecture, **keys)
 
 
 def test_keys_of_embeddings_and_classifiers_change_no_logits(small_file):

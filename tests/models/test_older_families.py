@@ -1,6 +1,7 @@
 """Families that are data on options of others: what they make of keys, and what they refuse."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,6 +116,27 @@ def test_shared_experts_of_k_exaone():
     assert made.shared_hidden == 24
     made = config("exaone-moe", expert_shared_feed_forward_length=20, **keys).layers[0]
     assert made.feed_forward.shared_hidden == 20
+
+
+@pytest.mark.parametrize(("outputs", "gate"), [(6, "head"), (48, "width")])
+def test_the_gate_of_laguna_is_as_wide_as_its_tensor(outputs, gate):
+    keys = EXPERTS | {"attention.sliding_window": 16, "rope.freq_base": 500.0, "block_count": 5}
+    file = sample("laguna", **keys | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0})
+    for i in range(5):
+        file.tensors[f"blk.{i}.attn_gate.weight"] = SimpleNamespace(shape=(outputs, 48))
+    made = [layer.mixer for layer in read_config(file)[0].layers]
+    assert {one.gate for one in made} == {gate}
+    assert {one.gate_function for one in made} == {"softplus"}
+    assert [one.window for one in made] == [None, 16, 16, 16, None]
+    assert [one.rope.yarn is None for one in made] == [False, True, True, True, False]
+    assert {one.rope.base for one in made} == {500.0}
+
+
+def test_windows_of_mellum_have_no_context_extension():
+    keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "block_count": 4}
+    made = config("mellum", **EXPERTS | keys | {"attention.sliding_window": 16}).layers
+    assert [layer.mixer.window for layer in made] == [16, 16, 16, None]
+    assert [layer.mixer.rope.yarn is None for layer in made] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("name", ["plm", "minicpm3"])

@@ -48,6 +48,12 @@ POST = dict(
     after_feed_forward="post_ffw_norm",
 )
 BOTH = dict(after_mixer="post_attention_norm", after_feed_forward="post_ffw_norm")
+SUMS = dict(
+    before_mixer=None,
+    after_mixer_sum="attn_output_norm",
+    before_feed_forward=None,
+    after_feed_forward_sum="layer_output_norm",
+)
 BIASES = frozenset(
     f"{part}{number}"
     for number in ("", "_norm")
@@ -92,6 +98,9 @@ OPTIONS = {
     "YaRN": attention(rope=RopeConfig(16, scale=8.0, yarn=Yarn(23, 4.0), magnitude=1.2)),
     "scale": attention(scale=0.4),
     "not causal": attention(causal=False),
+    "ALiBi": attention(rope=None, alibi=8.0, soft_cap=1.5),
+    "ALiBi to both sides": attention(causal=False, alibi=3.0),
+    "window to both sides": attention(causal=False, window=7),
     "window": attention(window=7),
     "chunks": attention(chunk=8),
     "one chunk": attention(chunk=64),
@@ -121,6 +130,7 @@ OPTIONS = {
     "gate in a fused attn_qkv": attention(gate="query", qk_norm="head", fused_qkv=True),
     "gate of each number": attention(gate="width"),
     "gate of each head": attention(gate="head"),
+    "softplus gates": attention(gate="width", gate_function="softplus"),
     "temperature": attention(temperature=Temperature(0.5, 9)),
     "temperature after norms": attention(temperature=Temperature(0.5, 8, 1), qk_norm="head"),
     "fused attn_qkv": attention(fused_qkv=True),
@@ -185,6 +195,19 @@ OPTIONS = {
     "LAuReL beside norms after": dict(laurel=Laurel(9), norms=POST),
     "fused gate and up": gated(fused=True, activation=GELU),
     "norms after": dict(norms=POST),
+    "norms of sums": dict(norms=SUMS),
+    "norms of the mixer and of sums": dict(norms=SUMS | BOTH, residual_scale=0.3),
+    "encoder": attention(causal=False)
+    | dict(
+        norms=dict(kind="layer") | SUMS,
+        norm_kind="layer",
+        biases=BIASES | {"attn_output_norm", "layer_output_norm"},
+        head=frozenset(("output_norm", "token_embd_norm")),
+        positions=TOKENS,
+        token_types=2,
+        embedding_norm="token_embd_norm",
+        embedding_scale=3.0,
+    ),
     "norms before and after": dict(norms=BOTH, residual_scale=0.3),
     "layer norms without weights": dict(norms=dict(kind="unit_layer"), norm_kind="unit_layer"),
     "layer norms": dict(norms=dict(kind="layer"), norm_kind="layer"),
@@ -273,7 +296,11 @@ def test_an_option_against_float64(name, decoder):
     assert relative(whole(state, jnp.asarray(tokens_BT, jnp.int32)), expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "not causal"])
+#: Options of tokens that see later ones: they need the whole text at once.
+BOTH_WAYS = ("not causal", "window to both sides", "ALiBi to both sides", "encoder")
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in BOTH_WAYS])
 def test_an_option_in_padded_pieces(name, decoder):
     """A ragged batch: 5 and 9 tokens, then 12 and 0, then 1 and 1, each padded, then one by one.
 
@@ -304,3 +331,13 @@ def test_an_option_in_padded_pieces(name, decoder):
                 assert relative(logits[b, : added[b]], wanted) < 2e-5
         at += added
     assert cache.lengths_B.tolist() == at.tolist()
+
+
+def test_the_factor_of_a_fresh_layer_changes_nothing():
+    def logits(**options):
+        layer = LayerConfig(ATTENTION, GATED, Norms(1e-5), **options)
+        sizes = dict(width=WIDTH, vocabulary=VOCABULARY, context_length=64, norm_epsilon=1e-5)
+        decoder = Decoder(DecoderConfig((layer,), **sizes), backend="xla", rngs=nnx.Rngs(0))
+        return np.asarray(decoder(np.arange(5, dtype=np.int32)[None])[0])
+
+    np.testing.assert_array_equal(logits(output_factor=True), logits())

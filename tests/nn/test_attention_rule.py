@@ -30,6 +30,8 @@ RULES = {
     "all at once": dict(window=17, soft_cap=1.5, sinks=True, scale=0.3),
     "not causal": dict(causal=False),
     "not causal, with sinks": dict(causal=False, sinks=True, soft_cap=3.0),
+    "window to both sides": dict(causal=False, window=17),
+    "window to both sides, with sinks": dict(causal=False, window=3, sinks=True, soft_cap=3.0),
 }
 
 
@@ -45,7 +47,10 @@ def mask_of(rule, T):
     """Returns which slots each query sees, bool [B, T, S]."""
     starts, slots = np.array(STARTS)[:, None, None], np.arange(S)[None, None]
     positions = starts + np.arange(T)[None, :, None]
-    seen = slots <= positions if rule.causal else slots < starts + T + 0 * positions
+    if not rule.causal:
+        seen = slots < starts + T + 0 * positions
+        return seen if rule.window is None else seen & (abs(slots - positions) <= rule.window // 2)
+    seen = slots <= positions
     return seen if rule.window is None else seen & (slots > positions - rule.window)
 
 
@@ -106,6 +111,62 @@ def test_new_tokens_enter_the_cache_and_attend(name, T, backend, normal, attenti
     assert distance(out.array, truth.reshape(B, T, -1)) < 1e-5
 
 
+@pytest.mark.parametrize("name", [name for name in RULES if "not causal" in name or "both" in name])
+@pytest.mark.parametrize("T", [1, 40])
+def test_no_text_sees_the_padding_of_a_batch(name, T, backend, normal, attention, distance):
+    """Without a cache. One text is empty; the others have the numbers that they have alone."""
+    lengths, N, K, H = [T, 0, (T + 1) // 2], 4, 2, 32
+    B = len(lengths)
+    q, k, v = (normal(B, T, heads, H, seed=i) for i, heads in enumerate((N, K, K)))
+    rule, numbers = made(RULES[name], N, H, normal)
+    position, slot = np.arange(T)[:, None], np.arange(T)
+    seen = abs(slot - position) <= (rule.window or 2 * T) // 2
+    mask = seen[None] & (slot < np.array(lengths)[:, None, None])
+    padding = np.arange(T)[None, :, None, None] >= np.array(lengths)[:, None, None, None]
+    dirty_k, dirty_v = (np.where(padding, np.float32(1e4), a) for a in (k, v))
+    out, _ = attend_to_new(
+        *map(jnp.asarray, (q, dirty_k, dirty_v)),
+        None,
+        None,
+        None,
+        jnp.zeros(B, jnp.int32),
+        rule,
+        lengths_B=jnp.array(lengths, jnp.int32),
+        numerics=Numerics(backend=backend),
+    )
+    assert distance(out.array, attention(q, k, v, mask, **numbers).reshape(B, T, -1)) < 1e-5
+
+
+def test_filled_slots_that_cannot_be_are_refused(backend):
+    q, cache = jnp.ones((2, 3, 1, 32)), KVState.zeros(2, 1, 32, 8, jnp.float32)
+    starts = jnp.zeros(2, jnp.int32)
+    for causal, filled_B, message in (
+        (True, jnp.ones(2, jnp.int32), "filled_B .*causal=False"),
+        (False, jnp.ones(3, jnp.int32), r"filled_B .*\[2\].*\[3\]"),
+        (False, jnp.ones(2), r"filled_B .*float32"),
+    ):
+        rule = AttentionRule(1.0, causal)
+        with pytest.raises(ValueError, match=message):
+            cached_attention(q, cache, starts, rule, filled_B=filled_B, backend=backend)
+    new, rule = jnp.ones((2, 3, 1, 32)), AttentionRule(1.0, causal=False)
+    with pytest.raises(ValueError, match="lengths_B .*causal=False"):
+        attend_to_new(q, new, new, None, None, cache, starts, rule, lengths_B=starts)
+
+
+def test_alibi_is_left_to_xla(backend, normal):
+    """Which `tests/models/test_options.py` compares with float64."""
+    q, cache = jnp.ones((1, 2, 6, 32)), KVState.zeros(1, 2, 32, 8, jnp.float32)
+    rule, starts = AttentionRule(1.0, alibi=8.0), jnp.zeros(1, jnp.int32)
+    if backend != "xla":
+        with pytest.raises(BackendError, match="alibi=8.0"):
+            cached_attention(q, cache, starts, rule, backend=backend)
+    with record() as decisions:
+        cached_attention(q, cache, starts, rule)
+    assert [decision.choice.name for decision in decisions] == ["xla"]
+    with pytest.raises(ValueError, match="alibi .* -1"):
+        AttentionRule(1.0, alibi=-1)
+
+
 @pytest.mark.parametrize("T", [1, 3])
 def test_chunks_are_computed_by_xla(T, backend, normal, attention, distance):
     """Which says so; a backend that is wanted by name refuses."""
@@ -162,7 +223,7 @@ def test_the_gradient_of_a_query_that_sees_nothing_is_zero():
         (dict(window=2.5), "window .* 2.5"),
         (dict(soft_cap=0.0), "soft_cap .* 0.0"),
         (dict(scale=float("nan")), "scale .* nan"),
-        (dict(causal=False, window=5), "window.*5"),
+        (dict(causal=False, window=6), "window.*6"),
     ],
 )
 def test_rules_that_cannot_be_are_refused(fields, message, backend):

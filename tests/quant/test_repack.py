@@ -7,6 +7,7 @@ import pytest
 
 from rocmforge_jax import formats
 from rocmforge_jax.backends import cpp
+from rocmforge_jax.cpp import huge_pages
 from rocmforge_jax.cpp import repack as cpp_repack
 from rocmforge_jax.formats import Codes, Field, Format, WordPacking
 from rocmforge_jax.formats.scales import SCHEMES
@@ -48,7 +49,7 @@ def test_planes_are_not_copied_for_the_device(in_cpp):
         repack.blocks_of(formats.get("Q4_K")),
         packing("Q4_K"),
     )
-    assert all(plane.ctypes.data % cpp_repack.ALIGNMENT == 0 for plane in planes.values())
+    assert all(plane.ctypes.data % huge_pages.ALIGNMENT == 0 for plane in planes.values())
 
 
 def test_rows_that_are_no_whole_blocks_are_refused(in_cpp):

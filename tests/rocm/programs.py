@@ -228,6 +228,7 @@ def _attention(q_BTNH, keys, values, lengths, sinks_N, new):
         AttentionRule(0.1, window=WINDOW, soft_cap=50.0, sinks_N=sinks_N),
         AttentionRule(0.1, causal=False),
     )
+    both_sides = AttentionRule(0.1, causal=False, window=WINDOW // 2 * 2 + 1)
     last, target = q_BTNH[:, -1], targets.current()
     tokens = NewTokens(*new, interleaved=False)
     return [
@@ -237,7 +238,7 @@ def _attention(q_BTNH, keys, values, lengths, sinks_N, new):
             prefill_attention(q_BTNH, keys, values, lengths - 1, rule, target=target),
         )
         for rule in rules
-    ]
+    ] + [prefill_attention(q_BTNH, keys, values, lengths - 1, both_sides, target=target)]
 
 
 def _ring(q_BTNH, keys, values, lengths, sinks_N, new):

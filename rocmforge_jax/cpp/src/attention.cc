@@ -21,17 +21,20 @@ int64_t threads_for(ffi::ThreadPool& pool, int64_t work) {
   return std::clamp<int64_t>(work / kWorthAThread, 1, std::max<int64_t>(pool.num_threads(), 1));
 }
 
-// q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], starts [B], sinks [N] or [0] -> [B, T, N, H]. ring: whether position p is in slot
-// p % S.
-ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts, F32 sinks, ffi::Result<F32> out, float scale, bool causal,
-                  int64_t window, float soft_cap, bool ring) {
+// q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], starts [B], filled [B] or [0], sinks [N] or [0] -> [B, T, N, H]. ring: whether
+// position p is in slot p % S.
+ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts, S32 filled, F32 sinks, ffi::Result<F32> out, float scale,
+                  bool causal, int64_t window, float soft_cap, bool ring) {
   const auto shape = q.dimensions();
   const int64_t B = shape[0], T = shape[1], N = shape[2], K = keys.dimensions()[1];
-  const Attention of{q.typed_data(), keys.typed_data(), values.typed_data(), starts.typed_data(), out->typed_data(),
-                     T, K, N / K, shape[3], keys.dimensions()[3], ring,
+  const Attention of{q.typed_data(), keys.typed_data(), values.typed_data(), starts.typed_data(),
+                     filled.element_count() ? filled.typed_data() : nullptr, out->typed_data(), T, K, N / K, shape[3], keys.dimensions()[3],
+                     ring,
                      Rule{scale, soft_cap, causal, window, sinks.element_count() ? sinks.typed_data() : nullptr}};
-  for (int64_t b = 0; b < B; b++)
+  for (int64_t b = 0; b < B; b++) {
     if (of.starts[b] < 0 || (!ring && of.starts[b] + T > of.slots)) return ffi::Error::InvalidArgument("tokens beyond the cache");
+    if (of.filled && (of.filled[b] < 0 || of.filled[b] > of.slots)) return ffi::Error::InvalidArgument("filled slots beyond the cache");
+  }
   const Kernels& use = kernels();
   const int64_t rows = T * (N / K), tiles = (rows + use.queries - 1) / use.queries;
   int64_t work = 0;
@@ -107,7 +110,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     Attend, attend,
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
-        .Arg<F32>().Arg<F32>().Arg<F32>().Arg<S32>().Arg<F32>()
+        .Arg<F32>().Arg<F32>().Arg<F32>().Arg<S32>().Arg<S32>().Arg<F32>()
         .Ret<F32>()
         .Attr<float>("scale").Attr<bool>("causal").Attr<int64_t>("window").Attr<float>("soft_cap").Attr<bool>("ring"));
 

@@ -63,8 +63,12 @@ struct Slots {
 
 // Slots that a query of token t of sequence b sees.
 inline Slots seen_by(const Attention& of, int64_t b, int64_t t) {
-  const int64_t end = of.starts[b] + (of.rule.causal ? t + 1 : of.tokens), window = of.rule.window;
-  return {window && window < end ? end - window : 0, end};
+  const int64_t own = of.starts[b] + t, window = of.rule.window;
+  if (of.rule.causal) return {window && window <= own ? own + 1 - window : 0, own + 1};
+  const int64_t filled = of.filled ? of.filled[b] : of.starts[b] + of.tokens;
+  if (!window) return {0, filled};
+  const int64_t reach = window / 2;  // to both sides
+  return {own > reach ? own - reach : 0, own + reach < filled ? own + reach + 1 : filled};
 }
 
 constexpr int32_t kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -138,7 +142,7 @@ void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t
       float* own = scores + i * slots;
       Slots seen = seen_by(of, b, (first + i) / G);
       seen = {seen.first - s, seen.end - s < here ? seen.end - s : here};
-      if (seen.end <= 0 || seen.first >= here) {  // only other queries see slots of this tile
+      if (seen.end <= 0 || seen.first >= here || seen.first >= seen.end) {  // only other queries see slots of this tile
         __builtin_memset(own, 0, slots * sizeof(float));
         continue;
       }

@@ -40,7 +40,7 @@ inline Floats scaled_and_biased(const Job& job, int i, int64_t r, int count, Flo
 
 // Applies the epilogue to `count` outputs of row m from column r on, and writes them.
 inline void finish(const Job& job, int64_t m, int64_t r, int count, Floats value, Floats up) {
-  const int64_t at = m * job.rows + r;
+  const int64_t at = (job.places ? job.places[m] : m) * job.rows + r;
   value = scaled_and_biased(job, 0, r, count, value);
   if (job.weight_count == 2) value = gated(job.function, value, scaled_and_biased(job, 1, r, count, up));
   else value = activate(job.function, value);

@@ -2,6 +2,7 @@
 
 #include "attention.h"
 #include "gemv.h"
+#include "recurrence.h"
 #include "skinny_gemm.h"
 
 namespace {
@@ -17,4 +18,6 @@ const Kernels VARIANT = {
     attention::kQueries,
     attention::scratch,
     attention::attend,
+    recurrence::delta,
+    recurrence::scan,
 };

@@ -25,7 +25,8 @@ struct Function {
   float alpha, limit;
 };
 
-// One output [M, rows]: see `qmatmul.product.Product`. scales, biases: of each weight, nullptr where there is none.
+// One output [M, rows]: see `qmatmul.product.Product`. scales, biases: of each weight, nullptr where there is none. places: the row of the
+// output and of the residual for each row of activations, nullptr where they are the same.
 struct Job {
   Weight weights[2];
   int weight_count;
@@ -33,6 +34,7 @@ struct Job {
   Function function;
   float* out;
   int64_t rows;
+  const int32_t* places;
 };
 
 // Activations [M, groups * kGroup] before quantisation. norm: the scale of an RMSNorm, or nullptr. parts: 2 for 15-bit integers, 1 for
@@ -63,15 +65,33 @@ struct Rule {
   const float* sinks;
 };
 
-// One call of attention: see `attention.py`. group: heads of q that share a KV head; width: of a head. ring: whether position p is in slot
-// p % slots.
+// One call of attention: see `attention.py`. filled: how many slots hold tokens, null for starts + tokens; a causal rule ignores it. group:
+// heads of q that share a KV head; width: of a head. ring: whether position p is in slot p % slots.
 struct Attention {
   const float *q, *keys, *values;
-  const int32_t* starts;
+  const int32_t *starts, *filled;
   float* out;
   int64_t tokens, kv_heads, group, width, slots;
   bool ring;
   Rule rule;
+};
+
+// A token of one head of the delta rule. memory and new_memory [rows, columns] may be the same; q and k have `rows` numbers, v and out
+// `columns`.
+struct DeltaHead {
+  const float *q, *k, *v, *memory;
+  float decay, beta;
+  int64_t rows, columns;
+  float *out, *new_memory;
+};
+
+// A token of one head of a state space. memory and new_memory [rows, columns] may be the same; x and out have `rows` numbers, b and c
+// `columns`.
+struct ScanHead {
+  const float *x, *b, *c, *memory;
+  float decay;
+  int64_t rows, columns;
+  float *out, *new_memory;
 };
 
 struct Kernels {
@@ -82,4 +102,6 @@ struct Kernels {
   int64_t queries;
   int64_t (*attend_scratch)(int64_t width);  // floats that attend needs
   void (*attend)(const Attention&, int64_t b, int64_t head, int64_t first, int64_t last, float* scratch);
+  void (*delta)(const DeltaHead&);
+  void (*scan)(const ScanHead&);
 };

@@ -2,79 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
 
 #include "forms.h"
-#include "kernels.h"
-#include "processor.h"
+#include "jobs.h"
 #include "team.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace {
-
-// Most rows of activations whose products are bound by memory rather than by arithmetic.
-constexpr int64_t kFew = 8;
-// Rows of activations that are quantised at a time.
-constexpr int64_t kSlab = 512;
-// Multiplications that justify one more thread.
-constexpr int64_t kWorthAThread = 1 << 16;
-
-constexpr int64_t kNumbersOfWeight = 7;
-
-// Reads the attribute `jobs` as `products.py` writes it. Each job: the count of its weights, its activation function, whether there is a
-// residual. Each weight: whether there is a scale, whether there is a bias, the numbers of its packing. `factors` are alpha and limit of
-// each job's function.
-ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ffi::Span<const int64_t> numbers, ffi::Span<const uint8_t> tables,
-                     ffi::Span<const float> factors, std::vector<Job>& jobs) {
-  size_t at = 0, arg = 0, table = 0;
-  ffi::Error error = ffi::Error::Success();
-  ffi::Span<const int64_t> shape;
-  const auto next = [&]() -> void* {
-    auto buffer = args.get<ffi::AnyBuffer>(arg++);
-    if (!buffer) return error = buffer.error(), nullptr;
-    shape = buffer->dimensions();
-    return buffer->untyped_data();
-  };
-  while (at < numbers.size()) {
-    Job job{};
-    job.weight_count = (int)numbers[at];
-    job.function = {(FunctionName)numbers[at + 1], factors[2 * jobs.size()], factors[2 * jobs.size() + 1]};
-    const bool has_residual = numbers[at + 2];
-    at += 3;
-    for (int i = 0; i < job.weight_count; i++, at += 2 + kNumbersOfWeight, table += 16) {
-      const bool has_scale = numbers[at], has_bias = numbers[at + 1];
-      const int64_t* n = numbers.begin() + at + 2;
-      Weight w{n[0], n[1], n[2], n[3], n[4], n[5], n[6], tables.begin() + table};
-      w.codes = (const uint32_t*)next();
-      if (error.failure()) return error;
-      w.rows = shape[0], w.groups = shape[2];
-      if (w.scale_kind != kE8M0 && w.scale_kind != kE4M3) w.d = next();
-      if (w.scale_kind != kD) w.scale = (const uint8_t*)next();
-      if (!kernels().supports(w)) return ffi::Error::InvalidArgument("no code for this packing");
-      job.rows = w.rows;
-      job.weights[i] = w;
-      if (has_scale) job.scales[i] = (const float*)next();
-      if (has_bias) job.biases[i] = (const float*)next();
-    }
-    if (has_residual) job.residual = (const float*)next();
-    if (error.failure()) return error;
-    auto out = outs.get<ffi::AnyBuffer>(jobs.size());
-    if (!out) return out.error();
-    job.out = (float*)(*out)->untyped_data();
-    jobs.push_back(job);
-  }
-  return error;
-}
-
-// Aligned memory that a thread keeps: allocating costs more than the product with a small matrix.
-char* kept(std::vector<char>& memory, size_t size) {
-  if (memory.size() < size + 64) memory.resize(size + 64);
-  return (char*)(((uintptr_t)memory.data() + 63) / 64 * 64);
-}
 
 ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> norm, ffi::RemainingArgs args,
                     ffi::RemainingRets outs, ffi::Span<const int64_t> numbers, ffi::Span<const uint8_t> tables,

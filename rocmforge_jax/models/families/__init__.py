@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 from rocmforge_jax.models.config import DecoderConfig
+from rocmforge_jax.models.embedding_head import Classifier, EmbeddingHead
 from rocmforge_jax.models.families.deepseek import deepseek2, minicpm3, plm
 from rocmforge_jax.models.families.delta_net import qwen3next, qwen35
 from rocmforge_jax.models.families.dense import (
@@ -22,16 +23,30 @@ from rocmforge_jax.models.families.dense import (
     qwen,
     spark2_5,
 )
+from rocmforge_jax.models.families.encoders import (
+    bert,
+    eurobert,
+    gemma_embedding,
+    jina_bert_v2,
+    jina_bert_v3,
+    modern_bert,
+    neo_bert,
+    nomic_bert,
+    nomic_bert_moe,
+)
 from rocmforge_jax.models.families.experts import (
     afmoe,
     bailingmoe,
     bailingmoe2,
     deepseek,
+    deepseek2_ocr,
     dots1,
     exaone_moe,
     gpt_oss,
     hunyuan_moe,
+    laguna,
     llama4,
+    mellum,
     minimax_m2,
 )
 from rocmforge_jax.models.families.gemma import gemma, gemma2, gemma3, gemma4
@@ -105,6 +120,9 @@ _ONE_EXPERT = {"expert_used_count": "one expert without a router is a dense feed
 _PARALLEL = {"use_parallel_residual": "a norm before the feed-forward shows it"}
 _ERNIE = {"rope.dimension_sections": "a text has one position for all sections"}
 
+#: Qwen3-Reranker: the probabilities of "yes" and "no".
+_QWEN3_RERANKER = EmbeddingHead(classifier=Classifier(softmax=True))
+
 #: Families whose blocks for multi-token prediction can be read.
 WITH_NEXTN = frozenset(("bailingmoe2", "deepseek2", "glm4moe", "qwen35", "qwen35moe", "qwen3next"))
 #: Name -> how a file of the family is read, and the keys that change nothing -> why.
@@ -113,12 +131,22 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "qwen2": (llama_like, {}),
     "qwen2moe": (_llama_like(experts_required=True, routing=dict(renormalize=False)), {}),
     "qwen2vl": (qwen2vl, {}),
-    "qwen3": (_llama_like(attention=dict(qk_norm="head")), {}),
+    "qwen3": (_llama_like(attention=dict(qk_norm="head"), embedding_head=_QWEN3_RERANKER), {}),
     "qwen3moe": (_llama_like(attention=dict(qk_norm="head"), experts_required=True), {}),
     "qwen3vl": (qwen3vl, _DEEPSTACK),
     "qwen3vlmoe": (functools.partial(qwen3vl, experts_required=True), _DEEPSTACK),
     "arcee": (_llama_like(interleaved=True, gated=UNGATED_RELU2), {}),
     "bailingmoe": (bailingmoe, {}),
+    "bert": (bert, {}),
+    "eurobert": (eurobert, {}),
+    "gemma-embedding": (gemma_embedding, {}),
+    "jina-bert-v2": (jina_bert_v2, {}),
+    "jina-bert-v3": (jina_bert_v3, {}),
+    "llama-embed": (_llama_like(interleaved=True), _IGNORED_WINDOW),
+    "modern-bert": (modern_bert, {}),
+    "neo-bert": (neo_bert, {}),
+    "nomic-bert": (nomic_bert, {}),
+    "nomic-bert-moe": (nomic_bert_moe, {}),
     "bailingmoe2": (bailingmoe2, {}),
     "qwen3next": (functools.partial(qwen3next, experts_required=True), {}),
     "qwen35": (qwen35, {}),
@@ -189,7 +217,10 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "bitnet": (_llama_like(attention=dict(sub_norm=True), gated=dict(sub_norm=True)), {}),
     "codeshell": (_llama_like(gated=UNGATED_GELU, **SEQUENTIAL), {}),
     "deepseek": (deepseek, {}),
+    "deepseek2-ocr": (deepseek2_ocr, {}),
     "exaone": (llama_like, {}),
+    "laguna": (laguna, {}),
+    "mellum": (mellum, _ONE_BASE),
     "falcon": (falcon, {}),
     "gptneox": (gptneox, {}),
     "jais2": (_llama_like(gated=UNGATED_RELU2, **SEQUENTIAL), {}),

@@ -16,7 +16,7 @@ from rocmforge_jax.models.mixers import Attention, Temperature
 from rocmforge_jax.models.read_attention import head_width
 from rocmforge_jax.models.read_feed_forward import read_routing, read_scoring
 from rocmforge_jax.models.read_rope import rope, window_rope
-from rocmforge_jax.nn import swiglu_oai
+from rocmforge_jax.nn import RopeConfig, swiglu_oai
 
 
 def gpt_oss(keys: KeyReader) -> DecoderConfig:
@@ -93,6 +93,49 @@ def afmoe(keys: KeyReader) -> DecoderConfig:
         mixer=mixer,
         routing=read_routing(keys, "sigmoid"),
         embedding_scale=keys.integer("embedding_length") ** 0.5,
+    )
+
+
+def laguna(keys: KeyReader) -> DecoderConfig:
+    """Laguna: windows, attention gated by softplus, and the number of heads per layer."""
+    full = rope(keys, head_width(keys), interleaved=False)
+    windows = keys.windows(4, optional=True, full_first=True)
+    heads = keys.integers("attention.head_count")
+    rotating = with_windows(windows, window_rope(keys, full, full.base))
+
+    def mixer(i: int, attention: Attention | None) -> Attention | None:
+        gate = "head" if keys.outputs(i, "attn_gate.weight") in (0, heads[i]) else "width"
+        made = rotating(i, attention)
+        return made and dataclasses.replace(made, gate=gate)
+
+    return llama_like(
+        keys,
+        experts_required=True,
+        attention=dict(qk_norm="head", gate_function="softplus"),
+        mixer=mixer,
+        routing=read_routing(keys, "sigmoid"),
+    )
+
+
+def mellum(keys: KeyReader) -> DecoderConfig:
+    """Mellum 2: norms of heads, and windows in layers without a context extension."""
+    full = rope(keys, head_width(keys), interleaved=False)
+    plain = RopeConfig(full.width, full.base)
+    return llama_like(
+        keys,
+        experts_required=True,
+        attention=dict(qk_norm="head"),
+        mixer=with_windows(keys.windows(4, optional=True), plain),
+    )
+
+
+def deepseek2_ocr(keys: KeyReader) -> DecoderConfig:
+    """The text part of DeepSeek-OCR: DeepSeek MoE without a context extension."""
+    return llama_like(
+        keys,
+        experts_required=True,
+        attention=dict(rope=RopeConfig(head_width(keys), keys.real("rope.freq_base", 10000.0))),
+        routing=read_routing(keys),
     )
 
 

@@ -29,6 +29,8 @@ from rocmforge_jax.nn import (
 class Attention(AttentionOptions):
     """Attention of `heads` query heads to `kv_heads` KV heads: see `AttentionOptions`."""
 
+    takes_mask = True
+
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
         """Makes the projections, the norms and the sinks."""
         made: dict[str, nnx.Module] = {
@@ -53,8 +55,11 @@ class Attention(AttentionOptions):
         return make.norm(f"{name}_norm", self.head_width if self.qk_norm == "head" else width)
 
     def init_state(self, batch: int, length: int, dtype) -> KVState | NoState:
-        """Makes an empty KV cache, a ring buffer for a window."""
-        if self.source is not None:
+        """Makes an empty KV cache, a ring buffer for a window.
+
+        Tokens that see later ones are all computed at once, so there is nothing to keep.
+        """
+        if self.source is not None or not self.causal:
             return NoState()
         sizes = batch, self.kv_heads, self.head_width, length
         return KVState.zeros(*sizes, dtype, window=None if self.lends else self.window)
@@ -87,6 +92,7 @@ class Attention(AttentionOptions):
             norms=norms,
             numerics=layer.numerics,
             lengths_B=tokens.lengths_B,
+            visible=tokens.visible,
         )
         return self._finished(layer, out, gate), state
 
@@ -110,7 +116,12 @@ class Attention(AttentionOptions):
             q_BTNH = apply_rope(q_BTNH, self._table(tokens), self.rope)
         rule = self._rule(layer, state.length)
         out_BTNH = cached_attention(
-            q_BTNH, state, tokens.starts_B, rule, backend=layer.numerics.backend
+            q_BTNH,
+            state,
+            tokens.starts_B,
+            rule,
+            visible=tokens.visible,
+            backend=layer.numerics.backend,
         )
         out_BTD = out_BTNH.reshape(*x_BTD.shape[:2], -1)
         return out_BTD if gate is None else self._gated(out_BTD, gate)
@@ -170,11 +181,11 @@ class Attention(AttentionOptions):
         return rope_table(tokens.positions_BT, self.rope)
 
     def _gated(self, out_BTD, gate):
-        """Multiplies the result by the sigmoid of a gate for each number, or for each head."""
+        """Multiplies the result by a gate for each number, or for each head."""
         shape = *out_BTD.shape[:2], self.heads, -1
-        gated = out_BTD.astype(jnp.float32).reshape(shape) * jax.nn.sigmoid(
-            gate.astype(jnp.float32).reshape(shape)
-        )
+        function = jax.nn.sigmoid if self.gate_function == "sigmoid" else jax.nn.softplus
+        gate = function(gate.astype(jnp.float32).reshape(shape))
+        gated = out_BTD.astype(jnp.float32).reshape(shape) * gate
         return gated.reshape(out_BTD.shape).astype(out_BTD.dtype)
 
     def workspace(self, tokens: int, slots: int) -> int:

@@ -7,6 +7,8 @@ from rocmforge_jax.models.make import check_sizes
 from rocmforge_jax.models.mixers.temperature import Temperature
 from rocmforge_jax.nn import AttentionRule, RopeConfig
 
+_GATE_FUNCTIONS = ("sigmoid", "softplus")
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionOptions:
@@ -20,8 +22,9 @@ class AttentionOptions:
         scale: Factor of scores, default 1/sqrt(H).
         causal: Whether a token sees only those before it, and itself.
         window: How many tokens a token sees, itself included; None for all. The state is a ring
-            buffer of about this size.
+            buffer of about this size. Without causal it is odd: as many before as after the token.
         chunk: Tokens see one another only within chunks of this size; None for all.
+        alibi: The largest exponent of ALiBi, by which scores fall with distance, or None.
         soft_cap: A cap c that makes c * tanh(score / c) of each score, or None.
         sinks: Whether each head has a learned logit that takes a share of the weights
             (attn_sinks).
@@ -32,9 +35,10 @@ class AttentionOptions:
         sub_norm: Whether the result is normed before the output projection (attn_sub_norm).
         rotates_first: Whether queries and keys rotate before they are normed, not after.
         v_norm: Whether each head of the values is divided by its root mean square.
-        gate: A sigmoid gate of the result: "query", from attn_q (or that part of attn_qkv), where
+        gate: A gate of the result: "query", from attn_q (or that part of attn_qkv), where
             each head's query is followed by its gate; "width", from attn_gate; "head", likewise,
             one number a head.
+        gate_function: What a gate goes through: "sigmoid" or "softplus".
         temperature: Sharpens attention at later positions, or None.
         fused_qkv: Whether q, k and v are one tensor, attn_qkv.
         v_from_k: Whether the values are the product of attn_k as well, before its norm; there is no
@@ -54,6 +58,7 @@ class AttentionOptions:
     window: int | None = None
     chunk: int | None = None
     soft_cap: float | None = None
+    alibi: float | None = None
     sinks: bool = False
     qk_norm: Literal["head", "unit", "each", "width"] | None = None
     clamp: float | None = None
@@ -61,6 +66,7 @@ class AttentionOptions:
     rotates_first: bool = False
     v_norm: bool = False
     gate: Literal["query", "width", "head"] | None = None
+    gate_function: Literal["sigmoid", "softplus"] = "sigmoid"
     temperature: Temperature | None = None
     fused_qkv: bool = False
     v_from_k: bool = False
@@ -84,6 +90,9 @@ class AttentionOptions:
         for name, known in choices.items():
             if (value := getattr(self, name)) not in (*known, None):
                 raise ValueError(f"{name} must be {', '.join(known)} or None, got {value!r}")
+        if self.gate_function not in _GATE_FUNCTIONS:
+            known = " or ".join(_GATE_FUNCTIONS)
+            raise ValueError(f"gate_function must be {known}, got {self.gate_function!r}")
         if self.fused_qkv and (self.v_from_k or self.source is not None):
             raise ValueError("a fused attn_qkv holds keys and values of the layer itself")
         if self.source is not None and (self.lends or self.source < 0):
@@ -91,7 +100,7 @@ class AttentionOptions:
                 f"a layer attends to the keys and values of layer {self.source}: it must be at"
                 " least 0, and the layer itself has none to lend"
             )
-        self._rule()  # checks scale, window, chunk and soft cap
+        self._rule()  # checks its numbers
 
     @property
     def _widths(self) -> dict[str, int]:
@@ -130,6 +139,7 @@ class AttentionOptions:
             window=self.window,
             chunk=None if one_chunk else self.chunk,
             soft_cap=self.soft_cap,
+            alibi=self.alibi,
             sinks_N=layer.attn_sinks.kernel.get_value()
             if layer is not None and self.sinks
             else None,

@@ -49,6 +49,7 @@ class LatentAttention:
     temperature: Temperature | None = None
     output = "attn_output"
     source = None
+    takes_mask = True
 
     def __post_init__(self):
         check_sizes(
@@ -101,6 +102,7 @@ class LatentAttention:
             tokens.starts_B,
             AttentionRule(self.scale),
             self.rank,
+            tokens.visible,
         )
         out_BTNH = through_each(out_BTNR, layer.attn_v_b)
         return out_BTNH.reshape(*x_BTD.shape[:2], -1), state

@@ -110,6 +110,7 @@ class Mamba2:
             layer.ssm_d.get_value(),
             state.memory_BNHW,
             tokens.lengths_B,
+            backend=layer.numerics.backend,
         )
         out = out.reshape(z.shape) * jax.nn.silu(z.astype(jnp.float32))
         out = layer.ssm_norm(out) if self.norm else out

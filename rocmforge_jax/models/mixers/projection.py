@@ -22,6 +22,7 @@ class Projection:
     output = "attn_output"
     rope = None
     source = None
+    takes_mask = True
 
     def __post_init__(self):
         check_sizes(width=self.width)

@@ -27,6 +27,8 @@ OPTIONS = {
     "sinks": dict(sinks=True),
     "not-causal": dict(causal=False),
     "not-causal-all": dict(causal=False, soft_cap=5.0, sinks=True),
+    "both-sides": dict(causal=False, window=21),
+    "both-sides-all": dict(causal=False, window=7, soft_cap=5.0, sinks=True),
 }
 
 decode_jit = jax.jit(decode_attention, static_argnames=("target", "blocks"))
@@ -51,25 +53,30 @@ def decoded(backend, q, keys, values, lengths, rule, blocks=SMALL):
     return decode_jit(*operands, target=TARGET, blocks=blocks)[:, None]
 
 
-def prefilled(backend, q, keys, values, starts, rule, blocks=SMALL):
+def prefilled(backend, q, keys, values, starts, rule, blocks=SMALL, filled=None):
     """Attention of the tokens of q [B, T, N, H]."""
     operands = q, keys, values, jnp.int32(starts), rule
+    filled_B = None if filled is None else jnp.int32(filled)
     if backend == "xla":
-        return _prefill_reference(*operands)
-    return prefill_jit(*operands, target=TARGET, blocks=blocks)
+        return _prefill_reference(*operands, filled_B=filled_B)
+    return prefill_jit(*operands, target=TARGET, blocks=blocks, filled_B=filled_B)
 
 
-def truth(q_BTNH, keys_BKHS, values_BKSH, starts, rule):
+def truth(q_BTNH, keys_BKHS, values_BKSH, starts, rule, filled=None):
     """[B, T, N, H] in float64: one query after the other.
 
-    Query t of sequence b is at slot starts[b] + t.
+    Query t of sequence b is at slot starts[b] + t, of which filled[b] hold tokens, default
+    starts[b] + T.
     """
     q, keys, values = (np.asarray(x).astype(np.float64) for x in (q_BTNH, keys_BKHS, values_BKSH))
     (B, T, N, _), K, out = q.shape, keys.shape[1], np.zeros(q.shape)
     for b, t, n in np.ndindex(B, T, N):
-        last = int(starts[b]) + (t if rule.causal else T - 1)
-        first = 0 if rule.window is None else max(0, last - rule.window + 1)
-        seen = slice(first, max(0, last + 1))
+        own, end = int(starts[b]) + t, int(starts[b]) + T if filled is None else filled[b]
+        before, after = (rule.window or 10**9) - 1, 0
+        if not rule.causal:
+            before, after = before // 2, (before + 1) // 2
+        last = min(own + after, end - 1)
+        seen = slice(max(0, own - before), max(0, last + 1))
         scores = rule.scale * q[b, t, n] @ keys[b, n // (N // K), :, seen]
         if rule.soft_cap is not None:
             scores = rule.soft_cap * np.tanh(scores / rule.soft_cap)

@@ -83,7 +83,7 @@ def test_wrong_masks():
         (dict(scale=float("nan")), "scale must be a finite number, got nan"),
         (dict(window=0), "window must be a positive integer or None, got 0"),
         (dict(window=2.5), "window must be a positive integer or None, got 2.5"),
-        (dict(window=7, causal=False), "window=7 needs causal=True, got causal=False"),
+        (dict(window=8, causal=False), "window=8 with causal=False must be odd"),
         (dict(chunk=0), "chunk must be a positive integer or None, got 0"),
         (dict(chunk=7, causal=False), "chunk=7 needs causal=True, got causal=False"),
         (dict(soft_cap=0.0), "soft_cap must be a positive number or None, got 0.0"),
@@ -112,6 +112,18 @@ def test_chunks_are_left_to_the_reference():
             lambda *arrays: prefill_attention(*arrays, rule, target=TARGET), q, *shapes()[1:]
         )
     assert decode_shapes(shapes(), rule, backend="xla").shape == (2, 4, 64)
+
+
+def test_one_token_with_a_window_to_both_sides_is_left_to_others():
+    """The decode kernel refuses it; the prefill kernel and the reference compute it."""
+    rule, q = AttentionRule(0.1, False, 7), jax.ShapeDtypeStruct((2, 1, 4, 64), jnp.float32)
+    with pytest.raises(NotImplementedError, match="window=7 with causal=False"):
+        decode_shapes(shapes(), rule)
+    assert decode_shapes(shapes(), rule, backend="xla").shape == (2, 4, 64)
+    made = jax.eval_shape(
+        lambda *arrays: prefill_attention(*arrays, rule, target=TARGET), q, *shapes()[1:]
+    )
+    assert made.shape == q.shape
 
 
 def test_wrong_dtypes():

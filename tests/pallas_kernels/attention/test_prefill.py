@@ -31,6 +31,9 @@ pytestmark = pytest.mark.core
         (3, 2, 1, 320, "plain"),
         (17, 4, 2, 80, "not-causal"),
         (33, 2, 1, 32, "not-causal-all"),
+        (65, 4, 2, 80, "both-sides"),
+        (1, 2, 1, 32, "both-sides"),
+        (33, 6, 2, 32, "both-sides-all"),
     ],
 )
 def test_prefill(backend, T, N, K, H, options, operands, normal, distance):
@@ -91,6 +94,22 @@ def test_prefill_never_counts_unfilled_slots(operands, distance):
     ):
         out = prefilled("pallas", q, dirty_keys, dirty_values, [15, 30], rule)
         assert distance(out, truth(q, keys, values, [15, 30], rule)) < 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", ["not-causal", "both-sides", "both-sides-all"])
+def test_tokens_see_the_filled_slots_alone(backend, options, operands, normal, distance):
+    """Of texts of several lengths, one of them empty. Queries of padding are finite."""
+    T, filled = 70, [70, 33, 1, 0, 64]
+    q, keys, values = operands(len(filled), T, 4, 2, 32, T)
+    unfilled = np.arange(T) >= np.array(filled)[:, None]
+    # The reference computes with what unfilled slots hold.
+    dirt = jnp.float32(np.nan if backend == "pallas" else 1e9)
+    dirty_keys = jnp.where(unfilled[:, None, None], dirt, keys)
+    dirty_values = jnp.where(unfilled[:, None, :, None], dirt, values)
+    rule, starts = rule_of(options, 0.2, 4, normal), [0] * len(filled)
+    out = prefilled(backend, q, dirty_keys, dirty_values, starts, rule, filled=filled)
+    assert distance(out, truth(q, keys, values, starts, rule, filled)) < 1e-6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,183 @@
+"""A user's function that changes logits before a token is chosen, on the device.
+
+It is part of the compiled step. Its state has a row for each sequence, which enters and leaves a
+slot with the sequence; the function itself is one for all slots, because it is compiled once.
+"""
+
+import collections.abc
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rocmforge_jax.arguments import shown
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitsProcessor:
+    """A jittable function of logits, and the state that a sequence begins with.
+
+    The function is called before each token as `function(tokens_BL, lengths_B, logits_BV, state)`
+    and returns (logits_BV, state). It is traced once for each shape, so pass the same function
+    again, not a new lambda.
+
+    - tokens_BL: int32, the tokens so far, prompt and answer, -1 from lengths_B on. L grows with the
+      cache.
+    - lengths_B: int32, how many tokens there are.
+    - logits_BV: float32, the model's. What is returned is float32 [B, V] too; -inf bans a token.
+      Suppressed tokens, logit_bias, penalties and sampling come after it.
+    - state: like `state` here, with an axis B in front of every array.
+
+    Rows are sequences that know nothing of one another, and some may be unused: `jax.vmap` makes a
+    function of them from a function of one sequence.
+
+    Attributes:
+        function: The function.
+        state: A pytree of arrays or numbers.
+    """
+
+    function: collections.abc.Callable[..., tuple[Any, Any]]
+    state: Any = ()
+
+    def __post_init__(self):
+        if not callable(self.function):
+            raise TypeError(
+                f"a logits processor must be a function, got {type(self.function).__name__}"
+                f" {shown(self.function)}"
+            )
+
+
+def each_processor(given: Any, count: int) -> list[LogitsProcessor | None]:
+    """Returns the processor of each prompt: of one for all of them, or of a list.
+
+    Raises:
+        TypeError: Something else than functions and processors is given.
+        ValueError: The list has another length, or different functions.
+    """
+    if given is None or callable(given) or isinstance(given, LogitsProcessor):
+        return [_processor(given)] * count
+    if not isinstance(given, collections.abc.Iterable):
+        raise TypeError(
+            "logits_processor must be a function, a LogitsProcessor or a list of them, got"
+            f" {shown(given)}"
+        )
+    each = list(map(_processor, given))
+    if len(each) != count:
+        raise ValueError(f"{count} prompts need as many logits processors, got {len(each)}")
+    functions = {None if one is None else one.function for one in each}
+    if len(functions) > 1:
+        raise ValueError(
+            f"the logits processors of {count} prompts have {len(functions)} functions: they are"
+            " generated together and need the same one, with a state for each"
+        )
+    _check_states([one.state for one in each if one is not None])
+    return each
+
+
+def _processor(given: Any) -> LogitsProcessor | None:
+    if given is None or isinstance(given, LogitsProcessor):
+        return given
+    return LogitsProcessor(given)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Processing:
+    """A logits processor at work on B sequences.
+
+    Attributes:
+        tokens_BL: int32, the tokens so far, -1 where there is none yet.
+        state: The state of the function, [B, ...] each.
+        function: See `LogitsProcessor`.
+    """
+
+    tokens_BL: jax.Array
+    state: Any
+    function: collections.abc.Callable = dataclasses.field(metadata=dict(static=True))
+
+    @classmethod
+    def of(
+        cls,
+        processors: collections.abc.Sequence[LogitsProcessor | None],
+        prompts: collections.abc.Sequence[list[int]],
+        length: int,
+    ) -> "Processing | None":
+        """Begins the processors of prompts, with room for `length` tokens; None without any."""
+        if not processors or (first := processors[0]) is None:
+            return None
+        tokens = np.full((len(prompts), length), -1, np.int32)
+        for row, prompt in zip(tokens, prompts):
+            row[: len(prompt)] = prompt
+        states = [one.state for one in processors if one is not None]
+        state = jax.tree.map(lambda *rows: jnp.stack(list(map(_as_array, rows))), *states)
+        return cls(jnp.asarray(tokens), state, first.function)
+
+    def grown(self, length: int) -> "Processing":
+        """Returns a copy with room for `length` tokens per sequence."""
+        more = ((0, 0), (0, length - self.tokens_BL.shape[1]))
+        tokens_BL = jnp.pad(self.tokens_BL, more, constant_values=-1)
+        return dataclasses.replace(self, tokens_BL=tokens_BL)
+
+    def with_tokens(self, tokens_B, at_B) -> "Processing":
+        """Returns it with a token more of each sequence, at the places `at_B`."""
+        rows_B = jnp.arange(len(self.tokens_BL), dtype=jnp.int32)
+        tokens_BL = self.tokens_BL.at[rows_B, at_B].set(tokens_B, mode="drop")
+        return dataclasses.replace(self, tokens_BL=tokens_BL)
+
+    def __call__(self, logits_BV, lengths_B) -> tuple[jax.Array, "Processing"]:
+        """Returns the changed logits, and the processor with its new state.
+
+        Raises:
+            ValueError: The function returns other shapes, dtypes or structures than it got.
+        """
+        returned = self.function(self.tokens_BL, lengths_B, logits_BV, self.state)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ValueError(
+                f"a logits processor must return (logits, state), got {type(returned).__name__}"
+            )
+        changed_BV, state = returned
+        _check_like("the logits of a logits processor", changed_BV, logits_BV)
+        _check_like("the state of a logits processor", state, self.state)
+        # Numbers without a dtype of their own would change the type of the state.
+        state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), state, self.state)
+        return changed_BV, dataclasses.replace(self, state=state)
+
+
+def check_processor(processor: LogitsProcessor, vocabulary: int) -> None:
+    """Traces a processor for one sequence, so that its errors come before anything is computed."""
+    processing = Processing.of([processor], [[0]], 16)
+    assert processing is not None
+    row = jax.ShapeDtypeStruct((1, vocabulary), jnp.float32)
+    length = jax.ShapeDtypeStruct((1,), jnp.int32)
+    jax.eval_shape(lambda p, logits, lengths: p(logits, lengths), processing, row, length)
+
+
+def _check_states(states: list[Any]) -> None:
+    structures = {jax.tree.structure(state) for state in states}
+    shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(state)) for state in states}
+    if len(structures) > 1 or len(shapes) > 1:
+        raise ValueError(
+            f"the states of {len(states)} logits processors must have the same structure and"
+            f" shapes, got {len(structures)} structures and {len(shapes)} sets of shapes"
+        )
+
+
+def _as_array(leaf) -> jax.Array:
+    """Makes an array of a number, of JAX's default width."""
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
+
+
+def _check_like(name: str, got: Any, wanted: Any) -> None:
+    if jax.tree.structure(got) != jax.tree.structure(wanted):
+        raise ValueError(
+            f"{name} must have the structure {jax.tree.structure(wanted)}, got"
+            f" {jax.tree.structure(got)}"
+        )
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
+        shape, dtype = jnp.shape(one), jnp.result_type(one)
+        if shape != other.shape or dtype != other.dtype:
+            raise ValueError(
+                f"{name} must be {other.dtype} {list(other.shape)}, got {dtype} {list(shape)}"
+            )

@@ -1,0 +1,168 @@
+"""The computed beginning of a text, to go on from as often as one likes, in memory or in a file."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rocmforge_jax.generate.snapshots import Snapshots
+from rocmforge_jax.generate.steps import Steps, repeated
+from rocmforge_jax.nn import Cache
+
+_FORMAT = "rocmforge_jax prompt cache 1"
+#: Largest weights that a fingerprint reads, in numbers: norms and biases.
+_SMALL = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptCache:
+    """The states of all layers after the beginning of a text. They are copied, never changed.
+
+    Attributes:
+        tokens: The tokens that are computed.
+        cache: The states, of batch 1.
+        model: The fingerprint of the model that computed it.
+        held: Tokens that the states have held, at most; see `Cache.rewound`.
+    """
+
+    tokens: tuple[int, ...]
+    cache: Cache
+    model: str
+    held: int
+
+    def __repr__(self):
+        return f"<PromptCache: {len(self.tokens)} tokens, {self.cache.nbytes:,} bytes>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return self.cache.nbytes
+
+    def common(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Returns how many tokens all prompts begin with, but for their last one.
+
+        Raises:
+            ValueError: It is none.
+        """
+        known = min(self._common(prompt) for prompt in prompts)
+        if not known:
+            other = next(prompt for prompt in prompts if not self._common(prompt))
+            raise ValueError(
+                f"the cache holds {len(self.tokens)} tokens of a text that begins with"
+                f" {list(self.tokens[:4])}, a prompt of {len(other)} tokens begins with"
+                f" {list(other[:4])}: it must go on from that text"
+            )
+        return known
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raises ValueError for prompts that cannot go on from the cache: see `start`."""
+        known = self.common(prompts)
+        if self.cache.rewound(self.held, known) is None:
+            raise ValueError(
+                f"the prompts begin with {known} of the cache's {len(self.tokens)} tokens, and the"
+                " states of this model cannot be rewound so far: make a cache of what they share"
+            )
+
+    def _common(self, prompt: Sequence[int]) -> int:
+        held = min(len(self.tokens), len(prompt) - 1)
+        return next((i for i in range(held) if prompt[i] != self.tokens[i]), held)
+
+    def start(
+        self, prompts: Sequence[Sequence[int]], snapshot_bytes: int = 0
+    ) -> tuple[Cache, int, Snapshots]:
+        """Returns a copy for prompts: the cache, the tokens of each that it holds, snapshots.
+
+        Raises:
+            ValueError: The prompts share too little with the text.
+        """
+        self.check(prompts)
+        snapshots = Snapshots(snapshot_bytes, held=self.held)
+        cache, known = snapshots.rewind(repeated(self.cache, len(prompts)), self.common(prompts))
+        assert cache is not None  # as checked
+        return cache, known, snapshots
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the cache to a file in NumPy's .npz format, for `LanguageModel.load_cache`."""
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.cache)]
+        header = {
+            "format": _FORMAT,
+            "model": self.model,
+            "held": self.held,
+            "length": self.cache.length,
+        }
+        arrays: dict[str, Any] = {f"leaf_{i}": _as_bytes(leaf) for i, leaf in enumerate(leaves)}
+        with open(path, "wb") as file:
+            tokens = np.array(self.tokens, np.int32)
+            np.savez(file, header=json.dumps(header), tokens=tokens, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, steps: Steps) -> "PromptCache":
+        """Reads a file that `save` wrote, for the model of `steps`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, something else, or of another model.
+        """
+        try:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                header, tokens = json.loads(str(file["header"])), file["tokens"].tolist()
+                found = {name: file[name] for name in file.files if name.startswith("leaf_")}
+            if header["format"] != _FORMAT:
+                raise ValueError(f"its format is {header['format']!r}, not {_FORMAT!r}")
+            model, held, length = (header[name] for name in ("model", "held", "length"))
+        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no cache of a prompt: {error}") from error
+        check_model(str(path), model, steps)
+        wanted, structure = jax.tree.flatten(jax.eval_shape(lambda: steps.init_cache(1, length)))
+        leaves = [found.get(f"leaf_{i}") for i in range(len(wanted))]
+        arrays = [
+            _from_bytes(f"{path}: array {i}", array, one)
+            for i, (array, one) in enumerate(zip(leaves, wanted))
+        ]
+        cache = jax.tree.unflatten(structure, arrays)
+        if not 0 < len(tokens) == int(cache.lengths_B[0]) <= min(length, held):
+            raise ValueError(
+                f"{path} is damaged: it has {len(tokens)} tokens, its states"
+                f" {int(cache.lengths_B[0])} of {length}"
+            )
+        return cls(tuple(tokens), cache, model, held)
+
+
+def fingerprint(steps: Steps) -> str:
+    """Returns what tells models apart: a hash of the configuration, the dtype and small weights."""
+    digest = hashlib.sha256(repr(steps.config).encode())
+    abstract = jax.eval_shape(lambda: steps.init_cache(1, 1))
+    digest.update(repr([leaf.dtype.name for leaf in jax.tree.leaves(abstract)]).encode())
+    for leaf in steps.leaves:
+        if leaf.ndim <= 1 and leaf.size <= _SMALL:
+            digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def check_model(name: str, model: str, steps: Steps) -> None:
+    """Raises ValueError unless a cache is of the model of `steps`."""
+    if model != (own := fingerprint(steps)):
+        raise ValueError(
+            f"{name} is of another model, or of another dtype: its fingerprint is {model[:12]},"
+            f" that of this {steps.config.architecture} is {own[:12]}"
+        )
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """Returns the bytes of an array, since NumPy's files know no bfloat16."""
+    return np.frombuffer(array.tobytes(), np.uint8)
+
+
+def _from_bytes(name: str, found: np.ndarray | None, wanted) -> jax.Array:
+    size = wanted.size * wanted.dtype.itemsize
+    if found is None or found.dtype != np.uint8 or found.size != size:
+        got = "none" if found is None else f"{found.size}"
+        raise ValueError(f"{name} must have {size} bytes, got {got}")
+    return jnp.asarray(np.frombuffer(found.tobytes(), wanted.dtype).reshape(wanted.shape))

@@ -120,10 +120,9 @@ def prefill_attention(
     checks.check_operands(arrays, rule, filled_B)
     checks.require_kernels(target, q_BTNH, keys_BKHS, values_BKSH, rule)
     blocks = blocks or chosen(PREFILL, target, keys_BKHS.dtype.itemsize, keys_BKHS.shape[2])
-    starts_B = starts_B.astype(jnp.int32)
-    if not rule.causal:
-        filled_B = (starts_B + q_BTNH.shape[1] if filled_B is None else filled_B).astype(jnp.int32)
-    operands = q_BTNH, keys_BKHS, values_BKSH, starts_B, _in_float32(rule), filled_B
+    filled_B = None if filled_B is None else filled_B.astype(jnp.int32)
+    starts_B, rule = starts_B.astype(jnp.int32), _in_float32(rule)
+    operands = q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, filled_B
     return prefill.prefill(*operands, blocks, target)
 
 

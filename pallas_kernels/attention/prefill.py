@@ -43,10 +43,10 @@ def prefill(
     G = N // K
     rows = min(blocks.rows, padded(T * G))
     tiles = pl.cdiv(T * G, rows)
-    unbounded = 0 if rule.causal else 1  # operands that only such a rule has
+    counts = 0 if filled_B is None else 1  # operands that say how many slots are filled
 
     def kernel(point, q_ref, keys_ref, values_ref, starts_ref, *refs):
-        filled_ref, sinks_ref, out_ref = refs[:unbounded], refs[unbounded:-1], refs[-1]
+        filled_ref, sinks_ref, out_ref = refs[:counts], refs[counts:-1], refs[-1]
         b, head, first_row = point[0] // K, point[0] % K, (tiles - 1 - point[1]) * rows
         row, column = (
             first_row + jnp.arange(rows, dtype=jnp.int32),
@@ -56,7 +56,8 @@ def prefill(
         at = b, tokens[:, None], heads[:, None], column
         mask = within((row[:, None], rows_end), (column, H if H < column.size else None))
         q = triton.load(q_ref, at, mask=mask).astype(keys_ref.dtype)
-        start, filled = starts_ref[b], None
+        start = starts_ref[b]
+        filled = start + T
         for ref in filled_ref:
             filled = ref[b]
         first = rule.last_seen(start, first_row // G, filled)
@@ -72,7 +73,7 @@ def prefill(
         triton.store(out_ref, at, normalised(sums, total[:, None]).astype(out_ref.dtype), mask=mask)
 
     operands = [q_BTNH, keys_BKHS, values_BKSH, starts_B]
-    operands += [] if rule.causal else [filled_B]
+    operands += [] if filled_B is None else [filled_B]
     operands += [] if rule.sinks_N is None else [rule.sinks_N]
     return triton.call(
         kernel,

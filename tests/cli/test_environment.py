@@ -25,6 +25,7 @@ QUICK = {
     "inspect": ("inspect demo", 0),
     "tokenize": ("tokenize demo größer", 0),
     "perplexity": ("perplexity {long}", 2),
+    "embed": ("embed {long} größer", 2),
     "bench": ("bench --tokens zehn demo", 2),
     "doctor": ("doctor --help", 0),
     "build-native": ("build-native --help", 0),

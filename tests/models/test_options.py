@@ -31,8 +31,6 @@ from rocmforge_jax.models.laurel import Laurel
 from rocmforge_jax.nn import GELU, RELU2, XIELU, RopeConfig, Routing, Yarn, swiglu_oai
 from tests.models import float64
 
-pytestmark = pytest.mark.core
-
 WIDTH, VOCABULARY, TOKENS = 48, 70, 37
 ATTENTION = Attention(6, 2, 16, RopeConfig(16))
 LATENT = LatentAttention(6, 20, 11, 9, RopeConfig(10, interleaved=True), 0.3)
@@ -282,6 +280,7 @@ def relative(got, expected):
     return np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_against_float64(name, decoder):
     made = decoder(name)

@@ -28,8 +28,6 @@ from rocmforge_jax.quant import QParam, QTensor
 from tests.activated import FUNCTIONS, SWIGLU_OAI, activated
 from tests.routed import GROUPED, ROUTINGS, routed
 
-pytestmark = pytest.mark.core
-
 E, D, F = 6, 64, 96
 #: Relative errors: float32 products, products of 15-bit activations, and weights, inputs and hidden
 #: units that are rounded to bfloat16.
@@ -154,6 +152,7 @@ def test_weights_that_come_first(normed, way, stack, normal, distance):
     assert distance(y, truth_of(h, weights, experts, g, u, d, weights_first=True)) < allowed
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("way", ["pallas, by pair", "pallas, by expert"])
 def test_gradients_are_those_of_plain_xla(way, stack, normal):
     stacks = [stack(*of, seed=i)[0] for i, of in enumerate(((D, F), (D, F), (F, D)))]
@@ -180,6 +179,7 @@ def test_gradients_are_those_of_plain_xla(way, stack, normal):
         assert np.linalg.norm(one - other) < tolerance * np.linalg.norm(other)
 
 
+@pytest.mark.core
 def test_stacks_that_do_not_fit(stack, normal):
     up, wide, down = (stack(*of, seed=1)[0] for of in ((D, F), (D, 2 * F), (F, D)))
     x, weights, experts = jnp.ones((1, D)), jnp.ones((1, 2)), jnp.zeros((1, 2), jnp.int32)
@@ -209,6 +209,7 @@ def _logits(x, norm, router):
     return h @ np.float64(router.kernel.get_value()) + np.float64(router.bias.get_value())
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("backend", ["xla", "pallas"])
 @pytest.mark.parametrize("name", ROUTINGS | GROUPED)
 def test_every_way_to_choose_experts(name, backend, router, normal, distance):
@@ -241,6 +242,7 @@ def test_every_way_to_choose_experts(name, backend, router, normal, distance):
         assert np.linalg.norm(one - other) <= 1e-4 * np.linalg.norm(other)
 
 
+@pytest.mark.core
 def test_a_router_with_an_output_scale_is_called(router, normal):
     norm, _ = router
     scaled = Linear(D, 12, use_output_scale=True, rngs=nnx.Rngs(3))
@@ -250,6 +252,7 @@ def test_a_router_with_an_output_scale_is_called(router, normal):
     assert decisions[0].choice.name == "xla" and "output scale" in decisions[0].choice.reason
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("backend", ["xla", "pallas"])
 def test_a_mixture_as_gpt_oss_has_them(backend, stack, normal, distance):
     """MXFP4 experts 2880 wide, which is 90 groups, with biases; a router with a bias."""

@@ -222,13 +222,17 @@ def _gpt_oss(backend, stacks):
 
 
 def _attention(q_BTNH, keys, values, lengths, sinks_N, new):
-    """Decode, decode with new tokens and prefill, with each kind of rule."""
+    """Decode, decode with new tokens and prefill, with each kind of rule.
+
+    No model with windows to both sides has heads of more than 256.
+    """
     rules = (
         AttentionRule(0.1),
         AttentionRule(0.1, window=WINDOW, soft_cap=50.0, sinks_N=sinks_N),
         AttentionRule(0.1, causal=False),
     )
     both_sides = AttentionRule(0.1, causal=False, window=WINDOW // 2 * 2 + 1)
+    narrow = (both_sides,) if q_BTNH.shape[-1] <= 256 else ()
     last, target = q_BTNH[:, -1], targets.current()
     tokens = NewTokens(*new, interleaved=False)
     return [
@@ -238,7 +242,9 @@ def _attention(q_BTNH, keys, values, lengths, sinks_N, new):
             prefill_attention(q_BTNH, keys, values, lengths - 1, rule, target=target),
         )
         for rule in rules
-    ] + [prefill_attention(q_BTNH, keys, values, lengths - 1, both_sides, target=target)]
+    ] + [
+        prefill_attention(q_BTNH, keys, values, lengths - 1, rule, target=target) for rule in narrow
+    ]
 
 
 def _ring(q_BTNH, keys, values, lengths, sinks_N, new):

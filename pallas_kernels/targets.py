@@ -64,7 +64,7 @@ def current() -> Target | None:
 
     It is that of `use`, else the GPU that jax computes on, else None.
     """
-    return _chosen.get() or of_device(jax.devices()[0])
+    return _chosen.get() or of_device(jax.local_devices()[0])
 
 
 def of_device(device: jax.Device) -> Target | None:

@@ -63,8 +63,8 @@ class LanguageModel:
     `model` is the Flax NNX decoder; use it as any other module. Tokens that the tokenizer
     suppresses are never generated, nor are rows of the embedding beyond the tokenizer's tokens.
 
-    The engine takes the decoder's arrays when `model` is set: assign a changed decoder to generate
-    with it.
+    A text is generated with the arrays that `model` has when the text begins, so the model may be
+    trained in place. Nothing is compiled again for a model of the same structure.
     """
 
     def __init__(
@@ -89,14 +89,17 @@ class LanguageModel:
 
     @property
     def model(self) -> Decoder:
-        """The Flax NNX module. Assign a changed one to generate with it."""
+        """The Flax NNX module. Assign another one to generate with it."""
         return self._model
 
     @model.setter
     def model(self, model: Decoder):
-        self.engine = Engine(
-            model, context_length=self._context_length, suppressed_ids=self._suppressed_ids
-        )
+        if hasattr(self, "engine") and model.config == self.engine.config:
+            self.engine.use(model)
+        else:
+            self.engine = Engine(
+                model, context_length=self._context_length, suppressed_ids=self._suppressed_ids
+            )
         self._model, self._embedder = model, None
 
     @property

@@ -13,8 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "docs/architecture.md", "docs/embeddings.md", "docs/generation.md"]
 
 
+@pytest.mark.parametrize("library", ["in C++", "in plain XLA"])
 @pytest.mark.parametrize("page", PAGES)
-def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+def test_the_examples_of_a_page_run(page, library, tmp_path, monkeypatch, request):
+    if library == "in C++":
+        request.getfixturevalue("in_cpp")
     examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert examples
     monkeypatch.chdir(tmp_path)

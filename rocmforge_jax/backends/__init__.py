@@ -11,6 +11,7 @@ from rocmforge_jax.backends.choice import (
     recording,
 )
 from rocmforge_jax.backends.gradient import differentiable
+from rocmforge_jax.backends.linear import linear
 from rocmforge_jax.backends.numerics import ACTIVATION_MODES, DEFAULT, Numerics, compute_dtype
 from rocmforge_jax.settings import BACKENDS
 
@@ -27,6 +28,7 @@ __all__ = [
     "choose",
     "compute_dtype",
     "differentiable",
+    "linear",
     "record",
     "recording",
 ]

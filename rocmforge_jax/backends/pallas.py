@@ -56,7 +56,7 @@ def require(what: str, error: Callable[[], jax.Array], allowed: float) -> None:
     Nothing is tried for a target that is not the device: nothing can run there.
     """
     on = target()
-    if on == targets.of_device(jax.devices()[0]):
+    if on == targets.of_device(jax.local_devices()[0]):
         _trials(on, settings.cache_folder()).require(what, error, allowed)
 
 
@@ -68,7 +68,7 @@ def _trials(on: Target, folder: Path) -> Trials:
 @functools.cache
 def _key() -> str:
     """Returns a hash of everything that the result of a trial depends on."""
-    device, folder = jax.devices()[0], Path(pallas_kernels.__file__).parent
+    device, folder = jax.local_devices()[0], Path(pallas_kernels.__file__).parent
     versions = [jax.__version__, jaxlib_version.__version__, device.client.platform_version]
     facts = [*versions, device.device_kind, settings.xla_flags()]
     sources = [path.read_bytes() for path in sorted(folder.rglob("*.py"))]

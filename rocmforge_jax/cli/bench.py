@@ -139,7 +139,7 @@ def _check(context_length, prompt_tokens, tokens, repeats):
 def _facts(gguf) -> dict:
     import jax
 
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "model": gguf.path.name,
         "architecture": gguf.architecture,

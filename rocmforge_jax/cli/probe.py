@@ -39,7 +39,7 @@ def devices() -> list[dict]:
             "kind": device.device_kind,
             "memory_bytes": available_bytes(device),
         }
-        for device in jax.devices()
+        for device in jax.local_devices()
     ]
 
 

@@ -4,12 +4,18 @@ Shapes: q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], all float32; sta
 The functions belong to the library that `library.load` loaded.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import AttentionRule
 from pallas_kernels.attention.checks import check_ring, require_kernel_rule
+from rocmforge_jax.cpp import partition
+
+#: The axes of operands that devices may split: sequences, and KV heads with their query heads.
+_HEADS, _KEYS, _VALUES, _STARTS = "b T (k g) H", "b k H S", "b k S H", "b"
 
 
 def attend(
@@ -39,32 +45,61 @@ def attend(
     check(q_BTNH, keys, values, starts_B)
     if ring:
         check_ring(values.shape[2], q_BTNH.shape[1], rule)
-    sinks = _checked_sinks(rule, q_BTNH.shape[2])
-    filled_B = _checked_filled(filled_B, starts_B, rule)
-    call = jax.ffi.ffi_call(
-        "rocmforge_attend",
-        jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32),
-        vmap_method="sequential",
+    operands, axes = [q_BTNH, keys, values, starts_B], [_HEADS, _KEYS, _VALUES, _STARTS]
+    if filled_B is not None:
+        operands.append(_checked_filled(filled_B, starts_B, rule))
+        axes.append(_STARTS)
+    if rule.sinks_N is not None:
+        operands.append(_checked_sinks(rule.sinks_N, q_BTNH.shape[2]))
+        axes.append("(k g)")
+    call = _Attend(
+        scale=float(rule.scale),
+        causal=bool(rule.causal),
+        window=rule.window or 0,
+        soft_cap=float(rule.soft_cap or 0),
+        ring=ring,
+        has_filled=filled_B is not None,
     )
-    return call(
-        q_BTNH,
-        keys,
-        values,
-        starts_B,
-        filled_B,
-        sinks,
-        scale=np.float32(rule.scale),
-        causal=np.bool_(rule.causal),
-        window=np.int64(rule.window or 0),
-        soft_cap=np.float32(rule.soft_cap or 0),
-        ring=np.bool_(ring),
-    )
+    (out,) = partition.call(call, operands, axes, [_HEADS])
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attend:
+    """`rocmforge_attend` as a function of its arrays: see `attend`. 0 stands for no limit."""
+
+    scale: float
+    causal: bool
+    window: int
+    soft_cap: float
+    ring: bool
+    has_filled: bool
+
+    def __call__(self, q_BTNH, keys, values, starts_B, *others) -> list[jax.Array]:
+        filled, sinks = others[: self.has_filled], others[self.has_filled :]
+        filled = filled or (jnp.zeros((0,), jnp.int32),)
+        sinks = sinks or (jnp.zeros((0,), jnp.float32),)
+        out = jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32)
+        call = jax.ffi.ffi_call("rocmforge_attend", out)
+        return [
+            call(
+                q_BTNH,
+                keys,
+                values,
+                starts_B,
+                *filled,
+                *sinks,
+                scale=np.float32(self.scale),
+                causal=np.bool_(self.causal),
+                window=np.int64(self.window),
+                soft_cap=np.float32(self.soft_cap),
+                ring=np.bool_(self.ring),
+            )
+        ]
 
 
 def _checked_filled(filled_B, starts_B, rule: AttentionRule) -> jax.Array:
-    """Returns the filled slots, int32 [B], or an empty array for the default."""
-    if filled_B is None:
-        return jnp.zeros((0,), jnp.int32)
+    """Returns the filled slots, int32 [B]."""
     if rule.causal or filled_B.shape != starts_B.shape or filled_B.dtype != jnp.int32:
         raise ValueError(
             f"filled_B is {filled_B.dtype} {list(filled_B.shape)} for {list(starts_B.shape)} starts"
@@ -73,13 +108,11 @@ def _checked_filled(filled_B, starts_B, rule: AttentionRule) -> jax.Array:
     return filled_B
 
 
-def _checked_sinks(rule: AttentionRule, heads: int) -> jax.Array:
-    """Returns the sinks, float32 [heads], or an empty array for a rule without sinks."""
-    if rule.sinks_N is None:
-        return jnp.zeros((0,), jnp.float32)
-    if rule.sinks_N.shape != (heads,):
-        raise ValueError(f"sinks_N has shape {list(rule.sinks_N.shape)}: expected [{heads}]")
-    return rule.sinks_N.astype(jnp.float32)
+def _checked_sinks(sinks_N, heads: int) -> jax.Array:
+    """Returns the sinks, float32 [heads]."""
+    if sinks_N.shape != (heads,):
+        raise ValueError(f"sinks_N has shape {list(sinks_N.shape)}: expected [{heads}]")
+    return sinks_N.astype(jnp.float32)
 
 
 def rotate_and_store(
@@ -125,26 +158,30 @@ def rotate_and_store(
         raise ValueError(
             f"cos is {list(cos_BTR.shape)}, sin {list(sin_BTR.shape)}, for q {list(q_BTNH.shape)}"
         )
-    outputs = [jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in (q_BTNH, keys, values)]
-    call = jax.ffi.ffi_call(
-        "rocmforge_rotate_and_store",
-        outputs,
-        input_output_aliases={5: 1, 6: 2},
-        vmap_method="sequential",
-    )
-    return tuple(
-        call(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            cos_BTR,
-            sin_BTR,
-            keys,
-            values,
-            starts_B,
-            interleaved=np.bool_(interleaved),
-        )
-    )
+    new, cache = [q_BTNH, k_BTKH, v_BTKH], [keys, values, starts_B]
+    angles = [cos_BTR, sin_BTR] if cos_BTR.size else []
+    axes = [_HEADS, "b T k H", "b T k H", *["b T R"] * len(angles), _KEYS, _VALUES, _STARTS]
+    call = _RotateAndStore(interleaved, rotates=bool(angles))
+    return tuple(partition.call(call, [*new, *angles, *cache], axes, [_HEADS, _KEYS, _VALUES]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _RotateAndStore:
+    """`rocmforge_rotate_and_store` as a function of its arrays, which have angles if it rotates."""
+
+    interleaved: bool
+    rotates: bool
+
+    def __call__(self, *arrays) -> list[jax.Array]:
+        (q_BTNH, k_BTKH, v_BTKH), angles, cache = arrays[:3], arrays[3:-3], arrays[-3:]
+        if not self.rotates:
+            angles = [jnp.zeros((*q_BTNH.shape[:2], 0), jnp.float32)] * 2
+        keys, values, _ = cache
+        outputs = [jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in (q_BTNH, keys, values)]
+        aliases = {5: 1, 6: 2}
+        call = jax.ffi.ffi_call("rocmforge_rotate_and_store", outputs, input_output_aliases=aliases)
+        interleaved = np.bool_(self.interleaved)
+        return list(call(q_BTNH, k_BTKH, v_BTKH, *angles, *cache, interleaved=interleaved))
 
 
 def check(q_BTNH, keys, values, starts_B) -> None:

@@ -4,13 +4,15 @@ They compute what `pallas_kernels.qmatmul` computes on a GPU. The functions belo
 that `library.load` loaded.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.packing import GROUP, Packing
 from pallas_kernels.qmatmul import Product
-from rocmforge_jax.cpp import library
+from rocmforge_jax.cpp import library, partition
 
 #: Modes of activations (see `qmatmul.activations`) and the bytes of a number in each.
 MODES = {"int16": 2, "int8": 1}
@@ -44,40 +46,110 @@ def multiply(
     if mode not in MODES:
         raise NotImplementedError(f"{mode} activations; there are {', '.join(MODES)}")
     validate(x_MK, products, norm)
-    norm = jnp.zeros((0,), jnp.float32) if norm is None else norm.astype(jnp.float32)
-    inputs, experts = [x_MK.astype(jnp.float32), norm], products[0].experts
-    target, rows = "rocmforge_multiply", x_MK.shape[0]
+    experts = products[0].experts
+    # Rows of x are tokens, those of the outputs are pairs: with experts only outputs are split.
+    rows, rows_of_x = ("m", "m") if experts is None else ("PAIRS", "TOKENS")
+    inputs, axes = [x_MK.astype(jnp.float32)], [f"{rows_of_x} K"]
+    if norm is not None:
+        inputs, axes = [*inputs, norm.astype(jnp.float32)], [*axes, "K"]
     if experts is not None:
-        inputs.append(experts.astype(jnp.int32))
-        target, rows = "rocmforge_multiply_experts", experts.shape[0]
-    outputs = [
-        jax.ShapeDtypeStruct((rows, product.weights[0].rows), jnp.float32) for product in products
-    ]
-    operands, attributes = _described(products)
-    call = jax.ffi.ffi_call(target, outputs, vmap_method="sequential")
-    outputs = call(
-        *inputs, *operands, **attributes, parts=np.int64(MODES[mode]), epsilon=np.float32(epsilon)
+        inputs, axes = [*inputs, experts.astype(jnp.int32)], [*axes, "PAIRS"]
+    operands, of_operands, first, attributes = _described(products, rows)
+    call = _Call(
+        first=first,
+        has_norm=norm is not None,
+        has_experts=experts is not None,
+        parts=MODES[mode],
+        epsilon=epsilon,
+        **attributes,
     )
-    return list(outputs)
+    results = [f"{rows} n{n}" for n in range(len(products))]
+    return partition.call(call, [*inputs, *operands], [*axes, *of_operands], results)
 
 
-def _described(products: list[Product]) -> tuple[list[jax.Array], dict[str, np.ndarray]]:
-    """Returns the operands and the attributes that `read_jobs` in jobs.h reads."""
-    operands, numbers, tables, factors = [], [], [], []
-    for product in products:
-        function = product.activation
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """The call of the library as a function of its arrays.
+
+    Attributes:
+        first: The place of the codes of each product among the operands after the inputs.
+        has_norm: Whether the second array is the scale of a norm.
+        has_experts: Whether the expert of each pair follows.
+        jobs: What `read_jobs` in jobs.h reads.
+        tables: The tables of the weights, 16 bytes each.
+        factors: The constants of the activation functions, two of each product.
+        parts: Bytes of a rounded number.
+        epsilon: That of the norm.
+    """
+
+    first: tuple[int, ...]
+    has_norm: bool
+    has_experts: bool
+    jobs: tuple[int, ...]
+    tables: tuple[int, ...]
+    factors: tuple[float, ...]
+    parts: int
+    epsilon: float
+
+    def __call__(self, x_MK, *arrays) -> list[jax.Array]:
+        inputs, operands = arrays[: self.has_norm], arrays[self.has_norm + self.has_experts :]
+        inputs = inputs or (jnp.zeros((0,), jnp.float32),)
+        target, rows = "rocmforge_multiply", x_MK.shape[0]
+        if self.has_experts:
+            experts = arrays[self.has_norm]
+            target, rows = "rocmforge_multiply_experts", experts.shape[0]
+            inputs = (*inputs, experts)
+        outputs = [
+            jax.ShapeDtypeStruct((rows, operands[place].shape[-3]), jnp.float32)
+            for place in self.first
+        ]
+        outputs = jax.ffi.ffi_call(target, outputs)(
+            x_MK,
+            *inputs,
+            *operands,
+            jobs=np.array(self.jobs, np.int64),
+            tables=np.array(self.tables, np.uint8),
+            factors=np.array(self.factors, np.float32),
+            parts=np.int64(self.parts),
+            epsilon=np.float32(self.epsilon),
+        )
+        return list(outputs)
+
+
+def _described(products: list[Product], rows: str):
+    """Describes the operands of products, and the numbers that `read_jobs` in jobs.h reads.
+
+    Returns:
+        The operands; the names of the axes of each; the place of the first operand of each product;
+        attributes of `_Call`.
+    """
+    operands, axes, first, numbers, tables, factors = [], [], [], [], [], []
+    for n, product in enumerate(products):
+        function, stack = product.activation, [] if product.experts is None else ["EXPERTS"]
+        first.append(len(operands))
         numbers += [len(product.weights), _FUNCTIONS.index(function and function.name)]
         numbers += [product.residual is not None]
         factors += [0, 0] if function is None else [function.alpha, function.limit]
         for weight, scale, bias in product.of_each_weight:
             numbers += [scale is not None, bias is not None, *_numbers(weight.packing)]
             tables += _table(weight.packing)
-            operands += [weight.planes[name] for name in _PLANES if name in weight.planes]
-            operands += _floats(scale, bias)
-        operands += _floats(product.residual)
-    arrays = {"jobs": (numbers, np.int64), "tables": (tables, np.uint8)}
-    arrays["factors"] = factors, np.float32
-    return operands, {name: np.array(*of) for name, of in arrays.items()}
+            planes = [weight.planes[name] for name in _PLANES if name in weight.planes]
+            # All but the scale, one number for a matrix, have an axis of outputs.
+            for leading, arrays in (
+                ([*stack, f"n{n}"], planes),
+                (stack or ["ONE"], _floats(scale)),
+                ([*stack, f"n{n}"], _floats(bias)),
+            ):
+                for array in arrays:
+                    inner = [f"W{len(axes)}X{i}" for i in range(len(leading), array.ndim)]
+                    axes.append(" ".join([*leading, *inner]))
+                    operands.append(array)
+        if product.residual is not None:
+            operands, axes = [*operands, *_floats(product.residual)], [*axes, f"{rows} n{n}"]
+    attributes = dict(
+        jobs=tuple(map(int, numbers)), tables=tuple(tables), factors=tuple(map(float, factors))
+    )
+    return operands, axes, tuple(first), attributes
 
 
 def validate(x_MK, products: list[Product], norm=None) -> None:

@@ -36,6 +36,9 @@ EXPECTED_TOKENS = 1024
 class Engine:
     """Generates with a Decoder. It uses the decoder's arrays, not copies of them.
 
+    A text is generated with the arrays that the decoder has when it begins, so a decoder may be
+    trained in place between two texts. Nothing is compiled again unless its structure changes.
+
     After a single prompt its cache is kept: a next prompt that begins like that text computes only
     what is new. For layers whose state cannot be rewound, such as convolutions, snapshots are taken
     on the way, after the pieces of a prompt and about every 64 tokens of an answer; the next prompt
@@ -99,7 +102,7 @@ class Engine:
         if snapshot_bytes is None:
             snapshot_bytes = default_snapshot_bytes()
         self.max_slots, self.snapshot_bytes = max_slots, snapshot_bytes
-        self.steps = Steps(decoder, self.suppressed_ids)
+        self._decoder, self.steps = decoder, Steps(decoder, self.suppressed_ids)
         self.prefix_cache = PrefixCache(snapshot_bytes)
         if ahead is None:
             ahead = 0 if jax.default_backend() == "cpu" else 1
@@ -159,6 +162,7 @@ class Engine:
         Raises ValueError for a prompt of less than two tokens.
         """
         self.check_generates()
+        self._refreshed()
         ids = self._limits.prompt("prompt", prompt)
         if len(ids) < 2:
             raise ValueError("a cache of a prompt needs at least 2 tokens, got 1")
@@ -181,7 +185,7 @@ class Engine:
             )
 
     def _generate(self, sequences, samples: int, top: int, cache: PromptCache | None):
-        scheduler = None
+        scheduler, steps = None, self._refreshed()
         groups = [sequences[i : i + samples] for i in range(0, len(sequences), samples)]
         try:
             scheduler, waiting = self._begin(groups, top, cache)
@@ -197,7 +201,7 @@ class Engine:
                         scheduler.release(one)
                 yield [added.get(one, Generated([], [], one.finish_reason)) for one in sequences]
         finally:
-            if scheduler is not None and len(sequences) == 1:
+            if scheduler is not None and len(sequences) == 1 and self.steps is steps:
                 self.prefix_cache.keep(
                     sequences[0].text, scheduler.slots.cache, scheduler.snapshots
                 )
@@ -265,9 +269,9 @@ class Engine:
         """
         self.check_generates()
         count, tokens = integer("count", count, 1), integer("tokens", tokens, 1)
-        length = cache_length(tokens, self.context_length)
-        slots = self.steps.empty_slots(count, length, logits_processor, top_logprobs)
-        return Scheduler(self.steps, slots, beginning=cache, **self._scheduling)
+        length, steps = cache_length(tokens, self.context_length), self._refreshed()
+        slots = steps.empty_slots(count, length, logits_processor, top_logprobs)
+        return Scheduler(steps, slots, beginning=cache, **self._scheduling)
 
     def prefill(
         self, prompts: collections.abc.Sequence[list[int]], *, slots: int = 0
@@ -282,6 +286,7 @@ class Engine:
             (logits after the last token of each prompt, float32 [B, V]; the filled cache).
         """
         self.check_generates()
+        self._refreshed()
         return self._prefill(prompts, integer("slots", slots, 0))[:2]
 
     def _prefill(
@@ -312,7 +317,7 @@ class Engine:
         Returns float32 [B, T - 1 - first].
         """
         self.check_generates()
-        return self.steps.score(jnp.asarray(ids_BT, jnp.int32), integer("first", first, 0))
+        return self._refreshed().score(jnp.asarray(ids_BT, jnp.int32), integer("first", first, 0))
 
     def warm_up(self, prompt_tokens: int = SMALLEST_BUCKET, batch: int = 1) -> None:
         """Compiles the programs for prompts of this length and batches of this size.
@@ -331,6 +336,33 @@ class Engine:
         for _ in self.generate(prompts, max_tokens=count):
             pass
         self.forget()
+
+    def use(self, decoder: Decoder) -> None:
+        """Generates with another decoder from now on.
+
+        Nothing is compiled again for one of the same structure.
+
+        Args:
+            decoder: the model; its vocabulary is that of the one before.
+
+        Raises:
+            ValueError: the vocabularies differ.
+        """
+        if decoder.config.vocabulary != self.config.vocabulary:
+            raise ValueError(
+                f"the decoder has a vocabulary of {decoder.config.vocabulary}, the engine's has"
+                f" {self.config.vocabulary}: make another engine"
+            )
+        self._decoder = decoder
+        self._refreshed()
+
+    def _refreshed(self) -> Steps:
+        """Returns the steps of the decoder's present arrays, and forgets what others computed."""
+        steps = self.steps.of(self._decoder)
+        if steps is not self.steps:
+            self.forget()
+            self.steps, self.config = steps, steps.config
+        return steps
 
     def forget(self) -> None:
         """Drops the cache that was kept for the next prompt."""

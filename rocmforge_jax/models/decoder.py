@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
+from rocmforge_jax.backends.explicit_axes import explicit_mesh, in_auto_axes, spec_of
 from rocmforge_jax.models.altup import merged, stacked, stream_modules
 from rocmforge_jax.models.checked_inputs import check_positions, checked_inputs, checked_pooling
 from rocmforge_jax.models.config import DecoderConfig
@@ -25,6 +27,7 @@ from rocmforge_jax.nn import (
     Cache,
     Embedding,
     Linear,
+    TiedHead,
     products,
     rope_table,
     shared_trace,
@@ -170,6 +173,24 @@ class Decoder(nnx.Module):
         """
         self._require_head()
         seen = dict(inputs_embeds=inputs_embeds, mask=mask, segment_ids=segment_ids)
+        operands = self, tokens_BT, cache, positions_BT, lengths_B, seen
+        if (mesh := explicit_mesh(operands)) is not None:
+            return self._in_auto_axes(operands, last_only, mesh)
+        return self._logits(tokens_BT, cache, positions_BT, lengths_B, seen, last_only)
+
+    def _in_auto_axes(self, operands, last_only, mesh):
+        """Computes `__call__` on a mesh with explicit axes: the results are split like operands."""
+        _, tokens_BT, cache, _, _, seen = operands
+        inputs = seen["inputs_embeds"] if tokens_BT is None else tokens_BT
+        batch = PartitionSpec(*spec_of(inputs, 1), *[None] * (1 if last_only else 2))
+        caches = jax.tree.map(lambda a: spec_of(a, a.ndim), cache)
+
+        def function(decoder, *arrays):
+            return decoder._logits(*arrays, last_only)
+
+        return in_auto_axes(function, operands, (batch, caches), mesh)
+
+    def _logits(self, tokens_BT, cache, positions_BT, lengths_B, seen, last_only):
         x_BTD, cache, added_B = self._residual(tokens_BT, cache, positions_BT, lengths_B, **seen)
         if last_only:
             x_BTD = jnp.take_along_axis(x_BTD, (added_B - 1)[:, None, None], axis=1)[:, 0]
@@ -312,14 +333,26 @@ class Decoder(nnx.Module):
             states.append(state)
         return x_BTD, states
 
-    def _head(self, x, head: Linear | Embedding | None = None, norm=None):
+    def _head(self, x, head: Any = None, norm=None):
         config = self.config
         if head is None:
-            head = self.token_embd if self.output is None else self.output
+            head = _tied(self.token_embd) if self.output is None else self.output
         (logits,) = products(x, [head], norm=norm, dtype=jnp.float32)
         logits = logits if config.logit_scale == 1 else logits * jnp.float32(config.logit_scale)
         cap = config.logit_cap
         return logits if cap is None else jnp.float32(cap) * jnp.tanh(logits / jnp.float32(cap))
+
+
+def _tied(embedding):
+    """Returns the head that is a transposed embedding."""
+    if isinstance(embedding, Embedding):
+        return embedding
+    if not hasattr(embedding, "attend"):
+        raise TypeError(
+            f"token_embd is a {type(embedding).__name__}, and the head is tied to it: give it a"
+            " method attend(x) that returns logits [..., V]"
+        )
+    return TiedHead(embedding)
 
 
 def param_count(decoder: Decoder) -> int:

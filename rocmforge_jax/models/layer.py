@@ -44,6 +44,10 @@ class Layer(nnx.Module):
         if config.output_factor:
             self.layer_output_scale = Vector(1, initial=1)
 
+    def __nnx_repr__(self):
+        # The decoder's config holds that of every layer.
+        return (part for part in super().__nnx_repr__() if getattr(part, "key", None) != "config")
+
     def __call__(self, x_BTD, tokens: Tokens, state: State | None = None):
         """Computes the layer.
 

@@ -105,11 +105,11 @@ def temporary_bytes(config: DecoderConfig, slots: int) -> int:
 
 
 def available_bytes(device: Any = None) -> int | None:
-    """Free bytes of a device (default: the first one), None if unknown.
+    """Free bytes of a device (default: the first of this process), None if unknown.
 
     For a device that keeps no statistics, such as a CPU, this is the free memory of the machine.
     """
-    stats = (device or jax.devices()[0]).memory_stats()
+    stats = (device or jax.local_devices()[0]).memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return memory.available_bytes()

@@ -34,7 +34,7 @@ from rocmforge_jax.nn.norm import (
 )
 from rocmforge_jax.nn.parallel_state import ParallelState
 from rocmforge_jax.nn.pooling import POOLINGS, pool
-from rocmforge_jax.nn.products import Activated, Gate, products
+from rocmforge_jax.nn.products import Activated, Gate, TiedHead, products
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
 from rocmforge_jax.nn.rope import (
     RopeConfig,
@@ -84,6 +84,7 @@ __all__ = [
     "SILU",
     "ScalarGate",
     "State",
+    "TiedHead",
     "Vector",
     "Visible",
     "XIELU",

@@ -46,6 +46,12 @@ class Activated(NamedTuple):
     activation: ActivationFunction
 
 
+class TiedHead(NamedTuple):
+    """The product with the transpose of an embedding of another class, an adapter say."""
+
+    embedding: Any
+
+
 def products(
     x: jax.Array | QuantizedInput,
     modules: Sequence[Any],
@@ -120,6 +126,8 @@ def _apply(layer, x, dtype):
         return layer(x, dtype)
     if isinstance(layer, Embedding):
         return layer.attend(x, dtype)
+    if isinstance(layer, TiedHead):
+        return layer.embedding.attend(x).astype(dtype)
     return layer(x).astype(dtype)
 
 

@@ -104,7 +104,7 @@ def partition(mesh: Mesh, shape: tuple[int, ...], wanted: dict[int, str]) -> Par
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Cache:
     """The states of all layers.
 
@@ -117,6 +117,14 @@ class Cache:
     layers: tuple[State, ...]
     lengths_B: jax.Array
     length: int = dataclasses.field(metadata=dict(static=True))
+
+    def __repr__(self):
+        if not hasattr(self.lengths_B, "shape"):  # of `specs`
+            return f"Cache({self.layers}, {self.lengths_B}, {self.length})"
+        return (
+            f"Cache(batch={self.batch}, length={self.length}, {len(self.layers)} layers,"
+            f" {self.nbytes:,} B)"
+        )
 
     @property
     def batch(self) -> int:

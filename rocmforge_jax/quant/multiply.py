@@ -1,7 +1,6 @@
 """The product of x with one packed weight, on every backend."""
 
 import dataclasses
-import functools
 from typing import Any, Protocol
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.packing import Packing
 from pallas_kernels.qmatmul import Product
-from rocmforge_jax.backends import ACTIVATION_MODES, Operation, choose, cpp, pallas
+from rocmforge_jax.backends import ACTIVATION_MODES, Operation, choose, cpp, linear, pallas
 from rocmforge_jax.quant import xla_columns, xla_rows
 
 
@@ -66,8 +65,9 @@ def multiply(
     dtype = jnp.dtype(dtype or x.dtype)
     flat = x.reshape(-1, x.shape[-1])
     operands = flat.shape[0], flat.dtype, weight, activations
-    how = _How(choose(MATMUL, operands, backend).name, activations, dtype)
-    y: Any = _multiply(flat, weight, how)
+    backend = choose(MATMUL, operands, backend).name
+    planes, structure = jax.tree.flatten(weight)
+    y = linear(_Multiply(structure, backend, activations, dtype), flat, planes)
     return y.astype(dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
 
@@ -152,22 +152,43 @@ MATMUL = Operation("matmul", {"pallas": _check_pallas, "cpp": _check_cpp})
 
 
 @dataclasses.dataclass(frozen=True)
-class _How:
-    """The backend of a product, its mode of activations and the dtype of the result."""
+class _Multiply:
+    """The product x [M, in] @ w -> [M, out] with a packed weight, as a function of its planes.
 
+    Attributes:
+        structure: The pytree of the weight.
+        backend: Which one computes the product.
+        activations: The mode of activations.
+        dtype: Of the result.
+        casts: Whether the result always has `dtype`. Otherwise it may come in float32.
+    """
+
+    structure: Any
     backend: str
     activations: str
     dtype: jnp.dtype
+    casts: bool = False
 
+    def __call__(self, x, *planes):
+        y = self._product(x, jax.tree.unflatten(self.structure, planes))
+        return y.astype(self.dtype) if self.casts else y
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _multiply(x, w, how: _How):
-    """Computes x [M, in] @ w -> [M, out], in float32 or in how.dtype where that saves a pass."""
-    if how.backend == "pallas":
-        return _by_pallas(x, w, how)
-    if how.backend == "cpp":
-        return _by_cpp(x, w, how)
-    return _by_xla(x, w)
+    def _product(self, x, w) -> Any:
+        if self.backend == "pallas":
+            return _by_pallas(x, w, self)
+        if self.backend == "cpp":
+            return _by_cpp(x, w, self)
+        return _by_xla(x, w)
+
+    def transposed(self, dtype) -> "_Multiply":
+        """Returns the product with the transpose, by which cotangents of x are computed."""
+        # C++ multiplies with no weight as it is stored.
+        backend = "xla" if self.backend == "cpp" else self.backend
+        weight = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
+        structure = jax.tree.structure(weight.T)
+        return dataclasses.replace(
+            self, structure=structure, backend=backend, dtype=jnp.dtype(dtype), casts=True
+        )
 
 
 def _by_xla(x, w):
@@ -192,19 +213,3 @@ def _by_pallas(x, w, how):
 
 def _by_cpp(x, w, how):
     return cpp.multiply(x, [Product((w,))], mode=how.activations, dtype=jnp.float32)[0]
-
-
-def _forward(x, w, how):
-    return _multiply(x, w, how), (w, jnp.zeros((0,), x.dtype))
-
-
-def _backward(how, residuals, gradient):
-    w, like = residuals
-    # C++ multiplies with no weight as it is stored.
-    backend = "xla" if how.backend == "cpp" else how.backend
-    how = dataclasses.replace(how, backend=backend, dtype=like.dtype)
-    d_x: Any = _multiply(gradient, w.T, how)
-    return d_x.astype(like.dtype), None
-
-
-_multiply.defvjp(_forward, _backward)

@@ -1,6 +1,7 @@
 """A quantised matrix as a pytree, and the Flax variable that holds one."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,13 @@ from rocmforge_jax import formats
 from rocmforge_jax.quant import layout as layouts
 from rocmforge_jax.quant import placement, word_packed
 from rocmforge_jax.quant.multiply import multiply
+
+#: What an array has and a QTensor has not, and where to look instead.
+_WITHOUT = {
+    "dtype": "each of its planes has one, and its type is `type_name`",
+    "sharding": "each of its planes has one",
+    "at": "packed weights are not updated in place; use rocmforge_jax.dequantize(w)",
+}
 
 
 @jax.tree_util.register_dataclass
@@ -106,14 +114,33 @@ class QTensor:
         return len(self.stored_shape)
 
     @property
+    def size(self) -> int:
+        """The number of weights."""
+        return math.prod(self.stored_shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the planes: as many as in the file, or up to 4 % more in layout "groups"."""
-        return sum(plane.nbytes for plane in self.planes.values())
+        planes = self.planes.values()  # abstract ones too
+        return sum(math.prod(plane.shape) * jnp.dtype(plane.dtype).itemsize for plane in planes)
 
     @property
     def T(self) -> "QTensor":
         """The same planes seen with the last two axes swapped; no data moves."""
         return dataclasses.replace(self, transposed=not self.transposed)
+
+    def __getitem__(self, index):
+        """Returns itself for `...`, with which Flax reads a variable."""
+        if index is Ellipsis:
+            return self
+        raise TypeError(
+            f"{self} has no parts: take rows of an embedding with rocmforge_jax.quant.take_rows,"
+            " or parts of rocmforge_jax.dequantize(w)"
+        )
+
+    def __getattr__(self, name: str):
+        reason = f": {_WITHOUT[name]}" if name in _WITHOUT else ""
+        raise AttributeError(f"a QTensor has no attribute {name!r}{reason}")
 
     #: NumPy leaves `x @ w` to __rmatmul__.
     __array_ufunc__ = None
@@ -141,6 +168,15 @@ class QParam(nnx.Variable):
         raise AttributeError(
             "a QParam does not become an array by itself: use rocmforge_jax.dequantize(param)"
         )
+
+    def __nnx_repr__(self):
+        first, *others = super().__nnx_repr__()
+        value = self.get_value()
+        if isinstance(value, QTensor):
+            counts = f" # {value.type_name}, {value.size:,} weights, {value.nbytes:,} B"
+            first = dataclasses.replace(first, comment=counts)
+        yield first
+        yield from others
 
     __array_ufunc__ = None
 

@@ -27,7 +27,15 @@ def decode(planes, fmt):
     return values.reshape(*lead, blocks * block)
 
 
-def _decoded(planes, w):
+def _decoded(w):
+    """Returns the dense values.
+
+    They come from behind a barrier: XLA would compute those of a constant while it compiles.
+    """
+    return _values(jax.lax.optimization_barrier(w.planes), w)
+
+
+def _values(planes, w):
     return (
         word_packed.decode(planes, w.format) if w.layout == "groups" else decode(planes, w.format)
     )
@@ -39,7 +47,7 @@ def matmul(x_MK, w):
     For up to FUSED_ROWS rows no dense weight is written.
     """
     if not 0 < x_MK.shape[0] <= FUSED_ROWS:
-        dense_NK = _decoded(w.planes, w).astype(x_MK.dtype)
+        dense_NK = _decoded(w).astype(x_MK.dtype)
         return jnp.einsum(
             "mk,nk->mn", x_MK, dense_NK, precision="highest", preferred_element_type=jnp.float32
         )
@@ -48,12 +56,12 @@ def matmul(x_MK, w):
         # Each row decodes for itself, one after the other: shared by several rows, XLA writes the
         # values or the scales out.
         planes, x_K = jax.lax.optimization_barrier((w.planes, x_K))
-        return (_decoded(planes, w) * x_K.astype(jnp.float32)[None]).sum(axis=1)
+        return (_values(planes, w) * x_K.astype(jnp.float32)[None]).sum(axis=1)
 
     return jax.lax.map(row, x_MK)
 
 
 def matmul_transposed(g_MN, w):
     """Multiplies [M, N] by the stored [N, K] itself -> float32 [M, K]."""
-    dense_NK = _decoded(w.planes, w).astype(g_MN.dtype)
+    dense_NK = _decoded(w).astype(g_MN.dtype)
     return jnp.dot(g_MN, dense_NK, precision="highest", preferred_element_type=jnp.float32)

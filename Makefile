@@ -22,7 +22,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-interrupts bench notebooks fuzz fuzz-atheris clean
+.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-interrupts wheel release-check bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -35,6 +35,8 @@ help:
 	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
 	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
+	@echo "make wheel      a wheel with the C++ library, and the source distribution, in dist/"
+	@echo "make release-check  the same, installed into empty environments of every Python here and tried"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
@@ -89,6 +91,18 @@ test-real: $(NATIVE) $(REAL)
 
 test-interrupts: $(NATIVE)
 	$(BIN)/python -m pytest tests/cli/test_interrupts.py -m interrupts $(ARGS)
+
+# The wheel has the C++ library for this system and runs with the oldest C library that the compiler's allows.
+wheel: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet ".[release]"
+	rm -rf build dist
+	$(BIN)/python -m build --sdist --outdir dist .
+	ROCMFORGE_WHEEL_CPP=required $(BIN)/python -m build --wheel --outdir build/wheel .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+
+release-check: wheel
+	$(BIN)/twine check --strict dist/*
+	ROCMFORGE_DIST=$(CURDIR)/dist $(BIN)/python -m pytest tests/wheel -m wheel $(ARGS)
 
 bench: $(NATIVE)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

@@ -94,7 +94,7 @@ test-interrupts: $(NATIVE)
 
 # The wheel has the C++ library for this system and runs with the oldest C library that the compiler's allows.
 wheel: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet ".[release]"
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[test,release]"
 	rm -rf build dist
 	$(BIN)/python -m build --sdist --outdir dist .
 	ROCMFORGE_WHEEL_CPP=required $(BIN)/python -m build --wheel --outdir build/wheel .

@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 # A folder of its own: among the installed packages the plugin prints a traceback at each start without an AMD GPU.
-ROCM := $(VENV)/rocm
+ROCM_GENERATION ?= 7
+ROCM := $(VENV)/rocm$(ROCM_GENERATION)
 CUDA := $(VENV)/cuda
 REAL := $(VENV)/real
 
@@ -32,6 +33,7 @@ help:
 	@echo "make test-core  the quicker, essential half of the tests"
 	@echo "make test-gpu   the kernels and what else needs a GPU, on one, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
+	@echo "                (ROCM_GENERATION=10 takes that of ROCm 10, which needs PYTHON=python3.12 or newer)"
 	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
 	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
@@ -137,7 +139,7 @@ $(NATIVE): $(INSTALLED) $(wildcard rocmforge_jax/cpp/src/*.cc rocmforge_jax/cpp/
 	@touch $@
 
 # The compilers of the installed jax: 0.12.0 or a post-release of it for jax 0.12.0.1.
-$(ROCM): PLUGIN := jax-rocm7-pjrt
+$(ROCM): PLUGIN := jax-rocm$(ROCM_GENERATION)-pjrt
 $(CUDA): PLUGIN := jax-cuda13-pjrt
 # NVIDIA's assembler, which that needs.
 $(CUDA): ALSO := "nvidia-cuda-nvcc==13.0.*"

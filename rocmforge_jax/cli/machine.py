@@ -22,6 +22,8 @@ PACKAGES = (
     "tokenizers",
     "jax-rocm7-pjrt",
     "jax-rocm7-plugin",
+    "jax-rocm10-pjrt",
+    "jax-rocm10-plugin",
     "jax-cuda13-pjrt",
     "jax-cuda13-plugin",
     "huggingface_hub",

@@ -23,7 +23,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-interrupts wheel release-check bench notebooks fuzz fuzz-atheris clean
+.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-interrupts docs wheel release-check bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -37,6 +37,7 @@ help:
 	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
 	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
+	@echo "make docs       the documentation as a site, in build/site-docs; warnings are errors"
 	@echo "make wheel      a wheel with the C++ library, and the source distribution, in dist/"
 	@echo "make release-check  the same, installed into empty environments of every Python here and tried"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
@@ -105,6 +106,10 @@ wheel: $(INSTALLED)
 release-check: wheel
 	$(BIN)/twine check --strict dist/*
 	ROCMFORGE_DIST=$(CURDIR)/dist $(BIN)/python -m pytest tests/wheel -m wheel $(ARGS)
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[test,docs]"
+	$(BIN)/python -m mkdocs build --strict
 
 bench: $(NATIVE)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

@@ -1,7 +1,7 @@
 """Makes the pages of docs/api, one for each public package, from the public names.
 
-`python -m tools.api_pages docs/api` renews them; a test fails when they are not current. The text of
-a page comes from the docstrings when the site is built.
+`python -m tools.api_pages docs/api` renews them; a test fails when they are not current. Their
+text comes from the docstrings when the site is built.
 """
 
 import importlib

@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "docs/adding-an-architecture.md",
+    "docs/chat.md",
     "docs/embeddings.md",
     "docs/generation.md",
+    "docs/index.md",
 ]
 
 

@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NATIVE := $(VENV)/.native
 # A folder of its own: among the installed packages the plugin prints a traceback at each start without an AMD GPU.
-ROCM := $(VENV)/rocm
+ROCM_GENERATION ?= 7
+ROCM := $(VENV)/rocm$(ROCM_GENERATION)
 CUDA := $(VENV)/cuda
 REAL := $(VENV)/real
 
@@ -22,7 +23,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-interrupts bench notebooks fuzz fuzz-atheris clean
+.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-interrupts docs wheel release-check bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -32,9 +33,13 @@ help:
 	@echo "make test-core  the quicker, essential half of the tests"
 	@echo "make test-gpu   the kernels and what else needs a GPU, on one, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
+	@echo "                (ROCM_GENERATION=10 takes that of ROCm 10, which needs PYTHON=python3.12 or newer)"
 	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
 	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
+	@echo "make docs       the documentation as a site, in build/site-docs; warnings are errors"
+	@echo "make wheel      a wheel with the C++ library, and the source distribution, in dist/"
+	@echo "make release-check  the same, installed into empty environments of every Python here and tried"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
 	@echo "make fuzz       damage files for SECONDS=60 seconds and read them"
@@ -90,6 +95,22 @@ test-real: $(NATIVE) $(REAL)
 test-interrupts: $(NATIVE)
 	$(BIN)/python -m pytest tests/cli/test_interrupts.py -m interrupts $(ARGS)
 
+# The wheel has the C++ library for this system and runs with the oldest C library that the compiler's allows.
+wheel: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[test,release]"
+	rm -rf build dist
+	$(BIN)/python -m build --sdist --outdir dist .
+	ROCMFORGE_WHEEL_CPP=required $(BIN)/python -m build --wheel --outdir build/wheel .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+
+release-check: wheel
+	$(BIN)/twine check --strict dist/*
+	ROCMFORGE_DIST=$(CURDIR)/dist $(BIN)/python -m pytest tests/wheel -m wheel $(ARGS)
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[test,docs]"
+	$(BIN)/python -m mkdocs build --strict
+
 bench: $(NATIVE)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
 	$(BIN)/python benchmarks/table.py
@@ -123,7 +144,7 @@ $(NATIVE): $(INSTALLED) $(wildcard rocmforge_jax/cpp/src/*.cc rocmforge_jax/cpp/
 	@touch $@
 
 # The compilers of the installed jax: 0.12.0 or a post-release of it for jax 0.12.0.1.
-$(ROCM): PLUGIN := jax-rocm7-pjrt
+$(ROCM): PLUGIN := jax-rocm$(ROCM_GENERATION)-pjrt
 $(CUDA): PLUGIN := jax-cuda13-pjrt
 # NVIDIA's assembler, which that needs.
 $(CUDA): ALSO := "nvidia-cuda-nvcc==13.0.*"

@@ -1,4 +1,4 @@
-"""Makes the tables of measurements in README.md from benchmarks/results.
+"""Makes the tables of measurements in docs/benchmarks.md from benchmarks/results.
 
 `python benchmarks/table.py` renews them.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from cpu_goals import GOALS, OURS, THEIRS
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
 #: Title -> key of a result's medians. A cell of these has ours, llama.cpp's and the ratio.
 CPU = {
     "decode": "decode_tokens_per_s",
@@ -153,5 +154,4 @@ def current() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(renewed(readme.read_text(), current()))
+    PAGE.write_text(renewed(PAGE.read_text(), current()))

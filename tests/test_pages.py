@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tools import api_pages
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.core
 def test_links_of_the_pages_lead_somewhere():
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     links = [
         (page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     ]
@@ -20,6 +22,20 @@ def test_links_of_the_pages_lead_somewhere():
         and [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()]
         == []
     )
+
+
+@pytest.mark.core
+def test_the_pages_of_the_api_list_every_public_name():
+    folder = ROOT / "docs" / "api"
+    there = {file.name: file.read_text() for file in folder.iterdir()}
+    assert there == api_pages.pages(), "run: python -m tools.api_pages docs/api"
+
+
+@pytest.mark.core
+def test_every_page_is_in_the_menu_of_the_site():
+    menu = (ROOT / "mkdocs.yml").read_text()
+    pages = (page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md"))
+    assert [str(page) for page in pages if page.as_posix() not in menu] == []
 
 
 @pytest.mark.core

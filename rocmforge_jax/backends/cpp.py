@@ -1,7 +1,8 @@
 """The C++ library for CPUs as a backend: where it is, whether it works, and its calls.
 
-The library is compiled once, by `rocmforge-jax build-native`, into the user's cache folder. It is
-found only where it is current: made from this source for this JAX.
+A wheel may bring the library along. `rocmforge-jax build-native` compiles one into the user's cache
+folder, which is preferred: it is found only where it is current, made from this source for this
+JAX.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import settings
 from rocmforge_jax.backends.choice import WrongDevice
 from rocmforge_jax.backends.trials import Trials
-from rocmforge_jax.cpp import attention, build, library, products, recurrence
+from rocmforge_jax.cpp import attention, build, library, packaged, products, recurrence
 
 #: What a user does about a missing library.
 REMEDY = "build it once with: rocmforge-jax build-native"
@@ -31,13 +32,13 @@ _ALLOWED = {"int16": 1e-4, "int8": 2e-2}
 
 
 def find() -> Path | None:
-    """Returns the library, None where none is built from this source for this JAX."""
+    """Returns the user's own library, or else that of the installed wheel; None without one."""
     folder = settings.cpp_folder()
     try:
         changed = folder.stat().st_mtime_ns
     except OSError:
-        return None
-    return _find(folder, changed)
+        return packaged.find()
+    return _find(folder, changed) or packaged.find()
 
 
 @functools.cache
@@ -158,7 +159,14 @@ def _trials() -> Trials:
 
 @functools.cache
 def _trials_of(found: Path, used: str) -> Trials:
-    file = found.with_name(f"{found.stem}-{used.replace(' ', '-')}.passed")
+    name = f"{found.stem}-{used.replace(' ', '-')}.passed"
+    if found == packaged.find():  # which works with several JAX, in a folder that is not the user's
+        name = f"jax-{jax.__version__}-{name}"
+        return _trials_in(settings.cpp_folder() / name, used)
+    return _trials_in(found.with_name(name), used)
+
+
+def _trials_in(file: Path, used: str) -> Trials:
     return Trials(file, f"this processor ({used})", f"To try another build, {REMEDY}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rocmforge_jax import settings
 from rocmforge_jax.cli import common, interrupts
-from rocmforge_jax.cpp import build
+from rocmforge_jax.cpp import build, packaged
 from rocmforge_jax.cpp.commands import BuildError
 
 PACKAGES = (
@@ -22,6 +22,8 @@ PACKAGES = (
     "tokenizers",
     "jax-rocm7-pjrt",
     "jax-rocm7-plugin",
+    "jax-rocm10-pjrt",
+    "jax-rocm10-plugin",
     "jax-cuda13-pjrt",
     "jax-cuda13-plugin",
     "huggingface_hub",
@@ -147,9 +149,10 @@ def _setting() -> str | None:
 
 def _library() -> str:
     folder = settings.cpp_folder()
-    if build.find(folder) is None:
+    if (build.find(folder) or packaged.find()) is None:
         return "missing"
-    return "complete" if build.find_complete(folder) else "damaged"
+    whole = build.find_complete(folder) if build.find(folder) else packaged.find_complete()
+    return "complete" if whole else "damaged"
 
 
 def _has_compiler() -> bool:

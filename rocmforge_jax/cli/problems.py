@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from rocmforge_jax.cli.machine import Facts
 from rocmforge_jax.settings import named_in
 
-#: The ROCm that each release of JAX asks for.
+#: The ROCm that the extra `rocm` of each release of JAX asks for, and that of the extra `rocm10`.
 ROCM_OF_JAX = {"0.10": "7.2", "0.12": "7.14"}
+ROCM_10 = "10.1"
+#: The plugins of JAX, without "-pjrt" and "-plugin".
+_PLUGINS = ("jax-rocm7", "jax-rocm10", "jax-cuda13")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,9 @@ def problems(facts: Facts) -> Iterator[Problem]:
             "there is an AMD GPU, but jax computes on the CPU (`jax[rocm]` no longer exists: pip"
             " only warns and installs CPU jax)",
             f"pip install 'rocmforge-jax[rocm]', and ROCm {rocm} from the system's packages or"
-            f" AMD's index for jax {jax_version}; the packages named rocm and rocm-sdk on the"
-            " public index are placeholders",
+            f" AMD's index for jax {jax_version}, or 'rocmforge-jax[rocm10]' with ROCm {ROCM_10}"
+            " and Python 3.12; the packages named rocm and rocm-sdk on the public index are"
+            " placeholders",
             True,
         )
     if facts.platform == "cpu" and facts.nvidia:
@@ -45,9 +49,19 @@ def problems(facts: Facts) -> Iterator[Problem]:
             "pip install 'rocmforge-jax[cuda]'",
             True,
         )
-    for plugin in ("jax-rocm7-pjrt", "jax-rocm7-plugin", "jax-cuda13-pjrt", "jax-cuda13-plugin"):
-        version = facts.versions.get(plugin, "not installed")
-        if version != "not installed" and version.split(".")[:2] != jax_version.split(".")[:2]:
+    installed = {
+        name: facts.versions[name]
+        for name in (f"{plugin}-{part}" for plugin in _PLUGINS for part in ("pjrt", "plugin"))
+        if facts.versions.get(name, "not installed") != "not installed"
+    }
+    if {"jax-rocm7-plugin", "jax-rocm10-plugin"} <= installed.keys():
+        yield Problem(
+            "jax-rocm7-plugin and jax-rocm10-plugin are both installed; jax takes one for ROCm",
+            "pip uninstall those that are not for the ROCm of this machine",
+            True,
+        )
+    for plugin, version in installed.items():
+        if version.split(".")[:2] != jax_version.split(".")[:2]:
             yield Problem(
                 f"{plugin} is {version}, jax is {jax_version}",
                 f"pip install '{plugin}=={jax_version}'",

@@ -97,7 +97,27 @@ def build(folder: Path, *, force: bool = False) -> Path:
         with _only_builder(folder):
             if not force and (library := stored.newest_complete(folder, prefix)):
                 return library
-            return _compiled(command, folder, prefix)
+            library = _compiled(command, folder, prefix, baseline=len(command) > 1)
+            stored.remove_incomplete(folder, _prefix())
+            return library
+
+
+def build_for_others(folder: Path, prefix: str) -> Path:
+    """Compiles a library for other machines of this system into a folder of a wheel.
+
+    It runs on every processor of its kind, with the best instructions that both know.
+
+    Args:
+        folder: Where to put the library.
+        prefix: The beginning of its name.
+
+    Raises:
+        BuildError: There is no compiler, it fails, or the folder cannot be written.
+    """
+    command = _require_compiler()
+    with _written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return _compiled(command, folder, prefix, baseline=True)
 
 
 @contextlib.contextmanager
@@ -131,17 +151,15 @@ def _require_compiler() -> tuple[str, ...]:
     raise BuildError(f"no C++ compiler: {looked_for}")
 
 
-def _compiled(command: tuple[str, ...], folder: Path, prefix: str) -> Path:
+def _compiled(command: tuple[str, ...], folder: Path, prefix: str, *, baseline: bool) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
         made = Path(scratch) / "multiply.so"
-        parts = units.units(lambda flags: _knows(command, flags), baseline=len(command) > 1)
+        parts = units.units(lambda flags: _knows(command, flags), baseline=baseline)
         objects = [Path(scratch) / f"{i}.o" for i in range(len(parts))]
         _make(objects, [[*command, *part, "-o", str(file)] for part, file in zip(parts, objects)])
         _make([made], [[*command, "-shared", *map(str, objects), "-o", str(made)]])
         _require_working(made, command[0])
-        library = stored.put(made, folder, prefix)
-    stored.remove_incomplete(folder, _prefix())
-    return library
+        return stored.put(made, folder, prefix)
 
 
 def _make(files: list[Path], wanted: list[list[str]]) -> None:

@@ -45,6 +45,7 @@ def units(knows: Callable[[tuple[str, ...]], bool], *, baseline: bool) -> list[l
     ]
     calls = [(name, ("-isystem", _headers())) for name in _CALLS]
     others = [
+        ("older_systems.cc", ()),
         ("repack.cc", ()),
         ("processor.cc", tuple(f"-DHAS_{name}" for name in variants)),
     ]

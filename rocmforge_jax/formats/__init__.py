@@ -8,6 +8,11 @@ from rocmforge_jax.formats.packing import Codes, WordPacking
 from rocmforge_jax.formats.quantizers import quantize
 from rocmforge_jax.formats.registry import FORMATS, REMOVED_IDS, get, register, unregister
 
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
+    from rocmforge_jax.formats.blocks import dequantize as dequantize
+
 
 def __getattr__(name):
     if name == "dequantize":

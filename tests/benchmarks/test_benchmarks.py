@@ -42,7 +42,7 @@ def program(monkeypatch):
 
 @pytest.mark.core
 def test_the_tables_of_measurements_are_current(program):
-    page, table = (ROOT / "README.md").read_text(), program("table")
+    page, table = (ROOT / "docs" / "benchmarks.md").read_text(), program("table")
     assert table.renewed(page, table.current()) == page, "run: python benchmarks/table.py"
 
 

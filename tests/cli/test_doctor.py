@@ -138,6 +138,7 @@ def test_an_amd_gpu_that_jax_does_not_see(jax, rocm):
         and "AMD GPU" in problem.what
         and "rocmforge-jax[rocm]" in problem.remedy
         and rocm in problem.remedy
+        and "rocmforge-jax[rocm10]" in problem.remedy
     )
 
 
@@ -151,6 +152,15 @@ def test_a_plugin_of_another_version():
         versions={"jax": "0.12.0", "jax-rocm7-pjrt": "0.10.2", "jax-rocm7-plugin": "0.12.0.1"}
     )
     assert problem.certain and "jax-rocm7-pjrt is 0.10.2, jax is 0.12.0" in problem.what
+    (problem,) = told(versions={"jax": "0.12.0", "jax-rocm10-pjrt": "0.11.2"})
+    assert problem.certain and "jax-rocm10-pjrt is 0.11.2, jax is 0.12.0" in problem.what
+
+
+def test_plugins_of_two_generations_of_rocm():
+    (problem,) = told(
+        versions=dict.fromkeys(("jax", "jax-rocm7-plugin", "jax-rocm10-plugin"), "0.12.0")
+    )
+    assert problem.certain and "both" in problem.what and "uninstall" in problem.remedy
 
 
 def test_rocm_names_each_flag_that_is_not_set():

@@ -26,10 +26,10 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def plugin() -> Path:
-    """The shared library of XLA's ROCm plugin, below ROCMFORGE_ROCM_PLUGIN or the folder `rocm` of
+    """The shared library of XLA's ROCm plugin, below ROCMFORGE_ROCM_PLUGIN or the folder `rocm7` of
     this environment.
     """
-    folder = Path(os.environ.get("ROCMFORGE_ROCM_PLUGIN") or Path(sys.prefix) / "rocm")
+    folder = Path(os.environ.get("ROCMFORGE_ROCM_PLUGIN") or Path(sys.prefix) / "rocm7")
     found = sorted(folder.resolve().glob("jax_plugins/xla_rocm*/xla_rocm_plugin.so"))
     if not found:
         pytest.fail(

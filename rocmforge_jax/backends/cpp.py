@@ -20,10 +20,18 @@ from pallas_kernels.attention.checks import require_kernel_rule
 from pallas_kernels.dequantize import reference
 from pallas_kernels.packing import Packing
 from pallas_kernels.qmatmul import Product, Weight
-from rocmforge_jax import settings
+from rocmforge_jax import locate, settings
 from rocmforge_jax.backends.choice import WrongDevice
 from rocmforge_jax.backends.trials import Trials
-from rocmforge_jax.cpp import attention, build, library, packaged, products, recurrence
+from rocmforge_jax.cpp import (
+    attention,
+    build,
+    library,
+    packaged,
+    products,
+    recurrence,
+    tuning,
+)
 
 #: What a user does about a missing library.
 REMEDY = "build it once with: rocmforge-jax build-native"
@@ -116,6 +124,30 @@ def try_all(packings: Iterable[Packing]) -> None:
                 require_packing(packing, mode)
 
 
+def tune(packings: Iterable[Packing]) -> dict[library.Prefetch, float]:
+    """Measures which prefetch is fastest here, uses it from now on and remembers it.
+
+    Args:
+        packings: Of the matrices to measure.
+
+    Returns:
+        The bytes per second that products read with each prefetch.
+
+    Raises:
+        NotImplementedError: The library is not built or does not load.
+    """
+    instructions()
+    found = file()
+    measured = tuning.measure(found, packings)
+    tuning.remember(_tuned(found), found)
+    return measured
+
+
+def _tuned(found: Path) -> Path:
+    """Returns the file with the prefetch of a library on this kind of processor."""
+    return locate.compiled_folder("tuned") / f"{found.stem}.json"
+
+
 def multiply(x_MK, wanted, *, mode: str, dtype, norm=None, epsilon: float = 0.0) -> list[jax.Array]:
     """Computes several products of x: see `rocmforge_jax.cpp.products.multiply`."""
     return _multiply(x_MK, wanted, norm, mode, jnp.dtype(dtype), epsilon)
@@ -145,7 +177,9 @@ def _loaded(found: Path) -> str:
 def _load(found: Path) -> tuple[str, str | None]:
     """Returns (instructions, None), or what is wrong with the library, after one warning."""
     try:
-        return library.load(found), None
+        used = library.load(found)
+        tuning.recall(_tuned(found), found)
+        return used, None
     except Exception as error:  # a loader may raise anything
         text = f"{type(error).__name__}: {str(error)[:500]}"
         problem = f"the C++ library {found.name} does not load: {text}"

@@ -34,6 +34,18 @@ class Form(NamedTuple):
     minimum: bool
 
 
+class Prefetch(NamedTuple):
+    """Where a GEMV prefetches weights.
+
+    Attributes:
+        ahead: Bytes after the weights that it multiplies.
+        level: The level of the cache that it prefetches into, 1 or 2.
+    """
+
+    ahead: int
+    level: int
+
+
 @functools.cache
 def load(library: Path) -> str:
     """Registers the functions of a compiled library with JAX.
@@ -99,6 +111,21 @@ def use(library: Path, name: str) -> None:
             f"{name!r} is none of the instructions of this processor:"
             f" {', '.join(instructions(library))}"
         )
+
+
+def prefetch(library: Path) -> Prefetch:
+    """Returns the prefetch that products use."""
+    ahead, level = ctypes.c_int64(), ctypes.c_int64()
+    _opened(library).get_prefetch(ctypes.byref(ahead), ctypes.byref(level))
+    return Prefetch(ahead.value, level.value)
+
+
+def use_prefetch(library: Path, wanted: Prefetch | None) -> None:
+    """Makes all products use a prefetch from now on; None is the one of the library's table."""
+    ahead, level = wanted or (-1, 1)
+    if level not in (1, 2):
+        raise ValueError(f"a prefetch goes into the level 1 or 2 of the cache, not {level}")
+    _opened(library).set_prefetch(ctypes.c_int64(ahead), ctypes.c_int64(level))
 
 
 @functools.cache

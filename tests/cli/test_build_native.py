@@ -8,6 +8,7 @@ import pytest
 
 from rocmforge_jax.backends import cpp
 from rocmforge_jax.cpp import build
+from rocmforge_jax.cpp.library import Prefetch
 
 pytestmark = pytest.mark.core
 
@@ -37,6 +38,14 @@ def test_what_is_built_is_found(run, in_cpp, cpp_folder):
     )
 
 
+def test_it_measures_again_where_that_is_wanted(run, in_cpp, monkeypatch):
+    measured = {Prefetch(4096, 1): 9e9, Prefetch(16384, 2): 12.3e9}
+    monkeypatch.setattr(cpp, "tune", lambda packings: measured if list(packings) else {})
+    ran = run("build-native", "--tune", "--json")
+    assert "16384 bytes ahead into the level 2 cache: 12.3 GB/s" in ran.err
+    assert json.loads(ran.out)["prefetch"].keys() == {"ahead", "level"}
+
+
 @pytest.fixture
 def copied(in_cpp, cpp_folder, empty, monkeypatch):
     """A copy of the library in a folder of its own, and a compiler that copies it there again."""
@@ -49,6 +58,7 @@ def copied(in_cpp, cpp_folder, empty, monkeypatch):
     # JAX knows the same code already, and tries it in other tests.
     monkeypatch.setattr(cpp, "instructions", lambda: "these")
     monkeypatch.setattr(cpp, "try_all", lambda packings: None)
+    monkeypatch.setattr(cpp, "tune", lambda packings: {})
     return Path(shutil.copy(built, folder))
 
 

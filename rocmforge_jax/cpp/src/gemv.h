@@ -13,8 +13,6 @@ namespace {
 
 // Rows of a weight that are multiplied at once: as many as the registers hold.
 constexpr int kRows = LANES == 16 ? 2 : 1;
-// Least distance of the prefetch, in bytes.
-constexpr int64_t kAhead = 4096;
 
 // Rows of a weight whose products are buffered before the epilogue.
 constexpr int kOut = 64;
@@ -69,7 +67,8 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
   Floats total[kBatch][kRows] = {};
   Scales scales[kRows];
   // The prefetch is whole steps ahead: half a step would prefetch what the neighbouring row reads anyway.
-  const int64_t step = kRows * kBits * w.groups * 4, ahead = (kAhead + step - 1) / step * step;
+  const Prefetch fetch = prefetch();
+  const int64_t step = kRows * kBits * w.groups * 4, ahead = (fetch.ahead + step - 1) / step * step;
   for (int64_t g = 0; g < w.groups; g += LANES) {
     const int count = w.groups - g < LANES ? w.groups - g : LANES;
     const int64_t in_chunk = g % kChunk;
@@ -85,7 +84,8 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
       for (int i = 0; i < kBits; i++) {
         const uint32_t* from = w.codes + ((first + r * second) * kBits + i) * w.groups + g;
         words[i] = load(from, count);
-        __builtin_prefetch((const char*)from + ahead);
+        if (fetch.second_level) __builtin_prefetch((const char*)from + ahead, 0, 2);
+        else __builtin_prefetch((const char*)from + ahead, 0, 3);
       }
       unpack<kBits>(words, codes[r]);
 #pragma GCC unroll 8

@@ -46,6 +46,15 @@ struct Inputs {
   int parts;
 };
 
+// Where a GEMV prefetches weights: `ahead` bytes after those that it multiplies, into the second-level cache or into the first.
+struct Prefetch {
+  int64_t ahead;
+  bool second_level;
+};
+
+// The prefetch in use: that of a table of processors, or the one that `set_prefetch` set.
+Prefetch prefetch();
+
 // A way to multiply, with its own layout of quantised activations, which has tiles of `tile` rows.
 struct Way {
   int64_t tile;       // rows of activations in a tile

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from rocmforge_jax.models import Decoder
+from rocmforge_jax.models.sharding import on_automatic_axes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class FlatDecoder:
         """Splits a decoder."""
         graphdef, state = nnx.split(decoder)
         leaves, treedef = jax.tree.flatten(state)
+        leaves = list(map(on_automatic_axes, leaves))
         return cls(leaves, (graphdef, treedef), jax.tree.flatten(decoder))
 
     @property

@@ -10,6 +10,7 @@ import collections.abc
 import copy
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from rocmforge_jax.generate.processor import LogitsProcessor, Processing
 from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.snapshots import SNAPSHOT_INTERVAL, Snapshots
 from rocmforge_jax.models import Decoder
+from rocmforge_jax.models.empty_cache import cache_shardings, init_cache, placement_of
 from rocmforge_jax.nn import Cache
 
 #: Tokens of the longest piece of a prompt that is computed at once. A GPU dequantises every weight
@@ -251,6 +253,10 @@ def _allowed(vocabulary: int, suppressed_ids) -> jax.Array | None:
     return jnp.asarray(allowed)
 
 
+def _number(device: Any) -> int:
+    return device.id
+
+
 class Program:
     """A jitted step of one model; it is called without the model's arrays.
 
@@ -324,7 +330,6 @@ class Steps:
         decode: (slots, count) -> (slots, ids_BT, logprobs_BT), see `decode`. Their cache is
             donated.
         score: (ids_BT, first) -> log-probabilities, see `score`.
-        init_cache: (batch, length) -> an empty cache, made by one program.
     """
 
     def __init__(self, decoder: Decoder, suppressed_ids: collections.abc.Set[int] = frozenset()):
@@ -334,7 +339,7 @@ class Steps:
             decoder: the model.
             suppressed_ids: tokens that are never generated.
         """
-        self.config = decoder.config
+        self.config, self._cache_dtype = decoder.config, decoder.numerics.cache_dtype
         self.allowed_V = _allowed(self.config.vocabulary, suppressed_ids)
         on_cpu = jax.default_backend() == "cpu"
         self.chunk = PREFILL_CHUNK if on_cpu else PREFILL_CHUNK_ON_GPUS
@@ -347,9 +352,11 @@ class Steps:
         self.prefill = program(prefill, donate_argnums=1)
         self.decode = DecodeProgram(merge, self.leaves, self.allowed_V)
         self.score = program(score, static_argnums=2)
-        # The decoder's own method would keep its arrays alive after others have replaced them.
-        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves]
-        self.init_cache = jax.jit(merge(shapes).init_cache, static_argnums=(0, 1))
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """Makes an empty cache where the weights are."""
+        config, dtype = self.config, self._cache_dtype
+        return init_cache(config, batch, length, dtype, placement_of(self.leaves))
 
     def of(self, decoder: Decoder) -> "Steps":
         """Returns the steps of a decoder's present arrays, these ones where they use them already.
@@ -369,8 +376,27 @@ class Steps:
         return steps
 
     def cache_bytes(self, batch: int, length: int) -> int:
-        """Bytes of a cache of `batch` sequences with `length` slots each; nothing is allocated."""
-        return jax.eval_shape(lambda: self.init_cache(batch, length)).nbytes
+        """Bytes of a cache of `batch` sequences with `length` slots each; nothing is allocated.
+
+        Of several devices it is what one holds.
+        """
+        cache, placement = (
+            jax.eval_shape(lambda: self.init_cache(batch, length)),
+            placement_of(self.leaves),
+        )
+        if placement is None:
+            return cache.nbytes
+        shardings = cache_shardings(cache, placement)
+        return sum(
+            math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+            for array, sharding in zip(jax.tree.leaves(cache), jax.tree.leaves(shardings))
+        )
+
+    @property
+    def device(self) -> Any:
+        """A device that holds the weights; None if they are free to move."""
+        placement = placement_of(self.leaves)
+        return None if placement is None else min(placement.addressable_devices, key=_number)
 
     def empty_slots(
         self,

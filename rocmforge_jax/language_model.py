@@ -69,6 +69,8 @@ class LanguageModel:
 
     A text is generated with the arrays that `model` has when the text begins, so the model may be
     trained in place. Nothing is compiled again for a model of the same structure.
+
+    `close`, or the end of a `with` block, gives the memory of weights and caches back.
     """
 
     def __init__(
@@ -89,22 +91,49 @@ class LanguageModel:
         self._context_length = context_length
         padding = range(tokenizer.vocab_size, model.config.vocabulary)
         self._suppressed_ids = tokenizer.suppressed_ids.union(padding)
+        self._engine: Engine | None = None
         self.model = model
 
     @property
     def model(self) -> Decoder:
         """The Flax NNX module. Assign another one to generate with it."""
-        return self._model
+        return self._open(self._model)
 
     @model.setter
     def model(self, model: Decoder):
-        if hasattr(self, "engine") and model.config == self.engine.config:
-            self.engine.use(model)
+        if self._engine is not None and model.config == self._engine.config:
+            self._engine.use(model)
         else:
-            self.engine = Engine(
+            self._engine = Engine(
                 model, context_length=self._context_length, suppressed_ids=self._suppressed_ids
             )
         self._model, self._embedder = model, None
+
+    @property
+    def engine(self) -> Engine:
+        """Generates token ids."""
+        return self._open(self._engine)
+
+    def close(self) -> None:
+        """Lets go of the model, its caches and its compiled steps, and so of their memory.
+
+        Arrays that something else refers to, such as a variable for `model` or a text that is still
+        being streamed, stay until that is gone. The tokenizer remains; a closed model computes
+        nothing until another one is assigned to `model`.
+        """
+        self._model = self._engine = self._embedder = None
+
+    def __enter__(self) -> "LanguageModel":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _open(self, part):
+        """Returns a part of an open model; raises ValueError for a closed one."""
+        if part is None:
+            raise ValueError("this LanguageModel is closed: load it again")
+        return part
 
     @property
     def embedder(self) -> Embedder:
@@ -114,6 +143,8 @@ class LanguageModel:
         return self._embedder
 
     def __repr__(self):
+        if self._model is None:
+            return "<LanguageModel: closed>"
         config = self.model.config
         return (
             f"<LanguageModel {config.architecture}: {len(config.layers)} layers, width"
@@ -558,6 +589,7 @@ def load(
     mesh: Mesh | None = None,
     layers: int | None = None,
     dequantize: Patterns = None,
+    revision: str | None = None,
     strict: bool = False,
     nextn: bool = False,
     progress: bool | None = None,
@@ -567,8 +599,9 @@ def load(
     Args:
         path: A GGUF file; or "demo", the small model that ships with the package; or
             a name on the Hugging Face hub (needs the extra `hub`): "owner/repository",
-            "owner/repository:Q5_K_M" or "owner/repository/file.gguf". What looks like a path
-            ("./a.gguf", "~/a.gguf", in an existing folder) is never looked for there.
+            "owner/repository:Q5_K_M" or "owner/repository/file.gguf", also after "hf://" and with
+            "@revision" after the repository; or the address of a file's page. What looks like a
+            path ("./a.gguf", "~/a.gguf", in an existing folder) is never looked for there.
         dtype: Of the computation, "float32", "bfloat16" or "float16", as text ("bf16" and the like
             too), NumPy's or JAX's. Default: bfloat16 on GPUs and float32 on CPUs.
         cache_dtype: Of the keys and values in caches, likewise. Default: `dtype`.
@@ -585,6 +618,7 @@ def load(
         layers: How many of the first layers to load. Default: all.
         dequantize: Patterns of the names of tensors, such as "*.ffn_*" or ["token_embd",
             "blk.0.*"], which become dense arrays of `dtype`; or True for all. Default: none.
+        revision: A branch, a tag or a commit of the hub's repository. Default: its main branch.
         strict: Whether to refuse what is otherwise only warned about.
         nextn: Whether to load the blocks for multi-token prediction too, as `model.nextn`.
         progress: Whether to show a bar on stderr, default: if that is a terminal.
@@ -610,7 +644,7 @@ def load(
         strict=strict,
         nextn=nextn,
     )
-    gguf = open_gguf(_found(path, "load"))
+    gguf = open_gguf(_found(path, "load", revision))
     with tqdm(
         unit="B",
         unit_scale=True,
@@ -654,6 +688,7 @@ def load_abstract(
     mesh: Mesh | None = None,
     layers: int | None = None,
     dequantize: Patterns = None,
+    revision: str | None = None,
     strict: bool = False,
     nextn: bool = False,
 ) -> Decoder:
@@ -673,6 +708,7 @@ def load_abstract(
         mesh: Devices that share the model. The arrays then have shardings.
         layers: How many of the first layers to make.
         dequantize: Patterns of the names of tensors that are dense.
+        revision: A branch, a tag or a commit of the hub's repository.
         strict: Whether to refuse what is otherwise only warned about.
         nextn: Whether to make the blocks for multi-token prediction too.
 
@@ -692,14 +728,14 @@ def load_abstract(
         strict=strict,
         nextn=nextn,
     )
-    return abstract_decoder(open_gguf(_found(path, "load_abstract")), options)
+    return abstract_decoder(open_gguf(_found(path, "load_abstract", revision)), options)
 
 
-def _found(path: str | os.PathLike, function: str) -> Path:
+def _found(path: str | os.PathLike, function: str, revision: str | None) -> Path:
     """Returns the file that a path or a name means."""
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"{function}() takes a text or an os.PathLike as path, got {shown(path)}")
-    return resolve(path)
+    return resolve(path, revision)
 
 
 def _check_room(gguf: GGUFFile, config: DecoderConfig, options: LoadOptions) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import urllib.parse
+from typing import Any
 
 _WORD = "[A-Za-z0-9][A-Za-z0-9_.-]*"
 _REVISION = r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*?"
@@ -48,7 +49,7 @@ def parse(name: str | os.PathLike | bytes) -> HubName | None:
     found = page or _NAME.fullmatch(rest)
     if found is None:
         return None
-    parts = {"owner": None, "quantisation": None} | found.groupdict()
+    parts: dict[str, Any] = {"owner": None, "quantisation": None} | found.groupdict()
     if not is_address and os.path.isdir(parts["owner"] or ""):
         return None
     repository, file = parts["repository"], parts["file"]

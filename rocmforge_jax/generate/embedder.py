@@ -11,6 +11,7 @@ from tqdm import tqdm
 from rocmforge_jax.generate.flat import FlatDecoder
 from rocmforge_jax.generate.steps import SMALLEST_BUCKET
 from rocmforge_jax.models import Decoder
+from rocmforge_jax.models.sharding import on_every_device
 
 #: Tokens of a batch, padding included, on CPUs and on GPUs; a longer text is a batch of its own.
 BATCH_TOKENS, BATCH_TOKENS_ON_GPUS = 2048, 16384
@@ -110,7 +111,9 @@ def _jitted(flat: FlatDecoder):
 
     @functools.partial(jax.jit, static_argnums=(3, 4))
     def embed(leaves, tokens_BT, lengths_B, pooling, normalize):
-        vectors = merge(leaves).embed(tokens_BT, lengths_B, pooling=pooling)
+        decoder = merge(leaves)
+        vectors = decoder.embed(tokens_BT, lengths_B, pooling=pooling)
+        vectors = on_every_device(vectors, decoder)
         return _normalized(vectors) if normalize else vectors
 
     return embed

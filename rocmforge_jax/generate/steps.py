@@ -24,6 +24,7 @@ from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.snapshots import SNAPSHOT_INTERVAL, Snapshots
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.models.empty_cache import cache_shardings, init_cache, placement_of
+from rocmforge_jax.models.sharding import on_every_device
 from rocmforge_jax.nn import Cache
 
 #: Tokens of the longest piece of a prompt that is computed at once. A GPU dequantises every weight
@@ -108,7 +109,9 @@ def prefill(merge, leaves, cache: Cache, tokens_BT, added_B, before_BV):
         (logits after the last real token, float32 [B, V]; the cache). A sequence without a token in
         this piece keeps `before_BV`.
     """
-    logits_BV, cache = merge(leaves)(tokens_BT, cache, lengths_B=added_B, last_only=True)
+    decoder = merge(leaves)
+    logits_BV, cache = decoder(tokens_BT, cache, lengths_B=added_B, last_only=True)
+    logits_BV = on_every_device(logits_BV, decoder)
     return jnp.where(added_B[:, None] > 0, logits_BV, before_BV), cache
 
 
@@ -130,6 +133,7 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
         if processing is not None:
             processing = processing.with_tokens(last_B, cache.lengths_B)
         logits_BV, after = decoder(last_B[:, None], cache, last_only=True)
+        logits_BV = on_every_device(logits_BV, decoder)
         # The decoder counts every slot on; an inactive one stays where it is. Passing `lengths_B`
         # instead would make the decoder gather the last token of one.
         cache = dataclasses.replace(after, lengths_B=cache.lengths_B + added_B)
@@ -149,8 +153,9 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
 
 def score(merge, leaves, ids_BT, first: int):
     """Log-probabilities of ids[:, first + 1:] after all before them, float32 [B, T - 1 - first]."""
-    logits_BTV, _ = merge(leaves)(ids_BT[:, :-1])
-    logits_BTV, targets_BT = logits_BTV[:, first:], ids_BT[:, first + 1 :]
+    decoder = merge(leaves)
+    logits_BTV, _ = decoder(ids_BT[:, :-1])
+    logits_BTV, targets_BT = on_every_device(logits_BTV, decoder)[:, first:], ids_BT[:, first + 1 :]
     chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 

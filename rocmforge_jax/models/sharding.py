@@ -5,6 +5,7 @@ inputs, so that a layer exchanges two sums: after the mixer and after the feed-f
 computes its heads and holds their part of the cache. The vocabulary is split too.
 """
 
+import functools
 import re
 import warnings
 from collections.abc import Sequence
@@ -121,3 +122,27 @@ def on_automatic_axes(array: jax.Array) -> jax.Array:
     mesh = automatic(sharding.mesh)
     same = mesh is sharding.mesh
     return array if same else jax.device_put(array, NamedSharding(mesh, sharding.spec))
+
+
+def on_every_device(array: jax.Array, decoder: Any) -> jax.Array:
+    """Returns an array whole on every device of a decoder, so that every process can read it."""
+    mesh = decoder.numerics.mesh
+    if mesh is None:
+        return array
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec()))
+
+
+def readable(array: jax.Array) -> jax.Array:
+    """Returns an array that this process can read; a copy where other processes hold parts of it.
+
+    Then all processes have to call it.
+    """
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return array
+    mesh: Any = array.sharding.mesh  # pyright: ignore[reportAttributeAccessIssue]
+    return _copied(array, NamedSharding(mesh, PartitionSpec()))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _copied(array, sharding):
+    return jax.lax.with_sharding_constraint(array, sharding)

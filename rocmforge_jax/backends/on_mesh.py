@@ -41,6 +41,8 @@ def check_mesh(mesh: Any) -> Mesh:
             f"the axes of a mesh are {BATCH_AXIS!r} and {MODEL_AXIS!r}, one of them or both, got"
             f" {', '.join(map(repr, mesh.axis_names)) or 'none'}"
         )
+    if not mesh.local_devices:
+        raise ValueError(f"none of the {mesh.size} devices of the mesh is one of this process")
     return mesh
 
 
@@ -63,7 +65,7 @@ def model_parts(mesh: Mesh | None) -> int:
 def require_one_device() -> None:
     """Raises NotImplementedError while a model is traced for several devices."""
     if (mesh := current_mesh()) is not None:
-        raise NotImplementedError(f"not split over devices, and the model is over {mesh.size}")
+        raise NotImplementedError(f"a kernel for one device, and {mesh.size} share the model")
 
 
 def batch_axis(mesh: Mesh, batch: int) -> str | None:

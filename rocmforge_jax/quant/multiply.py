@@ -76,7 +76,7 @@ def multiply(
     with contextlib.nullcontext() if weight.split is None else on_mesh(None):
         backend = choose(MATMUL, operands, backend).name
     planes, structure = jax.tree.flatten(weight)
-    batch = x.shape[0] if x.ndim > 1 else 0
+    batch = 0 if weight.split is None or x.ndim < 2 else x.shape[0]
     y = linear(_Multiply(structure, backend, activations, dtype, batch), flat, planes)
     return y.astype(dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
@@ -178,7 +178,7 @@ class _Multiply:
         backend: Which one computes the product.
         activations: The mode of activations.
         dtype: Of the result.
-        batch: Sequences that the rows of x belong to, 0 if they are no batch.
+        batch: Sequences that the rows of x belong to, for a weight that is split; else 0.
         casts: Whether the result always has `dtype`. Otherwise it may come in float32.
     """
 

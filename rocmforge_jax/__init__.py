@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.gguf import open_gguf as open_gguf
     from rocmforge_jax.language_model import LanguageModel as LanguageModel
     from rocmforge_jax.language_model import load as load
+    from rocmforge_jax.language_model import load_abstract as load_abstract
     from rocmforge_jax.models import kernel_report as kernel_report
     from rocmforge_jax.nn import validate_attention_dims as validate_attention_dims
     from rocmforge_jax.quant import QParam as QParam
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "load": "language_model",
+    "load_abstract": "language_model",
     "LanguageModel": "language_model",
     "Completion": "completion",
     "Piece": "completion",

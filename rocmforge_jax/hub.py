@@ -23,6 +23,7 @@ _MEANINGS = {
     "GatedRepoError": "its owner has to admit you: ask on its page, then set HF_TOKEN",
     "RepositoryNotFoundError": "there is no such repository, or it is private (set HF_TOKEN)",
     "LocalEntryNotFoundError": "the hub cannot be reached, and the file is not in its cache",
+    "RevisionNotFoundError": "the repository has no such revision",
     "EntryNotFoundError": "the repository has no such file",
     "ConnectionError": "the hub cannot be reached",
     "ConnectError": "the hub cannot be reached",
@@ -30,31 +31,45 @@ _MEANINGS = {
 }
 
 
-def fetch_file(repository: str, filename: str) -> Path:
+def fetch_file(repository: str, filename: str, revision: str | None = None) -> Path:
     """Returns the local copy of a file of a repository, and fetches all parts of a split model.
+
+    revision: A branch, a tag or a commit, default the main branch.
 
     Raises FileNotFoundError, in one line, where the file cannot be had.
     """
-    cached = {} if _reachable() else {"local_files_only": True}
-    parts = _parts(filename)
-    return [Path(_call("hf_hub_download", repository, part, **cached)) for part in parts][0]
+    options: dict[str, Any] = {} if _reachable() else {"local_files_only": True}
+    options |= _of(revision)
+    try:
+        parts = _parts(filename)
+        return [Path(_call("hf_hub_download", repository, part, **options)) for part in parts][0]
+    except FileNotFoundError as error:
+        if _MEANINGS["EntryNotFoundError"] not in str(error):
+            raise
+        there = [file for file in _files(repository, revision) if file.lower().endswith(".gguf")]
+        raise FileNotFoundError(
+            f"{error}; it has {listed(there, ', ') or 'no GGUF file'}"
+        ) from None
 
 
-def fetch_model(repository: str, quantisation: str | None = None) -> Path:
+def fetch_model(
+    repository: str, quantisation: str | None = None, revision: str | None = None
+) -> Path:
     """Returns the local copy of a repository's model, chosen as llama.cpp's option -hf does.
 
     Args:
         repository: "owner/name".
         quantisation: What the file's name has before a "-" or ".", such as "Q5_K_M", in any case.
+        revision: As for `fetch_file`.
     """
-    files = _files(repository)
+    files = _files(repository, revision)
     if (chosen := choose(files, quantisation)) is None:
         there = [file for file in files if file.lower().endswith(".gguf")]
         wanted = f"GGUF file of {quantisation}" if quantisation else "GGUF file with a model"
         raise FileNotFoundError(
             f"{repository} has no {wanted}; it has {listed(there, ', ') or 'no GGUF file at all'}"
         )
-    return fetch_file(repository, chosen)
+    return fetch_file(repository, chosen, revision)
 
 
 def choose(files: Sequence[str], quantisation: str | None = None) -> str | None:
@@ -88,19 +103,24 @@ def _parts(filename: str) -> list[str]:
     return [filename, *(part for part in parts if part != filename)]
 
 
-def _files(repository: str) -> list[str]:
+def _of(revision: str | None) -> dict[str, str]:
+    """Returns the argument of the hub's functions for a revision."""
+    return {} if revision is None else {"revision": revision}
+
+
+def _files(repository: str, revision: str | None = None) -> list[str]:
     """Lists a repository's files; without the hub, those in the cache."""
     try:
         if not _reachable():
             raise FileNotFoundError(_failure(repository, "the hub cannot be reached"))
-        return sorted(_call("list_repo_files", repository))
+        return sorted(_call("list_repo_files", repository, **_of(revision)))
     except FileNotFoundError:
-        if cached := _cached_files(repository):
+        if cached := _cached_files(repository, revision):
             return cached
         raise
 
 
-def _cached_files(repository: str) -> list[str]:
+def _cached_files(repository: str, wanted: str | None) -> list[str]:
     try:
         cache = _hub().scan_cache_dir()
     except Exception:  # no cache, or a damaged one: the hub's own error says more
@@ -110,6 +130,7 @@ def _cached_files(repository: str) -> list[str]:
         for repo in cache.repos
         if (repo.repo_id, repo.repo_type) == (repository, "model")
         for revision in repo.revisions
+        if wanted is None or wanted in (revision.commit_hash, *revision.refs)
         for file in revision.files
     )
 

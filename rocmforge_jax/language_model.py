@@ -4,15 +4,16 @@ import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
-from rocmforge_jax import compilation_cache, settings
+from rocmforge_jax import compilation_cache
 from rocmforge_jax.arguments import check_keywords, flag, integer, named_values, shown
-from rocmforge_jax.backends import Numerics
 from rocmforge_jax.completion import Answer, Completion, Piece, streamed
 from rocmforge_jax.generate import (
     Embedder,
@@ -30,11 +31,14 @@ from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
     Decoder,
+    DecoderConfig,
+    LoadOptions,
+    abstract_decoder,
     checked_pooling,
-    default_dtype,
-    load_decoder,
+    decoder_of,
     plan_memory,
 )
+from rocmforge_jax.models.patterns import Patterns
 from rocmforge_jax.requested import Prompt, as_prompts, best, counts, each_params
 from rocmforge_jax.text import (
     ChatTemplate,
@@ -65,6 +69,8 @@ class LanguageModel:
 
     A text is generated with the arrays that `model` has when the text begins, so the model may be
     trained in place. Nothing is compiled again for a model of the same structure.
+
+    `close`, or the end of a `with` block, gives the memory of weights and caches back.
     """
 
     def __init__(
@@ -85,22 +91,49 @@ class LanguageModel:
         self._context_length = context_length
         padding = range(tokenizer.vocab_size, model.config.vocabulary)
         self._suppressed_ids = tokenizer.suppressed_ids.union(padding)
+        self._engine: Engine | None = None
         self.model = model
 
     @property
     def model(self) -> Decoder:
         """The Flax NNX module. Assign another one to generate with it."""
-        return self._model
+        return self._open(self._model)
 
     @model.setter
     def model(self, model: Decoder):
-        if hasattr(self, "engine") and model.config == self.engine.config:
-            self.engine.use(model)
+        if self._engine is not None and model.config == self._engine.config:
+            self._engine.use(model)
         else:
-            self.engine = Engine(
+            self._engine = Engine(
                 model, context_length=self._context_length, suppressed_ids=self._suppressed_ids
             )
         self._model, self._embedder = model, None
+
+    @property
+    def engine(self) -> Engine:
+        """Generates token ids."""
+        return self._open(self._engine)
+
+    def close(self) -> None:
+        """Lets go of the model, its caches and its compiled steps, and so of their memory.
+
+        Arrays that something else refers to, such as a variable for `model` or a text that is still
+        being streamed, stay until that is gone. The tokenizer remains; a closed model computes
+        nothing until another one is assigned to `model`.
+        """
+        self._model = self._engine = self._embedder = None
+
+    def __enter__(self) -> "LanguageModel":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _open(self, part):
+        """Returns a part of an open model; raises ValueError for a closed one."""
+        if part is None:
+            raise ValueError("this LanguageModel is closed: load it again")
+        return part
 
     @property
     def embedder(self) -> Embedder:
@@ -110,6 +143,8 @@ class LanguageModel:
         return self._embedder
 
     def __repr__(self):
+        if self._model is None:
+            return "<LanguageModel: closed>"
         config = self.model.config
         return (
             f"<LanguageModel {config.architecture}: {len(config.layers)} layers, width"
@@ -546,27 +581,44 @@ def load(
     path: str | os.PathLike = "demo",
     *,
     dtype: DTypeLike | None = None,
+    cache_dtype: DTypeLike | None = None,
     activations: str = "int16",
     backend: str | None = None,
     context_length: int | None = None,
+    device: Any = None,
+    mesh: Mesh | None = None,
+    layers: int | None = None,
+    dequantize: Patterns = None,
+    revision: str | None = None,
     strict: bool = False,
     nextn: bool = False,
     progress: bool | None = None,
 ) -> LanguageModel:
-    """Loads a GGUF model on the default device.
+    """Loads a GGUF model.
 
     Args:
         path: A GGUF file; or "demo", the small model that ships with the package; or
             a name on the Hugging Face hub (needs the extra `hub`): "owner/repository",
-            "owner/repository:Q5_K_M" or "owner/repository/file.gguf". What looks like a path
-            ("./a.gguf", "~/a.gguf", in an existing folder) is never looked for there.
+            "owner/repository:Q5_K_M" or "owner/repository/file.gguf", also after "hf://" and with
+            "@revision" after the repository; or the address of a file's page. What looks like a
+            path ("./a.gguf", "~/a.gguf", in an existing folder) is never looked for there.
         dtype: Of the computation, "float32", "bfloat16" or "float16", as text ("bf16" and the like
             too), NumPy's or JAX's. Default: bfloat16 on GPUs and float32 on CPUs.
+        cache_dtype: Of the keys and values in caches, likewise. Default: `dtype`.
         activations: What products with packed weights turn their inputs into, "int16", "int8" or
             "float": see `quant.matmul`.
         backend: "pallas", "cpp" or "xla" for that one alone, "auto" for the first that can.
             Default: ROCMFORGE_BACKEND, or "auto".
         context_length: Most tokens of a text, default what the model was trained for.
+        device: Where weights and caches are and texts are generated: a `jax.Device`, or its name,
+            such as "cpu:1" or "cuda". Default: JAX's default device.
+        mesh: Devices that share the model, in place of `device`: `jax.make_mesh((2, 4), ("data",
+            "model"))` splits batches in two and weights, heads and caches in four. Either axis may
+            be missing.
+        layers: How many of the first layers to load. Default: all.
+        dequantize: Patterns of the names of tensors, such as "*.ffn_*" or ["token_embd",
+            "blk.0.*"], which become dense arrays of `dtype`; or True for all. Default: none.
+        revision: A branch, a tag or a commit of the hub's repository. Default: its main branch.
         strict: Whether to refuse what is otherwise only warned about.
         nextn: Whether to load the blocks for multi-token prediction too, as `model.nextn`.
         progress: Whether to show a bar on stderr, default: if that is a terminal.
@@ -579,17 +631,20 @@ def load(
         MemoryError: The model does not fit; with the numbers.
     """
     # All arguments are checked before anything is read.
-    strict, nextn = flag("strict", strict), flag("nextn", nextn)
-    if not isinstance(path, str | bytes | os.PathLike):
-        raise TypeError(f"load() takes a text or an os.PathLike as path, got {shown(path)}")
-    context_length = check_context_length(context_length)
-    compute: Any = default_dtype() if dtype is None else dtype
-    numerics = Numerics(
-        compute,
-        activations,
-        settings.backend() if backend is None else backend,
+    options = LoadOptions(
+        dtype=dtype,
+        cache_dtype=cache_dtype,
+        activations=activations,
+        backend=backend,
+        context_length=check_context_length(context_length),
+        device=device,
+        mesh=mesh,
+        layers=layers,
+        dequantize=dequantize,
+        strict=strict,
+        nextn=nextn,
     )
-    gguf = open_gguf(resolve(path))
+    gguf = open_gguf(_found(path, "load", revision))
     with tqdm(
         unit="B",
         unit_scale=True,
@@ -597,14 +652,16 @@ def load(
         disable=None if progress is None else not progress,
     ) as bar:
 
-        def check(config):
-            if config.context_length < 2 and context_length is None:
-                raise GGUFError(
-                    f"{gguf.path}: {config.architecture}.context_length is"
-                    f" {config.context_length}: there is no room for a prompt and an answer. Give"
-                    " context_length"
-                )
-            plan = plan_memory(gguf, config, numerics.dtype, context_length=context_length)
+        def check(config, weights):
+            _check_room(gguf, config, options)
+            plan = plan_memory(
+                gguf,
+                config,
+                options.numerics.cache_dtype,
+                context_length=options.context_length,
+                weights=weights,
+                device=options.first,
+            )
             if not bar.disable:
                 bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
                 _name_the_compilation_cache(bar)
@@ -614,18 +671,80 @@ def load(
             bar.total = total
             bar.update(done - bar.n)
 
-        model = load_decoder(
-            gguf,
-            dtype=numerics.dtype,
-            activations=numerics.activations,
-            backend=numerics.backend,
-            context_length=context_length,
-            strict=strict,
-            nextn=nextn,
-            before_reading=check,
-            progress=show,
+        model = decoder_of(gguf, options, before_reading=check, progress=show)
+    return from_parts(model, gguf, context_length=options.context_length, strict=options.strict)
+
+
+@check_keywords
+def load_abstract(
+    path: str | os.PathLike = "demo",
+    *,
+    dtype: DTypeLike | None = None,
+    cache_dtype: DTypeLike | None = None,
+    activations: str = "int16",
+    backend: str | None = None,
+    context_length: int | None = None,
+    device: Any = None,
+    mesh: Mesh | None = None,
+    layers: int | None = None,
+    dequantize: Patterns = None,
+    revision: str | None = None,
+    strict: bool = False,
+    nextn: bool = False,
+) -> Decoder:
+    """Makes the decoder that `load` makes of a file, with a `jax.ShapeDtypeStruct` for each array.
+
+    It reads no weights. `nnx.state` of it is what Orbax restores a checkpoint of a loaded model
+    into.
+
+    Args:
+        path: As for `load`, like all other arguments.
+        dtype: Of the computation.
+        cache_dtype: Of the keys and values in caches.
+        activations: What products with packed weights turn their inputs into.
+        backend: Which backend computes.
+        context_length: Most tokens of a text.
+        device: Where the arrays are to go.
+        mesh: Devices that share the model. The arrays then have shardings.
+        layers: How many of the first layers to make.
+        dequantize: Patterns of the names of tensors that are dense.
+        revision: A branch, a tag or a commit of the hub's repository.
+        strict: Whether to refuse what is otherwise only warned about.
+        nextn: Whether to make the blocks for multi-token prediction too.
+
+    Raises:
+        Exception: What `load` raises, but for MemoryError.
+    """
+    options = LoadOptions(
+        dtype=dtype,
+        cache_dtype=cache_dtype,
+        activations=activations,
+        backend=backend,
+        context_length=check_context_length(context_length),
+        device=device,
+        mesh=mesh,
+        layers=layers,
+        dequantize=dequantize,
+        strict=strict,
+        nextn=nextn,
+    )
+    return abstract_decoder(open_gguf(_found(path, "load_abstract", revision)), options)
+
+
+def _found(path: str | os.PathLike, function: str, revision: str | None) -> Path:
+    """Returns the file that a path or a name means."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"{function}() takes a text or an os.PathLike as path, got {shown(path)}")
+    return resolve(path, revision)
+
+
+def _check_room(gguf: GGUFFile, config: DecoderConfig, options: LoadOptions) -> None:
+    """Raises GGUFError for a model without room for a prompt and an answer."""
+    if config.context_length < 2 and options.context_length is None:
+        raise GGUFError(
+            f"{gguf.path}: {config.architecture}.context_length is {config.context_length}: there"
+            " is no room for a prompt and an answer. Give context_length"
         )
-    return from_parts(model, gguf, context_length=context_length, strict=strict)
 
 
 def _name_the_compilation_cache(bar):

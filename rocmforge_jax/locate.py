@@ -4,24 +4,14 @@ import hashlib
 import itertools
 import os
 import platform
-import re
 from pathlib import Path
 
-from rocmforge_jax import hub
+from rocmforge_jax import hub, hub_names
 from rocmforge_jax.gguf.errors import shortened
 from rocmforge_jax.settings import cache_folder
 
 #: The file behind the name "demo".
 DEMO = Path(__file__).parent / "demo" / "demo.gguf"
-#: How addresses of the hub begin that lack https://.
-_SITES = ("hf.co/", "huggingface.co/", "www.huggingface.co/")
-_WORD = "[A-Za-z0-9][A-Za-z0-9_.-]*"
-#: owner/repository, owner/repository:QUANTISATION or owner/repository/file.gguf.
-_HUB_NAME = re.compile(
-    rf"(?P<repository>(?P<owner>{_WORD})/{_WORD})"
-    r"(:(?P<quantisation>[A-Za-z0-9_.-]+)|/(?P<file>[^\\:]+\.gguf))?",
-    re.IGNORECASE,
-)
 
 
 def compiled_folder(purpose: str = "xla") -> Path:
@@ -44,29 +34,49 @@ def _processor() -> str:
         return f"{platform.machine()} {platform.processor()}"
 
 
-def resolve(path: str | os.PathLike) -> Path:
+def resolve(path: str | os.PathLike, revision: str | None = None) -> Path:
     """Returns the file that `load` would open.
 
     That is an existing path, the demo model, or a file of the Hugging Face hub, which is fetched
     once. What looks like a path is never looked for on the hub.
+
+    Args:
+        path: The path or the name.
+        revision: A branch, a tag or a commit of the hub's repository, default its main branch.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A revision is given for a file of this machine, or besides another one.
+        TypeError: The revision is no text.
     """
+    if revision is not None and not isinstance(revision, str):
+        raise TypeError(f"revision is a text, got a {type(revision).__name__}")
     if (found := local(path)) is not None:
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} is of a repository of the hub, and {shortened(str(path))}"
+                " is a file of this machine"
+            )
         return found
     if not os.fsdecode(path):
         raise FileNotFoundError("no file: the path is empty")
-    name = _on_hub(path)
-    if name is None and _meant_for_the_hub(str(path)):
+    name = hub_names.parse(path)
+    if name is None and hub_names.meant_for_the_hub(str(path)):
         raise FileNotFoundError(
             f"no file {shortened(str(path))}; a model of the Hugging Face hub is named"
-            " owner/repository, owner/repository:QUANTISATION or owner/repository/file.gguf"
+            " owner/repository, owner/repository:QUANTISATION or owner/repository/file.gguf, or by"
+            " the address of its page on huggingface.co"
         )
     if name is None and os.fsdecode(path).lower() in ("demo", "demo.gguf"):
         raise FileNotFoundError(f"no file {os.fsdecode(path)}; did you mean demo?")
     if name is None:
         return Path(os.path.expanduser(os.fsdecode(path)))  # open_gguf says what is there instead
-    if name["file"]:
-        return hub.fetch_file(name["repository"], name["file"])
-    return hub.fetch_model(name["repository"], name["quantisation"])
+    if revision is not None and name.revision not in (None, revision):
+        raise ValueError(f"{path} names revision {name.revision}, and revision is {revision}")
+    revision = name.revision if revision is None else revision
+    if name.file:
+        return hub.fetch_file(name.repository, name.file, revision)
+    return hub.fetch_model(name.repository, name.quantisation, revision)
 
 
 def local(path: str | os.PathLike) -> Path | None:
@@ -76,22 +86,3 @@ def local(path: str | os.PathLike) -> Path | None:
         return DEMO
     places = (name, os.path.expanduser(name))
     return next((Path(place) for place in places if os.path.exists(place)), None)
-
-
-def _meant_for_the_hub(name: str) -> bool:
-    """Returns whether a name that the hub does not have was probably meant as one of its names."""
-    if "://" in name or name.lower().startswith(_SITES):
-        return True
-    repository = name.partition("@")[0].rstrip("/:")
-    return repository != name and _on_hub(repository) is not None
-
-
-def _on_hub(path: str | os.PathLike) -> re.Match | None:
-    """Returns the parts of a name of the hub, or None for what is or looks like a path."""
-    name = _HUB_NAME.fullmatch(path) if isinstance(path, str) else None
-    if name is None or os.path.isdir(name["owner"]):
-        return None
-    if not name["file"] and name["repository"].lower().endswith(".gguf"):
-        return None
-    parts = name["file"].split("/") if name["file"] else []
-    return None if {"", ".", ".."}.intersection(parts) else name

@@ -312,9 +312,11 @@ def test_variables_of_a_template_may_be_called_like_arguments(chatting):
     ids=str,
 )
 def test_dtypes_that_cannot_compute_are_refused_before_anything_is_read(lm, dtype, got):
-    message = f"a model computes in float32, bfloat16, float16, got {got}"
+    message = f"float32, bfloat16, float16, got {got}"
     with pytest.raises(ValueError, match=message):
         rf.load("no such file", dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        rf.load("no such file", cache_dtype=dtype)
     with pytest.raises(ValueError, match=message):
         lm.model.init_cache(1, 8, dtype=dtype)
 

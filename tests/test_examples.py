@@ -17,6 +17,7 @@ PAGES = [
     "docs/embeddings.md",
     "docs/generation.md",
     "docs/index.md",
+    "docs/sharding.md",
 ]
 
 

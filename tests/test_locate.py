@@ -31,7 +31,7 @@ class FakeHub(types.ModuleType):
     """huggingface_hub, with one repository that this machine holds.
 
     Attributes:
-        fetched: (repository, file) of every download.
+        fetched: (repository, file) of every download, and the revision if one was asked for.
         error: What every call raises, or None.
         cached: Files that are in the cache already.
     """
@@ -40,17 +40,18 @@ class FakeHub(types.ModuleType):
         super().__init__("huggingface_hub")
         self.folder, self.files, self.fetched, self.error, self.cached = folder, files, [], None, ()
 
-    def list_repo_files(self, repository):
-        if self.error:
+    def list_repo_files(self, repository, revision=None):
+        if self.error and not isinstance(self.error, EntryNotFoundError):
             raise self.error
+        self.listed = revision
         return reversed(self.files)  # a hub promises no order
 
-    def hf_hub_download(self, repository, filename, local_files_only=False):
+    def hf_hub_download(self, repository, filename, local_files_only=False, revision=None):
         if local_files_only and filename not in self.cached:
             raise LocalEntryNotFoundError()
         if self.error and filename not in self.cached:
             raise self.error
-        self.fetched.append((repository, filename))
+        self.fetched.append((repository, filename, *([] if revision is None else [revision])))
         path = self.folder / filename
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(DEMO.read_bytes())
@@ -60,7 +61,9 @@ class FakeHub(types.ModuleType):
         files = [
             types.SimpleNamespace(file_path=self.folder / "snapshot" / name) for name in self.cached
         ]
-        revision = types.SimpleNamespace(snapshot_path=self.folder / "snapshot", files=files)
+        revision = types.SimpleNamespace(
+            snapshot_path=self.folder / "snapshot", files=files, commit_hash="0ab1", refs={"v1"}
+        )
         repo = types.SimpleNamespace(repo_id="owner/repo", repo_type="model", revisions=[revision])
         return types.SimpleNamespace(repos=[repo])
 
@@ -166,6 +169,73 @@ def test_names_of_the_hub(fake, name, file):
     assert fake.fetched == [("owner/repo", file)]
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "revision"),
+    [
+        ("hf://owner/repo", "Model-Q4_K_M.gguf", None),
+        ("hf://owner/repo:Q5_K_S", "Model-Q5_K_S.gguf", None),
+        ("hf://owner/repo/deep/x.gguf", "deep/x.gguf", None),
+        ("HF://owner/repo/x.gguf", "x.gguf", None),
+        ("hf://models/owner/repo/x.gguf", "x.gguf", None),
+        ("hf://owner/repo@v1/x.gguf", "x.gguf", "v1"),
+        ("owner/repo@0ab1", "Model-Q4_K_M.gguf", "0ab1"),
+        ("owner/repo@v1:q5_k_s", "Model-Q5_K_S.gguf", "v1"),
+        ("owner/repo@v1.2/deep/x.gguf", "deep/x.gguf", "v1.2"),
+        ("hf.co/owner/repo", "Model-Q4_K_M.gguf", None),
+        ("hf.co/owner/repo:BF16", "Model-BF16.gguf", None),
+        ("huggingface.co/owner/repo", "Model-Q4_K_M.gguf", None),
+        ("https://huggingface.co/owner/repo", "Model-Q4_K_M.gguf", None),
+        ("https://www.huggingface.co/owner/repo/", "Model-Q4_K_M.gguf", None),
+        ("https://huggingface.co/owner/repo/resolve/main/x.gguf", "x.gguf", "main"),
+        ("https://huggingface.co/owner/repo/blob/v1/deep/x.gguf", "deep/x.gguf", "v1"),
+        ("http://hf.co/owner/repo/resolve/main/x%20y.gguf?download=true", "x y.gguf", "main"),
+    ],
+)
+def test_addresses_and_revisions(fake, name, file, revision):
+    assert resolve(name) == fake.folder / file
+    asked = ("owner/repo", file) if revision is None else ("owner/repo", file, revision)
+    assert fake.fetched == [asked]
+    assert getattr(fake, "listed", revision) == revision
+
+
+@pytest.mark.parametrize("name", ["owner/repo", "owner/repo@v1", "hf://owner/repo:Q4_K_M"])
+def test_a_revision_is_an_argument_too(fake, name):
+    resolve(name, "v1")
+    assert fake.fetched == [("owner/repo", "Model-Q4_K_M.gguf", "v1")]
+    lm = rf.load(name, revision="v1", progress=False, layers=1)
+    assert len(lm.model.blk) == 1 and fake.fetched[1:] == fake.fetched[:1]
+    rf.load_abstract(name, revision="v1")
+    assert fake.fetched[2:] == fake.fetched[:1]
+
+
+def test_revisions_that_cannot_be(fake):
+    with pytest.raises(ValueError, match="v2.*revision is v1"):
+        resolve("owner/repo@v2", "v1")
+    Path("x.gguf").touch()
+    with pytest.raises(ValueError, match="'v1'.*x.gguf"):
+        rf.load("x.gguf", revision="v1")
+    with pytest.raises(ValueError, match="'v1'.*demo"):
+        rf.load("demo", revision="v1")
+    with pytest.raises(TypeError, match="revision.*int"):
+        rf.load("owner/repo", revision=1)
+    assert fake.fetched == []
+
+
+def test_offline_the_cache_of_a_revision_is_used(fake):
+    fake.error, fake.cached = ConnectionError(), ("a-Q8_0.gguf",)
+    assert resolve("owner/repo", "v1") == resolve("owner/repo@0ab1")
+    with pytest.raises(FileNotFoundError, match="owner/repo .*cannot be reached"):
+        resolve("owner/repo", "v3")
+
+
+def test_a_file_that_a_repository_lacks_lists_those_that_it_has(fake):
+    fake.error = EntryNotFoundError("404")
+    with pytest.raises(
+        FileNotFoundError, match="owner/repo/x.gguf .*no such file.*Model-BF16.gguf, "
+    ):
+        resolve("owner/repo/x.gguf")
+
+
 def test_a_split_model_is_fetched_whole(fake):
     assert resolve("owner/repo:Q6_K") == fake.folder / SPLIT[0]
     assert sorted(file for _, file in fake.fetched) == SPLIT
@@ -203,6 +273,10 @@ def test_a_quantisation_that_a_repository_lacks_lists_those_that_it_has(fake):
 
 
 class RepositoryNotFoundError(OSError):
+    pass
+
+
+class EntryNotFoundError(OSError):
     pass
 
 
@@ -270,11 +344,16 @@ def test_without_huggingface_hub(fake, monkeypatch, name):
 @pytest.mark.parametrize(
     "name",
     [
-        "https://huggingface.co/owner/repo/resolve/main/x.gguf",
-        "hf.co/owner/repo",
-        "huggingface.co/owner/repo",
+        "https://huggingface.co/owner/repo/resolve/main/x.bin",
+        "https://huggingface.co/owner/repo/tree/main",
+        "https://huggingface.co/owner",
+        "https://example.org/owner/repo/resolve/main/x.gguf",
+        "hf.co/owner",
+        "hf://owner/repo/../x.gguf",
+        "hf://owner",
         "owner/repo/",
-        "owner/repo@main",
+        "owner/repo@",
+        "owner/repo@main/",
         "owner/repo:",
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from rocmforge_jax.arguments import shown
 from rocmforge_jax.backends.choice import check_name
@@ -21,11 +22,12 @@ _SHORT = {
 }
 
 
-def compute_dtype(dtype: Any) -> jnp.dtype:
+def compute_dtype(dtype: Any, what: str = "a model computes in") -> jnp.dtype:
     """Returns a dtype in which a model can compute; raises ValueError for others.
 
     Args:
         dtype: As text in any case, such as "bfloat16" or "bf16", or a dtype of NumPy or JAX.
+        what: How the message begins.
     """
     is_text = isinstance(dtype, str)
     try:
@@ -34,8 +36,13 @@ def compute_dtype(dtype: Any) -> jnp.dtype:
         found = None
     if dtype is None or found is None or found.name not in _DTYPES:
         got = shown(dtype) if is_text or found is None else found.name
-        raise ValueError(f"a model computes in {', '.join(_DTYPES)}, got {got}")
+        raise ValueError(f"{what} {', '.join(_DTYPES)}, got {got}")
     return found
+
+
+def of_cache(dtype: Any) -> jnp.dtype:
+    """Returns a dtype in which caches hold keys and values: see `compute_dtype`."""
+    return compute_dtype(dtype, "a cache holds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +50,13 @@ class Numerics:
     """How the layers of a model compute. Hashable: it is static metadata of every layer.
 
     Attributes:
-        dtype: Of activations between layers and of the KV cache: float32, bfloat16 or float16.
+        dtype: Of activations between layers: float32, bfloat16 or float16.
         activations: What products with packed weights turn activations into on GPUs (few rows) and
             in C++: "int16" (relative error 1e-4), "int8" (8e-3, as in llama.cpp) or "float".
         backend: "pallas", "cpp" or "xla" for that backend alone, "auto" for the first that can.
+        cache_dtype: Of the keys and values in caches: one of those of `dtype`, which is the
+            default.
+        mesh: The devices that the model is split over, with automatic axes, or None for one.
 
     Raises:
         ValueError: A value is none of these.
@@ -55,9 +65,13 @@ class Numerics:
     dtype: jnp.dtype = jnp.dtype("float32")
     activations: str = "int16"
     backend: str = "auto"
+    cache_dtype: Any = None
+    mesh: Mesh | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", compute_dtype(self.dtype))
+        cache_dtype = self.dtype if self.cache_dtype is None else self.cache_dtype
+        object.__setattr__(self, "cache_dtype", of_cache(cache_dtype))
         object.__setattr__(self, "backend", check_name(self.backend))
         if self.activations not in ACTIVATION_MODES:
             raise ValueError(

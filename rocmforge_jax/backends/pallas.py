@@ -33,6 +33,7 @@ from pallas_kernels.router import route as route_tokens
 from pallas_kernels.targets import Target
 from rocmforge_jax import settings
 from rocmforge_jax.backends.choice import WrongDevice
+from rocmforge_jax.backends.on_mesh import require_one_device
 from rocmforge_jax.backends.trials import Trials
 
 #: Largest relative error of a product that works, by mode of its activations.
@@ -43,10 +44,14 @@ MATRIX_ROWS, PACKED_ROWS = 4, 64
 
 
 def target() -> Target:
-    """Returns what kernels are compiled for here; raises WrongDevice without a GPU."""
+    """Returns what kernels are compiled for here; raises WrongDevice without a GPU.
+
+    NotImplementedError: the model is split over several devices.
+    """
     found = targets.current()
     if found is None:
         raise WrongDevice(f"Pallas kernels run on GPUs, this is a {jax.default_backend()}")
+    require_one_device()
     return found
 
 

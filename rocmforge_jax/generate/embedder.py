@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
+from rocmforge_jax.generate.flat import FlatDecoder
 from rocmforge_jax.generate.steps import SMALLEST_BUCKET
 from rocmforge_jax.models import Decoder
+from rocmforge_jax.models.sharding import on_every_device
 
 #: Tokens of a batch, padding included, on CPUs and on GPUs; a longer text is a batch of its own.
 BATCH_TOKENS, BATCH_TOKENS_ON_GPUS = 2048, 16384
@@ -20,6 +21,9 @@ BATCH_TEXTS = 64
 
 class Embedder:
     """Embeds texts with a decoder. It uses the decoder's arrays, not copies of them.
+
+    Texts are embedded with the arrays that the decoder has when `embed` is called, so a decoder may
+    be trained in place. Nothing is compiled again unless its structure changes.
 
     Texts of about the same length are computed together, padded to a power of two, so that few
     programs are compiled. Padding changes no vector by more than rounding.
@@ -31,20 +35,20 @@ class Embedder:
 
     def __init__(self, decoder: Decoder, context_length: int):
         """Splits the decoder; nothing is compiled yet."""
-        self._config = decoder.config
+        self._decoder, self._flat = decoder, FlatDecoder.of(decoder)
         self.longest = min(context_length, decoder.config.positions or context_length)
         on_cpu = jax.default_backend() == "cpu"
         self.batch_tokens = BATCH_TOKENS if on_cpu else BATCH_TOKENS_ON_GPUS
-        graphdef, state = nnx.split(decoder)
-        self._leaves, treedef = jax.tree.flatten(state)
+        self._embed = _jitted(self._flat)
 
-        @functools.partial(jax.jit, static_argnums=(3, 4))
-        def embed(leaves, tokens_BT, lengths_B, pooling, normalize):
-            decoder = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
-            vectors = decoder.embed(tokens_BT, lengths_B, pooling=pooling)
-            return _normalized(vectors) if normalize else vectors
-
-        self._embed = embed
+    def _leaves(self) -> list[jax.Array]:
+        """Returns the decoder's present arrays; compiles nothing again for the same structure."""
+        if not self._flat.is_of(self._decoder):
+            flat, before = FlatDecoder.of(self._decoder), self._flat.structure
+            self._flat = flat
+            if flat.structure != before:
+                self._embed = _jitted(flat)
+        return self._flat.leaves
 
     def embed(
         self,
@@ -67,10 +71,10 @@ class Embedder:
             FloatingPointError: A vector is not finite.
         """
         found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(texts)
-        disable = None if progress is None else not progress
+        disable, leaves = None if progress is None else not progress, self._leaves()
         with tqdm(total=len(texts), unit="text", desc="embed", disable=disable, delay=1) as bar:
             for numbers, tokens, lengths in self._batches(texts):
-                vectors = np.asarray(self._embed(self._leaves, tokens, lengths, pooling, normalize))
+                vectors = np.asarray(self._embed(leaves, tokens, lengths, pooling, normalize))
                 for row, number, length in zip(vectors, numbers, lengths):
                     found[number] = row[:length] if pooling == "none" else row
                     if not np.isfinite(found[number]).all():
@@ -99,6 +103,20 @@ class Embedder:
 
     def _padded(self, tokens: int) -> int:
         return max(tokens, min(max(SMALLEST_BUCKET, _power_above(tokens)), self.longest))
+
+
+def _jitted(flat: FlatDecoder):
+    """Returns the jitted `Decoder.embed` of arrays of a structure."""
+    merge = flat.merge
+
+    @functools.partial(jax.jit, static_argnums=(3, 4))
+    def embed(leaves, tokens_BT, lengths_B, pooling, normalize):
+        decoder = merge(leaves)
+        vectors = decoder.embed(tokens_BT, lengths_B, pooling=pooling)
+        vectors = on_every_device(vectors, decoder)
+        return _normalized(vectors) if normalize else vectors
+
+    return embed
 
 
 def _normalized(vectors):

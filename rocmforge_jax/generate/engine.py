@@ -99,10 +99,10 @@ class Engine:
                 " was trained for",
                 stacklevel=3,
             )
-        if snapshot_bytes is None:
-            snapshot_bytes = default_snapshot_bytes()
-        self.max_slots, self.snapshot_bytes = max_slots, snapshot_bytes
         self._decoder, self.steps = decoder, Steps(decoder, self.suppressed_ids)
+        if snapshot_bytes is None:
+            snapshot_bytes = default_snapshot_bytes(self.steps.device)
+        self.max_slots, self.snapshot_bytes = max_slots, snapshot_bytes
         self.prefix_cache = PrefixCache(snapshot_bytes)
         if ahead is None:
             ahead = 0 if jax.default_backend() == "cpu" else 1
@@ -244,7 +244,7 @@ class Engine:
 
     def _fitting(self, length: int) -> int:
         """Sequences of `length` slots whose caches the free memory holds."""
-        free = plan.available_bytes()
+        free = plan.available_bytes(self.steps.device)
         if free is None:
             return sys.maxsize
         free -= plan.temporary_bytes(self.config, min(length, plan.TOKENS))

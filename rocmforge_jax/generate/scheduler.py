@@ -13,6 +13,7 @@ from rocmforge_jax.generate.sequence import Generated, Sequence, check_context_l
 from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Slots, Steps, insert, start
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH, cache_length
+from rocmforge_jax.models.sharding import readable
 from rocmforge_jax.nn import Cache
 
 
@@ -158,7 +159,7 @@ class Scheduler:
         if not self._running:
             return []
         oldest = self._running.popleft()
-        chosen = (np.asarray(array).tolist() for array in oldest.chosen)
+        chosen = (np.asarray(readable(array)).tolist() for array in oldest.chosen)
         return [
             (one, one.take(*tokens))
             for one, tokens in zip(oldest.owners, zip(*chosen))

@@ -7,6 +7,7 @@ copies stay on the device.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ SNAPSHOT_BYTES, SNAPSHOT_SHARE = 512 * 2**20, 10
 SNAPSHOT_INTERVAL = 64
 
 
-def default_snapshot_bytes() -> int:
-    """Returns 512 MiB, or a tenth of the free device memory where that is less."""
-    free = available_bytes()
+def default_snapshot_bytes(device: Any = None) -> int:
+    """Returns 512 MiB, or a tenth of the free memory of a device where that is less."""
+    free = available_bytes(device)
     return SNAPSHOT_BYTES if free is None else min(SNAPSHOT_BYTES, max(0, free // SNAPSHOT_SHARE))
 
 

@@ -10,19 +10,21 @@ import collections.abc
 import copy
 import dataclasses
 import functools
-import operator
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from rocmforge_jax.generate.flat import FlatDecoder
 from rocmforge_jax.generate.params import PENALTY_WINDOW, SamplingParams
 from rocmforge_jax.generate.processor import LogitsProcessor, Processing
 from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.snapshots import SNAPSHOT_INTERVAL, Snapshots
 from rocmforge_jax.models import Decoder
+from rocmforge_jax.models.empty_cache import cache_shardings, init_cache, placement_of
+from rocmforge_jax.models.sharding import on_every_device
 from rocmforge_jax.nn import Cache
 
 #: Tokens of the longest piece of a prompt that is computed at once. A GPU dequantises every weight
@@ -107,7 +109,9 @@ def prefill(merge, leaves, cache: Cache, tokens_BT, added_B, before_BV):
         (logits after the last real token, float32 [B, V]; the cache). A sequence without a token in
         this piece keeps `before_BV`.
     """
-    logits_BV, cache = merge(leaves)(tokens_BT, cache, lengths_B=added_B, last_only=True)
+    decoder = merge(leaves)
+    logits_BV, cache = decoder(tokens_BT, cache, lengths_B=added_B, last_only=True)
+    logits_BV = on_every_device(logits_BV, decoder)
     return jnp.where(added_B[:, None] > 0, logits_BV, before_BV), cache
 
 
@@ -129,6 +133,7 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
         if processing is not None:
             processing = processing.with_tokens(last_B, cache.lengths_B)
         logits_BV, after = decoder(last_B[:, None], cache, last_only=True)
+        logits_BV = on_every_device(logits_BV, decoder)
         # The decoder counts every slot on; an inactive one stays where it is. Passing `lengths_B`
         # instead would make the decoder gather the last token of one.
         cache = dataclasses.replace(after, lengths_B=cache.lengths_B + added_B)
@@ -148,8 +153,9 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
 
 def score(merge, leaves, ids_BT, first: int):
     """Log-probabilities of ids[:, first + 1:] after all before them, float32 [B, T - 1 - first]."""
-    logits_BTV, _ = merge(leaves)(ids_BT[:, :-1])
-    logits_BTV, targets_BT = logits_BTV[:, first:], ids_BT[:, first + 1 :]
+    decoder = merge(leaves)
+    logits_BTV, _ = decoder(ids_BT[:, :-1])
+    logits_BTV, targets_BT = on_every_device(logits_BTV, decoder)[:, first:], ids_BT[:, first + 1 :]
     chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 
@@ -252,6 +258,10 @@ def _allowed(vocabulary: int, suppressed_ids) -> jax.Array | None:
     return jnp.asarray(allowed)
 
 
+def _number(device: Any) -> int:
+    return device.id
+
+
 class Program:
     """A jitted step of one model; it is called without the model's arrays.
 
@@ -325,7 +335,6 @@ class Steps:
         decode: (slots, count) -> (slots, ids_BT, logprobs_BT), see `decode`. Their cache is
             donated.
         score: (ids_BT, first) -> log-probabilities, see `score`.
-        init_cache: (batch, length) -> an empty cache, made by one program.
     """
 
     def __init__(self, decoder: Decoder, suppressed_ids: collections.abc.Set[int] = frozenset()):
@@ -335,17 +344,12 @@ class Steps:
             decoder: the model.
             suppressed_ids: tokens that are never generated.
         """
-        self.config = decoder.config
+        self.config, self._cache_dtype = decoder.config, decoder.numerics.cache_dtype
         self.allowed_V = _allowed(self.config.vocabulary, suppressed_ids)
         on_cpu = jax.default_backend() == "cpu"
         self.chunk = PREFILL_CHUNK if on_cpu else PREFILL_CHUNK_ON_GPUS
-        self._suppressed_ids, self._read = suppressed_ids, jax.tree.flatten(decoder)
-        graphdef, state = nnx.split(decoder)
-        self.leaves, treedef = jax.tree.flatten(state)
-        self._structure = graphdef, treedef
-
-        def merge(leaves):
-            return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+        self._suppressed_ids, self._flat = suppressed_ids, FlatDecoder.of(decoder)
+        self.leaves, merge = self._flat.leaves, self._flat.merge
 
         def program(function, **options):
             return Program(functools.partial(function, merge), self.leaves, **options)
@@ -353,33 +357,51 @@ class Steps:
         self.prefill = program(prefill, donate_argnums=1)
         self.decode = DecodeProgram(merge, self.leaves, self.allowed_V)
         self.score = program(score, static_argnums=2)
-        # The decoder's own method would keep its arrays alive after others have replaced them.
-        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves]
-        self.init_cache = jax.jit(merge(shapes).init_cache, static_argnums=(0, 1))
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """Makes an empty cache where the weights are."""
+        config, dtype = self.config, self._cache_dtype
+        return init_cache(config, batch, length, dtype, placement_of(self.leaves))
 
     def of(self, decoder: Decoder) -> "Steps":
         """Returns the steps of a decoder's present arrays, these ones where they use them already.
 
         Nothing is compiled again for a decoder of the same structure.
         """
-        # Flattening takes a tenth of the time of splitting, and finds out whether that is needed.
-        read = jax.tree.flatten(decoder)
-        if read[1] == self._read[1] and all(map(operator.is_, read[0], self._read[0])):
+        if self._flat.is_of(decoder):
             return self
-        graphdef, state = nnx.split(decoder)
-        leaves, treedef = jax.tree.flatten(state)
-        if (graphdef, treedef) != self._structure:
+        flat = FlatDecoder.of(decoder)
+        if flat.structure != self._flat.structure:
             return Steps(decoder, self._suppressed_ids)
-        steps = copy.copy(self)
-        steps._read, steps.leaves = read, leaves
+        steps, leaves = copy.copy(self), flat.leaves
+        steps._flat, steps.leaves = flat, leaves
         steps.prefill, steps.decode, steps.score = (
             program.with_leaves(leaves) for program in (self.prefill, self.decode, self.score)
         )
         return steps
 
     def cache_bytes(self, batch: int, length: int) -> int:
-        """Bytes of a cache of `batch` sequences with `length` slots each; nothing is allocated."""
-        return jax.eval_shape(lambda: self.init_cache(batch, length)).nbytes
+        """Bytes of a cache of `batch` sequences with `length` slots each; nothing is allocated.
+
+        Of several devices it is what one holds.
+        """
+        cache, placement = (
+            jax.eval_shape(lambda: self.init_cache(batch, length)),
+            placement_of(self.leaves),
+        )
+        if placement is None:
+            return cache.nbytes
+        shardings = cache_shardings(cache, placement)
+        return sum(
+            math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+            for array, sharding in zip(jax.tree.leaves(cache), jax.tree.leaves(shardings))
+        )
+
+    @property
+    def device(self) -> Any:
+        """A device that holds the weights; None if they are free to move."""
+        placement = placement_of(self.leaves)
+        return None if placement is None else min(placement.addressable_devices, key=_number)
 
     def empty_slots(
         self,

@@ -9,7 +9,13 @@ from rocmforge_jax.models.embedding_head import Classifier, EmbeddingHead
 from rocmforge_jax.models.feed_forward import Gated, GatedAndMixture, Mixture
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.llama_like import llama_like
-from rocmforge_jax.models.load import default_dtype, file_problems, load_decoder
+from rocmforge_jax.models.load import (
+    abstract_decoder,
+    decoder_of,
+    file_problems,
+    load_decoder,
+)
+from rocmforge_jax.models.load_options import LoadOptions, default_dtype
 from rocmforge_jax.models.make import Norms
 from rocmforge_jax.models.mixers import (
     Attention,
@@ -43,6 +49,7 @@ __all__ = [
     "LatentAttention",
     "Layer",
     "LayerConfig",
+    "LoadOptions",
     "Mamba",
     "Mamba2",
     "MemoryPlan",
@@ -56,7 +63,9 @@ __all__ = [
     "ShortConvolution",
     "Temperature",
     "Tokens",
+    "abstract_decoder",
     "checked_pooling",
+    "decoder_of",
     "default_dtype",
     "file_problems",
     "kernel_report",

@@ -53,12 +53,14 @@ class Claim:
     """A variable, and the tensor that it takes.
 
     Attributes:
+        name: What the file calls the variable.
         module: The module with the variable.
         attribute: The variable's name in it.
         tensor: The tensor of the file.
         shape: The tensor's shape, without the dimensions of 1 that files may add.
     """
 
+    name: str
     module: nnx.Module
     attribute: str
     tensor: TensorInfo | Joined | HeadRows
@@ -85,8 +87,11 @@ def tensor_name(path: tuple) -> str:
     return name
 
 
-def claim(decoder, gguf) -> tuple[list[Claim], list[str]]:
-    """Returns a claim for every variable, in the order of the file, and all that does not fit."""
+def claim(decoder, gguf, left_out: int = 0) -> tuple[list[Claim], list[str]]:
+    """Returns a claim for every variable, in the order of the file, and all that does not fit.
+
+    left_out: How many layers after those of the decoder nobody asked for.
+    """
     tensors, problems = split_latents(gguf.tensors, decoder.config)
     if problems:
         return [], problems
@@ -110,8 +115,8 @@ def claim(decoder, gguf) -> tuple[list[Claim], list[str]]:
                     " of a model"
                 )
             else:
-                claims.append(Claim(module, attribute, tensor, shape))
-    left = gguf.tensors.keys() - names - _not_claimed(gguf, decoder.config)
+                claims.append(Claim(name, module, attribute, tensor, shape))
+    left = gguf.tensors.keys() - names - _not_claimed(gguf, decoder.config, left_out)
     problems += [f"{name} is not part of the architecture" for name in gguf.tensors if name in left]
     return sorted(claims, key=lambda claim: claim.tensor.offset), problems
 
@@ -142,9 +147,12 @@ def likely_causes(gguf) -> list[str]:
     return causes
 
 
-def warn_of_left_out(gguf, config: DecoderConfig) -> None:
-    """Warns of tensors that hold something of a model and are not loaded."""
-    predictors, count = _predictors(gguf, config)
+def warn_of_left_out(gguf, config: DecoderConfig, left_out: int = 0) -> None:
+    """Warns of tensors that hold something of a model and are not loaded.
+
+    left_out: As for `claim`.
+    """
+    predictors, count = _predictors(gguf, config, left_out)
     if predictors:
         warnings.warn(
             f"{gguf.path}: the {len(predictors)} tensors of {count} blocks for multi-token"
@@ -177,8 +185,10 @@ def _find(tensors, name: str) -> TensorInfo | Joined | HeadRows | None:
     return joined(tensors, name)
 
 
-def _not_claimed(gguf, config: DecoderConfig) -> set[str]:
+def _not_claimed(gguf, config: DecoderConfig, left_out: int) -> set[str]:
     """Returns the tensors that no module claims and that may be there."""
+    first = len(config.layers)
+    later = {name for name in gguf.tensors if first <= _number_of_block(name) < first + left_out}
     unused = {
         f"blk.{i}.{name}.weight" for i, layer in enumerate(config.layers) for name in layer.unused
     }
@@ -187,16 +197,17 @@ def _not_claimed(gguf, config: DecoderConfig) -> set[str]:
         for name in gguf.tensors
         if name.endswith(_CALIBRATION) or name.startswith(tuple(_BESIDES))
     }
-    return _predictors(gguf, config)[0] | besides | unused | _CONFIG_TENSORS
+    predictors, _ = _predictors(gguf, config, left_out)
+    return predictors | later | besides | unused | _CONFIG_TENSORS
 
 
-def _predictors(gguf, config: DecoderConfig) -> tuple[set[str], int]:
+def _predictors(gguf, config: DecoderConfig, left_out: int) -> tuple[set[str], int]:
     """Returns the tensors of the blocks that the configuration leaves out, and their number.
 
     They are blocks for multi-token prediction.
     """
     blocks: Any = gguf.metadata.get(f"{gguf.architecture}.block_count")
-    read = len(config.layers) + len(config.nextn)
+    read = len(config.layers) + left_out + len(config.nextn)
     return {name for name in gguf.tensors if read <= _number_of_block(name) < blocks}, blocks - read
 
 

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from rocmforge_jax import settings
 from rocmforge_jax.backends import DEFAULT, Numerics
 from rocmforge_jax.backends.explicit_axes import explicit_mesh, in_auto_axes, spec_of
+from rocmforge_jax.backends.on_mesh import on_its_mesh, split_batch
 from rocmforge_jax.models.altup import merged, stacked, stream_modules
 from rocmforge_jax.models.checked_inputs import check_positions, checked_inputs, checked_pooling
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.empty_cache import init_cache
+from rocmforge_jax.models.empty_cache import init_cache, placement_of
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.make import make_norm
 from rocmforge_jax.models.nextn import NextN
@@ -59,21 +60,26 @@ class Decoder(nnx.Module):
         dtype=jnp.float32,
         activations: str = DEFAULT.activations,
         backend: str | None = None,
+        cache_dtype=None,
+        mesh: Mesh | None = None,
         rngs: nnx.Rngs | None,
     ):
         """Makes a decoder.
 
         Args:
             config: Sizes and options.
-            dtype: Of activations and the cache. Weights keep their own.
+            dtype: Of activations. Weights keep their own.
             activations: What products with packed weights turn their inputs into: `quant.matmul`.
             backend: "pallas", "cpp" or "xla" for that one alone, "auto" for the first that can.
                 Default: ROCMFORGE_BACKEND, which is read here and never again.
+            cache_dtype: Of the keys and values in caches: float32, bfloat16 or float16. Default:
+                `dtype`.
+            mesh: The devices that share the decoder, with automatic axes. Default: one device.
             rngs: May be None inside `nn.only_shapes`.
         """
         self.config = config
         backend = settings.backend() if backend is None else backend
-        self.numerics = Numerics(dtype, activations, backend)
+        self.numerics = Numerics(dtype, activations, backend, cache_dtype, mesh)
         numerics = self.numerics
         for name, module in input_modules(config, numerics, rngs).items():
             setattr(self, name, module)
@@ -126,12 +132,12 @@ class Decoder(nnx.Module):
     def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
         """Makes an empty cache for `batch` sequences of up to `length` tokens.
 
-        It lies on the default device. dtype: default the decoder's. Raises ValueError for a model
-        whose tokens see later ones.
+        It lies where the weights are. dtype: default the decoder's `cache_dtype`. Raises ValueError
+        for a model whose tokens see later ones.
         """
         self._require_causal("has no cache")
-        dtype = self.numerics.dtype if dtype is None else dtype
-        return init_cache(self.config, batch, length, dtype)
+        dtype = self.numerics.cache_dtype if dtype is None else dtype
+        return init_cache(self.config, batch, length, dtype, placement_of(self))
 
     def __call__(
         self,
@@ -279,6 +285,7 @@ class Decoder(nnx.Module):
         name = self.config.output_norm
         return None if name is None else getattr(self, name)
 
+    @on_its_mesh
     def _residual(
         self, tokens_BT, cache, positions_BT, lengths_B, inputs_embeds, mask, segment_ids
     ):
@@ -301,6 +308,7 @@ class Decoder(nnx.Module):
             check_positions(T, self.config.positions)
             positions_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
         x_BTD = embed_tokens(self, tokens_BT, positions_BT, inputs_embeds)
+        x_BTD = split_batch(x_BTD, self.numerics.mesh)
         tokens = Tokens(positions_BT, starts_B, lengths_B, visible=seen)
         inputs: Any = [None] * len(self.config.layers)
         if width := self.config.input_width:
@@ -333,6 +341,7 @@ class Decoder(nnx.Module):
             states.append(state)
         return x_BTD, states
 
+    @on_its_mesh
     def _head(self, x, head: Any = None, norm=None):
         config = self.config
         if head is None:

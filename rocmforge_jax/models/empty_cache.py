@@ -1,35 +1,72 @@
-"""Makes the empty caches of models."""
+"""Makes the empty caches of models, where the model's weights are."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from rocmforge_jax.arguments import integer
-from rocmforge_jax.backends import compute_dtype
+from rocmforge_jax.backends.numerics import of_cache
 from rocmforge_jax.models.config import DecoderConfig, LayerConfig
 from rocmforge_jax.nn import Cache, NoState
 
 
-def init_cache(config: DecoderConfig, batch: int, length: int, dtype) -> Cache:
+def init_cache(
+    config: DecoderConfig, batch: int, length: int, dtype, placement: Sharding | None = None
+) -> Cache:
     """Makes an empty cache of a model for `batch` sequences of up to `length` tokens.
 
-    Raises ValueError for a size that is no integer of at least 1 and a dtype that cannot compute.
+    placement: What `placement_of` returns for the model.
+
+    Raises ValueError for a size that is no integer of at least 1 and a dtype that is not float32,
+    bfloat16 or float16.
     """
-    return cache_of_layers(config.layers, batch, length, dtype)
+    return cache_of_layers(config.layers, batch, length, dtype, placement)
 
 
-def cache_of_layers(layers: tuple[LayerConfig, ...], batch: int, length: int, dtype) -> Cache:
+def cache_of_layers(
+    layers: tuple[LayerConfig, ...], batch: int, length: int, dtype, placement=None
+) -> Cache:
     """Makes an empty cache of some layers: see `init_cache`."""
     batch, length = integer("batch", batch, 1), integer("length", length, 1)
-    return _empty_cache(layers, batch, length, compute_dtype(dtype))
+    return _program(layers, batch, length, of_cache(dtype), placement)()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _empty_cache(layers, batch, length, dtype):
+def placement_of(tree: Any) -> Sharding | None:
+    """Returns where the first array of a model is; None if it is free to move, or only traced."""
+    first = next(iter(jax.tree.leaves(tree)), None)
+    if not isinstance(first, jax.Array) or isinstance(first, Tracer):
+        return None
+    return first.sharding if first.committed else None
+
+
+@functools.lru_cache(256)
+def _program(layers, batch, length, dtype, placement):
     """All layers in one program: one program per array takes a third of a second at the start."""
-    mixers = [layer.mixer for layer in layers]
-    states = tuple(
-        NoState() if mixer is None else mixer.init_state(batch, length, dtype) for mixer in mixers
+
+    def make():
+        mixers = [layer.mixer for layer in layers]
+        states = tuple(
+            NoState() if mixer is None else mixer.init_state(batch, length, dtype)
+            for mixer in mixers
+        )
+        return Cache(states, jnp.zeros((batch,), jnp.int32), length)
+
+    if placement is None:
+        return jax.jit(make)
+    return jax.jit(make, out_shardings=cache_shardings(jax.eval_shape(make), placement))
+
+
+def cache_shardings(cache: Cache, placement: Sharding) -> Any:
+    """Returns a sharding for each array of a cache, by `Cache.specs` on the mesh of a model."""
+    if not isinstance(placement, NamedSharding):
+        return jax.tree.map(lambda _: placement, cache)
+    mesh: Any = placement.mesh
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        cache.specs(mesh),
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
-    return Cache(states, jnp.zeros((batch,), jnp.int32), length)

@@ -4,90 +4,161 @@ Every tensor is claimed by a variable and every variable by a tensor. Otherwise 
 that do not fit, before any weight is read.
 """
 
-import contextlib
-import functools
+import dataclasses
 import warnings
 from collections.abc import Callable
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
-from rocmforge_jax import ahead, formats
-from rocmforge_jax.arguments import flag
-from rocmforge_jax.backends import DEFAULT, Numerics
-from rocmforge_jax.gguf import GGUFError, GGUFFile, TensorInfo
+from rocmforge_jax import ahead
+from rocmforge_jax.backends import DEFAULT
+from rocmforge_jax.gguf import GGUFError, GGUFFile
 from rocmforge_jax.gguf.errors import listed, shortened
 from rocmforge_jax.models.architectures import read_config
 from rocmforge_jax.models.claims import Claim, claim, likely_causes, refuse, warn_of_left_out
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.decoder import Decoder
+from rocmforge_jax.models.load_options import LoadOptions
+from rocmforge_jax.models.patterns import Patterns, matching
+from rocmforge_jax.models.place import Placer
+from rocmforge_jax.models.sharding import Shares
 from rocmforge_jax.models.split_latents import warn_of_split_latents
 from rocmforge_jax.nn import only_shapes
-from rocmforge_jax.quant import QParam, QTensor, default_layout, repack
 
-
-def default_dtype():
-    """Returns the dtype in which models compute: float32 on CPUs, bfloat16 on GPUs."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+#: Called with the configuration, and the bytes of the weights on the device that takes most.
+BeforeReading = Callable[[DecoderConfig, int], None]
 
 
 def load_decoder(
     gguf: GGUFFile,
     *,
-    dtype=None,
+    dtype: DTypeLike | None = None,
+    cache_dtype: DTypeLike | None = None,
     activations: str = DEFAULT.activations,
     backend: str | None = None,
     layout: str | None = None,
     context_length: int | None = None,
+    device: Any = None,
+    mesh: Mesh | None = None,
+    layers: int | None = None,
+    dequantize: Patterns = None,
     strict: bool = False,
     nextn: bool = False,
-    before_reading: Callable[[DecoderConfig], None] | None = None,
+    before_reading: BeforeReading | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
-    """Makes a Decoder with the weights of a file, packed as they are, on the default device.
+    """Makes a Decoder with the weights of a file, packed as they are.
 
     Args:
         gguf: The open file.
         dtype: Of the computation, default `default_dtype()`.
+        cache_dtype: Of the keys and values in caches, default `dtype`.
         activations: See `Decoder`.
         backend: See `Decoder`.
         layout: Of the planes, default the one that is fast on the device.
         context_length: See `read_config`.
+        device: See `load`.
+        mesh: See `load`.
+        layers: See `load`.
+        dequantize: See `load`.
         strict: Whether unknown keys of the architecture are refused instead of warned about.
         nextn: Whether the blocks for multi-token prediction are loaded as well, as
             `Decoder.nextn`.
-        before_reading: Called with the configuration once every tensor is known to fit; it may
+        before_reading: See `BeforeReading`. It is called once every tensor is known to fit, and may
             raise.
         progress: Called with (bytes loaded, bytes in all) after each tensor.
 
     Raises:
         GGUFError: Lists all tensors that are missing, unclaimed or of another shape.
     """
-    strict, nextn = flag("strict", strict), flag("nextn", nextn)
-    config, unused = read_config(gguf, context_length, nextn=nextn)
-    _report_unknown_keys(gguf, unused, strict)
-    decoder = _without_weights(
-        config,
-        dtype=default_dtype() if dtype is None else dtype,
+    options = LoadOptions(
+        dtype=dtype,
+        cache_dtype=cache_dtype,
         activations=activations,
         backend=backend,
+        layout=layout,
+        context_length=context_length,
+        device=device,
+        mesh=mesh,
+        layers=layers,
+        dequantize=dequantize,
+        strict=strict,
+        nextn=nextn,
     )
-    claims, problems = claim(decoder, gguf)
-    refuse(gguf, problems)
-    _warn(gguf, config, claims)
+    return decoder_of(gguf, options, before_reading=before_reading, progress=progress)
+
+
+def decoder_of(
+    gguf: GGUFFile,
+    options: LoadOptions,
+    *,
+    before_reading: BeforeReading | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Decoder:
+    """Does what `load_decoder` does, with checked options."""
+    decoder, claims, placer = _fitted(gguf, options)
     if before_reading is not None:
-        before_reading(config)
+        before_reading(decoder.config, sum(map(placer.nbytes, claims)))
     total, done = sum(one.tensor.nbytes for one in claims), 0
     for one in claims:
-        setattr(one.module, one.attribute, _variable(one, layout, decoder.numerics))
+        setattr(one.module, one.attribute, placer.variable(one))
         one.tensor.forget()
         done += one.tensor.nbytes
         if progress is not None:
             progress(done, total)
     ahead.stop()
     return decoder
+
+
+def abstract_decoder(gguf: GGUFFile, options: LoadOptions) -> Decoder:
+    """Makes what `decoder_of` makes, with a `jax.ShapeDtypeStruct` for each array.
+
+    It reads no weights.
+    """
+    decoder, claims, placer = _fitted(gguf, options)
+    for one in claims:
+        setattr(one.module, one.attribute, placer.abstract(one))
+    return decoder
+
+
+def _fitted(gguf: GGUFFile, options: LoadOptions) -> tuple[Decoder, list[Claim], Placer]:
+    """Makes a decoder of shapes, and finds the tensors that its variables take."""
+    whole, unused = read_config(gguf, options.context_length, nextn=options.nextn)
+    _report_unknown_keys(gguf, unused, options.strict)
+    config = _first_layers(gguf, whole, options.layers)
+    left_out, numerics = len(whole.layers) - len(config.layers), options.numerics
+    decoder = _without_weights(
+        config,
+        dtype=numerics.dtype,
+        cache_dtype=numerics.cache_dtype,
+        activations=numerics.activations,
+        backend=numerics.backend,
+        mesh=numerics.mesh,
+    )
+    claims, problems = claim(decoder, gguf, left_out)
+    refuse(gguf, problems)
+    dense = matching(options.dequantize, [one.name for one in claims])
+    _warn(gguf, config, claims, left_out)
+    shares = None if options.mesh is None else Shares(config, options.mesh)
+    if shares is not None:
+        shares.warn(claims, gguf.path)
+    return decoder, claims, Placer(options, dense, shares)
+
+
+def _first_layers(gguf: GGUFFile, config: DecoderConfig, layers: int | None) -> DecoderConfig:
+    """Returns the configuration of the first layers."""
+    if layers is None or layers == len(config.layers):
+        return config
+    if layers > len(config.layers):
+        raise ValueError(f"{gguf.path} has {len(config.layers)} layers, layers is {layers}")
+    if config.input_width:
+        raise ValueError(
+            f"{gguf.path}: the inputs of its {len(config.layers)} layers are one tensor, which is"
+            f" not cut: load it without layers={layers}"
+        )
+    return dataclasses.replace(config, layers=config.layers[:layers])
 
 
 def file_problems(gguf: GGUFFile) -> list[str]:
@@ -107,9 +178,9 @@ def file_problems(gguf: GGUFFile) -> list[str]:
     return []
 
 
-def _warn(gguf: GGUFFile, config: DecoderConfig, claims: list[Claim]) -> None:
+def _warn(gguf: GGUFFile, config: DecoderConfig, claims: list[Claim], left_out: int = 0) -> None:
     """Warns of what a file has and a decoder lacks, and of what is not kept as it is."""
-    warn_of_left_out(gguf, config)
+    warn_of_left_out(gguf, config, left_out)
     warn_of_split_latents(gguf, [one.tensor for one in claims])
 
 
@@ -129,42 +200,3 @@ def _report_unknown_keys(gguf, unused: dict[str, str], strict: bool = False):
         if strict:
             raise GGUFError(message)
         warnings.warn(message, stacklevel=5)
-
-
-def _variable(claim: Claim, layout, numerics: Numerics) -> nnx.Variable:
-    """Makes the variable of a tensor.
-
-    Quantised matrices of products stay packed. Everything else becomes an nnx.Param in the file's
-    dtype, or in float32 where it is quantised, kernels transposed to (in, out).
-    """
-    transposed, format = claim.attribute == "kernel", claim.tensor.format
-    if claim.is_packed:
-        layout = layout or default_layout(format, numerics=numerics)
-        return QParam(_packed(claim, layout, transposed))
-    data = claim.tensor.data
-    if format.is_quantized:
-        values = formats.dequantize(data, format)
-    else:
-        values = jnp.asarray(data.view(np.dtype(format.fields[0].dtype)))
-    values = values.reshape(claim.shape)
-    return nnx.Param(jnp.swapaxes(values, -1, -2) if transposed and values.ndim > 1 else values)
-
-
-def _packed(claim: Claim, layout, transposed) -> QTensor:
-    tensor = claim.tensor
-    data = tensor.data.reshape(*claim.shape[:-1], -1)
-    if layout == "groups":
-        # Read ahead were the shapes of the file, which may have dimensions of 1 more.
-        whole = isinstance(tensor, TensorInfo) and tensor.shape == claim.shape
-        planes = ahead.take(tensor) if whole else None
-        if planes is not None:
-            return QTensor.from_planes(planes, tensor.format, transposed=transposed)
-        with contextlib.suppress(NotImplementedError):
-            planes = repack.planes_of(data, tensor.format)
-            return QTensor.from_planes(planes, tensor.format, transposed=transposed)
-    return _split(data, tensor.format.name, layout, transposed)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _split(row_bytes, type_name, layout, transposed):
-    return QTensor.from_bytes(row_bytes, type_name, layout=layout, transposed=transposed)

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.backends import Numerics
+from rocmforge_jax.backends.on_mesh import on_its_mesh
 from rocmforge_jax.models.checked_inputs import checked_inputs
 from rocmforge_jax.models.config import DecoderConfig, NextNConfig
-from rocmforge_jax.models.empty_cache import cache_of_layers
+from rocmforge_jax.models.empty_cache import cache_of_layers, placement_of
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.make import Make
 from rocmforge_jax.models.parts import Tokens
@@ -56,9 +57,10 @@ class NextN(Layer):
 
     def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
         """Makes the block's own empty cache: see `Decoder.init_cache`."""
-        dtype = self.numerics.dtype if dtype is None else dtype
-        return cache_of_layers((self.config,), batch, length, dtype)
+        dtype = self.numerics.cache_dtype if dtype is None else dtype
+        return cache_of_layers((self.config,), batch, length, dtype, placement_of(self))
 
+    @on_its_mesh
     def predict(
         self,
         decoder: Any,

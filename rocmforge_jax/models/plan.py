@@ -66,28 +66,36 @@ class MemoryPlan:
 
 
 def plan_memory(
-    gguf: GGUFFile, config: DecoderConfig, dtype, *, context_length: int | None = None
+    gguf: GGUFFile,
+    config: DecoderConfig,
+    dtype,
+    *,
+    context_length: int | None = None,
+    weights: int | None = None,
+    device: Any = None,
 ) -> MemoryPlan:
     """Plans the memory of one sequence.
 
     Args:
         gguf: the file with the weights.
         config: the decoder's configuration.
-        dtype: of activations and cache.
+        dtype: of the cache.
         context_length: tokens of the longest text, default what the model was trained for. At most
             4096 of them are counted for the cache. The padding of a prompt that nearly fills a
             short context is not.
+        weights: bytes of the weights on the device, default those of all tensors.
+        device: where the model goes, default the first of this process.
     """
     context_length = context_length or config.context_length
     tokens = min(TOKENS, context_length + TOKENS_PER_DISPATCH)  # of a full context, see above
     slots = cache_length(tokens, context_length)
     cache = jax.eval_shape(lambda: init_cache(config, 1, slots, np.dtype(dtype)))
     return MemoryPlan(
-        weights=sum(tensor.nbytes for tensor in gguf.tensors.values()),
+        weights=sum(t.nbytes for t in gguf.tensors.values()) if weights is None else weights,
         cache=cache.nbytes,
         slots=slots,
         temporaries=temporary_bytes(config, slots),
-        available=available_bytes(),
+        available=available_bytes(device),
     )
 
 

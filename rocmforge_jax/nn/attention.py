@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from pallas_kernels.attention import AttentionRule, reference
 from pallas_kernels.attention.checks import check_operands
 from rocmforge_jax.backends import DEFAULT, Numerics, choose
+from rocmforge_jax.backends.on_mesh import current_mesh
 from rocmforge_jax.nn import attention_calls
 from rocmforge_jax.nn.attention_backends import ATTENTION, MASKED, NEW_TOKENS
 from rocmforge_jax.nn.attention_calls import NewTokensSpec, rotated
+from rocmforge_jax.nn.attention_on_mesh import on_each_device
 from rocmforge_jax.nn.dims import validate_attention_dims
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.norm import is_fusable
@@ -72,6 +74,17 @@ def cached_attention(
     Raises:
         ValueError: Shapes, dtypes or windows do not fit; it names the operands and both sizes.
     """
+    if (mesh := current_mesh()) is not None:
+
+        def of_device(heads, cache, by_batch, _, rule):
+            starts_B, filled_B, visible = by_batch
+            options: Any = dict(filled_B=filled_B, visible=visible, backend=backend)
+            (q_BTNH,) = heads
+            return cached_attention(q_BTNH, cache, starts_B, rule, **options), cache
+
+        by_batch = jnp.asarray(starts_B), filled_B, visible
+        operands: Any = cache.keys.shape[1], rule, (q_BTNH,), cache, by_batch, None
+        return on_each_device(of_device, mesh, *operands)[0]
     _check_window(cache, rule)
     if cache.wraps and q_BTNH.shape[1] > 1:
         raise ValueError(
@@ -145,6 +158,19 @@ def attend_to_new(
         raise ValueError(
             f"rope rotates {rope.width} elements of a head, the head has {q_BTNH.shape[-1]}"
         )
+    if (mesh := current_mesh()) is not None:
+
+        def of_device(heads, cache, by_batch, norms, rule):
+            table, starts_B, lengths_B, visible = by_batch
+            options: Any = dict(lengths_B=lengths_B, visible=visible, norms=norms)
+            operands: Any = *heads, table, rope, cache, starts_B, rule
+            out, cache = attend_to_new(*operands, numerics=numerics, **options)
+            return out.array, cache
+
+        by_batch = table, starts_B, lengths_B, visible
+        operands: Any = k_BTKH.shape[2], rule, (q_BTNH, k_BTKH, v_BTKH), cache, by_batch, norms
+        out, cache = on_each_device(of_device, mesh, *operands)
+        return QuantizedInput(out), cache
     unfused = cache is None or visible is not None
     if norms is not None and (unfused or not all(map(is_fusable, norms))):
         q_BTNH, k_BTKH, norms = norms[0](q_BTNH), norms[1](k_BTKH), None

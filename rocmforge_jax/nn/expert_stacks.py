@@ -12,6 +12,7 @@ from rocmforge_jax import quant
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.nn.linear import Experts, through_expert, value_or_none
 from rocmforge_jax.nn.mlp import gated
+from rocmforge_jax.quant.multiply import require_whole
 
 
 class Stack(NamedTuple):
@@ -44,6 +45,8 @@ def require_packed(layers: list) -> list[quant.QTensor]:
     weights = [layer.kernel.get_value() for layer in layers]
     if not all(isinstance(weight, quant.QTensor) for weight in weights):
         raise NotImplementedError("a stack of experts is not packed")
+    for weight in weights:
+        require_whole(weight)
     return weights
 
 

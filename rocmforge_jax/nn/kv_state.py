@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rocmforge_jax.nn.state import BATCH_AXIS, HEADS_AXIS, State, partition, update_slice
+from rocmforge_jax.backends.on_mesh import BATCH_AXIS, MODEL_AXIS
+from rocmforge_jax.nn.state import State, partition, update_slice
 
 #: Slots of a ring beyond its window. A ring can be rewound by as many tokens.
 SPARE_SLOTS = 32
@@ -126,7 +127,7 @@ class KVState(State):
 
     def specs(self, mesh: Mesh) -> "KVState":
         """Returns PartitionSpecs: the batch over the axis "data", KV heads over "model"."""
-        axes = {0: BATCH_AXIS, 1: HEADS_AXIS}
+        axes = {0: BATCH_AXIS, 1: MODEL_AXIS}
         return jax.tree.map(lambda a: partition(mesh, a.shape, axes), self)
 
     def write(self, k_BTKH, v_BTKH, starts_B) -> "KVState":

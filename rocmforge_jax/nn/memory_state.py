@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rocmforge_jax.backends.on_mesh import BATCH_AXIS, MODEL_AXIS
 from rocmforge_jax.nn.convolution import ConvState
-from rocmforge_jax.nn.state import BATCH_AXIS, HEADS_AXIS, State, partition
+from rocmforge_jax.nn.state import State, partition
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +50,6 @@ class MemoryState(State):
 
     def specs(self, mesh: Mesh) -> "MemoryState":
         """Returns PartitionSpecs: the batch over the axis "data", heads over "model"."""
-        axes = {0: BATCH_AXIS, 1: HEADS_AXIS}
+        axes = {0: BATCH_AXIS, 1: MODEL_AXIS}
         memory: Any = partition(mesh, self.memory_BNHW.shape, axes)
         return MemoryState(memory, self.conv.specs(mesh))

@@ -28,7 +28,12 @@ from rocmforge_jax.nn.linear import (
 from rocmforge_jax.nn.mlp import gated
 from rocmforge_jax.nn.norm import require_fusable, rms_norm
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
-from rocmforge_jax.quant.multiply import require_cpp, require_pallas, require_transposed
+from rocmforge_jax.quant.multiply import (
+    require_cpp,
+    require_pallas,
+    require_transposed,
+    require_whole,
+)
 
 
 class Gate(NamedTuple):
@@ -143,6 +148,7 @@ def _weights(modules, norm) -> list:
     if not all(isinstance(weight, quant.QTensor) for weight in weights):
         raise NotImplementedError("a weight is not packed")
     for weight in weights:
+        require_whole(weight)
         require_transposed(weight)
     return weights
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import jax
 
 from rocmforge_jax.backends import Operation, choose, cpp, differentiable
+from rocmforge_jax.backends.on_mesh import require_one_device
 
 
 def _check_cpp(memory_BNHW) -> str:
     used = cpp.instructions()
+    require_one_device()
     return f"reads and writes the memory once, in place, C++ with {used}"
 
 

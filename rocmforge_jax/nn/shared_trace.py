@@ -7,6 +7,7 @@ from flax import nnx
 
 from pallas_kernels import targets
 from rocmforge_jax.backends import cpp, recording
+from rocmforge_jax.backends.on_mesh import current_mesh
 from rocmforge_jax.quant import QParam
 
 
@@ -21,7 +22,7 @@ def shared_trace(block: nnx.Module, *operands):
         return block(*operands)
     graphdef, state = nnx.split(block)
     # The block's numerics are in the graphdef. These decide with them which backends are traced.
-    machine = targets.current(), cpp.usable()
+    machine = targets.current(), cpp.usable(), current_mesh()
     return _call(graphdef, machine, state, operands)
 
 

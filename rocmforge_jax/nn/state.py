@@ -14,9 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from rocmforge_jax.arguments import integer
-
-#: Axes of a mesh that states are sharded over: sequences, and heads.
-BATCH_AXIS, HEADS_AXIS = "data", "model"
+from rocmforge_jax.backends.on_mesh import BATCH_AXIS
 
 
 class State:

@@ -1,5 +1,6 @@
 """The product of x with one packed weight, on every backend."""
 
+import contextlib
 import dataclasses
 from typing import Any, Protocol
 
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 from pallas_kernels.packing import Packing
 from pallas_kernels.qmatmul import Product
 from rocmforge_jax.backends import ACTIVATION_MODES, Operation, choose, cpp, linear, pallas
-from rocmforge_jax.quant import xla_columns, xla_rows
+from rocmforge_jax.backends.on_mesh import on_mesh
+from rocmforge_jax.quant import split, xla_columns, xla_rows
+from rocmforge_jax.quant.split import Split
 
 
 class PackedMatrix(Protocol):
@@ -41,6 +44,11 @@ class PackedMatrix(Protocol):
         ...
 
     @property
+    def split(self) -> Split | None:
+        """How the devices of a mesh share it."""
+        ...
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(in, out)."""
         ...
@@ -65,9 +73,11 @@ def multiply(
     dtype = jnp.dtype(dtype or x.dtype)
     flat = x.reshape(-1, x.shape[-1])
     operands = flat.shape[0], flat.dtype, weight, activations
-    backend = choose(MATMUL, operands, backend).name
+    with contextlib.nullcontext() if weight.split is None else on_mesh(None):
+        backend = choose(MATMUL, operands, backend).name
     planes, structure = jax.tree.flatten(weight)
-    y = linear(_Multiply(structure, backend, activations, dtype), flat, planes)
+    batch = 0 if weight.split is None or x.ndim < 2 else x.shape[0]
+    y = linear(_Multiply(structure, backend, activations, dtype, batch), flat, planes)
     return y.astype(dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
 
@@ -100,6 +110,14 @@ def require_cpp(weight: PackedMatrix, mode: str) -> str:
     require_transposed(weight)
     cpp.require_packing(weight.packing, mode)
     return used
+
+
+def require_whole(weight: PackedMatrix) -> None:
+    """Raises NotImplementedError for a weight that several devices share."""
+    if weight.split is not None:
+        raise NotImplementedError(
+            f"the weights are split over {weight.split.mesh.size} devices: one product at a time"
+        )
 
 
 def require_transposed(weight: PackedMatrix) -> None:
@@ -160,6 +178,7 @@ class _Multiply:
         backend: Which one computes the product.
         activations: The mode of activations.
         dtype: Of the result.
+        batch: Sequences that the rows of x belong to, for a weight that is split; else 0.
         casts: Whether the result always has `dtype`. Otherwise it may come in float32.
     """
 
@@ -167,10 +186,17 @@ class _Multiply:
     backend: str
     activations: str
     dtype: jnp.dtype
+    batch: int
     casts: bool = False
 
     def __call__(self, x, *planes):
-        y = self._product(x, jax.tree.unflatten(self.structure, planes))
+        w = jax.tree.unflatten(self.structure, planes)
+        if w.split is None:
+            y = self._product(x, w)
+        else:
+            # The devices' shares of a sum are not rounded before they are added.
+            wide = dataclasses.replace(self, dtype=jnp.dtype("float32"))
+            y = split.product(wide._product, x, w, self.batch)
         return y.astype(self.dtype) if self.casts else y
 
     def _product(self, x, w) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rocmforge_jax.arguments import integer
 from rocmforge_jax.backends import DEFAULT, Operation, choose, pallas
 from rocmforge_jax.backends.choice import check_name
-from rocmforge_jax.quant import word_packed, xla_columns, xla_rows
+from rocmforge_jax.quant import split, word_packed, xla_columns, xla_rows
 from rocmforge_jax.quant.layout import take_rows as take_packed_rows
 from rocmforge_jax.quant.multiply import check_shapes, multiply, require_pallas
 from rocmforge_jax.quant.qtensor import QTensor, as_qtensor, value_of
@@ -37,6 +37,8 @@ def dequantize(weight, dtype=jnp.float32, *, backend: str | None = None) -> jax.
 
 
 def _check_dequantize(w) -> str:
+    if w.split is not None:
+        raise NotImplementedError(f"the weight is split over {w.split.mesh.size} devices")
     on = require_pallas(w, DEFAULT.activations)
     if w.ndim != 2:
         raise NotImplementedError(f"the kernel takes a matrix, got {list(w.shape)}")
@@ -148,6 +150,8 @@ def take_rows(weight, ids, dtype=jnp.float32, *, backend: str | None = None) -> 
         return jnp.take(weight, ids, axis=0, mode="clip").astype(dtype)
     if weight.transposed:
         raise ValueError(f"take_rows reads packed rows; {weight} is transposed: take its .T")
+    if weight.split is not None:
+        return split.take_rows(_take_packed, weight, ids).astype(dtype)
     taken = _take_packed(weight, ids.reshape(-1)).astype(dtype)
     return taken.reshape(*ids.shape, weight.shape[-1])
 

@@ -12,6 +12,7 @@ from rocmforge_jax import formats
 from rocmforge_jax.quant import layout as layouts
 from rocmforge_jax.quant import placement, word_packed
 from rocmforge_jax.quant.multiply import multiply
+from rocmforge_jax.quant.split import Split
 
 #: What an array has and a QTensor has not, and where to look instead.
 _WITHOUT = {
@@ -33,7 +34,8 @@ class QTensor:
         transposed == False:  shape == (..., N, K)     an embedding (vocabulary, width)
         transposed == True:   shape == (..., K, N)     a Flax kernel (in, out)
 
-    So `.T` costs nothing, and a head tied to its embedding is the same planes. Static fields are
+    So `.T` costs nothing, and a head tied to its embedding is the same planes. `split` says how the
+    devices of a mesh share the matrix; None, if each that has it has all of it. Static fields are
     metadata of the pytree; the shape is read off the planes and cannot disagree with them.
     """
 
@@ -41,6 +43,7 @@ class QTensor:
     type_name: str = dataclasses.field(metadata=dict(static=True))
     layout: str = dataclasses.field(metadata=dict(static=True))
     transposed: bool = dataclasses.field(default=False, metadata=dict(static=True))
+    split: Split | None = dataclasses.field(default=None, metadata=dict(static=True))
 
     @classmethod
     def from_bytes(

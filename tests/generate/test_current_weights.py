@@ -98,6 +98,23 @@ def test_scores_and_prefill_use_them_too(lm):
     assert np.abs(lm.engine.prefill([[1, 2, 3]])[0] - logits).max() > 1e-3
 
 
+def test_embeddings_use_them_too_without_compiling(lm, traces):
+    def embedded():
+        return lm.embed(["To be", "or not to be"], pooling="mean")
+
+    before = embedded()
+    disturb(lm.model)
+    count = traces()
+    after = embedded()
+    assert traces() == count and np.abs(after - before).max() > 1e-3
+    np.testing.assert_array_equal(
+        after,
+        rf.LanguageModel(lm.model, lm.tokenizer).embed(["To be", "or not to be"], pooling="mean"),
+    )
+    lm.model.blk[0].attn_q.kernel = nnx.Param(rf.dequantize(lm.model.blk[0].attn_q.kernel))
+    np.testing.assert_allclose(embedded(), after, atol=1e-3)
+
+
 def test_a_model_that_was_replaced_is_given_back(lm):
     answer(lm)
     old = weakref.ref(lm.model.blk[0].attn_norm.scale.get_value())

@@ -276,7 +276,7 @@ def test_other_bounds_are_refused(engine_of, value):
     ("free", "most"), [(None, 2**29), (2**40, 2**29), (10**9 + 9, 10**8), (-5, 0)]
 )
 def test_the_default_bound(engine_of, monkeypatch, free, most):
-    monkeypatch.setattr(snapshots, "available_bytes", lambda: free)
+    monkeypatch.setattr(snapshots, "available_bytes", lambda _: free)
     assert engine_of("attention").snapshot_bytes == most
 
 

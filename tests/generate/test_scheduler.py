@@ -128,7 +128,7 @@ def test_as_many_slots_as_memory_holds(decoder, monkeypatch, sequences_that_fit,
     cache = engine.steps.cache_bytes(1, 256)
     workspace = plan.temporary_bytes(engine.config, 256)
     free = workspace + int(sequences_that_fit * cache)
-    monkeypatch.setattr(plan, "available_bytes", lambda: free)
+    monkeypatch.setattr(plan, "available_bytes", lambda _: free)
     batches, original = [], engine.steps.decode
 
     def watched(slots, count):
@@ -142,7 +142,7 @@ def test_as_many_slots_as_memory_holds(decoder, monkeypatch, sequences_that_fit,
 
 def test_where_memory_is_unknown_all_prompts_run_together(decoder, monkeypatch):
     engine, (first, *_) = Engine(decoder), PROMPTS
-    monkeypatch.setattr(plan, "available_bytes", lambda: None)
+    monkeypatch.setattr(plan, "available_bytes", lambda _: None)
     dispatch = next(engine.generate([first] * 5, max_tokens=3))
     assert [len(added.ids) for added in dispatch] == [1] * 5
 

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 import rocmforge_jax as rf
 
 COLLECTIVES = r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-lm, cases = rf.load("demo", progress=False), {}
+lm, cases = rf.load("demo", activations="float", progress=False), {}
 graphdef, params, packed = nnx.split(lm.model, nnx.Param, ...)
 tokens = jnp.asarray(np.arange(24).reshape(8, 3), jnp.int32)
 

@@ -59,7 +59,7 @@ def test_caches_are_powers_of_two_up_to_the_context(tokens, context_length, slot
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(monkeypatch):
-    monkeypatch.setattr(plan_module, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(plan_module, "available_bytes", lambda _: 1 << 20)
     with pytest.raises(
         MemoryError,
         match=(
@@ -71,7 +71,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(monkeypatch):
 
 
 def test_a_device_that_says_nothing_is_trusted(demo, monkeypatch):
-    monkeypatch.setattr(plan_module, "available_bytes", lambda: None)
+    monkeypatch.setattr(plan_module, "available_bytes", lambda _: None)
     plan = plan_memory(*demo, jnp.float32)
     plan.check()
     assert "available unknown" in str(plan)

@@ -1,4 +1,4 @@
-"""Two processes of `jax.distributed` load a model and compute with it, each on its own devices."""
+"""Two processes of `jax.distributed` load a model, each on its own devices, and share one."""
 
 import json
 import socket
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import rocmforge_jax as rf
+from rocmforge_jax.locate import DEMO
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.core
@@ -19,11 +20,23 @@ import jax
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 import jax.numpy as jnp
 import rocmforge_jax as rf
+from rocmforge_jax.models.place import Placer
 lm = rf.load("demo", progress=False)
 logits, _ = lm.model(jnp.array([[1, 2, 3]], jnp.int32))
 text = lm.generate("ROMEO:", max_tokens=3, temperature=0).text
 found = [jax.process_index(), jax.process_count(), len(jax.devices()), logits[0, -1, :5].tolist()]
-print(json.dumps([*found, text]))
+read, make = [], Placer._value
+Placer._value = lambda self, claim, data, device: (
+    read.append(data.nbytes), make(self, claim, data, device)
+)[1]
+together = []
+for sizes in ((1, 2), (2, 1)):
+    read.clear()
+    mesh = jax.make_mesh(sizes, ("data", "model"), devices=jax.devices())
+    lm = rf.load("demo", mesh=mesh, activations="float", progress=False)
+    answers = lm.generate(["ROMEO:", "To be"], max_tokens=3, temperature=0)
+    together.append([sum(read), [answer.ids for answer in answers]])
+print(json.dumps([*found, text, together]))
 """
 
 
@@ -51,7 +64,13 @@ def test_two_processes_load_and_generate():
     lm = rf.load("demo", progress=False)
     logits, _ = lm.model(np.array([[1, 2, 3]], np.int32))
     text = lm.generate("ROMEO:", max_tokens=3, temperature=0).text
+    exact = rf.load("demo", activations="float", progress=False)
+    answers = exact.generate(["ROMEO:", "To be"], max_tokens=3, temperature=0)
+    size = sum(tensor.nbytes for tensor in rf.open_gguf(DEMO).tensors.values())
     for i, (out, _) in enumerate(printed):
-        index, count, devices, found, continued = json.loads(out.splitlines()[-1])
+        index, count, devices, found, continued, together = json.loads(out.splitlines()[-1])
         assert (index, count, devices) == (i, 2, 2) and continued == text
         np.testing.assert_allclose(found, logits[0, -1, :5], rtol=1e-4, atol=1e-4)
+        (half, by_model), (whole, by_batch) = together
+        assert by_model == by_batch == [answer.ids for answer in answers]
+        assert 0.5 * size < half < 0.52 * size and whole == size  # norms are on every device

@@ -34,8 +34,12 @@ def text(notebook) -> dict[str, str]:
     return {cell.id: "".join(map(shown, cell.outputs)) for cell in code_cells(notebook)}
 
 
-def test_both_notebooks_are_there():
-    assert [path.stem for path in NOTEBOOKS] == ["01_open_a_gguf_file", "02_gguf_to_flax_nnx"]
+def test_the_notebooks_are_there():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_open_a_gguf_file",
+        "02_gguf_to_flax_nnx",
+        "07_several_devices_on_a_laptop",
+    ]
 
 
 @pytest.mark.parametrize("library", ["in C++", "in plain XLA"])

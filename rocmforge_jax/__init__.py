@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.quant import QParam as QParam
     from rocmforge_jax.quant import QTensor as QTensor
     from rocmforge_jax.quant import dequantize as dequantize
+    from rocmforge_jax.quant import quantize as quantize
     from rocmforge_jax.quant import validate_matmul_dims as validate_matmul_dims
     from rocmforge_jax.text import ChatTemplateError as ChatTemplateError
     from rocmforge_jax.text import load_tokenizer as load_tokenizer
@@ -41,6 +42,7 @@ _WHERE = {
     "load_tokenizer": "text",
     "ChatTemplateError": "text",
     "dequantize": "quant",
+    "quantize": "quant",
     "QTensor": "quant",
     "QParam": "quant",
     "validate_matmul_dims": "quant",

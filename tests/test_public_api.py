@@ -23,6 +23,7 @@ NAMES = {
     "load_tokenizer",
     "ChatTemplateError",
     "dequantize",
+    "quantize",
     "QTensor",
     "QParam",
     "SamplingParams",

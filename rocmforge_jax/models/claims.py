@@ -67,8 +67,13 @@ class Claim:
     @property
     def is_packed(self) -> bool:
         """Whether the weight stays packed: whether it is quantised and products read it so."""
-        packed = (type(self.module), self.attribute) in _PACKED and len(self.shape) > 1
+        packed = stays_packed(self.module, self.attribute, self.shape)
         return packed and self.tensor.format.is_quantized
+
+
+def stays_packed(module: nnx.Module, attribute: str, shape) -> bool:
+    """Returns whether products read a variable packed, if it is quantised."""
+    return (type(module), attribute) in _PACKED and len(shape) > 1
 
 
 def tensor_name(path: tuple) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
     from rocmforge_jax.completion import Completion as Completion
     from rocmforge_jax.completion import Piece as Piece
+    from rocmforge_jax.export import save as save
     from rocmforge_jax.generate import LogitsProcessor as LogitsProcessor
     from rocmforge_jax.generate import PromptCache as PromptCache
     from rocmforge_jax.generate import SamplingParams as SamplingParams
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "load": "language_model",
     "LanguageModel": "language_model",
+    "save": "export",
     "Completion": "completion",
     "Piece": "completion",
     "open_gguf": "gguf",
@@ -53,7 +55,7 @@ _WHERE = {
     "enable_compilation_cache": "compilation_cache",
     "kernel_report": "models",
 }
-_SUBPACKAGES = ("formats", "generate", "gguf", "models", "nn", "quant", "text")
+_SUBPACKAGES = ("export", "formats", "generate", "gguf", "models", "nn", "quant", "text")
 __all__ = [*_WHERE, *_SUBPACKAGES]
 
 

@@ -30,6 +30,7 @@ from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
     Decoder,
+    Source,
     checked_pooling,
     default_dtype,
     load_decoder,
@@ -65,7 +66,12 @@ class LanguageModel:
 
     A text is generated with the arrays that `model` has when the text begins, so the model may be
     trained in place. Nothing is compiled again for a model of the same structure.
+
+    Attributes:
+        source: What is kept of the file that it was loaded from, for `save`; None without a file.
     """
+
+    source: Source | None = None
 
     def __init__(
         self,
@@ -101,6 +107,16 @@ class LanguageModel:
                 model, context_length=self._context_length, suppressed_ids=self._suppressed_ids
             )
         self._model, self._embedder = model, None
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The keys of the file that it was loaded from; none without a file."""
+        return {} if self.source is None else self.source.metadata
+
+    @property
+    def opened_for(self) -> int | None:
+        """Tokens of a text that were asked for when it was loaded; None for the model's own."""
+        return self._context_length
 
     @property
     def embedder(self) -> Embedder:
@@ -654,7 +670,9 @@ def from_parts(
         tokenizer_from_metadata(gguf.metadata, strict=strict),
         chat_template_from_metadata(gguf.metadata),
     )
-    return LanguageModel(model, tokenizer, template, context_length=context_length)
+    lm = LanguageModel(model, tokenizer, template, context_length=context_length)
+    lm.source = Source.of(gguf)
+    return lm
 
 
 def _streams(stream) -> bool:

@@ -65,6 +65,16 @@ MAY_IMPORT = {
         "settings",
     },
 }
+MAY_IMPORT["export"] = {
+    "arguments",
+    "formats",
+    "gguf",
+    "language_model",
+    "models",
+    "nn",
+    "quant",
+    "text",
+}
 #: The package's own public names are the part "": only programs import those.
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"pallas_kernels"} | {""}
 MAY_IMPORT["__main__"] = {"cli"}

@@ -38,12 +38,7 @@ def quantize(values, format: str | int | Format) -> np.ndarray:
             or too large for a float16 scale or minimum (F16, BF16, NVFP4: for the type itself).
     """
     format = get(format)
-    if format.name not in _QUANTIZERS:
-        why = ", whose codes ggml chooses with an importance matrix"
-        raise NotImplementedError(
-            f"no quantizer for {format.name}{why if format.name.startswith('IQ') else ''}; there"
-            f" are {', '.join(_QUANTIZERS)}"
-        )
+    require_quantizer(format)
     values = np.asarray(values)
     if values.dtype.name not in ("float32", "bfloat16", "float16") or values.ndim < 1:
         raise ValueError(
@@ -64,6 +59,16 @@ def quantize(values, format: str | int | Format) -> np.ndarray:
     return np.concatenate(
         [_bytes(field, values.size // format.block) for field in fields], axis=-1
     ).reshape(row_shape)
+
+
+def require_quantizer(format: Format) -> None:
+    """Raises NotImplementedError where there is no quantiser for a format."""
+    if format.name not in _QUANTIZERS:
+        why = ", whose codes ggml chooses with an importance matrix"
+        raise NotImplementedError(
+            f"no quantizer for {format.name}{why if format.name.startswith('IQ') else ''}; there"
+            f" are {', '.join(_QUANTIZERS)}"
+        )
 
 
 def _refuse_infinite(fields, values, format):

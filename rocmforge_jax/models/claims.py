@@ -28,7 +28,7 @@ _SUFFIX = {
 #: The end of a variable's name in a file, where the rule above does not give it.
 _NAMES = {f"{ROUTER_NORM}.weight": "ffn_gate_inp.scale"}
 #: Tensors that the configuration has already read.
-_CONFIG_TENSORS = {
+CONFIG_TENSORS = {
     "rope_freqs.weight",
     "rope_factors_long.weight",
     "rope_factors_short.weight",
@@ -192,7 +192,7 @@ def _not_claimed(gguf, config: DecoderConfig) -> set[str]:
         for name in gguf.tensors
         if name.endswith(_CALIBRATION) or name.startswith(tuple(_BESIDES))
     }
-    return _predictors(gguf, config)[0] | besides | unused | _CONFIG_TENSORS
+    return _predictors(gguf, config)[0] | besides | unused | CONFIG_TENSORS
 
 
 def _predictors(gguf, config: DecoderConfig) -> tuple[set[str], int]:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from rocmforge_jax import formats
 from rocmforge_jax.formats import Format
+from rocmforge_jax.formats.quantizers import require_quantizer
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models.claims import stays_packed, tensor_name
 from rocmforge_jax.models.patterns import Patterns, matching
@@ -60,15 +61,24 @@ def requantized(decoder, type: Types, names: Patterns = True):
     """
     clone = nnx.clone(decoder)
     places = dict(_matrices(clone))
-    wanted = {name: format for name, format in _wanted(type, names, places).items()}
-    _check_rows(places, wanted)
-    for name, format in wanted.items():
+    for name, format in wanted_formats(clone, type, names).items():
         module, attribute = places[name]
         variable = getattr(module, attribute)
         if type_of(variable) != format.name:
             new = _packed(variable, format, attribute == "kernel", decoder.numerics)
             setattr(module, attribute, new)
     return clone
+
+
+def wanted_formats(decoder, type: Types, names: Patterns = True) -> dict[str, Format]:
+    """Returns the format of each matrix that `requantized` changes, and raises what it raises."""
+    places = dict(_matrices(decoder))
+    wanted = _wanted(type, names, places)
+    for name, format in wanted.items():
+        if type_of(getattr(*places[name])) != format.name:
+            require_quantizer(format)
+    _check_rows(places, wanted)
+    return wanted
 
 
 def type_of(variable: nnx.Variable) -> str:

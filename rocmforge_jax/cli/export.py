@@ -24,7 +24,7 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--format",
-        choices=("gguf",),
+        choices=("gguf", "safetensors"),
         help="default: what OUT ends in",
     )
 

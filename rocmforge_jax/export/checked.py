@@ -137,23 +137,25 @@ def _problems(config: DecoderConfig, file: Any, context_length: int | None) -> l
             read, _ = read_config(file, context_length, nextn=bool(config.nextn))
         except GGUFError as error:
             return [shortened(str(error).removeprefix(f"{file.path}: "), 300)]
-        differences = list(_differences(config, read, ""))
-        if differences:
-            return differences
+        if found := list(differences(config, read, "")):
+            return found
         with only_shapes():
             decoder = Decoder(read, rngs=None)
         return claim(decoder, file)[1]
 
 
-def _differences(wanted: Any, read: Any, place: str) -> Iterator[str]:
-    """Yields each field that differs, with both values."""
+def differences(wanted: Any, read: Any, place: str = "") -> Iterator[str]:
+    """Yields each field in which two configurations differ, with both values.
+
+    place: What the two are called. Numbers that are equal in float32 count as equal.
+    """
     if dataclasses.is_dataclass(wanted) and type(wanted) is type(read):
         for field in dataclasses.fields(wanted):
             name = f"{place}.{field.name}" if place else field.name
-            yield from _differences(getattr(wanted, field.name), getattr(read, field.name), name)
+            yield from differences(getattr(wanted, field.name), getattr(read, field.name), name)
     elif isinstance(wanted, tuple) and isinstance(read, tuple) and len(wanted) == len(read):
         for i, (one, other) in enumerate(zip(wanted, read)):
-            yield from _differences(one, other, f"{place}[{i}]")
+            yield from differences(one, other, f"{place}[{i}]")
     elif isinstance(wanted, float) and isinstance(read, float | int):
         if not math.isclose(wanted, read, rel_tol=_SAME):
             yield f"{place} is {wanted:g}, a file would be read as {read:g}"

@@ -25,7 +25,7 @@ def nothing_is_left(tmp_path):
     assert not [file for file in tmp_path.iterdir() if file.is_file()]
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model", "model.gguf.part"])
+@pytest.mark.parametrize("name", ["model.bin", "model.gguf.part"])
 def test_another_ending(demo, tmp_path, name):
     with pytest.raises(ValueError, match=rf"'{re.escape(name)}' .*gguf \(\.gguf\)"):
         rf.save(demo, tmp_path / name)
@@ -51,8 +51,11 @@ def test_what_is_no_path(demo):
 
 def test_a_folder(demo, tmp_path):
     (tmp_path / "model.gguf").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"model\.gguf is a folder"):
+    (tmp_path / "model.gguf" / "notes").touch()
+    with pytest.raises(FileExistsError, match="holds 1 files"):
         rf.save(demo, tmp_path / "model.gguf")
+    with pytest.raises(IsADirectoryError, match=r"model\.gguf is a folder"):
+        rf.save(demo, tmp_path / "model.gguf", format="gguf")
 
 
 def test_a_folder_that_is_missing(demo, tmp_path):

@@ -1,6 +1,9 @@
 """Steps that the quantisers share: rounding as in C, packing, and work in pieces. In NumPy."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 import numpy as np
 
@@ -23,10 +26,20 @@ def in_pieces(block: int, quantize_blocks: Callable) -> Callable:
         blocks = rows.reshape(-1, block)
         step = PIECE // block
         starts = range(0, len(blocks), step)
-        found = [quantize_blocks(blocks[start : start + step]) for start in starts]
+        found = in_threads(quantize_blocks, [(blocks[start : start + step],) for start in starts])
         return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
     return quantize_rows
+
+
+def in_threads(function: Callable, pieces: Sequence[tuple]) -> list:
+    """Calls a function for each tuple of arguments, on all cores; NumPy computes in parallel."""
+    if len(pieces) < 2:
+        return [function(*piece) for piece in pieces]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # A copy of the context has the caller's np.errstate.
+        runs = [pool.submit(copy_context().run, function, *piece) for piece in pieces]
+        return [run.result() for run in runs]
 
 
 def columns(blocks, group: int):

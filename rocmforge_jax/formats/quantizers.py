@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from rocmforge_jax.formats._k_quantizers import K_QUANTIZERS
-from rocmforge_jax.formats._rounding import away_from_zero, inverse
+from rocmforge_jax.formats._rounding import away_from_zero, in_threads, inverse
 from rocmforge_jax.formats._search import asymmetric, row_weights, symmetric
 from rocmforge_jax.formats._small_quantizers import SMALL_QUANTIZERS, nearest_e2m1
 from rocmforge_jax.formats.format import Format
@@ -101,8 +101,8 @@ def _searched(search, bits):
 
     def quantize_rows(rows):
         x, weights = (np.ascontiguousarray(a.reshape(-1, 32).T) for a in (rows, row_weights(rows)))
-        chunks = (slice(start, start + CHUNK) for start in range(0, x.shape[1], CHUNK))
-        found = [search(x[:, chunk], weights[:, chunk], bits) for chunk in chunks]
+        chunks = [slice(start, start + CHUNK) for start in range(0, x.shape[1], CHUNK)]
+        found = in_threads(search, [(x[:, chunk], weights[:, chunk], bits) for chunk in chunks])
         *scales, codes = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
         fifth = [_fifth_bits(codes.T)] if bits == 5 else []
         return *(scale.astype(np.float16) for scale in scales), *fifth, _nibbles(codes.T)

@@ -37,11 +37,15 @@ _FILE_TYPES = {
     18: "Q6_K",
     19: "IQ2_XXS",
     20: "IQ2_XS",
+    21: "Q2_K",
+    22: "IQ3_S",
     23: "IQ3_XXS",
     24: "IQ1_S",
     25: "IQ4_NL",
     26: "IQ3_S",
+    27: "IQ3_S",
     28: "IQ2_S",
+    29: "IQ2_S",
     30: "IQ4_XS",
     31: "IQ1_M",
     32: "BF16",
@@ -80,7 +84,8 @@ def write(
     wanted = {} if types is None else wanted_formats(decoder, types)
     tensors = named_as_in(source, weights(decoder, wanted))
     keys = {} if source is None else _typed(source.metadata)
-    keys |= {"general.architecture": decoder.config.architecture} | dict(metadata)
+    given = _typed(metadata) if isinstance(metadata, Metadata) else dict(metadata)
+    keys |= {"general.architecture": decoder.config.architecture} | given
     keys = {key: value for key, value in keys.items() if value is not None}
     written = {name: (one.format.name, one) for name, one in tensors.items()}
     if source is not None:

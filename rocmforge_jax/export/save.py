@@ -66,6 +66,8 @@ def save(
         raise TypeError(f"save() takes a text or an os.PathLike as path, got {path!r:.80}")
     path = Path(path).expanduser()
     format = check_format(path, format)
+    if not isinstance(metadata, Mapping | None):
+        raise TypeError(f"metadata maps keys to values, got {type(metadata).__name__}")
     lm = model if isinstance(model, LanguageModel) else None
     shown = None if progress is None else not flag("progress", progress)
     with tqdm(unit="B", unit_scale=True, desc=path.name, disable=shown) as bar:
@@ -75,7 +77,7 @@ def save(
             bar.update(done - bar.n)
 
         if format == "gguf":
-            _save_gguf(decoder, path, lm, types, dict(metadata or {}), show)
+            _save_gguf(decoder, path, lm, types, metadata or {}, show)
         elif metadata:
             raise ValueError(f"metadata are keys of GGUF files, {path.name} is none")
         else:

@@ -206,6 +206,23 @@ PHI3 = DecoderConfig.uniform(
 )
 
 
+def test_a_decoder_takes_the_keys_of_another_model_s_file(demo, tmp_path):
+    new = open_gguf(rf.save(demo.model, tmp_path / "new.gguf", metadata=demo.metadata))
+    old = open_gguf(DEMO).metadata
+    assert {key: new.metadata.describe(key) for key in old} == {
+        key: old.describe(key) for key in old
+    }
+    assert rf.load(new.path, progress=False).tokenizer.encode("ROMEO") == demo.tokenizer.encode(
+        "ROMEO"
+    )
+
+
+def test_a_decoder_alone_has_no_tokenizer(demo, tmp_path):
+    new = open_gguf(rf.save(demo.model, tmp_path / "new.gguf"))
+    assert new.metadata["tokenizer.ggml.model"] == "none"
+    assert_equal(load(new, strict=True), load(open_gguf(DEMO)))
+
+
 @pytest.mark.parametrize("name", [*fresh.FAMILIES, "phi3"])
 def test_a_fresh_decoder_gets_the_keys_of_its_configuration(name, tmp_path):
     decoder = Decoder(PHI3, rngs=nnx.Rngs(0)) if name == "phi3" else fresh.decoder(name)

@@ -110,6 +110,11 @@ def test_a_language_model_without_the_keys_of_its_tokenizer(demo, tmp_path):
         rf.save(lm, tmp_path / "model.gguf")
 
 
+def test_metadata_that_are_no_mapping(demo, tmp_path):
+    with pytest.raises(TypeError, match="got str"):
+        rf.save(demo, tmp_path / "model.gguf", metadata="general.name")  # pyright: ignore
+
+
 def test_metadata_that_gguf_has_no_type_for(demo, tmp_path):
     with pytest.raises(ValueError, match=r"'x\.y'.*object"):
         rf.save(demo, tmp_path / "model.gguf", metadata={"x.y": object()})

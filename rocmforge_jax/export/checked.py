@@ -46,16 +46,17 @@ def checked_keys(
     """
     kept = _with_blocks(keys, config)
     if f"{config.architecture}.block_count" in kept:
-        found = _problems(config, _Announced(path, kept, tensors), context_length)
-        if not found:
+        problems, _ = _problems(config, _Announced(path, kept, tensors), context_length)
+        if not problems:
             return kept, {}
     prefix, found = f"{config.architecture}.", []
     others = {key: value for key, value in kept.items() if not key.startswith(prefix)}
     for of_config, more in keys_of(config):
         made = {"tokenizer.ggml.model": "none"} | of_config | others
-        problems = _problems(config, _Announced(path, made, more | dict(tensors)), None)
+        file = _Announced(path, made, more | dict(tensors))
+        problems, unknown = _problems(config, file, None)
         if not problems:
-            return made, more
+            return {key: value for key, value in made.items() if key not in unknown}, more
         found = found or problems
     raise ValueError(
         f"keys of a {config.architecture} file cannot say this configuration: {listed(found)}"
@@ -129,19 +130,26 @@ def _as_read(value):
     return value
 
 
-def _problems(config: DecoderConfig, file: Any, context_length: int | None) -> list[str]:
-    """Returns what differs between a configuration and the one that a file would be read with."""
+def _problems(
+    config: DecoderConfig, file: Any, context_length: int | None
+) -> tuple[list[str], set[str]]:
+    """Compares a configuration with the one that a file would be read with.
+
+    Returns:
+        What differs, and the keys that the family does not know.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            read, _ = read_config(file, context_length, nextn=bool(config.nextn))
+            read, unused = read_config(file, context_length, nextn=bool(config.nextn))
         except GGUFError as error:
-            return [shortened(str(error).removeprefix(f"{file.path}: "), 300)]
-        if found := list(differences(config, read, "")):
-            return found
-        with only_shapes():
-            decoder = Decoder(read, rngs=None)
-        return claim(decoder, file)[1]
+            return [shortened(str(error).removeprefix(f"{file.path}: "), 300)], set()
+        found = list(differences(config, read))
+        if not found:
+            with only_shapes():
+                decoder = Decoder(read, rngs=None)
+            found = claim(decoder, file)[1]
+    return found, {key for key, why in unused.items() if why == "unknown"}
 
 
 def differences(wanted: Any, read: Any, place: str = "") -> Iterator[str]:

@@ -73,6 +73,8 @@ def _of_attention(all_mixers: Sequence[Any], mixers: Sequence[Attention]) -> Key
     }
     if first.soft_cap is not None:
         keys["attn_logit_softcapping"] = np.float32(first.soft_cap)
+    if first.clamp is not None:
+        keys["attention.clamp_kqv"] = np.float32(first.clamp)
     if not first.causal:
         keys["attention.causal"] = False
     return keys | _of_windows(all_mixers) | _of_ropes(mixers)
@@ -174,7 +176,9 @@ def _of_routing(mixture: Mixture) -> Keys:
 
 
 def _of_scales(config: DecoderConfig) -> Keys:
-    """The factors of families that have keys for them."""
+    """The factors of families that have keys for them, and where the feed-forward reads."""
+    if config.architecture == "gptneox":
+        return {"use_parallel_residual": config.layers[0].parallel}
     if config.architecture not in ("granite", "granitemoe", "minicpm"):
         return {}
     keys: Keys = {

@@ -206,6 +206,18 @@ PHI3 = DecoderConfig.uniform(
 )
 
 
+@pytest.mark.parametrize(
+    "name",
+    "stablelm-12b gptneox gptneox-sequential falcon-40b phi2 nemotron minicpm openelm olmo deepseek"
+    " afmoe exaone-moe mellum".split(),
+)
+def test_families_get_the_keys_of_their_configuration(name, tmp_path):
+    """Layer norms, experts, windows, factors, clamps, and sizes for each layer."""
+    decoder = load(CASE[name].write(tmp_path / "old.gguf"))
+    new = open_gguf(rf.save(decoder, tmp_path / "new.gguf"))
+    assert_equal(load(new, strict=True), decoder)
+
+
 def test_a_decoder_takes_the_keys_of_another_model_s_file(demo, tmp_path):
     new = open_gguf(rf.save(demo.model, tmp_path / "new.gguf", metadata=demo.metadata))
     old = open_gguf(DEMO).metadata

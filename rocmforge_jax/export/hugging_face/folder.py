@@ -87,7 +87,7 @@ def _family(config: DecoderConfig) -> Family:
             f" {', '.join(FAMILIES)}. Save it as .gguf"
         )
     family = FAMILIES[config.architecture]
-    found = list(differences(config, family.meant(config), ""))
+    found = list(differences(config, family.meant(config)))
     if found:
         raise ValueError(
             f"{family.class_name} of transformers cannot say this configuration: {listed(found)}"

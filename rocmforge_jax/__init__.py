@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
     from rocmforge_jax.completion import Completion as Completion
     from rocmforge_jax.completion import Piece as Piece
+    from rocmforge_jax.export import save as save
     from rocmforge_jax.generate import LogitsProcessor as LogitsProcessor
     from rocmforge_jax.generate import PromptCache as PromptCache
     from rocmforge_jax.generate import SamplingParams as SamplingParams
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.quant import QParam as QParam
     from rocmforge_jax.quant import QTensor as QTensor
     from rocmforge_jax.quant import dequantize as dequantize
+    from rocmforge_jax.quant import quantize as quantize
     from rocmforge_jax.quant import validate_matmul_dims as validate_matmul_dims
     from rocmforge_jax.text import ChatTemplateError as ChatTemplateError
     from rocmforge_jax.text import load_tokenizer as load_tokenizer
@@ -36,6 +38,7 @@ _WHERE = {
     "load": "language_model",
     "load_abstract": "language_model",
     "LanguageModel": "language_model",
+    "save": "export",
     "Completion": "completion",
     "Piece": "completion",
     "open_gguf": "gguf",
@@ -43,6 +46,7 @@ _WHERE = {
     "load_tokenizer": "text",
     "ChatTemplateError": "text",
     "dequantize": "quant",
+    "quantize": "quant",
     "QTensor": "quant",
     "QParam": "quant",
     "validate_matmul_dims": "quant",
@@ -53,7 +57,7 @@ _WHERE = {
     "enable_compilation_cache": "compilation_cache",
     "kernel_report": "models",
 }
-_SUBPACKAGES = ("formats", "generate", "gguf", "models", "nn", "quant", "text")
+_SUBPACKAGES = ("export", "formats", "generate", "gguf", "models", "nn", "quant", "text")
 __all__ = [*_WHERE, *_SUBPACKAGES]
 
 

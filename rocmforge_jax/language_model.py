@@ -33,6 +33,7 @@ from rocmforge_jax.models import (
     Decoder,
     DecoderConfig,
     LoadOptions,
+    Source,
     abstract_decoder,
     checked_pooling,
     decoder_of,
@@ -71,7 +72,12 @@ class LanguageModel:
     trained in place. Nothing is compiled again for a model of the same structure.
 
     `close`, or the end of a `with` block, gives the memory of weights and caches back.
+
+    Attributes:
+        source: What is kept of the file that it was loaded from, for `save`; None without a file.
     """
+
+    source: Source | None = None
 
     def __init__(
         self,
@@ -134,6 +140,16 @@ class LanguageModel:
         if part is None:
             raise ValueError("this LanguageModel is closed: load it again")
         return part
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The keys of the file that it was loaded from; none without a file."""
+        return {} if self.source is None else self.source.metadata
+
+    @property
+    def opened_for(self) -> int | None:
+        """Tokens of a text that were asked for when it was loaded; None for the model's own."""
+        return self._context_length
 
     @property
     def embedder(self) -> Embedder:
@@ -773,7 +789,9 @@ def from_parts(
         tokenizer_from_metadata(gguf.metadata, strict=strict),
         chat_template_from_metadata(gguf.metadata),
     )
-    return LanguageModel(model, tokenizer, template, context_length=context_length)
+    lm = LanguageModel(model, tokenizer, template, context_length=context_length)
+    lm.source = Source.of(gguf)
+    return lm
 
 
 def _streams(stream) -> bool:

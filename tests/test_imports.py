@@ -66,6 +66,16 @@ MAY_IMPORT = {
         "settings",
     },
 }
+MAY_IMPORT["export"] = {
+    "arguments",
+    "formats",
+    "gguf",
+    "language_model",
+    "models",
+    "nn",
+    "quant",
+    "text",
+}
 #: The package's own public names are the part "": only programs import those.
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"pallas_kernels"} | {""}
 MAY_IMPORT["__main__"] = {"cli"}
@@ -79,6 +89,7 @@ LAZY = {
     ("rocmforge_jax/formats/_lazy.py", "import_module"): "declarations are plain data, without jax",
     ("rocmforge_jax/formats/iq.py", "gguf.quants"): "only the I-quants need gguf's tables",
     ("rocmforge_jax/gguf/writer.py", "*"): "reading a file needs no gguf package",
+    ("rocmforge_jax/export/hugging_face/tensors.py", "safetensors.numpy"): "an optional dependency",
     ("rocmforge_jax/hub.py", "huggingface_hub"): "an optional dependency",
     ("rocmforge_jax/hub.py", "huggingface_hub.constants"): "an optional dependency",
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",

@@ -12,9 +12,10 @@ import rocmforge_jax
 from rocmforge_jax.locate import DEMO
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("formats", "generate", "gguf", "models", "nn", "quant", "text")
+PACKAGES = ("export", "formats", "generate", "gguf", "models", "nn", "quant", "text")
 NAMES = {
     "load",
+    "save",
     "LanguageModel",
     "Completion",
     "Piece",
@@ -23,6 +24,7 @@ NAMES = {
     "load_tokenizer",
     "ChatTemplateError",
     "dequantize",
+    "quantize",
     "QTensor",
     "QParam",
     "SamplingParams",

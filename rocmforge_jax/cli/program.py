@@ -14,6 +14,7 @@ from rocmforge_jax.cli import (
     chat,
     doctor,
     embed,
+    export,
     generate,
     inspect,
     perplexity,
@@ -22,7 +23,18 @@ from rocmforge_jax.cli import (
 )
 from rocmforge_jax.cli.common import UsageError, version
 
-COMMANDS = (generate, chat, embed, inspect, tokenize, perplexity, bench, doctor, build_native)
+COMMANDS = (
+    generate,
+    chat,
+    embed,
+    inspect,
+    tokenize,
+    perplexity,
+    export,
+    bench,
+    doctor,
+    build_native,
+)
 PROGRAM = "rocmforge-jax"
 #: Characters of a word, say of a path, beyond which an error leaves out its middle.
 LONGEST_WORD = 300

@@ -7,7 +7,10 @@ wider one would change codes that fall on a rounding boundary.
 import ml_dtypes
 import numpy as np
 
+from rocmforge_jax.formats._k_quantizers import K_QUANTIZERS
+from rocmforge_jax.formats._rounding import away_from_zero, in_threads, inverse
 from rocmforge_jax.formats._search import asymmetric, row_weights, symmetric
+from rocmforge_jax.formats._small_quantizers import SMALL_QUANTIZERS, nearest_e2m1
 from rocmforge_jax.formats.format import Format
 from rocmforge_jax.formats.mx import E8M0_BIAS, multiples, pack6
 from rocmforge_jax.formats.registry import get
@@ -17,27 +20,32 @@ CHUNK = 4096
 
 
 def quantize(values, format: str | int | Format) -> np.ndarray:
-    """Packed rows of values: float32 [..., elements] -> uint8 [..., row bytes].
+    """Packed rows of values: [..., elements] -> uint8 [..., row bytes].
 
     Q4_0, Q4_1, Q5_0 and Q5_1 are ggml's search for the least weighted squared error, with all
-    importances 1; Q8_0 and MXFP4 have no search in ggml. MXFP6 follows OCP MX: the shared exponent
-    is that of the largest magnitude, elements round to the nearest code, ties to even, and
-    saturate. F32, F16 and BF16 are casts.
+    importances 1. The K types, IQ4_NL and IQ4_XS are its search without importances, as in
+    llama-quantize; the others have no search in ggml. MXFP6 follows OCP MX: the shared exponent is
+    that of the largest magnitude, elements round to the nearest code, ties to even, and saturate.
+    F32, F16 and BF16 are casts.
 
-    NotImplementedError: another format. ValueError: not float32, not whole blocks, values that are
-    NaN or infinite, or too large for a float16 scale or minimum (F16, BF16: for the type itself).
+    Args:
+        values: NumPy or jax array of float32, bfloat16 or float16.
+        format: Name (any case), ggml id or Format.
+
+    Raises:
+        NotImplementedError: There is no quantiser for the format.
+        ValueError: Another dtype, rows that are not whole blocks, values that are NaN or infinite,
+            or too large for a float16 scale or minimum (F16, BF16, NVFP4: for the type itself).
     """
     format = get(format)
-    if format.name not in _QUANTIZERS:
-        raise NotImplementedError(
-            f"no quantizer for {format.name}; there are {', '.join(_QUANTIZERS)}"
-        )
+    require_quantizer(format)
     values = np.asarray(values)
-    if values.dtype != np.float32 or values.ndim < 1:
+    if values.dtype.name not in ("float32", "bfloat16", "float16") or values.ndim < 1:
         raise ValueError(
-            f"values to quantize are float32 [..., elements], got {values.dtype}"
-            f" {list(values.shape)}"
+            "values to quantize are float32, bfloat16 or float16 [..., elements], got"
+            f" {values.dtype} {list(values.shape)}"
         )
+    values = values.astype(np.float32, copy=False)
     if bad := values.size - np.count_nonzero(np.isfinite(values)):
         raise ValueError(
             f"{bad} of {values.size} values are NaN or infinite, which {format.name} cannot hold"
@@ -51,6 +59,16 @@ def quantize(values, format: str | int | Format) -> np.ndarray:
     return np.concatenate(
         [_bytes(field, values.size // format.block) for field in fields], axis=-1
     ).reshape(row_shape)
+
+
+def require_quantizer(format: Format) -> None:
+    """Raises NotImplementedError where there is no quantiser for a format."""
+    if format.name not in _QUANTIZERS:
+        why = ", whose codes ggml chooses with an importance matrix"
+        raise NotImplementedError(
+            f"no quantizer for {format.name}{why if format.name.startswith('IQ') else ''}; there"
+            f" are {', '.join(_QUANTIZERS)}"
+        )
 
 
 def _refuse_infinite(fields, values, format):
@@ -83,8 +101,8 @@ def _searched(search, bits):
 
     def quantize_rows(rows):
         x, weights = (np.ascontiguousarray(a.reshape(-1, 32).T) for a in (rows, row_weights(rows)))
-        chunks = (slice(start, start + CHUNK) for start in range(0, x.shape[1], CHUNK))
-        found = [search(x[:, chunk], weights[:, chunk], bits) for chunk in chunks]
+        chunks = [slice(start, start + CHUNK) for start in range(0, x.shape[1], CHUNK)]
+        found = in_threads(search, [(x[:, chunk], weights[:, chunk], bits) for chunk in chunks])
         *scales, codes = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
         fifth = [_fifth_bits(codes.T)] if bits == 5 else []
         return *(scale.astype(np.float16) for scale in scales), *fifth, _nibbles(codes.T)
@@ -95,16 +113,7 @@ def _searched(search, bits):
 def _q8_0(rows):
     x = rows.reshape(-1, 32)
     d = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
-    scaled = x * _inverse(d)
-    whole = np.trunc(scaled)
-    away_from_zero = np.copysign(np.abs(scaled - whole) >= 0.5, scaled)
-    return d.astype(np.float16), (whole + away_from_zero).astype(np.int8)
-
-
-def _inverse(d):
-    """1/d, and 0 where d is 0 or so small that 1/d is infinite."""
-    inverse = np.divide(1, d, out=np.zeros_like(d), where=d > 0)
-    return np.where(np.isfinite(inverse), inverse, 0)
+    return d.astype(np.float16), away_from_zero(x * inverse(d)).astype(np.int8)
 
 
 def _shared_exponent(x, largest_exponent, floor_log2):
@@ -127,19 +136,10 @@ def _exact_log2(x):
 
 
 def _mxfp4(rows):
-    """Finds the nearest of the 16 codes for each element, the first one where two are as near.
-
-    ggml's best_index_mxfp4 does the same.
-    """
     x = rows.reshape(-1, 32)
     e = _shared_exponent(x, 2, _rounded_log2)
     half_scale = np.ldexp(np.float32(1), e - E8M0_BIAS - 1)
-    best, error = np.zeros(x.shape, np.uint8), np.abs(x)
-    doubled = multiples(1, 8)
-    for code, value in enumerate([*doubled, *-doubled]):
-        new = np.abs(value * half_scale - x)
-        best, error = np.where(new < error, np.uint8(code), best), np.minimum(new, error)
-    return e.astype(np.uint8), _nibbles(best)
+    return e.astype(np.uint8), _nibbles(nearest_e2m1(x, half_scale))
 
 
 def _mxfp6(mantissa_bits, smallest, largest_exponent):
@@ -172,6 +172,8 @@ _QUANTIZERS = {
     "Q5_1": _searched(asymmetric, bits=5),
     "Q8_0": _q8_0,
     "MXFP4": _mxfp4,
+    **K_QUANTIZERS,
+    **SMALL_QUANTIZERS,
     "MXFP6_E2M3": _mxfp6(3, smallest=-3, largest_exponent=2),
     "MXFP6_E3M2": _mxfp6(2, smallest=-4, largest_exponent=4),
 }

@@ -21,7 +21,7 @@ class Metadata(Mapping):
     GGUFError where a boolean is neither 0 nor 1 or the file was changed after it was opened.
     """
 
-    def __init__(self, entries: dict[str, Entry], mapped: MappedFile, order: str):
+    def __init__(self, entries: dict[str, Entry], mapped: "MappedFile | _Copy", order: str):
         self._entries, self._mapped, self._order = entries, mapped, order
         self._values = {}
 
@@ -63,6 +63,24 @@ class Metadata(Mapping):
     def describe(self, key: str) -> str:
         """The type of a value in words, without decoding it: "uint32", "array[string] x 151936"."""
         return str(self.entry(key))
+
+    def detached(self) -> "Metadata":
+        """Returns the same keys with a copy of their bytes, which needs the file no longer."""
+        entries = self._entries.values()
+        start = min((entry.start for entry in entries), default=0)
+        stop = max((entry.stop for entry in entries), default=0)
+        raw = self._mapped.read(start, stop)
+        return Metadata(self._entries, _Copy(self._mapped.path, start, raw), self._order)
+
+    def typed(self, key: str):
+        """Returns a value for `write_gguf`, which keeps the type that the number has in the file.
+
+        An array of strings is a tuple, a single number a NumPy scalar.
+        """
+        entry, value = self.entry(key), self[key]
+        if entry.type == "string" or entry.count is not None:
+            return value
+        return np.dtype(entry.type).type(value)
 
     def _decode(self, key, entry):
         raw = self._mapped.read(entry.start, entry.stop)
@@ -111,6 +129,16 @@ class Metadata(Mapping):
 
     def _refuse(self, key, entry, message):
         raise GGUFError(f"{self._mapped.path}: {quoted(key)}: {message} (at byte {entry.start})")
+
+
+class _Copy:
+    """Bytes of a file from `start` on, read as those of a `MappedFile` are."""
+
+    def __init__(self, path, start: int, raw: bytes):
+        self.path, self._start, self._raw = path, start, raw
+
+    def read(self, start: int, stop: int) -> bytes:
+        return self._raw[start - self._start : stop - self._start]
 
 
 def _text_or_bytes(raw: bytes) -> str | bytes:

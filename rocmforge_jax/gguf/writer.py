@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,13 @@ _FLOAT32_MAX = float(np.finfo("float32").max)
 _INTEGERS = ("int32", "uint32", "int64", "uint64")
 
 
-def write_gguf(path: str | os.PathLike, metadata: Mapping, tensors: Mapping) -> None:
+def write_gguf(
+    path: str | os.PathLike,
+    metadata: Mapping,
+    tensors: Mapping,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Write a GGUF file, version 3, little endian.
 
     A file that is there already is replaced once the new one is complete.
@@ -25,7 +31,8 @@ def write_gguf(path: str | os.PathLike, metadata: Mapping, tensors: Mapping) -> 
     uint32, a list of ints int32, either a wider type where it must; a float float32, or float64
     beyond its range; bool bool; str and bytes string. tensors: name -> (format or its name, array),
     row-major: values in the dtype of a format that is not quantised, or the blocks of any, uint8
-    [..., row bytes].
+    [..., row bytes]. An array may be an object with `shape` and `dtype`, of which NumPy makes an
+    array when it is written. progress: called with (bytes written, bytes in all) after each tensor.
 
     ValueError for a value without a type, an empty list (the gguf package writes none) or an array
     that is not of its format; GGUFError for what no reader would accept, such as a name that is too
@@ -38,13 +45,15 @@ def write_gguf(path: str | os.PathLike, metadata: Mapping, tensors: Mapping) -> 
     writer = GGUFWriter(unfinished, arch="")
     for key, value in metadata.items():
         _add_value(writer, key, value)
-    blocks = [_add_tensor(writer, name, *tensor) for name, tensor in tensors.items()]
+    sizes = [_add_tensor(writer, name, *tensor) for name, tensor in tensors.items()]
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for array in blocks:
-            writer.write_tensor_data(array)
+        for i, (_, array) in enumerate(tensors.values(), 1):
+            writer.write_tensor_data(np.ascontiguousarray(np.asarray(array)).view(np.uint8))
+            if progress is not None:
+                progress(sum(sizes[:i]), sum(sizes))
         writer.close()
         read_container(unfinished)
         os.replace(unfinished, path)
@@ -108,12 +117,12 @@ def _narrowest(values, *preferred):
     return None
 
 
-def _add_tensor(writer, name, which, array):
-    """Announce a tensor to the writer. -> its blocks, uint8 [..., row bytes]."""
-    fmt, array = formats.get(which), np.asarray(array)
+def _add_tensor(writer, name, which, array) -> int:
+    """Announce a tensor to the writer. -> its bytes."""
+    fmt, array = formats.get(which), _described(array)
     if fmt.ggml_id is None:
         raise ValueError(f"{name!r}: GGUF has no id for {fmt}")
-    if array.ndim == 0:
+    if not array.shape:
         raise ValueError(f"{name!r}: a tensor has at least one dimension, got a scalar")
     dtypes = [np.dtype(np.uint8)] + ([] if fmt.is_quantized else [np.dtype(fmt.fields[0].dtype)])
     if array.dtype not in dtypes:
@@ -121,18 +130,21 @@ def _add_tensor(writer, name, which, array):
             f"{name!r}: {fmt} is written from an array of {' or '.join(map(str, dtypes))}, got"
             f" {array.dtype}"
         )
-    blocks = np.ascontiguousarray(array).view(np.uint8)
+    *lead, last = array.shape
+    row_bytes = last * np.dtype(array.dtype).itemsize
     try:
-        elements = fmt.row_blocks(blocks.shape[-1]) * fmt.block
+        elements = fmt.row_blocks(row_bytes) * fmt.block
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from None
+    nbytes = math.prod(lead) * row_bytes
     # any dtype but uint8: for that one the package would look the shape up, and it does not know
     # all types
     writer.add_tensor_info(
-        name,
-        (*blocks.shape[:-1], elements),
-        np.dtype(np.int8),
-        blocks.nbytes,
-        raw_dtype=fmt.ggml_id,
+        name, (*lead, elements), np.dtype(np.int8), nbytes, raw_dtype=fmt.ggml_id
     )
-    return blocks
+    return nbytes
+
+
+def _described(array):
+    """An array, or an object that has the shape and dtype of one."""
+    return array if hasattr(array, "shape") and hasattr(array, "dtype") else np.asarray(array)

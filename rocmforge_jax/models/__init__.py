@@ -33,6 +33,7 @@ from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.models.per_layer_input import PerLayerInput
 from rocmforge_jax.models.plan import MemoryPlan, plan_memory
 from rocmforge_jax.models.report import KernelReport, kernel_report
+from rocmforge_jax.models.source import Source
 
 __all__ = [
     "ARCHITECTURES",
@@ -61,6 +62,7 @@ __all__ = [
     "PerLayerInput",
     "Projection",
     "ShortConvolution",
+    "Source",
     "Temperature",
     "Tokens",
     "abstract_decoder",

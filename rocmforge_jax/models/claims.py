@@ -28,7 +28,7 @@ _SUFFIX = {
 #: The end of a variable's name in a file, where the rule above does not give it.
 _NAMES = {f"{ROUTER_NORM}.weight": "ffn_gate_inp.scale"}
 #: Tensors that the configuration has already read.
-_CONFIG_TENSORS = {
+CONFIG_TENSORS = {
     "rope_freqs.weight",
     "rope_factors_long.weight",
     "rope_factors_short.weight",
@@ -69,8 +69,13 @@ class Claim:
     @property
     def is_packed(self) -> bool:
         """Whether the weight stays packed: whether it is quantised and products read it so."""
-        packed = (type(self.module), self.attribute) in _PACKED and len(self.shape) > 1
+        packed = stays_packed(self.module, self.attribute, self.shape)
         return packed and self.tensor.format.is_quantized
+
+
+def stays_packed(module: nnx.Module, attribute: str, shape) -> bool:
+    """Returns whether products read a variable packed, if it is quantised."""
+    return (type(module), attribute) in _PACKED and len(shape) > 1
 
 
 def tensor_name(path: tuple) -> str:
@@ -198,7 +203,7 @@ def _not_claimed(gguf, config: DecoderConfig, left_out: int) -> set[str]:
         if name.endswith(_CALIBRATION) or name.startswith(tuple(_BESIDES))
     }
     predictors, _ = _predictors(gguf, config, left_out)
-    return predictors | later | besides | unused | _CONFIG_TENSORS
+    return predictors | later | besides | unused | CONFIG_TENSORS
 
 
 def _predictors(gguf, config: DecoderConfig, left_out: int) -> tuple[set[str], int]:

@@ -21,7 +21,9 @@ from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.make import make_norm
 from rocmforge_jax.models.nextn import NextN
 from rocmforge_jax.models.parts import Tokens
+from rocmforge_jax.models.patterns import Patterns
 from rocmforge_jax.models.per_layer_input import embedding_modules, per_layer_inputs
+from rocmforge_jax.models.requantize import Types, dequantized, requantized
 from rocmforge_jax.models.token_inputs import embed_tokens, input_modules
 from rocmforge_jax.models.visibility import embeds_like_tokens, segment_places, visible
 from rocmforge_jax.nn import (
@@ -264,6 +266,14 @@ class Decoder(nnx.Module):
         if head is None:
             self._require_head()
         return self._head(hidden, head)
+
+    def dequantize(self, names: Patterns = True, dtype=None) -> "Decoder":
+        """Returns a decoder with dense weights in place of packed ones: see `dequantized`."""
+        return dequantized(self, names, dtype)
+
+    def quantize(self, type: Types, names: Patterns = True) -> "Decoder":
+        """Returns a decoder with its matrices packed in a type: see `requantized`."""
+        return requantized(self, type, names)
 
     def _require_head(self) -> None:
         if not self.config.has_head:

@@ -8,7 +8,7 @@ from rocmforge_jax.formats import Format
 from rocmforge_jax.gguf import TensorInfo
 
 #: A vector that several tensors of a layer hold together -> those tensors.
-_JOINED = {"attn_qkv.bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias")}
+JOINED = {"attn_qkv.bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Joined:
 def joined(tensors, name: str) -> Joined | None:
     """Returns the tensors that hold a vector together, or None."""
     layer, _, of_layer = name.rpartition(".attn_")
-    parts = [tensors.get(f"{layer}.{part}") for part in _JOINED.get(f"attn_{of_layer}", ())]
+    parts = [tensors.get(f"{layer}.{part}") for part in JOINED.get(f"attn_{of_layer}", ())]
     return _join(parts) if parts and None not in parts else None
 
 

@@ -85,7 +85,7 @@ def _groups(keys: KeyReader) -> dict[str, int]:
 
 
 #: The values of `expert_gating_func`.
-_SCORINGS = (None, "softmax", "sigmoid", "softmax_of_chosen", "sqrt_softplus")
+SCORINGS = (None, "softmax", "sigmoid", "softmax_of_chosen", "sqrt_softplus")
 
 
 def read_routing(keys: KeyReader, scoring: str = "softmax") -> dict[str, Any]:
@@ -102,5 +102,5 @@ def read_routing(keys: KeyReader, scoring: str = "softmax") -> dict[str, Any]:
 
 def read_scoring(keys: KeyReader, default: str) -> str:
     """Reads what turns the logits of a router into scores: see `Routing`."""
-    number = keys.integer("expert_gating_func", 0, low=0, high=len(_SCORINGS) - 1)
-    return _SCORINGS[number] or default
+    number = keys.integer("expert_gating_func", 0, low=0, high=len(SCORINGS) - 1)
+    return SCORINGS[number] or default

@@ -30,7 +30,7 @@ class ByteLevelCodec:
     space_prefix = False
 
     def __init__(self, vocabulary: Vocabulary, merges: list[str | bytes], rule: PreTokenizer):
-        words = Sequence([*_splits(rule), ByteLevel(add_prefix_space=False, use_regex=False)])
+        words = Sequence([*splits(rule), ByteLevel(add_prefix_space=False, use_regex=False)])
         self._merges = RankedMerges(
             vocabulary,
             merges,
@@ -68,7 +68,7 @@ class CharacterCodec:
         self._merges = RankedMerges(
             vocabulary,
             merges,
-            Sequence(_splits(rule)),
+            Sequence(splits(rule)),
             _NAME_OF_BYTE,
             str.encode,
             byte_fallback=True,
@@ -95,7 +95,8 @@ class CharacterCodec:
         return token.replace(self._space, " ").encode()
 
 
-def _splits(rule: PreTokenizer) -> list[Split]:
+def splits(rule: PreTokenizer) -> list[Split]:
+    """Returns what cuts a text into words, in order."""
     return [Split(Regex(pattern), "isolated") for pattern in rule.patterns]
 
 

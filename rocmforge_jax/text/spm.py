@@ -31,8 +31,8 @@ class SentencePieceCodec:
         self._bytes = {
             byte: self._index[text] for byte, text in texts.items() if text in self._index
         }
-        scores = _scores(vocabulary)
-        merges = _merges_by_score(scores)
+        scores = piece_scores(vocabulary)
+        merges = merges_by_score(scores)
         merged = {left + right for left, right in merges} - _always_cut(vocabulary)
         unlisted = {text for text in scores if len(text) > _LONGEST_PIECE}
         self._leftmost = LeftmostMerges(scores, merged, unlisted)
@@ -88,7 +88,7 @@ class SentencePieceCodec:
         return token.replace(SPACE, " ").encode()
 
 
-def _scores(vocabulary: Vocabulary) -> dict[str, float]:
+def piece_scores(vocabulary: Vocabulary) -> dict[str, float]:
     """Text -> score of the tokens that merges make."""
     types = vocabulary.types.tolist()
     if vocabulary.scores is None:
@@ -109,7 +109,7 @@ def _always_cut(vocabulary: Vocabulary) -> set[str]:
     return {text for text in texts if isinstance(text, str) and SPACE not in text}
 
 
-def _merges_by_score(scores: dict[str, float]) -> list[tuple[str, str]]:
+def merges_by_score(scores: dict[str, float]) -> list[tuple[str, str]]:
     """Lists the ways to make a token of two tokens, best score first."""
     merges = [
         (-scores[text], text[:cut], text[cut:])

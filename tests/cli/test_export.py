@@ -1,0 +1,47 @@
+"""export: a model as a file, in other types if wanted."""
+
+import re
+
+import pytest
+
+import rocmforge_jax as rf
+
+
+def types(path):
+    gguf = rf.open_gguf(path)
+    return {name: tensor.format.name for name, tensor in gguf.tensors.items()}
+
+
+def test_a_copy(run, tmp_path):
+    ran = run("export", "demo", str(tmp_path / "new.gguf"))
+    assert (ran.code, ran.out) == (0, "")
+    assert re.search(r"new\.gguf: [\d.]+ MB\n", ran.err)
+    assert types(tmp_path / "new.gguf") == types(rf.locate.DEMO)
+
+
+def test_types_of_patterns(run, tmp_path):
+    out = str(tmp_path / "new.gguf")
+    ran = run("export", "demo", out, "--type", "*.ffn_down=Q8_0", "--type", "q6_k")
+    found = types(out)
+    assert ran.code == 0 and found["blk.3.ffn_down.weight"] == "Q8_0"
+    assert found["blk.3.ffn_up.weight"] == found["token_embd.weight"] == "Q6_K"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["new.bin"], r"'new\.bin'.*\.gguf"),
+        (["new.gguf", "--type", "Q4_Z"], "'Q4_Z'.*Q4_K"),
+        (["new.gguf", "--type", "Q4_K"], "rows of 640, Q4_K"),
+        (["new.gguf", "--type", "*.attn_q=IQ2_XXS"], "IQ2_XXS.*importance"),
+        (["new.gguf", "--type", "*.atn_q=Q8_0"], r"'\*\.atn_q'"),
+        (["new.gguf", "--type", "Q8_0", "--type", "Q6_K"], "all matrices two types: Q6_K"),
+        (["missing/new.gguf"], "no folder .*missing"),
+    ],
+)
+def test_what_cannot_be_written_is_a_line_on_stderr(run, tmp_path, words, message):
+    out, *options = words
+    ran = run("export", "demo", str(tmp_path / out), *options)
+    assert (ran.code, ran.out) == (2, "") and ran.err.count("\n") == 1
+    assert re.search(message, ran.err)
+    assert not list(tmp_path.iterdir())

@@ -2,13 +2,11 @@
 
 import functools
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from jax.typing import DTypeLike
-from tqdm import tqdm
 
 from rocmforge_jax import compilation_cache, settings
 from rocmforge_jax.arguments import check_keywords, flag, integer, named_values, shown
@@ -27,6 +25,7 @@ from rocmforge_jax.generate import (
 )
 from rocmforge_jax.generate.options import Processor
 from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
+from rocmforge_jax.html import element, joined
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
     Decoder,
@@ -35,6 +34,8 @@ from rocmforge_jax.models import (
     load_decoder,
     plan_memory,
 )
+from rocmforge_jax.models.overview import decoder_html
+from rocmforge_jax.progress import note, progress_bar
 from rocmforge_jax.requested import Prompt, as_prompts, best, counts, each_params
 from rocmforge_jax.text import (
     ChatTemplate,
@@ -115,6 +116,10 @@ class LanguageModel:
             f"<LanguageModel {config.architecture}: {len(config.layers)} layers, width"
             f" {config.width}, vocabulary {config.vocabulary}>"
         )
+
+    def _repr_html_(self) -> str:
+        context = f"context of {self.engine.context_length:,} tokens"
+        return joined(decoder_html(self.model), element("div", f"{self.tokenizer}, {context}"))
 
     @overload
     def generate(
@@ -590,12 +595,7 @@ def load(
         settings.backend() if backend is None else backend,
     )
     gguf = open_gguf(resolve(path))
-    with tqdm(
-        unit="B",
-        unit_scale=True,
-        desc=gguf.path.name,
-        disable=None if progress is None else not progress,
-    ) as bar:
+    with progress_bar(progress=progress, unit="B", unit_scale=True, desc=gguf.path.name) as bar:
 
         def check(config):
             if config.context_length < 2 and context_length is None:
@@ -605,13 +605,14 @@ def load(
                     " context_length"
                 )
             plan = plan_memory(gguf, config, numerics.dtype, context_length=context_length)
+            note(bar, f"{gguf.path.name}: {plan}")
             if not bar.disable:
-                bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
                 _name_the_compilation_cache(bar)
             plan.check()
 
         def show(done, total):
-            bar.total = total
+            if bar.total is None:
+                bar.reset(total)  # a widget takes a new total in no other way
             bar.update(done - bar.n)
 
         model = load_decoder(
@@ -632,10 +633,10 @@ def _name_the_compilation_cache(bar):
     """Writes, once in a process, how to keep what is compiled; nothing if it is kept."""
     global _named_the_cache
     if not (_named_the_cache or compilation_cache.is_enabled()):
-        bar.write(
+        note(
+            bar,
             "What XLA compiles ends with this process; rf.enable_compilation_cache() keeps it for"
             " the next one",
-            file=sys.stderr,
         )
     _named_the_cache = True
 

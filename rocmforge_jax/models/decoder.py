@@ -19,6 +19,7 @@ from rocmforge_jax.models.empty_cache import init_cache
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.make import make_norm
 from rocmforge_jax.models.nextn import NextN
+from rocmforge_jax.models.overview import decoder_html, short_attributes
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.models.per_layer_input import embedding_modules, per_layer_inputs
 from rocmforge_jax.models.token_inputs import embed_tokens, input_modules
@@ -117,6 +118,12 @@ class Decoder(nnx.Module):
             numerics=self.numerics,
             rngs=rngs,
         )
+
+    def __nnx_repr__(self):
+        return short_attributes(self, super().__nnx_repr__())
+
+    def _repr_html_(self) -> str:
+        return decoder_html(self)
 
     @property
     def nextn(self) -> tuple[NextN, ...]:

@@ -528,6 +528,10 @@ class LanguageModel:
         """Compiles what a prompt of this length needs, so that the first answer need not wait."""
         self.engine.warm_up(prompt_tokens)
 
+    def prompt_ids(self, prompt: str, *, parse_special: bool = False) -> list[int]:
+        """Returns the ids of a text as `generate` reads it, with the tokens that begin a text."""
+        return self._encode(prompt, flag("parse_special", parse_special))
+
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         return self._begun(
             self.tokenizer.encode(text, add_special=True, parse_special=parse_special)

@@ -79,6 +79,9 @@ MAY_IMPORT = {
         "settings",
     },
 }
+MAY_IMPORT["explore"] = {
+    *("arguments", "formats", "gguf", "html", "locate", "models", "nn", "quant", "text")
+}
 #: The package's own public names are the part "": only programs import those.
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"pallas_kernels"} | {""}
 MAY_IMPORT["__main__"] = {"cli"}
@@ -88,6 +91,7 @@ MAY_IMPORT["demo"] = set(MAY_IMPORT) | {""}  # a leaf on top, which no other par
 LAZY = {
     ("rocmforge_jax/__init__.py", "import_module"): "importing the package is light",
     ("rocmforge_jax/quant/__init__.py", "import_module"): "weights are read while flax loads",
+    ("rocmforge_jax/explore/plots.py", "matplotlib.pyplot"): "an optional dependency",
     ("rocmforge_jax/formats/__init__.py", "*"): "declarations are plain data, without jax",
     ("rocmforge_jax/formats/_lazy.py", "import_module"): "declarations are plain data, without jax",
     ("rocmforge_jax/formats/iq.py", "gguf.quants"): "only the I-quants need gguf's tables",

@@ -14,7 +14,13 @@ import rocmforge_jax as rf
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLING = set(inspect.signature(rf.SamplingParams).parameters)
-PAGES = ("README.md", "docs/architecture.md", "docs/embeddings.md", "docs/generation.md")
+PAGES = (
+    "README.md",
+    "docs/architecture.md",
+    "docs/embeddings.md",
+    "docs/explore.md",
+    "docs/generation.md",
+)
 #: What a type checker must say of a line, and what it must refuse.
 TYPES = """
 from collections.abc import Iterator

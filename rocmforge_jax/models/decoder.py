@@ -49,6 +49,7 @@ class Decoder(nnx.Module):
     token_embd: Embedding
 
     if TYPE_CHECKING:  # type checkers do not know the modules that only some models have
+        blk: Any  # Layers and NextN blocks, or any modules that are called like them
 
         def __getattr__(self, name: str) -> Any: ...
         def __setattr__(self, name: str, value: Any): ...

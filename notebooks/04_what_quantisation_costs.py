@@ -129,7 +129,6 @@ figure, ax = plt.subplots(figsize=(5, 3), layout="constrained")
 for name, value in perplexities.items():
     ax.plot(sizes[name] / 1e6, value, "o", color="C0")
     ax.annotate(name, (sizes[name] / 1e6, value), xytext=(4, 4), textcoords="offset points")
-ax.set_xscale("log")
 ax.margins(0.2)
 ax.set_xlabel("size of the file in MB")
 ax.set_ylabel("perplexity")

@@ -17,6 +17,8 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+#: The kind of output that a progress bar is: nothing without its kernel.
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -39,6 +41,9 @@ def execute(path: Path) -> nbformat.NotebookNode:
     with tempfile.TemporaryDirectory() as folder:
         client.resources = {"metadata": {"path": folder}}
         client.execute(cleanup_kc=True, env=os.environ | {"PYTHONPATH": search_path})
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
     notebook.metadata = nbformat.from_dict(kept)  # nbclient adds the interpreter's version
     return notebook
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rocmforge_jax.generate import Generated
 from rocmforge_jax.gguf.errors import quoted
-from rocmforge_jax.html import element, escape, joined, spans
+from rocmforge_jax.html import element, escape, joined, shade, spans
 from rocmforge_jax.text import StopStrings, Tokenizer
 
 
@@ -46,9 +46,8 @@ class Completion:
         if self.pieces is None or not len(self.pieces) == len(self.logprobs) == len(self.ids):
             return element("div", escape(self.text, most=10_000), style="white-space: pre-wrap")
         shares = [math.exp(min(logprob, 0.0)) for logprob in self.logprobs]
-        colours = (f"hsl(210, 80%, {97 - 32 * share:.0f}%)" for share in shares)
         titles = (f"token {id}, {share:.1%}" for id, share in zip(self.ids, shares))
-        return spans(self.pieces, colours, titles)
+        return spans(self.pieces, map(shade, shares), titles)
 
     @property
     def mean_logprob(self) -> float:

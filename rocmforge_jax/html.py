@@ -85,6 +85,11 @@ def spans(
     return element("div", *shown, style="white-space: pre-wrap; line-height: 1.7")
 
 
+def shade(share: float, hue: int = 210) -> str:
+    """Returns a CSS colour for a share from 0 to 1, the darker the larger; black text suits it."""
+    return f"hsl({hue}, 80%, {97 - 32 * min(max(share, 0.0), 1.0):.0f}%)"
+
+
 def visible(text: str) -> str:
     """Makes line breaks and tabs visible. A line break stays one."""
     return text.replace("\n", "\u21b5\n").replace("\t", "\u21e5\t")

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 from rocmforge_jax.explore.prompts import Text, read_prompt
-from rocmforge_jax.html import element, joined, spans
+from rocmforge_jax.html import element, joined, shade, spans
+
+#: The loss, in nats, from which on a token has the darkest shade.
+DARKEST = 8.0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -34,8 +37,7 @@ class TokenLikelihoods:
 
     def _repr_html_(self) -> str:
         # The paler, the likelier.
-        shades = [97 - 32 * min(float(loss), 8.0) / 8 for loss in self.losses]
-        colours = ["transparent", *(f"hsl(20, 90%, {shade:.0f}%)" for shade in shades)]
+        colours = [shade(0), *(shade(loss / DARKEST, hue=20) for loss in self.losses.tolist())]
         titles = ["not predicted", *(f"{math.exp(-loss):.2%}" for loss in self.losses.tolist())]
         total = f"perplexity {self.perplexity:.4g} over {len(self.losses)} tokens"
         return joined(spans(self.pieces, colours, titles), element("small", total))

@@ -10,7 +10,7 @@ import numpy as np
 from rocmforge_jax.arguments import integer
 from rocmforge_jax.explore.prompts import Text, read_prompt
 from rocmforge_jax.explore.watch import require_one_stream, watch
-from rocmforge_jax.html import element, joined, table
+from rocmforge_jax.html import element, shade, table
 
 #: Alternatives that a table shows.
 SHOWN = 5
@@ -80,14 +80,12 @@ class LogitLens:
             [layer, *(_shaded(one[0], share[0]) for one, share in zip(*of_layer))]
             for layer, of_layer in enumerate(zip(self.pieces, self.probabilities))
         ]
-        return joined(table(header, rows, most=200))
+        return table(header, rows, most=200)
 
 
 def _shaded(piece: str, share: float):
-    colour = f"hsl(210, 80%, {97 - 32 * float(share):.0f}%)"
-    return element(
-        "span", repr(piece), style=f"background: {colour}; color: #111", title=f"{share:.1%}"
-    )
+    style = f"background: {shade(float(share))}; color: #111"
+    return element("span", repr(piece), style=style, title=f"{share:.1%}")
 
 
 def next_tokens(lm: Any, prompt: Text, top: int = 10) -> NextTokens:

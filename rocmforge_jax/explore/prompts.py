@@ -68,11 +68,20 @@ def read_prompt(lm: Any, prompt: Text, least: int = 1) -> Prompt:
                 " LanguageModel"
             )
         prompt = lm.prompt_ids(prompt)
-    if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
-        raise TypeError(f"a prompt is a text or a list of token ids, got {shown(prompt)}")
-    last = model.config.vocabulary - 1
-    ids = [integer("a token id", id, 0, last) for id in prompt]
+    ids = checked_ids(prompt, model.config.vocabulary)
     if len(ids) < least:
         raise ValueError(f"the prompt has {len(ids)} tokens, this takes at least {least}")
     tokenizer = None if isinstance(lm, Decoder) else lm.tokenizer
     return Prompt(model, np.array(ids, np.int32), tokenizer)
+
+
+def checked_ids(ids: Any, vocabulary: int) -> list[int]:
+    """Returns the ids of tokens as a list.
+
+    Raises:
+        TypeError: It is no sequence.
+        ValueError: An id is outside the vocabulary.
+    """
+    if isinstance(ids, bytes) or not isinstance(ids, Iterable):
+        raise TypeError(f"a prompt is a text or a list of token ids, got {shown(ids)}")
+    return [integer("a token id", id, 0, vocabulary - 1) for id in ids]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from rocmforge_jax.explore.prompts import Text, pieces
+from rocmforge_jax.explore.prompts import Text, checked_ids, pieces
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.html import COLOURS, element, joined, spans
 
@@ -45,11 +45,11 @@ def tokens(
         parse_special: Whether to read control tokens that are written in the text.
 
     Raises:
+        TypeError: The text is neither a text nor ids.
         ValueError: An id is outside the vocabulary.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if isinstance(text, str):
         text = tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
-    tokenizer.decode(text)  # refuses what is no id
-    ids = tuple(map(int, text))
-    return TokenizedText(ids, tuple(pieces(tokenizer, ids)))
+    ids = checked_ids(text, tokenizer.vocab_size)
+    return TokenizedText(tuple(ids), tuple(pieces(tokenizer, ids)))

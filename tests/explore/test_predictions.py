@@ -164,5 +164,7 @@ def test_tokens_are_spans_of_their_text(lm):
     page = rf.explore.tokens(lm, "<b>" * 5000)._repr_html_()
     assert "<b>" not in page and "more" in page and len(page) < 200_000
     assert len(repr(rf.explore.tokens(lm, "a" * 5000))) < 1000
-    with pytest.raises(ValueError, match="1024.*1024"):
+    with pytest.raises(ValueError, match="1023, got 1024"):
         rf.explore.tokens(lm, [1024])
+    with pytest.raises(TypeError, match="list of token ids, got 5"):
+        rf.explore.tokens(lm, 5)

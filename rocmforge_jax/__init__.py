@@ -10,6 +10,7 @@ import importlib
 TYPE_CHECKING = False  # `typing` takes 7 ms to import
 
 if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
+    from rocmforge_jax import explore as explore
     from rocmforge_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
     from rocmforge_jax.completion import Completion as Completion
     from rocmforge_jax.completion import Piece as Piece
@@ -57,7 +58,7 @@ _WHERE = {
     "enable_compilation_cache": "compilation_cache",
     "kernel_report": "models",
 }
-_SUBPACKAGES = ("export", "formats", "generate", "gguf", "models", "nn", "quant", "text")
+_SUBPACKAGES = ("explore", "export", "formats", "generate", "gguf", "models", "nn", "quant", "text")
 __all__ = [*_WHERE, *_SUBPACKAGES]
 
 

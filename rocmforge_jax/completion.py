@@ -1,9 +1,12 @@
 """What is generated for one prompt: the answer while it grows, and the completion it becomes."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from rocmforge_jax.generate import Generated
+from rocmforge_jax.gguf.errors import quoted
+from rocmforge_jax.html import element, escape, joined, shade, spans
 from rocmforge_jax.text import StopStrings, Tokenizer
 
 
@@ -15,7 +18,8 @@ class Completion:
     each id, natural logarithm, under the model's own distribution. finish_reason: "stop" (a stop
     token or string), "length" (max_tokens) or "context" (the context is full). prompt_tokens:
     tokens of the prompt. top_logprobs: for each id the ids and log-probabilities of the likeliest
-    tokens there, in descending order; None unless they were asked for.
+    tokens there, in descending order; None unless they were asked for. pieces: the text that each
+    id completes, which together are `text`.
     """
 
     text: str
@@ -24,9 +28,26 @@ class Completion:
     logprobs: list[float]
     prompt_tokens: int
     top_logprobs: list[dict[int, float]] | None = None
+    pieces: list[str] | None = None
 
     def __str__(self):
         return self.text
+
+    def __repr__(self):
+        ended = f"{len(self.ids)} tokens, {self.finish_reason}, mean_logprob"
+        return f"Completion({quoted(self.text)}, {ended}={self.mean_logprob:.3f})"
+
+    def _repr_html_(self) -> str:
+        end = f"{len(self.ids)} tokens, ended by {self.finish_reason}, mean log-probability"
+        return joined(self._shaded(), element("small", f"{end} {self.mean_logprob:.3f}"))
+
+    def _shaded(self) -> str:
+        """Returns the text as HTML, the darker a token the likelier it was."""
+        if self.pieces is None or not len(self.pieces) == len(self.logprobs) == len(self.ids):
+            return element("div", escape(self.text, most=10_000), style="white-space: pre-wrap")
+        shares = [math.exp(min(logprob, 0.0)) for logprob in self.logprobs]
+        titles = (f"token {id}, {share:.1%}" for id, share in zip(self.ids, shares))
+        return spans(self.pieces, map(shade, shares), titles)
 
     @property
     def mean_logprob(self) -> float:
@@ -79,7 +100,7 @@ class Answer:
         """
         if self.finish_reason:
             return ""
-        pieces = []
+        pieces, rest = [], ""
         for place, id in enumerate(generated.ids):
             self._ids.append(id)
             self._logprobs.append(generated.logprobs[place])
@@ -91,10 +112,11 @@ class Answer:
                 break
         if not self.finish_reason and generated.finish_reason:
             self.finish_reason = generated.finish_reason
-            pieces.append(self._stops.push(self._text.flush()))
-            pieces.append(self._stops.flush())
+            rest = self._stops.push(self._text.flush()) + self._stops.flush()
         self._pieces += pieces
-        return "".join(pieces)
+        if rest:  # what the last token left open
+            self._pieces[-1:] = ["".join([*self._pieces[-1:], rest])]
+        return "".join(pieces) + rest
 
     def take_piece(self, generated: Generated) -> Piece | None:
         """Takes a dispatch in; returns the piece it completes, None where there is none."""
@@ -113,8 +135,8 @@ class Answer:
     def completion(self) -> Completion:
         """Returns the whole answer, when it has ended."""
         assert self.finish_reason is not None
-        text, counted = "".join(self._pieces), len(self.prompt)
-        return Completion(text, self._ids, self.finish_reason, self._logprobs, counted, self._top)
+        text, counted, reason = "".join(self._pieces), len(self.prompt), self.finish_reason
+        return Completion(text, self._ids, reason, self._logprobs, counted, self._top, self._pieces)
 
 
 def streamed(answers: list[Answer], steps: Iterator[list[Generated]]) -> Iterator[Piece]:

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
@@ -10,7 +9,6 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from tqdm import tqdm
 
 from rocmforge_jax import compilation_cache
 from rocmforge_jax.arguments import check_keywords, flag, integer, named_values, shown
@@ -28,6 +26,7 @@ from rocmforge_jax.generate import (
 )
 from rocmforge_jax.generate.options import Processor
 from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
+from rocmforge_jax.html import element, joined
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
     Decoder,
@@ -39,7 +38,9 @@ from rocmforge_jax.models import (
     decoder_of,
     plan_memory,
 )
+from rocmforge_jax.models.overview import decoder_html
 from rocmforge_jax.models.patterns import Patterns
+from rocmforge_jax.progress import note, progress_bar
 from rocmforge_jax.requested import Prompt, as_prompts, best, counts, each_params
 from rocmforge_jax.text import (
     ChatTemplate,
@@ -166,6 +167,10 @@ class LanguageModel:
             f"<LanguageModel {config.architecture}: {len(config.layers)} layers, width"
             f" {config.width}, vocabulary {config.vocabulary}>"
         )
+
+    def _repr_html_(self) -> str:
+        context = f"context of {self.engine.context_length:,} tokens"
+        return joined(decoder_html(self.model), element("div", f"{self.tokenizer}, {context}"))
 
     @overload
     def generate(
@@ -574,6 +579,10 @@ class LanguageModel:
         """Compiles what a prompt of this length needs, so that the first answer need not wait."""
         self.engine.warm_up(prompt_tokens)
 
+    def prompt_ids(self, prompt: str, *, parse_special: bool = False) -> list[int]:
+        """Returns the ids of a text as `generate` reads it, with the tokens that begin a text."""
+        return self._encode(prompt, flag("parse_special", parse_special))
+
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         return self._begun(
             self.tokenizer.encode(text, add_special=True, parse_special=parse_special)
@@ -661,12 +670,7 @@ def load(
         nextn=nextn,
     )
     gguf = open_gguf(_found(path, "load", revision))
-    with tqdm(
-        unit="B",
-        unit_scale=True,
-        desc=gguf.path.name,
-        disable=None if progress is None else not progress,
-    ) as bar:
+    with progress_bar(progress=progress, unit="B", unit_scale=True, desc=gguf.path.name) as bar:
 
         def check(config, weights):
             _check_room(gguf, config, options)
@@ -678,13 +682,14 @@ def load(
                 weights=weights,
                 device=options.first,
             )
+            note(bar, f"{gguf.path.name}: {plan}")
             if not bar.disable:
-                bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)
                 _name_the_compilation_cache(bar)
             plan.check()
 
         def show(done, total):
-            bar.total = total
+            if bar.total is None:
+                bar.reset(total)  # a widget takes a new total in no other way
             bar.update(done - bar.n)
 
         model = decoder_of(gguf, options, before_reading=check, progress=show)
@@ -767,10 +772,10 @@ def _name_the_compilation_cache(bar):
     """Writes, once in a process, how to keep what is compiled; nothing if it is kept."""
     global _named_the_cache
     if not (_named_the_cache or compilation_cache.is_enabled()):
-        bar.write(
+        note(
+            bar,
             "What XLA compiles ends with this process; rf.enable_compilation_cache() keeps it for"
             " the next one",
-            file=sys.stderr,
         )
     _named_the_cache = True
 

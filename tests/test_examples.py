@@ -15,6 +15,7 @@ PAGES = [
     "docs/adding-an-architecture.md",
     "docs/chat.md",
     "docs/embeddings.md",
+    "docs/explore.md",
     "docs/export.md",
     "docs/generation.md",
     "docs/index.md",

@@ -30,18 +30,30 @@ MAY_IMPORT = {
     "settings": set(),
     "compilation_cache": {"locate", "settings"},
     "pallas_kernels": set(),
-    "gguf": {"formats"},
+    "html": set(),
+    "progress": set(),
+    "gguf": {"formats", "html"},
     "text": {"arguments", "gguf"},
     "cpp": {"pallas_kernels", "settings"},
     "backends": {"arguments", "pallas_kernels", "formats", "cpp", "locate", "settings"},
-    "quant": {"arguments", "backends", "pallas_kernels", "formats", "cpp", "locate", "settings"},
-    "nn": {"arguments", "quant", "backends", "pallas_kernels"},
+    "quant": {
+        "arguments",
+        "backends",
+        "pallas_kernels",
+        "formats",
+        "cpp",
+        "html",
+        "locate",
+        "settings",
+    },
+    "nn": {"arguments", "quant", "backends", "html", "pallas_kernels"},
     "memory": set(),
     "ahead": {"gguf", "quant", "backends", "memory"},
     "models": {
         "arguments",
         "formats",
         "gguf",
+        "html",
         "quant",
         "nn",
         "backends",
@@ -49,8 +61,8 @@ MAY_IMPORT = {
         "memory",
         "settings",
     },
-    "generate": {"arguments", "models", "nn", "quant"},
-    "completion": {"generate", "text"},
+    "generate": {"arguments", "html", "models", "nn", "progress", "quant"},
+    "completion": {"generate", "gguf", "html", "text"},
     "requested": {"arguments", "completion", "generate"},
     "language_model": {
         "arguments",
@@ -59,8 +71,10 @@ MAY_IMPORT = {
         "requested",
         "compilation_cache",
         "generate",
+        "html",
         "models",
         "gguf",
+        "progress",
         "text",
         "locate",
         "settings",
@@ -76,6 +90,9 @@ MAY_IMPORT["export"] = {
     "quant",
     "text",
 }
+MAY_IMPORT["explore"] = {
+    *("arguments", "formats", "gguf", "html", "locate", "models", "nn", "quant", "text")
+}
 #: The package's own public names are the part "": only programs import those.
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"pallas_kernels"} | {""}
 MAY_IMPORT["__main__"] = {"cli"}
@@ -85,6 +102,7 @@ MAY_IMPORT["demo"] = set(MAY_IMPORT) | {""}  # a leaf on top, which no other par
 LAZY = {
     ("rocmforge_jax/__init__.py", "import_module"): "importing the package is light",
     ("rocmforge_jax/quant/__init__.py", "import_module"): "weights are read while flax loads",
+    ("rocmforge_jax/explore/plots.py", "matplotlib.pyplot"): "an optional dependency",
     ("rocmforge_jax/formats/__init__.py", "*"): "declarations are plain data, without jax",
     ("rocmforge_jax/formats/_lazy.py", "import_module"): "declarations are plain data, without jax",
     ("rocmforge_jax/formats/iq.py", "gguf.quants"): "only the I-quants need gguf's tables",

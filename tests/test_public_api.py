@@ -12,7 +12,7 @@ import rocmforge_jax
 from rocmforge_jax.locate import DEMO
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("export", "formats", "generate", "gguf", "models", "nn", "quant", "text")
+PACKAGES = ("explore", "export", "formats", "generate", "gguf", "models", "nn", "quant", "text")
 NAMES = {
     "load",
     "save",

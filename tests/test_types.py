@@ -19,6 +19,7 @@ PAGES = (
     "docs/adding-an-architecture.md",
     "docs/chat.md",
     "docs/embeddings.md",
+    "docs/explore.md",
     "docs/export.md",
     "docs/generation.md",
     "docs/sharding.md",

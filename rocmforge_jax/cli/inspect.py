@@ -1,19 +1,16 @@
 """The command `inspect`."""
 
-import collections
-import math
 import warnings
 
 from rocmforge_jax.cli import common
 from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.gguf.errors import shortened
 from rocmforge_jax.gguf.kinds import why_no_model
+from rocmforge_jax.gguf.overview import ITEMS, parameters, types
 from rocmforge_jax.locate import resolve
 
 NAME = "inspect"
 HELP = "Show what is in a GGUF file, and whether it loads. Reads the head of the file only."
-#: Items of an array that are shown.
-ITEMS = 8
 #: Characters of a value that are shown, without --json.
 WIDTH = 80
 
@@ -86,7 +83,7 @@ def described(gguf) -> dict:
         "version": gguf.version,
         "byte_order": gguf.byte_order,
         "alignment": gguf.alignment,
-        "parameters": _parameters(gguf),
+        "parameters": parameters(gguf.tensors),
         "bytes": sum(tensor.nbytes for tensor in gguf.tensors.values()),
         "metadata": {key: _described_value(gguf.metadata, key) for key in gguf.metadata},
         "tensors": [
@@ -111,35 +108,23 @@ def _described_value(metadata, key):
     return {"type": entry.type, "count": entry.count, "value": value}
 
 
-def _parameters(gguf) -> int:
-    return sum(math.prod(tensor.shape) for tensor in gguf.tensors.values())
-
-
 def _print(gguf, list_tensors):
     print(gguf.path if len(gguf.paths) == 1 else f"{gguf.path}, one of {len(gguf.paths)} files")
-    nbytes, parameters = sum(tensor.nbytes for tensor in gguf.tensors.values()), _parameters(gguf)
+    nbytes = sum(tensor.nbytes for tensor in gguf.tensors.values())
+    count = parameters(gguf.tensors)
     print(f"GGUF version {gguf.version}, {gguf.byte_order} endian, alignment {gguf.alignment}")
-    bits = f", {8 * nbytes / parameters:.2f} bits each" if parameters else ""
-    print(f"{parameters:,} parameters in {len(gguf.tensors)} tensors, {nbytes:,} bytes{bits}")
+    bits = f", {8 * nbytes / count:.2f} bits each" if count else ""
+    print(f"{count:,} parameters in {len(gguf.tensors)} tensors, {nbytes:,} bytes{bits}")
     print(f"\nmetadata, {len(gguf.metadata)} keys")
     for key in gguf.metadata:
         print(f"  {_printable(key)} = {_shown(gguf.metadata, key)}")
     print("\ntypes")
-    for name, (count, size) in _types(gguf).items():
+    for name, (count, size) in types(gguf.tensors).items():
         print(f"  {name:<8} {count:>5} tensors {size:>16,} bytes")
     if list_tensors:
         print("\ntensors")
         for tensor in gguf.tensors.values():
             print(f"  {_printable(tensor.name):<40} {tensor.format.name:<8} {list(tensor.shape)}")
-
-
-def _types(gguf) -> dict[str, tuple[int, int]]:
-    """Type -> tensors, bytes; the largest first."""
-    counts, sizes = collections.Counter(), collections.Counter()
-    for tensor in gguf.tensors.values():
-        counts[tensor.format.name] += 1
-        sizes[tensor.format.name] += tensor.nbytes
-    return {name: (counts[name], size) for name, size in sizes.most_common()}
 
 
 def _shown(metadata, key) -> str:

@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from rocmforge_jax.generate.flat import FlatDecoder
 from rocmforge_jax.generate.steps import SMALLEST_BUCKET
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.models.sharding import on_every_device
+from rocmforge_jax.progress import progress_bar
 
 #: Tokens of a batch, padding included, on CPUs and on GPUs; a longer text is a batch of its own.
 BATCH_TOKENS, BATCH_TOKENS_ON_GPUS = 2048, 16384
@@ -71,8 +72,9 @@ class Embedder:
             FloatingPointError: A vector is not finite.
         """
         found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(texts)
-        disable, leaves = None if progress is None else not progress, self._leaves()
-        with tqdm(total=len(texts), unit="text", desc="embed", disable=disable, delay=1) as bar:
+        leaves = self._leaves()
+        options: dict[str, Any] = dict(total=len(texts), unit="text", desc="embed", delay=1)
+        with progress_bar(progress=progress, **options) as bar:
             for numbers, tokens, lengths in self._batches(texts):
                 vectors = np.asarray(self._embed(leaves, tokens, lengths, pooling, normalize))
                 for row, number, length in zip(vectors, numbers, lengths):

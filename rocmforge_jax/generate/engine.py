@@ -108,6 +108,12 @@ class Engine:
             ahead = 0 if jax.default_backend() == "cpu" else 1
         self._scheduling: dict[str, Any] = dict(context_length=self.context_length, ahead=ahead)
 
+    def __repr__(self):
+        return (
+            f"<Engine of a {self.config.architecture} decoder: context of {self.context_length:,}"
+            f" tokens, {self.prefix_cache!r}>"
+        )
+
     def generate(
         self,
         prompts: collections.abc.Iterable[collections.abc.Iterable[int]],

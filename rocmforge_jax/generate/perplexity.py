@@ -5,10 +5,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from rocmforge_jax.arguments import integer
 from rocmforge_jax.generate.engine import Engine
+from rocmforge_jax.html import element
+from rocmforge_jax.progress import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Perplexity:
 
     def __str__(self):
         return f"{self.value:.4f} +/- {self.error:.4f} over {self.tokens} tokens"
+
+    def _repr_html_(self) -> str:
+        spread = f" +/- {self.error:.4f} over {self.tokens:,} tokens"
+        return element("div", "perplexity ", element("b", f"{self.value:.4f}"), spread)
 
 
 def perplexity(
@@ -60,12 +65,7 @@ def perplexity(
     windows = np.array(ids[: count * window], np.int32).reshape(count, window)
     if bos_id is not None:
         windows[:, 0] = bos_id
-    bar = tqdm(
-        windows,
-        unit="window",
-        desc="perplexity",
-        disable=None if progress is None else not progress,
-    )
+    bar = progress_bar(windows, progress=progress, unit="window", desc="perplexity")
     losses = -np.concatenate(
         [np.asarray(engine.score(row[None], window // 2), np.float64)[0] for row in bar]
     )

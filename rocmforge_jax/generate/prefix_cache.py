@@ -23,6 +23,9 @@ class PrefixCache:
         self.snapshot_bytes, self._warned = snapshot_bytes, False
         self.forget()
 
+    def __repr__(self):
+        return f"<PrefixCache: {len(self._text)} tokens>"
+
     def keep(self, text: list[int], cache: Cache, snapshots: Snapshots | None = None) -> None:
         """Keeps the cache of one sequence.
 

@@ -9,6 +9,7 @@ import numpy as np
 from rocmforge_jax.gguf.entries import Entry
 from rocmforge_jax.gguf.errors import GGUFError, quoted
 from rocmforge_jax.gguf.mapped import MappedFile
+from rocmforge_jax.gguf.overview import metadata_html
 
 
 class Metadata(Mapping):
@@ -41,6 +42,9 @@ class Metadata(Mapping):
 
     def __repr__(self):
         return f"<Metadata of {self._mapped.path}: {len(self)} keys>"
+
+    def _repr_html_(self) -> str:
+        return metadata_html(self)
 
     def get(self, key: str, default=None):
         """The value of a key, or `default` where the file has no such key."""

@@ -3,15 +3,14 @@
 import difflib
 import os
 import stat
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from rocmforge_jax.gguf.container import Container, read_container
 from rocmforge_jax.gguf.errors import GGUFError, listed, quoted, shortened
 from rocmforge_jax.gguf.metadata import Metadata
+from rocmforge_jax.gguf.overview import file_html
 from rocmforge_jax.gguf.splits import read_split
-from rocmforge_jax.gguf.tensors import TensorInfo
+from rocmforge_jax.gguf.tensors import Tensors
 
 
 def open_gguf(path: str | os.PathLike) -> "GGUFFile":
@@ -49,8 +48,9 @@ class GGUFFile:
             first.alignment,
         )
         self.metadata: Metadata = first.metadata
-        tensors = _Tensors(item for container in containers for item in container.tensors.items())
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self.tensors = Tensors(
+            item for container in containers for item in container.tensors.items()
+        )
         self._containers = containers
 
     @property
@@ -88,13 +88,8 @@ class GGUFFile:
             f" endian, {len(self.metadata)} keys, {len(self.tensors)} tensors of {nbytes:,} bytes>"
         )
 
-
-class _Tensors(dict):
-    def __missing__(self, name):
-        near = difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
-        raise KeyError(
-            f"no tensor {quoted(name)}" + (f"; the nearest are {', '.join(near)}" if near else "")
-        )
+    def _repr_html_(self) -> str:
+        return file_html(self)
 
 
 def _check_is_file(path):

@@ -1,6 +1,8 @@
 """The tensor table of a file: what is where, checked against the file's size."""
 
+import difflib
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,8 +13,10 @@ from rocmforge_jax import formats
 from rocmforge_jax.formats import Format
 from rocmforge_jax.gguf.byte_order import to_little_endian
 from rocmforge_jax.gguf.cursor import HeaderCursor
+from rocmforge_jax.gguf.errors import listed, quoted
 from rocmforge_jax.gguf.limits import MAX_DIMS, MAX_INT64, MAX_NAME_BYTES, MAX_TENSORS
 from rocmforge_jax.gguf.mapped import MappedFile
+from rocmforge_jax.gguf.overview import tensors_html
 
 _SMALLEST_ENTRY = 8 + 4 + 8 + 4 + 8
 
@@ -64,6 +68,37 @@ class TensorInfo:
             f"TensorInfo({self.name!r}, {self.format} {list(self.shape)}, {self.nbytes} bytes at"
             f" {self.offset})"
         )
+
+
+class Tensors(Mapping[str, TensorInfo]):
+    """A read-only mapping from the name of a tensor to its TensorInfo, in file order."""
+
+    def __init__(self, items: Iterable[tuple[str, TensorInfo]]):
+        self._items = dict(items)
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        if name in self._items:
+            return self._items[name]
+        near = difflib.get_close_matches(str(name), self._items, n=3, cutoff=0.5)
+        raise KeyError(
+            f"no tensor {quoted(name)}" + (f"; the nearest are {', '.join(near)}" if near else "")
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, name) -> bool:
+        return name in self._items
+
+    def __repr__(self):
+        nbytes = sum(tensor.nbytes for tensor in self.values())
+        return f"<{len(self)} tensors of {nbytes:,} bytes: {listed(list(self), ', ', most=3)}>"
+
+    def _repr_html_(self) -> str:
+        return tensors_html(self)
 
 
 def read_tensors(

@@ -20,6 +20,7 @@ from rocmforge_jax.models.empty_cache import init_cache, placement_of
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.make import make_norm
 from rocmforge_jax.models.nextn import NextN
+from rocmforge_jax.models.overview import decoder_html, short_attributes
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.models.patterns import Patterns
 from rocmforge_jax.models.per_layer_input import embedding_modules, per_layer_inputs
@@ -51,6 +52,7 @@ class Decoder(nnx.Module):
     token_embd: Embedding
 
     if TYPE_CHECKING:  # type checkers do not know the modules that only some models have
+        blk: Any  # Layers and NextN blocks, or any modules that are called like them
 
         def __getattr__(self, name: str) -> Any: ...
         def __setattr__(self, name: str, value: Any): ...
@@ -125,6 +127,12 @@ class Decoder(nnx.Module):
             numerics=self.numerics,
             rngs=rngs,
         )
+
+    def __nnx_repr__(self):
+        return short_attributes(self, super().__nnx_repr__())
+
+    def _repr_html_(self) -> str:
+        return decoder_html(self)
 
     @property
     def nextn(self) -> tuple[NextN, ...]:

@@ -85,14 +85,14 @@ class Layer(nnx.Module):
         mixer, feed_forward, norms = self.config.mixer, self.config.feed_forward, self.config.norms
         before_BTD, laurel = x_BTD, self.config.laurel
         if mixer is not None:
-            y, state = mixer(self, x_BTD, self._find(norms.before_mixer), tokens, state)
+            y, state = mixer(self, x_BTD, self.find(norms.before_mixer), tokens, state)
             x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer, norms.after_mixer_sum)
         if laurel is not None:
-            y = laurel(self, before_BTD, self._find(norms.before_mixer))
+            y = laurel(self, before_BTD, self.find(norms.before_mixer))
             x_BTD = (x_BTD + y) * 2**-0.5
         if feed_forward is not None:
             read_BTD = before_BTD if self.config.parallel else x_BTD
-            y = feed_forward(self, read_BTD, self._find(norms.before_feed_forward))
+            y = feed_forward(self, read_BTD, self.find(norms.before_feed_forward))
             after = norms.after_feed_forward, norms.after_feed_forward_sum
             x_BTD = self._add(x_BTD, y, feed_forward.output, *after)
         return x_BTD, state
@@ -108,11 +108,11 @@ class Layer(nnx.Module):
             sum_norm: The name of the norm of the sum, or None.
         """
         x_BTD = self._sum(x_BTD, y, output, norm_name)
-        norm = self._find(sum_norm)
+        norm = self.find(sum_norm)
         return x_BTD if norm is None else norm(x_BTD)
 
     def _sum(self, x_BTD, y, output: str | None, norm_name: str | None):
-        projection, norm = self._find(output), self._find(norm_name)
+        projection, norm = self.find(output), self.find(norm_name)
         scale = self.config.residual_scale
         # The sum is part of the product's kernel, unless something comes between the two.
         if projection is not None and norm is None and scale == 1:
@@ -121,6 +121,6 @@ class Layer(nnx.Module):
         y = y if norm is None else norm(y)
         return x_BTD + (y if scale == 1 else y * scale)
 
-    def _find(self, name: str | None) -> Any:
+    def find(self, name: str | None) -> Any:
         """Returns the submodule of a name, which may have dots, or None."""
         return None if name is None else operator.attrgetter(name)(self)

@@ -123,7 +123,7 @@ class NextN(Layer):
     def _last_norm(self, decoder) -> Any:
         if self.norm_name is None:
             return decoder.last_norm
-        return self._find(self.norm_name)
+        return self.find(self.norm_name)
 
     def _own(self, name: str) -> Linear | Embedding | None:
         """Returns the block's own embedding or head, or None."""

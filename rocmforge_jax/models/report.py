@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.backends import Decision, record
+from rocmforge_jax.html import table
 from rocmforge_jax.models.claims import tensor_name
 from rocmforge_jax.models.decoder import Decoder
 
@@ -44,7 +45,7 @@ class Entry:
 class KernelReport(tuple):
     """Entries in the order in which they are computed. As text, equal layers share a line."""
 
-    def __str__(self):
+    def _rows(self) -> list[tuple[str, ...]]:
         def of_all_layers(entry):
             return dataclasses.replace(entry, name=re.sub(r"\bblk\.\d+\.", "blk.*.", entry.name))
 
@@ -53,9 +54,19 @@ class KernelReport(tuple):
         for entry, count in counts.items():
             _, name, *others = dataclasses.astuple(entry)
             rows.append((entry.tokens, f"{name} x{count}" if count > 1 else name, *others))
+        return rows
+
+    def __str__(self):
+        rows = self._rows()
         widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
         cells = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in rows]
         return "\n".join("  ".join([*padded, row[-1]]) for padded, row in zip(cells, rows))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        header = [field.name for field in dataclasses.fields(Entry)]
+        return table(header, self._rows(), most=200)
 
 
 def kernel_report(model: Decoder) -> KernelReport:

@@ -11,7 +11,7 @@ from rocmforge_jax.nn.state import State
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ConvState(State):
     """The last inputs of a causal convolution, those that its next outputs still need.
 

@@ -34,7 +34,7 @@ def _rounded_up(slots: int) -> int:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class KVState(State):
     """Keys and values of one layer; the token at position p is in slot p % S.
 

@@ -17,7 +17,7 @@ from rocmforge_jax.nn.visible import Visible
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LatentState(State):
     """The latents of one layer; the token at position p is in slot p.
 

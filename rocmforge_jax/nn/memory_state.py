@@ -13,7 +13,7 @@ from rocmforge_jax.nn.state import State, partition
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MemoryState(State):
     """The memory of each head, and the last inputs of the convolution before.
 

@@ -10,7 +10,7 @@ from rocmforge_jax.nn.state import State
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ParallelState(State):
     """The state of each mixer of a layer.
 

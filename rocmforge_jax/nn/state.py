@@ -4,6 +4,7 @@ Each layer owns a `State`; a `Cache` holds those of all layers. Callers that cop
 rewind a cache go through these methods and know no axes of the arrays.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -11,10 +12,13 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from rocmforge_jax.arguments import integer
 from rocmforge_jax.backends.on_mesh import BATCH_AXIS
+from rocmforge_jax.html import element, escape, joined, sized, table
+from rocmforge_jax.quant import readable
 
 
 class State:
@@ -24,6 +28,12 @@ class State:
     defaults here suit a recurrent state: its size does not depend on the number of tokens, and it
     cannot be rewound.
     """
+
+    def __repr__(self):
+        # Without the numbers of the arrays: they fill pages and are zeros at first.
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]  # of a subclass
+        values = ((field.name, getattr(self, field.name)) for field in fields)
+        return f"{type(self).__name__}({', '.join(f'{k}={_described(v)}' for k, v in values)})"
 
     def row(self, b) -> Self:
         """Returns sequence b alone, as a state of batch 1. b: int or int32 []."""
@@ -71,7 +81,7 @@ class State:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class NoState(State):
     """The state of a layer that remembers nothing."""
 
@@ -120,9 +130,30 @@ class Cache:
         if not hasattr(self.lengths_B, "shape"):  # of `specs`
             return f"Cache({self.layers}, {self.lengths_B}, {self.length})"
         return (
-            f"Cache(batch={self.batch}, length={self.length}, {len(self.layers)} layers,"
-            f" {self.nbytes:,} B)"
+            f"Cache(batch={self.batch}, length={self.length}, tokens={self._filled},"
+            f" {len(self.layers)} layers, {self.nbytes:,} B)"
         )
+
+    def _repr_html_(self) -> str:
+        if not hasattr(self.lengths_B, "shape"):
+            return escape(repr(self))
+        lines = collections.Counter(
+            (type(one).__name__, repr(one), one.nbytes) for one in self.layers
+        )
+        rows = (
+            (f"{count} x {name}", text.removeprefix(name), sized(count * nbytes))
+            for (name, text, nbytes), count in lines.items()
+        )
+        return joined(
+            element("b", f"Cache of {self.batch} x {self.length:,} slots, {sized(self.nbytes)}"),
+            element("div", f"tokens held: {self._filled}"),
+            table(("layers", "arrays", "bytes"), rows),
+        )
+
+    @property
+    def _filled(self) -> str:
+        """The tokens that each sequence has seen, as text; "?" where they are not known."""
+        return str(np.asarray(self.lengths_B).tolist()) if readable(self.lengths_B) else "?"
 
     @property
     def batch(self) -> int:
@@ -213,6 +244,13 @@ class Cache:
 @functools.partial(jax.jit, static_argnums=1)
 def _grown(cache: Cache, length: int) -> Cache:
     return Cache(tuple(layer.grown(length) for layer in cache.layers), cache.lengths_B, length)
+
+
+def _described(value) -> str:
+    """Writes an array as its dtype and shape, anything else as its repr."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value)
 
 
 def take_row(array, b):

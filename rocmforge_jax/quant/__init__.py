@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.quant.ops import matmul as matmul
     from rocmforge_jax.quant.ops import take_rows as take_rows
     from rocmforge_jax.quant.ops import validate_matmul_dims as validate_matmul_dims
+    from rocmforge_jax.quant.overview import readable as readable
     from rocmforge_jax.quant.pack import quantize as quantize
     from rocmforge_jax.quant.placement import default_layout as default_layout
     from rocmforge_jax.quant.qtensor import QParam as QParam
@@ -26,6 +27,7 @@ _WHERE = {
     "expert_matmul": "ops",
     "matmul": "ops",
     "quantize": "pack",
+    "readable": "overview",
     "take_rows": "ops",
     "validate_matmul_dims": "ops",
 }

@@ -9,9 +9,11 @@ from flax import nnx
 
 from pallas_kernels.packing import GROUP, Packing
 from rocmforge_jax import formats
+from rocmforge_jax.html import escape
 from rocmforge_jax.quant import layout as layouts
 from rocmforge_jax.quant import placement, word_packed
 from rocmforge_jax.quant.multiply import multiply
+from rocmforge_jax.quant.overview import qtensor_html
 from rocmforge_jax.quant.split import Split
 
 #: What an array has and a QTensor has not, and where to look instead.
@@ -157,6 +159,9 @@ class QTensor:
     def __repr__(self):
         return f"QTensor({self.type_name}, shape={self.shape}, layout={self.layout!r})"
 
+    def _repr_html_(self) -> str:
+        return qtensor_html(self)
+
 
 class QParam(nnx.Variable):
     """A weight that stays quantised: an NNX variable whose value is a `QTensor`.
@@ -180,6 +185,10 @@ class QParam(nnx.Variable):
             first = dataclasses.replace(first, comment=counts)
         yield first
         yield from others
+
+    def _repr_html_(self) -> str:
+        value = self.get_value()
+        return value._repr_html_() if isinstance(value, QTensor) else escape(repr(self))
 
     __array_ufunc__ = None
 

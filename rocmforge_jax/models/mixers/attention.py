@@ -69,21 +69,12 @@ class Attention(AttentionOptions):
         if self.source is not None:
             out = self._attend_to_source(layer, x_BTD, norm, tokens, state)
             return self._finished(layer, out, None), NoState()
-        q_BTNH, k_BTKH, v_BTKH, gate = self._project(layer, x_BTD, norm)
+        heads, gate, table, rope, norms = self._heads(layer, x_BTD, norm, tokens)
         if state is None and self.lends:
             batch, length, *_ = x_BTD.shape
             state = self.init_state(batch, length, x_BTD.dtype)
-        table, rope = self._table(tokens), self.rope
-        if rope is not None and self.rotates_first:
-            q_BTNH, k_BTKH = (apply_rope(heads, table, rope) for heads in (q_BTNH, k_BTKH))
-            table = rope = None
-        q_BTNH, k_BTKH, norms = self._norm(layer, q_BTNH, k_BTKH, tokens)
-        if self.v_norm:
-            v_BTKH = rms_norm(v_BTKH, None, layer.config.norms.epsilon)
         out, state = attend_to_new(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
+            *heads,
             table,
             rope,
             state,
@@ -96,6 +87,46 @@ class Attention(AttentionOptions):
         )
         return self._finished(layer, out, gate), state
 
+    def _heads(self, layer, x_BTD, norm, tokens: Tokens):
+        """Computes what `attend_to_new` takes.
+
+        Returns q, k and v by heads; the gate of the result, or None; and what is left to do with q
+        and k: the table and the configuration of a rotation, and norms, None each if it is done.
+        """
+        q_BTNH, k_BTKH, v_BTKH, gate = self._project(layer, x_BTD, norm)
+        table, rope = self._table(tokens), self.rope
+        if rope is not None and self.rotates_first:
+            q_BTNH, k_BTKH = (apply_rope(heads, table, rope) for heads in (q_BTNH, k_BTKH))
+            table = rope = None
+        q_BTNH, k_BTKH, norms = self._norm(layer, q_BTNH, k_BTKH, tokens)
+        if self.v_norm:
+            v_BTKH = rms_norm(v_BTKH, None, layer.config.norms.epsilon)
+        return (q_BTNH, k_BTKH, v_BTKH), gate, table, rope, norms
+
+    def operands(self, layer, x_BTD, norm, tokens: Tokens, state: KVState | None = None):
+        """Computes what attention reads where the tokens are the whole text.
+
+        Args:
+            layer: The layer with the weights.
+            x_BTD: The residual stream.
+            norm: The norm before the mixer, or None.
+            tokens: Positions and lengths.
+            state: With a source, the new state of that layer.
+
+        Returns:
+            Queries [B, T, N, H] and the keys and values, all normed and rotated; the rule.
+        """
+        if self.source is not None:
+            assert state is not None
+            q_BTNH, _ = self._source_queries(layer, x_BTD, norm, tokens)
+            return q_BTNH, state, self._rule(layer, state.length)
+        (q_BTNH, k_BTKH, v_BTKH), _, table, rope, norms = self._heads(layer, x_BTD, norm, tokens)
+        if norms is not None:
+            q_BTNH, k_BTKH = norms[0](q_BTNH), norms[1](k_BTKH)
+        if rope is not None:
+            q_BTNH, k_BTKH = (apply_rope(heads, table, rope) for heads in (q_BTNH, k_BTKH))
+        return q_BTNH, KVState.of(k_BTKH, v_BTKH), self._rule(layer, x_BTD.shape[1])
+
     def _finished(self, layer, out, gate):
         """Gates and norms the result, where there is a gate and a norm.
 
@@ -106,14 +137,7 @@ class Attention(AttentionOptions):
 
     def _attend_to_source(self, layer, x_BTD, norm, tokens: Tokens, state: KVState):
         """Attends to the state of another layer, which holds the new tokens already."""
-        q_BTNH, _, _, gate = self._project(layer, x_BTD, norm)
-        if self.rope is not None and self.rotates_first:
-            q_BTNH = apply_rope(q_BTNH, self._table(tokens), self.rope)
-        if self.qk_norm is not None:
-            q_BTNH = self._normed(layer, "attn_q_norm", q_BTNH)
-        q_BTNH = self._sharpened(q_BTNH, tokens)
-        if self.rope is not None and not self.rotates_first:
-            q_BTNH = apply_rope(q_BTNH, self._table(tokens), self.rope)
+        q_BTNH, gate = self._source_queries(layer, x_BTD, norm, tokens)
         rule = self._rule(layer, state.length)
         out_BTNH = cached_attention(
             q_BTNH,
@@ -125,6 +149,18 @@ class Attention(AttentionOptions):
         )
         out_BTD = out_BTNH.reshape(*x_BTD.shape[:2], -1)
         return out_BTD if gate is None else self._gated(out_BTD, gate)
+
+    def _source_queries(self, layer, x_BTD, norm, tokens: Tokens):
+        """Computes the queries to the state of another layer, and the gate or None."""
+        q_BTNH, _, _, gate = self._project(layer, x_BTD, norm)
+        if self.rope is not None and self.rotates_first:
+            q_BTNH = apply_rope(q_BTNH, self._table(tokens), self.rope)
+        if self.qk_norm is not None:
+            q_BTNH = self._normed(layer, "attn_q_norm", q_BTNH)
+        q_BTNH = self._sharpened(q_BTNH, tokens)
+        if self.rope is not None and not self.rotates_first:
+            q_BTNH = apply_rope(q_BTNH, self._table(tokens), self.rope)
+        return q_BTNH, gate
 
     def _project(self, layer, x_BTD, norm):
         """Computes q, k and v by heads, None where a source has them; and the gate or None."""

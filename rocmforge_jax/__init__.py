@@ -10,6 +10,11 @@ import importlib
 TYPE_CHECKING = False  # `typing` takes 7 ms to import
 
 if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
+    from rocmforge_jax.adapters import load_lora as load_lora
+    from rocmforge_jax.adapters import lora as lora
+    from rocmforge_jax.adapters import merge_lora as merge_lora
+    from rocmforge_jax.adapters import remove_lora as remove_lora
+    from rocmforge_jax.adapters import save_lora as save_lora
     from rocmforge_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
     from rocmforge_jax.completion import Completion as Completion
     from rocmforge_jax.completion import Piece as Piece
@@ -50,8 +55,13 @@ _WHERE = {
     "PromptCache": "generate",
     "enable_compilation_cache": "compilation_cache",
     "kernel_report": "models",
+    "lora": "adapters",
+    "merge_lora": "adapters",
+    "remove_lora": "adapters",
+    "save_lora": "adapters",
+    "load_lora": "adapters",
 }
-_SUBPACKAGES = ("formats", "generate", "gguf", "models", "nn", "quant", "text")
+_SUBPACKAGES = ("adapters", "formats", "generate", "gguf", "models", "nn", "quant", "text")
 __all__ = [*_WHERE, *_SUBPACKAGES]
 
 

@@ -49,6 +49,7 @@ MAY_IMPORT = {
         "settings",
     },
     "generate": {"arguments", "models", "nn", "quant"},
+    "adapters": {"arguments", "formats", "gguf", "models", "nn", "quant"},
     "completion": {"generate", "text"},
     "requested": {"arguments", "completion", "generate"},
     "language_model": {
@@ -78,6 +79,7 @@ LAZY = {
     ("rocmforge_jax/formats/_lazy.py", "import_module"): "declarations are plain data, without jax",
     ("rocmforge_jax/formats/iq.py", "gguf.quants"): "only the I-quants need gguf's tables",
     ("rocmforge_jax/gguf/writer.py", "*"): "reading a file needs no gguf package",
+    ("rocmforge_jax/adapters/peft.py", "safetensors.numpy"): "an optional dependency",
     ("rocmforge_jax/hub.py", "huggingface_hub"): "an optional dependency",
     ("rocmforge_jax/hub.py", "huggingface_hub.constants"): "an optional dependency",
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",

@@ -12,7 +12,7 @@ import rocmforge_jax
 from rocmforge_jax.locate import DEMO
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("formats", "generate", "gguf", "models", "nn", "quant", "text")
+PACKAGES = ("adapters", "formats", "generate", "gguf", "models", "nn", "quant", "text")
 NAMES = {
     "load",
     "LanguageModel",
@@ -28,6 +28,11 @@ NAMES = {
     "SamplingParams",
     "LogitsProcessor",
     "enable_compilation_cache",
+    "lora",
+    "merge_lora",
+    "remove_lora",
+    "save_lora",
+    "load_lora",
     "validate_matmul_dims",
     "validate_attention_dims",
     *PACKAGES,

@@ -13,6 +13,7 @@ from rocmforge_jax.nn import moe_cpp, moe_pallas
 from rocmforge_jax.nn.expert_stacks import Stacks
 from rocmforge_jax.nn.fresh import normal
 from rocmforge_jax.nn.linear import Experts, Linear
+from rocmforge_jax.nn.lora import LoRALinear
 from rocmforge_jax.nn.moe_pallas import MIXTURE, ROUTE
 
 
@@ -57,7 +58,8 @@ def choose_experts(x_TD, router, routing: Routing, *, selection_bias_E=None, nor
     if choose(ROUTE, operands, backend).name == "pallas":
         return moe_pallas.choose_experts(x_TD, router, norm, routing, selection_bias_E)
     x_TD = x_TD if norm is None else norm(x_TD)
-    logits_TE = router(x_TD, jnp.float32) if type(router) is Linear else router(x_TD)
+    takes_dtype = type(router) in (Linear, LoRALinear)
+    logits_TE = router(x_TD, jnp.float32) if takes_dtype else router(x_TD)
     return route(logits_TE, routing, selection_bias_E)
 
 

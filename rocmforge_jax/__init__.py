@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.language_model import load as load
     from rocmforge_jax.models import kernel_report as kernel_report
     from rocmforge_jax.nn import validate_attention_dims as validate_attention_dims
+    from rocmforge_jax.programs import export_program as export_program
     from rocmforge_jax.quant import QParam as QParam
     from rocmforge_jax.quant import QTensor as QTensor
     from rocmforge_jax.quant import dequantize as dequantize
@@ -55,6 +56,7 @@ _WHERE = {
     "PromptCache": "generate",
     "enable_compilation_cache": "compilation_cache",
     "kernel_report": "models",
+    "export_program": "programs",
     "lora": "adapters",
     "merge_lora": "adapters",
     "remove_lora": "adapters",

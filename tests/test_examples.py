@@ -10,7 +10,13 @@ import rocmforge_jax
 ROOT = Path(__file__).resolve().parents[1]
 
 
-PAGES = ["README.md", "docs/architecture.md", "docs/embeddings.md", "docs/generation.md"]
+PAGES = [
+    "README.md",
+    "docs/architecture.md",
+    "docs/embeddings.md",
+    "docs/generation.md",
+    "docs/scripts/README.md",
+]
 
 
 @pytest.mark.parametrize("library", ["in C++", "in plain XLA"])

@@ -50,6 +50,7 @@ MAY_IMPORT = {
     },
     "generate": {"arguments", "models", "nn", "quant"},
     "adapters": {"arguments", "formats", "gguf", "models", "nn", "quant"},
+    "programs": {"arguments", "backends", "models"},
     "completion": {"generate", "text"},
     "requested": {"arguments", "completion", "generate"},
     "language_model": {
@@ -108,6 +109,7 @@ NO_KERNELS = {
     "pallas_kernels.qmatmul.activations.quantize_reference",
     "pallas_kernels.router.Routing",
     "pallas_kernels.router.reference",
+    "pallas_kernels.symbolic_sizes.surely",
     "pallas_kernels.targets",
 }
 

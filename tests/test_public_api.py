@@ -28,6 +28,7 @@ NAMES = {
     "SamplingParams",
     "LogitsProcessor",
     "enable_compilation_cache",
+    "export_program",
     "lora",
     "merge_lora",
     "remove_lora",

@@ -7,6 +7,7 @@ from flax import nnx
 from pallas_kernels.activation_functions import SILU, ActivationFunction
 from pallas_kernels.router import Routing
 from pallas_kernels.router import reference as router_reference
+from pallas_kernels.symbolic_sizes import surely
 from rocmforge_jax import quant
 from rocmforge_jax.backends import DEFAULT, choose
 from rocmforge_jax.nn import moe_cpp, moe_pallas
@@ -139,6 +140,6 @@ def _one_by_one(x_TD, weights, experts, stacks: Stacks, norm):
         share_T = jnp.where(experts == e, weights, jnp.float32(0)).sum(axis=-1)
         return sum_TD + share_T[:, None] * forward(x_TD, e), None
 
-    step, count = (pair, T * used) if T * used <= E else (expert, E)
+    step, count = (pair, T * used) if surely(lambda: T * used <= E) else (expert, E)
     total, _ = jax.lax.scan(step, jnp.zeros(x_TD.shape, jnp.float32), jnp.arange(count))
     return total.astype(x_TD.dtype)

@@ -119,7 +119,7 @@ def export_program(
     plain = _in_plain_xla(model)
     graphdef, state = nnx.split(plain)
     paths, structure = jax.tree_util.tree_flatten_with_path(state)
-    weights = {jax.tree_util.keystr(key, simple=True, separator="."): a for key, a in paths}
+    weights = {_name(path): array for path, array in paths}
 
     platforms = _checked(platforms)
     marked, empty = _marked_cache(plain)
@@ -212,6 +212,12 @@ def _marked_cache(model: Decoder) -> tuple[list[tuple[list, Any]], Any]:
     return marked, first
 
 
+def _name(path) -> str:
+    """Returns the name of an array: "blk.0.attn_q.kernel.planes.d"."""
+    parts = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+    return ".".join(part for part in parts if part != "value")  # of a variable
+
+
 def _checked(platforms: Sequence[str]) -> tuple[str, ...]:
     """Returns the platforms, or raises ValueError unless they are some that are known."""
     names = (platforms,) if isinstance(platforms, str) else tuple(platforms)
@@ -225,5 +231,5 @@ def _in_plain_xla(model: Decoder) -> Decoder:
     new = nnx.merge(*nnx.split(model))
     for _, module in nnx.iter_modules(new):
         if isinstance(numerics := vars(module).get("numerics"), Numerics):
-            module.numerics = dataclasses.replace(numerics, backend="xla")
+            setattr(module, "numerics", dataclasses.replace(numerics, backend="xla"))  # noqa: B010
     return new

@@ -11,6 +11,11 @@ TYPE_CHECKING = False  # `typing` takes 7 ms to import
 
 if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax import explore as explore
+    from rocmforge_jax.adapters import load_lora as load_lora
+    from rocmforge_jax.adapters import lora as lora
+    from rocmforge_jax.adapters import merge_lora as merge_lora
+    from rocmforge_jax.adapters import remove_lora as remove_lora
+    from rocmforge_jax.adapters import save_lora as save_lora
     from rocmforge_jax.compilation_cache import enable_compilation_cache as enable_compilation_cache
     from rocmforge_jax.completion import Completion as Completion
     from rocmforge_jax.completion import Piece as Piece
@@ -25,6 +30,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.language_model import load_abstract as load_abstract
     from rocmforge_jax.models import kernel_report as kernel_report
     from rocmforge_jax.nn import validate_attention_dims as validate_attention_dims
+    from rocmforge_jax.programs import export_program as export_program
     from rocmforge_jax.quant import QParam as QParam
     from rocmforge_jax.quant import QTensor as QTensor
     from rocmforge_jax.quant import dequantize as dequantize
@@ -57,8 +63,25 @@ _WHERE = {
     "PromptCache": "generate",
     "enable_compilation_cache": "compilation_cache",
     "kernel_report": "models",
+    "export_program": "programs",
+    "lora": "adapters",
+    "merge_lora": "adapters",
+    "remove_lora": "adapters",
+    "save_lora": "adapters",
+    "load_lora": "adapters",
 }
-_SUBPACKAGES = ("explore", "export", "formats", "generate", "gguf", "models", "nn", "quant", "text")
+_SUBPACKAGES = (
+    "adapters",
+    "explore",
+    "export",
+    "formats",
+    "generate",
+    "gguf",
+    "models",
+    "nn",
+    "quant",
+    "text",
+)
 __all__ = [*_WHERE, *_SUBPACKAGES]
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 import rocmforge_jax
@@ -17,8 +18,10 @@ PAGES = [
     "docs/embeddings.md",
     "docs/explore.md",
     "docs/export.md",
+    "docs/flax.md",
     "docs/generation.md",
     "docs/index.md",
+    "docs/scripts/README.md",
     "docs/sharding.md",
 ]
 
@@ -35,5 +38,7 @@ def test_the_examples_of_a_page_run(page, library, tmp_path, monkeypatch, reques
     # A page registers one.
     monkeypatch.setattr(architectures, dict(rocmforge_jax.models.ARCHITECTURES))
     names = {}
-    for example in examples:
-        exec(compile(example, page, "exec"), names)
+    # As a user has it; optax needs it too.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for example in examples:
+            exec(compile(example, page, "exec"), names)

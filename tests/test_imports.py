@@ -61,6 +61,8 @@ MAY_IMPORT = {
         "memory",
         "settings",
     },
+    "adapters": {"arguments", "formats", "gguf", "models", "nn", "quant"},
+    "programs": {"arguments", "backends", "models"},
     "generate": {"arguments", "html", "models", "nn", "progress", "quant"},
     "completion": {"generate", "gguf", "html", "text"},
     "requested": {"arguments", "completion", "generate"},
@@ -108,6 +110,7 @@ LAZY = {
     ("rocmforge_jax/formats/iq.py", "gguf.quants"): "only the I-quants need gguf's tables",
     ("rocmforge_jax/gguf/writer.py", "*"): "reading a file needs no gguf package",
     ("rocmforge_jax/export/hugging_face/tensors.py", "safetensors.numpy"): "an optional dependency",
+    ("rocmforge_jax/adapters/peft.py", "safetensors.numpy"): "an optional dependency",
     ("rocmforge_jax/hub.py", "huggingface_hub"): "an optional dependency",
     ("rocmforge_jax/hub.py", "huggingface_hub.constants"): "an optional dependency",
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",
@@ -136,6 +139,7 @@ NO_KERNELS = {
     "pallas_kernels.qmatmul.activations.quantize_reference",
     "pallas_kernels.router.Routing",
     "pallas_kernels.router.reference",
+    "pallas_kernels.symbolic_sizes.surely",
     "pallas_kernels.targets",
 }
 

@@ -12,7 +12,18 @@ import rocmforge_jax
 from rocmforge_jax.locate import DEMO
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("explore", "export", "formats", "generate", "gguf", "models", "nn", "quant", "text")
+PACKAGES = (
+    "adapters",
+    "explore",
+    "export",
+    "formats",
+    "generate",
+    "gguf",
+    "models",
+    "nn",
+    "quant",
+    "text",
+)
 NAMES = {
     "load",
     "save",
@@ -30,6 +41,12 @@ NAMES = {
     "SamplingParams",
     "LogitsProcessor",
     "enable_compilation_cache",
+    "export_program",
+    "lora",
+    "merge_lora",
+    "remove_lora",
+    "save_lora",
+    "load_lora",
     "validate_matmul_dims",
     "validate_attention_dims",
     *PACKAGES,

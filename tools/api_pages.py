@@ -9,7 +9,19 @@ import inspect
 import sys
 from pathlib import Path
 
-PACKAGES = ("", "gguf", "formats", "text", "quant", "nn", "models", "generate")
+PACKAGES = (
+    "",
+    "gguf",
+    "formats",
+    "text",
+    "quant",
+    "nn",
+    "models",
+    "generate",
+    "adapters",
+    "explore",
+    "export",
+)
 
 
 def pages() -> dict[str, str]:

@@ -24,7 +24,11 @@ _SUFFIX = {
     "scale": "weight",
     "bias": "bias",
     "output_scale": "scale",
+    "lora_a": "weight.lora_a",
+    "lora_b": "weight.lora_b",
 }
+#: What Flax and `nn.LoRALinear` call the layer that an adapter is for.
+_BASE = "base_module"
 #: The end of a variable's name in a file, where the rule above does not give it.
 _NAMES = {f"{ROUTER_NORM}.weight": "ffn_gate_inp.scale"}
 #: Tensors that the configuration has already read.
@@ -81,9 +85,11 @@ def stays_packed(module: nnx.Module, attribute: str, shape) -> bool:
 def tensor_name(path: tuple) -> str:
     """Returns the file's name of a variable of a Decoder.
 
-    The path ("blk", 0, "attn_q", "kernel") gives "blk.0.attn_q.weight". A variable that files do
-    not have, say of an adapter, keeps its own name.
+    The path ("blk", 0, "attn_q", "kernel") gives "blk.0.attn_q.weight", also where the layer has
+    an adapter, whose matrices are "blk.0.attn_q.weight.lora_a" and ".lora_b". A variable that files
+    do not have keeps its own name.
     """
+    path = tuple(part for part in path if part != _BASE)
     modules = NAMES_IN_FILES.get(path[0], path[0]), *path[1:-1]
     name = ".".join(map(str, (*modules, _SUFFIX.get(path[-1], path[-1]))))
     for end, of_file in _NAMES.items():

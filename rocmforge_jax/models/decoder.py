@@ -47,9 +47,12 @@ class Decoder(nnx.Module):
     Attributes:
         config: Sizes and options.
         numerics: What activations and the cache are computed in, and by which backend.
+        remat: Whether gradients compute each layer again, in place of keeping what is inside of it.
+            Set it for training: that takes less memory and more time.
     """
 
     token_embd: Embedding
+    remat: bool = False
 
     if TYPE_CHECKING:  # type checkers do not know the modules that only some models have
         blk: Any  # Layers and NextN blocks, or any modules that are called like them
@@ -355,7 +358,7 @@ class Decoder(nnx.Module):
             if rope not in tables:
                 tables[rope] = rope_table(tokens.positions_BT, rope)
             of_layer = dataclasses.replace(tokens, rope=tables[rope], inputs_BTP=inputs[i])
-            x_BTD, state = shared_trace(layer, x_BTD, of_layer, state)
+            x_BTD, state = shared_trace(layer, x_BTD, of_layer, state, remat=self.remat)
             states.append(state)
         return x_BTD, states
 

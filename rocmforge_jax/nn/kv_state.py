@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pallas_kernels.symbolic_sizes import surely
 from rocmforge_jax.backends.on_mesh import BATCH_AXIS, MODEL_AXIS
 from rocmforge_jax.nn.state import State, partition, update_slice
 
@@ -188,7 +189,7 @@ def write_slots(buffer, update, starts_B, axis: int):
         starts[0], starts[axis + 1] = jnp.int32(b), starts_B[b]
         return update_slice(buffer, jax.lax.dynamic_slice_in_dim(update, b, 1, 0), starts)
 
-    if batch <= 8:
+    if surely(lambda: batch <= 8):
         return functools.reduce(lambda buffer, b: write_row(b, buffer), range(batch), buffer)
     scatter = jax.vmap(lambda b, u, s: jax.lax.dynamic_update_slice_in_dim(b, u, s, axis))
     return jax.lax.platform_dependent(

@@ -7,12 +7,14 @@ from flax import nnx
 from pallas_kernels.activation_functions import SILU, ActivationFunction
 from pallas_kernels.router import Routing
 from pallas_kernels.router import reference as router_reference
+from pallas_kernels.symbolic_sizes import surely
 from rocmforge_jax import quant
 from rocmforge_jax.backends import DEFAULT, choose
 from rocmforge_jax.nn import moe_cpp, moe_pallas
 from rocmforge_jax.nn.expert_stacks import Stacks
 from rocmforge_jax.nn.fresh import normal
 from rocmforge_jax.nn.linear import Experts, Linear
+from rocmforge_jax.nn.lora import LoRALinear
 from rocmforge_jax.nn.moe_pallas import MIXTURE, ROUTE
 
 
@@ -57,7 +59,8 @@ def choose_experts(x_TD, router, routing: Routing, *, selection_bias_E=None, nor
     if choose(ROUTE, operands, backend).name == "pallas":
         return moe_pallas.choose_experts(x_TD, router, norm, routing, selection_bias_E)
     x_TD = x_TD if norm is None else norm(x_TD)
-    logits_TE = router(x_TD, jnp.float32) if type(router) is Linear else router(x_TD)
+    takes_dtype = type(router) in (Linear, LoRALinear)
+    logits_TE = router(x_TD, jnp.float32) if takes_dtype else router(x_TD)
     return route(logits_TE, routing, selection_bias_E)
 
 
@@ -137,6 +140,6 @@ def _one_by_one(x_TD, weights, experts, stacks: Stacks, norm):
         share_T = jnp.where(experts == e, weights, jnp.float32(0)).sum(axis=-1)
         return sum_TD + share_T[:, None] * forward(x_TD, e), None
 
-    step, count = (pair, T * used) if T * used <= E else (expert, E)
+    step, count = (pair, T * used) if surely(lambda: T * used <= E) else (expert, E)
     total, _ = jax.lax.scan(step, jnp.zeros(x_TD.shape, jnp.float32), jnp.arange(count))
     return total.astype(x_TD.dtype)

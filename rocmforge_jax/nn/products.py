@@ -1,8 +1,8 @@
 """Several products of one input, fused with the norm before and the sums after them.
 
 `products` takes modules and alone decides whether they are fused: on a GPU into one or two
-launches, on a CPU into one call of C++. A module of another class, say `nnx.LoRA`, is called as it
-is.
+launches, on a CPU into one call of C++. The base layers of adapters are fused too. A module of
+another class, say `nnx.LoRA`, is called as it is.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from rocmforge_jax.nn.linear import (
     value_or_none,
     wide,
 )
+from rocmforge_jax.nn.lora import LoRALinear
 from rocmforge_jax.nn.mlp import gated
 from rocmforge_jax.nn.norm import require_fusable, rms_norm
 from rocmforge_jax.nn.quantized_input import QuantizedInput, array_of
@@ -69,9 +70,9 @@ def products(
 
     Args:
         x: [..., in].
-        modules: Linear layers; `Gate` pairs; `Activated` layers; an `Embedding`, which stands for
-            the product with its transpose; or any other callables, which are then called one by
-            one.
+        modules: Linear layers, with adapters or without; `Gate` pairs; `Activated` layers; an
+            `Embedding`, which stands for the product with its transpose; or any other callables,
+            which are then called one by one.
         norm: Applied to x first, or None.
         residual: [..., out], added to the output of the only module.
         dtype: Of the outputs, default x's.
@@ -85,6 +86,8 @@ def products(
         return []
     x = x if isinstance(x, QuantizedInput) else QuantizedInput(x)
     dtype = jnp.dtype(dtype or x.array.dtype)
+    if any(isinstance(layer, LoRALinear) for layer in _layers(modules)):
+        return _adapted(x, modules, norm, residual, dtype)
     rows = math.prod(x.array.shape[:-1])
     operands = rows, x.array.dtype, tuple(modules), norm
     choice = choose(PRODUCTS, operands, _numerics(modules).backend)
@@ -110,6 +113,38 @@ def _numerics(modules) -> Numerics:
     """Returns the numerics of the first layer that has some."""
     found = (getattr(layer, "numerics", None) for layer in _layers(modules))
     return next((numerics for numerics in found if numerics is not None), Numerics())
+
+
+def _adapted(x, modules, norm, residual, dtype):
+    """Computes the base layers together, then adds what each adapter makes of norm(x).
+
+    What an activation function follows is taken apart: an adapter is added before the function.
+    """
+    apart = [
+        _parts(module)
+        if any(isinstance(layer, LoRALinear) for layer in _parts(module)[0])
+        else ((module,), None)
+        for module in modules
+    ]
+    bases = [
+        layer.base_module if isinstance(layer, LoRALinear) else layer
+        for layers, _ in apart
+        for layer in layers
+    ]
+    is_sum = apart[0][1] is None
+    added = residual if is_sum else None
+    computed = iter(products(x, bases, norm=norm, residual=added, dtype=dtype))
+    normed = array_of(x) if norm is None else norm(array_of(x))
+    outputs = []
+    for layers, activation in apart:
+        applied = [
+            layer.added(y, normed) if isinstance(layer, LoRALinear) else y
+            for layer, y in zip(layers, computed)
+        ]
+        outputs.append(_activated(applied, activation))
+    if residual is None or is_sum:
+        return outputs
+    return [residual + outputs[0].astype(residual.dtype)]
 
 
 def _one_by_one(x, modules, norm, residual, dtype):

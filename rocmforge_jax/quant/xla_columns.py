@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.symbolic_sizes import surely
 from rocmforge_jax.quant.unroll import rows_of, unroll
 
 #: Rows of x up to which the fused loop is used. It decodes the weight once per row of x, the tiles
@@ -36,7 +37,7 @@ def matmul(x_MK, w):
     It is jitted so that each shape is traced once: the layers of a model have few different ones.
     """
     if (
-        x_MK.shape[0] <= FUSED_ROWS
+        surely(lambda: x_MK.shape[0] <= FUSED_ROWS)
         and math.prod(w.stored_shape) >= FUSED_WEIGHTS
         and w.format.block <= FUSED_BLOCK
     ):

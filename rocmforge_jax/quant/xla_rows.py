@@ -6,6 +6,7 @@ They are the reference of the Pallas kernels, and their fallback.
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.symbolic_sizes import surely
 from rocmforge_jax.quant import word_packed
 
 #: Rows of x up to which the weight is dequantised inside the reduction, once per row, instead of
@@ -46,7 +47,7 @@ def matmul(x_MK, w):
 
     For up to FUSED_ROWS rows no dense weight is written.
     """
-    if not 0 < x_MK.shape[0] <= FUSED_ROWS:
+    if not surely(lambda: 0 < x_MK.shape[0] <= FUSED_ROWS):
         dense_NK = _decoded(w).astype(x_MK.dtype)
         return jnp.einsum(
             "mk,nk->mn", x_MK, dense_NK, precision="highest", preferred_element_type=jnp.float32

@@ -1,0 +1,121 @@
+"""An adapter of one layer as files hold it, and how a model takes many of them."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rocmforge_jax.adapters.wrap import adaptable, adapters, replaced
+from rocmforge_jax.gguf.errors import listed
+from rocmforge_jax.models import Decoder
+from rocmforge_jax.nn import Experts, LoRALinear
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The two matrices of an adapter, as PEFT and llama.cpp store them.
+
+    Attributes:
+        a: float32 [rank, in].
+        b: float32 [out, rank].
+        scale: The factor of b @ a.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """Rows of a."""
+        return self.a.shape[0]
+
+    @property
+    def alpha(self) -> float:
+        """The scale times the rank."""
+        return self.scale * self.rank
+
+
+def pairs_of(model: Decoder) -> dict[str, Pair]:
+    """Returns the adapters of a model by the names of the layers' tensors.
+
+    Raises ValueError where there is none.
+    """
+    found = adapters(model)
+    if not found:
+        raise ValueError("the model has no adapter to save: rocmforge_jax.lora makes one")
+
+    def stored(matrix):
+        return np.ascontiguousarray(np.asarray(matrix.get_value().astype(jnp.float32)).T)
+
+    return {
+        name: Pair(stored(layer.lora_a), stored(layer.lora_b), layer.scale)
+        for name, layer in found.items()
+    }
+
+
+def with_pairs(model: Decoder, pairs: dict[str, Pair], source: str, dtype: Any) -> Decoder:
+    """Returns a model with these adapters; it shares every array with `model`.
+
+    Args:
+        model: A decoder without adapters.
+        pairs: By the names of the layers' tensors.
+        source: What the message calls the file.
+        dtype: Of the adapters in the model.
+
+    Raises:
+        ValueError: The model has adapters already; or layers are missing, or sizes do not fit: all
+            of them at once.
+    """
+    layers = adaptable(model)
+    if adapted := [name for name, layer in layers.items() if isinstance(layer, LoRALinear)]:
+        raise ValueError(
+            f"{len(adapted)} layers have an adapter already, such as {adapted[0]}: use merge_lora"
+            " or remove_lora first"
+        )
+    if problems := [p for name, pair in pairs.items() for p in _problems(name, pair, layers)]:
+        raise ValueError(f"{source} does not fit the model: {listed(problems)}")
+
+    def adapted_layer(name, layer):
+        if name not in pairs:
+            return layer
+        pair = pairs[name]
+        new = LoRALinear(layer, pair.rank, alpha=pair.alpha, dtype=dtype, rngs=nnx.Rngs(0))
+        new.lora_a.set_value(jnp.asarray(pair.a.T, dtype))
+        new.lora_b.set_value(jnp.asarray(pair.b.T, dtype))
+        return new
+
+    return replaced(model, adapted_layer)
+
+
+def _problems(name: str, pair: Pair, layers) -> list[str]:
+    layer = layers.get(name)
+    if layer is None:
+        return [f"the model has no linear layer {name}"]
+    if isinstance(layer, Experts):
+        return [f"{name} is a stack of experts, which can have no adapter"]
+    if pair.a.ndim != 2 or pair.b.ndim != 2 or not pair.a.size:
+        return [f"{name} has matrices of shapes {list(pair.a.shape)} and {list(pair.b.shape)}"]
+    n_in, n_out = layer.kernel.shape
+    found, expected = (pair.a.shape, pair.b.shape), ((pair.rank, n_in), (n_out, pair.rank))
+    problems = []
+    if found != expected:
+        problems.append(
+            f"{name} has matrices [rank, in] {list(found[0])} and [out, rank] {list(found[1])},"
+            f" expected {list(expected[0])} and {list(expected[1])}"
+        )
+    if not math.isfinite(pair.scale):
+        problems.append(f"{name} has the scale {pair.scale}")
+    return problems
+
+
+def matched(tensors: dict[str, tuple[Any, Any]]) -> list[str]:
+    """Returns what to say of names of which one matrix is there and the other is not."""
+    return [
+        f"{name} has only {'the first' if b is None else 'the second'} of its two matrices"
+        for name, (a, b) in tensors.items()
+        if a is None or b is None
+    ]

@@ -1,0 +1,127 @@
+"""Puts adapters around linear layers, and finds them again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from rocmforge_jax.arguments import integer
+from rocmforge_jax.gguf.errors import listed
+from rocmforge_jax.models import Decoder, tensor_name
+from rocmforge_jax.models.patterns import Patterns, matching
+from rocmforge_jax.nn import Experts, Linear, LoRALinear
+
+#: The projections of attention, where adapters do most for their size. A model has some of them.
+ATTENTION = ("blk.*.attn_q", "blk.*.attn_k", "blk.*.attn_v", "blk.*.attn_qkv", "blk.*.attn_output")
+_FLOATS = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
+
+
+def lora(
+    model: Decoder,
+    rank: int,
+    names: Patterns = None,
+    *,
+    alpha: float | None = None,
+    rngs: nnx.Rngs | int = 0,
+    dtype: Any = jnp.float32,
+) -> Decoder:
+    """Returns a new model in which linear layers have an adapter that changes nothing yet.
+
+    The new model shares every array with the old one, which stays as it is. Train the adapters
+    alone with `nnx.Optimizer(model, optimizer, wrt=nnx.LoRAParam)` and
+    `nnx.value_and_grad(loss, argnums=nnx.DiffState(0, nnx.LoRAParam))`.
+
+    Args:
+        model: A decoder, such as `lm.model`.
+        rank: Columns of an adapter's first matrix and rows of its second.
+        names: Shell patterns of tensor names, such as "blk.*.ffn_down"; of all that match only
+            linear layers get an adapter. True stands for all of those. Default: the projections of
+            attention: queries, keys, values and output.
+        alpha: An adapter's product is multiplied by alpha / rank. Default: the rank.
+        rngs: Draw the first matrices; or a seed.
+        dtype: Of the adapters: float32, bfloat16 or float16.
+
+    Raises:
+        ValueError: A pattern matches no linear layer, or experts; or a layer has an adapter.
+    """
+    layers = adaptable(model)
+    rank, dtype = integer("rank", rank, 1), jnp.dtype(dtype)
+    if dtype not in _FLOATS:
+        raise ValueError(f"an adapter has float32, bfloat16 or float16 numbers, got {dtype}")
+    chosen = _chosen(layers, names)
+    rngs = rngs if isinstance(rngs, nnx.Rngs) else nnx.Rngs(integer("rngs", rngs, 0))
+    options: dict[str, Any] = dict(alpha=alpha, dtype=dtype, rngs=rngs)
+    return replaced(
+        model,
+        lambda name, layer: LoRALinear(layer, rank, **options) if name in chosen else layer,
+    )
+
+
+def adaptable(model: Decoder) -> dict[str, Any]:
+    """Returns the layers that may have an adapter, and stacks of experts, by their tensors' names.
+
+    Raises TypeError for what is no decoder.
+    """
+    if not isinstance(model, Decoder):
+        remedy = ": give its .model" if hasattr(model, "model") else ""
+        raise TypeError(f"an adapter is for a Decoder, got a {type(model).__name__}{remedy}")
+    return {
+        name: layer
+        for _, name, layer in _layers(model)
+        if type(layer) in (Linear, LoRALinear, Experts)
+    }
+
+
+def adapters(model: Decoder) -> dict[str, LoRALinear]:
+    """Returns the layers that have an adapter, by the names of their tensors."""
+    found = adaptable(model)
+    return {name: layer for name, layer in found.items() if isinstance(layer, LoRALinear)}
+
+
+def replaced(model: Decoder, replace) -> Decoder:
+    """Returns a model that shares all arrays, with replace(name, layer) in place of each layer."""
+    new = nnx.merge(*nnx.split(model))
+    for holder, name, layer in list(_layers(new)):
+        other = replace(name, layer)
+        if other is not layer:
+            setattr(*holder, other)
+    return new
+
+
+def _layers(model) -> Iterator[tuple[tuple[Any, str], str, Any]]:
+    """Yields where each linear layer is, the name of its tensor, and the layer."""
+    modules = {path: module for path, module in nnx.iter_modules(model)}
+    for path, module in modules.items():
+        inside = path and type(modules[path[:-1]]) is LoRALinear
+        if path and not inside and type(module) in (Linear, LoRALinear, Experts):
+            holder = modules[path[:-1]], str(path[-1])
+            yield holder, tensor_name((*path, "kernel")), module
+
+
+def _chosen(layers: dict[str, Any], names: Patterns) -> set[str]:
+    linear = {name for name, layer in layers.items() if type(layer) is not Experts}
+    if names is None:
+        chosen = set().union(*(_matches(pattern, linear) for pattern in ATTENTION))
+    else:
+        chosen = matching(names, linear if names is True else layers)
+    if not chosen:
+        some = listed(sorted(linear), ", ", most=3)
+        raise ValueError(f"no layer gets an adapter: give names, of which there are {some}")
+    if experts := sorted(chosen - linear):
+        raise ValueError(
+            f"{listed(experts, ', ')} are stacks of experts, which can have no adapter: give names"
+            " that leave them out"
+        )
+    if adapted := sorted(name for name in chosen if type(layers[name]) is LoRALinear):
+        raise ValueError(
+            f"{listed(adapted, ', ')} have an adapter already: use merge_lora or remove_lora first"
+        )
+    return chosen
+
+
+def _matches(pattern: str, names: set[str]) -> set[str]:
+    try:
+        return matching(pattern, names)
+    except ValueError:
+        return set()

@@ -1,0 +1,84 @@
+"""A linear layer with a low-rank adapter (LoRA) beside its weight."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rocmforge_jax import quant
+from rocmforge_jax.backends import Numerics
+from rocmforge_jax.nn.fresh import filled
+
+
+class LoRALinear(nnx.Module):
+    """Computes base_module(x) + alpha / rank * (x @ lora_a) @ lora_b.
+
+    The weight of the base stays as it is, packed or not. `products` fuses the base as it would
+    without the adapter.
+
+    Attributes:
+        base_module: The linear layer.
+        lora_a: nnx.LoRAParam (in, rank).
+        lora_b: nnx.LoRAParam (rank, out), zero in a fresh adapter.
+        alpha: The scale of the adapter times its rank.
+    """
+
+    def __init__(
+        self,
+        base_module: Any,
+        rank: int,
+        *,
+        alpha: float | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Makes an adapter that changes nothing yet.
+
+        Args:
+            base_module: The linear layer.
+            rank: Columns of lora_a and rows of lora_b.
+            alpha: Default: the rank, which makes the scale 1.
+            dtype: Of both matrices.
+            rngs: Draws lora_a, uniformly from -1/sqrt(in) to 1/sqrt(in), as PEFT does.
+        """
+        n_in, n_out = base_module.kernel.shape
+        bound = n_in**-0.5
+        drawn = jax.random.uniform(rngs.params(), (n_in, rank), jnp.float32, -bound, bound)
+        self.base_module = base_module
+        self.lora_a = nnx.LoRAParam(drawn.astype(dtype))
+        self.lora_b = nnx.LoRAParam(filled((rank, n_out), 0, dtype))
+        self.alpha = float(rank if alpha is None else alpha)
+
+    def __call__(self, x, dtype=None):
+        """Maps [..., in] to [..., out] in `dtype`, default x's."""
+        return self.added(self.base_module(x, dtype or x.dtype), x)
+
+    def added(self, y, x):
+        """Returns y [..., out] plus what the adapter makes of x [..., in], in y's dtype."""
+        low = quant.matmul(x, self.lora_a, dtype=jnp.float32)
+        change = quant.matmul(low, self.lora_b, dtype=jnp.float32)
+        return (y.astype(jnp.float32) + jnp.float32(self.scale) * change).astype(y.dtype)
+
+    @property
+    def rank(self) -> int:
+        """Columns of lora_a and rows of lora_b."""
+        return self.lora_a.shape[1]
+
+    @property
+    def scale(self) -> float:
+        """The factor of the adapter's product."""
+        return self.alpha / self.rank
+
+    @property
+    def numerics(self) -> Numerics:
+        """How the base computes."""
+        return self.base_module.numerics
+
+    def __nnx_repr__(self):
+        first, *others = super().__nnx_repr__()
+        count = self.lora_a.size + self.lora_b.size
+        counts = f" # rank {self.rank}, alpha {self.alpha:g}, {count:,} parameters"
+        yield dataclasses.replace(first, comment=counts)
+        yield from others

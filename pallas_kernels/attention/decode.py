@@ -52,8 +52,8 @@ class NewTokens(NamedTuple):
             rotated; None for no rotation. Elements from 2R on are not rotated.
         sin_BR: float32, sines of the same angles, or None.
         interleaved: whether pair i is the elements 2i and 2i + 1 of a head, and not i and R + i.
-        norms: (scales [H], epsilons) of RMSNorms of query heads and of key heads, which are applied
-            before the rotation; or None.
+        norms: the two scales [H] and the two epsilons of RMSNorms of query heads and of key heads,
+            which are applied before the rotation; or None.
     """
 
     k_BKH: jax.Array

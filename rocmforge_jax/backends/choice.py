@@ -46,7 +46,7 @@ class Operation:
 class Choice:
     """The backend that computes an operation, and the reason.
 
-    The reason says what the backend does, or for XLA why no other backend computes the operation.
+    The reason is what the backend does, or for XLA, why no other backend computes the operation.
     """
 
     name: str

@@ -51,7 +51,10 @@ def find() -> Path | None:
 
 @functools.cache
 def _find(folder: Path, changed: int) -> Path | None:
-    """Finds the library in a folder; `changed` makes the cache miss after another process built."""
+    """Finds the library in a folder.
+
+    `changed` is part of the cache key, because another process may have built the library.
+    """
     return build.find(folder)
 
 

@@ -53,7 +53,7 @@ def target() -> Target:
 def require(what: str, error: Callable[[], jax.Array], allowed: float) -> None:
     """Tries a kernel on this device before its first use: see `Trials.require`.
 
-    Without the target's device, kernels cannot run, so nothing is tried.
+    If the target is not this device, kernels cannot run, so nothing is tried.
     """
     on = target()
     if on == targets.of_device(jax.local_devices()[0]):
@@ -108,7 +108,7 @@ def rows_of_an_expert(pairs: int, experts: int) -> int:
 
 
 def shared_rows(pairs: int, experts: int) -> int | None:
-    """Returns how many rows of one expert the GEMV computes together, None for a skinny GEMM."""
+    """Returns how many rows of one expert the GEMV computes together, None for matrix units."""
     return blocks.shared_rows(pairs, experts, target())
 
 

@@ -251,8 +251,8 @@ def zero_after(loaded: list, shape, target: Target):
     return _assembly(_NONE_OF, "=r,r", some)
 
 
-#: A zero that NVIDIA's compiler cannot recognise as zero, or as equal in all threads: the bitwise
-#: AND of a mask of the thread itself and a mask of the threads below it.
+#: A zero that NVIDIA's compiler cannot recognise as zero, or as equal in all threads. It is the AND
+#: of a mask with the thread's own bit and a mask with the bits of the threads below it.
 _ZERO = """
 .reg .b32 zero, below;
 mov.u32 zero, %lanemask_eq;

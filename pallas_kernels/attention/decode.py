@@ -131,10 +131,10 @@ def attend_in_parts(
     """Run the first kernel, whose programs each attend to a share of the slots.
 
     Returns:
-        A pair of lists. The first has float32 arrays: the largest exponents [B, N, splits], -inf
-        for an empty share; the sums of weights [B, N, splits]; and the weighted values
-        [B, N, splits, H], which are not written for an empty share. The second has the updated keys
-        and values if there are new tokens, and is empty otherwise.
+        A pair of lists. The first has float32 arrays: the largest exponents [B, N, splits], the
+        sums of weights [B, N, splits] and the weighted values [B, N, splits, H]. The largest
+        exponent of an empty share is -inf, and its values are not written. The second list has the
+        updated keys and values if there are new tokens, and is empty otherwise.
     """
     (B, N, H), K = q_BNH.shape, keys_BKHS.shape[1]
     G, splits = N // K, split_count(values_BKSH.shape, N // K, rule.window, blocks)

@@ -2,9 +2,9 @@
 
 The algorithm is FlashAttention-2 (Dao, 2023). The rows of a query tile are consecutive pairs
 (token, head of the KV group), with the token as the major index. So the G heads of a group share
-their reads of the cache, few tokens fill a tile, and the diagonal wastes a triangle that is G times
-smaller. Tiles that see many slots start first. Decode's kernel is faster if T * G is small and the
-cache is long, because here one program reads all slots that a tile sees.
+their reads of the cache, and few tokens fill a tile. The triangle that the diagonal wastes is G
+times smaller. Tiles that see many slots start first. Decode's kernel is faster if T * G is small
+and the cache is long, because here one program reads all slots that a tile sees.
 """
 
 import jax

@@ -93,8 +93,8 @@ class AttentionRule:
     def slopes(self, heads: int) -> np.ndarray:
         """Return how much ALiBi lowers scores per slot of distance, float32 [heads].
 
-        The slopes of the first 2^n heads, for the largest such n, are the powers of one number. The
-        remaining heads have slopes in between.
+        Let 2^n be the largest power of two that is at most `heads`. The slopes of the first 2^n
+        heads are the powers of one number. The remaining heads have slopes in between.
         """
         assert self.alibi is not None
         power = 1 << (heads.bit_length() - 1)

@@ -69,8 +69,9 @@ def dequantize(planes, packing: Packing, dtype, blocks: Blocks, target: Target):
 def _values(packing, codes, get, mask, target):
     """Compute `packing.values` of codes [tile, 4].
 
-    Scales that are powers of two are multiplied if none of them is subnormal, or if the GPU keeps
-    subnormal numbers. Otherwise a slower, exact path is used. No known model needs it.
+    Scales that are powers of two are applied by multiplication if none of them is subnormal, or if
+    the GPU keeps subnormal numbers. Otherwise a slower, exact path is used. No known model needs
+    it.
     """
     if packing.scale != "e8m0":
         return values(packing, codes, get)

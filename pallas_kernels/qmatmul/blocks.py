@@ -79,9 +79,9 @@ GEMV_ONE_ROW = {
 #: If a row is a single step, programs compute more rows: (most groups that a program reads, least
 #: number of programs that remain).
 SHORT_ROWS = {"": (0, 0), "cuda": (256, 1500)}
-#: If steps of half the width save at least this share of the groups read, because the last step of
-#: a row is partly empty, a step reads half the groups of twice the rows. Measured for types with a
-#: table.
+#: The last step of a row is partly empty, and steps of half the width read fewer empty groups. If
+#: they save at least this share of all groups read, a step reads half the groups of twice the rows.
+#: Measured for types with a table.
 EMPTY_STEP = {"": 1.0, "cuda": 0.2}
 #: Tiles for several rows of activations: (most rows, tile).
 GEMV_BATCH = {

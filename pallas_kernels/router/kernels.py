@@ -86,7 +86,8 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
 
         def logits_of(experts):
             # Adds one part at a time. In a reduction, the order of additions would depend on the
-            # number of experts, but an expert's logit must be bitwise equal in every call.
+            # number of experts, but an expert's logit must be bitwise equal among all experts and
+            # among a few.
             logits = jnp.zeros(experts.shape, jnp.float32)
             for split in range(splits):
                 logits += triton.load(sums_ref, (t, split, experts), mask=experts < E)

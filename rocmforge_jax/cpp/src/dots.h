@@ -10,9 +10,9 @@ namespace {
 // Without instructions that multiply bytes, activations are 16-bit integers.
 constexpr bool kPairs = LANES == 4;
 
-// LANES groups of a row of activations: integers by position, and for each group a scale and the sums of the integers of the first half, of
-// the second half and of both. The sums are unscaled and scaled. With two parts, an integer is 128 times a high byte plus a low byte. With
-// kPairs, integers have 16 bits, and the integers for even bytes of codes come before the integers for odd bytes.
+// LANES groups of a row of activations: integers by position, and for each group a scale and sums. The sums are those of the integers of
+// the first half, of the second half and of both, unscaled and scaled. With two parts, an integer is 128 times a high byte plus a low byte.
+// With kPairs, integers have 16 bits, and the integers for even bytes of codes come before the integers for odd bytes.
 template <int kParts>
 struct Block {
   Words words[kPairs ? 2 : kParts][kPositions];

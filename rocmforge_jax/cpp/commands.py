@@ -12,7 +12,7 @@ _LAST_LINES = 5
 
 
 class BuildError(RuntimeError):
-    """The C++ library cannot be built; the message says why."""
+    """The C++ library cannot be built; the message has the reason."""
 
 
 def run(commands: list[list[str]], seconds: float) -> list[str]:

@@ -35,7 +35,7 @@ class Form(NamedTuple):
 
 
 class Prefetch(NamedTuple):
-    """Where a GEMV prefetches weights.
+    """The distance and the cache level of a GEMV's prefetch.
 
     Attributes:
         ahead: The distance in bytes from the weights that are being multiplied.

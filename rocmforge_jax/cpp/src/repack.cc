@@ -93,7 +93,7 @@ inline void pack_row(const Blocks& how, const uint8_t* codes, int64_t groups, ui
   }
 }
 
-// Exchanges bits 2 and 3 of codes of four bits, eight codes at a time.
+// Swaps bits 2 and 3 of codes of four bits, eight codes at a time.
 inline void exchange(uint8_t* codes, int64_t count) {
   for (int64_t i = 0; i < count; i += 8) {
     uint64_t word = load(codes + i);

@@ -1,1 +1,1 @@
-"""Kernels for GPUs, written with Pallas. Knows planes and tiles; never imports rocmforge_jax."""
+"""GPU kernels written in Pallas. This package never imports rocmforge_jax."""

@@ -1,6 +1,6 @@
-"""Activation functions of feed-forward layers, for kernels and for plain jnp alike.
+"""Activation functions of feed-forward layers, for kernels and for plain jnp.
 
-Each of them is made of x * sigmoid(z), or of no exponential at all.
+Each function is built from x * sigmoid(z), or needs no exponential.
 """
 
 import dataclasses
@@ -27,8 +27,9 @@ class ActivationFunction:
     Attributes:
         name: "silu"; "gelu" (the tanh approximation); "relu2" (relu(x) squared); or "swiglu_oai",
             which needs a gate.
-        alpha: Of swiglu_oai: its gate is gate * sigmoid(alpha * gate).
-        limit: Of swiglu_oai: the gate is at most `limit`, the linear part -limit to limit.
+        alpha: For swiglu_oai: the gate is activated as gate * sigmoid(alpha * gate).
+        limit: For swiglu_oai: the upper bound of the gate. The linear part is clamped to
+            [-limit, limit].
     """
 
     name: str
@@ -41,21 +42,21 @@ class ActivationFunction:
 
     @property
     def needs_gate(self) -> bool:
-        """Whether the function is defined for a gate and a linear part only."""
+        """Whether the function requires both a gate and a linear part."""
         return self.name == "swiglu_oai"
 
     def __call__(self, gate, up=None, times_sigmoid: Callable = times_sigmoid):
         """Computes f(gate) * up, or f(gate) without `up`.
 
-        NaN stays NaN in all of them.
+        All functions propagate NaN.
 
         Args:
             gate: float32.
             up: float32 of the same shape, or None.
-            times_sigmoid: Computes x * sigmoid(z). A kernel passes its own.
+            times_sigmoid: A function that computes x * sigmoid(z). A kernel passes its own.
 
         Raises:
-            ValueError: `up` is missing and the function needs it.
+            ValueError: The function needs `up`, which is missing.
         """
         if self.needs_gate:
             return self._swiglu_oai(gate, up, times_sigmoid)
@@ -68,7 +69,7 @@ class ActivationFunction:
         if self.name == "relu2":
             positive = jnp.where(x < 0, np.float32(0), x)
             return positive * positive
-        # (1 + tanh(a)) / 2 is sigmoid(2 a), which does not cancel.
+        # (1 + tanh(a)) / 2 equals sigmoid(2 a), which avoids cancellation.
         inner = x * (np.float32(1) + np.float32(0.044715) * x * x)
         return times_sigmoid(x, np.float32(2 * math.sqrt(2 / math.pi)) * inner)
 
@@ -93,5 +94,5 @@ RELU2 = ActivationFunction("relu2")
 
 
 def swiglu_oai(alpha: float = 1.702, limit: float = 7.0) -> ActivationFunction:
-    """Returns gate * sigmoid(alpha * gate) * (up + 1) of clamped operands, as in gpt-oss."""
+    """Creates gpt-oss's function: gate * sigmoid(alpha * gate) * (up + 1) of clamped operands."""
     return ActivationFunction("swiglu_oai", alpha, limit)

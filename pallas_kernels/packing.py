@@ -1,26 +1,28 @@
-"""The layout of packed weights in the memory of a GPU.
+"""The layout of packed weights in GPU memory.
 
-32 consecutive inputs of a row are a group. A matrix has N rows of G groups. Its planes have the
-groups as the minor axis, so that neighbouring threads read neighbouring words:
+A group is 32 consecutive inputs of a row. A matrix has N rows of G groups, and is stored as several
+arrays, its planes. The minor axis of each plane is the group, so that neighbouring threads read
+neighbouring words:
 
     codes   uint32 [N, bits, G]     the codes of a group take as many words as a code has bits
-    d       float16 [N, G / span]   a scale that `span` groups share; with minima uint32, where the
-                                    lower float16 is d and the upper one m
-    scale   8 bits [N, h, G]        small multiples of d, for halves of a group (h = 2) or all of it
-                                    (h = 1); with minima that do not fit in the byte uint16, where
-                                    the lower byte is the multiple of d, the upper one that of m
+    d       float16 [N, G / span]   a scale that `span` groups share. With minima: uint32, with d in
+                                    the lower half and the minimum m, also float16, in the upper
+    scale   8 bits [N, h, G]        small multiples of d, for each half of a group (h = 2) or for
+                                    all of it (h = 1). Multiples of m share the byte, or if they do
+                                    not fit: uint16, with the multiple of m in the upper byte
 
-Within the codes, the highest power of two of bits comes first: 6 bits are four words of the lower
-four bits, then two words of the upper two. "Positions" 0 to 7 are four consecutive inputs each, one
-in each byte of a word. Low nibbles are for positions 0 to 3, high nibbles for the four others:
+The bits of a code are split into powers of two, the highest first. A group of 6-bit codes has four
+words with their lower four bits, then two words with their upper two. A position, 0 to 7, is four
+consecutive inputs, one in each byte of a word. Low nibbles hold positions 0 to 3, high nibbles hold
+positions 4 to 7:
 
     4 bits, word i: positions i and 4 + i
-    2 bits, word i: bits 0 and 1 of a nibble are positions 2i and 4 + 2i, the other two the next
-    1 bit:          bit i of a nibble is positions i and 4 + i
+    2 bits, word i: bits 0 and 1 of the nibbles are positions 2i and 4 + 2i, bits 2 and 3 the next
+    1 bit:          bit i of the nibbles is positions i and 4 + i
     8 bits, word i: position i
 
-So a mask and a shift give four codes, in the bytes of a word, as integer dot products take them,
-and of 3 bits a mask puts eight together.
+One shift and one mask therefore extract four codes into the bytes of a word, the format of integer
+dot products. For 3-bit codes, one mask combines eight codes at once.
 """
 
 import dataclasses
@@ -38,21 +40,23 @@ POSITIONS = 8
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """What the planes of a matrix hold.
+    """The format of the planes of a matrix.
 
-    The value of a code is ((table[code] or code) - offset) * scale + minimum.
+    The value of a code is (number - offset) * scale + minimum, where the number is table[code], or
+    the code itself without a table.
 
     Attributes:
-        bits: of a code, 1 to 6 or 8; 8-bit codes are signed.
-        offset: subtracted from each code.
+        bits: bits per code, 1 to 6 or 8; 8-bit codes are signed.
+        offset: subtracted from each number.
         table: 16 signed bytes or None; entries i and i + 8 have the same sign.
-        scale: "d"; or d times the plane `scale` ("int8"; "nibbles": its low nibble, the high one
-            is for the minimum; "bytes": its low byte, likewise); or the plane itself ("e8m0":
-            2^(e - 128), "e4m3": half an unsigned float of 4 + 3 bits).
-        halves: scales of a group.
-        span: groups that share d and m.
-        minimum: whether there is one: m, or in "nibbles" and "bytes" -m times the upper part of
-            `scale`.
+        scale: how scales are stored. "d": in the plane `d`. "int8": as d times the plane `scale`.
+            "nibbles" and "bytes": as d times the low nibble or byte of that plane; the high one is
+            for the minimum. "e8m0" and "e4m3": in the plane `scale` alone, as 2^(e - 128) or as
+            half an unsigned float with 4 exponent and 3 fraction bits.
+        halves: scales per group, 1 or 2.
+        span: how many groups share d and m.
+        minimum: whether there are minima: m, or with "nibbles" and "bytes" -m times the upper part
+            of `scale`.
     """
 
     bits: int
@@ -64,7 +68,7 @@ class Packing:
     minimum: bool = False
 
     def planes(self) -> dict[str, str]:
-        """{plane: dtype}."""
+        """Return the dtype of each plane, by name."""
         planes = {"codes": "uint32"}
         if self.scale not in ("e8m0", "e4m3"):
             planes["d"] = "uint32" if self.minimum else "float16"
@@ -74,10 +78,10 @@ class Packing:
 
 
 def parts(bits: int) -> list[tuple[int, int, int]]:
-    """The powers of two that make up a number of bits, in descending order.
+    """Split a number of bits into powers of two ("parts"), in descending order.
 
     Returns:
-        For each: the first word of the part, its bits, and its lowest bit within the code.
+        For each part: its first word, its number of bits, and its lowest bit within the code.
     """
     parts, first = [], 0
     for part in (8, 4, 2, 1):
@@ -88,7 +92,7 @@ def parts(bits: int) -> list[tuple[int, int, int]]:
 
 
 def pack_codes(codes, bits: int):
-    """Unsigned codes, uint8 [..., G, 32], -> uint32 [..., bits, G]."""
+    """Pack unsigned codes: uint8 [..., G, 32] -> uint32 [..., bits, G]."""
     by_position = jnp.moveaxis(codes.reshape(*codes.shape[:-1], POSITIONS, 4), (-2, -1), (0, 1))
     position_words = sum(by_position[:, byte].astype(jnp.uint32) << (8 * byte) for byte in range(4))
     words = []
@@ -100,7 +104,7 @@ def pack_codes(codes, bits: int):
 
 
 def unpack_codes(words, bits: int):
-    """The inverse of `pack_codes`: uint32 [..., bits, G] -> uint8 [..., G, 32]."""
+    """Invert `pack_codes`: uint32 [..., bits, G] -> uint8 [..., G, 32]."""
     positions = position_words([words[..., i, :] for i in range(bits)], bits)
     by_byte = [[(word >> (8 * byte)).astype(jnp.uint8) for byte in range(4)] for word in positions]
     codes = jnp.stack([jnp.stack(four, axis=-1) for four in by_byte], axis=-2)
@@ -108,9 +112,11 @@ def unpack_codes(words, bits: int):
 
 
 def field_of_position(position, part: int):
-    """The word within the part, and the shift within each byte, of the field at a position.
+    """Locate the field of a position: its word within the part, and its shift within each byte.
 
-    position: 0 to 7, an integer or an integer array.
+    Args:
+        position: 0 to 7, an integer or an integer array.
+        part: the number of bits of the part, 1, 2, 4 or 8.
     """
     if part == 8:
         return position, 0 * position
@@ -119,7 +125,7 @@ def field_of_position(position, part: int):
 
 
 def _held(part: int) -> list[list[tuple[int, int]]]:
-    """For each word of a part: the (position, shift) of the fields it holds."""
+    """List the fields in each word of a part, as (position, shift)."""
     words = [[] for _ in range(part)]
     for position in range(POSITIONS):
         word, shift = field_of_position(position, part)
@@ -128,17 +134,17 @@ def _held(part: int) -> list[list[tuple[int, int]]]:
 
 
 def choose(mask: np.uint32, a, b):
-    """The bits of a where the mask has ones, those of b elsewhere."""
+    """Select the bits of a where the mask is 1, and the bits of b elsewhere."""
     return (a & mask) | (b & ~mask)
 
 
 def position_words(words: list, bits: int, choose=choose) -> list:
-    """Unpack the words of a group to one word for each position, with a code in each byte.
+    """Unpack the words of a group into one word per position, with a code in each byte.
 
     Args:
         words: uint32 arrays of one shape.
-        bits: of a code.
-        choose: a replacement for the function of that name.
+        bits: bits per code.
+        choose: a function equivalent to `choose`, to use in its place.
     """
     if bits == 8:
         return words
@@ -149,7 +155,7 @@ def position_words(words: list, bits: int, choose=choose) -> list:
 
 
 def nibble_words(words: list, bits: int, choose=choose) -> list:
-    """Unpack words of codes of 1 to 4 bits to four words of nibbles.
+    """Unpack words of codes of 1 to 4 bits into four words of nibbles.
 
     Word i has the codes of positions i and 4 + i. The bits above a code within its nibble are
     unspecified.
@@ -183,25 +189,25 @@ def _shift(word, left: int):
 
 
 def half_float(codes):
-    """Unsigned floats of 4 bits of exponent and 3 of fraction, halved, as float32.
+    """Decode unsigned floats with 4 exponent and 3 fraction bits to float32, and halve them.
 
-    The top bit is not looked at; 0x7F counts as zero.
+    The top bit is ignored; 0x7F decodes to zero.
     """
     code = codes.astype(jnp.uint16)
-    # A float16 has the same fields where a bit of exponent and seven of fraction are zeros, and
-    # another bias.
+    # A float16 whose top exponent bit and lowest seven fraction bits are zero has the same fields,
+    # with another exponent bias.
     bits = jnp.where(code == np.uint16(127), np.uint16(0), (code & np.uint16(127)) << np.uint16(7))
     return jax.lax.bitcast_convert_type(bits, jnp.float16).astype(jnp.float32) * np.float32(2.0**7)
 
 
-#: e from which on 2^(e - 128) is a normal float32.
+#: The smallest e for which 2^(e - 128) is a normal float32.
 SUBNORMAL_BELOW = 2
 
 
 def power_of_two(e, subnormal: bool = False):
-    """2^(e - 128) as float32 for e from 0 to 255.
+    """Compute 2^(e - 128) as float32, for e from 0 to 255.
 
-    Of the two subnormal ones a zero, unless they are wanted.
+    The two subnormal powers, of e = 0 and e = 1, become zero unless `subnormal` is true.
     """
     e = e.astype(jnp.int32)
     bits = jnp.maximum(e - 1, 0) << 23
@@ -213,7 +219,7 @@ def power_of_two(e, subnormal: bool = False):
 
 
 def times_power_of_two(x, e):
-    """Compute x * 2^(e - 128) for whole float32 numbers x of at most 24 bits.
+    """Compute x * 2^(e - 128) for float32 integers x of at most 24 bits.
 
     Uses integer operations, because compilers may flush subnormal numbers to zero.
     """
@@ -227,21 +233,23 @@ def times_power_of_two(x, e):
 
 
 class Factors(NamedTuple):
-    """What scales or minima are products of: float32, and int32 or None for ones."""
+    """The factors of scales or minima: a float32 unit, and an int32 multiple or None for 1."""
 
     unit: jax.Array
     multiple: jax.Array | None = None
 
     def product(self) -> jax.Array:
-        """float32."""
+        """Multiply the factors, in float32."""
         return self.unit if self.multiple is None else self.unit * self.multiple.astype(jnp.float32)
 
 
 def scale_and_minimum(packing: Packing, get) -> tuple[Factors, Factors | None]:
-    """The scale and the minimum (or None) of groups, or of one of their halves.
+    """Compute the scale and the minimum (or None) of groups, or of one half of each.
 
-    get: a function of a plane's name that returns its entries for the groups, d repeated over its
-    span; all arrays of one shape.
+    Args:
+        packing: the format of the planes.
+        get: get(name) returns the entries of a plane for the groups, with d repeated over its
+            span. All of these arrays have one shape.
     """
     if packing.scale == "e8m0":
         return Factors(power_of_two(get("scale"))), None
@@ -261,7 +269,7 @@ def scale_and_minimum(packing: Packing, get) -> tuple[Factors, Factors | None]:
 
 
 def _split(words, bits: int, dtype):
-    """The lower and the upper half of unsigned words of 2 * bits bits."""
+    """Split unsigned words of 2 * bits bits into their lower and upper halves."""
     words = words.astype(jnp.uint32)
     return (words & np.uint32((1 << bits) - 1)).astype(dtype), (words >> np.uint32(bits)).astype(
         dtype
@@ -269,10 +277,12 @@ def _split(words, bits: int, dtype):
 
 
 def values(packing: Packing, codes, get):
-    """The float32 values of signed codes, with offset and table applied.
+    """Compute the float32 values of codes, rounded as in ggml.
 
-    They are rounded once, as in ggml. get: as for `scale_and_minimum`, for arrays that broadcast
-    with the codes.
+    Args:
+        packing: the format of the planes.
+        codes: signed integers, after the table and the offset were applied.
+        get: as for `scale_and_minimum`; its arrays broadcast with the codes.
     """
     codes = codes.astype(jnp.float32)
     if packing.scale == "e8m0":

@@ -1,6 +1,6 @@
-"""Random packed matrices for trials of kernels, tests and benchmarks.
+"""Random packed matrices for kernel trials, tests and benchmarks.
 
-Codes have every bit pattern, scales a sensible size.
+Codes cover all bit patterns; scales have realistic magnitudes.
 """
 
 import jax
@@ -10,7 +10,7 @@ from pallas_kernels.packing import Packing
 
 
 def random_planes(key, packing: Packing, rows: int, groups: int) -> dict[str, jax.Array]:
-    """The planes of a matrix of `rows` rows of `groups` groups. Traceable."""
+    """Generate the planes of a matrix with `rows` rows of `groups` groups. Traceable."""
     shapes = {
         "codes": (rows, packing.bits, groups),
         "d": (rows, groups // packing.span),

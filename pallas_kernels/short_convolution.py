@@ -1,4 +1,4 @@
-"""One token of a causal convolution with a short filter for each channel, within a kernel."""
+"""One step of a causal convolution with a short filter per channel, for use in kernels."""
 
 import jax.numpy as jnp
 
@@ -6,20 +6,20 @@ from pallas_kernels import triton
 
 
 class Window:
-    """The last inputs of some channels of one sequence, the token's own included.
+    """The last L inputs of some channels of one sequence, including the current token's.
 
-    The state [B, L - 1, C] of a filter of L taps holds the inputs before, the latest one last.
+    L is the number of taps. The state [B, L - 1, C] holds the earlier inputs, the latest one last.
     """
 
     def __init__(self, b, channels, x_ref, state_ref, filters_ref):
         """Loads the inputs and the filters.
 
         Args:
-            b: The sequence.
-            channels: int32, the numbers of the channels.
-            x_ref: [B, C], the inputs of the token.
-            state_ref: [B, L - 1, C], those of the tokens before.
-            filters_ref: [L, C]; the last tap belongs to the token itself.
+            b: The index of the sequence.
+            channels: int32, the indices of the channels.
+            x_ref: [B, C], the inputs of the current token.
+            state_ref: [B, L - 1, C], the inputs of the tokens before it.
+            filters_ref: [L, C]; the last tap applies to the current token.
         """
         self._b, self._channels = b, channels
         self._inputs = [state_ref[b, i, channels] for i in range(state_ref.shape[1])]
@@ -27,12 +27,12 @@ class Window:
         self._filters = [filters_ref[i, channels] for i in range(filters_ref.shape[0])]
 
     def output(self):
-        """Computes the sum of the products of filters and inputs, float32, oldest input first."""
+        """Computes the output of the convolution in float32, adding the oldest input first."""
         pairs = zip(self._inputs, self._filters)
         return sum(x.astype(jnp.float32) * tap.astype(jnp.float32) for x, tap in pairs)
 
     def store(self, state_ref):
-        """Writes the inputs that the next token needs."""
+        """Writes the inputs that the next token needs to the state."""
         for i, x in enumerate(self._inputs[1:]):
             triton.store(state_ref, (self._b, i, self._channels), x.astype(state_ref.dtype))
 

@@ -1,4 +1,4 @@
-"""The target of a kernel: a GPU, or Pallas's interpreter, which computes the same on any device."""
+"""Compilation targets of kernels: a GPU, or Pallas's interpreter, which runs on any device."""
 
 import contextlib
 import contextvars
@@ -9,9 +9,11 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """platform: "cuda", "rocm" or "interpret".
+    """A compilation target.
 
-    architecture: "9.0", "gfx942", ...; "" for the interpreter.
+    Attributes:
+        platform: "cuda", "rocm" or "interpret".
+        architecture: such as "9.0" or "gfx942"; "" for the interpreter.
     """
 
     platform: str
@@ -19,28 +21,28 @@ class Target:
 
     @property
     def wave(self) -> int:
-        """Threads that run in step: 64 on AMD's gfx9, else 32."""
+        """Threads per warp, which AMD calls a wave: 64 on gfx9, else 32."""
         return 64 if self.architecture.startswith("gfx9") else 32
 
     @property
     def overlaps(self) -> bool:
-        """Whether a launch may begin while the one before ends.
+        """Whether a launch may begin before the previous one ends.
 
-        NVIDIA calls it programmatic dependent launch.
+        NVIDIA calls this programmatic dependent launch.
         """
         return self.platform == "cuda" and int(self.architecture.partition(".")[0] or 0) >= 9
 
     @property
     def resident(self) -> int:
-        """Programs of one warp that fit on it at once, 0 where that is unknown.
+        """How many programs of one warp fit on the GPU at once; 0 if unknown.
 
-        On NVIDIA GPUs 32 for each of the 132 multiprocessors of an H100.
+        For all NVIDIA GPUs, the number is that of an H100: 32 on each of 132 multiprocessors.
         """
         return 4224 if self.platform == "cuda" else 0
 
     @property
     def interpret(self) -> bool:
-        """Whether it is the interpreter."""
+        """Whether the target is the interpreter."""
         return self.platform == "interpret"
 
     def __str__(self):
@@ -48,9 +50,9 @@ class Target:
 
 
 def of_family(table: dict, target: Target):
-    """The entry of a table for a target's family of GPUs.
+    """Look up the entry of a table for a target's GPU family.
 
-    Keys are beginnings of `str(target)`. The longest that fits counts; "" fits every target.
+    Keys are prefixes of `str(target)`, and the longest match wins; "" matches every target.
     """
     return table[max((name for name in table if str(target).startswith(name)), key=len)]
 
@@ -60,15 +62,15 @@ _chosen = contextvars.ContextVar("target", default=None)
 
 
 def current() -> Target | None:
-    """The target of kernels that are traced now.
+    """Return the target of kernels that are traced now.
 
-    It is that of `use`, else the GPU that jax computes on, else None.
+    This is the target set by `use`, else the GPU that JAX computes on, else None.
     """
     return _chosen.get() or of_device(jax.local_devices()[0])
 
 
 def of_device(device: jax.Device) -> Target | None:
-    """The target of a device, None for one that runs no kernels."""
+    """Return the target of a device, or None if the device is not a GPU."""
     if device.platform not in ("gpu", "cuda", "rocm"):
         return None
     architecture = str(getattr(device, "compute_capability", ""))
@@ -77,7 +79,7 @@ def of_device(device: jax.Device) -> Target | None:
 
 @contextlib.contextmanager
 def use(target: Target):
-    """Trace for another target than the device: the interpreter, or a GPU that is not there."""
+    """Trace kernels for a chosen target: the interpreter, or a GPU that need not be present."""
     token = _chosen.set(target)
     try:
         yield target

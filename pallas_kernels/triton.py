@@ -1,8 +1,8 @@
-"""The one file that imports the Triton backend of Pallas.
+"""Wrappers of Pallas's Triton backend. No other file imports the backend.
 
-The backend is deprecated from JAX 0.11 on and is the only one that AMD GPUs have. Kernels are
-written against this file, so that another backend is one file to write. Inline assembly has a form
-for NVIDIA, for AMD and, for the interpreter, in plain jnp.
+The backend is deprecated since JAX 0.11, but no other one supports AMD GPUs. Kernels use it through
+this file only, so replacing it means rewriting this file. Functions with inline assembly have a
+version for NVIDIA, one for AMD, and one in plain jnp for the interpreter.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton as backend
 from pallas_kernels import packing
 from pallas_kernels.targets import Target
 
-# Said at every lowering of a kernel; see above.
+# JAX issues this warning whenever a kernel is lowered. No other backend supports AMD GPUs.
 warnings.filterwarnings(
     "ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning
 )
@@ -36,20 +36,19 @@ def call(
     aliases=None,
     early: bool = True,
 ):
-    """Make a function of arrays that runs a kernel for every point of a grid.
+    """Make a function of arrays that runs a kernel at every point of a grid.
 
     Args:
-        kernel: a function of a point, a tuple of integers, and the refs of all operands and
-            outputs. Refs are whole arrays, which a kernel indexes by its point.
+        kernel: called as kernel(point, *refs). The point is a tuple of integers. The refs are the
+            whole operands and outputs, which the kernel indexes by its point.
         out_shape: shapes and dtypes of the outputs.
         grid: the number of points along each axis.
-        target: what the kernel is compiled for.
-        warps: of a program.
-        stages: of its loops, 1 where nothing is prefetched.
-        name: of the kernel.
-        aliases: {operand: output} that share memory.
-        early: whether the launch that follows may begin before this one has ended, where a GPU can
-            do that.
+        target: the compilation target.
+        warps: warps per program.
+        stages: software pipelining stages of loops; 1 for no prefetch.
+        name: the name of the kernel.
+        aliases: {operand index: output index} of arrays that share memory.
+        early: whether the next launch may begin before this one ends, on GPUs that support it.
     """
     return pl.pallas_call(
         lambda *refs: kernel(_point(grid, target, warps, early and target.overlaps), *refs),
@@ -63,15 +62,15 @@ def call(
 
 
 def _point(grid, target, warps, early) -> tuple:
-    """The numbers of this program along the axes of the grid.
+    """Return the indices of this program along the axes of the grid.
 
-    If `early`, from then on the launch that follows may take processors that this one leaves: XLA
-    has it wait for the end of this one before it reads anything, so that only the time is saved
-    which it takes to begin.
+    If `early`, the program also signals that the next launch may begin on multiprocessors that
+    become free. XLA lets the next launch wait for the end of this one before it reads memory, so
+    only the start-up time is saved.
 
-    Only the last programs say so, as many as the GPU has room for at once, since those before them
-    have ended by then. One that does so takes as long to start as two that do not (on an H200, 800
-    start in a microsecond instead of 1500).
+    In a long launch, only the last programs signal: as many as fit on the GPU at once. By then, all
+    programs before them have ended. A signal doubles the start-up time of a program (measured:
+    docs/kernels.md).
     """
     first, *others = point = [pl.program_id(axis) for axis in range(len(grid))]
     if not early:
@@ -95,9 +94,9 @@ _IF_LAST_LET_IT_BEGIN = (
 
 
 def load(ref, index, mask=None, other=0, hint=None):
-    """ref[index], `other` where the mask is false: there nothing is read.
+    """Load ref[index]. Where the mask is false, nothing is read and the result is `other`.
 
-    hint: what HINTS is of the caches, or None.
+    hint: a key of HINTS, or None.
     """
     hints = HINTS.get(hint, {})
     if mask is None and not hints:
@@ -107,12 +106,12 @@ def load(ref, index, mask=None, other=0, hint=None):
     )
 
 
-#: "once": what no program reads again; "again": what all do.
+#: Cache hints. "once": no other program reads the data. "again": all programs read them.
 HINTS = {"once": {"eviction_policy": "evict_first"}, "again": {"eviction_policy": "evict_last"}}
 
 
 def store(ref, index, value, mask=None):
-    """ref[index] = value where the mask is true."""
+    """Store a value to ref[index] where the mask is true."""
     if mask is None:
         ref[index] = value
     else:
@@ -120,26 +119,26 @@ def store(ref, index, value, mask=None):
 
 
 def barrier(target: Target):
-    """Waits until all threads of a program have come here."""
+    """Wait until all threads of a program reach this point."""
     if not target.interpret:
         backend.debug_barrier()
 
 
 def _traced(index):
-    """The interpreter takes no Python integers beside a mask."""
+    """Convert Python integers to int32, because the interpreter rejects them with a mask."""
     return tuple(jnp.int32(i) if isinstance(i, int) else i for i in index)
 
 
 def dot(a, b, *, precision=None):
-    """The float32 product of two matrices on the matrix units.
+    """Multiply two matrices on the matrix units, with a float32 result.
 
-    precision "highest" keeps float32 operands whole.
+    precision: "highest" keeps all bits of float32 operands.
     """
     return jax.lax.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def dot4(a, b, c, target: Target):
-    """Add the sum of four products of signed bytes to c, for each element of int32 arrays."""
+    """Add to each int32 of c the dot product of the four signed bytes in a and those in b."""
     a, b, c = jnp.broadcast_arrays(a, b, c)
     if target.interpret:
         return c + sum(_byte(a, i) * _byte(b, i) for i in range(4))
@@ -155,7 +154,7 @@ _CONSTRAINTS = {"cuda": "=r,r,r,r", "rocm": "=v,v,v,v"}
 
 
 def _family(target):
-    """Which instructions a GPU has."""
+    """Return the key of a GPU's instruction in `_DOT4`."""
     if target.platform == "cuda":
         return "cuda"
     return "gfx11" if target.architecture.startswith(("gfx11", "gfx12")) else "gfx9"
@@ -164,7 +163,7 @@ def _family(target):
 def multiply_add(a, b, c, target: Target):
     """Compute a * b + c of float32 arrays in one instruction, rounded once.
 
-    Triton does not fuse the two by itself. The interpreter rounds twice.
+    Triton does not fuse the two operations by itself. The interpreter rounds twice.
     """
     a, b, c = jnp.broadcast_arrays(a, b, c)
     if target.interpret:
@@ -179,7 +178,7 @@ _FLOATS = {"cuda": "=f,f,f,f", "rocm": "=v,v,v,v"}
 
 
 def unsigned_byte(words, i: int, target: Target):
-    """Byte i of uint32 words. NVIDIA's compiler takes two instructions where one does."""
+    """Extract byte i of uint32 words, in one instruction where NVIDIA's compiler uses two."""
     if target.platform != "cuda":
         return (words >> np.uint32(8 * i)) & np.uint32(255)
     return _assembly(
@@ -188,10 +187,10 @@ def unsigned_byte(words, i: int, target: Target):
 
 
 def multiply_bits_add(bits, a, c, target: Target):
-    """Compute bits * `unit_of_bits` * a + c, bits uint32 below 2^23, a and c float32.
+    """Compute bits * `unit_of_bits` * a + c, for uint32 bits below 2^23 and float32 a and c.
 
-    NVIDIA's GPUs need no instruction to make floats of such integers: as they are they are
-    subnormal ones, which they multiply at full speed.
+    On NVIDIA's GPUs the integers are not converted to floats. Their bits, read as float32, are
+    subnormal numbers, which these GPUs multiply at full speed.
     """
     if target.platform != "cuda":
         return multiply_add(bits.astype(jnp.float32), a, c, target)
@@ -199,14 +198,14 @@ def multiply_bits_add(bits, a, c, target: Target):
 
 
 def unit_of_bits(target: Target) -> float:
-    """What a 1 is for `multiply_bits_add`."""
+    """Return the value of the integer 1 in `multiply_bits_add`."""
     return 2.0**-149 if target.platform == "cuda" else 1.0
 
 
 def and_or(a, b, c, target: Target):
     """Compute a & b | c of uint32 arrays.
 
-    NVIDIA's compiler makes two instructions of it where b and c are constants, and of this one.
+    This is one instruction, where NVIDIA's compiler uses two if b and c are constants.
     """
     if target.platform != "cuda":
         return a & b | c
@@ -214,14 +213,14 @@ def and_or(a, b, c, target: Target):
 
 
 def choose(mask, a, b, target: Target):
-    """`packing.choose` of uint32 arrays, likewise one instruction."""
+    """Like `packing.choose` of uint32 arrays, in one instruction on NVIDIA's GPUs."""
     if target.platform != "cuda":
         return packing.choose(mask, a, b)
     return _logic(0xCA, mask, a, b)
 
 
 def _logic(table: int, a, b, c):
-    """uint32 arrays by NVIDIA's `lop3`: any function of three bits."""
+    """Combine uint32 arrays bit by bit with NVIDIA's `lop3`, by a truth table of three bits."""
     a, b, c = (x.astype(jnp.int32) for x in jnp.broadcast_arrays(a, b, c))
     return _assembly(f"lop3.b32 $0, $1, $2, $3, {table:#x};", _CONSTRAINTS["cuda"], a, b, c).astype(
         jnp.uint32
@@ -231,9 +230,14 @@ def _logic(table: int, a, b, c):
 def zero_after(loaded: list, shape, target: Target):
     """Make int32 zeros that depend on all of `loaded`.
 
-    loaded: arrays of 32-bit numbers that broadcast to `shape`. NVIDIA's compiler saves registers by
-    loading late, just before each use, which waits for memory each time. A computation that begins
-    with these zeros begins after all loads, so the compiler gains nothing by loading late.
+    NVIDIA's compiler saves registers by moving each load to just before its use, which exposes the
+    memory latency each time. A computation that begins with these zeros begins after all loads, so
+    the compiler gains nothing by moving them.
+
+    Args:
+        loaded: arrays of 32-bit numbers that broadcast to `shape`.
+        shape: the shape of the zeros.
+        target: the compilation target. Except on "cuda", the zeros are constants.
     """
     if target.platform != "cuda":
         return jnp.zeros(shape, jnp.int32)
@@ -247,8 +251,8 @@ def zero_after(loaded: list, shape, target: Target):
     return _assembly(_NONE_OF, "=r,r", some)
 
 
-#: A zero that NVIDIA's compiler knows neither to be zero nor to be the same in all threads: a
-#: thread's own bit, and those of the threads below it.
+#: A zero that NVIDIA's compiler cannot recognise as zero, or as equal in all threads. It is the AND
+#: of a mask with the thread's own bit and a mask with the bits of the threads below it.
 _ZERO = """
 .reg .b32 zero, below;
 mov.u32 zero, %lanemask_eq;
@@ -270,7 +274,7 @@ def _assembly(text, constraints, *args, dtype=jnp.int32):
 
 
 def _byte(words, i):
-    """Byte i of int32 words as a signed number."""
+    """Extract byte i of int32 words as a signed number."""
     return (words << (24 - 8 * i)) >> 24
 
 
@@ -278,9 +282,9 @@ def bytes_of_table(nibbles, table: tuple[int, ...], target: Target, in_turn: boo
     """Look up eight 4-bit codes of each uint32 word in a table.
 
     Returns:
-        Two int32 arrays of four bytes, table[code] of the low and of the high nibbles; with
-        `in_turn` of the lower four and of the upper four nibbles, the order that NVIDIA's
-        instruction gives.
+        Two int32 arrays of four bytes: table[code] of the low nibbles, and of the high nibbles.
+        With `in_turn`: of the lower four nibbles, and of the upper four, which is the order of
+        NVIDIA's instruction.
     """
     entries = np.array(table).astype(np.uint8)
     if target.platform == "cuda":
@@ -296,7 +300,7 @@ def bytes_of_table(nibbles, table: tuple[int, ...], target: Target, in_turn: boo
 
 
 def _bytes_in_turn(low, high):
-    """Words of bytes a, b, c, d and e, f, g, h -> a, e, b, f and c, g, d, h."""
+    """Interleave two words: bytes a, b, c, d and e, f, g, h -> a, e, b, f and c, g, d, h."""
 
     def apart(words):
         return (words & 255) | ((words & 0xFF00) << 8)
@@ -323,10 +327,11 @@ def _looked_up(codes, table):
 def _select_cuda(words, entries, in_turn):
     """Look up codes with NVIDIA's `prmt`.
 
-    `prmt` takes four bytes out of eight by nibbles: a byte, or where a nibble's top bit is set
-    eight times the sign of one. So of each half of the table a code finds either its entry or the
-    sign of that entry's pair in the other half, and both together, by exclusive or, are the entry:
-    where a pair is negative the one in the lower half is inverted for that.
+    `prmt` selects four bytes out of eight, one for each nibble of its selector. If the top bit of a
+    nibble is set, the result is the byte's sign bit, eight times. A code is looked up in both
+    halves of the table. One half returns the entry, the other half the sign of the entry at the
+    same place, and their exclusive or is the result. Negative entries of the lower half are stored
+    inverted to make this correct.
     """
     lower, upper = entries[:8].view(np.int8), entries[8:].view(np.int8)
     if ((lower < 0) != (upper < 0)).any():
@@ -353,8 +358,8 @@ def _select_cuda(words, entries, in_turn):
     )
 
 
-#: A register holds half of each table. What is the same in all threads the compiler keeps
-#: elsewhere, and copies it before each use.
+#: Half of each table is in a register. OR with `zero` keeps it there: numbers that are equal in all
+#: threads would be kept elsewhere by the compiler, and copied before each use.
 _LOOK_UP = """
 .reg .b32 lower, upper;
 or.b32 lower, zero, {0};
@@ -366,7 +371,7 @@ xor.b32 $0, lower, upper;
 
 
 def _select_rocm(words, entries):
-    """`v_perm_b32` takes four bytes out of eight by bytes."""
+    """Look up codes with AMD's `v_perm_b32`, which selects four bytes out of eight."""
     entries = entries.view(np.int32)
 
     def pick(low, high, selector):

@@ -1,4 +1,4 @@
-"""Attention over a key/value cache: of one new token of each sequence, or of several."""
+"""Attention over a KV cache, for one or several new tokens of each sequence."""
 
 from pallas_kernels.attention.api import decode_attention, prefill_attention
 from pallas_kernels.attention.decode import NewTokens

@@ -1,7 +1,8 @@
-"""Attention over a key/value cache: checks the operands, then runs the kernels.
+"""Attention over a KV cache: checks the operands, then runs the kernels.
 
-Axes: B batch, T new tokens, N query heads, K key/value heads, H head width, S slots. Query head n
-reads KV head n // (N / K). What the kernels refuse with NotImplementedError, `reference` computes.
+Axes: B batch, T new tokens, N query heads, K KV heads, H head width, S slots. Query head n reads
+KV head n // (N / K). `reference` computes the cases that the kernels reject with
+NotImplementedError.
 """
 
 import dataclasses
@@ -31,33 +32,33 @@ def decode_attention(
     new: NewTokens | None = None,
     ring: bool = False,
 ) -> Any:
-    """Attention of one query of each sequence, at position lengths_B[b] - 1.
+    """Compute attention of one query of each sequence, at position lengths_B[b] - 1.
 
-    Operands of products are in the cache's dtype, sums and softmax in float32. What unfilled slots
-    hold never counts.
+    Products take operands in the cache's dtype. Sums and softmax are in float32. The contents of
+    unfilled slots have no effect.
 
     Args:
         q_BNH: queries.
         keys_BKHS: the keys of the cache.
         values_BKSH: the values of the cache, in the same dtype.
-        lengths_B: integers 0 to S, filled slots, the query's own included. A sequence of length 0
-            gets zeros. With `ring` they may exceed S.
+        lengths_B: integers 0 to S, the number of filled slots, including the query's own. A
+            sequence of length 0 gets zeros. With `ring`, lengths may exceed S.
         rule: which slots a query sees, and their weights.
-        target: what the kernels are compiled for.
-        blocks: sizes of programs; the default depends on the target.
+        target: the compilation target.
+        blocks: tile sizes; the default depends on the target.
         activations: a mode of `qmatmul.activations`, or None.
-        new: the queries' own tokens, where the cache does not hold them yet. Neither they nor the
-            queries are normed or rotated; the kernel does both.
+        new: the tokens of the queries, if the cache does not hold them yet. The kernel then applies
+            norms and rotation to these tokens and to the queries.
         ring: whether the slots are a ring buffer: the token at position p is in slot p % S. The
-            rule then has a window of at most S slots.
+            rule then needs a window of at most S slots.
 
     Returns:
-        [B, N, H] in q's dtype. With `activations` a pair of that and the Activations of its rows
-        [B, N * H]. With `new` a triple of all that, keys and values: caches that hold the new
-        tokens, in place of donated ones.
+        The attention [B, N, H] in q's dtype. With `activations`, a pair: the attention, and the
+        Activations of its rows [B, N * H]. With `new`, a triple: the above, and the keys and values
+        of the cache with the new tokens. These reuse the memory of donated operands.
 
     Raises:
-        NotImplementedError: the kernels cannot do it.
+        NotImplementedError: the kernels do not support the operands.
         ValueError: the operands do not fit together.
     """
     arrays = dict(q_BNH=q_BNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, lengths_B=lengths_B)
@@ -94,26 +95,26 @@ def prefill_attention(
     blocks: Blocks | None = None,
     filled_B=None,
 ) -> jax.Array:
-    """Attention of T new tokens, whose keys and values the cache holds already.
+    """Compute attention of T new tokens, whose keys and values are already in the cache.
 
     Args:
         q_BTNH: queries.
         keys_BKHS: the keys of the cache.
         values_BKSH: the values of the cache, in the same dtype.
         starts_B: integers, the slot of each sequence's first new token. Token t is at position
-            starts_B[b] + t and sees the slots up to there, or with `causal=False` the filled ones.
-            One that sees no slot gets zeros.
+            starts_B[b] + t. It sees the slots up to its own, or all filled slots with
+            `causal=False`. A token that sees no slot gets zeros.
         rule: which slots a query sees, and their weights.
-        target: what the kernel is compiled for.
-        blocks: sizes of programs; the default depends on the target.
-        filled_B: integers, 0 to S: how many slots of each sequence hold tokens, for a rule with
+        target: the compilation target.
+        blocks: tile sizes; the default depends on the target.
+        filled_B: integers 0 to S, the number of filled slots of each sequence, for a rule with
             `causal=False`. Default: starts_B + T.
 
     Returns:
-        [B, T, N, H] in q's dtype.
+        The attention [B, T, N, H] in q's dtype.
 
     Raises:
-        NotImplementedError: the kernel cannot do it.
+        NotImplementedError: the kernel does not support the operands.
         ValueError: the operands do not fit together.
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, starts_B=starts_B)

@@ -1,14 +1,15 @@
-"""How attention is cut into programs: sizes as data.
+"""Tile sizes of the attention kernels.
 
-A table has an entry for each family of GPUs (`targets.of_family`). Its keys are (bytes of a number
-in the cache, widest head of the entry).
+Each table has an entry per GPU family (`targets.of_family`). The keys of an entry are (bytes of a
+number in the cache, largest head width).
 
-- NVIDIA: tuned on an H100 and an H200, but for heads of 512, whose sizes are small and untuned.
-- AMD: not tuned on hardware. XLA's compiler spills nothing on gfx9, but for one register in decode
-  with float32 heads of 512 that rotate in part.
-- The default is for the smallest register files, RDNA's. Two cases spilled there with every size
-  that was tried: float32 caches with heads wider than 128, whose products are multiply-adds, and
-  heads of 512, on gfx11 always, on gfx12 in decode where new tokens rotate in part.
+- NVIDIA: tuned on an H100 and an H200. The sizes for heads of width 512 are small and untuned.
+- AMD: not tuned on hardware. On gfx9, XLA's compiler spills no registers, except one in decode with
+  float32 heads of width 512 that are rotated in part.
+- The default is for the smallest register files, those of RDNA. Two cases spilled there with every
+  size that was tried. One is float32 caches with heads wider than 128, because their products are
+  multiply-adds. The other is heads of width 512: always on gfx11, and on gfx12 in decode with new
+  tokens that are rotated in part.
 """
 
 import dataclasses
@@ -18,14 +19,14 @@ from pallas_kernels.targets import Target, of_family
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Sizes of a program.
+    """Tile sizes of a program.
 
     Attributes:
-        slots: of a block of the cache, a power of two from 16.
-        rows: most queries of a tile, a power of two from 16.
-        threads: of a program, at most 1024.
-        stages: blocks of slots in flight.
-        programs: how many programs a launch should have at least, two for each multiprocessor
+        slots: slots per block of the cache, a power of two, at least 16.
+        rows: the most queries in a tile, a power of two, at least 16.
+        threads: threads per program, at most 1024.
+        stages: blocks of slots in flight (software pipelining).
+        programs: how many programs a launch should have at least, usually two per multiprocessor
             (decode only).
     """
 
@@ -36,7 +37,7 @@ class Blocks:
     programs: int = 256
 
     def warps(self, target: Target) -> int:
-        """The warps (waves) of a program on the target."""
+        """Return the number of warps (waves) per program on the target."""
         return max(1, self.threads // target.wave)
 
 
@@ -72,10 +73,11 @@ DECODE = {
         (4, 512): Blocks(16, rows=16, threads=256),
     },
 }
-#: Slots of a cache from which on `LONG_DECODE` counts. Few large programs read it faster, and there
-#: are enough of them.
+#: Caches with at least this many slots use `LONG_DECODE`. Fewer, larger programs read them faster,
+#: and still fill the GPU.
 LONG = 16384
-#: Sizes for such caches where they differ: measured on an H200 with 32000 of 32768 slots.
+#: Sizes for such caches where they differ from DECODE. Measured on an H200 with 32000 of 32768
+#: slots.
 LONG_DECODE = {
     "": {},
     "cuda 9": {(2, 128): Blocks(64, rows=64, threads=128, stages=2, programs=264)},
@@ -119,7 +121,7 @@ PREFILL = {
 }
 # Three blocks of slots in flight take 98 KB of shared memory, which smaller GPUs do not have.
 PREFILL["cuda 9"] = PREFILL["cuda"] | {(2, 128): Blocks(64, rows=64, threads=128, stages=3)}
-# Its matrix units need half the registers for their operands that gfx11's need.
+# gfx12's matrix units need half as many registers for their operands as gfx11's.
 PREFILL["rocm gfx12"] = PREFILL[""] | {
     (2, 128): Blocks(32, rows=64, threads=256),
     (2, 256): Blocks(16, rows=32, threads=256),
@@ -128,12 +130,12 @@ PREFILL["rocm gfx12"] = PREFILL[""] | {
 
 
 def chosen(table: dict, target: Target, itemsize: int, width: int) -> Blocks:
-    """The sizes for a cache and a target.
+    """Return the tile sizes for a cache and a target.
 
     Args:
         table: DECODE or PREFILL.
-        target: what the kernel is compiled for.
-        itemsize: bytes of a number of the cache.
+        target: the compilation target.
+        itemsize: bytes of a number in the cache.
         width: the width of a head, at most 512.
     """
     sizes = of_family(table, target)
@@ -141,6 +143,6 @@ def chosen(table: dict, target: Target, itemsize: int, width: int) -> Blocks:
 
 
 def chosen_for_decode(target: Target, itemsize: int, width: int, slots: int) -> Blocks:
-    """The sizes for one token, as `chosen`, for a cache of so many slots."""
+    """Like `chosen`, for decode with a cache of `slots` slots."""
     long = of_family(LONG_DECODE, target) if slots >= LONG else {}
     return chosen({"": of_family(DECODE, target) | long}, target, itemsize, width)

@@ -1,7 +1,7 @@
 """Checks of the operands of attention.
 
-They read shapes and dtypes only, so they cost nothing under jit. ValueError: the operands are
-wrong. NotImplementedError: the kernels cannot do it, the reference can.
+They read shapes and dtypes only, so they cost nothing under jit. They raise ValueError for wrong
+operands, and NotImplementedError for operands that only the reference supports.
 """
 
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pallas_kernels.attention.rule import AttentionRule
 from pallas_kernels.targets import Target
 
-#: Widest head of the kernels.
+#: The largest head width that the kernels support.
 MAX_HEAD_WIDTH = 512
 #: Offsets of the Triton backend count elements in signed 32 bits.
 MAX_ELEMENTS = 2**31 - 1
@@ -22,10 +22,10 @@ def check_operands(arrays: dict, rule: AttentionRule, filled_B=None) -> None:
     """Raises ValueError, with names and numbers, unless shapes and dtypes fit together.
 
     Args:
-        arrays: queries, keys_BKHS, values_BKSH and what says which slots they see, in this order.
-            The letters of a name after its underscore are the axes.
-        rule: the shape of its sinks is checked as well.
-        filled_B: how many slots hold tokens, or None.
+        arrays: queries, keys_BKHS, values_BKSH and the array that determines which slots are seen,
+            in this order. The letters after the underscore of a name are its axes.
+        rule: the rule; the shape of its sinks is checked as well.
+        filled_B: the number of filled slots, or None.
     """
     if filled_B is not None:
         _check_filled(filled_B, arrays, rule)
@@ -60,7 +60,7 @@ def _check_filled(filled_B, arrays: dict, rule: AttentionRule) -> None:
 
 
 def _check_axes(name, shape, sizes):
-    """Check the axes of an operand; sizes: {axis: (size, operand)} of earlier ones."""
+    """Check the axes of an operand; sizes: {axis: (size, operand)} of earlier operands."""
     axes = name.rpartition("_")[2]
     if len(shape) != len(axes):
         raise ValueError(f"{name} needs {len(axes)} axes, got {len(shape)}: {list(shape)}")
@@ -75,7 +75,7 @@ def _check_axes(name, shape, sizes):
 
 
 def check_ring(slots: int, tokens: int, rule: AttentionRule) -> None:
-    """Raises ValueError unless a ring of `slots` holds all that `tokens` queries see."""
+    """Raises ValueError unless a ring of `slots` holds every position that `tokens` queries see."""
     if rule.window is None:
         raise ValueError(f"a ring of {slots} slots needs a rule with a window, got window=None")
     if (needed := rule.window + tokens - 1) > slots:
@@ -86,7 +86,7 @@ def check_ring(slots: int, tokens: int, rule: AttentionRule) -> None:
 
 
 def checked_new_tokens(new, keys_shape):
-    """Check the shapes of NewTokens for keys [B, K, H, S], and make their angles float32."""
+    """Check the shapes of NewTokens for keys [B, K, H, S]; return them with float32 angles."""
     B, K, H, _ = keys_shape
     for name, array in (("k_BKH", new.k_BKH), ("v_BKH", new.v_BKH)):
         if array.shape != (B, K, H):
@@ -123,7 +123,7 @@ def require_kernel_rule(rule: AttentionRule) -> None:
 
 
 def require_one_sided(rule: AttentionRule) -> None:
-    """Raises NotImplementedError for a window to both sides, which the decode kernel lacks."""
+    """Raises NotImplementedError for a two-sided window, which decode does not support."""
     if rule.symmetric:
         raise NotImplementedError(
             f"window={rule.window} with causal=False: the kernel for one token looks back only"
@@ -131,7 +131,7 @@ def require_one_sided(rule: AttentionRule) -> None:
 
 
 def require_kernels(target: Target | None, q, keys, values, rule: AttentionRule) -> None:
-    """Raises NotImplementedError for what the Triton kernels cannot do."""
+    """Raises NotImplementedError for operands that the Triton kernels do not support."""
     require_kernel_rule(rule)
     if target is None:
         raise NotImplementedError("attention kernels run on GPUs, and there is no target")
@@ -148,7 +148,7 @@ def require_kernels(target: Target | None, q, keys, values, rule: AttentionRule)
 
 
 def require_whole_blocks(slots: int, block: int) -> None:
-    """Raises NotImplementedError for a ring that is not cut into whole blocks of slots."""
+    """Raises NotImplementedError for a ring that does not consist of whole blocks of slots."""
     if slots % block:
         raise NotImplementedError(
             f"a ring of {slots} slots: attention kernels need a multiple of {block}"

@@ -1,15 +1,15 @@
 """Decode: one new token of each sequence attends to its cache.
 
-Reading the cache once is the time it takes (Flash-Decoding, 2023).
+Reading the cache once takes most of the time (Flash-Decoding, 2023). The query heads of a KV group
+are rows of one tile, so that they share one read of the cache.
 
-All query heads of a KV group are rows of one tile, so a group of any size reads its cache once. One
-sequence has few KV heads, a GPU many multiprocessors: the filled slots are split evenly over
-programs, which write their largest exponent, sum of weights and weighted values; a second kernel
-combines them, and quantises what it has for the product that follows.
+One sequence has few KV heads, but a GPU has many multiprocessors. So the filled slots are split
+evenly over programs. Each program writes its largest exponent, its sum of weights and its weighted
+values. A second kernel combines them, and can quantise the result for the next product.
 
-The new token may come along, still to be rotated and put into the cache: a launch less. The first
-share attends to it and stores it, the others to what was there before, so that no program waits for
-another.
+The caller can pass the new token before it is rotated and written to the cache, which saves a
+launch. The first split then attends to the new token and stores it. The other splits attend to
+earlier tokens only, so that no program waits for another.
 """
 
 import dataclasses
@@ -38,17 +38,22 @@ from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul import activations
 from pallas_kernels.targets import Target
 
-#: Numbers of a tile of the second kernel: 64 registers of a thread.
+#: Numbers in a tile of the second kernel (64 registers per thread), and threads per program.
 _COMBINED_TILE, _COMBINED_THREADS = 8192, 128
 
 
 class NewTokens(NamedTuple):
-    """One token of each sequence that the cache does not hold yet.
+    """One token of each sequence that is not in the cache yet.
 
-    k_BKH, v_BKH. cos_BR, sin_BR: float32, of the angles of the R pairs that rotate in queries and
-    keys: elements 2i and 2i + 1 of a head where interleaved, else i and R + i; elements from 2R on
-    stay. Both are None if nothing rotates. norms: scales [H] of RMSNorms that heads of queries and
-    of keys go through before, and their epsilons; or None.
+    Attributes:
+        k_BKH: the keys.
+        v_BKH: the values.
+        cos_BR: float32, cosines of the angles by which R pairs of elements of queries and keys are
+            rotated; None for no rotation. Elements from 2R on are not rotated.
+        sin_BR: float32, sines of the same angles, or None.
+        interleaved: whether pair i is the elements 2i and 2i + 1 of a head, and not i and R + i.
+        norms: the two scales [H] and the two epsilons of RMSNorms of query heads and of key heads,
+            which are applied before the rotation; or None.
     """
 
     k_BKH: jax.Array
@@ -60,7 +65,7 @@ class NewTokens(NamedTuple):
 
     @property
     def arrays(self) -> list:
-        """The operands of the kernel."""
+        """The arrays that are operands of the kernel."""
         angles = [self.cos_BR, self.sin_BR] if self.rotates else []
         return [self.k_BKH, self.v_BKH, *angles, *([] if self.norms is None else self.norms[0])]
 
@@ -82,7 +87,7 @@ def decode(
     new=None,
     ring: bool = False,
 ):
-    """Run both kernels; `api.decode_attention` has checked the operands."""
+    """Run both kernels; `api.decode_attention` describes and checks the operands."""
     parts, caches = attend_in_parts(
         q_BNH, keys_BKHS, values_BKSH, lengths_B, rule, blocks, target, new, ring
     )
@@ -91,9 +96,13 @@ def decode(
 
 
 def split_count(shape, G: int, window: int | None, blocks: Blocks) -> int:
-    """Programs that share the slots of one KV head: as many as fill the device.
+    """Return how many programs share the slots of one KV head, enough to fill the device.
 
-    shape: that of the values, [B, K, S, H].
+    Args:
+        shape: the shape of the values, [B, K, S, H].
+        G: query heads per KV head.
+        window: the window of the rule, or None.
+        blocks: the tile sizes.
     """
     B, K, S, _ = shape
     seen = S if window is None else min(S, window + blocks.slots - 1)
@@ -103,7 +112,7 @@ def split_count(shape, G: int, window: int | None, blocks: Blocks) -> int:
 
 
 def _row_tiles(G, blocks):
-    """(rows of a tile, tiles) for the heads of a group."""
+    """Return (rows per tile, number of tiles) for the query heads of a group."""
     rows = min(blocks.rows, padded(G))
     return rows, pl.cdiv(G, rows)
 
@@ -119,11 +128,13 @@ def attend_in_parts(
     new=None,
     ring: bool = False,
 ):
-    """-> float32: largest exponents [B, N, splits], -inf for an empty share.
+    """Run the first kernel, whose programs each attend to a share of the slots.
 
-    Sums of weights, likewise; weighted values [B, N, splits, H].
-
-    The values of an empty share are not written. And with new tokens the caches that hold them.
+    Returns:
+        A pair of lists. The first has float32 arrays: the largest exponents [B, N, splits], the
+        sums of weights [B, N, splits] and the weighted values [B, N, splits, H]. The largest
+        exponent of an empty share is -inf, and its values are not written. The second list has the
+        updated keys and values if there are new tokens, and is empty otherwise.
     """
     (B, N, H), K = q_BNH.shape, keys_BKHS.shape[1]
     G, splits = N // K, split_count(values_BKSH.shape, N // K, rule.window, blocks)
@@ -151,7 +162,7 @@ def attend_in_parts(
         position = lengths_ref[b] - 1
         if new is None:
             before, seen_as, parts = position, rule, [column]
-        else:  # what lies before the new token, for a window that has one slot less
+        else:  # the slots before the new token, which itself takes one slot of the window
             before, seen_as, parts = position - 1, _before_the_token(rule), _rotated_parts(H, new)
         slots = Slots(keys_ref, values_ref, b, head, blocks.slots, parts, ring)
         if new is not None and rule.window == 1:  # the new token alone
@@ -171,8 +182,8 @@ def attend_in_parts(
                     jnp.where(takes_new, *both)
                     for both in zip(token.seen(q, keys_ref.dtype, rule), state)
                 )
-                # In a ring, other shares may read this slot meanwhile: as the position S before,
-                # which is outside of the window, or as the new token's own. Both are masked.
+                # In a ring, other programs may read this slot at the same time. They mask it: it
+                # counts as position - S, which is outside of the window, or as the new token's.
                 slot = jax.lax.rem(position, jnp.int32(slots.length)) if ring else position
                 pl.when(takes_new)(lambda: token.store(*caches, slot))
             q = [part.astype(keys_ref.dtype) for part in q]
@@ -216,14 +227,14 @@ def attend_in_parts(
 
 
 def _before_the_token(rule: AttentionRule) -> AttentionRule:
-    """The rule for slots before a query's own, from the slot before it: a window loses a slot."""
+    """Return the rule for the slots before a query's own; its window is one slot smaller."""
     if rule.window is None:
         return rule
     return dataclasses.replace(rule, window=max(rule.window - 1, 1))
 
 
 def _rotated_parts(H, new):
-    """A head as what rotates into each other and what stays."""
+    """Split a head into the first and the second elements of its rotated pairs, and the rest."""
     if not new.rotates:
         return whole(H)
     R = new.cos_BR.shape[-1]
@@ -238,10 +249,15 @@ def _rotated_parts(H, new):
 
 
 class _Token:
-    """The new token of a sequence, as one KV head sees it.
+    """The new token of a sequence, for one KV head.
 
-    refs: of the arrays of `new`, the NewTokens. parts: those of `_rotated_parts`. column: a whole
-    head.
+    Args:
+        refs: the refs of `new.arrays`.
+        new: the NewTokens.
+        b: the index of the sequence.
+        head: the index of the KV head.
+        parts: the result of `_rotated_parts`.
+        column: a whole head as one Part.
     """
 
     def __init__(self, refs, new, b, head, parts, column):
@@ -274,11 +290,11 @@ class _Token:
         return within((index[:, 0], count))
 
     def queries(self, parts, dtype):
-        """Parts [R, P] of queries, normed and rotated, in `dtype`."""
+        """Apply norm and rotation to the parts [R, P] of queries; return them in `dtype`."""
         return self._prepared(parts, self.norm_of_queries, dtype)
 
     def key(self, dtype):
-        """The parts of the key likewise."""
+        """Apply norm and rotation to the parts of the key; return them in `dtype`."""
         return self._prepared(self.k, self.norm_of_key, dtype)
 
     def _prepared(self, parts, norm, dtype):
@@ -300,14 +316,14 @@ class _Token:
         return [part.astype(dtype) for part in parts]
 
     def seen(self, q, dtype, rule):
-        """The state of `attend` for queries, rotated, that have seen this token."""
+        """Return the state of `attend` for rotated queries that have seen only this token."""
         k, wide = self.key(dtype), lambda a: a.astype(jnp.float32)
         products = sum((wide(a) * wide(b)[None]).sum(axis=1) for a, b in zip(q, k))
         sums = jnp.broadcast_to(wide(self.v.astype(dtype))[None], (products.size, self.v.size))
         return rule.exponents(products), jnp.ones_like(products), sums
 
     def store(self, keys_ref, values_ref, slot):
-        """Into the cache; a slot outside it is not written."""
+        """Write the token into the cache, unless the slot is outside of it."""
 
         @pl.when((slot >= 0) & (slot < values_ref.shape[2]))
         def _():
@@ -325,7 +341,7 @@ class _Token:
 
 
 def _share(blocks, split, splits):
-    """This split's even share of `seen_blocks`, cut out of each of its ranges."""
+    """Restrict each range of `seen_blocks` to this split's even share of the blocks."""
     begin, *_, end = blocks
     count = pl.cdiv(end - begin, splits)
     first = jnp.minimum(begin + split * count, end)
@@ -334,10 +350,20 @@ def _share(blocks, split, splits):
 
 
 def combine(highest, total, sums, sinks_N, dtype, target: Target, mode: str | None = None):
-    """What `attend_in_parts` returns, and sinks [N] or None -> [B, N, H] in `dtype`.
+    """Run the second kernel, which combines the shares of all splits.
 
-    mode: where it is given, H is a multiple of 32, and the Activations in that mode of the rows [B,
-    N * H] come as well.
+    Args:
+        highest: the largest exponents [B, N, splits].
+        total: the sums of weights [B, N, splits].
+        sums: the weighted values [B, N, splits, H].
+        sinks_N: the sinks, or None.
+        dtype: the dtype of the attention.
+        target: the compilation target.
+        mode: a mode of Activations, or None. A mode requires that H is a multiple of 32.
+
+    Returns:
+        The attention [B, N, H]. With a mode, a pair: the attention, and the Activations of its rows
+        [B, N * H].
     """
     B, N, splits, H = sums.shape
     width = min(pl.next_power_of_2(H), max(GROUP, _COMBINED_TILE // pl.next_power_of_2(splits)))
@@ -377,7 +403,7 @@ def combine(highest, total, sums, sinks_N, dtype, target: Target, mode: str | No
 
 
 def combined(highest_ref, total_ref, sums_ref, sinks_ref=None, *, b, n, columns):
-    """Some columns of the output of head n of sequence b, float32, in a kernel."""
+    """In a kernel: compute some columns of the output of head n of sequence b, in float32."""
     splits, H = sums_ref.shape[2:]
     split = jnp.arange(pl.next_power_of_2(splits), dtype=jnp.int32)
     exists = within((split, splits))

@@ -1,10 +1,10 @@
-"""Prefill: T new tokens of each sequence attend to its cache, which holds them already.
+"""Prefill: T new tokens of each sequence attend to its cache, which already holds them.
 
-The algorithm is that of FlashAttention-2 (Dao, 2023). The rows of a query tile are pairs (token,
-head of the KV group), tokens slowest: R consecutive pairs of T * G. So a group of any size shares
-its reads of the cache, few tokens fill a tile, and the triangle that the diagonal wastes is G times
-smaller. Tiles with many slots start first. Decode's kernel is faster where T * G is small and the
-cache long: here one program reads all of it.
+The algorithm is FlashAttention-2 (Dao, 2023). The rows of a query tile are consecutive pairs
+(token, head of the KV group), with the token as the major index. So the G heads of a group share
+their reads of the cache, and few tokens fill a tile. The triangle that the diagonal wastes is G
+times smaller. Tiles that see many slots start first. Decode's kernel is faster if T * G is small
+and the cache is long, because here one program reads all slots that a tile sees.
 """
 
 import jax
@@ -38,12 +38,12 @@ def prefill(
     blocks: Blocks,
     target: Target,
 ):
-    """Run the kernel; `api.prefill_attention` has checked the operands."""
+    """Run the kernel; `api.prefill_attention` describes and checks the operands."""
     (B, T, N, H), K = q_BTNH.shape, keys_BKHS.shape[1]
     G = N // K
     rows = min(blocks.rows, padded(T * G))
     tiles = pl.cdiv(T * G, rows)
-    counts = 0 if filled_B is None else 1  # operands that say how many slots are filled
+    counts = 0 if filled_B is None else 1  # operands with the number of filled slots
 
     def kernel(point, q_ref, keys_ref, values_ref, starts_ref, *refs):
         filled_ref, sinks_ref, out_ref = refs[:counts], refs[counts:-1], refs[-1]
@@ -87,7 +87,7 @@ def prefill(
 
 
 def _with_sink(state, sink):
-    """A logit [R] that takes its share of the weights and has no value."""
+    """Add a sink to the state: a logit [R] that takes a share of the weights and has no value."""
     highest, total, sums = state
     sink = sink * np.float32(LOG2_E)
     higher = jnp.maximum(highest, sink)

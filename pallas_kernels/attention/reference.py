@@ -1,7 +1,7 @@
-"""Attention over a cache in plain jnp: the truth for the kernels, and their stand-in anywhere.
+"""Attention over a KV cache in plain jnp: the reference for the kernels, and their fallback.
 
-The cache is neither transposed, cast nor copied: a KV group of query heads reads its keys and
-values where they are, by `vmap` over the groups. Scores and softmax are float32.
+The cache is not transposed, cast or copied: `vmap` over the KV groups reads keys and values in
+place. Scores and softmax are float32.
 """
 
 import jax
@@ -13,13 +13,13 @@ from pallas_kernels.attention.rule import LOG2_E, LOWEST, AttentionRule
 
 
 def ring_positions(newest, slots: int):
-    """The positions of the tokens in the slots of a ring buffer.
+    """Return the position of the token in each slot of a ring buffer.
 
     The token at position p is in slot p % slots.
 
     Args:
         newest: integers [...], the positions of the newest tokens.
-        slots: how many slots the ring has.
+        slots: the number of slots.
 
     Returns:
         int32 [..., slots]. A negative position means that the slot is empty.
@@ -30,9 +30,9 @@ def ring_positions(newest, slots: int):
 
 
 def decode(q_BNH, keys_BKHS, values_BKSH, lengths_B, rule: AttentionRule, ring: bool = False):
-    """Compute what `api.decode_attention` computes without new tokens -> [B, N, H] in q's dtype.
+    """Compute the result of `api.decode_attention` without new tokens: [B, N, H] in q's dtype.
 
-    What unfilled slots hold does not count, but must be finite.
+    The contents of unfilled slots have no effect, but must be finite.
     """
     arrays = dict(q_BNH=q_BNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, lengths_B=lengths_B)
     checks.check_operands(arrays, rule)
@@ -48,10 +48,10 @@ def prefill(
     ring: bool = False,
     filled_B=None,
 ):
-    """Compute what `api.prefill_attention` computes -> [B, T, N, H] in q's dtype.
+    """Compute the result of `api.prefill_attention`: [B, T, N, H] in q's dtype.
 
-    What unfilled slots hold does not count, but must be finite. ring: whether the slots are a ring
-    buffer (`ring_positions`), whose newest token is that of the last query.
+    The contents of unfilled slots have no effect, but must be finite. ring: whether the slots are a
+    ring buffer (`ring_positions`), whose newest token is the last query's.
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, starts_B=starts_B)
     checks.check_operands(arrays, rule, filled_B)
@@ -80,7 +80,7 @@ def _prefill(q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, ring, filled_B=None
 
 
 def attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule: AttentionRule, distances_BTS=None):
-    """Attention of queries to any slots -> [B, T, N, H] in q's dtype.
+    """Compute attention of queries to any slots: [B, T, N, H] in q's dtype.
 
     Args:
         q_BTNH: queries; query head n reads KV head n // (N / K).
@@ -88,7 +88,7 @@ def attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule: AttentionRule, distan
         values_BKSH: values, of the same dtype.
         seen_BTS: bool, whether a query sees a slot. A query that sees nothing gets zeros.
         rule: only its scale, soft cap, sinks and ALiBi are used.
-        distances_BTS: float32, how far queries are from slots, for a rule with ALiBi.
+        distances_BTS: float32, the distances of queries from slots, for a rule with ALiBi.
     """
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, seen_BTS=seen_BTS)
     checks.check_operands(arrays, rule)
@@ -116,7 +116,7 @@ def _attend(q_BTNH, keys_BKHS, values_BKSH, seen_BTS, rule, distances_BTS=None):
 
 
 def _group(q_TGH, keys_HS, values_SH, sinks_G, slopes_G, seen_TS, distances_TS, rule):
-    """One KV head and its G query heads -> float32 [T, G, H]."""
+    """Compute attention of the G query heads of one KV head: float32 [T, G, H]."""
     # `tanh_of_exp2` has no finite gradient for large scores.
     exponents = rule.exponents(_dot("tgh,hs->tgs", q_TGH, keys_HS), tanh=jnp.tanh)
     if slopes_G is not None:
@@ -127,7 +127,7 @@ def _group(q_TGH, keys_HS, values_SH, sinks_G, slopes_G, seen_TS, distances_TS, 
     if sinks_G is not None:
         sinks = sinks_G[None, :, None] * np.float32(LOG2_E)
         highest = jnp.maximum(highest, sinks)
-    # It cancels out of the result, so it needs no gradient.
+    # `highest` cancels out of the result, so it needs no gradient.
     highest = jax.lax.stop_gradient(highest)
     weights = jnp.exp2(exponents - highest)
     total = weights.sum(axis=-1, keepdims=True)
@@ -137,7 +137,7 @@ def _group(q_TGH, keys_HS, values_SH, sinks_G, slopes_G, seen_TS, distances_TS, 
 
 
 def _dot(spec, a, b):
-    """A float32 product of a, rounded to b's dtype, and b."""
+    """Multiply b with a, rounded to b's dtype; the result is float32."""
     return jnp.einsum(
         spec, a.astype(b.dtype), b, precision="highest", preferred_element_type=jnp.float32
     )

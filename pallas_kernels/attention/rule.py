@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-#: GPUs have 2^x, not e^x, as an instruction: e^x = 2^(x * LOG2_E).
+#: GPUs have an instruction for 2^x, not for e^x: e^x = 2^(x * LOG2_E).
 LOG2_E = math.log2(math.e)
 #: A finite exponent below every other. It keeps -inf from being subtracted from -inf for a query
 #: that sees nothing.
@@ -24,24 +24,25 @@ def _static(default=dataclasses.MISSING):
 class AttentionRule:
     """How queries attend to the slots of a cache.
 
-    A pytree whose only leaf is `sinks_N`; other values of the rest are other programs.
+    A pytree whose only leaf is `sinks_N`. The other fields are static: new values compile a new
+    program.
 
     Attributes:
         scale: factor of the products of queries and keys.
         causal: whether a query sees no slot after its own. Otherwise it sees all filled slots.
-        window: how many slots a query sees, its own included; None for all. Without causal it is
-            odd, and reaches as far to both sides of a query.
-        soft_cap: a cap c that makes c * tanh(score / c) of each score, or None.
+        window: how many slots a query sees, including its own; None for all. Without `causal` it is
+            odd, and the query is at its centre.
+        soft_cap: a cap c that replaces each score by c * tanh(score / c), or None.
         chunk: how many slots a chunk has, or None. A query sees the slots of its own chunk only;
-            slot s is in chunk s // chunk. Only the reference computes it.
-        alibi: the largest exponent of ALiBi (Press et al., 2022), or None: a score falls with the
-            distance of its slot, at the rate `slopes` gives for its head. Only the reference
-            computes it.
-        sinks_N: for each query head a logit that takes its share of the weights and has no value,
-            or None.
+            slot s is in chunk s // chunk. Only the reference supports chunks.
+        alibi: the largest exponent of ALiBi (Press et al., 2022), or None. A score decreases with
+            the distance of its slot, by the head's slope (`slopes`). Only the reference supports
+            ALiBi.
+        sinks_N: a logit for each query head that takes a share of the weights and has no value, or
+            None.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a field is out of its range.
     """
 
     scale: float = _static()
@@ -74,15 +75,15 @@ class AttentionRule:
 
     @property
     def symmetric(self) -> bool:
-        """Whether a query sees a window to both of its sides."""
+        """Whether a query sees a window on both of its sides."""
         return self.window is not None and not self.causal
 
     def exponents(self, products, tanh=None):
-        """Logarithms to base 2 of the weights before they are normalised.
+        """Compute the base-2 logarithms of the weights before they are normalised.
 
         Args:
             products: float32, products of queries and keys.
-            tanh: the function to use in place of `tanh_of_exp2`.
+            tanh: a function to use in place of `tanh_of_exp2`, or None.
         """
         if self.soft_cap is None:
             return products * np.float32(self.scale * LOG2_E)
@@ -90,10 +91,10 @@ class AttentionRule:
         return capped * np.float32(self.soft_cap * LOG2_E)
 
     def slopes(self, heads: int) -> np.ndarray:
-        """How much scores fall for each slot of distance, float32 [heads], of a rule with ALiBi.
+        """Return how much ALiBi lowers scores per slot of distance, float32 [heads].
 
-        Powers of one number for as many heads as a power of two counts; the heads that are left
-        get those in between.
+        Let 2^n be the largest power of two that is at most `heads`. The slopes of the first 2^n
+        heads are the powers of one number. The remaining heads have slopes in between.
         """
         assert self.alibi is not None
         power = 1 << (heads.bit_length() - 1)
@@ -102,12 +103,12 @@ class AttentionRule:
         return np.exp2(-exponents).astype(np.float32)
 
     def last_seen(self, starts, tokens, filled):
-        """The last slot that tokens see. That of a symmetric window may be one that is not filled.
+        """Return the last slot that tokens see, which may be unfilled with a symmetric window.
 
         Args:
             starts: the slot of the first new token.
-            tokens: numbers of tokens among the new ones, from 0 on; broadcast with starts.
-            filled: how many slots hold tokens, the new ones included. A causal rule ignores it.
+            tokens: indices among the new tokens, from 0; broadcast with starts.
+            filled: the number of filled slots, including the new tokens. A causal rule ignores it.
         """
         if self.causal:
             return starts + tokens
@@ -116,11 +117,11 @@ class AttentionRule:
         return filled - 1 + jnp.zeros_like(tokens)
 
     def sees(self, positions, slots):
-        """Whether queries see slots: bool.
+        """Return whether queries see slots, as bool.
 
         Args:
             positions: the last slot that each query sees (`last_seen`), for a causal rule its own.
-            slots: numbers of filled slots; broadcast with positions.
+            slots: indices of filled slots; broadcast with positions.
         """
         seen = slots <= positions
         if self.chunk is not None:
@@ -129,8 +130,8 @@ class AttentionRule:
 
 
 def tanh_of_exp2(x):
-    """Tanh as 2 / (1 + e^-2x) - 1, with an absolute error of one rounding of 1.
+    """Compute tanh(x) as 2 / (1 + e^-2x) - 1, with an absolute error of one rounding of 1.
 
-    exp2 has no special cases to branch for. The gradient is NaN below -44.
+    exp2 has no special cases, so no branches are needed. The gradient is NaN for x below -44.
     """
     return 2 / (1 + jnp.exp2(x * np.float32(-2 * LOG2_E))) - 1

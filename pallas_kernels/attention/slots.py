@@ -1,8 +1,8 @@
 """The loop over cache slots that decode and prefill share.
 
-It is an online softmax, a block of slots at a time (Dao et al., 2022). Rows are queries of one KV
-head. Only the blocks at both ends of the visible slots are masked: masks keep a GPU from reading 16
-bytes at once.
+It computes an online softmax over blocks of slots (Dao et al., 2022). Rows are queries of one KV
+head. Only the blocks at both ends of the visible slots are masked, because masks prevent loads of
+16 bytes at once.
 """
 
 import dataclasses
@@ -17,24 +17,24 @@ from pallas_kernels.attention.rule import LOWEST, AttentionRule
 
 
 def padded(size: int) -> int:
-    """A size of a tile that goes into `dot`: a power of two, at least 16."""
+    """Round a size up to one that `dot` accepts: a power of two, at least 16."""
     return max(16, pl.next_power_of_2(size))
 
 
 class Part(NamedTuple):
-    """Some elements of a head: those at `columns`, int32 [P], of which the first `count` exist."""
+    """Some elements of a head, at indices `columns`, int32 [P]; only the first `count` exist."""
 
     columns: jax.Array
     count: int
 
     def limit(self, axis: int) -> tuple:
-        """For `within`: what exists, along an axis of two."""
+        """Return the limit of existing elements along one of two axes, for `within`."""
         index = jnp.arange(self.columns.size, dtype=jnp.int32)
         return jnp.expand_dims(index, 1 - axis), self.count if self.count < index.size else None
 
 
 def whole(width: int) -> list[Part]:
-    """A head in one part."""
+    """Return a head as one part."""
     return [Part(jnp.arange(padded(width), dtype=jnp.int32), width)]
 
 
@@ -45,14 +45,13 @@ class Slots:
     Attributes:
         keys: ref [B, K, H, S].
         values: ref [B, K, S, H].
-        b: the sequence.
-        head: the KV head.
-        block: slots of a block.
-        parts: the parts in which keys are read; queries come in the same ones.
+        b: the index of the sequence.
+        head: the index of the KV head.
+        block: slots per block.
+        parts: the parts in which keys are loaded; queries are split alike.
         ring: whether the slots are a ring buffer: position p is in slot p % S. Blocks are then
             blocks of positions, and `block` divides S.
-        limit: how many slots are filled, an int32 scalar, where rows may see others; None where
-            no row sees a slot that is not filled.
+        limit: the number of filled slots, an int32 scalar; None if no row sees unfilled slots.
     """
 
     keys: object
@@ -78,8 +77,8 @@ class Slots:
         """Load block i.
 
         Args:
-            i: the number of the block.
-            bounded: whether the block may pass the last slot.
+            i: the index of the block.
+            bounded: whether the block may extend beyond the last slot.
 
         Returns:
             The positions [block], the keys [P, block] of each part and the values [block, P]; P are
@@ -112,9 +111,9 @@ class Slots:
 
 
 def within(*limits):
-    """A mask of the indices below their limits, or None if there is no limit.
+    """Make a mask of the indices below their limits, or return None if there is no limit.
 
-    limits: pairs of indices, which broadcast, and a limit or None.
+    limits: pairs (indices, limit or None); the indices broadcast.
     """
     shape = jnp.broadcast_shapes(*(indices.shape for indices, _ in limits))
     masks = [
@@ -124,11 +123,12 @@ def within(*limits):
 
 
 def seen_blocks(slots: Slots, first, last, window: int | None):
-    """The blocks that rows at positions `first` to `last` see.
+    """Find the blocks that rows at positions `first` to `last` see.
 
     Returns:
         (begin, whole, masked, end), int32 scalars in ascending order. Some row sees a slot of each
-        block from `begin` to `end`. Every row sees all slots of those from `whole` to `masked`.
+        block from `begin` to `end`. Every row sees all slots of the blocks from `whole` to
+        `masked`.
     """
 
     def clip(slot):
@@ -144,7 +144,7 @@ def seen_blocks(slots: Slots, first, last, window: int | None):
 
 
 def nothing_seen(rows: int, width: int):
-    """The state of `attend` before any slot."""
+    """Make the state of `attend` before any slot is seen."""
     return (
         jnp.full((rows,), LOWEST),
         jnp.zeros((rows,), jnp.float32),
@@ -153,10 +153,10 @@ def nothing_seen(rows: int, width: int):
 
 
 def attend(q, slots: Slots, blocks, positions, last, rule: AttentionRule, state):
-    """Online softmax of rows over blocks of slots.
+    """Compute an online softmax of rows over blocks of slots.
 
     Args:
-        q: for each part of the slots, [R, P] in the cache's dtype.
+        q: the queries, for each part of a head [R, P] in the cache's dtype.
         slots: the slots.
         blocks: the result of `seen_blocks`.
         positions: the last slot that each row sees, int32, a scalar or [R, 1].
@@ -165,8 +165,8 @@ def attend(q, slots: Slots, blocks, positions, last, rule: AttentionRule, state)
         state: the state after earlier slots, or `nothing_seen`.
 
     Returns:
-        The state, float32: largest exponent [R], sum of weights [R] and weighted values [R, P]. A
-        row that sees nothing has the sum 0.
+        The new state, float32: the largest exponents [R], the sums of weights [R] and the weighted
+        values [R, P]. A row that has seen nothing has the sum 0.
     """
     precision = "highest" if q[0].dtype == jnp.float32 else None
 
@@ -202,8 +202,5 @@ def attend(q, slots: Slots, blocks, positions, last, rule: AttentionRule, state)
 
 
 def normalised(sums, total):
-    """Weighted sums [..., P] over the sum of weights [..., 1].
-
-    Zeros where that is zero: nothing was seen.
-    """
+    """Divide weighted sums [..., P] by the sum of weights [..., 1]; zeros if that sum is zero."""
     return sums / jnp.where(total > 0, total, 1)

@@ -1,7 +1,7 @@
 """The gated delta net: convolution, gated delta rule, norm and gate.
 
-`rocmforge_jax.nn` has the same in plain jnp, for any number of tokens: it is the truth for the
-kernels, and their stand-in.
+`rocmforge_jax.nn` implements the same in plain jnp, for any number of tokens. It is the reference
+for the kernels, and their fallback.
 """
 
 from pallas_kernels.delta_rule.api import launches_of_step, step

@@ -1,6 +1,6 @@
 """The gated delta net for one token of each sequence: checks the operands, then runs the kernels.
 
-What the kernels refuse with NotImplementedError, `rocmforge_jax.nn.delta_net` computes.
+`rocmforge_jax.nn.delta_net` computes the cases that the kernels reject with NotImplementedError.
 """
 
 import math
@@ -15,7 +15,7 @@ from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameter
 from pallas_kernels.packing import GROUP
 from pallas_kernels.targets import Target
 
-#: Widths of keys and values that a program holds.
+#: Widths of keys and values that the kernels support.
 WIDTHS = (16, 32, 64, 128, 256)
 #: Offsets of the Triton backend count elements in signed 32 bits.
 MAX_ELEMENTS = 2**31 - 1
@@ -33,26 +33,26 @@ def step(
     activations: str | None = None,
     blocks: Blocks | None = None,
 ) -> Any:
-    """Sends one token of each sequence through a gated delta net.
+    """Computes a gated delta net for one token of each sequence.
 
     Args:
-        token: what the projections give.
-        parameters: those of the layer.
-        state: what is left of the tokens before. It is written in place where it is donated.
-        heads: how channels are heads.
-        epsilons: of the norms of queries and keys, and of the norm of outputs.
-        target: what the kernels are compiled for.
-        lengths_B: integers, 0 where a sequence has no new token and keeps its state. None: all
-            have one.
+        token: the outputs of the projections.
+        parameters: the parameters of the layer.
+        state: the state after the previous tokens. It is updated in place if it is donated.
+        heads: how channels are divided into heads.
+        epsilons: the epsilon of the norms of queries and keys, and of the norm of outputs.
+        target: the compilation target.
+        lengths_B: integers, 0 for a sequence that has no new token and keeps its state. None: each
+            sequence has a new token.
         activations: a mode of `qmatmul.activations`, or None.
-        blocks: sizes of programs; the default depends on the target.
+        blocks: tile sizes; the default depends on the target.
 
     Returns:
-        The output [B, N, W], in the dtype of `token.qkv_BC`, and the state. With `activations` a
-        triple of output, state and the Activations of the rows [B, N * W] of the output.
+        The output [B, N, W], in the dtype of `token.qkv_BC`, and the state. With `activations`, a
+        triple: output, state, and the Activations of the rows [B, N * W] of the output.
 
     Raises:
-        NotImplementedError: the kernels cannot do it.
+        NotImplementedError: the kernels do not support the operands.
         ValueError: the operands do not fit together.
     """
     check_operands(token, parameters, state, heads, lengths_B)
@@ -69,14 +69,18 @@ def step(
 
 
 def launches_of_step(heads: DeltaHeads, batch: int, target: Target) -> str:
-    """Returns in how many launches a step runs, or raises NotImplementedError if it does not."""
+    """Returns the number of launches of a step, in words.
+
+    Raises:
+        NotImplementedError: the kernels do not support the heads.
+    """
     require_kernels(heads, batch)
     columns = blocks_of(batch * heads.value_heads, target).columns
     return "one launch" if columns >= heads.value_width else "two launches"
 
 
 def require_kernels(heads: DeltaHeads, batch: int) -> None:
-    """Raises NotImplementedError, with the reason, for what the kernels cannot do."""
+    """Raises NotImplementedError, with the reason, for heads that the kernels do not support."""
     for name, width in (("keys", heads.key_width), ("values", heads.value_width)):
         if width not in WIDTHS:
             known = ", ".join(map(str, WIDTHS))

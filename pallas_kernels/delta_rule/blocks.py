@@ -1,4 +1,4 @@
-"""How a step of the gated delta net is cut into programs: sizes as data, by family of GPU."""
+"""Tile sizes of the kernels of the gated delta net, by GPU family."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ from pallas_kernels.targets import Target, of_family
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Sizes of the programs of a step, powers of two.
+    """Tile sizes of a step, powers of two.
 
     Attributes:
-        columns: of a memory in a program. Where a head has no more values than that, one launch
-            does it all, a program for each key head. If not, programs take some columns of one
-            value head each, and a second launch norms and gates.
-        threads: of a program of the first launch.
-        threads_finishing: of a program of the second launch.
+        columns: columns of a memory per program. If heads are at most this wide, a single launch
+            computes the step, with one program per key head. Otherwise, each program computes some
+            columns of one value head, and a second launch applies the norm and the gate.
+        threads: threads per program of the first launch.
+        threads_finishing: threads per program of the second launch.
     """
 
     columns: int
@@ -22,8 +22,8 @@ class Blocks:
     threads_finishing: int = 64
 
 
-#: Family of GPU -> (memories from which on they count, sizes), the fewest memories first.
-#: Those for NVIDIA were measured on an H200, with 32 and with 1024 memories of 128 x 128.
+#: GPU family -> (smallest number of memories, sizes) in ascending order of the number. The sizes
+#: for NVIDIA were measured on an H200, with 32 and with 1024 memories of 128 x 128.
 BLOCKS = {
     "": ((0, Blocks(columns=32, threads=128)),),
     "cuda": ((0, Blocks(columns=16, threads=64)), (256, Blocks(columns=64, threads=128))),

@@ -1,12 +1,14 @@
 """Kernels of a step of the gated delta net, in one launch or in two.
 
-Plain XLA takes twelve launches, two of which read all memories. Here each is read and written once.
+Plain XLA needs twelve launches, two of which read all memories. Here, each memory is read once and
+written once.
 
-The convolution's state is shifted in place, so a program that shifts it must be the only one that
-reads it, or come later. One launch therefore has a program for each key head, which takes its value
-heads one after the other. Two launches have many more programs: of the first, each takes some
-columns of one value head's memory, and computes the convolution of query and key anew. The second
-norms and gates, which needs all columns, and shifts the state.
+The convolution's state is shifted in place. So a program that shifts it must be the only one that
+reads it, or run later. A single launch therefore has one program per key head, which computes its
+value heads one after the other. Two launches have many more programs. In the first launch, each
+program computes some columns of one value head's memory, and repeats the convolution of the query
+and the key. The second launch applies the norm and the gate, which need all columns, and shifts the
+state.
 """
 
 from typing import NamedTuple
@@ -26,7 +28,7 @@ from pallas_kernels.targets import Target
 
 
 class Operands(NamedTuple):
-    """Arrays, or their refs in a kernel. lengths_B: int32, or None."""
+    """The operands of a step: arrays, or refs in a kernel. lengths_B is int32, or None."""
 
     state: DeltaState
     token: Token
@@ -40,7 +42,7 @@ class Operands(NamedTuple):
         return Window(b, channels, *refs)
 
     def factors(self, b, n):
-        """The factor of a memory, and the share by which it moves to the value."""
+        """Computes the decay of a memory, and the share by which it moves to the new value."""
         alpha, beta, dt, a = (
             ref[index].astype(jnp.float32)
             for ref, index in (
@@ -55,14 +57,14 @@ class Operands(NamedTuple):
         return jnp.exp(rate * a), 1 / (1 + jnp.exp(-beta))
 
     def when_real(self, b):
-        """A decorator: does it where the sequence has a new token."""
+        """Returns a decorator that runs a function only if the sequence has a new token."""
         if self.lengths_B is None:
             return lambda function: function()
         return pl.when(self.lengths_B[b] > 0)
 
 
 def step(operands: Operands, heads: DeltaHeads, epsilons, mode, blocks: Blocks, target: Target):
-    """Computes what `api.step` returns; that has checked the operands."""
+    """Runs the kernels; `api.step` describes and checks the operands."""
     if blocks.columns >= heads.value_width:
         return _at_once(operands, heads, epsilons, mode, blocks, target)
     sums_BNW, memory = _remember(operands, heads, epsilons[0], blocks, target)
@@ -71,7 +73,7 @@ def step(operands: Operands, heads: DeltaHeads, epsilons, mode, blocks: Blocks, 
 
 
 def _at_once(operands, heads, epsilons, mode, blocks, target):
-    """All in one launch: a program takes the value heads of a key head."""
+    """Computes a step in one launch, whose programs compute all value heads of a key head."""
     (B, N), K, W = operands.token.beta_BN.shape, heads.key_heads, heads.value_width
     arrays, structure = jax.tree.flatten(operands)
 
@@ -80,7 +82,7 @@ def _at_once(operands, heads, epsilons, mode, blocks, target):
         out_ref, memory_ref, inputs_ref, *act_refs = refs[len(arrays) :]
         b, k = point[0] // K, point[0] % K
         column = jnp.arange(W, dtype=jnp.int32)
-        # The loads of each memory come before what the one before it is used for.
+        # Each memory is loaded before the previous one is used, to overlap loads with arithmetic.
         memory = _load_memory(found, b, heads.value_head(k, 0), heads, column)
         query, key = _query_and_key_windows(found, b, k, heads)
         values = [
@@ -94,7 +96,7 @@ def _at_once(operands, heads, epsilons, mode, blocks, target):
                 memory = _load_memory(found, b, heads.value_head(k, i + 1), heads, column)
             sums = _update(found, memory_ref, this, q, key_vector, value, b, n, column, heads)
             _store_output(sums, found, out_ref, act_refs, b, n, epsilons[1], mode)
-        # No thread may shift what another one still loads.
+        # No thread may shift the state while another thread still loads it.
         triton.barrier(target)
 
         @found.when_real(b)
@@ -119,7 +121,7 @@ def _at_once(operands, heads, epsilons, mode, blocks, target):
 
 
 def _remember(operands, heads, epsilon, blocks, target):
-    """Updates all memories -> outputs before their norm, float32 [B, N, W], and the memories."""
+    """Updates all memories; returns outputs before the norm, float32 [B, N, W], and memories."""
     (B, N), W = operands.token.beta_BN.shape, heads.value_width
     arrays, structure = jax.tree.flatten(operands)
 
@@ -148,9 +150,9 @@ def _remember(operands, heads, epsilon, blocks, target):
 
 
 def _finish(sums_BNW, operands, heads, epsilon, mode, blocks, target):
-    """Norms and gates outputs, and shifts the convolution's state."""
+    """Applies the norm and the gate to outputs, and shifts the convolution's state."""
     (B, N), W = operands.token.beta_BN.shape, heads.value_width
-    # The memory is not an operand: the launch before has written it.
+    # The memory is not an operand, because the first launch has already updated it.
     inputs, operands = operands.state.inputs_BLC, operands._replace(state=None)
     arrays, structure = jax.tree.flatten((inputs, sums_BNW, operands))
 
@@ -199,7 +201,7 @@ def _query_and_key_windows(found, b, k, heads):
 
 
 def _query_and_key(query, key, heads, epsilon):
-    """The query, scaled, and the key, both of length 1 before."""
+    """Computes query and key, both normalised to length 1; the query is then scaled."""
     q, k = (_unit(silu(window.output()), epsilon) for window in (query, key))
     return q * np.float32(heads.key_width**-0.5), k
 
@@ -209,9 +211,9 @@ def _unit(x, epsilon):
 
 
 def _update(found, memory_ref, memory, q, k, value, b, n, column, heads):
-    """Updates columns of a memory [H, columns] and returns what the query reads, float32.
+    """Updates columns of a memory [H, columns] and returns the query's result, float32.
 
-    The query's result is computed from the old memory, so that both sums are over one array.
+    The result is computed from the old memory, so that both sums are over the same array.
     """
     decay, share = found.factors(b, n)
     held = (memory * k[:, None]).sum(axis=0) * decay
@@ -228,7 +230,7 @@ def _update(found, memory_ref, memory, q, k, value, b, n, column, heads):
 
 
 def _store_output(sums, found, out_ref, act_refs, b, n, epsilon, mode):
-    """Norms and gates the output of a head, and quantises it where a mode is given."""
+    """Applies norm and gate to the output of a head, stores it, and quantises it given a mode."""
     W = sums.size
     column = jnp.arange(W, dtype=jnp.int32)
     scale = found.parameters.scale_W[column].astype(jnp.float32)

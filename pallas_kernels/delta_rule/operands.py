@@ -12,17 +12,17 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class DeltaHeads:
-    """The heads, and how value heads share key heads. Hashable.
+    """The heads of a gated delta net, and how value heads share key heads. Hashable.
 
     The channels of the convolution are the queries of all key heads, then the keys of all key
     heads, then the values of all value heads.
 
     Attributes:
-        key_heads: DeltaHeads of queries and keys, K.
-        value_heads: DeltaHeads of values, N, a multiple of K. Each has a memory.
-        key_width: Of queries and keys, H.
-        value_width: Of values, W.
-        grouped: Whether value head n takes key head n // (N / K). If not, it takes n % K.
+        key_heads: The number of heads of queries and keys, K.
+        value_heads: The number of heads of values, N, a multiple of K. Each has a memory.
+        key_width: The width of queries and keys, H.
+        value_width: The width of values, W.
+        grouped: Whether value head n uses key head n // (N / K). If not, it uses n % K.
     """
 
     key_heads: int
@@ -33,17 +33,17 @@ class DeltaHeads:
 
     @property
     def shared(self) -> int:
-        """Value heads of a key head, N / K."""
+        """The number of value heads per key head, N / K."""
         return self.value_heads // self.key_heads
 
     @property
     def channels(self) -> int:
-        """Channels of the convolution, C."""
+        """The number of channels of the convolution, C."""
         return 2 * self.first_key + self.value_heads * self.value_width
 
     @property
     def first_key(self) -> int:
-        """The channel of the first key: queries come before it, and as many keys after it."""
+        """The first channel of the keys, which is also the number of channels of queries."""
         return self.key_heads * self.key_width
 
     def key_head(self, n):
@@ -51,18 +51,18 @@ class DeltaHeads:
         return n // self.shared if self.grouped else n % self.key_heads
 
     def value_head(self, k, i: int):
-        """Returns the value head that is number i of those of key head k."""
+        """Returns the value head with index i among the value heads of key head k."""
         return k * self.shared + i if self.grouped else i * self.key_heads + k
 
 
 class Token(NamedTuple):
-    """One token of each sequence, as the projections give it, in any float dtypes.
+    """The outputs of the projections for one token of each sequence, in any float dtypes.
 
     Attributes:
-        qkv_BC: Inputs of the convolution.
-        gate_BNW: Before silu.
-        beta_BN: Shares by which memories move to values, before sigmoid.
-        alpha_BN: Rates of decay, before `dt` is added, softplus and the product with `a`.
+        qkv_BC: The inputs of the convolution.
+        gate_BNW: The gates, before silu.
+        beta_BN: The shares by which memories move to new values, before sigmoid.
+        alpha_BN: The rates of decay, before adding `dt`, softplus, and the product with `a`.
     """
 
     qkv_BC: jax.Array
@@ -75,10 +75,10 @@ class Parameters(NamedTuple):
     """The parameters of a layer, in any float dtypes.
 
     Attributes:
-        filters_LC: Of the convolution; the last tap belongs to the token itself.
-        dt_N: Added to the rates.
-        a_N: Multiply the rates; below 0 for a decay.
-        scale_W: Of the norm of each head's output.
+        filters_LC: The filters of the convolution; the last tap applies to the token itself.
+        dt_N: Numbers that are added to the rates of decay.
+        a_N: Factors of the rates; negative for a decay.
+        scale_W: The scale of the norm of each head's output.
     """
 
     filters_LC: jax.Array
@@ -88,7 +88,7 @@ class Parameters(NamedTuple):
 
 
 class DeltaState(NamedTuple):
-    """What is left of the tokens before.
+    """The state after the previous tokens.
 
     Attributes:
         memory_BNHW: float32, a matrix from keys to values for each value head.

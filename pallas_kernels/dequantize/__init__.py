@@ -1,4 +1,4 @@
-"""Values of packed planes."""
+"""Dequantisation of packed weights."""
 
 from pallas_kernels.dequantize.api import dequantize
 

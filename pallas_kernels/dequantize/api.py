@@ -1,4 +1,4 @@
-"""Values of packed planes: checks the operands, then runs the kernel."""
+"""Dequantisation of packed weights: checks the operands, then runs the kernel."""
 
 import jax
 
@@ -11,17 +11,20 @@ from pallas_kernels.targets import Target, of_family
 def dequantize(
     planes, packing: Packing, dtype, *, target: Target, blocks: Blocks | None = None
 ) -> jax.Array:
-    """Compute the values of a packed matrix [N, K], equal in every bit to `reference.dequantize`.
+    """Dequantise a packed matrix, with results bitwise equal to `reference.dequantize`.
 
     Args:
-        planes: the arrays of the matrix, as in `pallas_kernels.packing`.
-        packing: what the planes hold.
+        planes: the arrays of the matrix, as described in `pallas_kernels.packing`.
+        packing: the format of the planes.
         dtype: the dtype of the values.
-        target: what the kernel is compiled for.
-        blocks: the size of a program; the default depends on the target.
+        target: the compilation target.
+        blocks: the tile sizes; the default depends on the target.
+
+    Returns:
+        The values [N, K].
 
     Raises:
-        ValueError: the planes are not those of a single matrix.
+        ValueError: the planes do not belong to a single matrix.
     """
     if planes["codes"].ndim != 3:
         raise ValueError(

@@ -1,15 +1,15 @@
-"""How dequantisation is cut into programs: sizes as data, by family of GPU."""
+"""Tile sizes of the dequantisation kernel, by GPU family."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Sizes of a program.
+    """Tile sizes of a program.
 
     Attributes:
-        fours: fours of neighbouring values that it computes, a power of two.
-        warps: its warps.
+        fours: how many sets of four neighbouring values a program computes, a power of two.
+        warps: warps per program.
     """
 
     fours: int

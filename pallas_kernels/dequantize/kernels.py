@@ -1,4 +1,4 @@
-"""Values of packed planes, in one pass over the planes.
+"""The dequantisation kernel, which reads the planes once.
 
 Each thread turns words of codes into four neighbouring values and writes them.
 """
@@ -25,7 +25,7 @@ from pallas_kernels.targets import Target
 
 
 def dequantize(planes, packing: Packing, dtype, blocks: Blocks, target: Target):
-    """Run the kernel: planes of a matrix [N, K] -> its values in `dtype`."""
+    """Run the kernel on the planes of a matrix and return its values [N, K] in `dtype`."""
     rows, _, groups = planes["codes"].shape
     names, fours = sorted(planes), groups * POSITIONS
     tile = min(blocks.fours, pl.next_power_of_2(fours))
@@ -67,10 +67,11 @@ def dequantize(planes, packing: Packing, dtype, blocks: Blocks, target: Target):
 
 
 def _values(packing, codes, get, mask, target):
-    """`packing.values` of [tile, 4] codes.
+    """Compute `packing.values` of codes [tile, 4].
 
-    Powers of two are applied by a multiplication where no value is subnormal, or where the GPU is
-    known to keep subnormal numbers. No model has subnormal values.
+    Scales that are powers of two are applied by multiplication if none of them is subnormal, or if
+    the GPU keeps subnormal numbers. Otherwise a slower, exact path is used. No known model needs
+    it.
     """
     if packing.scale != "e8m0":
         return values(packing, codes, get)
@@ -83,9 +84,9 @@ def _values(packing, codes, get, mask, target):
 
 
 def _codes(load, packing, position, target):
-    """int32 words of four signed bytes: the codes at a position of each group.
+    """Return the codes at a position of each group, as int32 words of four signed bytes.
 
-    load(i): word i of each group, i an array.
+    load(i): loads word i of each group; i is an array.
     """
     total = None
     for first, part, low in parts(packing.bits):

@@ -1,15 +1,15 @@
-"""Activations as the products take them: 32 consecutive inputs are a group, as in the weights.
+"""Quantised activations, in groups of 32 consecutive inputs like the weights.
 
-Three modes, by what a group becomes:
+There are three modes, which differ in what a group consists of:
 
-    "int16"  15-bit integers times a scale, each as two signed bytes, q = 128 * high + low: exact to
-             3e-5 of the largest of a group
-    "int8"   signed bytes times a scale, as llama.cpp has them: exact to 4e-3 of the largest
-    "float"  float32, exact: of one to two times a scale that is a power of two
+    "int16"  15-bit integers and a scale. An integer is two signed bytes, q = 128 * high + low. The
+             error is at most 3e-5 of the largest number of the group
+    "int8"   signed bytes and a scale, as in llama.cpp. The error is at most 4e-3 of the largest
+    "float"  exact float32 numbers, divided by a scale that is a power of two
 
-Where an RMSNorm comes first, x is multiplied by its scale here; that a row is divided by its root
-mean square can wait until the product is there. So activations carry the sums of squares of their
-groups, and nothing has to have seen all of a row before it is quantised.
+If an RMSNorm comes first, x is multiplied by the norm's scale here, but the product divides the row
+by its root mean square. So activations carry the sum of squares of each group, and a group can be
+quantised before the rest of its row is known.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from pallas_kernels.targets import Target
 #: The largest integer of a mode.
 LARGEST = {"int16": 127 * 128, "int8": 127}
 MODES = ("int16", "int8", "float")
-#: What the numbers of mode "float" are times their scale: products with bytes are far from the
-#: smallest floats then, whatever a byte's unit.
+#: A factor of the numbers of mode "float". With it, products with codes are far from the smallest
+#: floats, even if a code is used as a subnormal float (`triton.unit_of_bits`).
 FLOATS_UNIT = 2.0**100
 #: Groups that one program of one warp quantises.
 GROUPS_PER_PROGRAM = 8
@@ -36,14 +36,19 @@ GROUPS_PER_PROGRAM = 8
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """M rows of G groups.
+    """Quantised activations: M rows of G groups.
 
-    words: int32 [M, 2 or 1, 8, G], four bytes each, high bytes before low ones; float32 [M, 1, 32,
-    G] in mode "float", in FLOATS_UNIT. scale: float32 [M, G]. sums: int32 [M, 2, G], of the
-    integers of each half of a group; float32 in mode "float", of the numbers. squares: float32 [M,
-    G], the sum of the squares of each group before an RMSNorm's scale, or None: no norm. With them,
-    all numbers of a row are still to be multiplied by 1 / sqrt(mean square + epsilon). in_turn:
-    whether bytes are in the order of `codes.signed_bytes` of that name.
+    Attributes:
+        words: int32 [M, 2, 8, G] of four bytes each, high bytes before low bytes; [M, 1, 8, G] in
+            mode "int8". In mode "float": float32 [M, 1, 32, G], times FLOATS_UNIT.
+        scale: float32 [M, G].
+        sums: int32 [M, 2, G], the sums of the integers of each half of a group. In mode "float":
+            float32, the sums of the numbers.
+        squares: float32 [M, G], the sum of squares of each group before an RMSNorm's scale, or None
+            without a norm. The product multiplies a row by 1 / sqrt(mean square + epsilon).
+        mode: one of MODES.
+        epsilon: the epsilon of the norm.
+        in_turn: whether bytes are in the order that `in_turn` means in `codes.signed_bytes`.
     """
 
     words: jax.Array
@@ -56,17 +61,17 @@ class Activations:
 
     @property
     def rows(self) -> int:
-        """M."""
+        """M, the number of rows."""
         return self.words.shape[0]
 
     @property
     def groups(self) -> int:
-        """G, the groups of a row."""
+        """G, the number of groups per row."""
         return self.words.shape[-1]
 
 
 def shapes(rows: int, groups: int, mode: str, normed: bool) -> list[jax.ShapeDtypeStruct]:
-    """Of words, scale, sums and, where `normed`, squares."""
+    """Return the shapes of words, scale, sums and, if `normed`, squares."""
     number = jnp.float32 if mode == "float" else jnp.int32
     words = {"int16": (2, POSITIONS), "int8": (1, POSITIONS), "float": (1, GROUP)}[mode]
     of = jax.ShapeDtypeStruct
@@ -79,7 +84,7 @@ def shapes(rows: int, groups: int, mode: str, normed: bool) -> list[jax.ShapeDty
 
 
 def of_arrays(arrays, mode: str, epsilon: float = 0.0, in_turn: bool = False) -> Activations:
-    """Activations of arrays as `shapes` lists them."""
+    """Make Activations from arrays in the order of `shapes`."""
     return Activations(*arrays, *[None] * (4 - len(arrays)), mode, epsilon, in_turn)
 
 
@@ -91,10 +96,10 @@ def quantize(
     Args:
         x_MK: the numbers.
         mode: one of MODES.
-        norm: the scale [K] of an RMSNorm that comes first, or None.
+        norm: the scale [K] of an RMSNorm to apply first, or None.
         epsilon: the epsilon of that norm.
-        in_turn: whether bytes are in the order of `codes.signed_bytes` of that name.
-        target: what the kernel is compiled for.
+        in_turn: whether to use the order of bytes that `in_turn` means in `codes.signed_bytes`.
+        target: the compilation target.
     """
     in_turn = in_turn and mode != "float"
     M, K = x_MK.shape
@@ -131,9 +136,16 @@ def quantize(
 
 
 def store(refs, row, g, x, mode: str, in_turn: bool = False, mask=None):
-    """In a kernel: quantise x, float32 [n, 32], and write it as the groups g [n] of a row.
+    """In a kernel: quantise x and write it as some groups of a row.
 
-    refs: of words, scale, sums.
+    Args:
+        refs: the refs of words, scale and sums.
+        row: the index of the row.
+        g: the indices of the groups, int32 [n].
+        x: float32 [n, 32].
+        mode: one of MODES.
+        in_turn: as for `quantize`.
+        mask: bool [n], which groups to write, or None for all.
     """
     words_ref, scale_ref, sums_ref = refs[:3]
     words, scale, sums = _quantized(x, mode, in_turn)
@@ -152,7 +164,7 @@ def store(refs, row, g, x, mode: str, in_turn: bool = False, mask=None):
 
 
 def quantize_reference(x_MK, mode: str, *, norm=None, epsilon: float = 0.0) -> Activations:
-    """`quantize` in plain jnp, bytes not in turn."""
+    """Compute `quantize` in plain jnp, without `in_turn`."""
     x = x_MK.astype(jnp.float32)
     (M, K), squares = x.shape, (x * x).reshape(x.shape[0], -1, GROUP).sum(axis=2)
     if norm is not None:
@@ -170,8 +182,8 @@ def _quantized(x, mode, in_turn=False):
     """Quantise float32 [groups, 32].
 
     Returns:
-        Words [groups, 8 or 32] of each part, scale [groups] and sums [groups, 2]. With `in_turn`
-        the words are those of positions 0, 4, 1, 5 and so on, as `Activations` has them.
+        The words [groups, 8 or 32] of each part, the scales [groups] and the sums [groups, 2]. With
+        `in_turn`, the words are for positions 0, 4, 1, 5 and so on of `Activations`.
     """
 
     def halves(a):
@@ -188,9 +200,9 @@ def _quantized(x, mode, in_turn=False):
 
 
 def steps(largest, mode: str):
-    """The factors that make integers of numbers, and their inverses.
+    """Return the factors that scale numbers to integers, and their inverses.
 
-    largest: the largest number of each group, float32.
+    largest: the largest absolute number of each group, float32.
     """
     top = np.float32(LARGEST[mode])
     inverse = jnp.where(
@@ -200,7 +212,7 @@ def steps(largest, mode: str):
 
 
 def _powers_of_two(largest):
-    """The inverses of the powers of two of float32 numbers, and these powers.
+    """Round float32 numbers down to powers of two; return their inverses, and the powers.
 
     Both are normal floats, 2^-126 to 2^126.
     """
@@ -209,12 +221,12 @@ def _powers_of_two(largest):
 
 
 def to_integers(x, inverse):
-    """float32 numbers -> int32."""
+    """Scale float32 numbers by `inverse` and round them to int32."""
     return jnp.floor(x * inverse + np.float32(0.5)).astype(jnp.int32)
 
 
 def as_bytes(q, mode: str) -> list:
-    """int32 -> its parts, each a signed byte in an int32: high before low, or itself."""
+    """Split integers into signed bytes, each as int32: [high, low], or [q] in mode "int8"."""
     if mode == "int8":
         return [q]
     high = (q + 64) >> 7
@@ -222,7 +234,7 @@ def as_bytes(q, mode: str) -> list:
 
 
 def _as_words(q, in_turn):
-    """Signed bytes as int32 [groups, 32] -> int32 words [groups, 8]."""
+    """Pack signed bytes, int32 [groups, 32], into int32 words [groups, 8]."""
     if not in_turn:
         shift = 8 * jax.lax.broadcasted_iota(jnp.int32, (1, 1, 4), 2)
         return ((q.reshape(-1, POSITIONS, 4) & 255) << shift).sum(axis=2)

@@ -10,7 +10,7 @@ from pallas_kernels.qmatmul.blocks import MatrixTile, Tile
 from pallas_kernels.qmatmul.product import Product, Weight
 from pallas_kernels.targets import Target
 
-#: Most rows of activations of a GEMV. With more rows the matrix units are faster.
+#: The most rows of activations of a GEMV. With more rows, the matrix units are faster.
 GEMV_ROWS = 16
 
 
@@ -28,28 +28,28 @@ def multiply(
 ) -> list[jax.Array]:
     """Multiply a few rows of activations with several weights (GEMV).
 
-    All products are one launch. An array x takes another launch before it, which quantises x.
+    All products run in one launch. If x is an array, another launch quantises it first.
 
     Args:
         x: [M, K] of any float dtype, or Activations.
-        products: the outputs wanted; either all have experts or none has.
+        products: the products to compute. All of them have experts, or none.
         mode: how x is quantised, one of `activations.MODES`.
         dtype: the dtype of the outputs.
-        target: what the kernel is compiled for.
-        norm: the scale [K] of an RMSNorm that an array x goes through first, or None.
+        target: the compilation target.
+        norm: the scale [K] of an RMSNorm to apply to an array x first, or None.
         epsilon: the epsilon of that norm.
-        tile: the size of a program; the default depends on the target.
-        shared: int32 [tiles, R], with experts: rows of the output that one program computes, all of
-            one expert, which is then read once for them. Every row is in some tile. A tile with
-            fewer rows repeats one of them; one with a negative first entry is left out. None:
-            each row is computed by itself.
+        tile: the tile sizes; the default depends on the target.
+        shared: int32 [tiles, R], for products with experts: the rows of the output that one program
+            computes together. The rows of a tile have the same expert, which is read once. Every
+            row must be in a tile. A tile with fewer rows repeats one of them. A tile with a
+            negative first entry is skipped. None: each row is computed separately.
 
     Returns:
         The output of each product, [M, N], or [P, N] with experts.
 
     Raises:
-        NotImplementedError: x has no row or more than GEMV_ROWS (any number is allowed with
-            experts), or a plane is too large for 32-bit offsets.
+        NotImplementedError: x has no rows, or without experts more than GEMV_ROWS; or a plane is
+            too large for 32-bit offsets.
         ValueError: the operands do not fit together, or rows are shared without experts.
     """
     if mode not in activations.MODES:
@@ -83,25 +83,26 @@ def multiply_skinny(
 
     Args:
         x_MK: bfloat16 or float16.
-        weight: a matrix, or a stack of them where there are experts.
-        target: what the kernel is compiled for.
-        tile: the size of a program; the default depends on the target.
-        experts: int32 [M / R], R a power of two from 16: the matrix of each R rows of x. The rows
-            of a negative one are not written. None: the weight is one matrix.
+        weight: a matrix, or with `experts` a stack of matrices.
+        target: the compilation target.
+        tile: the tile sizes; the default depends on the target.
+        experts: int32 [M / R], where R is a power of two, at least 16: the index of the matrix for
+            each R rows of x. The output of rows with a negative index is not written. None: the
+            weight is one matrix.
 
     Returns:
         float32 [M, N].
 
     Raises:
         NotImplementedError: a plane is too large for 32-bit offsets.
-        ValueError: M is not such a multiple of the number of experts.
+        ValueError: M is not a valid R times the length of `experts`.
     """
     check_offsets(weight.planes)
     return skinny_gemm.multiply(x_MK, weight, target=target, tile=tile, experts=experts)
 
 
 def _check_experts(products: list[Product], rows: int) -> None:
-    """Raises ValueError unless all products have experts for the same rows, or none has."""
+    """Raises ValueError unless all products have experts for the same rows, or none have."""
     pairs, *others = {product.pairs for product in products}
     if others or pairs is not None and (not rows or pairs % rows):
         counts = ["none" if product.pairs is None else product.pairs for product in products]

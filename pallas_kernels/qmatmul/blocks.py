@@ -1,9 +1,9 @@
-"""How products are cut into programs: tuned sizes, as data.
+"""Tile sizes of the products with packed weights.
 
-A table has an entry for each family of GPUs (`targets.of_family`). The sizes for NVIDIA were
-measured on an H100 and an H200. Those for AMD are the largest for which XLA's compiler spills no
-registers; they are not tuned on hardware. Those of the interpreter are small, because it compiles
-every program: a short kernel compiles sooner.
+Each table has an entry per GPU family (`targets.of_family`). The sizes for NVIDIA were measured on
+an H100 and an H200. The sizes for AMD are the largest for which XLA's compiler spills no registers.
+They are not tuned on hardware. The sizes for the interpreter are small, because it compiles every
+program, and short kernels compile faster.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from pallas_kernels.targets import Target, of_family
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Sizes of a program of a GEMV.
+    """Tile sizes of a GEMV program.
 
     Attributes:
-        rows: of the weight.
-        groups: that are read at once.
-        warps: of the program.
+        rows: rows of the weight.
+        groups: groups that are read at once, in one step.
+        warps: warps per program.
         batch: rows of activations.
         load_first: whether all loads of a step come before its arithmetic.
     """
@@ -34,17 +34,17 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixTile(Tile):
-    """Sizes of a program of a skinny GEMM.
+    """Tile sizes of a skinny GEMM program.
 
-    All numbers but splits are powers of two. `groups` are those of one product on the matrix units,
-    `batch` is the most columns of its tile.
+    All sizes except `splits` and `stages` are powers of two. `groups` is the number of groups in
+    one product on the matrix units. `batch` is the largest number of columns of its tile.
 
     Attributes:
-        splits: programs that share the inputs of a row.
-        stages: of the loop over groups, 1 where nothing is prefetched.
-        lanes: threads that a row of the tile comes from; see `skinny_gemm`.
-        run: neighbouring inputs that come from one thread.
-        early: whether the launch that follows may begin early.
+        splits: how many programs share the inputs of a row.
+        stages: software pipelining stages of the loop over groups; 1 for no prefetch.
+        lanes: how many threads supply a row of the tile; see `skinny_gemm`.
+        run: how many neighbouring inputs one thread supplies.
+        early: whether the next launch may begin early.
     """
 
     splits: int = 1
@@ -54,10 +54,11 @@ class MatrixTile(Tile):
     early: bool = True
 
 
-#: For one row of activations: (outputs that a launch has at least, what its packings, their number
-#: for an output and the mode must be, tile), the first that fits. Programs of one warp keep most
-#: reads in flight. Types with a table, and those of two and three bits, take their time to compute,
-#: in which others read: to load first only costs them registers.
+#: Tiles for one row of activations: (least number of outputs of a launch, conditions, tile). The
+#: first entry that fits is used. Conditions are values of the packings, the mode, and the number of
+#: weights per output. Programs of one warp keep the most reads in flight. Types with a table, and
+#: types of two and three bits, take long to compute, and other programs read in that time. Loading
+#: first would only cost them registers.
 GEMV_ONE_ROW = {
     "": ((0, {}, Tile(4, 64)),),
     "cuda": (
@@ -75,13 +76,14 @@ GEMV_ONE_ROW = {
     "rocm gfx9": ((0, {}, Tile(4, 128)),),
     "interpret": ((0, {}, Tile(1, 32)),),
 }
-#: Where a row is one step, programs take more of them: (groups that one reads at most, programs
-#: that are left at least).
+#: If a row is a single step, programs compute more rows: (most groups that a program reads, least
+#: number of programs that remain).
 SHORT_ROWS = {"": (0, 0), "cuda": (256, 1500)}
-#: Where the last step of a row would be so empty (share of all groups read), and narrower steps are
-#: fuller, programs read half the groups of twice the rows. Measured for types with a table.
+#: The last step of a row is partly empty, and steps of half the width read fewer empty groups. If
+#: they save at least this share of all groups read, a step reads half the groups of twice the rows.
+#: Measured for types with a table.
 EMPTY_STEP = {"": 1.0, "cuda": 0.2}
-#: For several rows of activations: (up to so many rows, tile).
+#: Tiles for several rows of activations: (most rows, tile).
 GEMV_BATCH = {
     "": ((2, Tile(4, 32, batch=2)), (16, Tile(2, 32, batch=4))),
     "cuda": ((2, Tile(4, 64, batch=2)), (16, Tile(2, 64, batch=8))),
@@ -90,12 +92,12 @@ GEMV_BATCH = {
 }
 
 
-#: For rows of activations that each go to an expert: (up to so many rows of an expert on average,
-#: rows that a program computes together at most), the first that fits. With more rows the matrix
-#: units are faster.
+#: For products with experts: (most rows per expert on average, most rows that a program computes
+#: together). The first entry that fits is used. With more rows, the matrix units are faster.
 SHARED_ROWS = {"": ((1, 1),), "cuda": ((1, 1), (4, 2)), "interpret": ((1, 1), (4, 2))}
-#: Rows of the weight of such a program, by whether activations are integers. With fewer, starting
-#: the programs takes longer than their work: measured on an H200, experts of 768 to 2880 inputs.
+#: Rows of the weight in such a program, by whether activations are integers. With fewer rows, a
+#: program takes longer to start than to compute. Measured on an H200, with experts of 768 to 2880
+#: inputs.
 SHARED_TILE = {
     "": {True: 4, False: 2},
     "cuda": {True: 8, False: 2},
@@ -104,12 +106,12 @@ SHARED_TILE = {
 
 
 def shared_rows(pairs: int, experts: int, target: Target) -> int | None:
-    """The most rows that a program of a GEMV computes together, None for the matrix units.
+    """Return how many rows a GEMV program computes together; None to use the matrix units.
 
     Args:
         pairs: rows of activations, each for one expert.
-        experts: how many experts there are.
-        target: what the kernel is compiled for.
+        experts: the number of experts.
+        target: the compilation target.
     """
     table = of_family(SHARED_ROWS, target)
     return next((rows for most, rows in table if pairs <= most * experts), None)
@@ -118,23 +120,28 @@ def shared_rows(pairs: int, experts: int, target: Target) -> int | None:
 def gemv(
     rows: int, products: list[Product], mode: str, target: Target, shared: int | None = None
 ) -> Tile:
-    """The tile for a number of rows of activations, the products of a launch and a mode.
+    """Choose the tile of a GEMV launch.
 
-    shared: rows that a program computes together where there are experts, None for one.
+    Args:
+        rows: rows of activations.
+        products: the products of the launch.
+        mode: how the activations are quantised.
+        target: the compilation target.
+        shared: with experts, how many rows a program computes together; None for one row.
     """
     pairs = products[0].pairs
     if shared is not None:
         return _gemv_of_shared_rows(shared, products[0].weights[0].groups, mode, target)
     if rows > 1 and pairs is None:
         tile = next(tile for most, tile in of_family(GEMV_BATCH, target) if rows <= most)
-        # Floats are 32 operations for each group and row: a kernel of 8 rows compiles for 8 s, one
-        # of 2 rows for 1 s.
+        # Mode "float" has 32 operations per group and row, so kernels of many rows compile slowly
+        # (measured: docs/kernels.md).
         return dataclasses.replace(tile, batch=min(tile.batch, 2)) if mode == "float" else tile
     return _gemv_of_one_row(products, pairs or 1, mode, target)
 
 
 def _gemv_of_one_row(products, pairs: int, mode, target) -> Tile:
-    """The tile where each row of the outputs is computed by itself, `pairs` times."""
+    """Choose the tile for programs that each compute one of `pairs` rows of the outputs."""
     outputs = pairs * sum(product.rows for product in products)
     packings = [packing for product in products for packing in product.packings]
     weights, groups = len(products[0].weights), products[0].weights[0].groups
@@ -155,7 +162,7 @@ def _gemv_of_one_row(products, pairs: int, mode, target) -> Tile:
         return pairs * sum(-(-product.rows // tile.rows) for product in products)
 
     width, (most, least) = max(32, 1 << (groups - 1).bit_length()), of_family(SHORT_ROWS, target)
-    # A row that is one step is so little work that starting a program takes longer.
+    # Computing a row of a single step takes less time than starting a program.
     while (
         width <= tile.groups
         and 2 * tile.rows * width <= most
@@ -163,22 +170,22 @@ def _gemv_of_one_row(products, pairs: int, mode, target) -> Tile:
         and mode != "float"
     ):
         tile = dataclasses.replace(tile, rows=2 * tile.rows)
-    # A launch of no more programs than fit on a GPU at once has no others to compute while one
-    # waits for its loads. Floats fill the registers.
+    # If all programs of a launch fit on the GPU at once, no other program can compute while one
+    # waits for its loads. In mode "float", arithmetic needs all registers.
     first = tile.load_first or programs() <= target.resident
     return dataclasses.replace(tile, load_first=first and mode != "float")
 
 
 def _gemv_of_shared_rows(shared: int, groups: int, mode, target) -> Tile:
-    """The tile where up to `shared` rows of activations go through one expert together."""
-    # Steps of 64 groups, unless half as many leave less of the last one empty.
+    """Choose the tile for programs that compute up to `shared` rows of one expert together."""
+    # Steps have 64 groups, or 32 if that leaves less of the last step empty.
     width = 64 if -groups % 64 == -groups % 32 else 32
     rows = of_family(SHARED_TILE, target)[mode != "float"]
     return Tile(rows, width, batch=shared)
 
 
 def _filled(tile: Tile, groups: int, allowed: float) -> Tile:
-    """Halves the groups of a step for twice the rows where that reads far fewer empty groups."""
+    """Halve the groups of a step and double its rows if that reads far fewer empty groups."""
     half = tile.groups // 2
 
     def read(width):
@@ -193,10 +200,10 @@ def _filled(tile: Tile, groups: int, allowed: float) -> Tile:
     return dataclasses.replace(tile, rows=2 * tile.rows, groups=half)
 
 
-#: For tens of rows of activations: (up to so many rows, what a packing must be, tile), the first
-#: that fits. On NVIDIA GPUs a warp has 16 rows of the weight, and no other has them too. What
-#: begins early takes room from large tiles. "aligned": whether the rows of a plane begin at
-#: multiples of 16 bytes; where not, loads are narrower.
+#: Tiles for tens of rows of activations: (most rows, conditions on the packing, tile). The first
+#: entry that fits is used. On NVIDIA GPUs, each warp has 16 rows of the weight, which no other warp
+#: shares. A launch that begins early takes room from large tiles. "aligned": whether the rows of a
+#: plane begin at multiples of 16 bytes. If not, loads are narrower.
 SKINNY_GEMM = {
     "": (
         (16, {}, MatrixTile(32, 4, warps=2, batch=16, lanes=1, run=32)),
@@ -216,14 +223,22 @@ SKINNY_GEMM = {
 }
 
 
-#: Programs that such a launch should have at least: with fewer, several share the inputs of a row.
+#: The least number of programs of such a launch. To reach it, programs share the inputs of a row.
 PROGRAMS = 192
 
 
 def skinny_gemm(
     rows: int, outputs: int, groups: int, packing: Packing, target: Target
 ) -> MatrixTile:
-    """The tile for so many rows of activations of so many groups, and so many outputs of each."""
+    """Choose the tile of a skinny GEMM launch.
+
+    Args:
+        rows: rows of activations.
+        outputs: rows of the weight.
+        groups: groups per row.
+        packing: the packing of the weight.
+        target: the compilation target.
+    """
     tiles = of_family(SKINNY_GEMM, target)
     tile = next(
         (
@@ -241,19 +256,19 @@ def skinny_gemm(
 
 
 def rows_of_an_expert(pairs: int, experts: int, target: Target) -> int:
-    """The rows of activations of a program, about as many as an expert has.
+    """Return how many rows of activations a program computes, about as many as an expert has.
 
     Args:
         pairs: rows of activations, each for one expert.
-        experts: how many experts there are.
-        target: what the kernel is compiled for.
+        experts: the number of experts.
+        target: the compilation target.
     """
     most = of_family(SKINNY_GEMM, target)[-1][2].batch
     return min(max(16, 1 << (-(-pairs // experts) - 1).bit_length()), most)
 
 
 def _fits(wanted: dict, packing: Packing, **others) -> bool:
-    """Whether a packing, and what else is known, is as wanted."""
+    """Return whether a packing and other facts have the wanted values."""
     return all(
         (others[name] if name in others else getattr(packing, name)) == value
         for name, value in wanted.items()

@@ -14,12 +14,12 @@ from pallas_kernels.targets import Target
 
 
 def signed_bytes(words, packing: Packing, target: Target, in_turn: bool = False) -> list:
-    """Words of a group -> for each position, words of signed bytes.
+    """Unpack words of a group into words of signed bytes, one for each position.
 
-    The packing's offset is not taken off.
+    The packing's offset is not subtracted.
 
-    in_turn: position p < 4 has the first two bytes of itself in turn with those of position 4 + p,
-    and that the two others.
+    in_turn: whether bytes of positions p < 4 and 4 + p are interleaved. Word p then has the first
+    two bytes of both positions, and word 4 + p has the last two.
     """
     if packing.table is None:
         return packings.position_words(words, packing.bits, _choose(target))
@@ -27,9 +27,9 @@ def signed_bytes(words, packing: Packing, target: Target, in_turn: bool = False)
 
 
 def come_in_turn(packings: Iterable[Packing], target: Target) -> bool:
-    """Whether activations for all of these weights have their bytes in turn.
+    """Return whether activations for all of these weights use the order `in_turn`.
 
-    Look-ups in tables give bytes in that order, so none has to be put in order.
+    Table lookups return bytes in that order, so the bytes of weights need no reordering.
     """
     return target.platform != "rocm" and all(
         packing.table is not None and packing.halves == 1 for packing in packings
@@ -37,9 +37,10 @@ def come_in_turn(packings: Iterable[Packing], target: Target) -> bool:
 
 
 def _unsigned_bytes(words, packing: Packing, target: Target) -> tuple[list, int]:
-    """As `signed_bytes`, uint32, plus a number so that none is negative.
+    """Unpack words into unsigned bytes: those of `signed_bytes`, plus a number.
 
-    And that number plus the packing's offset.
+    Returns:
+        A uint32 word for each position; and that number plus the packing's offset.
     """
     if packing.table is not None:
         more = 128 if min(packing.table) < 0 else 0
@@ -59,12 +60,12 @@ def _by_table(words, table, target, in_turn=False):
 
 
 def unsigned(words, packing: Packing, target: Target) -> tuple[list, int]:
-    """Unpack words of a group to unsigned integers.
+    """Unpack words of a group into unsigned integers.
 
     Returns:
-        For each of the 32 inputs, in order, a uint32 array below 2^23 and a place: the array is the
-        code times 2^place. And the number by which all codes are too large, which includes the
-        packing's offset.
+        A list and an offset. For each of the 32 inputs, in order, the list has a uint32 array below
+        2^23 and a place: the array is the code times 2^place. The offset is to be subtracted from
+        all of these codes; it includes the packing's offset.
     """
     if packing.bits > 4 or packing.table is not None:
         words, offset = _unsigned_bytes(words, packing, target)
@@ -88,13 +89,14 @@ def _choose(target):
 
 
 def lifted(words, packing: Packing, target: Target):
-    """Unpack words of a group to float32.
+    """Unpack words of a group into float32.
 
-    The bits of a code replace zeros in the fraction of a power of two. That takes one instruction,
-    and a shift that several codes share.
+    The bits of a code replace zeros in the fraction of a power of two. This takes one instruction
+    per code, and a shift that several codes share.
 
     Yields:
-        For each of the 32 inputs, in order: its code plus a number, and that number, np.float32.
+        For each of the 32 inputs, in order: an array and an np.float32, whose difference is the
+        code minus the packing's offset.
     """
     offset, whole = packing.offset, packing.table is not None or packing.bits == 8
     if whole:
@@ -113,12 +115,12 @@ def lifted(words, packing: Packing, target: Target):
 
 
 def place(packing: Packing, position: int, byte: int) -> int:
-    """Where in the 23 bits of a fraction a code begins.
+    """Return the bit at which a code begins within the 23 fraction bits of a float32.
 
-    One shift of a word serves several codes where their places differ as in it.
+    Several codes share one shift of a word if their places are as far apart as in the word.
 
-    Codes end below bit 23, and the power of two, 2^(23 - place), plus the offset has few bits:
-    times a scale it is exact in 24.
+    Codes end below bit 23. The power of two, 2^(23 - place), plus the offset has few bits, so that
+    its product with a scale is exact in 24 bits.
     """
     if packing.table is not None or packing.bits == 8:
         return 15 if packing.scale == "int8" else 7 + 8 * (byte % 2)
@@ -129,10 +131,11 @@ def place(packing: Packing, position: int, byte: int) -> int:
 
 
 def _fields(words, packing, position):
-    """The parts of the code at a position.
+    """Iterate over the parts of the code at a position.
 
     Yields:
-        For each part its word, the shift within each byte, the bits and the lowest bit of the code.
+        For each part: its word, its shift within each byte, its number of bits, and its lowest bit
+        within the code.
     """
     for first, part, low in parts(packing.bits):
         word, shift = field_of_position(position, part)

@@ -1,4 +1,4 @@
-"""Dot products of groups of a row of activations with those of a row of a weight, in registers.
+"""Dot products of groups of activations with groups of a weight, in registers.
 
 Integer modes use 4-way dot products of bytes, which are exact, and multiply by the scales of both
 sides afterwards. Arrays are [W]: one entry for each of W groups.
@@ -20,8 +20,8 @@ class WeightGroups(NamedTuple):
     """Groups of one row of a weight.
 
     Attributes:
-        packing: of the weight.
-        words: words of codes.
+        packing: the packing of the weight.
+        words: the words of the codes.
         scales: the scale and the minimum (or None) of each half of a group, or of all of it.
     """
 
@@ -30,7 +30,7 @@ class WeightGroups(NamedTuple):
     scales: list[tuple[Factors, Factors | None]]
 
     def positions(self, half: int) -> range:
-        """The positions of a group that one scale belongs to."""
+        """Return the positions of a group that have the scale of a half."""
         return range(POSITIONS) if self.packing.halves == 1 else range(4 * half, 4 * half + 4)
 
 
@@ -48,9 +48,14 @@ class ActivationGroups(NamedTuple):
         return len(self.words[0]) == GROUP
 
     def multiply_add(self, weight: WeightGroups, total, zero, together, target):
-        """Add the products of these groups with those of a weight to `total`, float32 [W].
+        """Add the products of these groups with groups of a weight to `total`.
 
-        zero: int32 [W], the initial value of sums. together: see `_scaled`.
+        Args:
+            weight: the groups of the weight.
+            total: float32 [W].
+            zero: int32 [W], the initial value of sums; see `triton.zero_after`.
+            together: see `_scaled`.
+            target: the compilation target.
         """
         dots = (self._float_dots if self.of_floats else self._integer_dots)(weight, zero, target)
         scales, minima = zip(*weight.scales)
@@ -101,7 +106,7 @@ class ActivationGroups(NamedTuple):
 
 
 def _sum_of_places(dots: dict, unit: float, target):
-    """The sum of dot products that are too large by 2^place and by `unit`."""
+    """Add dot products, each divided by 2^place and by `unit`."""
     total = None
     for place, dot in dots.items():
         factor = np.float32(2.0**-place / unit)
@@ -110,10 +115,10 @@ def _sum_of_places(dots: dict, unit: float, target):
 
 
 def _scaled(numbers, scales: list[Factors], addend, together: bool, target):
-    """The sum over halves of int32 or float32 numbers times their scale, plus the addend, if any.
+    """Multiply the numbers of each half by their scale, and add them to the addend, if any.
 
-    together: the halves of integers have one unit and multiples of it below 16, so that the sum of
-    both fits in 32 bits.
+    together: whether to add the halves as integers. This requires that they have one unit, and
+    multiples of it below 16, so that their sum fits in 32 bits.
     """
     if together:
         numbers = [sum(number * scale.multiple for number, scale in zip(numbers, scales))]

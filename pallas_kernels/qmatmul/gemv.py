@@ -1,12 +1,11 @@
 """GEMV: products of a few rows of activations with packed weights, for decoding and small batches.
 
-Reading the weight takes most of the time of such a product. So a program reads some rows of the
-weight once, word by word, and multiplies them in registers (`dots`). Several products of one input
-are one launch. What follows a product (scale, bias, activation function, residual) is computed
-before it is written.
+Reading the weight takes most of the time. So a program reads some rows of the weight once, word by
+word, and multiplies them in registers (`dots`). Several products of one input share a launch. The
+epilogue (scale, bias, activation function, residual) is computed before the output is written.
 
-The matrix units are faster where the rows of activations are many: here each row costs as much
-arithmetic as the first.
+With many rows of activations, the matrix units are faster, because here each additional row costs
+as much arithmetic as the first.
 """
 
 import dataclasses
@@ -35,16 +34,15 @@ def multiply(
     tile: blocks.Tile | None = None,
     shared=None,
 ) -> list[jax.Array]:
-    """Run the kernel; `api.multiply` describes the operands and has checked them.
+    """Run the kernel; `api.multiply` describes and checks the operands.
 
-    Rows of the output with experts share a weight only where `shared` says so: otherwise a program
-    computes one of them at a time.
+    With experts, a program computes a single row of the output, unless `shared` lists several.
 
     Returns:
         The output of each product, [M, N], or [P, N] with experts, in `dtype`.
 
     Raises:
-        ValueError: the bytes of the activations are in turn, and those of a weight are not.
+        ValueError: the bytes of the activations are `in_turn`, but those of a weight are not.
     """
     if x.in_turn and not codes.come_in_turn(
         itertools.chain.from_iterable(product.packings for product in products), target
@@ -103,14 +101,14 @@ def multiply(
 
 
 def _outputs_of_a_program(product, tile) -> int:
-    """The rows of the tile, or fewer where the product has fewer."""
+    """Return the rows of the tile, or a smaller power of two if the product has fewer rows."""
     return min(tile.rows, 1 << (product.rows.bit_length() - 1))
 
 
 def _run(product, out_ref, x_rows, rows, tile_index, tile, target):
-    """Compute the outputs of a program, in `rows`. `product` and `x_rows` hold refs.
+    """Compute the outputs of a program in some rows. `product` and `x_rows` hold refs.
 
-    The last program overlaps its neighbour: both write the same numbers.
+    The last program may overlap its neighbour. Both then write the same numbers.
     """
     count = _outputs_of_a_program(product, tile)
     start = jnp.minimum(tile_index * count, product.rows - count)
@@ -157,12 +155,12 @@ def _times_sigmoid(x, z):
 
 
 def _product(x_rows, weight, expert, start, count, tile, target):
-    """For each row of activations: float32 [count], the products with `count` rows of a weight."""
+    """Multiply each row of activations with `count` rows of a weight -> float32 [count] each."""
     x = x_rows.x
     width = min(tile.groups, pl.next_power_of_2(x.groups))
     steps = pl.cdiv(x.groups, width)
-    # Four factors of a group are more to convert than to multiply as integers; for several rows
-    # they are converted once. AMD's GPUs multiply integers at a quarter of the speed.
+    # Converting the four factors of a group to floats costs more than multiplying them as integers.
+    # Several rows share the conversion. AMD's GPUs multiply integers at a quarter of the speed.
     together = (
         target.platform != "rocm"
         and x.mode != "float"
@@ -191,7 +189,7 @@ def _product(x_rows, weight, expert, start, count, tile, target):
 
 
 def _zero_after(of_weight, of_x, target):
-    """`triton.zero_after` the loads of the weights and, where they are few, of the activations."""
+    """Apply `triton.zero_after` to the loads of the weights and of integer activations."""
     loaded = [
         array for groups in of_weight for array in (*groups.words, *jax.tree.leaves(groups.scales))
     ]
@@ -205,7 +203,7 @@ def _zero_after(of_weight, of_x, target):
 
 
 def _stacked(numbers):
-    """Scalars as one array."""
+    """Stack scalars into one array."""
     n = jnp.arange(len(numbers), dtype=jnp.int32)
     stacked = jnp.broadcast_to(numbers[0], n.shape)
     for i, number in enumerate(numbers[1:], 1):
@@ -214,20 +212,20 @@ def _stacked(numbers):
 
 
 class _Columns:
-    """`width` groups from `first` on; those from `groups` on are masked."""
+    """The indices of `width` groups from `first` on; those from `groups` on are masked."""
 
     def __init__(self, first, width, groups):
         self.numbers = first + jnp.arange(width, dtype=jnp.int32)
         self.mask = self.numbers < groups if groups % width else None
 
     def load(self, ref, *index, span=1, hint=None):
-        """Load the entries [W] of a row; `span` groups share one."""
+        """Load the entries [W] of a row; `span` groups share an entry."""
         numbers = self.numbers // span if span > 1 else self.numbers
         return triton.load(ref, (*index, numbers), mask=self.mask, hint=hint)
 
 
 def _read_weight(weight: Weight, row: tuple, at: _Columns) -> WeightGroups:
-    """Load groups of a row of a weight of refs; row: (number,), or (expert, number) in a stack."""
+    """Load groups of a row of a weight, which holds refs; row: (index,) or (expert, index)."""
     packing = weight.packing
 
     def get(half, name):
@@ -244,25 +242,25 @@ def _read_weight(weight: Weight, row: tuple, at: _Columns) -> WeightGroups:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows of x, which holds refs, by their numbers."""
+    """Some rows of x, by their indices; x holds refs."""
 
     x: Activations
     numbers: list[jax.Array]
 
     @property
     def batch(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(self.numbers)
 
     def squares(self, i):
-        """Load the sums of squares of row i, zero-padded; None where no norm comes first."""
+        """Load the sums of squares of row i, zero-padded; return None without a norm."""
         if self.x.squares is None:
             return None
         g = jnp.arange(pl.next_power_of_2(self.x.groups), dtype=jnp.int32)
         return triton.load(self.x.squares, (self.numbers[i], g), mask=g < self.x.groups)
 
     def norm_factor(self, squares):
-        """1 / sqrt(mean square + epsilon) of a row."""
+        """Compute 1 / sqrt(mean square + epsilon) of a row."""
         return jax.lax.rsqrt(
             squares.sum() / np.float32(self.x.groups * GROUP) + np.float32(self.x.epsilon)
         )

@@ -1,4 +1,4 @@
-"""What is multiplied: packed weights, and the products of one input with them."""
+"""Packed weights, and descriptions of the products of one input with them."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ class Weight(NamedTuple):
     """A packed matrix [N, K], or a stack of E such matrices.
 
     Attributes:
-        planes: the arrays that `pallas_kernels.packing` describes; those of a stack have the axis E
-            first.
-        packing: what the planes hold.
+        planes: the arrays that `pallas_kernels.packing` describes. In a stack, they have a leading
+            axis E.
+        packing: the format of the planes.
     """
 
     planes: dict[str, jax.Array]
@@ -22,29 +22,29 @@ class Weight(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """N, the outputs of a product with the matrix."""
+        """N, the number of outputs of a product with the matrix."""
         return self.planes["codes"].shape[-3]
 
     @property
     def groups(self) -> int:
-        """K / 32, the groups of inputs."""
+        """K / 32, the number of groups of inputs."""
         return self.planes["codes"].shape[-1]
 
 
 class Product(NamedTuple):
-    """One output [M, N] of an input x [M, K].
+    """A product of an input x [M, K] with one or two weights, and its epilogue -> [M, N].
 
-    Each weight gives y = x @ weight.T * scale + bias. The activation function makes one of them,
-    f(y), or of two, f(gate) * up. The residual is added to that.
+    Each weight produces y = x @ weight.T * scale + bias. The activation function computes f(y) for
+    one weight, and f(gate) * up for two. The residual is added to the result.
 
     Attributes:
-        weights: one or two weights with the same N and K; of two the first is the gate.
-        biases: of each weight: [N], [E, N] with experts, or None. None: no weight has one.
+        weights: one or two weights with the same N and K. If there are two, the first is the gate.
+        biases: a bias for each weight, [N], [E, N] with experts, or None; None for no biases.
         residual: [M, N], or None.
-        experts: int32 [P], P a multiple of M, or None. With experts the weights are stacks and the
+        experts: int32 [P], P a multiple of M, or None. With experts, the weights are stacks and the
             output is [P, N]: row p is row p // (P / M) of x times matrix experts[p].
-        scales: of each weight: float32 [1], [E] with experts, or None. None: no weight has one.
-        activation: the activation function; None leaves the only weight's product as it is.
+        scales: a scale for each weight, float32 [1], [E] with experts, or None; None for no scales.
+        activation: the activation function, or None, which requires a single weight.
     """
 
     weights: tuple[Weight, ...]
@@ -76,7 +76,7 @@ class Product(NamedTuple):
         return tuple(zip(self.weights, self.scales or nones, self.biases or nones))
 
     def check_epilogue(self) -> None:
-        """Raises ValueError unless what follows the products fits their number and shapes."""
+        """Raises ValueError unless the epilogue fits the number and shapes of the weights."""
         count = len(self.weights)
         if count not in (1, 2):
             raise ValueError(f"a product has {count} weights: expected 1, or 2 with a gate")

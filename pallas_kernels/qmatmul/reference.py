@@ -1,4 +1,4 @@
-"""Products with packed weights in plain jnp: the truth for the kernels, and their stand-in."""
+"""Products with packed weights in plain jnp: the reference for the kernels, and their fallback."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,9 @@ def multiply(
 
     Args:
         x_MK: any float dtype, any number of rows.
-        products: the outputs wanted.
+        products: the products to compute.
         dtype: the dtype of the outputs.
-        norm: the scale [K] of an RMSNorm that x goes through first, or None.
+        norm: the scale [K] of an RMSNorm to apply to x first, or None.
         epsilon: the epsilon of that norm.
 
     Returns:
@@ -41,13 +41,13 @@ def _product(x_MK, product: Product):
 
 
 def _of_rows(array, experts):
-    """Brings a scale or a bias, [N] or [E, N], into the shape of the output."""
+    """Bring a scale or a bias, [N] or [E, N], into a shape that broadcasts with the output."""
     array = array.astype(jnp.float32)
     return jnp.atleast_2d(array) if experts is None else array[experts]
 
 
 def _times(x_MK, weight: Weight, experts):
-    """Multiply x with a matrix -> [M, N], or its rows with those of their experts -> [P, N]."""
+    """Multiply x with a matrix -> [M, N], or rows of x with their experts' matrices -> [P, N]."""
     if experts is None:
         return _dot(x_MK, weight.planes, weight.packing)
     x_PK = jnp.repeat(x_MK, experts.shape[0] // x_MK.shape[0], axis=0)
@@ -57,7 +57,7 @@ def _times(x_MK, weight: Weight, experts):
         planes = {name: plane[expert] for name, plane in weight.planes.items()}
         return _dot(x_K[None], planes, weight.packing)[0]
 
-    # One pair after the other, so that one dense matrix exists at a time.
+    # One pair after the other, so that only one dense matrix exists at a time.
     return jax.lax.map(one_pair, (x_PK, experts))
 
 

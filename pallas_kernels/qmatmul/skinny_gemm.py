@@ -1,13 +1,15 @@
-"""Products of some tens of rows of activations with packed weights: batches, short prompts.
+"""Skinny GEMM: products of tens of rows of activations with packed weights.
 
-The weight is dequantised in registers, to the activations' narrow float type, and goes to the
-matrix units from there: one product a step, of `rows` outputs with all inputs of some groups. A sum
-over inputs may be taken in any order, and the one taken leaves a group in the thread that read it:
-the matrix units take `run` inputs of a row from one thread, the next from another, of `lanes`, and
-so each of these has groups of its own. x is brought into the same order before the kernel.
+The weight is dequantised in registers, to the activations' 16-bit float dtype, and then multiplied
+on the matrix units. Each step is one product of `rows` outputs with all inputs of some groups.
 
-It loses to dequantising once and XLA's product where the rows are hundreds: each tile of rows of
-activations dequantises again.
+A sum over inputs can be computed in any order. This kernel's order keeps a group in the thread that
+read it. The matrix units read `run` inputs of a row from one thread, and the next `run` inputs from
+the next of `lanes` threads. So each of these threads has its own groups. x is brought into the same
+order before the kernel runs.
+
+With hundreds of rows, it is faster to dequantise once and use XLA's GEMM, because here each tile of
+activations dequantises the weight again.
 """
 
 import dataclasses
@@ -27,7 +29,7 @@ def multiply(x_MK, weight: Weight, *, target: Target, tile=None, experts=None) -
     """Run the kernel; `api.multiply_skinny` describes the operands.
 
     Raises:
-        ValueError: M is not the number of experts times a power of two from 16.
+        ValueError: M is not the length of `experts` times a power of two, at least 16.
     """
     planes, packing, N = weight.planes, weight.packing, weight.rows
     M, K = x_MK.shape
@@ -110,8 +112,9 @@ def _as_tiles(x, tile, steps, rows):
 def _in_order(values, tile):
     """Put the inputs of groups next to each other -> [rows, inputs of all groups].
 
-    The order is `run` inputs of a group, then `run` of the next of `lanes` groups. values: for each
-    input of a group an array [rows, groups].
+    The order is `run` inputs of a group, then `run` inputs of the next of `lanes` groups.
+
+    values: an array [rows, groups] for each input of a group.
     """
     rows, groups = values[0].shape
     values = [value.reshape(rows, tile.lanes, groups // tile.lanes) for value in values]
@@ -127,9 +130,9 @@ def _in_order(values, tile):
 
 
 class _Tile:
-    """What is loaded of some rows, for `count` groups from `first` on: arrays [rows, count].
+    """Loads arrays [rows, count] of some rows, for `count` groups from `first` on.
 
-    index: of the rows, [rows, 1], last.
+    index: (row indices [rows, 1],), or (expert, row indices) in a stack.
     """
 
     def __init__(self, refs, packing, index, first, count, groups):
@@ -152,7 +155,7 @@ class _Tile:
         return [factors and factors.product() for factors in found]
 
     def _shared(self, plane):
-        """Entries that `span` groups share, each loaded once."""
+        """Load entries that `span` groups share, each entry once."""
         span = min(self.packing.span, self.count)
         loaded = self._load(plane, span=span, first=self.first // self.packing.span)
         return jnp.broadcast_to(loaded[:, :, None], (*loaded.shape, span)).reshape(-1, self.count)

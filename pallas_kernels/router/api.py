@@ -1,4 +1,4 @@
-"""The choice of experts: checks the operands, then runs the kernels."""
+"""The router of a mixture of experts: checks the operands, then runs the kernels."""
 
 import jax
 
@@ -20,26 +20,26 @@ def route(
     target: Target,
     blocks: Blocks | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Choose the experts of each token: RMSNorm, a product with the router, scores, top-k.
+    """Choose the experts of each token: RMSNorm, product with the router, scores, top-k.
 
     Args:
         x_TD: the tokens, any float dtype.
-        kernel_DE: the router's weight, of which products are float32.
+        kernel_DE: the router's weight; the product is computed in float32.
         norm_D: the scale of the RMSNorm.
-        routing: how to choose.
+        routing: the rule for scores and selection.
         bias_E: the router's bias, or None.
-        selection_bias_E: added to the scores for the selection alone, or None.
+        selection_bias_E: added to the scores for the selection only, or None.
         epsilon: the epsilon of the RMSNorm.
-        target: what the kernels are compiled for.
-        blocks: the sizes of programs; the default depends on the target.
+        target: the compilation target.
+        blocks: the tile sizes; the default depends on the target.
 
     Returns:
-        The weights, float32, and the ids, int32, of the chosen experts, both [T, used], in
-        descending order of their scores, selection bias included. Experts with equal ones come in
-        the order of their ids.
+        The weights (float32) and ids (int32) of the chosen experts, both [T, used]. They are in
+        descending order of the scores, including the selection bias. Experts with equal scores are
+        in the order of their ids.
 
     Raises:
-        NotImplementedError: the experts are in groups.
+        NotImplementedError: the routing divides the experts into groups.
         ValueError: shapes do not fit together, or `routing` does not fit the experts.
     """
     check_operands(x_TD, kernel_DE, norm_D, routing, bias_E, selection_bias_E)

@@ -1,4 +1,4 @@
-"""How the choice of experts is cut into programs: sizes as data, by family of GPU."""
+"""Tile sizes of the router kernels, by GPU family."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ from pallas_kernels.targets import Target, of_family
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Sizes of programs, powers of two.
+    """Tile sizes of the two kernels, powers of two.
 
     Attributes:
-        experts: experts of a program of the first kernel; 8 of them are 32 bytes of a row.
-        inputs: inputs of a program of the first kernel.
-        pairs: most pairs of experts that the second kernel compares at once.
-        threads: of a program of the first kernel.
-        threads_choosing: of a program of the second kernel.
+        experts: experts per program of the first kernel; 8 of them are 32 bytes of a row.
+        inputs: inputs per program of the first kernel.
+        pairs: the most pairs of experts that the second kernel compares at once.
+        threads: threads per program of the first kernel.
+        threads_choosing: threads per program of the second kernel.
     """
 
     experts: int
@@ -24,7 +24,7 @@ class Blocks:
     threads_choosing: int = 128
 
 
-#: Family of GPU -> (experts from which on they count, sizes), the fewest experts first.
+#: GPU family -> (smallest number of experts, sizes) in ascending order of the number.
 BLOCKS = {
     "": ((0, Blocks(experts=8, inputs=512, pairs=8192, threads=128)),),
     "cuda": (

@@ -1,8 +1,8 @@
-"""Kernels of the choice of experts: a product with a small dense matrix, then scores and top-k.
+"""The router's two kernels: a product with a small dense matrix, then scores and top-k.
 
-Plain XLA takes ten launches, one of them a sort, and decoding a mixture with small experts waits
-for them. The product is split over experts and over inputs, because it is too small to fill a GPU
-otherwise. The second kernel adds the partial sums.
+Plain XLA needs ten launches, one of them a sort, which slows decoding with small experts. The first
+kernel splits the product over experts and over inputs, because it is too small to fill a GPU
+otherwise. The second kernel adds the partial sums and chooses.
 """
 
 import jax
@@ -17,11 +17,11 @@ from pallas_kernels.targets import Target
 
 
 def logits(x_TD, kernel_DE, norm_D, blocks: Blocks, target: Target):
-    """Partial sums over S parts of the inputs.
+    """Compute the logits as partial sums over S parts of the inputs.
 
     Returns:
-        float32 [T, S, E], parts of the logits before they are divided by the root mean square, and
-        [T, S], sums of squares.
+        float32 [T, S, E], the partial logits, not yet divided by the root mean square; and
+        float32 [T, S], the partial sums of squares.
     """
     (T, D), E = x_TD.shape, kernel_DE.shape[1]
     splits = pl.cdiv(D, blocks.inputs)
@@ -54,16 +54,19 @@ def logits(x_TD, kernel_DE, norm_D, blocks: Blocks, target: Target):
 
 
 def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: Blocks, target):
-    """Scores and top-k of the sums that `logits` returns -> weights float32, ids int32 [T, used].
+    """Add the partial sums and choose experts by their scores.
 
     Args:
-        sums_and_squares: what `logits` returns.
-        biases: of the router and of the selection, [E] or None.
-        width: the inputs of the router.
-        routing: how to choose; without groups.
+        sums_and_squares: the result of `logits`.
+        biases: the router's bias and the selection bias, each [E] or None.
+        width: the number of inputs of the router.
+        routing: the rule for scores and selection, without groups.
         epsilon: the epsilon of the norm.
-        blocks: the sizes of programs.
-        target: what the kernel is compiled for.
+        blocks: the tile sizes.
+        target: the compilation target.
+
+    Returns:
+        The weights, float32, and the ids, int32, both [T, used].
     """
     sums, squares = sums_and_squares
     T, splits, E = sums.shape
@@ -82,8 +85,9 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
             return triton.load(ref, (experts,), mask=experts < E).astype(jnp.float32)
 
         def logits_of(experts):
-            # One after the other: the order of a reduction depends on the number of experts, and an
-            # expert has to have the same logit, to the bit, among all experts and among few.
+            # Adds one part at a time. In a reduction, the order of additions would depend on the
+            # number of experts, but an expert's logit must be bitwise equal among all experts and
+            # among a few.
             logits = jnp.zeros(experts.shape, jnp.float32)
             for split in range(splits):
                 logits += triton.load(sums_ref, (t, split, experts), mask=experts < E)
@@ -92,7 +96,7 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
             return jnp.where(experts < E, logits, -jnp.inf)
 
         def selected_by(experts, of_experts):
-            # Without a bias the order of scores is that of logits.
+            # Without a selection bias, scores and logits have the same order.
             if selection_bias_ref is not None:
                 scores = _scores(of_experts, logits, routing.scoring)
                 of_experts = scores + load(selection_bias_ref, experts)
@@ -112,7 +116,7 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
         weights, chosen = _scored(logits, place, routing), place < routing.used
         if routing.renormalize:
             total = jnp.where(chosen, weights, 0).sum()
-            # The largest weights of a softmax always sum to more than that.
+            # The largest weights of a softmax always sum to more than SMALLEST_SUM.
             if selection_bias_ref is not None or routing.scoring != "softmax":
                 total = jnp.where(total < SMALLEST_SUM, np.float32(SMALLEST_SUM), total)
             weights = weights / total
@@ -133,12 +137,12 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
 
 
 def _ordered(numbers):
-    """Counts NaN as the smallest number, so that places stay a permutation."""
+    """Replaces NaN by -inf, so that the places of the experts remain a permutation."""
     return jnp.where(numbers == numbers, numbers, -jnp.inf)
 
 
 def _scores(logits, all_logits, scoring: str):
-    """Turns logits into scores; a softmax is over `all_logits`."""
+    """Turns logits into scores; a softmax is normalised over `all_logits`."""
     if scoring == "sigmoid":
         return 1 / (1 + jnp.exp(-logits))
     if scoring == "sqrt_softplus":
@@ -151,7 +155,7 @@ def _scores(logits, all_logits, scoring: str):
 
 
 def _scored(logits, place, routing: Routing):
-    """Computes the scores of all experts, or those of the chosen from these alone."""
+    """Computes the scores of all experts, or a softmax over the chosen experts only."""
     if routing.scoring not in ("softmax", "softmax_of_chosen"):
         return _scores(logits, logits, routing.scoring)
     if routing.scoring == "softmax_of_chosen":

@@ -1,4 +1,4 @@
-"""The choice of experts in plain jnp: the truth for the kernels, and their stand-in."""
+"""The router in plain jnp: the reference for the kernels, and their fallback."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def route(
     selection_bias_E=None,
     epsilon: float,
 ):
-    """Compute what `api.route` computes -> weights float32 and ids int32, both [T, used]."""
+    """Compute the result of `api.route`: weights float32 and ids int32, both [T, used]."""
     x_TD = x_TD.astype(jnp.float32)
     mean_square = jnp.mean(x_TD * x_TD, axis=1, keepdims=True)
     x_TD = x_TD * jax.lax.rsqrt(mean_square + epsilon) * norm_D.astype(jnp.float32)[None]
@@ -32,12 +32,12 @@ def choose(logits_TE, routing: Routing, selection_bias_E=None):
 
     Args:
         logits_TE: any float dtype.
-        routing: how to choose.
-        selection_bias_E: added to the scores for the selection alone, or None.
+        routing: the rule for scores and selection.
+        selection_bias_E: added to the scores for the selection only, or None.
 
     Returns:
-        The weights, float32, and the ids, int32, both [T, used], in descending order of what is
-        selected by.
+        The weights, float32, and the ids, int32, both [T, used], in descending order of the scores,
+        including the selection bias.
 
     Raises:
         ValueError: `routing` does not fit the number of experts.
@@ -62,11 +62,11 @@ def _scores(logits_TE, scoring: str):
 
 
 def _selected_by(logits_TE, scores_TE, routing, selection_bias_E):
-    """Returns what the largest are taken of, [T, E]."""
+    """Returns the numbers [T, E] by which experts are ranked."""
     if selection_bias_E is not None:
         by_TE = scores_TE + selection_bias_E.astype(jnp.float32)[None]
     elif routing.scoring == "sigmoid" and routing.groups == 1:
-        # In the same order, without the ties of scores that are rounded to 1.
+        # Logits have the order of scores, without the ties of scores that are rounded to 1.
         by_TE = logits_TE
     else:
         by_TE = scores_TE
@@ -74,7 +74,7 @@ def _selected_by(logits_TE, scores_TE, routing, selection_bias_E):
 
 
 def _in_the_best_groups(by_TE, routing):
-    """Puts -inf in the place of the experts whose group is not kept."""
+    """Sets the numbers of experts outside of the best groups to -inf."""
     T = by_TE.shape[0]
     by_TGE = by_TE.reshape(T, routing.groups, -1)
     of_group_TG = jax.lax.top_k(by_TGE, 2)[0].sum(axis=-1)

@@ -1,11 +1,11 @@
-"""How a router chooses the experts of a token, as one value."""
+"""The rule by which a router chooses and weights the experts of a token."""
 
 import dataclasses
 
-#: From logits to scores; "softmax_of_chosen" has logits for scores, and weights that are a softmax
-#: over the chosen experts alone.
+#: Functions from logits to scores. "softmax_of_chosen" ranks experts by their logits; the weights
+#: are a softmax over the chosen experts only.
 SCORINGS = ("softmax", "sigmoid", "softmax_of_chosen", "sqrt_softplus")
-#: The least sum of weights that renormalising divides by: the smallest normal float16.
+#: Renormalising divides by at least this sum of weights, the smallest normal float16.
 SMALLEST_SUM = 2.0**-14
 
 
@@ -14,16 +14,16 @@ class Routing:
     """How experts are chosen and weighted. Hashable.
 
     Attributes:
-        used: Experts of a token.
-        scoring: What turns logits into scores, one of SCORINGS.
+        used: Number of experts per token.
+        scoring: The function from logits to scores, one of SCORINGS.
         renormalize: Whether the weights of a token are divided by their sum.
-        scale: Multiplies the weights in the end; 0 leaves them unchanged, as in llama.cpp.
-        groups: Groups of neighbouring experts. Those with the largest sum of their two best scores
-            are kept.
-        groups_used: How many groups are kept.
+        scale: The factor of the final weights; 0 leaves them unchanged, as in llama.cpp.
+        groups: Number of groups of neighbouring experts. A group is ranked by the sum of its two
+            best scores.
+        groups_used: How many of the best groups experts are chosen from.
 
     Raises:
-        ValueError: A value makes no sense.
+        ValueError: A value is invalid.
     """
 
     used: int
@@ -42,7 +42,7 @@ class Routing:
             raise ValueError(f"{self.groups_used} groups of experts are used, of {self.groups}")
 
     def check(self, experts: int) -> None:
-        """Raises ValueError, with the numbers, unless it fits a number of experts."""
+        """Raises ValueError, with the numbers, unless the rule fits a number of experts."""
         if self.used > experts:
             raise ValueError(f"{self.used} experts are used, there are {experts}")
         if self.groups == 1:

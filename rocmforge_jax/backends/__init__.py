@@ -1,4 +1,4 @@
-"""Which backend computes an operation here, why, and whether it works. Knows no weights."""
+"""Backends: which one computes an operation, for what reason, and whether it works here."""
 
 from rocmforge_jax.backends.choice import (
     BackendError,

@@ -1,4 +1,4 @@
-"""Chooses the backend that computes an operation, for the operation and for the report alike.
+"""Chooses the backend that computes an operation, both for the computation and for reports.
 
 Three backends exist, tried in this order: "pallas" (kernels for GPUs), "cpp" (C++ for CPUs) and
 "xla" (plain jax.numpy, which can compute everything).
@@ -26,13 +26,14 @@ class Operation:
 
     Attributes:
         name: What reports call the operation.
-        checks: Maps "pallas" and "cpp" to functions of the operands. A check returns what the
-            backend does with these operands, or raises NotImplementedError with the reason why
-            the backend cannot compute them. A backend without a check never computes the
-            operation. Plain XLA needs no check.
-        fused: Whether the operation only combines others, so that "xla" means computing these one
-            by one, each with its own choice. A backend that the caller demands may then refuse.
-        note: Why XLA computes the operation where no other backend has a check.
+        checks: Maps "pallas" and "cpp" to functions of the operands. A check returns a description
+            of what the backend does, or raises NotImplementedError with the reason why the backend
+            cannot compute these operands. A backend without a check never computes the operation.
+            Plain XLA needs no check.
+        fused: Whether the operation only combines others. Then "xla" means that these are computed
+            one by one, each with its own choice. If the backend that the caller demands cannot
+            compute a fused operation, this is not an error.
+        note: The reason that is reported if XLA computes the operation and no backend has a check.
     """
 
     name: str
@@ -43,7 +44,10 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The backend that computes an operation, and what it does or why no other backend can."""
+    """The backend that computes an operation, and the reason.
+
+    The reason is what the backend does, or for XLA, why no other backend computes the operation.
+    """
 
     name: str
     reason: str
@@ -51,7 +55,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """One call of `choose`, as `record` keeps it."""
+    """The arguments and the result of a call of `choose`, as collected by `record`."""
 
     operation: Operation
     operands: tuple
@@ -69,17 +73,19 @@ def choose(operation: Operation, operands: tuple, wanted: str | None = None) -> 
     """Chooses the backend of an operation.
 
     Args:
-        operation: What is to be computed.
-        operands: What the operation's checks take. Only shapes, dtypes and layouts are read.
-        wanted: The backend to use, or None or "auto" for the first one that can.
+        operation: The operation to compute.
+        operands: The arguments of the operation's checks, which read only shapes, dtypes and
+            layouts.
+        wanted: The backend to use. None or "auto": the first one that can compute the operation.
 
     Returns:
         The backend and the reason.
 
     Raises:
-        ValueError: `wanted` names no backend.
-        BackendError: The backend that is wanted has code for the operation but cannot compute
-            these operands. An operation that it has no code for at all is left to XLA.
+        ValueError: `wanted` is not the name of a backend.
+        BackendError: The wanted backend has a check for the operation, but cannot compute these
+            operands, and the operation is not fused. If the backend has no check, XLA computes the
+            operation.
     """
     wanted, reasons = check_name(wanted), {}
     for name in BACKENDS if wanted == "auto" else (wanted,):
@@ -102,7 +108,7 @@ def _why_xla(operation, wanted, reasons) -> str:
         return "the backend xla is asked for"
     if wanted != "auto" and operation.checks and wanted not in operation.checks:
         return f"{wanted} has no code for {operation.name}"
-    # A GPU's user does not care why C++ does not run, nor a CPU's user about kernels for GPUs.
+    # On a GPU, it does not matter why C++ is not used; on a CPU, why GPU kernels are not.
     of_this_device = [str(r) for r in reasons.values() if not isinstance(r, WrongDevice)]
     return "; ".join(of_this_device or map(str, reasons.values())) or operation.note
 
@@ -114,7 +120,7 @@ _decisions: contextvars.ContextVar[list[Decision] | None] = contextvars.ContextV
 
 @contextlib.contextmanager
 def record() -> Iterator[list[Decision]]:
-    """Collects the decisions of every `choose` inside the context, in their order."""
+    """Collects the decisions of all calls of `choose` inside the context, in order."""
     token = _decisions.set(decisions := [])
     try:
         yield decisions
@@ -123,7 +129,7 @@ def record() -> Iterator[list[Decision]]:
 
 
 def recording() -> bool:
-    """Returns whether decisions are being recorded, so that traces must not be reused."""
+    """Returns whether decisions are being recorded; if so, traces must not be reused."""
     return _decisions.get() is not None
 
 

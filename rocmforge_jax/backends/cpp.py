@@ -1,8 +1,8 @@
-"""The C++ library for CPUs as a backend: where it is, whether it works, and its calls.
+"""The C++ backend for CPUs: finds, tries and calls the C++ library.
 
-A wheel may bring the library along. `rocmforge-jax build-native` compiles one into the user's cache
-folder, which is preferred: it is found only where it is current, made from this source for this
-JAX.
+A wheel may contain the library. `rocmforge-jax build-native` compiles another one into the user's
+cache folder, which takes precedence. That one is used only if it is current, that is, built from
+this source for this version of JAX.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ from rocmforge_jax.cpp import (
     tuning,
 )
 
-#: What a user does about a missing library.
+#: Advice to users about a missing library.
 REMEDY = "build it once with: rocmforge-jax build-native"
-#: Largest relative error of a product that works, by mode of its activations.
+#: The largest relative error with which a product passes its trial, by mode of its activations.
 _ALLOWED = {"int16": 1e-4, "int8": 2e-2}
 
 
 def find() -> Path | None:
-    """Returns the user's own library, or else that of the installed wheel; None without one."""
+    """Returns the user's own library, else the library of the installed wheel, else None."""
     folder = settings.cpp_folder()
     try:
         changed = folder.stat().st_mtime_ns
@@ -51,20 +51,23 @@ def find() -> Path | None:
 
 @functools.cache
 def _find(folder: Path, changed: int) -> Path | None:
-    """Looks into a folder again once it has changed: another process may have built the library."""
+    """Finds the library in a folder.
+
+    `changed` is part of the cache key, because another process may have built the library.
+    """
     return build.find(folder)
 
 
 def build_library() -> Path:
-    """Compiles the library unless it is current, and returns its file.
+    """Compiles the library, unless there is a current one, and returns its file.
 
-    Raises BuildError with the compiler's last lines.
+    Raises BuildError, with the last lines that the compiler printed.
     """
     return build.build(settings.cpp_folder())
 
 
 def instructions() -> str:
-    """Returns which instructions the library uses on this processor.
+    """Returns the name of the instruction set that the library uses on this processor.
 
     Raises:
         WrongDevice: JAX computes on something other than a CPU.
@@ -78,7 +81,7 @@ def instructions() -> str:
 
 
 def file() -> Path:
-    """Returns the library, or raises NotImplementedError where none is built."""
+    """Returns the file of the library, or raises NotImplementedError if there is none."""
     if (found := find()) is None:
         raise NotImplementedError(f"the C++ library is not built ({REMEDY})")
     return found
@@ -93,7 +96,7 @@ def usable() -> bool:
 
 
 def require_mode(mode: str) -> None:
-    """Raises NotImplementedError, with the reason, unless products with these activations run."""
+    """Raises NotImplementedError, with the reason, unless products support a mode here."""
     instructions()
     if mode not in products.MODES:
         known = " or ".join(products.MODES)
@@ -101,7 +104,10 @@ def require_mode(mode: str) -> None:
 
 
 def require_packing(packing: Packing, mode: str) -> None:
-    """Tries the products of a packing on this processor before their first use."""
+    """Tries the products of a packing on this processor before their first use.
+
+    Raises NotImplementedError, with the reason, if they do not work.
+    """
     require_mode(mode)
     products.require_form(packing)
     what = f"the C++ product for {packing} and {mode} activations"
@@ -109,7 +115,7 @@ def require_packing(packing: Packing, mode: str) -> None:
 
 
 def check_attention(q, keys, rule: AttentionRule) -> None:
-    """Raises NotImplementedError, with the reason, unless attention of such operands runs."""
+    """Raises NotImplementedError, with the reason, unless attention supports the operands here."""
     instructions()
     require_kernel_rule(rule)
     if others := [str(array.dtype) for array in (q, keys) if array.dtype != jnp.float32]:
@@ -117,7 +123,7 @@ def check_attention(q, keys, rule: AttentionRule) -> None:
 
 
 def try_all(packings: Iterable[Packing]) -> None:
-    """Tries every packing and mode now. A failure is a warning, as at the first use."""
+    """Tries every packing and mode now. A failure causes a warning, as at the first use."""
     for packing in packings:
         for mode in _ALLOWED:
             with contextlib.suppress(NotImplementedError):
@@ -125,10 +131,10 @@ def try_all(packings: Iterable[Packing]) -> None:
 
 
 def tune(packings: Iterable[Packing]) -> dict[library.Prefetch, float]:
-    """Measures which prefetch is fastest here, uses it from now on and remembers it.
+    """Measures which prefetch is fastest here, uses it from now on, and saves it to a file.
 
     Args:
-        packings: Of the matrices to measure.
+        packings: The packings of the matrices to measure.
 
     Returns:
         The bytes per second that products read with each prefetch.
@@ -144,7 +150,7 @@ def tune(packings: Iterable[Packing]) -> dict[library.Prefetch, float]:
 
 
 def _tuned(found: Path) -> Path:
-    """Returns the file with the prefetch of a library on this kind of processor."""
+    """Returns the file that stores the prefetch of a library on this kind of processor."""
     return locate.compiled_folder("tuned") / f"{found.stem}.json"
 
 
@@ -175,7 +181,7 @@ def _loaded(found: Path) -> str:
 
 @functools.cache
 def _load(found: Path) -> tuple[str, str | None]:
-    """Returns (instructions, None), or what is wrong with the library, after one warning."""
+    """Loads the library; returns (instructions, None), or ("", problem) after one warning."""
     try:
         used = library.load(found)
         tuning.recall(_tuned(found), found)
@@ -194,7 +200,7 @@ def _trials() -> Trials:
 @functools.cache
 def _trials_of(found: Path, used: str) -> Trials:
     name = f"{found.stem}-{used.replace(' ', '-')}.passed"
-    if found == packaged.find():  # which works with several JAX, in a folder that is not the user's
+    if found == packaged.find():  # works with several versions of JAX; the folder is not the user's
         name = f"jax-{jax.__version__}-{name}"
         return _trials_in(settings.cpp_folder() / name, used)
     return _trials_in(found.with_name(name), used)
@@ -205,7 +211,7 @@ def _trials_in(file: Path, used: str) -> Trials:
 
 
 def _error(packing, mode: str) -> jax.Array:
-    """Returns the larger relative error of a small product, and of one with experts."""
+    """Returns the larger relative error of two small products, one of them with experts."""
     planes = samples.random_planes(jax.random.key(0), packing, 2 * 37, 40)
     dense = reference.dequantize(planes, packing).reshape(2, 37, -1)
     stack = {name: plane.reshape(2, 37, *plane.shape[1:]) for name, plane in planes.items()}

@@ -1,7 +1,7 @@
-"""Computes on meshes with explicit axes, those of `jax.make_mesh`, as with automatic ones.
+"""Computes on meshes with explicit axes, as made by `jax.make_mesh`, as if they were automatic.
 
-Packed planes, caches and heads are reshaped and indexed in ways for which explicit axes ask for the
-sharding of every result. Inside automatic axes XLA finds it.
+With explicit axes, JAX requires the sharding of each result of reshaping and indexing packed
+planes, caches and heads. With automatic axes, XLA finds these shardings.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 
 def explicit_mesh(*trees) -> Any:
-    """Returns the mesh with explicit axes that an array of the trees is on, or None."""
+    """Returns the first mesh with explicit axes among the arrays of some pytrees, or None."""
     for leaf in jax.tree.leaves(trees):
         mesh = getattr(getattr(jax.typeof(leaf), "sharding", None), "mesh", None)
         if mesh is not None and AxisType.Explicit in mesh.axis_types:
@@ -24,10 +24,10 @@ def in_auto_axes(function: Callable, operands: tuple, results: Any, mesh) -> Any
     """Computes function(*operands) with automatic axes.
 
     Args:
-        function: The function of arrays in pytrees.
+        function: A function of pytrees of arrays.
         operands: The pytrees.
-        results: A PartitionSpec for each array that the function returns, in a pytree.
-        mesh: What `explicit_mesh` returned for the operands.
+        results: A pytree with a PartitionSpec for each array that the function returns.
+        mesh: The result of `explicit_mesh` for the operands.
     """
     shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
@@ -38,6 +38,6 @@ def in_auto_axes(function: Callable, operands: tuple, results: Any, mesh) -> Any
 
 
 def spec_of(array, axes: int) -> PartitionSpec:
-    """Returns how the first axes of an array are split."""
+    """Returns the PartitionSpec of the first `axes` axes of an array."""
     spec = jax.typeof(array).sharding.spec
     return PartitionSpec(*(*spec, *[None] * axes)[:axes])

@@ -1,6 +1,6 @@
-"""Gives functions of compiled code the derivatives of the plain functions that they stand for.
+"""Derivatives of kernels, taken from the plain JAX functions that the kernels replace.
 
-Both mechanisms hold for forward mode, reverse mode and any order of them.
+They support forward mode, reverse mode and any order.
 """
 
 import functools
@@ -12,11 +12,11 @@ import jax
 def differentiable(kernel, *operands) -> Any:
     """Computes kernel(*operands), with the derivatives of kernel.plain(*operands).
 
-    Reverse mode keeps the operands alone and computes the plain function again.
+    Reverse mode saves only the operands and computes the plain function again.
 
     Args:
-        kernel: A callable whose attribute `plain` computes the same with jax.numpy. It is hashable
-            by what it computes.
+        kernel: A callable whose attribute `plain` computes the same with jax.numpy. It is hashable,
+            and equal callables compute the same.
         *operands: Pytrees of arrays.
     """
     return _call(kernel, *operands)
@@ -29,7 +29,7 @@ def _call(kernel, *operands):
 
 @_call.defjvp
 def _forward_mode(kernel, operands, tangents):
-    # Nothing that the kernel computes is a part of the plain function that XLA could share, so no
-    # barrier is needed between the two.
+    # XLA cannot share any computation between the kernel and the plain function, so no barrier is
+    # needed between the two.
     plain = jax.checkpoint(kernel.plain, prevent_cse=False)
     return _call(kernel, *operands), jax.jvp(plain, operands, tangents)[1]

@@ -1,6 +1,7 @@
-"""A primitive for functions that are linear in one operand and bring their own transpose.
+"""A primitive for functions that are linear in one operand and define their own transpose.
 
-`jax.custom_vjp` allows no forward mode, and `jax.custom_derivatives.linear_call` no `vmap`.
+`jax.custom_vjp` does not support forward mode, and `jax.custom_derivatives.linear_call` does not
+support `vmap`.
 """
 
 import dataclasses
@@ -13,14 +14,17 @@ from jax.interpreters import ad, batching, mlir
 
 
 class LinearFunction(Protocol):
-    """A function of arrays that is linear in the first one. Hashable by what it computes."""
+    """A function of arrays that is linear in the first one.
+
+    It is hashable, and equal functions compute the same.
+    """
 
     def __call__(self, x: jax.Array, *constants: jax.Array) -> jax.Array:
         """Computes the function."""
         ...
 
     def transposed(self, dtype) -> "LinearFunction":
-        """Returns the transpose: a linear function of an output's cotangent, in x's `dtype`."""
+        """Returns the transpose: a linear function of the output's cotangent, in x's `dtype`."""
         ...
 
 
@@ -30,7 +34,7 @@ def linear(function: LinearFunction, x: jax.Array, constants: Any) -> jax.Array:
     Args:
         function: The function.
         x: The operand that the function is linear in.
-        constants: The other arrays; their derivative is taken to be zero.
+        constants: The other arrays; their derivatives are treated as zero.
     """
     operands = x, *map(jax.lax.stop_gradient, constants)
     if not any(isinstance(operand, Tracer) for operand in operands):
@@ -39,14 +43,14 @@ def linear(function: LinearFunction, x: jax.Array, constants: Any) -> jax.Array:
 
 
 def _bind(function, *operands):
-    # The program is a parameter, because JAX looks into it for what it must know when lowering.
+    # The jaxpr is a parameter, because JAX inspects it when lowering.
     program = jax.make_jaxpr(function)(*operands)
     return _linear.bind(*operands, function=function, program=program)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Batched:
-    """A function mapped over an axis of some of its operands, and of x."""
+    """A linear function that is mapped over an axis of x and of some constants."""
 
     function: LinearFunction
     axes: tuple[int | None, ...]

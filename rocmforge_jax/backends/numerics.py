@@ -1,4 +1,4 @@
-"""How a model computes, as one value."""
+"""The numerical settings of a model."""
 
 import dataclasses
 from typing import Any
@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from rocmforge_jax.arguments import shown
 from rocmforge_jax.backends.choice import check_name
 
-#: What integer products turn activations into; `pallas_kernels.qmatmul.activations` has the facts.
+#: Formats of activations in products; `pallas_kernels.qmatmul.activations` describes them.
 ACTIVATION_MODES = ("int16", "int8", "float")
 _DTYPES = ("float32", "bfloat16", "float16")
-#: Usual short name -> dtype.
+#: Common abbreviations of dtypes.
 _SHORT = {
     "f32": "float32",
     "fp32": "float32",
@@ -26,8 +26,9 @@ def compute_dtype(dtype: Any, what: str = "a model computes in") -> jnp.dtype:
     """Returns a dtype in which a model can compute; raises ValueError for others.
 
     Args:
-        dtype: As text in any case, such as "bfloat16" or "bf16", or a dtype of NumPy or JAX.
-        what: How the message begins.
+        dtype: A name in upper or lower case, such as "bfloat16" or "bf16", or a dtype of NumPy or
+            JAX.
+        what: The beginning of the message.
     """
     is_text = isinstance(dtype, str)
     try:
@@ -47,19 +48,19 @@ def of_cache(dtype: Any) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """How the layers of a model compute. Hashable: it is static metadata of every layer.
+    """The numerical settings of layers. Hashable, because it is static metadata of every layer.
 
     Attributes:
-        dtype: Of activations between layers: float32, bfloat16 or float16.
-        activations: What products with packed weights turn activations into on GPUs (few rows) and
-            in C++: "int16" (relative error 1e-4), "int8" (8e-3, as in llama.cpp) or "float".
-        backend: "pallas", "cpp" or "xla" for that backend alone, "auto" for the first that can.
-        cache_dtype: Of the keys and values in caches: one of those of `dtype`, which is the
-            default.
-        mesh: The devices that the model is split over, with automatic axes, or None for one.
+        dtype: The dtype of activations between layers: float32, bfloat16 or float16.
+        activations: The format of activations in products with packed weights, on GPUs (few rows)
+            and in C++: "int16" (relative error 1e-4), "int8" (8e-3, as in llama.cpp) or "float".
+        backend: "pallas", "cpp" or "xla" to use only that backend. "auto": the first backend that
+            can compute an operation.
+        cache_dtype: The dtype of keys and values in caches, by default `dtype`.
+        mesh: The devices over which the model is split, with automatic axes; None for one device.
 
     Raises:
-        ValueError: A value is none of these.
+        ValueError: A value is not in these lists.
     """
 
     dtype: jnp.dtype = jnp.dtype("float32")
@@ -80,5 +81,5 @@ class Numerics:
             )
 
 
-#: Of layers that stand alone.
+#: The settings of layers that do not belong to a model.
 DEFAULT = Numerics()

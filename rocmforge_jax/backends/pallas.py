@@ -1,6 +1,6 @@
-"""The Pallas kernels for GPUs as a backend: on what they run, whether they work, and their calls.
+"""The Pallas backend for GPUs: tries and calls the kernels of `pallas_kernels`.
 
-Every call is jitted on its own, so that the layers of a model share one trace.
+Every call is jitted separately, so that the layers of a model share one trace.
 """
 
 import functools
@@ -36,17 +36,19 @@ from rocmforge_jax.backends.choice import WrongDevice
 from rocmforge_jax.backends.on_mesh import require_one_device
 from rocmforge_jax.backends.trials import Trials
 
-#: Largest relative error of a product that works, by mode of its activations.
+#: The largest relative error with which a product passes its trial, by mode of its activations.
 _ALLOWED = {"int16": 1e-4, "int8": 2e-2, "float": 2e-6}
-#: Rows of bfloat16 or float16 from which on the matrix units multiply, and up to which they take
-#: the weight packed.
+#: With at least MATRIX_ROWS rows of bfloat16 or float16, products use the matrix units. With at
+#: most PACKED_ROWS, the kernel reads the packed weight.
 MATRIX_ROWS, PACKED_ROWS = 4, 64
 
 
 def target() -> Target:
-    """Returns what kernels are compiled for here; raises WrongDevice without a GPU.
+    """Returns the compilation target of kernels.
 
-    NotImplementedError: the model is split over several devices.
+    Raises:
+        WrongDevice: There is no GPU.
+        NotImplementedError: The model is split over several devices.
     """
     found = targets.current()
     if found is None:
@@ -58,7 +60,7 @@ def target() -> Target:
 def require(what: str, error: Callable[[], jax.Array], allowed: float) -> None:
     """Tries a kernel on this device before its first use: see `Trials.require`.
 
-    Nothing is tried for a target that is not the device: nothing can run there.
+    If the target is not this device, kernels cannot run, so nothing is tried.
     """
     on = target()
     if on == targets.of_device(jax.local_devices()[0]):
@@ -83,7 +85,7 @@ def _key() -> str:
 def kernel_of_product(rows: int, dtype) -> str:
     """Returns which kernel multiplies `rows` rows of x: "gemv", "skinny_gemm" or "dequantize".
 
-    float32 stays with the GEMV as long as that can, because the matrix units do not keep it.
+    float32 uses the GEMV for as many rows as it supports, because the matrix units would round it.
     """
     narrow = jnp.dtype(dtype).itemsize <= 2
     if 0 < rows <= gemv_rows(dtype):
@@ -92,14 +94,14 @@ def kernel_of_product(rows: int, dtype) -> str:
 
 
 def gemv_rows(dtype) -> int:
-    """Returns the most rows of x that the GEMV kernel takes."""
+    """Returns the most rows of x for which the GEMV kernel is used."""
     return GEMV_ROWS if jnp.dtype(dtype).itemsize > 2 else MATRIX_ROWS - 1
 
 
 def require_weight(weight, mode: str) -> None:
     """Tries the kernels for a weight's packing and a mode of activations before their first use.
 
-    Raises NotImplementedError, with the reason, where they do not work or cannot address it.
+    Raises NotImplementedError, with the reason, if they do not work or cannot address the weight.
     """
     error = functools.partial(_error_of_products, weight.packing, mode, target())
     what = f"the kernel for {weight.type_name} and {mode} activations"
@@ -108,12 +110,12 @@ def require_weight(weight, mode: str) -> None:
 
 
 def rows_of_an_expert(pairs: int, experts: int) -> int:
-    """Returns how many rows of one expert the skinny GEMM takes together."""
+    """Returns how many rows of one expert the skinny GEMM computes together."""
     return blocks.rows_of_an_expert(pairs, experts, target())
 
 
 def shared_rows(pairs: int, experts: int) -> int | None:
-    """Returns how many rows of one expert the GEMV takes together, None for the matrix units."""
+    """Returns how many rows of one expert the GEMV computes together, None for matrix units."""
     return blocks.shared_rows(pairs, experts, target())
 
 
@@ -157,16 +159,17 @@ def check_attention(q, keys, values, rule: AttentionRule) -> Target:
 
 
 def check_new_token(rule: AttentionRule) -> None:
-    """Raises NotImplementedError, with the reason, for a rule that `attend_to_new_token` lacks."""
+    """Raises NotImplementedError, with the reason, unless `attend_to_new_token` supports a rule."""
     require_one_sided(rule)
 
 
 def attend(
     q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False, filled_B=None
 ) -> jax.Array:
-    """Computes attention of T tokens that the cache holds already -> [B, T, N, H].
+    """Computes attention of T tokens that are already in the cache -> [B, T, N, H].
 
-    ring: whether the cache is a ring buffer; then T is 1. filled_B: see `prefill_attention`.
+    ring: whether the cache is a ring buffer, which requires that T is 1. filled_B: see
+    `prefill_attention`.
     """
     return _attend(q_BTNH, keys, values, starts_B, rule, filled_B, ring, target())
 
@@ -184,11 +187,20 @@ def _attend(q_BTNH, keys, values, starts_B, rule, filled_B, ring, on):
 def attend_to_new_token(
     q_BNH, new: NewTokens, keys, values, starts_B, rule, mode: str | None, ring: bool = False
 ):
-    """Puts one token of each sequence into the cache and attends to it: see `NewTokens`.
+    """Writes one token of each sequence into the cache and computes its attention.
 
-    ring: whether the cache is a ring buffer.
+    Args:
+        q_BNH: the queries of the tokens.
+        new: the tokens.
+        keys: the keys of the cache.
+        values: the values of the cache.
+        starts_B: the positions of the tokens.
+        rule: which slots a query sees, and their weights.
+        mode: a mode of activations, or None.
+        ring: whether the cache is a ring buffer.
 
-    Returns (attention [B, N, H], its Activations in `mode` or None, keys, values).
+    Returns:
+        The attention [B, N, H], its Activations in `mode` or None, and the cache's keys and values.
     """
     interleaved, epsilons = new.interleaved, None if new.norms is None else new.norms[1]
     operands = (*new[:4], None if new.norms is None else new.norms[0])
@@ -209,12 +221,15 @@ def _attend_to_new_token(q_BNH, operands, keys, values, starts_B, rule, static):
 
 
 def check_delta_step(heads: DeltaHeads, batch: int) -> str:
-    """Returns in how many launches a step of a delta net runs, or raises NotImplementedError."""
+    """Returns the number of launches of a delta net's step, in words.
+
+    Raises NotImplementedError, with the reason, if the kernels do not support the heads.
+    """
     return launches_of_step(heads, batch, target())
 
 
 def delta_step(token, parameters, state, lengths_B, heads: DeltaHeads, epsilons, mode: str | None):
-    """Sends one token of each sequence through a delta net: see `pallas_kernels.delta_rule.step`.
+    """Computes a delta net for one token of each sequence: see `pallas_kernels.delta_rule.step`.
 
     Returns (output [B, N, W], state, the output's Activations in `mode` or None).
     """
@@ -244,7 +259,7 @@ def _route(x_TD, kernel_DE, scale_D, bias_E, selection_bias_E, routing, epsilon,
 
 
 def _error_of_products(packing, mode, on) -> jax.Array:
-    """Returns the relative error of all kernels for a packing on a small random matrix."""
+    """Returns the relative error of a small GEMV, or infinity if another kernel is wrong."""
     planes, x = _sample(packing)
     dense = dequantize_reference.dequantize(planes, packing)
     dot = functools.partial(jnp.dot, precision="highest")

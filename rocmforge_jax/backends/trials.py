@@ -1,8 +1,8 @@
-"""Tries compiled code on the device before its first use, and remembers what passed in a file.
+"""Tries compiled code on the device before its first use, and saves the successes to a file.
 
-A compiler or a driver may be wrong, so every kernel first computes a small case that is compared
-with plain XLA. A trial takes half a second; a file in the user's cache folder remembers that it
-passed, so that programs that start later skip it.
+A compiler or a driver may have bugs. So every kernel first computes a small case, which is compared
+with plain XLA. A trial takes half a second. A file in the user's cache folder lists the trials that
+passed, so that later processes skip them.
 """
 
 import concurrent.futures
@@ -18,13 +18,13 @@ class Trials:
     """The trials of one build of some code on one kind of device."""
 
     def __init__(self, file: Path, device: str, remedy: str = ""):
-        """Makes trials whose results are kept in a file.
+        """Creates trials whose results are saved to a file.
 
         Args:
-            file: Keeps a line for each trial that passed. Its name must change with everything
-                that a result depends on: source, compiler, device.
-            device: What the code runs on, for messages.
-            remedy: What a user can do about a failure, for the warning.
+            file: The file, with a line for each trial that passed. Its name must change with
+                everything that a result depends on: source, compiler, device.
+            device: The name of the device, for messages.
+            remedy: Advice to users about a failure, for the warning.
         """
         self._file, self._device, self._remedy = file, device, remedy
         self._problems: dict[str, str | None] = {}
@@ -33,9 +33,9 @@ class Trials:
         """Raises NotImplementedError for code that fails its trial, and warns once about it.
 
         Args:
-            what: Names the code, for messages and in the file.
-            error: Computes the relative error of a small case. It runs as one jitted program, and
-                only if no trial of this name has passed before.
+            what: The name of the code, for messages and for the file.
+            error: A function that computes the relative error of a small case. It runs as one
+                jitted program, and only if no trial of this name has passed before.
             allowed: The largest error of code that works.
         """
         if what not in self._problems:
@@ -48,7 +48,7 @@ class Trials:
             raise NotImplementedError(problem)
 
     def _try(self, what, error, allowed) -> str | None:
-        # In a thread of its own, because the caller may be tracing.
+        # Runs in another thread, because the caller may be tracing.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             try:
                 found = float(thread.submit(jax.jit(error)).result())

@@ -1,1 +1,1 @@
-"""The C++ library for CPUs: its source, how it is built and loaded, and its functions in JAX."""
+"""The C++ library for CPUs: its sources, its build and loading, and its functions in JAX."""

@@ -1,7 +1,7 @@
 """Attention over a KV cache on a CPU, and the update of the cache: `attention.cc` in JAX.
 
 Shapes: q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], all float32; starts [B], int32.
-The functions belong to the library that `library.load` loaded.
+The functions call the library that `library.load` loaded.
 """
 
 import dataclasses
@@ -14,32 +14,33 @@ from pallas_kernels.attention import AttentionRule
 from pallas_kernels.attention.checks import check_ring, require_kernel_rule
 from rocmforge_jax.cpp import partition
 
-#: The axes of operands that devices may split: sequences, and KV heads with their query heads.
+#: The axes of operands. Devices may split sequences, and KV heads together with their query heads.
 _HEADS, _KEYS, _VALUES, _STARTS = "b T (k g) H", "b k H S", "b k S H", "b"
 
 
 def attend(
     q_BTNH, keys, values, starts_B, rule: AttentionRule, ring: bool = False, filled_B=None
 ) -> jax.Array:
-    """Attention of T new tokens to the slots that the rule shows to them.
+    """Computes attention of T new tokens over a KV cache that already contains them.
 
     Args:
         q_BTNH: The queries. Token t of sequence b is at position starts_B[b] + t.
-        keys: Keys of all slots, those of the new tokens among them.
-        values: Values of all slots.
+        keys: The keys of all slots, including the new tokens'.
+        values: The values of all slots.
         starts_B: The position of the first new token of each sequence.
-        rule: How to attend: `scale`, `causal`, `window`, `soft_cap` and `sinks_N`.
+        rule: Which slots a query sees, and their weights: `scale`, `causal`, `window`, `soft_cap`
+            and `sinks_N`.
         ring: Whether the slots are a ring buffer: the token at position p is in slot p % S.
             Otherwise it is in slot p.
-        filled_B: int32, how many slots of each sequence hold tokens, for a rule that is not causal.
-            Default: starts_B + T. No query sees others.
+        filled_B: int32, the number of filled slots of each sequence, for a rule that is not causal.
+            Default: starts_B + T. Queries see no other slots.
 
     Returns:
         The attention [B, T, N, H]. A query that sees no slot gets zeros.
 
     Raises:
-        ValueError: Operands that do not fit, or a rule that makes no sense.
-        NotImplementedError: A rule with chunks or ALiBi.
+        ValueError: The operands do not fit together, or do not fit the rule.
+        NotImplementedError: The rule has chunks or ALiBi.
     """
     require_kernel_rule(rule)
     check(q_BTNH, keys, values, starts_B)
@@ -66,7 +67,7 @@ def attend(
 
 @dataclasses.dataclass(frozen=True)
 class _Attend:
-    """`rocmforge_attend` as a function of its arrays: see `attend`. 0 stands for no limit."""
+    """`rocmforge_attend` as a function of its arrays: see `attend`. 0 means no limit."""
 
     scale: float
     causal: bool
@@ -99,7 +100,7 @@ class _Attend:
 
 
 def _checked_filled(filled_B, starts_B, rule: AttentionRule) -> jax.Array:
-    """Returns the filled slots, int32 [B]."""
+    """Returns `filled_B`, or raises ValueError if its shape, its dtype or the rule is wrong."""
     if rule.causal or filled_B.shape != starts_B.shape or filled_B.dtype != jnp.int32:
         raise ValueError(
             f"filled_B is {filled_B.dtype} {list(filled_B.shape)} for {list(starts_B.shape)} starts"
@@ -109,7 +110,7 @@ def _checked_filled(filled_B, starts_B, rule: AttentionRule) -> jax.Array:
 
 
 def _checked_sinks(sinks_N, heads: int) -> jax.Array:
-    """Returns the sinks, float32 [heads]."""
+    """Returns the sinks as float32 [heads], or raises ValueError if their shape is wrong."""
     if sinks_N.shape != (heads,):
         raise ValueError(f"sinks_N has shape {list(sinks_N.shape)}: expected [{heads}]")
     return sinks_N.astype(jnp.float32)
@@ -118,27 +119,27 @@ def _checked_sinks(sinks_N, heads: int) -> jax.Array:
 def rotate_and_store(
     q_BTNH, k_BTKH, v_BTKH, cos_BTR, sin_BTR, keys, values, starts_B, *, interleaved: bool
 ) -> tuple[jax.Array, ...]:
-    """Rotates queries and keys of T new tokens and writes keys and values into the cache.
+    """Rotates queries and keys of T new tokens, and writes keys and values into the cache.
 
-    The cache is updated in place where XLA can. Tokens beyond the cache make the call fail.
+    XLA updates the cache in place if possible. Tokens beyond the cache are an error at run time.
 
     Args:
         q_BTNH: The queries.
         k_BTKH: The keys of the new tokens.
         v_BTKH: The values of the new tokens.
-        cos_BTR: Cosines of the angles of each token; the first 2 R elements of a head are rotated.
-            R may be 0.
-        sin_BTR: Sines of the same angles.
+        cos_BTR: The cosines of the angles of each token. The first 2 R elements of a head are
+            rotated. R may be 0.
+        sin_BTR: The sines of the same angles.
         keys: The keys of the cache.
         values: The values of the cache.
         starts_B: The slot of the first new token of each sequence.
-        interleaved: Whether a pair that is rotated consists of neighbours.
+        interleaved: Whether pair i is the elements 2i and 2i + 1 of a head, and not i and R + i.
 
     Returns:
         The rotated queries, the keys and the values of the updated cache.
 
     Raises:
-        ValueError: Operands that do not fit.
+        ValueError: The operands do not fit together.
     """
     check(q_BTNH, keys, values, starts_B)
     if k_BTKH.shape != v_BTKH.shape or k_BTKH.shape != (
@@ -167,7 +168,7 @@ def rotate_and_store(
 
 @dataclasses.dataclass(frozen=True)
 class _RotateAndStore:
-    """`rocmforge_rotate_and_store` as a function of its arrays, which have angles if it rotates."""
+    """`rocmforge_rotate_and_store` as a function of its arrays, with angles only if it rotates."""
 
     interleaved: bool
     rotates: bool
@@ -185,7 +186,7 @@ class _RotateAndStore:
 
 
 def check(q_BTNH, keys, values, starts_B) -> None:
-    """Raises ValueError, with the shapes, for operands that do not fit."""
+    """Raises ValueError, with the shapes, for operands that do not fit together."""
     (B, T, N, H), (_, K, _, S) = q_BTNH.shape, keys.shape
     shapes = (
         keys.shape == (B, K, H, S)

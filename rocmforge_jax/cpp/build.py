@@ -24,13 +24,13 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-#: Compilers to look for, in this order. The environment variable CXX names another one.
+#: Compilers to look for, in this order, unless the environment variable CXX names one.
 COMPILERS = ("c++", "g++", "clang++")
-#: Seconds that a question to the compiler may take, and compiling, on a machine that is busy.
+#: Time limits in seconds for a quick call of the compiler and for compiling, on a busy machine.
 ANSWER_LIMIT = 60.0
 COMPILE_LIMIT = 3600.0
 _SCRATCH = ".making-"
-#: Loads a library and calls it, in a process that it may crash.
+#: A program that loads a library and calls it. It runs in another process, because it may crash.
 _TRIAL = """
 import ctypes, sys
 library = ctypes.CDLL(sys.argv[1])
@@ -40,7 +40,7 @@ print(library.kernels_in_use())
 
 
 def compiler() -> tuple[str, ...] | None:
-    """Finds the C++ compiler: its program and the arguments that CXX gives it, or None."""
+    """Finds the C++ compiler: its program and the arguments in CXX, or None."""
     named = settings.compiler()
     if named is None:
         return next(((program,) for program in map(shutil.which, COMPILERS) if program), None)
@@ -52,9 +52,9 @@ def compiler() -> tuple[str, ...] | None:
 
 
 def find(folder: Path) -> Path | None:
-    """Finds the library that `build` made in `folder` from this source for this JAX, or None.
+    """Finds the library in `folder` that was built from this source for this JAX, or None.
 
-    This needs no compiler. `library.load` checks whether the file is complete.
+    This does not need a compiler. `library.load` checks whether the file is complete.
     """
     return stored.newest(folder, _prefix())
 
@@ -65,26 +65,26 @@ def find_complete(folder: Path) -> Path | None:
 
 
 def check(folder: Path) -> None:
-    """Raises BuildError unless there is a compiler that starts and a folder for the library."""
+    """Raises BuildError unless a compiler starts and the folder can be created."""
     commands.run([[*_require_compiler(), "--version"]], ANSWER_LIMIT)
     with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def build(folder: Path, *, force: bool = False) -> Path:
-    """Compiles the library into `folder`, unless an earlier call did.
+    """Compiles the library into `folder`, unless the folder already contains it.
 
-    Of several processes that build at the same time one compiles, and the others wait for it.
+    If several processes build at the same time, one compiles and the others wait for it.
 
     Args:
-        folder: Where to put the library.
-        force: Whether to compile although the library is there.
+        folder: The folder for the library.
+        force: Whether to compile even if the folder contains the library.
 
     Returns:
-        The library, for `library.load`.
+        The file of the library, for `library.load`.
 
     Raises:
-        BuildError: There is no compiler, it fails, or the folder cannot be written.
+        BuildError: There is no compiler, the compiler fails, or the folder cannot be written.
     """
     command = _require_compiler()
     folder = Path(folder)
@@ -103,16 +103,20 @@ def build(folder: Path, *, force: bool = False) -> Path:
 
 
 def build_for_others(folder: Path, prefix: str) -> Path:
-    """Compiles a library for other machines of this system into a folder of a wheel.
+    """Compiles a library for other machines with this system, into a folder of a wheel.
 
-    It runs on every processor of its kind, with the best instructions that both know.
+    The library runs on every processor of this architecture. It uses the best set of instructions
+    that it contains and the processor supports.
 
     Args:
-        folder: Where to put the library.
-        prefix: The beginning of its name.
+        folder: The folder for the library.
+        prefix: The beginning of its file name.
+
+    Returns:
+        The file of the library.
 
     Raises:
-        BuildError: There is no compiler, it fails, or the folder cannot be written.
+        BuildError: There is no compiler, the compiler fails, or the folder cannot be written.
     """
     command = _require_compiler()
     with _written(folder):
@@ -163,7 +167,7 @@ def _compiled(command: tuple[str, ...], folder: Path, prefix: str, *, baseline: 
 
 
 def _make(files: list[Path], wanted: list[list[str]]) -> None:
-    """Runs compilers and requires that they wrote the files."""
+    """Runs compilers; raises BuildError unless they wrote the files."""
     commands.run(wanted, COMPILE_LIMIT)
     for file, command in zip(files, wanted):
         if not file.is_file() or file.stat().st_size == 0:
@@ -190,10 +194,10 @@ def _knows(command: tuple[str, ...], flags: tuple[str, ...]) -> bool:
 
 @contextlib.contextmanager
 def _only_builder(folder: Path) -> Iterator[None]:
-    """Waits until no other process builds in the folder, and removes what killed ones left.
+    """Waits until no other process builds in the folder, and removes the leftovers of killed ones.
 
-    A file system that has no locks lets several build at once: each then compiles in a folder of
-    its own.
+    On a file system without locks, several processes may build at the same time. Each of them
+    compiles in its own folder.
     """
     with open(folder / ".lock", "w") as file:
         try:
@@ -209,7 +213,7 @@ def _only_builder(folder: Path) -> Iterator[None]:
 
 
 def _prefix() -> str:
-    """Names everything that the library is made from except the compiler."""
+    """Returns a name with a hash of everything that determines the library except the compiler."""
     sources = sorted(path for path in units.SOURCES.iterdir() if path.suffix in (".cc", ".h"))
     parts = [path.read_bytes() for path in (*sources, Path(units.__file__))]
     parts += [version("jaxlib").encode(), platform.machine().encode()]

@@ -1,4 +1,4 @@
-"""Runs compilers side by side, and explains in an error what they did wrong."""
+"""Runs compilers in parallel, and reports their failures as errors."""
 
 import contextlib
 import os
@@ -7,25 +7,26 @@ import signal
 import subprocess
 import time
 
-#: Lines of the output of a compiler that an error repeats.
+#: How many of the last lines of a compiler's output an error message contains.
 _LAST_LINES = 5
 
 
 class BuildError(RuntimeError):
-    """The C++ library cannot be built; the message says why."""
+    """The C++ library cannot be built; the message has the reason."""
 
 
 def run(commands: list[list[str]], seconds: float) -> list[str]:
     """Runs commands in parallel and returns the standard output of each.
 
-    Whatever happens, no command and no process that it started is left running.
+    When this function returns or raises, all commands and the processes they started have ended.
 
     Args:
         commands: Programs with their arguments.
-        seconds: The time that they may take together.
+        seconds: The time limit for all commands together.
 
     Raises:
-        BuildError: One cannot be started, fails or takes too long; with the last lines it printed.
+        BuildError: A command cannot be started, fails or takes too long. After a failure, the
+            message contains the last lines that the command printed.
     """
     running, printed = [], []
     try:
@@ -43,7 +44,7 @@ def run(commands: list[list[str]], seconds: float) -> list[str]:
 
 
 def succeeds(command: list[str], seconds: float) -> bool:
-    """Returns whether a command ends with exit code 0 in time."""
+    """Returns whether a command ends with exit code 0 within the time limit."""
     try:
         run([command], seconds)
     except BuildError:
@@ -60,7 +61,7 @@ def _started(command):
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # a compiler is several processes, and ends as one
+            start_new_session=True,  # a compiler has child processes, which `_stop` must also end
         )
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be started: {error.strerror}") from error
@@ -76,7 +77,7 @@ def _printed(process, left, seconds):
 
 
 def _stop(process):
-    """Ends a command that may still run, with the processes that it started."""
+    """Ends a command that may still be running, and the processes that it started."""
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):

@@ -1,6 +1,6 @@
 """Loads a compiled library and registers its functions with JAX.
 
-A process has one registry of functions, so a library is loaded for the whole process.
+JAX has one registry of functions per process, so a library is loaded for the whole process.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ _registered: Path | None = None
 
 
 class Form(NamedTuple):
-    """What distinguishes the packings that the library has code for from those that it has not."""
+    """The properties of a packing that determine whether the library supports it."""
 
     bits: int
     table: bool
@@ -35,11 +35,11 @@ class Form(NamedTuple):
 
 
 class Prefetch(NamedTuple):
-    """Where a GEMV prefetches weights.
+    """The distance and the cache level of a GEMV's prefetch.
 
     Attributes:
-        ahead: Bytes after the weights that it multiplies.
-        level: The level of the cache that it prefetches into, 1 or 2.
+        ahead: The distance in bytes from the weights that are being multiplied.
+        level: The cache level to prefetch into, 1 or 2.
     """
 
     ahead: int
@@ -54,10 +54,10 @@ def load(library: Path) -> str:
         library: The file that `build.build` made.
 
     Returns:
-        The instructions that the library uses.
+        The name of the instruction set that the library uses.
 
     Raises:
-        OSError: The file is not such a library, or not complete.
+        OSError: The file is not such a library, or it is damaged.
     """
     global _registered
     opened = _opened(library)
@@ -78,7 +78,7 @@ def loaded() -> Path:
 
 @functools.cache
 def forms(library: Path) -> frozenset[Form]:
-    """Asks a library for the forms of packings that it has code for.
+    """Returns the forms of packings that a library supports.
 
     They are the same for all sets of instructions.
     """
@@ -94,17 +94,20 @@ def forms(library: Path) -> frozenset[Form]:
 
 
 def instructions(library: Path) -> list[str]:
-    """Lists the sets of instructions that both library and processor have, the fastest first."""
+    """Lists the instruction sets that the library and the processor support, fastest first."""
     names = map(_opened(library).kernels_that_run, itertools.count())
     return [name.decode() for name in itertools.takewhile(bool, names)]
 
 
 def use(library: Path, name: str) -> None:
-    """Makes all calls use one set of instructions from now on: for tests and measurements.
+    """Makes all calls use one instruction set from now on, for tests and measurements.
 
     Args:
         library: A library that is loaded.
-        name: One of `instructions(library)`; otherwise ValueError is raised.
+        name: One of `instructions(library)`.
+
+    Raises:
+        ValueError: The library or the processor does not support the name.
     """
     if not _opened(library).use_kernels(name.encode()):
         raise ValueError(
@@ -121,7 +124,7 @@ def prefetch(library: Path) -> Prefetch:
 
 
 def use_prefetch(library: Path, wanted: Prefetch | None) -> None:
-    """Makes all products use a prefetch from now on; None is the one of the library's table."""
+    """Makes all products use a prefetch from now on; None selects the default of the library."""
     ahead, level = wanted or (-1, 1)
     if level not in (1, 2):
         raise ValueError(f"a prefetch goes into the level 1 or 2 of the cache, not {level}")

@@ -1,21 +1,21 @@
-"""The library that a wheel brings along, compiled on another machine.
+"""The library in a wheel, which was compiled on another machine.
 
-It is made from the sources beside it, so its name tells no versions. It speaks to JAX through the
-interface of the oldest JAX that the package supports, which newer ones keep.
+The wheel also contains its sources, so its name needs no hash of them. It uses the interface of the
+oldest JAX that the package supports, which newer versions of JAX keep.
 """
 
 from pathlib import Path
 
 from rocmforge_jax.cpp import build, stored
 
-#: Where the library is in a wheel, and in the folder that becomes one.
+#: The folder of the library within a wheel, and within the folder that a wheel is made from.
 PARTS = ("rocmforge_jax", "cpp", "built")
 FOLDER = Path(__file__).parent / PARTS[-1]
 _PREFIX = "multiply"
 
 
 def find() -> Path | None:
-    """Finds the library of the installed wheel; None where the wheel has none."""
+    """Finds the library of the installed wheel, or returns None if the wheel contains none."""
     return stored.newest(FOLDER, _PREFIX)
 
 
@@ -25,9 +25,9 @@ def find_complete() -> Path | None:
 
 
 def make(root: Path) -> Path:
-    """Compiles the library for a wheel whose files are being put together in `root`.
+    """Compiles the library for a wheel that is made from the files in the folder `root`.
 
     Raises:
-        build.BuildError: There is no compiler, or it fails.
+        build.BuildError: There is no compiler, the compiler fails, or the folder cannot be written.
     """
     return build.build_for_others(Path(root, *PARTS), _PREFIX)

@@ -1,7 +1,7 @@
 """Splits calls of the C++ library over the devices of a mesh.
 
-XLA knows nothing about a call's operands, so it would gather all of them on every device. A rule
-names the axes of operands and results, and axes of one name may be split alike.
+Without a rule, XLA would gather all operands of a call on every device. The rule names the axes of
+operands and results. Axes with the same name can be split in the same way.
 """
 
 import functools
@@ -17,14 +17,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 def call(
     function: Callable, operands: Sequence[jax.Array], axes: Sequence[str], results: Sequence[str]
 ) -> list[jax.Array]:
-    """Computes function(*operands); on several devices each computes its share.
+    """Computes function(*operands); each of several devices computes its share.
 
     Args:
-        function: Returns the list of results for operands of any size. It is hashable by what it
-            computes.
+        function: Returns the list of results for operands of any size. It is hashable, and equal
+            functions compute the same.
         operands: The operands, none of them empty.
-        axes: The names of the axes of each operand, such as "b t h". Axes in capitals are whole on
-            every device. "(k g)" is one axis of k groups of g, which is split between groups.
+        axes: The names of the axes of each operand, such as "b t h". An axis in capitals is never
+            split. "(k g)" is one axis of k groups of g, which can be split between groups.
         results: The names of the axes of each result.
     """
     pairs = [
@@ -65,7 +65,7 @@ def _partitioned(function, axes, results, sizes):
 
 
 def _axes_of(mesh, names, arrays, sizes) -> dict[str, str | tuple[str, ...]]:
-    """Finds the axes of the mesh over which each named axis is split, the results' first."""
+    """Finds the mesh axes over which each named axis is split; earlier arrays take precedence."""
     found, used = {}, set()
     for of_array, array in zip(names, arrays):
         for name, axis in zip(_major(of_array), array.sharding.spec):
@@ -80,7 +80,7 @@ def _axes_of(mesh, names, arrays, sizes) -> dict[str, str | tuple[str, ...]]:
 
 
 def _split(names: str) -> list[list[str]]:
-    """Returns the names of each axis: "b (k g)" -> [["b"], ["k", "g"]]."""
+    """Splits a text into the names of each axis: "b (k g)" -> [["b"], ["k", "g"]]."""
     axes, inside = [], False
     for word in names.split():
         if inside:

@@ -1,7 +1,7 @@
 """Products with packed weights on a CPU: `multiply.cc` and `experts.cc` in JAX.
 
-They compute what `pallas_kernels.qmatmul` computes on a GPU. The functions belong to the library
-that `library.load` loaded.
+They compute the same as `pallas_kernels.qmatmul` on a GPU. The functions call the library that
+`library.load` loaded.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pallas_kernels.packing import GROUP, Packing
 from pallas_kernels.qmatmul import Product
 from rocmforge_jax.cpp import library, partition
 
-#: Modes of activations (see `qmatmul.activations`) and the bytes of a number in each.
+#: Modes of activations (see `qmatmul.activations`), and the bytes per number in each mode.
 MODES = {"int16": 2, "int8": 1}
 #: In the order of `enum Scale` in kernels.h.
 _SCALES = ("d", "int8", "nibbles", "bytes", "e8m0", "e4m3")
@@ -30,24 +30,24 @@ def multiply(
 
     Args:
         x_MK: The input.
-        products: The products, with packed weights. One with experts is the only one.
-        mode: One of MODES: the numbers that the input is rounded to.
+        products: The products, with packed weights. A product with experts must be the only one.
+        mode: The format that the input is quantised to, one of MODES.
         norm: The scale [K] of an RMSNorm to apply to the input first, or None.
-        epsilon: That of the norm.
+        epsilon: The epsilon of the norm.
 
     Returns:
-        The outputs [M, N], one of each product.
+        The output of each product, [M, N], or [P, N] with experts.
 
     Raises:
-        NotImplementedError: A mode outside of MODES, or a packing without code.
-        ValueError: Shapes that do not fit.
+        NotImplementedError: The mode is not in MODES, or the library does not support a packing.
+        ValueError: The shapes do not fit together.
         RuntimeError: No library is loaded.
     """
     if mode not in MODES:
         raise NotImplementedError(f"{mode} activations; there are {', '.join(MODES)}")
     validate(x_MK, products, norm)
     experts = products[0].experts
-    # Rows of x are tokens, those of the outputs are pairs: with experts only outputs are split.
+    # With experts, rows of x are tokens and rows of outputs are pairs. Neither axis is split.
     rows, rows_of_x = ("m", "m") if experts is None else ("PAIRS", "TOKENS")
     inputs, axes = [x_MK.astype(jnp.float32)], [f"{rows_of_x} K"]
     if norm is not None:
@@ -72,14 +72,14 @@ class _Call:
     """The call of the library as a function of its arrays.
 
     Attributes:
-        first: The place of the codes of each product among the operands after the inputs.
+        first: The index of the codes of each product among the operands after the inputs.
         has_norm: Whether the second array is the scale of a norm.
-        has_experts: Whether the expert of each pair follows.
-        jobs: What `read_jobs` in jobs.h reads.
+        has_experts: Whether the next array has the expert of each pair.
+        jobs: The numbers that `read_jobs` in jobs.h reads.
         tables: The tables of the weights, 16 bytes each.
-        factors: The constants of the activation functions, two of each product.
-        parts: Bytes of a rounded number.
-        epsilon: That of the norm.
+        factors: The constants of the activation functions, two per product.
+        parts: The bytes of a quantised number.
+        epsilon: The epsilon of the norm.
     """
 
     first: tuple[int, ...]
@@ -117,11 +117,11 @@ class _Call:
 
 
 def _described(products: list[Product], rows: str):
-    """Describes the operands of products, and the numbers that `read_jobs` in jobs.h reads.
+    """Lists the operands of products, and the numbers that `read_jobs` in jobs.h reads.
 
     Returns:
-        The operands; the names of the axes of each; the place of the first operand of each product;
-        attributes of `_Call`.
+        The operands, the names of the axes of each operand, the index of the first operand of each
+        product, and the attributes `jobs`, `tables` and `factors` of `_Call`.
     """
     operands, axes, first, numbers, tables, factors = [], [], [], [], [], []
     for n, product in enumerate(products):
@@ -134,7 +134,7 @@ def _described(products: list[Product], rows: str):
             numbers += [scale is not None, bias is not None, *_numbers(weight.packing)]
             tables += _table(weight.packing)
             planes = [weight.planes[name] for name in _PLANES if name in weight.planes]
-            # All but the scale, one number for a matrix, have an axis of outputs.
+            # All arrays have an axis of outputs, except the scale, which is one number per matrix.
             for leading, arrays in (
                 ([*stack, f"n{n}"], planes),
                 (stack or ["ONE"], _floats(scale)),
@@ -153,9 +153,9 @@ def _described(products: list[Product], rows: str):
 
 
 def validate(x_MK, products: list[Product], norm=None) -> None:
-    """Checks the operands of `multiply` by their shapes, which the C++ code relies on.
+    """Checks the shapes of the operands of `multiply`, because the C++ code does not check them.
 
-    It raises what `multiply` raises.
+    Raises the same errors as `multiply`.
     """
     if x_MK.ndim != 2 or 0 in x_MK.shape or x_MK.shape[1] % GROUP:
         raise ValueError(
@@ -221,12 +221,12 @@ def _validate_weight(weight, stack: tuple[int, ...], N: int, K: int) -> None:
 
 
 def _floats(*arrays) -> list[jax.Array]:
-    """Returns those that are not None, as float32."""
+    """Returns the arrays that are not None, as float32."""
     return [array.astype(jnp.float32) for array in arrays if array is not None]
 
 
 def require_form(packing: Packing) -> None:
-    """Raises NotImplementedError for a packing that the library has no code for."""
+    """Raises NotImplementedError for a packing that the library does not support."""
     has_table, has_minimum = packing.table is not None, bool(packing.minimum)
     form = library.Form(packing.bits, has_table, packing.halves, has_minimum)
     if form not in library.forms(library.loaded()):
@@ -234,14 +234,14 @@ def require_form(packing: Packing) -> None:
 
 
 def _table(packing: Packing) -> list[int]:
-    """Returns 16 bytes: the values of the codes less the offset, zeros without a table."""
+    """Returns the table minus the packing's offset as 16 bytes; zeros without a table."""
     return (
         [(entry - packing.offset) & 255 for entry in packing.table] if packing.table else [0] * 16
     )
 
 
 def _numbers(packing: Packing) -> list[int]:
-    """Returns what `read_jobs` in jobs.h reads of a packing."""
+    """Returns the numbers of a packing that `read_jobs` in jobs.h reads."""
     scale = _SCALES.index(packing.scale)
     return [
         packing.bits,

@@ -1,6 +1,6 @@
-"""Single tokens of recurrences whose heads each keep a matrix: `recurrence.cc` in JAX.
+"""Single steps of recurrences with a matrix of memory per head: `recurrence.cc` in JAX.
 
-The memory is updated in place where XLA can. All operands are float32. The functions belong to the
+XLA updates the memory in place if possible. All operands are float32. The functions call the
 library that `library.load` loaded.
 """
 
@@ -19,7 +19,7 @@ def delta_step(q_BNH, k_BNH, v_BNW, log_decay_BN, beta_BN, memory_BNHW) -> tuple
 
 
 def scan_step(x_BNH, log_decay_BN, b_BKW, c_BKW, memory_BNHW) -> tuple[jax.Array, ...]:
-    """Sends one token of each sequence through a selective state space.
+    """Applies a selective state space to one token of each sequence.
 
     Returns the outputs [B, N, H] and the memory: see `nn.selective_scan`.
     """

@@ -1,4 +1,4 @@
-"""Turns the blocks of bytes of a file into planes: `repack.cc`, with a thread per processor."""
+"""Converts the blocks of a file to planes with `repack.cc`, with one thread per processor."""
 
 import concurrent.futures
 import ctypes
@@ -13,28 +13,28 @@ from pallas_kernels.packing import GROUP, Packing
 from rocmforge_jax.cpp import huge_pages
 
 #: Layouts of the small scales of a block, in the order of `enum Scales`. "bytes": consecutive int8
-#: or uint8. "six_bit_pairs": scales and minima of Q4_K and Q5_K. "six_bits": those of Q3_K.
+#: or uint8. "six_bit_pairs": scales and minima of Q4_K and Q5_K. "six_bits": scales of Q3_K.
 #: "high_and_low": the two fields of IQ4_XS.
 SCALES = (None, "bytes", "six_bit_pairs", "six_bits", "high_and_low")
-#: Bytes of blocks that a thread converts at a time.
+#: How many bytes of blocks a thread converts at a time.
 PIECE = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Where the fields of a block are, as offsets in bytes.
+    """The fields of a block, with offsets in bytes.
 
     Attributes:
-        block: Elements of a block.
-        bytes: Bytes of a block.
-        codes: (offset, bits, run) of each field of codes, the lowest bits first, as for
+        block: Elements per block.
+        bytes: Bytes per block.
+        codes: (offset, bits, run) of each field of codes, the field with the lowest bits first. See
             `formats._bits.unpack`.
         d: Offset of the float16 scale, or None.
         m: Offset of the float16 minimum, or None.
         scales: Layout of the small scales, one of SCALES.
         at: Offset of the small scales, or None.
         more_at: Offset of their second field, or None.
-        exchanged: Whether bits 2 and 3 of each code change places after they are unpacked.
+        exchanged: Whether bits 2 and 3 of each code are swapped after unpacking.
     """
 
     block: int
@@ -77,19 +77,19 @@ class Blocks:
 def repack(
     library: Path, row_bytes: np.ndarray, blocks: Blocks, packing: Packing
 ) -> dict[str, np.ndarray]:
-    """Turns the blocks of a matrix into planes, which are aligned for XLA.
+    """Converts the blocks of a matrix to planes that are aligned for XLA.
 
     Args:
-        library: The compiled library.
-        row_bytes: The blocks, uint8 [N, bytes of a row].
-        blocks: Where the fields of a block are.
+        library: The file of the compiled library.
+        row_bytes: The blocks, uint8 [N, bytes per row].
+        blocks: The fields of a block.
         packing: The packing of the planes.
 
     Returns:
-        The planes of a matrix [N, K].
+        The planes of the matrix [N, K].
 
     Raises:
-        ValueError: Rows that do not consist of whole blocks.
+        ValueError: Rows do not consist of whole blocks.
     """
     rows, nbytes = row_bytes.shape
     if row_bytes.dtype != np.uint8 or nbytes % blocks.bytes or not row_bytes.flags.c_contiguous:

@@ -1,8 +1,8 @@
-"""Keeps a library in a folder so that it is there completely or not at all.
+"""Stores libraries in a folder, so that a library is either complete or recognised as damaged.
 
-The name of the file ends in a checksum of its bytes. One rename puts both in place, and whoever
-loads the file compares them: the loader of the system would die of a bus error on a file that
-was cut off.
+The name of a file ends in a checksum of its bytes, and the file gets this name by a rename. The
+checksum is compared before loading, because loading a truncated file would crash the process with a
+bus error.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ _DIGITS = 16
 
 
 def put(made: Path, folder: Path, prefix: str) -> Path:
-    """Moves a file to its final name in a folder of the same file system, and returns the name."""
-    with open(made, "rb+") as file:  # on the disk before it has its name
+    """Moves a file to its final name in a folder of the same file system, and returns the path."""
+    with open(made, "rb+") as file:  # written to the disk before the rename
         os.fsync(file.fileno())
     library = folder / f"{prefix}-{_checksum(made)}.so"
     os.replace(made, library)
@@ -24,22 +24,22 @@ def put(made: Path, folder: Path, prefix: str) -> Path:
 
 
 def newest(folder: Path, prefix: str) -> Path | None:
-    """Returns the file of that prefix that was put last, None where there is none."""
+    """Returns the latest file with a prefix, or None."""
     dated = []
     for path in _all(folder, prefix):
-        with contextlib.suppress(OSError):  # it was removed meanwhile
+        with contextlib.suppress(OSError):  # another process removed it
             dated.append((path.stat().st_mtime_ns, path))
     return max(dated)[1] if dated else None
 
 
 def newest_complete(folder: Path, prefix: str) -> Path | None:
-    """Returns the complete file of that prefix that was put last, None where there is none."""
+    """Returns the latest file with a prefix if it is complete, else None."""
     found = newest(folder, prefix)
     return found if found is not None and is_complete(found) else None
 
 
 def remove_incomplete(folder: Path, prefix: str) -> None:
-    """Removes the files of that prefix that are damaged."""
+    """Removes the damaged files with a prefix."""
     for path in _all(folder, prefix):
         if not is_complete(path):
             with contextlib.suppress(OSError):
@@ -47,7 +47,7 @@ def remove_incomplete(folder: Path, prefix: str) -> None:
 
 
 def is_complete(library: Path) -> bool:
-    """Returns whether a file can be read and has the checksum of its name."""
+    """Returns whether a file can be read and has the checksum that its name contains."""
     try:
         return library.stem.endswith(f"-{_checksum(library)}")
     except OSError:
@@ -67,7 +67,7 @@ def require_complete(library: Path) -> None:
 def _all(folder: Path, prefix: str) -> list[Path]:
     try:
         names = os.listdir(folder)
-    except OSError:  # not there, not readable or no folder
+    except OSError:  # missing, not readable, or not a folder
         return []
     return [Path(folder, name) for name in fnmatch.filter(names, f"{prefix}-*.so")]
 

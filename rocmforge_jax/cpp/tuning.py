@@ -1,7 +1,7 @@
-"""Measures which prefetch is fastest on this processor, and remembers it in a file.
+"""Measures which prefetch is fastest on this processor, and saves it to a file.
 
-A GEMV waits for memory. How far ahead it should prefetch, and into which cache, depends on the
-processor, and on the machine around it.
+A GEMV is bound by memory. The best distance and cache level of its prefetch depend on the processor
+and on the rest of the machine.
 """
 
 import contextlib
@@ -22,13 +22,14 @@ from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax.cpp import library, products
 from rocmforge_jax.cpp.library import Prefetch
 
-#: Distances in bytes to measure, for both levels of the cache.
+#: Distances in bytes to measure, for both cache levels.
 DISTANCES = (2048, 4096, 8192, 16384, 32768)
-#: Measurements of each, of which the fastest counts. They take turns: other programs may run.
+#: Measurements of each prefetch, of which the fastest counts. They alternate between prefetches,
+#: because other programs may run at the same time.
 ROUNDS = 5
-#: How much faster another prefetch must be than that of the library's table.
+#: The share of time that another prefetch must save compared with the library's default.
 LEAST_GAIN = 0.03
-#: Inputs of the matrices that are measured, and the most bytes of one.
+#: Groups of inputs of the measured matrices, and the most bytes of a matrix.
 _GROUPS, _MOST_BYTES = 64, 256 << 20
 
 
@@ -36,11 +37,11 @@ def measure(found: Path, packings: Iterable[Packing]) -> dict[Prefetch, float]:
     """Measures products of a single row, and leaves the fastest prefetch in use.
 
     Args:
-        found: The library, which is loaded.
-        packings: Of the matrices. The times of all of them are added.
+        found: The file of the library, which must be loaded.
+        packings: The packings of the matrices. The times of all matrices are added.
 
     Returns:
-        The bytes per second of each prefetch.
+        The bytes per second that products read with each prefetch.
     """
     library.use_prefetch(found, None)
     start = library.prefetch(found)
@@ -61,7 +62,7 @@ def measure(found: Path, packings: Iterable[Packing]) -> dict[Prefetch, float]:
 
 
 def remember(file: Path, found: Path) -> None:
-    """Writes the prefetch in use to a file; a file that cannot be written is left alone."""
+    """Writes the prefetch in use to a file; ignores failures to write."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_name(f"{file.name}.{os.getpid()}")
@@ -70,14 +71,14 @@ def remember(file: Path, found: Path) -> None:
 
 
 def recall(file: Path, found: Path) -> None:
-    """Uses the prefetch of a file; without a valid file, that of the library's table."""
+    """Uses the prefetch in a file from now on; changes nothing without a valid file."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         wanted = Prefetch(**json.loads(file.read_text()))
         library.use_prefetch(found, Prefetch(int(wanted.ahead), int(wanted.level)))
 
 
 def _product(packing: Packing) -> tuple[Callable, int]:
-    """Makes a product of one row with a matrix that no cache holds; and the bytes that it reads."""
+    """Makes a product with a matrix that fits into no cache; returns it and the bytes it reads."""
     row = sum(plane.nbytes for plane in _planes(packing, 1).values())
     rows = max(1024, min(_MOST_BYTES, 2 * _cache_bytes()) // row)
     planes = jax.jit(functools.partial(_planes, packing, rows))()
@@ -102,7 +103,7 @@ def _seconds(run: Callable) -> float:
 
 
 def _cache_bytes() -> int:
-    """Returns the size of the largest cache, or a guess where the system does not say."""
+    """Returns the size of the largest cache, or a guess if the system does not report it."""
     try:
         found = os.sysconf("SC_LEVEL3_CACHE_SIZE")
     except (AttributeError, OSError, ValueError):

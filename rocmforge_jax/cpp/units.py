@@ -1,6 +1,7 @@
 """The translation units of the C++ library and their flags.
 
-The name of a library holds a hash of this file, so only what changes the library belongs here.
+The name of a library contains a hash of this file. So only code that affects the library belongs
+here.
 """
 
 import platform
@@ -10,8 +11,8 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-#: Compiler flags of each set of instructions that `kernels.cc` is compiled for, by machine.
-#: `processor.cc` chooses among them. A set unknown to the compiler is left out; "plain" never is.
+#: Compiler flags of each instruction set that `kernels.cc` is compiled for, by machine.
+#: `processor.cc` chooses one of them. A set that the compiler does not support is left out.
 _VARIANTS = {
     "x86_64": {
         "avx512": (
@@ -25,8 +26,8 @@ _VARIANTS = {
 }
 #: Custom calls, which include the headers of JAX.
 _CALLS = ("multiply.cc", "experts.cc", "attention.cc", "recurrence.cc")
-#: What every processor of a machine runs. It takes back a "-march=native" of the user's: a home
-#: folder, and the library in it, may be shared with an older processor.
+#: Flags for the instructions that every processor of a machine supports. They override a
+#: "-march=native" in CXX: an older processor may share the home folder, and the library in it.
 _BASELINE = {"x86_64": ("-march=x86-64",)}
 
 
@@ -34,8 +35,9 @@ def units(knows: Callable[[tuple[str, ...]], bool], *, baseline: bool) -> list[l
     """Lists the compiler's arguments for each translation unit, without an output.
 
     Args:
-        knows: Returns whether the compiler accepts the flags.
-        baseline: Whether the compiler's own choice of a processor is replaced by the oldest one.
+        knows: A function that returns whether the compiler accepts some flags.
+        baseline: Whether to compile for the oldest processor of this machine's architecture, and
+            not for the compiler's default.
     """
     variants = {
         name: flags for name, flags in _VARIANTS.get(platform.machine(), {}).items() if knows(flags)
@@ -56,7 +58,7 @@ def units(knows: Callable[[tuple[str, ...]], bool], *, baseline: bool) -> list[l
 
 
 def _headers() -> str:
-    """Returns the folder of the headers of JAX: `jax.ffi.include_dir()`, without importing JAX."""
+    """Returns the folder of JAX's headers like `jax.ffi.include_dir()`, without importing JAX."""
     import jaxlib
 
     return str(Path(*jaxlib.__path__) / "include")

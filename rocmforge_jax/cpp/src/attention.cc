@@ -22,7 +22,7 @@ int64_t threads_for(ffi::ThreadPool& pool, int64_t work) {
 }
 
 // q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], starts [B], filled [B] or [0], sinks [N] or [0] -> [B, T, N, H]. ring: whether
-// position p is in slot p % S.
+// the slots are a ring buffer, with position p in slot p % S.
 ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts, S32 filled, F32 sinks, ffi::Result<F32> out, float scale,
                   bool causal, int64_t window, float soft_cap, bool ring) {
   const auto shape = q.dimensions();
@@ -49,7 +49,8 @@ ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts,
   return ffi::Error::Success();
 }
 
-// Rotates the first 2 * R elements of a head by R angles and copies the others. interleaved: a pair consists of neighbours.
+// Rotates the first 2 * R elements of a head by R angles and copies the others. interleaved: whether pair i is the elements 2i and 2i + 1,
+// and not i and R + i.
 void rotate(const float* x, const float* cos, const float* sin, int64_t R, int64_t H, bool interleaved, float* out) {
   if (interleaved) {
     for (int64_t i = 0; i < R; i++) {
@@ -66,7 +67,7 @@ void rotate(const float* x, const float* cos, const float* sin, int64_t R, int64
 }
 
 // q [B, T, N, H], k and v [B, T, K, H], cos and sin [B, T, R], keys, values, starts -> the rotated q, and keys and values with the new
-// tokens at slots starts[b] on.
+// tokens in the slots from starts[b] on.
 ffi::Error rotate_and_store(ffi::ThreadPool pool, F32 q, F32 k, F32 v, F32 cos, F32 sin, F32 keys, F32 values, S32 starts,
                             ffi::Result<F32> q_out, ffi::Result<F32> keys_out, ffi::Result<F32> values_out, bool interleaved) {
   const auto shape = q.dimensions();

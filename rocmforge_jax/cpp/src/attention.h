@@ -1,5 +1,5 @@
-// Flash attention (Dao et al., 2022, arXiv:2205.14135) of new tokens over a KV cache. The heads of a group are computed together, a tile
-// of slots at a time, so that scores stay in the L1 cache.
+// Flash attention (Dao et al., 2022, arXiv:2205.14135) of new tokens over a KV cache. The query heads of a KV head are computed together.
+// Slots are computed in tiles, so that scores stay in the L1 cache.
 #pragma once
 
 #include <cmath>
@@ -11,14 +11,14 @@
 namespace attention {
 namespace {
 
-// Columns and rows of a tile of a product: as many as the registers hold.
+// Columns and rows of a tile of a product. Its sums fill the registers.
 constexpr int kColumns = 4 * LANES, kRows = 6;
-// Most queries of a call, and slots of a tile. A few queries wait for the memory of the KV cache and take larger tiles of slots.
+// The most queries per call, and the slots per tile. Calls with at most kFew queries are bound by memory and use larger tiles.
 constexpr int kQueries = 48, kFew = 16, kSlots = 64, kSlotsOfFew = 256;
 static_assert(kSlots % kColumns == 0 && kSlotsOfFew % kColumns == 0 && kQueries % kRows == 0);
 
-// c [rows, columns] += a [rows, depth] b [depth, columns]. columns is a multiple of kColumns. Rows of a are a_stride apart, those of c
-// c_stride; b is dense.
+// c [rows, columns] += a [rows, depth] b [depth, columns]. columns is a multiple of kColumns. Rows of a are a_stride apart, and rows of c
+// are c_stride apart; b is dense.
 template <int rows>
 inline void add_product(const float* a, int64_t a_stride, const float* b, int64_t columns, int64_t depth, float* c, int64_t c_stride) {
   for (int64_t j = 0; j < columns; j += kColumns) {
@@ -56,12 +56,12 @@ inline int64_t scratch(int64_t width) {
   return kQueries * 2 * padded(width) + (kQueries > kFew * 4 ? kQueries : kFew * 4) * kSlots + kSlotsOfFew * 2 * padded(width);
 }
 
-// Slots from `first` up to, but without, `end`. Of a ring buffer they are positions.
+// The slots first to end - 1. In a ring buffer, these are positions.
 struct Slots {
   int64_t first, end;
 };
 
-// Slots that a query of token t of sequence b sees.
+// The slots that a query of token t of sequence b sees.
 inline Slots seen_by(const Attention& of, int64_t b, int64_t t) {
   const int64_t own = of.starts[b] + t, window = of.rule.window;
   if (of.rule.causal) return {window && window <= own ? own + 1 - window : 0, own + 1};
@@ -73,7 +73,7 @@ inline Slots seen_by(const Attention& of, int64_t b, int64_t t) {
 
 constexpr int32_t kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// Replaces by `otherwise` the numbers of slots outside of `seen`; the numbers are those of slots i to i + LANES - 1.
+// Replaces the numbers of slots outside of `seen` by `otherwise`. The numbers belong to the slots i to i + LANES - 1.
 inline Floats where_seen(Floats numbers, int i, Slots seen, float otherwise) {
   if (seen.first <= i && i + LANES <= seen.end) return numbers;
   const Ints slot = whole<Ints>(kLaneNumbers) + i;
@@ -101,7 +101,7 @@ inline float soften(float* scores, int slots, Slots seen, float& largest, float&
   return factor;
 }
 
-// Attention of the queries from first to before last of one KV head, counted with the heads of the group as the minor axis.
+// Computes attention of the queries first to last - 1 of one KV head. Queries are numbered with the heads of the group as the minor axis.
 void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t last, float* memory) {
   const Rule& rule = of.rule;
   const int64_t H = of.width, P = padded(H), G = of.group, N = of.kv_heads * G, count = last - first;

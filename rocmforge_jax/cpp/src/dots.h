@@ -10,9 +10,9 @@ namespace {
 // Without instructions that multiply bytes, activations are 16-bit integers.
 constexpr bool kPairs = LANES == 4;
 
-// LANES groups of a row of activations: their integers by position, and for each group its scale and the sums of the integers of the first
-// half, of the second half and of both, unscaled and scaled. With two parts, an integer is 128 times a high byte plus a low byte. With
-// kPairs, integers have 16 bits, and those for the even bytes of codes come before those for the odd bytes.
+// LANES groups of a row of activations: integers by position, and for each group a scale and sums. The sums are those of the integers of
+// the first half, of the second half and of both, unscaled and scaled. With two parts, an integer is 128 times a high byte plus a low byte.
+// With kPairs, integers have 16 bits, and the integers for even bytes of codes come before the integers for odd bytes.
 template <int kParts>
 struct Block {
   Words words[kPairs ? 2 : kParts][kPositions];
@@ -21,8 +21,8 @@ struct Block {
   Floats scaled_sums[3];
 };
 
-// `start` plus the dot product of codes and activations at kCount positions from `first` on. VNNI takes unsigned codes; elsewhere kSigned
-// says whether codes are signed.
+// Adds the dot product of codes and activations at kCount positions from `first` on to `start`. With VNNI, codes are unsigned. Otherwise,
+// they are signed if kSigned is true.
 template <int kBits, bool kSigned, int kParts, int kCount>
 inline Ints dots(Ints start, const Words* codes, const Block<kParts>& x, int first) {
 #if BYTE_DOTS
@@ -34,7 +34,7 @@ inline Ints dots(Ints start, const Words* codes, const Block<kParts>& x, int fir
   }
   return kParts == 2 ? (high << 7) + start : start;
 #elif LANES == 8
-  // Sums of products of bytes have 16 bits at first: kFit of them cannot overflow, as activations are at most 127.
+  // An instruction adds two products of bytes in 16 bits. kFit such sums cannot overflow, because activations are at most 127.
   constexpr int kMost = (1 << kBits) - 1, kFit = kSigned ? 1 : 32767 / (kMost * 2 * 127), kRun = kFit < kCount ? kFit : kCount;
   Ints parts[2] = {};
 #pragma GCC unroll 2

@@ -1,4 +1,4 @@
-// Products of activations with the chosen matrices of a stack, as an XLA custom call: those of a mixture of experts.
+// Products of activations with chosen matrices of a stack (a mixture of experts), as an XLA custom call.
 
 #include <algorithm>
 
@@ -7,10 +7,10 @@
 
 namespace {
 
-// Pairs of a token and an expert that are quantised at a time. Their activations stay in memory until they are multiplied.
+// How many pairs of a token and an expert are quantised at a time. Their quantised activations stay in memory until they are multiplied.
 constexpr int64_t kPairs = 2048;
 
-// Pairs of one expert, the first of which is `first` in the order of experts.
+// `count` pairs of one expert, from index `first` on in the order of experts.
 struct Batch {
   const Way* way;
   Job job;
@@ -34,7 +34,7 @@ Weight matrix(Weight w, int64_t e) {
   return w;
 }
 
-// The product with matrix e of the stacks of a job, of pairs whose rows of the output are at `places`.
+// The job for matrix e of the stacks. places: the row of the output for each pair.
 Job of_expert(Job job, int64_t e, const int32_t* places) {
   for (int i = 0; i < job.weight_count; i++) {
     job.weights[i] = matrix(job.weights[i], e);
@@ -45,12 +45,12 @@ Job of_expert(Job job, int64_t e, const int32_t* places) {
   return job;
 }
 
-// Pairs in the order of their experts, and for each expert the place of its first one; then their number.
+// Pairs in the order of their experts, and for each expert the index of its first pair. The last entry of `starts` is the number of pairs.
 struct Order {
   std::vector<int32_t> pairs, starts;
 };
 
-// Ids outside of the stack are clipped.
+// Sorts pairs by their experts. Ids outside of the stack are clipped.
 Order by_expert(const int32_t* experts, int64_t pairs, int64_t count) {
   const auto of = [&](int64_t p) { return std::clamp<int64_t>(experts[p], 0, count - 1); };
   Order order{std::vector<int32_t>(pairs), std::vector<int32_t>(count + 1)};
@@ -72,7 +72,7 @@ std::vector<Batch> batches_of(const Job& job, const Order& order) {
   return batches;
 }
 
-// Multiplies some batches. Row p of the output is of row p / share of the activations.
+// Multiplies some batches. Row p of the output is computed from row p / share of the activations.
 void multiply_batches(Team& team, int64_t threads, const Inputs& in, const Order& order, int64_t share, Batch* begin, Batch* end) {
   std::vector<Piece> tiles, pieces;
   int64_t bytes = 0, rows = 0;
@@ -85,7 +85,7 @@ void multiply_batches(Team& team, int64_t threads, const Inputs& in, const Order
   for (Batch* b = begin; b < end; to += b->tile_count() * b->way->bytes(in), b++) {
     b->tiles = to;
     for (int64_t i = 0; i < b->tile_count(); i++) tiles.push_back({b, i * b->way->tile, std::min(b->count, (i + 1) * b->way->tile)});
-    // As many pieces as in multiply.cc.
+    // The size of a piece is computed as in multiply.cc.
     const int64_t unit = b->way->unit, piece = std::clamp<int64_t>(rows / (8 * threads) / unit * unit, unit, 256);
     for (int64_t first = 0; first < b->job.rows; first += piece) pieces.push_back({b, first, std::min(first + piece, b->job.rows)});
   }

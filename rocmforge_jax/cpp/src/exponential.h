@@ -5,9 +5,9 @@
 
 namespace {
 
-// x = n ln 2 + r, with r at most ln 2 / 2 from zero.
+// x = n ln 2 + r, where |r| is at most ln 2 / 2.
 struct PowerOfE {
-  Ints exponent;    // n, where the exponent of a float is
+  Ints exponent;    // n, in the exponent bits of a float
   Floats less_one;  // e^r - 1
 };
 
@@ -18,7 +18,7 @@ inline PowerOfE split(Floats x) {
           ((((r * 1.3888889e-3f + 8.3333333e-3f) * r + 4.1666667e-2f) * r + 1.6666667e-1f) * r + 0.5f) * r * r + r};
 }
 
-// e^x with a relative error of 2e-7 for |x| < 87; beyond that, the value at the end of the range. NaN stays NaN.
+// e^x with a relative error of 2e-7 for |x| < 87. Other x are clamped to this range. NaN stays NaN.
 inline Floats exponential(Floats number) {
   Floats x = number > 87.0f ? Floats{} + 87.0f : number;
   x = x < -87.0f ? Floats{} - 87.0f : x;

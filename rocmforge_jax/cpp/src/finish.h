@@ -31,7 +31,7 @@ inline Floats gated(const Function& function, Floats gate, Floats up) {
   return times_sigmoid(gate, gate * function.alpha) * (up + 1.0f);
 }
 
-// The product with weight i, scaled and biased.
+// Applies the scale and the bias of weight i.
 inline Floats scaled_and_biased(const Job& job, int i, int64_t r, int count, Floats value) {
   if (job.scales[i]) value *= *job.scales[i];
   if (job.biases[i]) value += (Floats)load((const uint32_t*)job.biases[i] + r, count);

@@ -1,11 +1,11 @@
-// The forms of packings that the products have code for: the one list, which Python reads through `packing_form` in multiply.cc.
+// The list of the forms of packings that the products support. Python reads it through `packing_form` in multiply.cc.
 #pragma once
 
 #include "kernels.h"
 
 namespace {
 
-// Bits of a code; whether a table holds the values of the codes; scales of a group (2: one for each half); whether there are minima.
+// Bits per code; whether a table has the values of the codes; scales per group (2: one for each half); whether there are minima.
 template <int kBitsOfCode, bool kHasTable, int kScales, bool kHasMinimum>
 struct Form {
   static constexpr int kBits = kBitsOfCode, kHalves = kScales;

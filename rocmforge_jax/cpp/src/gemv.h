@@ -1,4 +1,4 @@
-// GEMV: products of a few rows of activations, which take the time of reading the weights once, row by row.
+// GEMV: products of a few rows of activations, which are bound by memory. The weights are read once, row by row.
 //
 // A vector holds words of LANES groups of one row of a weight. The sum over a group stays in its lane, LANES scales are applied at a time,
 // and the lanes are summed once per row.
@@ -11,7 +11,7 @@
 namespace gemv {
 namespace {
 
-// Rows of a weight that are multiplied at once: as many as the registers hold.
+// Rows of a weight that are multiplied at once, limited by the number of registers.
 constexpr int kRows = LANES == 16 ? 2 : 1;
 
 // Rows of a weight whose products are buffered before the epilogue.
@@ -57,8 +57,8 @@ void quantize(const Inputs& in, int64_t row, void* tile, int64_t) {
   else quantize_row(in, row, (Block<1>*)tile);
 }
 
-// Products of kRows rows of a weight, from `first` on, with kBatch rows of activations, which are `stride` bytes apart: out[m][r]. If only
-// one row of the weight is left, it is computed twice.
+// Multiplies kRows rows of a weight, from `first` on, with kBatch rows of activations, which are `stride` bytes apart, and writes the
+// products to out[m][r]. If only one row of the weight is left, it is computed twice.
 template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts, int kBatch>
 void block(const Weight& w, int64_t first, const char* x, int64_t stride, float (*out)[kOut]) {
   constexpr bool kSigned = kBits == 8 || kTable, kLifted = kSigned && BYTE_DOTS;  // adding 128 makes bytes unsigned
@@ -66,7 +66,7 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
   const int64_t second = kRows == 1 || first + 1 < w.rows ? 1 : 0;
   Floats total[kBatch][kRows] = {};
   Scales scales[kRows];
-  // The prefetch is whole steps ahead: half a step would prefetch what the neighbouring row reads anyway.
+  // The prefetch is a whole number of steps ahead. Half a step ahead is data that the neighbouring row reads anyway.
   const Prefetch fetch = prefetch();
   const int64_t step = kRows * kBits * w.groups * 4, ahead = (fetch.ahead + step - 1) / step * step;
   for (int64_t g = 0; g < w.groups; g += LANES) {
@@ -115,7 +115,7 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
     for (int r = 0; r < kRows; r++) out[m][r] = sum(total[m][r]);
 }
 
-// Most rows of activations of a batch.
+// The most rows of activations in a batch.
 constexpr int kTile = 4;
 using Function = void (*)(const Weight&, int64_t, const char*, int64_t, float (*)[kOut]);
 
@@ -138,7 +138,7 @@ const Functions* find(const Weight& w, List<Each...>) {
   return found;
 }
 
-// nullptr for a form of packing that has no code.
+// Returns nullptr for a form of packing that is not supported.
 const Functions* functions(const Weight& w) { return find(w, Forms{}); }
 
 int64_t scratch(const Job&, int64_t) { return 0; }

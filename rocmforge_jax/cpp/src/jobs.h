@@ -1,4 +1,4 @@
-// What the custom calls of products share: reading their attributes, and how the work is cut.
+// Code that the custom calls of products share: reading their attributes, and the sizes for dividing the work.
 #pragma once
 
 #include <cstdlib>
@@ -13,7 +13,7 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-// Most rows of activations whose products are bound by memory rather than by arithmetic.
+// With at most kFew rows of activations, products are bound by memory rather than by arithmetic.
 constexpr int64_t kFew = 8;
 // Rows of activations that are quantised at a time.
 constexpr int64_t kSlab = 512;
@@ -22,9 +22,9 @@ constexpr int64_t kWorthAThread = 1 << 16;
 
 constexpr int64_t kNumbersOfWeight = 7;
 
-// Reads the attribute `jobs` as `products.py` writes it. Each job: the count of its weights, its activation function, whether there is a
-// residual. Each weight: whether there is a scale, whether there is a bias, the numbers of its packing. `factors` are alpha and limit of
-// each job's function.
+// Reads the attribute `jobs`, which `products.py` writes. For each job, it has the number of weights, the activation function, and whether
+// there is a residual. For each weight of a job, it has whether there is a scale, whether there is a bias, and the numbers of the packing.
+// `factors` has alpha and limit of each job's function.
 inline ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ffi::Span<const int64_t> numbers,
                             ffi::Span<const uint8_t> tables, ffi::Span<const float> factors, std::vector<Job>& jobs) {
   size_t at = 0, arg = 0, table = 0;
@@ -68,7 +68,7 @@ inline ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ff
   return error;
 }
 
-// Aligned memory that a thread keeps: allocating costs more than the product with a small matrix.
+// Returns aligned memory that a thread reuses, because allocating costs more than the product with a small matrix.
 inline char* kept(std::vector<char>& memory, size_t size) {
   if (memory.size() < size + 64) memory.resize(size + 64);
   return (char*)(((uintptr_t)memory.data() + 63) / 64 * 64);

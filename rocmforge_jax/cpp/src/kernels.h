@@ -25,8 +25,8 @@ struct Function {
   float alpha, limit;
 };
 
-// One output [M, rows]: see `qmatmul.product.Product`. scales, biases: of each weight, nullptr where there is none. places: the row of the
-// output and of the residual for each row of activations, nullptr where they are the same.
+// One output [M, rows]: see `qmatmul.product.Product`. scales, biases: one for each weight, or nullptr. places: the row of the output and
+// of the residual for each row of activations; nullptr if they are the same.
 struct Job {
   Weight weights[2];
   int weight_count;
@@ -46,27 +46,28 @@ struct Inputs {
   int parts;
 };
 
-// Where a GEMV prefetches weights: `ahead` bytes after those that it multiplies, into the second-level cache or into the first.
+// The prefetch of a GEMV: its distance in bytes from the weights that are multiplied, and whether it goes into the second-level cache or
+// into the first.
 struct Prefetch {
   int64_t ahead;
   bool second_level;
 };
 
-// The prefetch in use: that of a table of processors, or the one that `set_prefetch` set.
+// The prefetch in use: the default for this processor, or the one that `set_prefetch` set.
 Prefetch prefetch();
 
-// A way to multiply, with its own layout of quantised activations, which has tiles of `tile` rows.
+// A method of multiplication, with its own layout of quantised activations in tiles of `tile` rows.
 struct Way {
   int64_t tile;       // rows of activations in a tile
   int64_t unit;       // rows of a weight that are multiplied at once
   int64_t (*bytes)(const Inputs&);  // of a tile of quantised activations
   void (*quantize)(const Inputs&, int64_t row, void* tile, int64_t row_of_tile);
   int64_t (*scratch)(const Job&, int64_t count);  // bytes that multiply needs for `count` rows of activations
-  // Computes columns first to last of the outputs of `count` rows of activations, the first of which is row m.
+  // Computes columns first to last - 1 of the outputs of `count` rows of activations, from row m on.
   void (*multiply)(const Job&, const Inputs&, const void* tiles, int64_t m, int64_t count, int64_t first, int64_t last, void* scratch);
 };
 
-// `AttentionRule` of `pallas_kernels.attention`. window and soft_cap are 0, sinks nullptr, in a rule without them.
+// `AttentionRule` of `pallas_kernels.attention`. In a rule without them, window and soft_cap are 0, and sinks is nullptr.
 struct Rule {
   float scale, soft_cap;
   bool causal;
@@ -74,8 +75,8 @@ struct Rule {
   const float* sinks;
 };
 
-// One call of attention: see `attention.py`. filled: how many slots hold tokens, null for starts + tokens; a causal rule ignores it. group:
-// heads of q that share a KV head; width: of a head. ring: whether position p is in slot p % slots.
+// One call of attention: see `attention.py`. filled: the number of filled slots of each sequence, or nullptr for starts + tokens; a causal
+// rule ignores it. group: query heads per KV head. width: the width of a head. ring: whether position p is in slot p % slots.
 struct Attention {
   const float *q, *keys, *values;
   const int32_t *starts, *filled;
@@ -85,8 +86,8 @@ struct Attention {
   Rule rule;
 };
 
-// A token of one head of the delta rule. memory and new_memory [rows, columns] may be the same; q and k have `rows` numbers, v and out
-// `columns`.
+// One token of one head of the delta rule. memory and new_memory [rows, columns] may be the same; q and k have `rows` numbers, v and out
+// have `columns` numbers.
 struct DeltaHead {
   const float *q, *k, *v, *memory;
   float decay, beta;
@@ -94,8 +95,8 @@ struct DeltaHead {
   float *out, *new_memory;
 };
 
-// A token of one head of a state space. memory and new_memory [rows, columns] may be the same; x and out have `rows` numbers, b and c
-// `columns`.
+// One token of one head of a state space. memory and new_memory [rows, columns] may be the same; x and out have `rows` numbers, b and c
+// have `columns` numbers.
 struct ScanHead {
   const float *x, *b, *c, *memory;
   float decay;
@@ -107,7 +108,8 @@ struct Kernels {
   const char* name;
   bool (*supports)(const Weight&);
   Way gemv, skinny_gemm;
-  // Attends with at most `queries` queries, first to last, of a KV head of sequence b. The heads of the group are the minor axis.
+  // Computes attention of the queries first to last - 1, at most `queries`, of a KV head of sequence b. Queries are numbered with the heads
+  // of the group as the minor axis.
   int64_t queries;
   int64_t (*attend_scratch)(int64_t width);  // floats that attend needs
   void (*attend)(const Attention&, int64_t b, int64_t head, int64_t first, int64_t last, float* scratch);

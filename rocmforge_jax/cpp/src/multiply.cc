@@ -1,4 +1,4 @@
-// Products of activations with packed weights on a CPU, as an XLA custom call: what `pallas_kernels.qmatmul` computes on a GPU.
+// Products of activations with packed weights on a CPU, as an XLA custom call, like `pallas_kernels.qmatmul` on a GPU.
 
 #include <algorithm>
 #include <array>

@@ -9,8 +9,8 @@ namespace {
 
 // Rows of activations, and vectors of rows of a weight, that are multiplied at once: their sums fill the registers.
 constexpr int kTile = LANES == 16 ? 8 : 4, kVectors = 2, kUnit = kVectors * LANES;
-// Groups of a panel, which are unpacked at a time; and groups that are multiplied with all tiles in turn. The latter, the current tile and
-// the prefetched one fit into the L1 cache.
+// kPanel groups are unpacked at a time. kDepth of them are multiplied with one tile after the other. They fit into the L1 cache together
+// with the current and the prefetched tile.
 constexpr int kPanel = 16, kDepth = 8;
 
 // kUnit rows of kPanel groups: signed codes [group][position][vector], as bytes or as pairs of 16 bits; initial values of sums; scales.
@@ -24,7 +24,7 @@ struct Panel {
 inline int64_t row_or_last(const Weight& w, int64_t row) { return row < w.rows ? row : w.rows - 1; }
 
 // Unpacks the codes of `count` groups from g on into the panel from its group `first` on. Words are transposed before they are unpacked,
-// while there are fewer of them.
+// because there are more words after that.
 template <int kBits, bool kTable>
 void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int count, int first, int vector, Panel& to) {
   Words words[kBits][LANES];

@@ -9,7 +9,7 @@
 #include <cpuid.h>
 #endif
 
-// `build.py` defines the macro HAS_<name> for each table that it compiles.
+// `units.py` defines the macro HAS_<name> for each table that is compiled.
 extern "C" const Kernels kernels_plain, kernels_avx2, kernels_avxvnni, kernels_avx512;
 
 namespace {
@@ -37,7 +37,7 @@ struct Entry {
   bool (*runs)();
 };
 
-// The fastest first.
+// In descending order of speed.
 const Entry kEntries[] = {
 #if defined(HAS_avx512)
     {&kernels_avx512, has_avx512},
@@ -59,7 +59,7 @@ const Kernels* quickest() {
 
 std::atomic<const Kernels*> chosen{nullptr};
 
-// Good prefetches of processors that were measured. AMD's Zen 5 read 18 to 29 GB/s in place of 12 to 18 with the second line.
+// Default prefetches: the fastest ones on the processors that were measured (docs/kernels.md).
 constexpr Prefetch kPrefetch = {4096, false}, kPrefetchOfZen = {16384, true};
 
 Prefetch prefetch_of_table() {
@@ -71,7 +71,7 @@ Prefetch prefetch_of_table() {
   return kPrefetch;
 }
 
-// The prefetch in use: twice its distance, and 1 for the second level.
+// The prefetch in use as one number: twice its distance, plus 1 for the second level. -1: not chosen yet.
 std::atomic<int64_t> fetch{-1};
 
 int64_t packed(Prefetch how) { return how.ahead * 2 + how.second_level; }
@@ -115,5 +115,5 @@ EXPORTED void get_prefetch(int64_t* ahead, int64_t* level) {
   *ahead = how.ahead, *level = how.second_level ? 2 : 1;
 }
 
-// Sets the prefetch for all products from now on; a negative distance sets that of the table again.
+// Sets the prefetch for all products from now on. A negative distance restores the default.
 EXPORTED void set_prefetch(int64_t ahead, int64_t level) { fetch.store(ahead < 0 ? -1 : packed({ahead, level == 2})); }

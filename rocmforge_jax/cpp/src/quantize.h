@@ -22,7 +22,7 @@ inline float factor_of_norm(const Inputs& in, const float* x) {
   return in.norm ? 1 / __builtin_sqrtf(mean_square(x, in.groups * kGroup) + in.epsilon) : 1;
 }
 
-// LANES groups, one per lane. integers: at most 127 * 128, or 127. sums: those of the integers of the first and the second half.
+// LANES groups, one per lane. integers: at most 127 * 128 with two parts, or 127 with one. sums: the sums of the integers of each half.
 struct Groups {
   Ints integers[kGroup];
   Floats scale;
@@ -42,10 +42,10 @@ inline void quantize_groups(const Inputs& in, const float* x, int64_t g, float f
     }
     transpose(values + first);
   }
-  Ints largest = {};  // as integers, the bits of floats without their sign have the order of the floats, with infinity and NaN last
+  Ints largest = {};  // without the sign, the bits of floats are integers in the order of the floats, with infinity and NaN last
 #pragma GCC unroll 32
   for (int j = 0; j < kGroup; j++) largest = larger(largest, (Ints)values[j] & 0x7FFFFFFF);
-  const float most = in.parts == 2 ? 127 * 128 : 127;  // divided by less than 2^-110 it might be infinite
+  const float most = in.parts == 2 ? 127 * 128 : 127;  // dividing it by less than 2^-110 might overflow
   const Floats top = (Floats)largest, inverse = (Floats)((Ints)(most / top) & (largest > 17 << 23));
   // NaN for a group with NaN or infinity, so that every output of the row is NaN.
   to.scale = (Floats)((Ints)(top * (1 / most)) | (largest >= 0x7F800000));

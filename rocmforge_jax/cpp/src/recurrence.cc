@@ -11,7 +11,7 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-// Numbers of memories that justify waking one more thread.
+// How many numbers of memory justify waking one more thread.
 constexpr int64_t kWorthAThread = 1 << 16;
 
 using F32 = ffi::Buffer<ffi::F32>;
@@ -37,7 +37,8 @@ ffi::Error delta_step(ffi::ThreadPool pool, F32 q, F32 k, F32 v, F32 log_decay, 
   return ffi::Error::Success();
 }
 
-// x [B, N, H], log_decay [B, N], b and c [B, K, W], memory [B, N, H, W] -> out [B, N, H], the new memory. N / K heads in a row share b and c.
+// x [B, N, H], log_decay [B, N], b and c [B, K, W], memory [B, N, H, W] -> out [B, N, H], the new memory. N / K consecutive heads share b
+// and c.
 ffi::Error scan_step(ffi::ThreadPool pool, F32 x, F32 log_decay, F32 b, F32 c, F32 memory, ffi::Result<F32> out,
                      ffi::Result<F32> new_memory) {
   const auto shape = memory.dimensions();

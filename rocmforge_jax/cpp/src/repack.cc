@@ -1,4 +1,4 @@
-// Turns the blocks of a file into the planes of `pallas_kernels.packing`, in one pass over the blocks, row by row.
+// Converts the blocks of a file to the planes of `pallas_kernels.packing`, in one pass over the blocks, row by row.
 
 #include <cstdint>
 #include <cstring>
@@ -11,7 +11,7 @@ constexpr int kGroup = 32, kPositions = 8;
 // Layouts of the small scales of a block, in the order of repack.py.
 enum Scales : int64_t { kNone, kBytes, kSixBitPairs, kSixBits, kHighAndLow };
 
-// `repack.Blocks`, in its order. An offset is that of a field in its block; -1 if there is no such field.
+// The numbers of `repack.Blocks`, in the same order. Offsets of fields are relative to their block; -1 if there is no such field.
 struct Blocks {
   int64_t block, bytes, bits;
   int64_t d, m;
@@ -48,7 +48,7 @@ inline void unpack(const uint8_t* in, int64_t count, int64_t run, int low, uint8
       }
 }
 
-// Adds to each of `count` bytes one bit of the field, the lowest bit first, shifted to bit `low`.
+// Adds one bit of the field, shifted to bit `low`, to each of `count` bytes. The lowest bits of the field come first.
 inline void spread(const uint8_t* in, int64_t count, int low, uint8_t* out) {
   for (; count > 0; count -= 8, in++, out += 8) {
     const uint64_t apart = *in * 0x0101010101010101ull & 0x8040201008040201ull;
@@ -93,7 +93,7 @@ inline void pack_row(const Blocks& how, const uint8_t* codes, int64_t groups, ui
   }
 }
 
-// Exchanges bits 2 and 3 of codes of four bits, eight codes at a time.
+// Swaps bits 2 and 3 of codes of four bits, eight codes at a time.
 inline void exchange(uint8_t* codes, int64_t count) {
   for (int64_t i = 0; i < count; i += 8) {
     uint64_t word = load(codes + i);
@@ -177,7 +177,7 @@ inline void group_scales(const Blocks& how, const uint8_t* row, int64_t blocks, 
 
 }  // namespace
 
-// Turns `rows` rows of `blocks` blocks each, at `from`, into planes at `codes`, `d` and `scale`.
+// Converts `rows` rows of `blocks` blocks each, at `from`, to planes at `codes`, `d` and `scale`.
 extern "C" __attribute__((visibility("default"))) void rocmforge_repack(const uint8_t* from, int64_t rows, int64_t blocks, const Blocks* how,
                                                                          uint32_t* codes, uint8_t* d, uint8_t* scale) {
   const int64_t groups = blocks * how->block / kGroup;

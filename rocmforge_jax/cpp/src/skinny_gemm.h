@@ -2,8 +2,8 @@
 // multiplied with all rows.
 //
 // A vector holds LANES rows of a weight. 15-bit activations are multiplied with 16-bit codes, two at a time. 8-bit activations are
-// multiplied with 8-bit codes, four at a time, where the processor can. VNNI takes them unsigned: 128 is added, and the initial value of
-// the sum compensates.
+// multiplied with 8-bit codes, four at a time, if the processor supports VNNI. It requires unsigned activations, so 128 is added to them,
+// and the initial value of the sum compensates.
 #pragma once
 
 #include "finish.h"
@@ -21,7 +21,7 @@ constexpr int64_t stride(bool bytes) { return words_of_group(bytes) + 4 * kTile;
 
 int64_t bytes(const Inputs& in) { return in.groups * stride(of_bytes(in)) * 4; }
 
-// Word `i` of the groups of a block.
+// Packs word `i` of LANES groups.
 template <bool kOfBytes>
 inline Words word_of(const Ints* integers, int i) {
   if (!kOfBytes) return pair_of(integers, i / 2, i % 2);
@@ -64,8 +64,8 @@ void quantize(const Inputs& in, int64_t row, void* tile, int64_t row_of_tile) {
 
 using Totals = Floats (*)[kVectors];
 
-// totals[m][vector] += the products of groups first to last of a panel with those of a tile, which start at x. The tile to prefetch is
-// `next` bytes further on.
+// Adds to totals[m][vector] the products of groups first to last - 1 of a panel with the groups of a tile, which start at x. The tile to
+// prefetch is `next` bytes after this one.
 template <bool kOfBytes, int kHalves, bool kMinimum>
 void add_products(const Panel& panel, int64_t first, int64_t last, const uint32_t* x, int64_t next, Totals totals) {
   constexpr int kWords = kOfBytes ? 8 : 16, kSteps = kWords / kHalves;

@@ -9,7 +9,7 @@
 #include "xla/ffi/api/ffi.h"
 
 // The calling thread and threads of XLA's pool. The constructor wakes the threads of the pool, which then spin for work until the
-// destructor releases them, so that a call wakes them only once. Each takes the next task when it is ready: a late thread costs nothing.
+// destructor releases them, so that a call wakes them only once. Each takes the next task when it is ready, so a late thread costs nothing.
 class Team {
  public:
   // helpers: threads besides the calling one.
@@ -48,7 +48,7 @@ class Team {
 #endif
   }
 
-  // Does one task, if there is one.
+  // Runs the next task, if any, and returns whether there was one.
   static bool work(Shared& s) {
     int64_t i = s.next.load(std::memory_order_relaxed);
     do {

@@ -108,7 +108,7 @@ inline Words look_up(Words indices, const uint8_t* table) {
 #endif
 }
 
-// Loads `count` numbers from p and sets the other lanes to zero. Reads nothing behind the numbers.
+// Loads `count` numbers from p and sets the other lanes to zero. Does not read beyond the numbers.
 inline Words load(const uint32_t* p, int count) {
 #if LANES == 16
   return (Words)_mm512_maskz_loadu_epi32((__mmask16)((1u << count) - 1), p);

@@ -59,7 +59,7 @@ inline void read_halves(const Weight& w, int64_t first, int64_t count, int shift
   }
 }
 
-// The entries of LANES groups from i on, of which `span` consecutive groups share one.
+// Returns the entry of each of LANES groups from i on; `span` consecutive groups share an entry.
 inline Floats shared(const float* entries, int64_t i, int64_t span) {
 #if LANES == 16
   if (span == 8) {
@@ -116,7 +116,7 @@ void read_scales(const Weight& w, int64_t row, int64_t g, int64_t count, Scales&
   }
 }
 
-// Function<kBits, kTable>::value for the codes of `w`; nullptr for codes that no form has.
+// Returns Function<kBits, kTable>::value for the codes of `w`, or nullptr if no form has such codes.
 template <template <int, bool> class Function, typename Value, typename... Each>
 Value by_codes(const Weight& w, List<Each...>) {
   Value found = nullptr;

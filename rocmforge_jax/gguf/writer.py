@@ -1,4 +1,4 @@
-"""Writing GGUF files, on the writer of the gguf package."""
+"""Writes GGUF files with the writer of the gguf package."""
 
 import math
 import os
@@ -17,19 +17,24 @@ _INTEGERS = ("int32", "uint32", "int64", "uint64")
 
 
 def write_gguf(path: str | os.PathLike, metadata: Mapping, tensors: Mapping) -> None:
-    """Write a GGUF file, version 3, little endian.
+    """Writes a GGUF file, version 3, little endian.
 
-    A file that is there already is replaced once the new one is complete.
+    An existing file is replaced only when the new one is complete.
 
-    metadata: key -> value. NumPy scalars and arrays keep their type. Of Python's, an int becomes
-    uint32, a list of ints int32, either a wider type where it must; a float float32, or float64
-    beyond its range; bool bool; str and bytes string. tensors: name -> (format or its name, array),
-    row-major: values in the dtype of a format that is not quantised, or the blocks of any, uint8
-    [..., row bytes].
+    NumPy scalars and arrays in the metadata keep their type. A Python int becomes uint32 and a list
+    of ints int32, or a wider type if needed. A float becomes float32, or float64 beyond its range.
+    A bool becomes bool; str and bytes become string.
 
-    ValueError for a value without a type, an empty list (the gguf package writes none) or an array
-    that is not of its format; GGUFError for what no reader would accept, such as a name that is too
-    long.
+    Args:
+        path: The file to write.
+        metadata: Key -> value.
+        tensors: Name -> (format or its name, row-major array). The array holds values in the dtype
+            of an unquantised format, or the blocks of any format as uint8 [..., row bytes].
+
+    Raises:
+        ValueError: A value has no GGUF type, a list is empty (the gguf package writes none), or an
+            array does not match its format.
+        GGUFError: A reader would reject the file, for example because a name is too long.
     """
     from gguf import GGUFWriter  # takes 0.3 s
 
@@ -68,7 +73,7 @@ def _add_value(writer, key, value):
 
 
 def _typed(key, value):
-    """A value as Python's own, the name of its GGUF type, and whether it is an array of that."""
+    """Returns a value as a Python object, its GGUF type's name, and whether it is an array."""
     if isinstance(value, np.ndarray | np.generic):
         is_array, type_name = (
             value.ndim > 0,
@@ -87,7 +92,7 @@ def _typed(key, value):
 
 
 def _narrowest(values, *preferred):
-    """Finds the first GGUF type that holds all of `values`, Python's own; None if none does."""
+    """Returns the first GGUF type that holds all of `values` (Python objects), or None."""
     kinds = {type(value) for value in values}
     if kinds == {bool}:
         return "bool"
@@ -109,7 +114,7 @@ def _narrowest(values, *preferred):
 
 
 def _add_tensor(writer, name, which, array):
-    """Announce a tensor to the writer. -> its blocks, uint8 [..., row bytes]."""
+    """Registers a tensor with the writer and returns its blocks, uint8 [..., row bytes]."""
     fmt, array = formats.get(which), np.asarray(array)
     if fmt.ggml_id is None:
         raise ValueError(f"{name!r}: GGUF has no id for {fmt}")
@@ -126,8 +131,8 @@ def _add_tensor(writer, name, which, array):
         elements = fmt.row_blocks(blocks.shape[-1]) * fmt.block
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from None
-    # any dtype but uint8: for that one the package would look the shape up, and it does not know
-    # all types
+    # Any dtype but uint8: for uint8 the package computes the shape from the type, and it does not
+    # support all types.
     writer.add_tensor_info(
         name,
         (*blocks.shape[:-1], elements),

@@ -194,7 +194,7 @@ class Tokenizer:
         return start + ids + end
 
     def _is_written(self, end: int, ids: list[int]) -> bool:
-        """Returns whether a text has the token for its start or end already, not as plain text."""
+        """Returns whether `ids`, the first or last id of a text, is already the special token."""
         return ids == [end] and self.is_special(end)
 
 

@@ -25,7 +25,7 @@ IQ4_VALUES = np.array(
 def grid(name: str) -> np.ndarray:
     """Returns the codebook of a format, int8 [entries, 8] or [entries, 4].
 
-    The gguf package is imported here, because that is slow.
+    The slow import of the gguf package is deferred to here.
     """
     from gguf import quants
 

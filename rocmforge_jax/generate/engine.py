@@ -304,7 +304,10 @@ class Engine:
     def _prefill(
         self, prompts, slots: int, beginning: PromptCache | None = None
     ) -> tuple[jax.Array, Cache, Snapshots | None]:
-        """Like `prefill`, optionally from a prompt cache. Also returns snapshots of a single text."""
+        """Computes prompts as in `prefill`, optionally from a prompt cache.
+
+        Also returns the snapshots of a single text.
+        """
         cache, known, snapshots = None, 0, None
         if beginning is not None:
             cache, known, snapshots = beginning.start(prompts, self.snapshot_bytes)

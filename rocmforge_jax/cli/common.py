@@ -71,7 +71,7 @@ def text(word: str) -> str:
     """Decodes a text argument as UTF-8; the system's encoding applies only to file names."""
     try:
         return os.fsencode(word).decode()
-    except UnicodeEncodeError:  # not from the system's command line
+    except UnicodeEncodeError:  # the word did not come from the system's command line
         return word
     except UnicodeDecodeError as error:
         raise argparse.ArgumentTypeError(

@@ -117,7 +117,7 @@ def _importing_jax(error: Exception) -> bool:
 def _input_errors() -> tuple[type[Exception], ...]:
     from rocmforge_jax import ChatTemplateError, GGUFError
 
-    found = sys.modules.get("rocmforge_jax.backends")  # a command that computes has imported it
+    found = sys.modules.get("rocmforge_jax.backends")  # only imported by commands that compute
     backend_errors = () if found is None else (found.BackendError,)
     return (
         *backend_errors,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from rocmforge_jax.models.plan import available_bytes
 from rocmforge_jax.nn import Cache, State
 
-#: The default limit for the snapshots of a text: this many bytes, or 1/10 of the free memory.
+#: The default limit for the snapshots of a text: this many bytes, or at most 1/10 of free memory.
 SNAPSHOT_BYTES, SNAPSHOT_SHARE = 512 * 2**20, 10
 #: The number of generated tokens between two snapshots.
 SNAPSHOT_INTERVAL = 64

@@ -65,7 +65,7 @@ def _read_version(cursor):
     if magic != MAGIC[: len(magic)]:
         cursor.refuse(f"not a GGUF file, which begins with {MAGIC!r}: {looks_like(cursor.path)}", 0)
     version = cursor.number("I", "the version")
-    if version % 2**16 == 0:  # a small number in the other byte order
+    if version % 2**16 == 0:  # the version is a small number, so the byte order is the other one
         cursor.order = ">"
         version = int.from_bytes(version.to_bytes(4, "little"), "big")
     if version == 1:

@@ -36,7 +36,7 @@ def write_gguf(path: str | os.PathLike, metadata: Mapping, tensors: Mapping) -> 
             array does not match its format.
         GGUFError: A reader would reject the file, for example because a name is too long.
     """
-    from gguf import GGUFWriter  # takes 0.3 s
+    from gguf import GGUFWriter  # a slow import
 
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.unfinished")

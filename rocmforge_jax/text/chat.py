@@ -24,7 +24,7 @@ from rocmforge_jax.text.tokenizer import Tokenizer
 
 TEMPLATE_LIMIT = 1 << 20  # characters; the longest template in use has about 30,000
 TIME_LIMIT = 2.0  # seconds; the slowest template in use takes milliseconds
-_DEFAULT = "default"  # Hugging Face's name for the template that is not named
+_DEFAULT = "default"  # Hugging Face's name for an unnamed template
 _KEY = "tokenizer.chat_template"
 
 
@@ -183,7 +183,7 @@ class ChatTemplate:
         data = read_messages(messages, knows_developer="developer" in template)
         variables = {"tools": tools, **plain(variables)}
         with _json_errors():
-            # A surrogate of the caller could be the mark.
+            # A surrogate in the caller's data could be mistaken for the mark.
             for place, message in enumerate(data):
                 check_data(f"message {place}", message, ChatTemplateError)
             for name, value in variables.items():

@@ -8,7 +8,7 @@ import re
 from rocmforge_jax.text.marks import unescaped
 from rocmforge_jax.text.messages import REASONING, ChatTemplateError
 
-_SIGN = "\udbfe"  # a lone surrogate, which no valid text has
+_SIGN = "\udbfe"  # a lone surrogate, which valid text does not contain
 _END = _SIGN + " "  # a template that trims the message removes the space
 
 

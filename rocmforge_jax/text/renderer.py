@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-START_LIMIT = 60.0  # seconds, also on a machine that is busy
+START_LIMIT = 60.0  # seconds; long enough for a busy machine
 
 
 class RenderError(Exception):
@@ -75,7 +75,7 @@ class Renderer:
             [sys.executable, "-I", "-S", str(program), json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the caller
+            start_new_session=True,  # so that Ctrl-C reaches only the caller
         )
         self._owner = os.getpid()
         self._exchange(json.dumps({"template": "", "variables": {}}), START_LIMIT)

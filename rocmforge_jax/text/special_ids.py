@@ -16,7 +16,7 @@ ID_KEYS = {
     "eot": ("eot_token_id",),
     "eom": ("eom_token_id",),
     "unk": ("unknown_token_id",),
-    "sep": ("seperator_token_id",),  # spelled so in the specification
+    "sep": ("seperator_token_id",),  # sic, in the specification
     "pad": ("padding_token_id",),
     "mask": ("mask_token_id",),
     "fim_pre": ("fim_pre_token_id", "prefix_token_id"),

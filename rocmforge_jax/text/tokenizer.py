@@ -176,7 +176,7 @@ class Tokenizer:
         )
 
     def _checked(self, id) -> int:
-        if isinstance(id, bool):  # an index in Python
+        if isinstance(id, bool):  # `operator.index` would accept it
             raise TypeError(f"a token id is an integer, got {id!r}")
         try:
             number = operator.index(id)

@@ -68,7 +68,10 @@ def measure(
 ) -> dict:
     """Loads a file and measures its speed. Announces the measurement on stderr.
 
-    All times are medians over `repeats` runs after a first run that compiles.
+    The result contains medians over `repeats` runs, after a first run that compiles:
+    prefill_tokens_per_s is the prompt's tokens divided by the time to the first new one.
+    decode_tokens_per_s covers the `tokens` after that. decode_gb_per_s is the rate at which these
+    read weights. compile_seconds is how much longer the first run took.
 
     Args:
         file: The model.
@@ -78,10 +81,7 @@ def measure(
         context_length: The context length; None for the model's own.
 
     Returns:
-        A dictionary of facts and measurements. prefill_tokens_per_s: the prompt's tokens divided by
-            the time to the first new one. decode_tokens_per_s: for the `tokens` after it.
-            decode_gb_per_s: the weights that these tokens read. compile_seconds: how much longer
-            the first run took.
+        The facts and measurements by name.
 
     Raises:
         UsageError: The numbers do not fit the model.

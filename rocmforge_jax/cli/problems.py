@@ -29,7 +29,7 @@ class Problem:
 
 
 def problems(facts: Facts) -> Iterator[Problem]:
-    """Yields the problems of a machine."""
+    """Yields the problems of a machine, certain ones first."""
     jax_version = facts.versions.get("jax", "")
     rocm = next(
         (needed for prefix, needed in ROCM_OF_JAX.items() if jax_version.startswith(prefix + ".")),

@@ -1,8 +1,8 @@
-"""Prefetches a model's weights in a thread, while jax and flax are still being imported.
+"""Prefetches a model's weights in a thread while JAX and Flax are being imported.
 
-The imports take a second of one processor. `read_ahead` starts the thread and
-`models.load_decoder` takes the planes that it has made. It is for programs that know their model
-before they import anything else, as the command line does. Importing this file imports no jax.
+`read_ahead` starts the thread, and `models.load_decoder` uses the planes that it has computed. Use
+it in programs that know their model before they import anything else, like the command line. This
+module does not import JAX.
 """
 
 import contextlib
@@ -14,30 +14,30 @@ import numpy as np
 
 from rocmforge_jax.memory import available_bytes
 
-#: Share of the memory that is available up to which a file is read before anybody has checked
-#: whether it fits.
+#: The largest file that is prefetched, as a fraction of the available memory. The proper check
+#: whether a model fits comes later.
 MOST = 0.4
 
 
 def read_ahead(path) -> None:
-    """Begin to turn a GGUF file's quantised matrices into planes for a CPU.
+    """Starts converting a GGUF file's quantised matrices to planes for a CPU.
 
-    Nothing happens, and nothing is said, where there is no file, no C++ or little memory:
-    `load_decoder` reads what is missing.
+    Without the file, the C++ library or enough memory it silently does nothing. `load_decoder`
+    reads everything that was not prefetched.
     """
     global _reader
     stop()
-    with contextlib.suppress(RuntimeError):  # the system starts no more threads
+    with contextlib.suppress(RuntimeError):  # no more threads can be started
         _reader = _Reader(Path(path))
 
 
 def take(tensor) -> dict[str, np.ndarray] | None:
-    """Waits for the planes of a TensorInfo and hands them over; None if it is not prefetched."""
+    """Waits for the planes of a TensorInfo and returns them, or None if it is not prefetched."""
     return _reader and _reader.take(tensor)
 
 
 def stop() -> None:
-    """Let go of what was read and not taken."""
+    """Stops prefetching and drops the planes that were not used."""
     global _reader
     if _reader:
         _reader.stop()
@@ -47,8 +47,8 @@ def stop() -> None:
 class _Reader:
     def __init__(self, path: Path):
         self._path, self._made, self._changed, self._ended = path, {}, threading.Condition(), False
-        # Python waits for it at the end: a thread that is cut off while it loads jax's libraries
-        # would keep the loader's lock for ever.
+        # Not a daemon thread, so Python waits for it at exit. A thread that is killed while it
+        # loads JAX's libraries would hold the loader's lock for ever.
         threading.Thread(target=self._run, name="read-ahead").start()
 
     def take(self, tensor):
@@ -66,11 +66,11 @@ class _Reader:
 
     def _run(self):
         interval = sys.getswitchinterval()
-        # Each return from C++ waits up to one interval for the importing thread: usually 5 ms.
+        # Each return from C++ waits up to one interval (by default 5 ms) for the importing thread.
         sys.setswitchinterval(1e-4)
         try:
             self._read()
-        except Exception:  # whatever is wrong with the file or the machine is said by who loads it
+        except Exception:  # `load_decoder` reports problems of the file or the machine
             pass
         finally:
             sys.setswitchinterval(interval)
@@ -87,7 +87,7 @@ class _Reader:
         from rocmforge_jax.backends import cpp
         from rocmforge_jax.quant import repack, word_packed
 
-        cpp.instructions()  # NotImplementedError where there are none
+        cpp.instructions()  # raises NotImplementedError without the C++ library
         for tensor in gguf.tensors.values():
             if self._ended:
                 return

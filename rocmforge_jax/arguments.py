@@ -1,7 +1,7 @@
-"""Checks the arguments of public functions: numbers of any library, flags, names of keywords.
+"""Checks the arguments of public functions: numbers of any library, flags, and keyword names.
 
-Integers, numbers and flags may be Python's, NumPy's or JAX's, also as arrays without axes. A bool
-is no number. Imports no jax.
+Integers, numbers and flags may be Python's, NumPy's or JAX's, including arrays without axes. A bool
+is not a number. This module does not import JAX.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable)
-#: Keyword of other programs -> what it is called here.
+#: Keyword of other programs -> its name in this package.
 _SYNONYMS = {
     **dict.fromkeys(("n_ctx", "ctx", "ctx_size", "num_ctx"), "context_length"),
     **dict.fromkeys(("max_new_tokens", "n_predict", "max_length"), "max_tokens"),
@@ -35,12 +35,12 @@ class _Brief(reprlib.Repr):
 
 
 def shown(value: Any) -> str:
-    """Returns `repr` of an argument for a message; of a long one its beginning and end."""
+    """Returns `repr` of an argument for a message, with the middle of a long one omitted."""
     return _Brief().repr(value)
 
 
 def as_integer(value: Any) -> int | None:
-    """Returns a scalar integer as an int, None for anything else."""
+    """Returns a scalar integer as an int, or None for anything else."""
     if _is_no_number(value):
         return None
     try:
@@ -50,8 +50,8 @@ def as_integer(value: Any) -> int | None:
 
 
 def as_number(value: Any) -> float | None:
-    """Returns a scalar real number as a float, None for anything else."""
-    # `float` also reads texts.
+    """Returns a scalar real number as a float, or None for anything else."""
+    # `float` alone would also accept strings.
     if _is_no_number(value) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
         return None
     try:
@@ -63,7 +63,7 @@ def as_number(value: Any) -> float | None:
 
 
 def _is_no_number(value) -> bool:
-    """Whether a value is a bool, an array with axes, or of a dtype without an order of numbers."""
+    """Returns whether a value is a bool, an array with axes, or has a non-numeric dtype."""
     kind = getattr(getattr(value, "dtype", None), "kind", "i")
     # ml_dtypes' floats, such as bfloat16, are of the kind V.
     return isinstance(value, bool) or kind not in "iufV" or getattr(value, "ndim", 0) > 0
@@ -73,13 +73,13 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Returns an integer argument as an int.
 
     Args:
-        name: What the message calls the argument.
+        name: The name of the argument in the message.
         value: The argument.
-        low: The least value.
-        high: The greatest value, None for no bound.
+        low: The lowest value.
+        high: The highest value; None for no limit.
 
     Raises:
-        ValueError: The value is no integer or out of its bounds.
+        ValueError: The value is not an integer or out of range.
     """
     found = as_integer(value)
     if found is None or found < low or high is not None and found > high:
@@ -94,14 +94,14 @@ def number(
     """Returns a finite real argument as a float.
 
     Args:
-        name: What the message calls the argument.
+        name: The name of the argument in the message.
         value: The argument.
-        low: The least value, -inf for no bound.
-        high: The greatest value, inf for no bound.
-        exclusive: Whether `low` itself is refused.
+        low: The lowest value; -inf for no limit.
+        high: The highest value; inf for no limit.
+        exclusive: Whether `low` itself is out of range.
 
     Raises:
-        ValueError: The value is no finite number or out of its bounds.
+        ValueError: The value is not a finite number or out of range.
     """
     found = as_number(value)
     if (
@@ -119,14 +119,14 @@ def number(
 
 
 def flag(name: str, value: Any) -> bool:
-    """Returns an argument that is true or false as a bool.
+    """Returns a boolean argument as a bool.
 
     Args:
-        name: What the message calls the argument.
+        name: The name of the argument in the message.
         value: The argument.
 
     Raises:
-        TypeError: The value is anything but a bool, such as the text "no".
+        TypeError: The value is not a bool; the string "no", for example.
     """
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if isinstance(value, bool) or kind == "b" and getattr(value, "ndim", 0) == 0:
@@ -135,14 +135,14 @@ def flag(name: str, value: Any) -> bool:
 
 
 def named_values(name: str, value: Any) -> dict[str, Any]:
-    """Returns an argument that maps names to values as a dictionary, {} for None.
+    """Returns an argument that maps names to values as a dictionary, or {} for None.
 
     Args:
-        name: What the message calls the argument.
+        name: The name of the argument in the message.
         value: The argument.
 
     Raises:
-        TypeError: The value is no mapping, or a key is no string.
+        TypeError: The value is not a mapping, or a key is not a string.
     """
     if value is None:
         return {}
@@ -159,18 +159,18 @@ def check_keywords(
     options: type | None = None,
     variables: Mapping[str, Iterable[str]] = {},
 ) -> Function:
-    """Wraps a function so that the error for an unknown keyword names the nearest known one.
+    """Wraps a function so that the error for an unknown keyword suggests the nearest known one.
 
     Args:
         function: The function, or the `__init__` of a class.
-        options: The TypedDict of the keywords that the function takes as `**options`. The signature
-            of the wrapper lists them one by one, for editors and `help`.
-        variables: A keyword that takes a dictionary of further names -> the usual ones of these.
-            The error tells how to give an unknown keyword there.
+        options: The TypedDict of the keywords that the function accepts as `**options`. The
+            wrapper's signature lists them one by one, for editors and `help`.
+        variables: A keyword that accepts a dictionary of further names -> the usual names in it.
+            The error explains how to pass an unknown keyword there.
     """
     signature = _with_options(inspect.signature(function), options)
     known = [name for name in signature.parameters if name != "self"]
-    # The message names the class of an `__init__`.
+    # For an `__init__`, the message contains the name of the class.
     name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @functools.wraps(function)

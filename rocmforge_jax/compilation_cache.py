@@ -1,4 +1,4 @@
-"""Keeps what XLA compiles in a folder, so that the next process need not compile it again."""
+"""Stores compiled XLA programs in a folder, so that later processes do not compile them again."""
 
 import glob
 import os
@@ -11,34 +11,34 @@ from jax.experimental.compilation_cache import compilation_cache
 from rocmforge_jax import locate
 from rocmforge_jax.settings import jax_variables
 
-#: What JAX warns of.
+#: Matches JAX's warnings about its compilation cache.
 _WARNING = re.compile(
     r"Error (?P<verb>reading|writing) persistent compilation cache entry for '(?P<program>.+?)': "
     r"(?P<reason>.*)",
     re.DOTALL,
 )
-#: How reasons begin for an entry that cannot be decompressed: zlib, zstandard, and a folder.
+#: Prefixes of the reasons for an entry that cannot be decompressed: zlib, zstandard, or a folder.
 _DAMAGES = ("error: ", "ZstdError: ", "IsADirectoryError: ")
 
 
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | None:
-    """Keeps compiled programs for the next process; this sets JAX's configuration, for all of it.
+    """Enables JAX's compilation cache. This changes JAX's configuration for the whole process.
 
     Args:
-        folder: Where to keep them. Default: JAX_COMPILATION_CACHE_DIR, or else one folder for each
-            kind of processor in the user's cache, ~/.cache/rocmforge-jax/xla.
+        folder: Where to store programs. Default: JAX_COMPILATION_CACHE_DIR, or else a folder for
+            each kind of processor in the user's cache, ~/.cache/rocmforge-jax/xla.
 
     Returns:
-        The folder. None if the default one cannot be made: each process then compiles.
+        The folder. None if the default one cannot be created; each process then compiles.
 
     Raises:
         ValueError: `folder` is empty.
-        OSError: `folder` cannot be made.
+        OSError: `folder` cannot be created.
     """
     if folder is not None and not os.fspath(folder):
         raise ValueError("the folder of the compilation cache has an empty name")
-    # A program's key has its kernels' code, and that the lines it was traced from: other ones where
-    # something else was traced before.
+    # The key of a program includes its kernels' code, which contains the traced source lines. These
+    # depend on what was traced before, so leave them out.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     named = jax_variables().get("JAX_COMPILATION_CACHE_DIR")
     if folder is None and named is not None:
@@ -52,26 +52,26 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | 
         reason = "it is a file" if chosen.is_file() else error.strerror or error
         raise OSError(f"compiled programs cannot be kept in {chosen}: {reason}") from error
     jax.config.update("jax_compilation_cache_dir", str(chosen))
-    # A dozen small programs together take as long to compile as the large ones.
+    # Store small programs too: a dozen of them together compile as long as the large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compilation_cache.reset_cache()  # which has noticed by now whether there is a folder
+    compilation_cache.reset_cache()  # JAX may have initialised it without the folder
     return chosen
 
 
 def is_enabled() -> bool:
-    """Returns whether JAX keeps compiled programs."""
+    """Returns whether JAX's compilation cache is enabled."""
     return bool(_setting("jax_compilation_cache_dir") and _setting("jax_enable_compilation_cache"))
 
 
 def handle_warning(warning: str) -> str:
-    """Deletes the entry that JAX warns it cannot read, and shortens JAX's warnings of its cache.
+    """Deletes a cache entry that JAX warns it cannot read, and shortens JAX's warnings.
 
-    JAX itself would keep the entry, and warn at every start. It names the program and not the
-    file, so all entries of programs of that name are deleted. In a folder that the user has named
-    only what cannot be decompressed is deleted.
+    JAX itself would keep the entry and warn at every start. Its warning contains the program's name
+    but not the file, so all entries with that name are deleted. In a folder that the user has
+    specified, only entries that cannot be decompressed are deleted.
 
     Returns:
-        The warning, or what was done about it, in the same words for every entry.
+        The warning, or the action taken, with the same text for every entry.
     """
     folder = Path(_setting("jax_compilation_cache_dir") or os.devnull)
     found = _WARNING.match(warning)

@@ -1,10 +1,10 @@
-"""How much memory this machine has left. Imports no jax."""
+"""Reports the available memory of this machine. Does not import JAX."""
 
 MEMINFO = "/proc/meminfo"
 
 
 def available_bytes() -> int | None:
-    """Returns the memory that programs can still take, None where the system does not say."""
+    """Returns the memory available to programs in bytes, or None if it is unknown."""
     try:
         with open(MEMINFO) as lines:
             kib = next(

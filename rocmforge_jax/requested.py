@@ -1,4 +1,4 @@
-"""Checks what a caller asks of `LanguageModel.generate`: prompts, counts and parameters."""
+"""Checks the arguments of `LanguageModel.generate`: prompts, counts and parameters."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,15 +9,15 @@ from rocmforge_jax.completion import Completion
 from rocmforge_jax.generate import SamplingParams
 from rocmforge_jax.generate.params import MAX_SEED
 
-#: A text, or the ids of its tokens.
+#: A text, or its token ids.
 Prompt = str | Sequence[int]
 
 
 def as_prompts(given: Any) -> tuple[list[str | list[int]], bool]:
-    """Returns the prompts, and whether a single one was given.
+    """Returns the prompts, and whether `given` is a single one.
 
     Raises:
-        TypeError: Something is neither a text nor a list of token ids.
+        TypeError: A prompt is neither a text nor a list of token ids.
     """
     if isinstance(given, str):
         return [given], True
@@ -52,10 +52,10 @@ def _ids(listed: list[Any] | None) -> list[int] | None:
 
 
 def counts(n: int | None, best_of: int | None, stream: bool) -> tuple[int, int]:
-    """Returns how many answers of a prompt are wanted, and how many are drawn.
+    """Returns how many answers to return per prompt, and how many to generate.
 
     Raises:
-        ValueError: A count is out of its range, or the best of a stream are asked for.
+        ValueError: A count is out of range, or `best_of` is combined with a stream.
     """
     wanted = 1 if n is None else integer("n", n, 1)
     drawn = wanted if best_of is None else integer("best_of", best_of, wanted)
@@ -67,20 +67,24 @@ def counts(n: int | None, best_of: int | None, stream: bool) -> tuple[int, int]:
 
 
 def best(completions: list[Completion]) -> list[Completion]:
-    """Sorts completions by the mean log-probability of their tokens, the highest first."""
+    """Sorts completions by the mean log-probability of their tokens, highest first."""
     return sorted(completions, key=lambda one: -one.mean_logprob)
 
 
 def each_params(
     params: Any, options: Mapping[str, Any], count: int, samples: int = 1
 ) -> list[SamplingParams]:
-    """Returns the parameters of each sequence: `samples` of each of `count` prompts.
+    """Returns the parameters of each sequence: `samples` for each of `count` prompts.
 
     Args:
-        params: Ready-made parameters, of all prompts or of each, or None.
-        options: Fields of `SamplingParams` that were given one by one.
-        count: Prompts.
-        samples: Sequences of a prompt. Their seeds count on from the prompt's.
+        params: `SamplingParams` for all prompts or for each, or None.
+        options: Single fields of `SamplingParams`.
+        count: The number of prompts.
+        samples: The number of sequences per prompt. Their seeds count up from the prompt's seed.
+
+    Raises:
+        TypeError: Both `params` and fields are given, or `params` has another type.
+        ValueError: The number of parameters does not match the number of prompts.
     """
     sampling = {name: value for name, value in options.items() if value is not None}
     if params is None:
@@ -100,6 +104,6 @@ def each_params(
 
 
 def _seeded(params: SamplingParams, count: int) -> list[SamplingParams]:
-    """Returns parameters with one seed after the other."""
+    """Returns `count` copies of parameters with consecutive seeds."""
     seeds = ((params.seed + i) % (MAX_SEED + 1) for i in range(count))
     return [dataclasses.replace(params, seed=seed) for seed in seeds]

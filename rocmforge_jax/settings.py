@@ -1,4 +1,4 @@
-"""Reads every environment variable that the package heeds. Imports no jax.
+"""Reads every environment variable of the package. Does not import JAX.
 
 The command line also honours JAX's own variables, which JAX reads itself.
 """
@@ -12,7 +12,7 @@ BACKENDS = ("pallas", "cpp", "xla")
 
 
 class SettingError(ValueError):
-    """An environment variable has a value that it must not have."""
+    """Raised if an environment variable has an invalid value."""
 
 
 def backend() -> str:
@@ -39,32 +39,32 @@ def cpp_folder() -> Path:
 def cache_folder() -> Path:
     """Returns the user's cache folder: $XDG_CACHE_HOME/rocmforge-jax, by default in ~/.cache.
 
-    A variable that holds a relative path is ignored, as the XDG specification asks.
+    A relative path in the variable is ignored, as the XDG specification requires.
     """
     named = Path(os.environ.get("XDG_CACHE_HOME") or ".")
     if named.is_absolute():
         return named / "rocmforge-jax"
     try:
         home = Path.home()
-    except RuntimeError:  # HOME is not set, and the system does not know the user
+    except RuntimeError:  # HOME is not set, and the user has no entry in the system
         home = Path()
     if not home.is_absolute():
-        return Path(os.devnull) / "rocmforge-jax"  # which cannot be made, like any other bad folder
+        return Path(os.devnull) / "rocmforge-jax"  # cannot be created, which callers handle
     return home / ".cache" / "rocmforge-jax"
 
 
 def compiler() -> str | None:
-    """Returns the C++ compiler that CXX names, perhaps with arguments; None for an empty one."""
+    """Returns the C++ compiler in CXX, which may include arguments, or None if it is empty."""
     return os.environ.get("CXX", "").strip() or None
 
 
 def xla_flags() -> str:
-    """Returns XLA_FLAGS, which decide what XLA compiles."""
+    """Returns XLA_FLAGS, the options of the XLA compiler."""
     return os.environ.get("XLA_FLAGS", "")
 
 
 def plain_terminal() -> bool:
-    """Returns whether terminals are to get plain text: NO_COLOR is set, or TERM is "dumb"."""
+    """Returns whether terminals should get plain text: NO_COLOR is set, or TERM is "dumb"."""
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
@@ -75,5 +75,5 @@ def jax_variables() -> dict[str, str]:
 
 
 def named_in(text: str, variables: Iterable[str]) -> str | None:
-    """Returns the variable that a message names, in any case, or None."""
+    """Returns the first variable whose name occurs in a message, in any case, or None."""
     return next((name for name in variables if name.lower() in text.lower()), None)

@@ -1,7 +1,7 @@
-"""The command line: `rocmforge-jax COMMAND`, one module for each command.
+"""The command line: `rocmforge-jax COMMAND`, with one module per command.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0; 2 for what the user can put right
-(usage, a file, a value); 130 and 143 after Ctrl-C and SIGTERM; 1 for anything else.
+Data goes to stdout, everything else to stderr. Exit codes: 0 for success; 2 for a user error
+(usage, file, value); 130 after Ctrl-C and 143 after SIGTERM; 1 for any other failure.
 """
 
 from rocmforge_jax.cli import interrupts, streams
@@ -11,8 +11,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        argv: The words after the program's name. None takes the process's own and makes signals
-            end the process; otherwise Ctrl-C raises KeyboardInterrupt.
+        argv: The arguments after the program's name. None uses the arguments of the process and
+            makes signals end the process at once. Otherwise Ctrl-C raises KeyboardInterrupt.
 
     Returns:
         The exit code.

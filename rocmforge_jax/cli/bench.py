@@ -16,7 +16,7 @@ from rocmforge_jax.locate import resolve
 
 NAME = "bench"
 HELP = "Measure a model: prefill and decode, tokens per second, on random token ids."
-#: name in the result -> what it is, for reading without --json.
+#: Name in the result -> description, for the output without --json.
 ROWS = {
     "load_seconds": "load, s",
     "compile_seconds": "compile, s",
@@ -66,12 +66,25 @@ def run(options):
 def measure(
     file: str, prompt_tokens: int, tokens: int, repeats: int, context_length: int | None = None
 ) -> dict:
-    """Load a file and measure it; what is about to be done is said on stderr.
+    """Loads a file and measures its speed. Announces the measurement on stderr.
 
-    prefill_tokens_per_s: tokens of the prompt over the time to the first new one.
-    decode_tokens_per_s: the `tokens` after that, one sequence, greedy. decode_gb_per_s: bytes of
-    weights that these read. Medians of `repeats`; compile_seconds is how much longer the run before
-    them took. UsageError for numbers that do not fit the model.
+    The result contains medians over `repeats` runs, after a first run that compiles:
+    prefill_tokens_per_s is the prompt's tokens divided by the time to the first new one.
+    decode_tokens_per_s covers the `tokens` after that. decode_gb_per_s is the rate at which these
+    read weights. compile_seconds is how much longer the first run took.
+
+    Args:
+        file: The model.
+        prompt_tokens: The length of the random prompt.
+        tokens: The number of tokens to generate, greedily, for one sequence.
+        repeats: The number of measured runs.
+        context_length: The context length; None for the model's own.
+
+    Returns:
+        The facts and measurements by name.
+
+    Raises:
+        UsageError: The numbers do not fit the model.
     """
     import jax
     from flax import nnx
@@ -79,7 +92,7 @@ def measure(
     from rocmforge_jax.generate import Engine
     from rocmforge_jax.models import load_decoder, read_config
 
-    jax.devices()  # starts the device, which is no part of loading
+    jax.devices()  # starts the device, which should not count as loading
     gguf, open_seconds = _timed(lambda: open_gguf(resolve(file)))
     config, _ = read_config(gguf, context_length)
     _check(context_length or config.context_length, prompt_tokens, tokens, repeats)
@@ -106,9 +119,9 @@ def measure(
 
 
 def bytes_per_token(gguf) -> int:
-    """Counts the bytes of weights that a decode step of one sequence must read.
+    """Returns the bytes of weights that a decode step of one sequence must read.
 
-    Of the experts only the used ones count. An embedding counts only if it is the head as well.
+    Only the experts in use count. An embedding counts only if it is also the head.
     """
     experts = gguf.metadata.get(f"{gguf.architecture}.expert_count", 0)
     used = gguf.metadata.get(f"{gguf.architecture}.expert_used_count", 0)
@@ -155,7 +168,7 @@ def _facts(gguf) -> dict:
 
 
 def _processor() -> str:
-    """The processor's name and how many threads it runs here."""
+    """Returns the processor's name and its number of threads."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(
@@ -167,10 +180,10 @@ def _processor() -> str:
 
 
 def _run(engine, prompt, tokens) -> tuple[float, float]:
-    """Seconds to the first token, and from there for `tokens` more."""
+    """Returns the seconds to the first token, and the seconds for `tokens` more after it."""
     from rocmforge_jax.generate import SamplingParams
 
-    engine.forget()  # the cache of the run before holds the same prompt
+    engine.forget()  # the cache of the previous run contains the same prompt
     steps = engine.generate([prompt], SamplingParams(temperature=0.0), max_tokens=tokens + 1)
     _, prefill = _timed(lambda: next(steps))
     _, decode = _timed(lambda: collections.deque(steps, maxlen=0))

@@ -13,7 +13,7 @@ NAME = "build-native"
 HELP = "Compile the C++ library that makes CPUs several times faster; needs a C++ compiler."
 
 
-#: Types of the matrices that are measured.
+#: The formats of the matrices that are measured.
 TUNED_WITH = ("Q4_0", "Q8_0")
 
 
@@ -59,7 +59,7 @@ def run(options):
 
 
 def _library(force, tune) -> tuple[Path, bool]:
-    """Returns the library, and whether it was compiled now. Needs no jax that works."""
+    """Returns the library, and whether it was just compiled. Does not need a working JAX."""
     folder = settings.cpp_folder()
     if not force and (found := build.find_complete(folder)):
         return found, False
@@ -67,18 +67,18 @@ def _library(force, tune) -> tuple[Path, bool]:
         return found, False
     build.check(folder)
     print("compiling the C++ library, which takes up to a minute ...", file=sys.stderr, flush=True)
-    with interrupts.raised():  # compilers are ended, and their files removed
+    with interrupts.raised():  # so that the compilers are stopped and their files removed
         return build.build(folder, force=force), True
 
 
 def _tried(is_new) -> tuple[str | None, str]:
-    """Returns the instructions that the library uses here, or why it is not used."""
+    """Returns the instruction set that the library uses here, or the reason if it is not used."""
     from rocmforge_jax.backends import cpp
     from rocmforge_jax.quant import word_packed
 
     try:
         used = cpp.instructions()
-    except NotImplementedError as reason:  # on a GPU's machine, say
+    except NotImplementedError as reason:  # for example on a machine with a GPU
         return None, f"not used: {reason}"
     if is_new:
         print("trying its products ...", file=sys.stderr, flush=True)
@@ -87,7 +87,7 @@ def _tried(is_new) -> tuple[str | None, str]:
 
 
 def _tuned(library: Path, measure: bool) -> dict:
-    """Returns the prefetch of products, measured before if that is wanted."""
+    """Returns the prefetch settings of products, after measuring them if `measure` is set."""
     from rocmforge_jax.backends import cpp
     from rocmforge_jax.cpp.library import prefetch
     from rocmforge_jax.formats import get

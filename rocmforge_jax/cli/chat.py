@@ -43,7 +43,7 @@ def run(options):
 
 
 def _template(path, file: str | None, messages):
-    """The template of the model or of a file, tried before the model is loaded."""
+    """Returns the template of the model or of a file, tested before the model is loaded."""
     from rocmforge_jax.gguf import open_gguf
     from rocmforge_jax.text import ChatTemplateError, chat_template_from_metadata
 
@@ -68,9 +68,12 @@ def _unusable(what: str) -> common.UsageError:
 
 
 def _turn(lm, messages: list, text: str, generation: dict) -> list:
-    """Answers a line of the user; returns the conversation, without turns that have no room.
+    """Answers a line of the user.
 
-    A line that cannot be answered is an error of its own, which leaves the conversation as it was.
+    If a line cannot be answered, an error is printed and the conversation stays unchanged.
+
+    Returns:
+        The conversation, without old turns that no longer fit into the context.
     """
     from rocmforge_jax.text import ChatTemplateError
 
@@ -86,7 +89,7 @@ def _turn(lm, messages: list, text: str, generation: dict) -> list:
                 pieces.append(piece)
                 if interrupted:
                     break
-    except KeyboardInterrupt:  # ends the answer where it is
+    except KeyboardInterrupt:  # keeps the partial answer
         pass
     except ChatTemplateError as error:
         raise _unusable(str(error)) from error
@@ -111,10 +114,9 @@ def _say(text: str):
 
 
 def _questions():
-    """Lines of the user, empty ones left out.
+    """Yields the user's lines, except empty ones.
 
-    A prompt on stderr asks for them where stdin is a terminal. A line that is no text is an error
-    of its own.
+    On a terminal, a prompt is printed on stderr first. A line that is not UTF-8 prints an error.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
@@ -124,7 +126,7 @@ def _questions():
                 print("> ", end="", file=sys.stderr, flush=True)
             with interrupts.raised():
                 line = sys.stdin.readline()
-        except KeyboardInterrupt:  # forgets the line, as a shell does
+        except KeyboardInterrupt:  # discards the line, like a shell
             print(file=sys.stderr)
             continue
         if not line:
@@ -134,9 +136,9 @@ def _questions():
 
 
 def _decoded(line: str) -> str:
-    """Returns a line of stdin, in which Python keeps bytes that are no text as surrogates.
+    """Decodes a line of stdin, in which Python represents undecodable bytes as surrogates.
 
-    Returns "" for a line that is not UTF-8, after an error that names the byte.
+    For a line that is not UTF-8, prints an error with the byte and returns "".
     """
     if not any("\udc80" <= character <= "\udcff" for character in line):
         return line

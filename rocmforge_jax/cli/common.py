@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Helpers that the commands share."""
 
 import argparse
 import contextlib
@@ -15,12 +15,12 @@ from rocmforge_jax.settings import cache_folder
 
 
 class UsageError(Exception):
-    """What the user asked for is not possible; the message says why."""
+    """Raised for a request that cannot be fulfilled; the message contains the reason."""
 
 
 @contextlib.contextmanager
 def usage_errors():
-    """A ValueError inside is one about the user's input."""
+    """Converts a ValueError to a UsageError."""
     try:
         yield
     except ValueError as error:
@@ -28,7 +28,10 @@ def usage_errors():
 
 
 def print_json(value):
-    """One JSON value on a line. NaN and infinities, which JSON lacks, are strings."""
+    """Prints one JSON value on a line.
+
+    NaN and infinities, which JSON lacks, become strings.
+    """
     print(json.dumps(_plain(value), ensure_ascii=not _is_unicode(sys.stdout), allow_nan=False))
 
 
@@ -49,7 +52,11 @@ def _plain(value):
 
 
 def read_text(path: str) -> str:
-    """The text of a file, or of stdin for "-". UsageError where it is not UTF-8."""
+    """Returns the text of a file, or of stdin for "-".
+
+    Raises:
+        UsageError: The text is not UTF-8.
+    """
     raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     try:
         return raw.decode()
@@ -61,10 +68,10 @@ def read_text(path: str) -> str:
 
 
 def text(word: str) -> str:
-    """The type of an argument that is a text; the system's encoding is for names of files only."""
+    """Decodes a text argument as UTF-8; the system's encoding applies only to file names."""
     try:
         return os.fsencode(word).decode()
-    except UnicodeEncodeError:  # not from the system's command line
+    except UnicodeEncodeError:  # the word did not come from the system's command line
         return word
     except UnicodeDecodeError as error:
         raise argparse.ArgumentTypeError(
@@ -73,7 +80,7 @@ def text(word: str) -> str:
 
 
 def version(package: str) -> str:
-    """The version of an installed package; "not installed" where it runs from a folder."""
+    """Returns the version of an installed package, or "not installed"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -81,11 +88,12 @@ def version(package: str) -> str:
 
 
 def prepare_jax(model: str | None = None):
-    """What makes a command start quickly; call it before jax is imported.
+    """Prepares a fast start of a command. Call it before importing JAX.
 
-    model: what will be loaded, of which reading begins.
+    Args:
+        model: The model that the command will load. Prefetches its weights.
     """
-    gc.set_threshold(200_000, 50, 50)  # importing and tracing make a million objects that stay
+    gc.set_threshold(200_000, 50, 50)  # importing and tracing create a million permanent objects
     if model is not None and (path := local(model)) is not None and path.is_file():
         read_ahead(path)
     from rocmforge_jax.compilation_cache import enable_compilation_cache
@@ -98,8 +106,8 @@ def prepare_jax(model: str | None = None):
         )
 
 
-#: Field of `SamplingParams` -> type, default and meaning, so that help does not import jax; a test
-#: compares the defaults.
+#: Field of `SamplingParams` -> type, default and description. They are repeated here so that help
+#: does not import JAX; a test compares the defaults.
 SAMPLING = {
     "temperature": (
         float,
@@ -119,7 +127,7 @@ SAMPLING = {
 
 
 def add_context_length(parser: argparse.ArgumentParser):
-    """The option --context-length, which `context_length` reads."""
+    """Adds the option --context-length, which `context_length` reads."""
     parser.add_argument(
         "--context-length",
         type=int,
@@ -129,7 +137,7 @@ def add_context_length(parser: argparse.ArgumentParser):
 
 
 def context_length(options: argparse.Namespace) -> int | None:
-    """The value of --context-length, checked before a model is loaded."""
+    """Returns the value of --context-length, checked before a model is loaded."""
     from rocmforge_jax.generate import check_context_length
 
     with usage_errors():
@@ -137,7 +145,7 @@ def context_length(options: argparse.Namespace) -> int | None:
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser):
-    """The options that `generation_options` reads."""
+    """Adds the options that `generation_options` reads."""
     parser.add_argument(
         "--max-tokens",
         type=int,
@@ -166,7 +174,7 @@ def add_generation_arguments(parser: argparse.ArgumentParser):
 
 
 def generation_options(options: argparse.Namespace) -> dict:
-    """Keywords for `LanguageModel.generate`, checked before a model is loaded."""
+    """Returns keyword arguments for `LanguageModel.generate`, checked before a model is loaded."""
     from rocmforge_jax import SamplingParams
     from rocmforge_jax.text import StopStrings
 

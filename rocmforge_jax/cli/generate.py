@@ -45,11 +45,11 @@ def run(options):
     import rocmforge_jax
 
     lm = rocmforge_jax.load(options.model, context_length=context_length)
-    with common.usage_errors():  # the prompt is checked before anything is computed
+    with common.usage_errors():  # the prompt is checked before any computation
         answer: Any = lm.generate(prompt, stream=not options.json, **generation)
     if options.json:
         fields = dataclasses.asdict(answer)
-        del fields["top_logprobs"]  # no option asks for them
+        del fields["top_logprobs"]  # the command has no option for them
         common.print_json(fields)
         return
     if sys.stdout.isatty() if options.echo is None else options.echo:
@@ -60,6 +60,6 @@ def run(options):
 
 
 def _dimmed(prompt: str) -> str:
-    """The prompt, set apart from its continuation where a terminal can show that."""
+    """Returns the prompt, dimmed if the terminal supports it."""
     plain = not sys.stdout.isatty() or plain_terminal()
     return prompt if plain else f"\033[2m{prompt}\033[0m"

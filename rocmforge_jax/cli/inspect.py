@@ -11,7 +11,7 @@ from rocmforge_jax.locate import resolve
 
 NAME = "inspect"
 HELP = "Show what is in a GGUF file, and whether it loads. Reads the head of the file only."
-#: Characters of a value that are shown, without --json.
+#: How many characters of a value are shown without --json.
 WIDTH = 80
 
 
@@ -46,8 +46,8 @@ def run(options):
 
 
 def _check(gguf) -> tuple[list[str], list[str]]:
-    """Returns everything that keeps a file from loading, and what loading it would warn about."""
-    if why := why_no_model(gguf):  # known without jax
+    """Returns the problems that prevent loading a file, and the warnings from loading it."""
+    if why := why_no_model(gguf):  # this check does not import JAX
         return [why], []
     from rocmforge_jax.models import file_problems
     from rocmforge_jax.text import chat_template_from_metadata, tokenizer_from_metadata
@@ -72,10 +72,10 @@ def _print_check(problems, notes):
 
 
 def described(gguf) -> dict:
-    """A file in JSON's types.
+    """Describes a file with JSON types.
 
-    metadata: key -> type (of the items), count (None unless an array), value (an array's first
-    items).
+    "metadata" maps each key to the type (of the items), the count (None unless an array) and the
+    value (an array's first items).
     """
     return {
         "path": str(gguf.path),
@@ -135,5 +135,5 @@ def _shown(metadata, key) -> str:
 
 
 def _printable(text: str) -> str:
-    """Escapes the control characters of a name from the file, which could act on the terminal."""
+    """Escapes control characters in a name from the file, which could affect the terminal."""
     return shortened(repr(text)[1:-1])

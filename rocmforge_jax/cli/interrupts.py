@@ -1,8 +1,8 @@
-"""Ends the process at once, and quietly, on Ctrl-C and on SIGTERM.
+"""Ends the process at once, without a traceback, on Ctrl-C and on SIGTERM.
 
-Python raises KeyboardInterrupt in whatever line happens to run. In a destructor or a callback the
-exception is printed and lost, a library that is being imported may wrap it, and it waits for C++
-to return. A thread that reads the signals needs none of these lines.
+Python's default is to raise KeyboardInterrupt in the line that happens to run. In a destructor or a
+callback the exception is printed and lost. A library that is being imported may wrap it. And it
+waits until C++ returns. A thread that reads the signals has none of these problems.
 """
 
 import _thread
@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-#: Exit codes, those that shells report.
+#: Signal -> exit code, the same as shells report.
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _ending = _thread.allocate_lock()
 
@@ -21,7 +21,7 @@ _ending = _thread.allocate_lock()
 def end_at_once() -> None:
     """Makes both signals end this process, unless it was started with them ignored.
 
-    Other threads than the main one cannot set that, and change nothing.
+    Outside the main thread it has no effect.
     """
     handled = [
         number
@@ -35,14 +35,14 @@ def end_at_once() -> None:
         return
     if handled:
         _watch_in_a_thread()
-        # What is registered first runs last: nothing is left to interrupt then, and Python would
-        # restore the system's way of ending.
+        # Registered first, so it runs last, when nothing is left to interrupt. Python would then
+        # restore the system's default handling.
         atexit.register(_ignore, handled)
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Lets signals raise inside, for code that cleans up: KeyboardInterrupt and SystemExit."""
+    """Makes signals raise KeyboardInterrupt or SystemExit inside, for code that cleans up."""
     handlers = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: lambda number, _: sys.exit(CODES[number]),
@@ -53,9 +53,9 @@ def raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """Collects Ctrl-C inside in a list, for code that looks at it; the second one ends the process.
+    """Records Ctrl-C in a list, for code that polls the list. A second Ctrl-C ends the process.
 
-    In a process in which `end_at_once` was not called, KeyboardInterrupt is raised as ever.
+    If `end_at_once` was not called, KeyboardInterrupt is raised as usual.
     """
     arrived = []
 
@@ -83,12 +83,12 @@ def _watch_in_a_thread():
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    with contextlib.suppress(RuntimeError):  # no more threads: the main one ends the process, later
+    with contextlib.suppress(RuntimeError):  # thread limit reached: the main thread ends, later
         _thread.start_new_thread(_watch, (reading,))
 
 
 def _watch(reading: int):
-    """Ends the process while the main thread is in C++."""
+    """Ends the process even while the main thread runs C++."""
     while True:
         for number in os.read(reading, 64):
             if signal.getsignal(number) is _end:
@@ -96,9 +96,9 @@ def _watch(reading: int):
 
 
 def _end(number: int, _=None):
-    if not _ending.acquire(blocking=False):  # the other thread is about to
+    if not _ending.acquire(blocking=False):  # the other thread is already ending the process
         return
-    if number == signal.SIGINT:  # a terminal shows ^C, and the prompt belongs on its own line
+    if number == signal.SIGINT:  # a terminal shows ^C, so start a new line for the shell's prompt
         with contextlib.suppress(OSError):
             os.write(2, b"\n")
     os._exit(CODES[signal.Signals(number)])

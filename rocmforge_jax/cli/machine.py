@@ -1,4 +1,4 @@
-"""Gathers the facts of this machine for `doctor`, whatever state it is in."""
+"""Gathers facts about this machine for `doctor`, even if JAX does not work."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ PACKAGES = (
     "jax-cuda13-plugin",
     "huggingface_hub",
 )
-#: Seconds after which a start of jax is taken for one that hangs, say in a driver.
+#: Seconds after which JAX's start is assumed to hang, for example in a driver.
 START_LIMIT = 180.0
 _PROGRAM = """
 import json, sys
@@ -40,23 +40,23 @@ probe.main()
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the checks look at.
+    """The facts that the checks of `problems` use.
 
     Attributes:
         versions: Package -> version or "not installed".
-        devices: Platform, kind and memory of each device that jax has.
+        devices: Platform, kind and memory of each JAX device.
         amd: Whether the system has the device node of AMD's driver.
-        nvidia: Whether it has that of NVIDIA's.
-        xla_flags: XLA_FLAGS.
+        nvidia: Whether the system has the device node of NVIDIA's driver.
+        xla_flags: The variable XLA_FLAGS.
         environment: The variables of JAX that the user has set.
-        operations: Operation -> what it runs on.
-        failure: Why jax does not start, None where it does.
-        logged: Warnings of jax from its start.
-        setting: What is wrong with a variable of this package, None where nothing is.
-        library: "complete", "damaged" or "missing": the C++ library.
-        compiler: Whether there is a C++ compiler.
-        caches: The user's cache folder where nothing can be written there, None where it can.
-        cpp_folder: The same of the folder that ROCMFORGE_CPP_FOLDER names.
+        operations: Operation -> its backend and the reason.
+        failure: Why JAX does not start, or None.
+        logged: Warnings that JAX logged at its start.
+        setting: What is wrong with a variable of this package, or None.
+        library: State of the C++ library: "complete", "damaged" or "missing".
+        compiler: Whether a C++ compiler exists.
+        caches: The user's cache folder if it cannot be written, otherwise None.
+        cpp_folder: The folder in ROCMFORGE_CPP_FOLDER if it cannot be written, otherwise None.
     """
 
     versions: dict[str, str]
@@ -87,7 +87,7 @@ class Facts:
 
 
 def gather() -> Facts:
-    """Returns the facts of this machine. Starts jax in a process of its own."""
+    """Returns the facts about this machine. Starts JAX in a separate process."""
     probed, failure = _probed()
     folder, cpp_folder = settings.cache_folder(), settings.cpp_folder()
     cpp_is_named = folder not in cpp_folder.parents
@@ -111,9 +111,9 @@ def gather() -> Facts:
 
 
 def _probed() -> tuple[dict, str | None]:
-    """Returns what `probe` found, or why it found nothing."""
+    """Returns the output of `probe`, and why it failed, or None."""
     try:
-        with interrupts.raised():  # ends the process
+        with interrupts.raised():  # so that a signal also ends the started process
             ran = subprocess.run(
                 [sys.executable, "-c", _PROGRAM, json.dumps(sys.path)],
                 stdin=subprocess.DEVNULL,
@@ -132,7 +132,7 @@ def _probed() -> tuple[dict, str | None]:
 
 
 def _reason(lines: list[str]) -> str:
-    """Returns the line of a traceback, or of a fatal message of XLA's, that says why."""
+    """Returns the line of a traceback, or of a fatal XLA message, that contains the reason."""
     fatal = [line for line in lines if line.startswith("F")]
     errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
     found = fatal or errors or lines or ["it printed nothing"]
@@ -158,12 +158,12 @@ def _library() -> str:
 def _has_compiler() -> bool:
     try:
         return build.compiler() is not None
-    except BuildError:  # CXX is no command line
+    except BuildError:  # CXX is not a valid command line
         return False
 
 
 def _can_write(folder: Path) -> bool:
-    """Returns whether a folder can be made and written, without making it."""
+    """Returns whether a folder could be created and written, without creating it."""
     try:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

@@ -33,7 +33,7 @@ def run(options):
     import rocmforge_jax
 
     lm = rocmforge_jax.load(options.model)
-    with common.usage_errors():  # the window and the length of the text
+    with common.usage_errors():  # for an invalid window or a text that is too short
         result = lm.perplexity(text, window=options.window)
     if options.json:
         common.print_json(dataclasses.asdict(result))

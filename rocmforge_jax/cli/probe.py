@@ -1,6 +1,6 @@
-"""Starts jax for `doctor`, in a process of its own that may crash, hang or print what it likes.
+"""Starts JAX for `doctor`, in a separate process that may crash, hang or print anything.
 
-Prints one line of JSON: devices, operations, and what jax logged meanwhile.
+Prints one line of JSON: devices, operations, and the warnings that JAX logged.
 """
 
 import json
@@ -10,12 +10,12 @@ from rocmforge_jax import settings
 
 
 def main() -> None:
-    """Prints what `ask` finds."""
+    """Prints the result of `ask`."""
     print(f"\n{json.dumps(ask())}", flush=True)
 
 
 def ask() -> dict:
-    """Returns the devices that jax has and what runs on them."""
+    """Returns the JAX devices, the backends of the operations, and logged warnings."""
     logged = _Logged()
     logging.getLogger("jax").addHandler(logged)
     logging.getLogger("jax").propagate = False
@@ -28,7 +28,7 @@ def ask() -> dict:
 
 
 def devices() -> list[dict]:
-    """Returns platform, kind and memory of each device that jax has."""
+    """Returns platform, kind and memory of each JAX device."""
     import jax
 
     from rocmforge_jax.models.plan import available_bytes
@@ -44,7 +44,7 @@ def devices() -> list[dict]:
 
 
 def operations() -> dict[str, str]:
-    """Returns what each operation on a Q4_K weight runs on here: what `backends.choose` decides."""
+    """Returns the backend that `backends.choose` selects for each operation on a Q4_K weight."""
     import jax
     import jax.numpy as jnp
 
@@ -81,7 +81,7 @@ def operations() -> dict[str, str]:
         with record() as decisions:
             try:
                 jax.eval_shape(*call)
-            except NotImplementedError as reason:  # of a backend that the user has asked for
+            except NotImplementedError as reason:  # the user has selected a backend that cannot run
                 found[name] = f"cannot run: {reason}"
             else:
                 (decision,) = decisions
@@ -90,7 +90,7 @@ def operations() -> dict[str, str]:
 
 
 class _Logged(logging.Handler):
-    """Keeps what is worth a warning, say of a plugin that does not start."""
+    """Collects warnings, for example about a plugin that does not start."""
 
     def __init__(self):
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Finds what is, or may go, wrong with a machine, and the remedies."""
+"""Finds actual and possible problems of a machine, with remedies."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rocmforge_jax.cli.machine import Facts
 from rocmforge_jax.settings import named_in
 
-#: The ROCm that the extra `rocm` of each release of JAX asks for, and that of the extra `rocm10`.
+#: JAX release -> ROCm version that its extra `rocm` requires. ROCM_10: the same for `rocm10`.
 ROCM_OF_JAX = {"0.10": "7.2", "0.12": "7.14"}
 ROCM_10 = "10.1"
 #: The plugins of JAX, without "-pjrt" and "-plugin".
@@ -15,9 +15,12 @@ _PLUGINS = ("jax-rocm7", "jax-rocm10", "jax-cuda13")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """what: what is, or may go, wrong.
+    """A problem of a machine.
 
-    remedy: what to do. certain: it is there now; otherwise it is known of such machines.
+    Attributes:
+        what: What is wrong, or may go wrong.
+        remedy: What to do.
+        certain: Whether the problem was found here; otherwise it is known of similar machines.
     """
 
     what: str
@@ -26,7 +29,7 @@ class Problem:
 
 
 def problems(facts: Facts) -> Iterator[Problem]:
-    """What is wrong with a machine, the certain things first."""
+    """Yields the problems of a machine, certain ones first."""
     jax_version = facts.versions.get("jax", "")
     rocm = next(
         (needed for prefix, needed in ROCM_OF_JAX.items() if jax_version.startswith(prefix + ".")),
@@ -81,7 +84,7 @@ def problems(facts: Facts) -> Iterator[Problem]:
 
 
 def _broken(facts: Facts) -> Iterator[Problem]:
-    """What keeps programs from starting, or makes them slow."""
+    """Yields problems that prevent programs from starting, or make them slow."""
     if facts.failure:
         yield Problem(f"jax does not start: {facts.failure}", _start_remedy(facts), True)
     for message in facts.logged:
@@ -122,7 +125,7 @@ def _broken(facts: Facts) -> Iterator[Problem]:
 
 
 def _start_remedy(facts: Facts) -> str:
-    """What to do about a jax that does not start: most often a variable asks for too much."""
+    """Returns the remedy if JAX does not start: most often an environment variable is wrong."""
     asked = facts.environment.get("JAX_PLATFORMS") or facts.environment.get("JAX_PLATFORM_NAME")
     if facts.xla_flags and "XLA_FLAGS" in (facts.failure or ""):
         return f"unset XLA_FLAGS, which is {facts.xla_flags!r}"

@@ -1,4 +1,4 @@
-"""Runs a command, and turns what goes wrong into one line and an exit code."""
+"""Runs a command and converts errors to one line and an exit code."""
 
 import argparse
 import contextlib
@@ -36,14 +36,18 @@ COMMANDS = (
     build_native,
 )
 PROGRAM = "rocmforge-jax"
-#: Characters of a word, say of a path, beyond which an error leaves out its middle.
+#: The longest word, such as a path, in characters. An error omits the middle of a longer one.
 LONGEST_WORD = 300
-#: What the system answers to a path that cannot be right, beside what has a class of its own.
+#: The system's errors for an invalid path, in addition to those with their own exception class.
 _WRONG_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
 
 
 def run(argv: list[str] | None) -> int:
-    """Runs the command line on `argv`, by default the process's own; returns the exit code."""
+    """Runs the command line and returns the exit code.
+
+    Args:
+        argv: The arguments; None for those of the process.
+    """
     streams.prepare()
     with warnings.catch_warnings():
         warnings.showwarning = _WarningPrinter()
@@ -62,9 +66,9 @@ def _attempt(argv) -> int:
     try:
         options = _parser().parse_args(argv)
         options.run(options)
-    except SystemExit as error:  # argparse has said why
+    except SystemExit as error:  # argparse has printed the reason
         return error.code if isinstance(error.code, int) else 1
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output has exited
         return 1
     except KeyboardInterrupt:
         _print_error("")
@@ -72,12 +76,12 @@ def _attempt(argv) -> int:
     except Exception as error:
         return _fail(error)
     finally:
-        ahead.stop()  # the process ends when whatever reads ahead has noticed
+        ahead.stop()  # the process waits until the prefetch thread has stopped
     return 0
 
 
 def _fail(error: Exception) -> int:
-    """Say what went wrong in one line; what nobody foresaw keeps its traceback."""
+    """Prints an error in one line and returns the exit code. Unexpected errors are raised again."""
     if problem := _problem_of_jax(error):
         _say(f"error: {problem}; `{PROGRAM} doctor` shows the remedy")
         return 2
@@ -96,7 +100,7 @@ def _fail(error: Exception) -> int:
 
 
 def _problem_of_jax(error: Exception) -> str | None:
-    """Returns why jax does not import or has no device, None where it has."""
+    """Returns why JAX cannot be imported or has no device, or None if it works."""
     if isinstance(error, ImportError):
         ours = (error.name or "").startswith(("rocmforge_jax", "pallas_kernels"))
         return None if ours else f"{error}"
@@ -114,7 +118,7 @@ def _problem_of_jax(error: Exception) -> str | None:
 
 
 def _importing_jax(error: Exception) -> bool:
-    """Returns whether a module of jax raised an exception while it was imported."""
+    """Returns whether an exception was raised while JAX was imported."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(
         frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "jax"
@@ -125,7 +129,7 @@ def _importing_jax(error: Exception) -> bool:
 def _input_errors() -> tuple[type[Exception], ...]:
     from rocmforge_jax import ChatTemplateError, GGUFError
 
-    found = sys.modules.get("rocmforge_jax.backends")  # a command that computes has imported it
+    found = sys.modules.get("rocmforge_jax.backends")  # only imported by commands that compute
     backend_errors = () if found is None else (found.BackendError,)
     return (
         *backend_errors,
@@ -141,7 +145,7 @@ def _input_errors() -> tuple[type[Exception], ...]:
 
 
 class _WarningPrinter:
-    """Prints each warning in one line, and equal ones once."""
+    """Prints each warning in one line, and repeated ones only once."""
 
     def __init__(self):
         self._printed = set()
@@ -164,7 +168,7 @@ def _shortened(word: str) -> str:
 
 
 def _print_error(line: str):
-    with contextlib.suppress(OSError):  # stderr is full or has no reader: nothing more can be said
+    with contextlib.suppress(OSError):  # stderr is full or has no reader
         print(line, file=sys.stderr)
 
 

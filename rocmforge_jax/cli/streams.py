@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or without a reader must not confuse a command."""
+"""Handles standard streams that are closed, full or without a reader."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 def fill_closed() -> None:
-    """Gives closed streams /dev/null, before a file or a pipe gets the number of one."""
+    """Opens /dev/null for closed streams, before a file or pipe gets one of their numbers."""
     if None in (sys.stdin, sys.stdout, sys.stderr):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
             pass
@@ -18,16 +18,19 @@ def fill_closed() -> None:
 
 
 def prepare() -> None:
-    """Makes stdout write "?" for what its encoding lacks, instead of raising an exception."""
+    """Makes stdout print "?" for characters outside its encoding, instead of raising an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def flush(stream) -> str | None:
-    """Writes what is left of a stream; returns why that is not possible, or None.
+    """Flushes a stream.
 
-    What cannot be written is dropped: Python would try once more at its end, and complain. A
-    reader that has gone is no reason to complain, so the answer is empty then.
+    If that fails, the rest is dropped, because Python would otherwise try again at exit and print
+    an error.
+
+    Returns:
+        The reason of a failure; "" if only the reader has exited; None for success.
     """
     try:
         stream.flush()

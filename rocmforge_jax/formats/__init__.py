@@ -1,6 +1,6 @@
-"""What the bytes of a tensor mean: one declaration per ggml type.
+"""The block formats of tensor data: one declaration per ggml type.
 
-Knows no files and no modules; imports jax at first use.
+This package does not read files. It imports JAX on first use.
 """
 
 from rocmforge_jax.formats.format import Affine, Field, Format
@@ -10,7 +10,7 @@ from rocmforge_jax.formats.registry import FORMATS, REMOVED_IDS, get, register, 
 
 TYPE_CHECKING = False
 
-if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
+if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` imports it at run time
     from rocmforge_jax.formats.blocks import dequantize as dequantize
 
 

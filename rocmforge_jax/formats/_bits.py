@@ -1,4 +1,4 @@
-"""Packing and unpacking of small codes, and the casts that end most declarations."""
+"""Packs and unpacks small codes, and casts values for the declarations."""
 
 import numpy as np
 
@@ -6,16 +6,16 @@ from rocmforge_jax.formats._lazy import jnp
 
 
 def unpack(packed, bits, run):
-    """Unpacks the codes of `bits` bits that unsigned words hold, in the words' dtype.
+    """Unpacks codes of `bits` bits from unsigned words, in the words' dtype.
 
-    Each run of `run` words holds width / bits runs of codes, those in the lowest bits first. So 16
-    bytes with bits=4, run=16 give all low nibbles and then all high ones; run=1 takes the codes of
-    each byte one after the other.
+    Each run of `run` words holds width / bits runs of codes, starting with the lowest bits. For
+    example, bits=4 and run=16 unpack 16 bytes to all low nibbles followed by all high nibbles. With
+    run=1, the codes of each byte are consecutive.
 
     Args:
         packed: unsigned [..., n], words of `width` bits.
-        bits: bits of a code; divides the width.
-        run: words of a run; divides n.
+        bits: The number of bits of a code; divides the width.
+        run: The number of words of a run; divides n.
 
     Returns:
         The codes, [..., n * width / bits].
@@ -27,7 +27,7 @@ def unpack(packed, bits, run):
 
 
 def pack(codes, bits, run, dtype):
-    """The inverse of `unpack`: codes [..., m] -> words of `dtype` [..., m * bits / width]."""
+    """Inverts `unpack`: codes [..., m] -> words of `dtype` [..., m * bits / width]."""
     dtype = np.dtype(dtype)
     runs = codes.reshape(*codes.shape[:-1], -1, 8 * dtype.itemsize // bits, run).astype(dtype)
     words = (runs << _column(_shifts(dtype, bits), runs.ndim)).sum(axis=-2, dtype=dtype)
@@ -35,20 +35,20 @@ def pack(codes, bits, run, dtype):
 
 
 def _shifts(dtype, bits):
-    """The shifts of the codes in a word."""
+    """Returns the shift of each code in a word."""
     return jnp.arange(0, 8 * np.dtype(dtype).itemsize, bits, dtype=dtype)
 
 
 def _column(vector, ndim):
-    """A vector along the last axis but one of `ndim` axes."""
+    """Reshapes a vector to `ndim` axes, with its elements along the second-to-last axis."""
     return vector.reshape(*[1] * (ndim - 2), -1, 1)
 
 
 def i8(codes, minus=0):
-    """Codes of at most 127 as int8, less an offset."""
+    """Converts codes of at most 127 to int8 and subtracts an offset."""
     return codes.astype(jnp.int8) - jnp.int8(minus)
 
 
 def f32(x):
-    """The numbers as float32."""
+    """Converts numbers to float32."""
     return x.astype(jnp.float32)

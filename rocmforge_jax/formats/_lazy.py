@@ -1,13 +1,13 @@
-"""`jax` and `jnp`, imported when they are first used.
+"""Provides `jax` and `jnp`, imported on first use.
 
-A format's declaration is plain data, and opening a file must not cost the 150 MB of jax.
+A format's declaration is plain data, so opening a file should not need the memory of JAX (150 MB).
 """
 
 import importlib
 
 
 class LazyModule:
-    """Stands for a module and imports it when an attribute is first read."""
+    """A proxy that imports its module when an attribute is first read."""
 
     def __init__(self, name):
         self._name = name

@@ -1,7 +1,7 @@
-"""64-bit numbers as float32 on a device with 32-bit words only, which is JAX without x64.
+"""Converts 64-bit numbers to float32 with 32-bit operations, because JAX without x64 has no others.
 
-The arithmetic is that of integers, and the result is rounded once. Both functions take uint32 [...,
-2], low word first, and round to the nearest float32, ties to even, as a cast does.
+All arithmetic is on integers, and the result is rounded once. Both functions accept uint32 [...,
+2], low word first. Like a cast, they round to the nearest float32, ties to even.
 """
 
 import numpy as np
@@ -12,13 +12,13 @@ SIGN, INFINITE, QUIET_NAN = np.uint32(0x80000000), np.uint32(0x7F800000), np.uin
 
 
 def float32_of_float64(words):
-    """IEEE double -> float32.
+    """Converts float64 to float32.
 
-    Too large is infinite, too small is subnormal or zero, NaN is the quiet NaN.
+    Overflow becomes infinity, underflow a subnormal or zero, and NaN the quiet NaN.
     """
     low, high = words[..., 0], words[..., 1]
     exponent = ((high >> 20) & 0x7FF).astype(jnp.int32)
-    # 24 significant bits, then a rounding bit, then one bit that stands for all below.
+    # 24 significant bits, then a rounding bit, then a sticky bit for all lower bits.
     significand = 0x2000000 | ((high & 0xFFFFF) << 5) | (low >> 27) | _any(low & 0x7FFFFFF)
     bits = _round(significand, exponent - 1023 + 127)
     is_nan = (exponent == 0x7FF) & (((high & 0xFFFFF) | low) != 0)
@@ -27,12 +27,12 @@ def float32_of_float64(words):
 
 
 def float32_of_int64(words):
-    """Two's complement -> float32."""
+    """Converts int64 in two's complement to float32."""
     low, high = words[..., 0], words[..., 1]
     negative = (high >> 31) > 0
     high = jnp.where(negative, jnp.where(low == 0, 0 - high, ~high), high)
     low = jnp.where(negative, 0 - low, low)
-    # `top` has the leading one in its highest bit; `rest` is what of the number lies below `top`.
+    # `top` has the leading one in its highest bit; `rest` has the bits of the number below `top`.
     fits = high == 0
     leading = jnp.where(fits, low, high)
     shift = jnp.minimum(jax.lax.clz(leading), 31)
@@ -44,22 +44,23 @@ def float32_of_int64(words):
 
 
 def _any(bits):
-    """1 where any bit is set."""
+    """Returns 1 where any bit is set, else 0."""
     return (bits != 0).astype(jnp.uint32)
 
 
 def _round(significand, biased):
-    """Makes the bits of a positive float32.
+    """Rounds and assembles the bits of a positive float32.
 
     Args:
-        significand: uint32 of 26 bits. The leading one is bit 25; the lowest two bits round.
-        biased: the biased exponent, int32.
+        significand: uint32 with 26 bits. Bit 25 is the leading one; the lowest two bits are rounded
+            away.
+        biased: The biased exponent, int32.
     """
     shift = jnp.clip(1 - biased, 0, 26).astype(jnp.uint32)
     lost = significand & ((jnp.uint32(1) << shift) - 1)
     significand = (significand >> shift) | _any(lost)
     whole, rest = significand >> 2, significand & 3
     rounded = whole + (rest + (whole & 1) > 2).astype(jnp.uint32)
-    # The leading one adds itself to the exponent below it.
+    # The addition carries the leading one into the exponent, which is therefore one less.
     bits = (jnp.clip(biased - 1, 0, 254).astype(jnp.uint32) << 23) + rounded
     return jnp.where(biased > 254, INFINITE, bits)

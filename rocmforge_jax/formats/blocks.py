@@ -1,4 +1,4 @@
-"""Values of packed bytes, computed on the device. Importing this module imports jax."""
+"""Dequantises blocks on the device. Importing this module imports JAX."""
 
 from functools import partial
 
@@ -16,14 +16,20 @@ DTYPES = tuple(np.dtype(name) for name in ("float32", "bfloat16", "float16"))
 def dequantize(
     block_bytes, format: str | int | Format, *, dtype=jnp.float32, count: int | None = None
 ) -> jax.Array:
-    """Values of packed rows: uint8 [..., row bytes] -> dtype [..., elements].
+    """Dequantises rows of blocks: uint8 [..., row bytes] -> dtype [..., elements].
 
-    block_bytes: NumPy or jax array; the last axis is whole blocks. format: name (any case), ggml id
-    or Format. dtype: float32, bfloat16 or float16. The float32 values equal ggml's to the bit; the
-    others are their rounding. count: take exactly the first `count` values of each row, whose last
-    block may be a partial one.
+    The float32 values equal ggml's bit for bit; other dtypes are rounded from them.
 
-    ValueError: not uint8, not whole blocks, fewer blocks than `count` needs, another dtype.
+    Args:
+        block_bytes: A NumPy or JAX array. The last axis is a whole number of blocks.
+        format: A name (any case), a ggml id or a Format.
+        dtype: float32, bfloat16 or float16.
+        count: The number of values to return from each row, whose last block may be used partially.
+            Default: all.
+
+    Raises:
+        ValueError: The array is not uint8 or not whole blocks, has fewer blocks than `count` needs,
+            or `dtype` is not supported.
     """
     format, dtype = get(format), np.dtype(dtype)
     if dtype not in DTYPES:

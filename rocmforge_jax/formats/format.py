@@ -1,8 +1,8 @@
-"""What a block format is: the fields of one block in file order, and what they mean.
+"""Declares block formats: the fields of one block in file order, and their meaning.
 
 A declaration describes ONE block. `affine` (or `decode`, for blocks that are not a scaled grid)
-takes the block's fields by their names in ggml's C structs. It is vectorised with `jax.vmap` over
-the axes of the planes, so it never sees a batch axis and does not depend on the planes' layout.
+accepts the block's fields by their names in ggml's C structs. `jax.vmap` vectorises it over the
+axes of the planes. So it never sees a batch axis and does not depend on the planes' layout.
 """
 
 import math
@@ -25,8 +25,8 @@ class Field:
     """One member of a block's C struct.
 
     Attributes:
-        name: the member's name in ggml's C struct.
-        dtype: a NumPy dtype's name; the file holds it little endian.
+        name: The member's name in ggml's C struct.
+        dtype: The name of a NumPy dtype; the file stores it little endian.
         shape: () for a scalar.
     """
 
@@ -36,15 +36,15 @@ class Field:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the field in a block."""
+        """The size of the field in a block, in bytes."""
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
     @property
     def plane(self) -> tuple[np.dtype, tuple[int, ...]]:
         """The dtype and the shape on the device.
 
-        64-bit members become pairs of uint32, low word first, because JAX without x64 has no
-        64-bit types.
+        64-bit members become pairs of uint32, low word first, because JAX without x64 has no 64-bit
+        types.
         """
         dtype = np.dtype(self.dtype)
         return (
@@ -53,21 +53,20 @@ class Field:
 
 
 def u8(name: str, *shape: int) -> Field:
-    """A field of unsigned bytes."""
+    """Returns a field of unsigned bytes."""
     return Field(name, "uint8", shape)
 
 
 class Affine(NamedTuple):
     """The values of one block as `codes * scale + bias`.
 
-    Both products are exact in float32 (an f16 times small integers). So each value is rounded at
-    most once and equals ggml's to the bit, also when the compiler contracts it to a fused
-    multiply-add.
+    Both products are exact in float32 (a float16 times small integers). So each value is rounded at
+    most once and equals ggml's bit for bit, even if the compiler uses a fused multiply-add.
 
     Attributes:
         codes: int8 [block].
-        scale: float32, a scalar for the whole block, or [groups] for equal runs of elements.
-        bias: like `scale`; None means zero.
+        scale: float32, a scalar for the whole block, or [groups] for runs of equal length.
+        bias: Like `scale`; None means zero.
     """
 
     codes: "Array"
@@ -75,7 +74,7 @@ class Affine(NamedTuple):
     bias: "Array | None" = None
 
     def values(self):
-        """The values, float32 [block]."""
+        """Returns the values, float32 [block]."""
 
         def column(a):
             return jnp.reshape(a, (-1, 1))
@@ -90,19 +89,19 @@ class Affine(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """A ggml type (or, with ggml_id None, a format outside GGUF).
+    """A ggml type, or a format outside GGUF (with ggml_id None).
 
     Attributes:
-        name: ggml's name in capitals, "Q5_1".
-        ggml_id: the type's id in GGUF files, or None.
-        block: elements of a block.
-        fields: the fields of a block in file order, without padding.
-        affine: the fields of one block -> Affine; None where the codes do not fit int8.
-        decode: the fields of one block -> values [block]. Needed where there is no affine, and
-            where its product could overflow or be flushed to zero: then `values` takes decode, and
-            products take affine.
-        packing: how kernels take the blocks; None for formats that they cannot take.
-        note: one line for docs/formats.md.
+        name: ggml's name in capitals, such as "Q5_1".
+        ggml_id: The type's id in GGUF files, or None.
+        block: The number of elements in a block.
+        fields: The fields of a block in file order, without padding.
+        affine: The fields of one block -> Affine; None if the codes do not fit int8.
+        decode: The fields of one block -> values [block]. Needed without `affine`, or if its
+            product could overflow or be flushed to zero. If both exist, `values` uses `decode` and
+            matrix products use `affine`.
+        packing: How kernels read the blocks; None if they do not support the format.
+        note: One line for docs/formats.md.
     """
 
     name: str
@@ -125,24 +124,24 @@ class Format:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of a block."""
+        """The size of a block in bytes."""
         return sum(field.nbytes for field in self.fields)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether elements share a block, unlike those of plain types."""
+        """Whether a block has several elements, unlike in plain formats."""
         return self.block > 1
 
     @property
     def bits_per_element(self) -> float:
-        """Bits of an element, its share of the scales included."""
+        """The number of bits per element, including its share of the scales."""
         return 8 * self.block_bytes / self.block
 
     def row_bytes(self, elements: int) -> int:
-        """Bytes of a row of `elements` values.
+        """Returns the size of a row of `elements` values, in bytes.
 
         Raises:
-            ValueError: the row is not whole blocks.
+            ValueError: The row is not a whole number of blocks.
         """
         if elements % self.block:
             raise ValueError(
@@ -151,10 +150,10 @@ class Format:
         return elements // self.block * self.block_bytes
 
     def row_blocks(self, nbytes: int) -> int:
-        """Blocks in a row of `nbytes` bytes.
+        """Returns the number of blocks in a row of `nbytes` bytes.
 
         Raises:
-            ValueError: the row is not whole blocks.
+            ValueError: The row is not a whole number of blocks.
         """
         if nbytes % self.block_bytes:
             raise ValueError(
@@ -163,9 +162,9 @@ class Format:
         return nbytes // self.block_bytes
 
     def values(self, **fields):
-        """The values of ONE block, [block].
+        """Returns the values of ONE block, [block].
 
-        They have the field's own dtype for plain types of up to 32 bits, else float32.
+        Plain types of up to 32 bits keep the field's dtype; all others become float32.
         """
         if self.decode is not None:
             return self.decode(**fields)
@@ -175,7 +174,8 @@ class Format:
     def split(self, blocks):
         """Splits uint8 [..., block_bytes] into {field name: plane [..., *shape]}.
 
-        Dtype and shape of a plane are `field.plane`. Traceable; copies nothing on the host.
+        `field.plane` is the dtype and the shape of a plane. Can be traced; copies nothing on the
+        host.
         """
         if blocks.dtype != jnp.uint8 or blocks.ndim < 1 or blocks.shape[-1] != self.block_bytes:
             raise ValueError(
@@ -190,7 +190,7 @@ class Format:
         return planes
 
     def join(self, planes):
-        """The inverse of `split`: planes -> uint8 [..., block_bytes]."""
+        """Inverts `split`: planes -> uint8 [..., block_bytes]."""
         names = {field.name for field in self.fields}
         if set(planes) != names:
             raise ValueError(f"{self.name} has the planes {sorted(names)}, got {sorted(planes)}")

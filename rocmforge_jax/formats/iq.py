@@ -1,6 +1,7 @@
-"""The IQ types: 256 elements whose magnitudes come from a fixed codebook ("grid").
+"""The IQ formats: 256 elements whose magnitudes come from a fixed codebook ("grid").
 
-An entry of a grid is eight or four magnitudes. The grids come from the gguf package at first use.
+An entry of a grid is eight or four magnitudes. The grids are loaded from the gguf package on first
+use.
 
 Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_iq*).
 """
@@ -22,9 +23,9 @@ IQ4_VALUES = np.array(
 
 @functools.cache
 def grid(name: str) -> np.ndarray:
-    """The codebook of a type, int8 [entries, 8] or [entries, 4].
+    """Returns the codebook of a format, int8 [entries, 8] or [entries, 4].
 
-    gguf is imported here because that takes 0.3 s.
+    The slow import of the gguf package is deferred to here.
     """
     from gguf import quants
 
@@ -34,36 +35,39 @@ def grid(name: str) -> np.ndarray:
 
 
 def _take(table, index):
-    """Rows of a table; the indices come from masked bits and cannot be out of range."""
+    """Looks up rows of a table. The indices are masked bits, which cannot be out of range."""
     return jnp.asarray(table).at[index].get(mode="promise_in_bounds")
 
 
 def _signed(magnitudes, signs):
-    """int8 [n, entry], uint8 bits in element order -> int8 [n * entry]; a set bit is a minus."""
+    """Applies signs: int8 [n, entry], uint8 bits in element order -> int8 [n * entry].
+
+    A set bit means minus.
+    """
     flat = magnitudes.reshape(-1)
     return jnp.where(unpack(signs, 1, 1) > 0, -flat, flat)
 
 
 def _even_signs(index):
-    """7-bit indices -> sign bytes, uint8: the eighth bit makes the number of minuses even."""
+    """Converts 7-bit indices to sign bytes, uint8. The eighth bit makes the parity even."""
     index = index.astype(jnp.uint8)
     return index | ((jax.lax.population_count(index) & 1) << 7)
 
 
 def _odd_scale(d, n, divisor):
-    """The scale d * (2n + 1) / divisor, exact because the divisor is a power of two."""
+    """Returns the scale d * (2n + 1) / divisor, exact because the divisor is a power of two."""
     return f32(d) * (f32(2 * n + 1) / divisor)
 
 
 def _high_bits(low, high):
-    """The indices `low | high << 8`, uint16."""
+    """Returns the indices `low | high << 8`, uint16."""
     return low.astype(jnp.uint16) | (high.astype(jnp.uint16) << 8)
 
 
 def _signs_and_scale(d, words, divisor):
     """Unpacks uint32 [8] to sign bytes [32] and scales [8].
 
-    A word holds four 7-bit sign indices and, above them, four bits of scale.
+    A word consists of four 7-bit sign indices in the low bits and a 4-bit scale above them.
     """
     index = (words[:, None] >> jnp.array([[0, 7, 14, 21]], jnp.uint32)) & 127
     return _even_signs(index.reshape(-1)), _odd_scale(d, words >> 28, divisor)
@@ -96,14 +100,14 @@ def _iq3_s(d, qs, qh, signs, scales):
 
 
 def _ternary_codes(index, minus):
-    """8 * (grid - 1/8) where minus, else 8 * (grid + 1/8): int8 [32 * 8]."""
+    """Returns 8 * (grid - 1/8) where `minus`, else 8 * (grid + 1/8): int8 [32 * 8]."""
     return (
         8 * _take(grid("IQ1_S"), index) + jnp.where(minus, -1, 1).astype(jnp.int8)[:, None]
     ).reshape(-1)
 
 
 def _three_bits(words):
-    """uint16 [n] -> uint16 [4n]: the lower four 3-bit numbers of each word."""
+    """Unpacks the lowest four 3-bit numbers of each word: uint16 [n] -> uint16 [4n]."""
     return ((words[:, None] >> jnp.array([[0, 3, 6, 9]], jnp.uint16)) & 7).reshape(-1)
 
 

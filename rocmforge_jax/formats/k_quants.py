@@ -1,6 +1,6 @@
 """The K-quants: super-blocks of 256 elements, in groups of 16 or 32 with small integer scales.
 
-One or two f16 numbers scale the groups' scales and minima.
+One or two float16 numbers scale the groups' scales and minima.
 
 Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*_K, get_scale_min_k4).
 """
@@ -43,7 +43,7 @@ _FOUR = Codes("qs", bits=4, run=32)
 
 
 def _packing_of_pairs(*codes):
-    """The packing of Q4_K and Q5_K."""
+    """Returns the packing of Q4_K and Q5_K."""
     return WordPacking(codes, m="dmin", scales=("scales",), scheme="six_bit_pairs", scale="bytes")
 
 

@@ -1,4 +1,4 @@
-"""The 32-element block formats of ggml's first days.
+"""ggml's original formats with blocks of 32 elements.
 
 Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*).
 """
@@ -15,7 +15,7 @@ def _nibbles(qs):
 
 
 def _five_bits(qh, qs):
-    """Unpacks uint32, uint8 [16] to uint8 [32], 0 to 31; bit i of qh is the fifth of element i."""
+    """Unpacks uint32, uint8 [16] to uint8 [32], 0 to 31. Bit i of qh is bit 4 of element i."""
     fifth = unpack(qh.reshape(1), bits=1, run=1).astype(jnp.uint8)
     return _nibbles(qs) | (fifth << 4)
 

@@ -1,11 +1,11 @@
-"""Small floats under a shared power of two (MX) or a shared small float (NVFP4).
+"""Small floats with a shared power of two (MX) or a shared small float (NVFP4).
 
-Where a value is subnormal in float32, XLA may flush it, and the scale itself is subnormal for the
-two lowest exponents; so `decode` builds values with integer operations. `affine` is for products:
-there a flushed 2^-127 does not matter.
+XLA may flush values that are subnormal in float32, and for the two lowest exponents the scale
+itself is subnormal. So `decode` builds values with integer operations. `affine` is for matrix
+products, where a flushed 2^-127 does not matter.
 
-`pallas_kernels.packing` decodes E8M0 and E4M3 for kernels itself, because neither package imports
-the other. A test compares them for every code under every scale.
+`pallas_kernels.packing` has its own decoders of E8M0 and E4M3 for kernels, because neither package
+imports the other. A test compares them for every code and every scale.
 
 Sources: OCP Microscaling Formats (MX) v1.0; ggml-impl.h (ggml_e8m0_to_fp32_half,
 ggml_ue4m3_to_fp32).
@@ -22,9 +22,14 @@ E8M0_BIAS = 127
 
 
 def multiples(mantissa_bits, codes):
-    """The magnitudes of the first `codes` codes of a small float, in multiples of the smallest.
+    """Returns the magnitudes of a small float as multiples of its smallest one.
 
-    float32, in NumPy.
+    Args:
+        mantissa_bits: The number of mantissa bits.
+        codes: The number of codes, from 0 on.
+
+    Returns:
+        A NumPy array, float32 [codes].
     """
     one = 2**mantissa_bits
     return np.array(
@@ -33,7 +38,7 @@ def multiples(mantissa_bits, codes):
 
 
 def _magnitude(code, mantissa_bits):
-    """Codes without sign -> int32 multiples of the format's smallest value."""
+    """Converts codes without sign to int32 multiples of the format's smallest value."""
     code = code.astype(jnp.int32)
     exponent, mantissa = code >> mantissa_bits, code & (2**mantissa_bits - 1)
     return jnp.where(
@@ -42,16 +47,18 @@ def _magnitude(code, mantissa_bits):
 
 
 def _power_of_two(exponent):
-    """2^exponent as float32 for int32 exponents from -149 to 127, subnormals included."""
+    """Returns 2^exponent as float32 for int32 exponents from -149 to 127, including subnormals."""
     biased = exponent + 127
     bits = jnp.where(biased > 0, biased << 23, 1 << jnp.clip(exponent + 149, 0, 22))
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _times_power_of_two(x, exponent):
-    """The product x * 2^exponent by integers; infinite where it is too large.
+    """Returns x * 2^exponent, computed with integer operations; infinite on overflow.
 
-    x: zeros or normal float32 numbers without bits below those of the result.
+    Args:
+        x: Zeros or normal float32 numbers. They have no bits below the result's lowest bit.
+        exponent: int32.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     magnitude, fraction = bits & 0x7FFFFFFF, bits & 0x7FFFFF
@@ -63,7 +70,7 @@ def _times_power_of_two(x, exponent):
 
 
 def _doubled_e2m1(qs, run):
-    """Nibbles -> int8, twice the value: 0 1 2 3 4 6 8 12 and their negatives.
+    """Converts nibbles to int8 with twice the value: 0 1 2 3 4 6 8 12 and their negatives.
 
     Code 8 is plain zero, as in ggml.
     """
@@ -81,7 +88,7 @@ def _mxfp4_values(e, qs):
 
 
 def _nvfp4(d, qs):
-    """Takes d as unsigned E4M3; its NaN, 0x7F, counts as zero.
+    """Reads d as unsigned E4M3, with its NaN, 0x7F, as zero.
 
     The scale is halved because the codes are doubled.
     """
@@ -92,10 +99,11 @@ def _nvfp4(d, qs):
 def pack6(codes) -> np.ndarray:
     """Packs 6-bit codes in NumPy: uint8 [..., 4n], 0 to 63 -> uint8 [..., 3n].
 
-    Element i is the bits 6i to 6i + 5 of the little-endian number.
+    Element i occupies bits 6i to 6i + 5 of the little-endian number.
 
     Raises:
-        ValueError: codes above 63, another dtype, or a length that is not a multiple of 4.
+        ValueError: A code is above 63, the dtype is not uint8, or the length is not a multiple of
+            4.
     """
     codes = np.asarray(codes)
     if codes.dtype != np.uint8 or codes.ndim < 1 or codes.shape[-1] % 4:
@@ -110,7 +118,7 @@ def pack6(codes) -> np.ndarray:
 
 
 def unpack6(qs):
-    """The inverse of `pack6` on the device: uint8 [3n] -> uint8 [4n]."""
+    """Inverts `pack6` on the device: uint8 [3n] -> uint8 [4n]."""
     three = qs.reshape(-1, 3).astype(jnp.uint32)
     words = three[:, 0] | (three[:, 1] << 8) | (three[:, 2] << 16)
     codes = (words[:, None] >> jnp.array([[0, 6, 12, 18]], jnp.uint32)) & 63
@@ -118,9 +126,9 @@ def unpack6(qs):
 
 
 def _mxfp6_values(mantissa_bits, smallest):
-    """The decode of an MXFP6 format whose smallest magnitude is 2^smallest.
+    """Returns the decode function of an MXFP6 format with the smallest magnitude 2^smallest.
 
-    -0 stays; e = 255 is NaN.
+    It keeps -0, and e = 255 becomes NaN.
     """
 
     def decode(qs, e):
@@ -140,7 +148,7 @@ def _mxfp6_e2m3(qs, e):
     return Affine(jnp.where(codes > 31, -magnitude, magnitude), jnp.where(e == 255, jnp.nan, scale))
 
 
-#: Twice the values of E2M1 by their codes, plus an offset that makes all of them positive: so
+#: Twice the values of E2M1, indexed by code, plus an offset that makes them non-negative. So
 #: kernels can look them up without exchanging bits.
 _E2M1_OFFSET = 12
 _E2M1 = tuple(

@@ -1,7 +1,7 @@
-"""How kernels take a format: which fields hold the codes, and which the scales.
+"""Describes how kernels read a format: which fields hold the codes, and which the scales.
 
-A `WordPacking` is part of a format's declaration, and plain data. `quant.word_packed` turns it into
-planes and into the kernels' own description, `pallas_kernels.packing.Packing`.
+A `WordPacking` is plain data and part of a format's declaration. `quant.word_packed` converts it to
+planes and to the kernels' own description, `pallas_kernels.packing.Packing`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,14 +10,17 @@ from typing import NamedTuple
 
 from rocmforge_jax.formats.scales import SCHEMES
 
-#: Elements whose codes kernels read together: blocks are whole groups of them.
+#: The number of elements whose codes kernels read together. Blocks are multiples of it.
 GROUP = 32
 
 
 class Kind(NamedTuple):
-    """A kind of scale: the dtype of groups' scales, and which float16 numbers a block has.
+    """The properties of a kind of scale.
 
-    None for `m`: a block may have a minimum or not.
+    Attributes:
+        dtype: The dtype of the groups' scales; None if groups have no scales.
+        d: Whether a block has a float16 scale.
+        m: Whether a block has a float16 minimum; None if it may have one.
     """
 
     dtype: str | None
@@ -37,7 +40,7 @@ KINDS = {
 
 
 class Codes(NamedTuple):
-    """A field that holds `bits` bits of each code, in runs as `_bits.unpack` takes them."""
+    """A field with `bits` bits of each code, in runs as in `_bits.unpack`."""
 
     field: str
     bits: int
@@ -46,24 +49,24 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True)
 class WordPacking:
-    """How the blocks of a format become words of codes and planes of scales.
+    """How the blocks of a format are converted to words of codes and planes of scales.
 
     The value of an element is `((table[code] or code) - offset) * scale + minimum`.
 
     Attributes:
-        codes: the fields with the codes, the lowest bits first. Codes have 1 to 6 or 8 bits; those
-            of 8 bits are signed.
-        offset: subtracted from each code or table entry.
-        table: the value of each code of four bits, a signed byte; None where codes are values.
-        d: the field with the block's float16 scale; None where groups alone have scales.
-        m: the field with the block's float16 minimum; None where there are no minima. With groups'
-            minima it is their scale: the minimum of a group is -m times its own.
-        scales: the fields with the scales of the block's groups; empty where only `d` scales.
-        scheme: the name in `scales.SCHEMES` of how those fields store them; None without them.
-        scale: the kind of scale. "d": d itself. "int8": d times signed bytes. "nibbles", "bytes": d
+        codes: The fields with the codes, lowest bits first. Codes have 1 to 6 or 8 bits; 8-bit
+            codes are signed.
+        offset: A number subtracted from each code or table entry.
+        table: The value of each 4-bit code, a signed byte; None if codes are values.
+        d: The field with the block's float16 scale; None if only groups have scales.
+        m: The field with the block's float16 minimum; None without minima. If groups have minima,
+            this is their scale: the minimum of a group is -m times its own.
+        scales: The fields with the scales of the block's groups; empty if only `d` scales.
+        scheme: How those fields store the scales, a name in `scales.SCHEMES`; None without them.
+        scale: The kind of scale. "d": d itself. "int8": d times signed bytes. "nibbles", "bytes": d
             times the lower half of bytes or of pairs of bytes, whose upper half is the minimum.
-            "e8m0": 2^(e - 128), without d. "e4m3": half an unsigned float of 4 + 3 bits, without d.
-        halves: scales of 32 elements, 1 or 2.
+            "e8m0": 2^(e - 128), without d. "e4m3": half an unsigned E4M3 float, without d.
+        halves: The number of scales per 32 elements, 1 or 2.
     """
 
     codes: tuple[Codes, ...]
@@ -78,33 +81,33 @@ class WordPacking:
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """The number of bits of a code."""
         return sum(codes.bits for codes in self.codes)
 
     @property
     def exchanged(self) -> bool:
-        """Whether bits 2 and 3 of each code change places.
+        """Whether bits 2 and 3 of each code are exchanged.
 
-        Kernels look up entries i and i + 8 of a table at once, which must have one sign. Tables in
-        ascending order, negative numbers first, have that after the exchange.
+        Kernels look up entries i and i + 8 of a table at once, which must have the same sign. The
+        exchange achieves this for tables in ascending order with negative numbers first.
         """
         return self.table is not None and not _signs_agree(self.table)
 
     @property
     def kernel_table(self) -> tuple[int, ...] | None:
-        """The table by the codes that kernels see, so after the exchange."""
+        """The table indexed by the codes that kernels read, so after the exchange."""
         if self.table is None or not self.exchanged:
             return self.table
         return tuple(self.table[exchange(code)] for code in range(16))
 
     def check(self, name: str, block: int, fields: Iterable) -> None:
-        """Raises a ValueError that lists all that contradicts a format's block and fields."""
+        """Raises a ValueError that lists every contradiction to a format's block and fields."""
         if problems := list(_problems(self, block, {field.name: field for field in fields})):
             raise ValueError(f"the packing of {name}: {'; '.join(problems)}")
 
 
 def exchange(codes):
-    """Exchanges bits 2 and 3 of codes of four bits: integers or integer arrays."""
+    """Exchanges bits 2 and 3 of 4-bit codes, which are integers or integer arrays."""
     return (codes & 3) | ((codes & 4) << 1) | ((codes & 8) >> 1)
 
 

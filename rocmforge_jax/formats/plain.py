@@ -1,6 +1,6 @@
-"""The types that are not quantised: a block is one element, held in its own dtype.
+"""The unquantised formats: a block is one element, stored in its own dtype.
 
-F64 and I64 are pairs of 32-bit words: see `Field.plane`.
+On the device, F64 and I64 are pairs of 32-bit words; see `Field.plane`.
 """
 
 from rocmforge_jax.formats._wide import float32_of_float64, float32_of_int64

@@ -1,4 +1,4 @@
-"""Every format by its name and by its ggml id."""
+"""Looks up formats by name and by ggml id."""
 
 import difflib
 import sys
@@ -12,7 +12,7 @@ FORMATS: dict[str, Format] = {
 _BY_ID: dict[int, Format] = {f.ggml_id: f for f in FORMATS.values() if f.ggml_id is not None}
 _BUILT_IN = frozenset(FORMATS.values())
 
-#: ids that ggml once used: files with them must be converted again.
+#: Ids that ggml no longer uses. Files with them must be converted again.
 REMOVED_IDS = {
     4: "Q4_2",
     5: "Q4_3",
@@ -26,10 +26,10 @@ REMOVED_IDS = {
 
 
 def register(format: Format) -> None:
-    """Adds a format, which every function that takes a name or an id then finds.
+    """Adds a format, which can then be used by its name or id.
 
     Raises:
-        ValueError: its name is not in capitals, or another format has its name or its id.
+        ValueError: The name is not in capitals, or another format has the name or the id.
     """
     if format.name != format.name.upper():
         raise ValueError(f"names of formats are in capitals, got {format.name!r}")
@@ -46,7 +46,7 @@ def unregister(format: Format) -> None:
     """Removes a format that `register` added.
 
     Raises:
-        ValueError: it is not registered, or it is one of ggml's.
+        ValueError: The format is not registered, or is built in.
     """
     if format in _BUILT_IN:
         raise ValueError(f"{format.name} is one of ggml's formats, which stay")
@@ -56,15 +56,16 @@ def unregister(format: Format) -> None:
     if format.ggml_id is not None:
         del _BY_ID[format.ggml_id]
     if "jax" in sys.modules:
-        # Traced functions know a format by its name, which another format may have next.
+        # Traced functions are cached by the format's name, which another format may get next.
         sys.modules["jax"].clear_caches()
 
 
 def get(which: str | int | Format) -> Format:
-    """The format of a name (any case) or a ggml type id.
+    """Returns the format with a name (any case) or a ggml type id.
 
     Raises:
-        ValueError: there is none. The message gives the nearest names, or that ggml removed the id.
+        ValueError: The format is unknown. The message lists the nearest names, or says that ggml
+            removed the id.
     """
     if isinstance(which, Format):
         return which

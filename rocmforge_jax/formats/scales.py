@@ -1,7 +1,7 @@
-"""How blocks store the scales of their groups, by name: `SCHEMES`.
+"""Describes how blocks store the scales of their groups, by name: `SCHEMES`.
 
-A format's declaration names its scheme, and the same function serves both its `affine`, for one
-block, and `quant.word_packed`, for all blocks of a matrix: leading axes are free.
+A format's declaration names its scheme. The same function serves `affine`, for one block, and
+`quant.word_packed`, for all blocks of a matrix. So leading axes are arbitrary.
 
 The C++ library has its own copies under the same names, because it repacks files without JAX. A
 test compares the two.
@@ -18,11 +18,11 @@ class Scheme(NamedTuple):
     """One way to store scales.
 
     Attributes:
-        unpack: the fields that hold a block's scales, [..., n] each -> scales [..., groups]: int8,
-            uint8, or uint16 for pairs of a scale (low byte) and a minimum (high byte).
-        pack: the inverse, -> the tuple of fields.
-        dtype: the dtype of the scales; None: that of the field.
-        groups: scales that the fields hold; None: as many as bytes.
+        unpack: The fields with a block's scales, [..., n] each -> scales [..., groups]. They are
+            int8 or uint8, or uint16 for pairs of a scale (low byte) and a minimum (high byte).
+        pack: The inverse, scales -> tuple of fields.
+        dtype: The dtype of the scales; None for the field's dtype.
+        groups: The number of scales in the fields; None for one per byte.
     """
 
     unpack: Callable
@@ -34,7 +34,7 @@ class Scheme(NamedTuple):
 def scales_and_minima(packed):
     """Unpacks the scales of Q4_K and Q5_K.
 
-    Groups 4 to 7 keep the upper two bits of their numbers above those of groups 0 to 3.
+    The upper two bits of groups 4 to 7 are stored above the 6-bit numbers of groups 0 to 3.
 
     Args:
         packed: uint8 [..., 12].
@@ -57,7 +57,7 @@ def _pack_scales_and_minima(scales, minima):
 
 
 def six_bits(packed):
-    """The scales of Q3_K: uint8 [..., 12] -> int8 [..., 16], -32 to 31."""
+    """Unpacks the scales of Q3_K: uint8 [..., 12] -> int8 [..., 16], -32 to 31."""
     return i8(unpack(packed[..., :8], 4, 8) | (unpack(packed[..., 8:], 2, 4) << 4), 32)
 
 
@@ -67,7 +67,7 @@ def _pack_six_bits(scales):
 
 
 def high_and_low(high, low):
-    """The scales of IQ4_XS: uint16 [..., 1], uint8 [..., 4] -> int8 [..., 8], -32 to 31."""
+    """Unpacks the scales of IQ4_XS: uint16 [..., 1], uint8 [..., 4] -> int8 [..., 8], -32 to 31."""
     return i8(unpack(low, 4, 1) | (unpack(high, 2, 1) << 4).astype(jnp.uint8), 32)
 
 
@@ -77,17 +77,17 @@ def _pack_high_and_low(scales):
 
 
 def _unsigned(scales):
-    """The six bits, 0 to 63, of int8 scales from -32 to 31."""
+    """Converts int8 scales from -32 to 31 to six bits, 0 to 63."""
     return (scales + jnp.int8(32)).astype(jnp.uint8)
 
 
 def pair(low, high, dtype):
-    """Joins two arrays into one of unsigned words, `low` in the lower half."""
+    """Joins two arrays into one of unsigned words, with `low` in the lower half."""
     return jax.lax.bitcast_convert_type(jnp.stack([low, high], axis=-1), dtype)
 
 
 def halves(words, dtype):
-    """The inverse of `pair`: words -> (lower halves, upper halves) as `dtype`."""
+    """Inverts `pair`: words -> (lower halves, upper halves) as `dtype`."""
     both = jax.lax.bitcast_convert_type(words, dtype)
     return both[..., 0], both[..., 1]
 

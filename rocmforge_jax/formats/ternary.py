@@ -1,4 +1,4 @@
-"""The types of one bit, of two bits and of three values.
+"""The formats with one bit, two bits or three values per element.
 
 Sources: ggml-common.h (structs), ggml-quants.c (dequantize_row_*).
 """
@@ -14,8 +14,8 @@ _D = Field("d", "float16")
 def _trits(packed, run, digits):
     """Unpacks base-3 digits: uint8 [n] -> uint8 [n * digits], 0 to 2.
 
-    Each run of `run` bytes holds `digits` runs of digits. A byte is ceil(256 / 243 * number). The
-    k-th digit is the whole part of 3 * (fraction that the earlier digits leave).
+    Each run of `run` bytes stores `digits` runs of digits. A byte is ceil(256 / 243 * number), a
+    fixed-point fraction. Multiplying the fraction by 3 repeatedly yields the digits as whole parts.
     """
     powers = jnp.array([1, 3, 9, 27, 81][:digits], jnp.uint8)
     fractions = packed.reshape(-1, 1, run) * powers.reshape(1, -1, 1)

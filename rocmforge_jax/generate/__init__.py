@@ -1,6 +1,7 @@
-"""Generation: sampling on the device, and the engine that turns token ids into more token ids.
+"""Generates tokens and embeddings from token ids.
 
-Embeddings, too: `Embedder` turns token ids into vectors.
+Weights, caches and sampling stay on the device. `Engine` generates tokens; `Embedder` computes
+embedding vectors.
 """
 
 from rocmforge_jax.generate.embedder import Embedder

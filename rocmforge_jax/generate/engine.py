@@ -1,7 +1,8 @@
-"""Token ids in, token ids out.
+"""The engine: generates token ids from token ids.
 
-Weights, cache, logits and sampling stay on the device; only finished ids come back. Prompts are
-padded to a few lengths and the cache grows in a few sizes, so that little is ever compiled.
+Weights, cache, logits and sampling stay on the device; only generated ids return to the host.
+Prompts are padded to a few lengths and the cache grows in a few sizes, so few programs are
+compiled.
 """
 
 import collections
@@ -29,29 +30,29 @@ from rocmforge_jax.models import Decoder, plan
 from rocmforge_jax.models.plan import TOKENS_PER_DISPATCH, cache_length
 from rocmforge_jax.nn import Cache
 
-#: New tokens that a fresh cache has room for, if as many are asked for; beyond that it grows.
+#: A new cache has room for at most this many new tokens. It grows when more are generated.
 EXPECTED_TOKENS = 1024
 
 
 class Engine:
-    """Generates with a Decoder. It uses the decoder's arrays, not copies of them.
+    """Generates text with a Decoder. It uses the decoder's arrays without copying them.
 
-    A text is generated with the arrays that the decoder has when it begins, so a decoder may be
-    trained in place between two texts. Nothing is compiled again unless its structure changes.
+    A text uses the arrays that the decoder has when generation begins. So a decoder may be trained
+    in place between two texts. Nothing is compiled again unless its structure changes.
 
-    After a single prompt its cache is kept: a next prompt that begins like that text computes only
-    what is new. For layers whose state cannot be rewound, such as convolutions, snapshots are taken
-    on the way, after the pieces of a prompt and about every 64 tokens of an answer; the next prompt
-    goes on from the last one that suits.
+    After a single prompt, its cache is kept. A next prompt with the same start computes only the
+    new tokens. Some layers have states that cannot be rewound, such as convolutions. For these,
+    snapshots are taken after each chunk of a prompt and about every 64 tokens of an answer. The
+    next prompt continues from the last suitable snapshot.
 
     Attributes:
-        config: the decoder's configuration.
-        context_length: most tokens of a sequence, prompt and answer together.
-        max_slots: most sequences that are generated at once, or None.
-        snapshot_bytes: most bytes of the snapshots of a text.
-        suppressed_ids: tokens that are never generated.
-        steps: the jitted steps.
-        prefix_cache: the cache of the last single prompt and its answer.
+        config: The decoder's configuration.
+        context_length: The maximum number of tokens of a sequence, prompt and answer together.
+        max_slots: The maximum number of sequences generated at once, or None.
+        snapshot_bytes: The limit for the snapshots of a text, in bytes.
+        suppressed_ids: Tokens that are never generated.
+        steps: The jitted steps.
+        prefix_cache: The cache of the last single prompt and its answer.
     """
 
     @check_keywords
@@ -65,20 +66,21 @@ class Engine:
         snapshot_bytes: int | None = None,
         suppressed_ids: collections.abc.Iterable[int] | None = None,
     ):
-        """Splits the decoder; nothing is compiled yet.
+        """Splits the decoder. Nothing is compiled yet.
 
         Args:
-            decoder: the model.
-            context_length: default: what the model was trained for. A longer one warns.
-            ahead: dispatches that are begun before the tokens of the one before are read. Default:
-                1 on GPUs, which are then never idle, and 0 on CPUs, where tokens computed past a
-                stop token would delay the next prompt.
-            max_slots: most sequences that are generated at once; further prompts wait. Default: as
-                many as the free memory holds, at least 1.
-            snapshot_bytes: most bytes of snapshots, 0 for none; `Snapshots` describes which are
-                dropped. Default: 512 MiB, but at most a tenth of the memory that is free now.
-            suppressed_ids: tokens that are never generated, whatever the parameters of sampling
-                are. Log-probabilities remain those of the model's distribution over all tokens.
+            decoder: The model.
+            context_length: The maximum number of tokens of a sequence. Default: the length that the
+                model was trained for; a longer one warns.
+            ahead: How many further dispatches start before the tokens of the oldest one are read.
+                Default: 1 on GPUs, which keeps them busy. On CPUs it is 0, because tokens computed
+                past a stop token would delay the next prompt.
+            max_slots: The maximum number of sequences generated at once; further prompts wait.
+                Default: as many as fit into the free memory, at least 1.
+            snapshot_bytes: The limit for snapshots in bytes, 0 for none; see `Snapshots`. Default:
+                512 MiB, but at most a tenth of the memory that is free now.
+            suppressed_ids: Tokens that are never generated, regardless of the sampling parameters.
+                Log-probabilities still refer to the model's distribution over all tokens.
         """
         self.config = decoder.config
         trained, vocabulary = self.config.context_length, self.config.vocabulary
@@ -128,30 +130,32 @@ class Engine:
     ) -> Iterator[list[Generated]]:
         """Continues each prompt.
 
-        An interrupted or abandoned iterator leaves the engine usable.
+        The engine remains usable if the iterator is interrupted or abandoned.
 
         Args:
-            prompts: token ids. Those that do not fit into memory together wait for a free slot.
-            params: how to sample, one for all, or one for each sequence: those of the first prompt,
-                then those of the second. Default: `SamplingParams()`.
-            max_tokens: most new tokens of each sequence, None for as many as the context holds.
-            stop_ids: tokens that end a sequence.
-            logits_processor: a function or `LogitsProcessor` that changes logits before a token is
-                chosen, one for all prompts; or one each, with the same function.
-            samples: sequences of each prompt, which is computed once for all of them.
-            top_logprobs: how many of the likeliest tokens to return beside each chosen one.
-            cache: the computed beginning of all prompts. They are computed from where they differ
-                from it, or from one another.
+            prompts: Token ids. Prompts that do not fit into memory together wait for a free slot.
+            params: The sampling parameters: one for all, or one per sequence, ordered by prompt.
+                Default: `SamplingParams()`.
+            max_tokens: The maximum number of new tokens per sequence. None for all that the context
+                allows.
+            stop_ids: Tokens that end a sequence.
+            logits_processor: A function or `LogitsProcessor` that changes logits before a token is
+                sampled. One for all prompts, or one each with the same function.
+            samples: The number of sequences per prompt. The prompt is computed once for all of
+                them.
+            top_logprobs: How many of the most likely tokens to return with each chosen one.
+            cache: The computed prefix of all prompts. The computation starts at the first token
+                where a prompt differs from it or from another prompt.
 
         Returns:
-            An iterator that yields, dispatch after dispatch, one `Generated` per sequence, until
-            all have finished. It is empty for a sequence that waits or has finished.
+            An iterator that yields, after each dispatch, one `Generated` per sequence, until all
+            have finished. It is empty for a sequence that waits or has finished.
 
         Raises:
-            ValueError: before anything is computed, for prompts that are empty, too long or have
-                ids outside the vocabulary, for biases that ban all tokens, and for what a logits
-                processor must not return. From the iterator, if one leaves no token.
-            FloatingPointError: from the iterator, if the model's logits are NaN.
+            ValueError: Raised before any computation. A prompt is empty, too long or has ids
+                outside the vocabulary; biases ban all tokens; or a logits processor returns
+                something invalid. Raised by the iterator if a logits processor leaves no token.
+            FloatingPointError: Raised by the iterator if the model's logits are NaN.
         """
         self.check_generates()
         samples = integer("samples", samples, 1)
@@ -163,9 +167,10 @@ class Engine:
         return self._generate(sequences, samples, top, cache)
 
     def cache(self, prompt: collections.abc.Iterable[int]) -> PromptCache:
-        """Computes all tokens of a prompt but the last, which is left to what goes on from it.
+        """Computes all tokens of a prompt except the last, which is left to later prompts.
 
-        Raises ValueError for a prompt of less than two tokens.
+        Raises:
+            ValueError: The prompt has fewer than two tokens.
         """
         self.check_generates()
         self._refreshed()
@@ -184,7 +189,7 @@ class Engine:
         cache.check(prompts)
 
     def check_generates(self) -> None:
-        """Raises ValueError for a model that generates no text, such as an encoder."""
+        """Raises ValueError for a model that cannot generate text, such as an encoder."""
         if not (self.config.causal and self.config.has_head):
             raise ValueError(
                 f"this {self.config.architecture} is an encoder, which generates no text: use embed"
@@ -215,9 +220,15 @@ class Engine:
     def _begin(
         self, groups, top: int, beginning: PromptCache | None
     ) -> tuple[Scheduler, collections.deque]:
-        """Prefills all prompts together if their sequences fit; otherwise all of them wait.
+        """Prefills all prompts together if their sequences fit. Otherwise all prompts wait.
 
-        groups: the sequences of each prompt.
+        Args:
+            groups: The sequences of each prompt.
+            top: See `generate`.
+            beginning: The computed prefix of all prompts, or None.
+
+        Returns:
+            (the scheduler, the groups that wait).
         """
         if len(groups) > 1:
             self.forget()  # before the free memory is counted
@@ -236,7 +247,7 @@ class Engine:
         return scheduler, collections.deque()
 
     def _allotment(self, sequences) -> tuple[int, int]:
-        """How many sequences are generated at once, and the tokens to make room for at first."""
+        """Returns how many sequences to generate at once, and the initial room per sequence."""
         longest = max(one.longest for one in sequences)
         expected = min(longest, max(len(one.prompt) for one in sequences) + EXPECTED_TOKENS)
         if len(sequences) == 1 or self.max_slots is not None:
@@ -244,12 +255,12 @@ class Engine:
         fitting = self._fitting(cache_length(longest, self.context_length))
         if len(sequences) <= fitting:
             return len(sequences), expected
-        # One sequence's cache is left for the prompt that enters. The caches are made as long as
-        # they may become, because growing needs room for the old and the new one.
+        # Reserve memory for one more cache, of the prompt that enters. Allocate the caches at full
+        # length, because growing needs room for the old and the new cache.
         return max(1, fitting - 1), longest if fitting > 2 else expected
 
     def _fitting(self, length: int) -> int:
-        """Sequences of `length` slots whose caches the free memory holds."""
+        """Returns how many caches of `length` tokens fit into the free memory."""
         free = plan.available_bytes(self.steps.device)
         if free is None:
             return sys.maxsize
@@ -264,14 +275,15 @@ class Engine:
         top_logprobs: int = 0,
         cache: PromptCache | None = None,
     ) -> Scheduler:
-        """A scheduler of `count` free slots, for requests that come one by one.
+        """Returns a scheduler with `count` free slots, for requests that arrive one by one.
 
         Args:
-            count: Slots.
-            tokens: Room per sequence to begin with; it grows.
-            logits_processor: That of the sequences: its function, and a state like theirs.
-            top_logprobs: How many of the likeliest tokens to return beside each chosen one.
-            cache: The computed beginning of all prompts, or None.
+            count: The number of slots.
+            tokens: The initial room per sequence in tokens; it grows.
+            logits_processor: The logits processor of the sequences: its function, and a state of
+                the same shapes.
+            top_logprobs: How many of the most likely tokens to return with each chosen one.
+            cache: The computed prefix of all prompts, or None.
         """
         self.check_generates()
         count, tokens = integer("count", count, 1), integer("tokens", tokens, 1)
@@ -285,11 +297,11 @@ class Engine:
         """Computes prompts together.
 
         Args:
-            prompts: token ids.
-            slots: tokens that the cache should have room for.
+            prompts: Token ids.
+            slots: The number of tokens that the cache should have room for.
 
         Returns:
-            (logits after the last token of each prompt, float32 [B, V]; the filled cache).
+            (the logits after the last token of each prompt, float32 [B, V]; the filled cache).
         """
         self.check_generates()
         self._refreshed()
@@ -298,7 +310,10 @@ class Engine:
     def _prefill(
         self, prompts, slots: int, beginning: PromptCache | None = None
     ) -> tuple[jax.Array, Cache, Snapshots | None]:
-        """As `prefill`, from a computed beginning; also returns the snapshots of a single text."""
+        """Computes prompts as in `prefill`, optionally from a prompt cache.
+
+        Also returns the snapshots of a single text.
+        """
         cache, known, snapshots = None, 0, None
         if beginning is not None:
             cache, known, snapshots = beginning.start(prompts, self.snapshot_bytes)
@@ -318,17 +333,26 @@ class Engine:
         return logits_BV, cache, snapshots
 
     def score(self, ids_BT: np.ndarray, first: int = 0) -> jax.Array:
-        """Log-probabilities that the model gives to ids[:, first + 1:] after all before them.
+        """Returns the log-probabilities of ids[:, first + 1:], each given all tokens before it.
 
-        Returns float32 [B, T - 1 - first].
+        Args:
+            ids_BT: Token ids, [B, T].
+            first: The position from which on tokens are predicted.
+
+        Returns:
+            float32 [B, T - 1 - first].
         """
         self.check_generates()
         return self._refreshed().score(jnp.asarray(ids_BT, jnp.int32), integer("first", first, 0))
 
     def warm_up(self, prompt_tokens: int = SMALLEST_BUCKET, batch: int = 1) -> None:
-        """Compiles the programs for prompts of this length and batches of this size.
+        """Compiles the programs for prompts of a length and batches of a size.
 
         The first answer then does not wait for the compiler.
+
+        Args:
+            prompt_tokens: The number of tokens of a prompt.
+            batch: The number of prompts.
         """
         prompt_tokens = integer("prompt_tokens", prompt_tokens, 1)
         batch = integer("batch", batch, 1)
@@ -344,15 +368,15 @@ class Engine:
         self.forget()
 
     def use(self, decoder: Decoder) -> None:
-        """Generates with another decoder from now on.
+        """Replaces the decoder.
 
-        Nothing is compiled again for one of the same structure.
+        A decoder with the same structure compiles nothing again.
 
         Args:
-            decoder: the model; its vocabulary is that of the one before.
+            decoder: The model, with the same vocabulary size.
 
         Raises:
-            ValueError: the vocabularies differ.
+            ValueError: The vocabulary sizes differ.
         """
         if decoder.config.vocabulary != self.config.vocabulary:
             raise ValueError(
@@ -363,7 +387,7 @@ class Engine:
         self._refreshed()
 
     def _refreshed(self) -> Steps:
-        """Returns the steps of the decoder's present arrays, and forgets what others computed."""
+        """Returns steps with the decoder's current arrays, and drops caches of other arrays."""
         steps = self.steps.of(self._decoder)
         if steps is not self.steps:
             self.forget()

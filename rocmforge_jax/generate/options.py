@@ -1,6 +1,6 @@
-"""The keywords that methods which generate share, with their types.
+"""The keyword arguments that generating methods share, with their types.
 
-`check_keywords(..., options=...)` puts them into the signature that editors and `help` show.
+`check_keywords(..., options=...)` adds them to the signature that editors and `help` show.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -10,12 +10,12 @@ from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.processor import LogitsProcessor
 from rocmforge_jax.generate.prompt_cache import PromptCache
 
-#: What `logits_processor=` takes for a prompt.
+#: The type of `logits_processor=` for one prompt.
 Processor = LogitsProcessor | Callable[..., tuple[Any, Any]]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of `SamplingParams`; None is the default of each."""
+    """The fields of `SamplingParams`; None means the default."""
 
     temperature: float | None
     top_k: int | None
@@ -31,20 +31,20 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class AnswerOptions(TypedDict, total=False):
-    """What an answer is to hold, beside its length.
+    """Options of an answer other than its length and single sampling parameters.
 
     Attributes:
         stop: Strings that end the text and are left out of it.
-        params: Ready-made sampling parameters in place of single ones: for all prompts, or one for
-            each prompt of a list.
-        logits_processor: A jittable function that changes logits before a token is chosen, on the
-            device, or a `LogitsProcessor` with the state it begins with; or one for each prompt of
-            a list, with the same function.
-        best_of: How many answers are generated for a prompt, of which the `n` with the highest mean
-            log-probability are returned, the best first. Default: n.
-        top_logprobs: How many of the likeliest tokens to return beside each chosen one, with their
-            log-probabilities under the model's own distribution.
-        cache: The computed beginning of the prompts, which `LanguageModel.cache` makes.
+        params: `SamplingParams` in place of single parameters: one for all prompts, or one for each
+            prompt of a list.
+        logits_processor: A jittable function that changes logits before a token is sampled, on the
+            device, or a `LogitsProcessor` with an initial state. One for all prompts, or one for
+            each prompt of a list, with the same function.
+        best_of: How many answers to generate per prompt. The `n` with the highest mean
+            log-probability are returned, best first. Default: n.
+        top_logprobs: How many of the most likely tokens to return with each chosen one. Their
+            log-probabilities refer to the model's own distribution.
+        cache: The computed prefix of the prompts, from `LanguageModel.cache`.
     """
 
     stop: str | Iterable[str] | None

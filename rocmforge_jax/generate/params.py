@@ -1,4 +1,4 @@
-"""How one sequence is sampled: the parameters and their ranges. Computes nothing."""
+"""The sampling parameters of a sequence, with their ranges."""
 
 import dataclasses
 import functools
@@ -7,31 +7,35 @@ from collections.abc import Mapping
 
 from rocmforge_jax.arguments import as_number, check_keywords, integer, number, shown
 
-#: Most tokens that the penalties can look back on.
+#: The largest number of recent tokens that penalties can cover.
 PENALTY_WINDOW = 256
-#: The largest seed: the random numbers start from two words of 32 bits.
+#: The largest seed: the random key consists of two 32-bit words.
 MAX_SEED = 2**64 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How one sequence is sampled.
+    """The sampling parameters of one sequence.
 
-    temperature: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
-    top_k: keep the k likeliest tokens, 0 keeps all. typical_p: keep the tokens whose surprise is
-    nearest the expected one, up to this probability, 1 keeps all (Meister et al., 2022). top_p:
-    keep the fewest tokens whose probabilities sum to at least this, 1 keeps all. min_p: drop tokens
-    less likely than this share of the likeliest, 0 drops none.
+    All numbers may be Python's, NumPy's or JAX's; they are stored as Python numbers. None means the
+    default. Penalties, biases and temperatures beyond 3e35 are clipped to it.
 
-    repetition_penalty: logits of tokens among the last `penalty_last_n` (prompt and answer; at most
-    256) are divided by it where positive and multiplied where negative, 1 for none.
-    presence_penalty, frequency_penalty: subtracted once, and once for each time the token is there.
-    logit_bias: token id -> number added to its logit; -inf bans it.
-
-    seed: 0 to 2**64 - 1; equal seeds give equal text, whatever JAX's own generator is.
-
-    All numbers may be Python's, NumPy's or JAX's; they are kept as Python's. None is the default.
-    Penalties, biases and temperatures beyond 3e35 count as that.
+    Attributes:
+        temperature: 0 selects the most likely token (greedy); 1 samples from the model's own
+            distribution.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        typical_p: Keep the tokens whose surprise is nearest to the expected one, up to this
+            probability; 1 keeps all (Meister et al., 2022).
+        top_p: Keep the fewest tokens whose probabilities sum to at least this; 1 keeps all.
+        min_p: Drop tokens less likely than this fraction of the most likely one; 0 drops none.
+        repetition_penalty: Logits of recent tokens are divided by it if positive and multiplied if
+            negative; 1 changes nothing.
+        presence_penalty: Subtracted from the logit of each recent token.
+        frequency_penalty: Subtracted from a logit once per recent occurrence of the token.
+        penalty_last_n: How many tokens of prompt and answer count as recent; at most 256.
+        logit_bias: Token id -> number added to its logit; -inf bans the token.
+        seed: 0 to 2**64 - 1. Equal seeds generate equal text, regardless of JAX's own random number
+            generator.
     """
 
     temperature: float = 0.8
@@ -57,7 +61,7 @@ class SamplingParams:
 
 SamplingParams.__init__ = check_keywords(SamplingParams.__init__)
 
-#: Field of `SamplingParams` -> the function that checks a value and returns it as a Python number.
+#: Field of `SamplingParams` -> function that checks a value and returns it as a Python number.
 _CHECKS = {
     "temperature": functools.partial(number, low=0),
     "top_k": functools.partial(integer, low=0, high=2**31 - 1),
@@ -73,7 +77,7 @@ _CHECKS = {
 
 
 def _checked_biases(biases: Mapping[int, float] | None) -> dict[int, float]:
-    """Returns the biases as Python numbers, {} for None."""
+    """Returns the biases as Python numbers, or {} for None."""
     if biases is None:
         return {}
     if not isinstance(biases, Mapping):

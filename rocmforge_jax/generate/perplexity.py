@@ -1,4 +1,4 @@
-"""Perplexity of a text, counted as llama.cpp counts it."""
+"""Computes the perplexity of a text like llama.cpp."""
 
 import dataclasses
 import math
@@ -18,8 +18,8 @@ class Perplexity:
 
     Attributes:
         value: exp of the mean negative log-likelihood.
-        error: its standard error.
-        tokens: how many were predicted.
+        error: Its standard error.
+        tokens: The number of predicted tokens.
     """
 
     value: float
@@ -42,20 +42,20 @@ def perplexity(
     bos_id: int | None = None,
     progress: bool | None = None,
 ) -> Perplexity:
-    """Computes the perplexity of a text in windows, as llama.cpp's tools/perplexity does.
+    """Computes the perplexity of a text in windows, like llama.cpp's tools/perplexity.
 
     Every window starts with an empty context. Only its second half is predicted, so that every
-    prediction has at least half a window before it. A rest shorter than a window is left out.
+    prediction has at least half a window before it. A rest shorter than a window is ignored.
 
     Args:
-        engine: of the model.
-        ids: the text.
-        window: tokens of a window, 4 to the context of the engine.
-        bos_id: replaces the first token of each window.
-        progress: whether to show a progress bar. Default: if stderr is a terminal.
+        engine: The engine of the model.
+        ids: The token ids of the text.
+        window: The number of tokens of a window, from 4 to the engine's context length.
+        bos_id: Replaces the first token of each window.
+        progress: Whether to show a progress bar. Default: if stderr is a terminal.
 
     Raises:
-        ValueError: the text is shorter than one window, or the window is out of its range.
+        ValueError: The text is shorter than one window, or `window` is out of range.
     """
     engine.check_generates()
     window = integer("window", window, 4, engine.context_length)

@@ -1,4 +1,4 @@
-"""What is kept of one text for the next one, if it begins like that text."""
+"""The prefix cache: keeps the KV cache of the last text for a next prompt with the same start."""
 
 import collections.abc
 import warnings
@@ -8,15 +8,15 @@ import jax
 from rocmforge_jax.generate.snapshots import Snapshots, snapshot_size
 from rocmforge_jax.nn import Cache
 
-#: Tokens that a prompt must share with the last text for the cache of that text to be reused.
+#: The least number of tokens that a prompt must share with the last text to reuse its cache.
 SMALLEST_PREFIX = 16
 
 
 class PrefixCache:
-    """The cache of the last text, for a next prompt that begins like that text.
+    """The cache of the last text, for a next prompt with the same start.
 
     Attributes:
-        snapshot_bytes: most bytes of the snapshots of one text.
+        snapshot_bytes: The limit for the snapshots of one text, in bytes.
     """
 
     def __init__(self, snapshot_bytes: int = 0):
@@ -27,12 +27,13 @@ class PrefixCache:
         return f"<PrefixCache: {len(self._text)} tokens>"
 
     def keep(self, text: list[int], cache: Cache, snapshots: Snapshots | None = None) -> None:
-        """Keeps the cache of one sequence.
+        """Stores the cache of one sequence.
 
         Args:
-            text: its tokens. The cache may lack the last few of them, or hold some more.
-            cache: of batch 1.
-            snapshots: those that `take` returned for this text.
+            text: The tokens of the sequence. The cache may lack the last few of them, or contain
+                some more.
+            cache: The cache, of batch 1.
+            snapshots: The snapshots that `take` returned for this text.
         """
         self._text, self._cache, self._snapshots = text, cache, snapshots or self._no_snapshots()
 
@@ -44,7 +45,7 @@ class PrefixCache:
         return Snapshots(self.snapshot_bytes)
 
     def check_snapshots(self, cache: Cache) -> None:
-        """Warns, once, if a snapshot of a cache is too large; not where the bound is 0 bytes."""
+        """Warns, once, if a snapshot exceeds the limit. A limit of 0 bytes never warns."""
         size = snapshot_size(cache)
         if self._warned or not 0 < self.snapshot_bytes < size:
             return
@@ -57,21 +58,21 @@ class PrefixCache:
         )
 
     def common(self, prompt: collections.abc.Sequence[int]) -> int:
-        """Tokens at the start of a prompt that the cache holds."""
+        """Returns how many tokens at the start of a prompt are in the cache."""
         if self._cache is None or _is_donated(self._cache):
             return 0
         held = min(len(prompt), len(self._text), int(self._cache.lengths_B[0]))
         return next((i for i in range(held) if prompt[i] != self._text[i]), held)
 
     def take(self, prompt: collections.abc.Sequence[int]) -> tuple[Cache | None, int, Snapshots]:
-        """Gives the cache away, rewound to the start of a prompt.
+        """Removes the cache from this object and returns it, rewound to the start of a prompt.
 
-        Where a layer cannot be rewound so far, the cache is as it was at the last snapshot before.
+        If a layer cannot be rewound that far, the state of the last earlier snapshot is used. At
+        least the last token of the prompt remains to be computed.
 
         Returns:
-            (cache, its tokens, snapshots to go on with), or (None, 0, new snapshots) if the cache
-            holds less than `SMALLEST_PREFIX` tokens of the prompt. At least the last token of the
-            prompt is left to be computed.
+            (the cache, its number of tokens, the snapshots to continue with). If fewer than
+            `SMALLEST_PREFIX` tokens can be reused, it is (None, 0, new snapshots).
         """
         known, cache, snapshots = self.common(prompt), self._cache, self._snapshots
         self.forget()
@@ -84,5 +85,5 @@ class PrefixCache:
 
 
 def _is_donated(cache: Cache) -> bool:
-    """Whether an interrupted dispatch took the arrays of the cache with it."""
+    """Returns whether an interrupted dispatch has consumed the arrays of the cache."""
     return any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))

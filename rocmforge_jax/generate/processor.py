@@ -1,7 +1,8 @@
-"""A user's function that changes logits before a token is chosen, on the device.
+"""Logits processors: user functions that change logits before a token is sampled.
 
-It is part of the compiled step. Its state has a row for each sequence, which enters and leaves a
-slot with the sequence; the function itself is one for all slots, because it is compiled once.
+They run on the device, as part of the compiled step. The state of a processor has a row for each
+sequence, which enters and leaves a slot with the sequence. The function is the same for all slots,
+because it is compiled once.
 """
 
 import collections.abc
@@ -17,21 +18,21 @@ from rocmforge_jax.arguments import shown
 
 @dataclasses.dataclass(frozen=True)
 class LogitsProcessor:
-    """A jittable function of logits, and the state that a sequence begins with.
+    """A jittable function of logits, and the initial state of a sequence.
 
     The function is called before each token as `function(tokens_BL, lengths_B, logits_BV, state)`
     and returns (logits_BV, state). It is traced once for each shape, so pass the same function
     again, not a new lambda.
 
-    - tokens_BL: int32, the tokens so far, prompt and answer, -1 from lengths_B on. L grows with the
-      cache.
-    - lengths_B: int32, how many tokens there are.
-    - logits_BV: float32, the model's. What is returned is float32 [B, V] too; -inf bans a token.
-      Suppressed tokens, logit_bias, penalties and sampling come after it.
-    - state: like `state` here, with an axis B in front of every array.
+    - tokens_BL: int32, the tokens of prompt and answer so far, and -1 from lengths_B on. L grows
+      with the cache.
+    - lengths_B: int32, the number of tokens.
+    - logits_BV: float32, the model's logits. The returned logits are float32 [B, V] too; -inf bans
+      a token. Suppressed tokens, logit_bias, penalties and sampling are applied afterwards.
+    - state: Like `state` below, with a leading axis B on every array.
 
-    Rows are sequences that know nothing of one another, and some may be unused: `jax.vmap` makes a
-    function of them from a function of one sequence.
+    Rows are independent sequences, and some may be unused. `jax.vmap` converts a function of one
+    sequence to this form.
 
     Attributes:
         function: The function.
@@ -50,11 +51,11 @@ class LogitsProcessor:
 
 
 def each_processor(given: Any, count: int) -> list[LogitsProcessor | None]:
-    """Returns the processor of each prompt: of one for all of them, or of a list.
+    """Returns the processor of each prompt, from one for all prompts or from a list.
 
     Raises:
-        TypeError: Something else than functions and processors is given.
-        ValueError: The list has another length, or different functions.
+        TypeError: An entry is neither a function nor a LogitsProcessor.
+        ValueError: The list has another length, different functions, or states of different shapes.
     """
     if given is None or callable(given) or isinstance(given, LogitsProcessor):
         return [_processor(given)] * count
@@ -85,10 +86,10 @@ def _processor(given: Any) -> LogitsProcessor | None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Processing:
-    """A logits processor at work on B sequences.
+    """A logits processor with the state of B sequences.
 
     Attributes:
-        tokens_BL: int32, the tokens so far, -1 where there is none yet.
+        tokens_BL: int32, the tokens so far; -1 after the last one.
         state: The state of the function, [B, ...] each.
         function: See `LogitsProcessor`.
     """
@@ -104,7 +105,10 @@ class Processing:
         prompts: collections.abc.Sequence[list[int]],
         length: int,
     ) -> "Processing | None":
-        """Begins the processors of prompts, with room for `length` tokens; None without any."""
+        """Returns the initial state for prompts, with room for `length` tokens each.
+
+        Without processors it returns None.
+        """
         if not processors or (first := processors[0]) is None:
             return None
         tokens = np.full((len(prompts), length), -1, np.int32)
@@ -121,16 +125,16 @@ class Processing:
         return dataclasses.replace(self, tokens_BL=tokens_BL)
 
     def with_tokens(self, tokens_B, at_B) -> "Processing":
-        """Returns it with a token more of each sequence, at the places `at_B`."""
+        """Returns a copy with one more token per sequence, at the positions `at_B`."""
         rows_B = jnp.arange(len(self.tokens_BL), dtype=jnp.int32)
         tokens_BL = self.tokens_BL.at[rows_B, at_B].set(tokens_B, mode="drop")
         return dataclasses.replace(self, tokens_BL=tokens_BL)
 
     def __call__(self, logits_BV, lengths_B) -> tuple[jax.Array, "Processing"]:
-        """Returns the changed logits, and the processor with its new state.
+        """Returns the changed logits, and a copy with the new state.
 
         Raises:
-            ValueError: The function returns other shapes, dtypes or structures than it got.
+            ValueError: The function returns other shapes, dtypes or structures than it received.
         """
         returned = self.function(self.tokens_BL, lengths_B, logits_BV, self.state)
         if not isinstance(returned, tuple) or len(returned) != 2:
@@ -140,13 +144,13 @@ class Processing:
         changed_BV, state = returned
         _check_like("the logits of a logits processor", changed_BV, logits_BV)
         _check_like("the state of a logits processor", state, self.state)
-        # Numbers without a dtype of their own would change the type of the state.
+        # Python numbers have no dtype and would change the type of the state.
         state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), state, self.state)
         return changed_BV, dataclasses.replace(self, state=state)
 
 
 def check_processor(processor: LogitsProcessor, vocabulary: int) -> None:
-    """Traces a processor for one sequence, so that its errors come before anything is computed."""
+    """Traces a processor for one sequence, so that errors are raised before any computation."""
     processing = Processing.of([processor], [[0]], 16)
     assert processing is not None
     row = jax.ShapeDtypeStruct((1, vocabulary), jnp.float32)
@@ -165,7 +169,7 @@ def _check_states(states: list[Any]) -> None:
 
 
 def _as_array(leaf) -> jax.Array:
-    """Makes an array of a number, of JAX's default width."""
+    """Converts a number to an array of JAX's default width."""
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
 
 

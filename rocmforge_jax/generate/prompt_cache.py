@@ -1,4 +1,4 @@
-"""The computed beginning of a text, to go on from as often as one likes, in memory or in a file."""
+"""A reusable cache of a computed text prefix, in memory or in a file."""
 
 import dataclasses
 import hashlib
@@ -17,19 +17,19 @@ from rocmforge_jax.generate.steps import Steps, repeated
 from rocmforge_jax.nn import Cache
 
 _FORMAT = "rocmforge_jax prompt cache 1"
-#: Largest weights that a fingerprint reads, in numbers: norms and biases.
+#: The most elements of a weight that a fingerprint includes: norms and biases.
 _SMALL = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptCache:
-    """The states of all layers after the beginning of a text. They are copied, never changed.
+    """The states of all layers after a text prefix. Uses copy them and never modify them.
 
     Attributes:
-        tokens: The tokens that are computed.
+        tokens: The tokens of the prefix.
         cache: The states, of batch 1.
-        model: The fingerprint of the model that computed it.
-        held: Tokens that the states have held, at most; see `Cache.rewound`.
+        model: The fingerprint of the model that computed them.
+        held: The largest number of tokens that the states have ever contained; see `Cache.rewound`.
     """
 
     tokens: tuple[int, ...]
@@ -42,14 +42,14 @@ class PromptCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device."""
+        """The size on the device in bytes."""
         return self.cache.nbytes
 
     def common(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Returns how many tokens all prompts begin with, but for their last one.
+        """Returns how many tokens all prompts share with the prefix, excluding their last token.
 
         Raises:
-            ValueError: It is none.
+            ValueError: A prompt shares no token.
         """
         known = min(self._common(prompt) for prompt in prompts)
         if not known:
@@ -62,7 +62,7 @@ class PromptCache:
         return known
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raises ValueError for prompts that cannot go on from the cache: see `start`."""
+        """Raises ValueError for prompts that cannot continue from the cache; see `start`."""
         known = self.common(prompts)
         if self.cache.rewound(self.held, known) is None:
             raise ValueError(
@@ -77,10 +77,17 @@ class PromptCache:
     def start(
         self, prompts: Sequence[Sequence[int]], snapshot_bytes: int = 0
     ) -> tuple[Cache, int, Snapshots]:
-        """Returns a copy for prompts: the cache, the tokens of each that it holds, snapshots.
+        """Returns a copy of the cache for prompts.
+
+        Args:
+            prompts: Token ids.
+            snapshot_bytes: The limit for new snapshots, in bytes.
+
+        Returns:
+            (the cache, the number of tokens of each prompt that it contains, empty snapshots).
 
         Raises:
-            ValueError: The prompts share too little with the text.
+            ValueError: The prompts share too little with the prefix.
         """
         self.check(prompts)
         snapshots = Snapshots(snapshot_bytes, held=self.held)
@@ -104,11 +111,15 @@ class PromptCache:
 
     @classmethod
     def load(cls, path: str | os.PathLike, steps: Steps) -> "PromptCache":
-        """Reads a file that `save` wrote, for the model of `steps`.
+        """Reads a file that `save` wrote.
+
+        Args:
+            path: The file.
+            steps: The steps of the model that will use the cache.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is damaged, something else, or of another model.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is damaged, has another format, or belongs to another model.
         """
         try:
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -136,7 +147,7 @@ class PromptCache:
 
 
 def fingerprint(steps: Steps) -> str:
-    """Returns what tells models apart: a hash of the configuration, the dtype and small weights."""
+    """Returns a hash of a model's configuration, its dtypes and its small weights."""
     digest = hashlib.sha256(repr(steps.config).encode())
     abstract = jax.eval_shape(lambda: steps.init_cache(1, 1))
     digest.update(repr([leaf.dtype.name for leaf in jax.tree.leaves(abstract)]).encode())
@@ -147,7 +158,7 @@ def fingerprint(steps: Steps) -> str:
 
 
 def check_model(name: str, model: str, steps: Steps) -> None:
-    """Raises ValueError unless a cache is of the model of `steps`."""
+    """Raises ValueError unless the fingerprint `model` matches the model of `steps`."""
     if model != (own := fingerprint(steps)):
         raise ValueError(
             f"{name} is of another model, or of another dtype: its fingerprint is {model[:12]},"
@@ -156,7 +167,7 @@ def check_model(name: str, model: str, steps: Steps) -> None:
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
-    """Returns the bytes of an array, since NumPy's files know no bfloat16."""
+    """Returns the bytes of an array, since NumPy's files do not support bfloat16."""
     return np.frombuffer(array.tobytes(), np.uint8)
 
 

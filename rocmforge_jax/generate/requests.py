@@ -1,4 +1,4 @@
-"""Checks what a caller asks of an engine, and makes the sequences of it."""
+"""Checks the arguments of a request to an engine and creates its sequences."""
 
 import dataclasses
 import math
@@ -15,12 +15,12 @@ from rocmforge_jax.generate.sequence import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a model and its engine allow a sequence.
+    """The limits of a model and its engine for a sequence.
 
     Attributes:
-        context_length: most tokens of a sequence.
-        vocabulary: token ids are below it.
-        suppressed_ids: tokens that are never generated.
+        context_length: The maximum number of tokens of a sequence.
+        vocabulary: The number of token ids.
+        suppressed_ids: Tokens that are never generated.
     """
 
     context_length: int
@@ -36,11 +36,12 @@ class Limits:
         logits_processor: Any = None,
         samples: int = 1,
     ) -> list[Sequence]:
-        """Returns the sequences of a request, see `Engine.generate`.
+        """Returns the sequences of a request; see `Engine.generate` for the arguments.
 
-        Those of one prompt follow one another.
+        The sequences of one prompt are consecutive.
 
-        Raises ValueError, with the numbers, for what cannot be computed.
+        Raises:
+            ValueError: The request is invalid; the message contains the numbers.
         """
         prompts = list(prompts)
         names = _names("prompt", len(prompts))
@@ -68,7 +69,15 @@ class Limits:
         ]
 
     def prompt(self, name: str, prompt) -> list[int]:
-        """Returns the ids of a prompt. Raises ValueError for what cannot be one."""
+        """Returns the ids of a prompt.
+
+        Args:
+            name: The name of the prompt in messages.
+            prompt: Token ids.
+
+        Raises:
+            ValueError: The prompt is empty, too long, or contains something other than valid ids.
+        """
         if isinstance(prompt, Iterator):
             prompt = list(prompt)
         ids = np.asarray(prompt)
@@ -118,5 +127,5 @@ def _each_repeated(values: list, count: int) -> list:
 
 
 def _names(argument: str, count: int) -> list[str]:
-    """Names the entries of an argument in messages; a single one without its number."""
+    """Returns names for the entries of an argument in messages; a single one has no number."""
     return [argument] if count == 1 else [f"{argument} {number}" for number in range(count)]

@@ -1,11 +1,11 @@
-"""Choosing the next token, on the device.
+"""Samples the next token, on the device.
 
-Every parameter is an array, so another temperature compiles nothing.
+Every parameter is an array, so a new temperature compiles nothing.
 
-The order is llama.cpp's: logit bias and penalties, then top-k, typical, top-p, min-p, then the
-temperature. Nothing is sorted: a threshold that keeps k tokens, or a share p of the probability, is
-found a few bits at a time, which is exact and quick for any k and p. Tokens that tie with the last
-one kept are kept as well. What nobody asks for is not computed.
+The order is llama.cpp's: logit bias and penalties, then top-k, typical, top-p and min-p, then the
+temperature. Nothing is sorted. Instead, a radix search finds the threshold that keeps k tokens or a
+fraction p of the probability, a few bits at a time. This is exact and fast for any k and p. Tokens
+that tie with the last one kept are kept as well. Steps that no sequence needs are skipped.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ import numpy as np
 
 from rocmforge_jax.generate.params import PENALTY_WINDOW, SamplingParams
 
-#: The smallest float32 that is not flushed to zero, and the largest that is finite.
+#: The smallest normal float32, which is not flushed to zero, and the largest finite one.
 _TINY, _HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
-#: Larger parameters count as this: a penalty times all tokens of the window is finite then.
+#: Larger parameters are clipped to this, so that a penalty times the window is finite.
 _LARGEST = _HUGE / (4 * PENALTY_WINDOW)
 
 _INTEGERS = ("top_k", "penalty_last_n")
@@ -38,12 +38,14 @@ _NUMBERS = (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The parameters of B sequences on the device, [B] each, float32 or int32.
+    """The sampling parameters of B sequences on the device, [B] each, float32 or int32.
 
-    Ranges as in `SamplingParams`. seed: uint32 [B, 2], the high and the low word.
+    The ranges are those of `SamplingParams`.
 
-    bias_ids, bias: int32 and float32 [B, n], n a power of two or 0: the tokens of logit_bias,
-    padded with id -1.
+    Attributes:
+        seed: uint32 [B, 2], the high and the low word.
+        bias_ids: int32 [B, n], the tokens of logit_bias, padded with -1. n is a power of two or 0.
+        bias: float32 [B, n], the numbers added to their logits.
     """
 
     temperature: jax.Array
@@ -61,11 +63,16 @@ class Sampler:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], bias_width: int = 0) -> "Sampler":
-        """The arrays of `params`, one row each. bias_width: least columns of `bias_ids`, `bias`."""
+        """Converts parameters to arrays with one row each.
+
+        Args:
+            params: The parameters of each sequence.
+            bias_width: The least number of columns of `bias_ids` and `bias`.
+        """
         arrays = {name: _float32([getattr(p, name) for p in params]) for name in _NUMBERS}
         for name in _INTEGERS:
             arrays[name] = np.array([getattr(p, name) for p in params], np.int32)
-        # A logit over 0 is not a number.
+        # A logit of 0 divided by a penalty of 0 would be NaN.
         arrays["repetition_penalty"] = np.maximum(arrays["repetition_penalty"], _TINY)
         arrays["seed"] = np.array([divmod(p.seed, 2**32) for p in params], np.uint32)
         biases = [p.logit_bias or {} for p in params]
@@ -80,11 +87,11 @@ class Sampler:
 
     @property
     def bias_width(self) -> int:
-        """Tokens of logit_bias that a row has room for."""
+        """The number of logit_bias tokens that a row can store."""
         return self.bias.shape[1]
 
     def widened(self, bias_width: int) -> "Sampler":
-        """The same rows with at least `bias_width` columns for logit_bias."""
+        """Returns the same rows with at least `bias_width` columns for logit_bias."""
         more = ((0, 0), (0, max(0, bias_width - self.bias_width)))
         return dataclasses.replace(
             self,
@@ -94,7 +101,7 @@ class Sampler:
 
 
 def _float32(values: Sequence[float]) -> np.ndarray:
-    """Rounds numbers to float32; finite ones to at most `_LARGEST`."""
+    """Rounds numbers to float32 and clips finite ones to `_LARGEST` in magnitude."""
     wide = np.array(values, np.float64)
     return np.where(np.isinf(wide), wide, np.clip(wide, -_LARGEST, _LARGEST)).astype(np.float32)
 
@@ -102,22 +109,22 @@ def _float32(values: Sequence[float]) -> np.ndarray:
 def sample(
     logits_BV, sampler: Sampler, positions_B, recent_BW=None, allowed_V=None, processed_BV=None
 ):
-    """Chooses the next token of each sequence. Greedy ties go to the lowest id.
+    """Samples the next token of each sequence. Greedy ties select the lowest id.
 
     Args:
-        logits_BV: of the model.
-        sampler: the parameters of each sequence.
-        positions_B: how many tokens each sequence has. Seed and position determine the random
+        logits_BV: The model's logits.
+        sampler: The parameters of each sequence.
+        positions_B: The number of tokens of each sequence. Seed and position determine the random
             numbers, so a sequence gets the same ones alone and in a batch.
-        recent_BW: the last tokens of each sequence, oldest first, -1 for a missing one; None where
-            nothing is penalised.
-        allowed_V: bool [V], the tokens that may be chosen, whatever the parameters say; None for
+        recent_BW: The last tokens of each sequence, oldest first, -1 for missing ones. None skips
+            penalties.
+        allowed_V: bool [V], the tokens that may be selected, regardless of the parameters. None for
             all.
-        processed_BV: the logits to choose by, where a processor changed those of the model.
+        processed_BV: The logits after a logits processor, or None.
 
     Returns:
-        (tokens, int32 [B], -1 where a processor left none that can be chosen; their
-        log-probabilities under the model's own distribution over all V, float32 [B]).
+        (tokens, log-probabilities). Tokens are int32 [B], with -1 if a logits processor left no
+        token. Log-probabilities are float32 [B], under the model's own distribution over all V.
     """
     model_BV = logits_BV.astype(jnp.float32)
     logits_BV = model_BV if processed_BV is None else processed_BV
@@ -138,7 +145,7 @@ def sample(
 
 
 def _add_bias(logits_BV, sampler):
-    # Unused entries get an id beyond the end, which `mode="drop"` drops.
+    # Unused entries get an id beyond the end, which `mode="drop"` ignores.
     ids = jnp.where(sampler.bias_ids < 0, logits_BV.shape[-1], sampler.bias_ids)
     return jax.vmap(lambda row, ids, bias: row.at[ids].add(bias, mode="drop"))(
         logits_BV, ids, sampler.bias
@@ -169,7 +176,7 @@ def _penalize(logits_BV, sampler, recent_BW):
             - times_BV * column(sampler.frequency_penalty)
             - column(sampler.presence_penalty)
         )
-        # A finite logit stays finite, so that banned tokens are always below all others.
+        # Finite logits stay finite, so that banned tokens are always below all others.
         lowered_BV = jnp.clip(lowered_BV, -_HUGE, _HUGE)
         return jnp.where((times_BV > 0) & (logits_BV > -jnp.inf), lowered_BV, logits_BV)
 
@@ -179,17 +186,17 @@ def _penalize(logits_BV, sampler, recent_BW):
 def _draw(logits_BV, sampler, positions_B):
     kept_BV = keep_likely(logits_BV, sampler.top_k, sampler.typical_p, sampler.top_p, sampler.min_p)
     kept_BV = jnp.where(kept_BV, logits_BV, -jnp.inf)
-    # The likeliest becomes 0 first: a logit over a tiny temperature is infinite.
+    # Shift the maximum to 0 first, because a logit divided by a tiny temperature is infinite.
     scaled_BV = (kept_BV - kept_BV.max(axis=-1, keepdims=True)) / jnp.maximum(
         sampler.temperature, _TINY
     )[:, None]
     return _categorical(sampler.seed, positions_B, scaled_BV)
 
 
-# These settings of JAX would change the random numbers.
+# Overrides the user's setting in JAX, which would change the random numbers.
 @jax.threefry_partitionable(True)
 def _categorical(seed_B2, positions_B, logits_BV):
-    """Draws a token of each sequence; seed and position give the same one wherever JAX runs."""
+    """Samples a token of each sequence; seed and position determine it on every device."""
     seeds_B = jax.random.wrap_key_data(seed_B2, impl="threefry2x32")
     keys_B = jax.vmap(jax.random.fold_in)(seeds_B, positions_B)
     draw = functools.partial(jax.random.categorical, mode="low")
@@ -197,9 +204,9 @@ def _categorical(seed_B2, positions_B, logits_BV):
 
 
 def keep_likely(logits_BV, top_k_B, typical_p_B, top_p_B, min_p_B):
-    """Finds the tokens that top-k, typical, top-p and min-p leave, bool [B, V].
+    """Returns which tokens top-k, typical, top-p and min-p keep, bool [B, V].
 
-    Each is applied to what the ones before it left.
+    Each filter is applied to the tokens that the previous ones kept.
     """
     order_BV = _sortable(logits_BV)
     V, all_ones = logits_BV.shape[-1], jnp.ones(logits_BV.shape, jnp.float32)
@@ -228,15 +235,15 @@ def _keep_typical(weights_BV, typical_p_B):
 
 
 def _share(weights_BV, p_B):
-    """The weight to reach for a share p of all.
+    """Returns the weight that tokens must reach for a fraction p of all.
 
-    It is never 0, which zero tokens would reach, and infinite where p keeps all tokens.
+    It is positive, because tokens without weight would reach 0, and infinite if p keeps all tokens.
     """
     return jnp.where(p_B < 1, jnp.maximum(p_B * weights_BV.sum(axis=-1), _TINY), jnp.inf)
 
 
 def _sortable(values):
-    """Maps float32 to uint32 in the same order; both zeros become one number.
+    """Maps float32 to uint32 in the same order; both zeros become equal.
 
     In IEEE 754 this inverts the bits of negative numbers and sets the sign bit of the others.
     """
@@ -246,12 +253,12 @@ def _sortable(values):
 
 
 def _keep(order_BV, weights_BV, needed_B, wanted):
-    """Where order >= t, for the highest t whose tokens have a weight of `needed` together.
+    """Returns where order >= t, for the highest t whose tokens have a total weight of `needed_B`.
 
-    Everything where not `wanted`.
+    Returns all True unless `wanted`.
     """
-    # A GPU counts for 15 candidates in the time of one, and each pass costs it two launches. A CPU
-    # counts for one at a time.
+    # A GPU sums for 15 candidates in the time of one, and each pass costs two kernel launches. A
+    # CPU sums for one candidate at a time.
     find = functools.partial(
         jax.lax.platform_dependent,
         order_BV,
@@ -265,7 +272,7 @@ def _keep(order_BV, weights_BV, needed_B, wanted):
 
 
 def _threshold(order_BV, weights_BV, needed_B, *, bits):
-    """The threshold, uint32 [B], found `bits` bits at a time from the highest on."""
+    """Finds the threshold, uint32 [B], in steps of `bits` bits from the highest on."""
     digits = jnp.arange(1, 1 << bits, dtype=jnp.uint32)[None]
 
     def raise_threshold(i, threshold_B):

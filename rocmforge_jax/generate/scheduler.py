@@ -1,4 +1,4 @@
-"""Which sequence occupies which slot of a batch, and when the next tokens are begun and read."""
+"""The scheduler of continuous batching: assigns sequences to slots and runs dispatches."""
 
 import collections
 import collections.abc
@@ -19,9 +19,11 @@ from rocmforge_jax.nn import Cache
 
 @dataclasses.dataclass(frozen=True)
 class _Dispatch:
-    """Tokens that are being computed: row i belongs to owners[i], or to no sequence.
+    """A dispatch in progress. Row i belongs to owners[i], which is None for an unused row.
 
-    chosen: what `steps.decode` returns beside the slots.
+    Attributes:
+        owners: The sequence of each row.
+        chosen: The results of `steps.decode` except the slots.
     """
 
     owners: list[Sequence | None]
@@ -29,14 +31,14 @@ class _Dispatch:
 
 
 class Scheduler:
-    """Generates for the sequences in the slots of one batch (continuous batching).
+    """Generates tokens for the sequences in the slots of one batch (continuous batching).
 
     A sequence enters a free slot with `admit`, gets tokens from `step` and leaves with `release`.
-    The slots run together, whatever each of them holds.
+    All slots are computed together.
 
     Attributes:
-        slots: the state on the device. An interrupted dispatch may have taken its arrays.
-        snapshots: of the text of a single sequence, or None.
+        slots: The state on the device. An interrupted dispatch may have consumed its arrays.
+        snapshots: The snapshots of a single sequence, or None.
     """
 
     def __init__(
@@ -49,21 +51,21 @@ class Scheduler:
         snapshots: Snapshots | None = None,
         beginning: PromptCache | None = None,
     ):
-        """Takes slots without sequences.
+        """Creates a scheduler from slots without sequences.
 
         Args:
-            steps: of the model.
-            slots: see `Steps.empty_slots`.
-            context_length: most tokens of a sequence.
-            ahead: dispatches that are begun before the tokens of the one before are read.
-            snapshots: taken between dispatches, for a single sequence; None for no snapshots.
-            beginning: the computed beginning of all prompts that enter, or None.
+            steps: The steps of the model.
+            slots: See `Steps.empty_slots`.
+            context_length: The maximum number of tokens of a sequence.
+            ahead: How many further dispatches start before the tokens of the oldest one are read.
+            snapshots: Snapshots taken between dispatches, for a single sequence; None for none.
+            beginning: The computed prefix of all prompts that enter, or None.
         """
         self.slots, self.snapshots, self._steps = slots, snapshots, steps
         self._context_length = check_context_length(context_length)
         self._ahead, self._beginning = integer("ahead", ahead, 0), beginning
         self._owners: list[Sequence | None] = [None] * slots.batch
-        self._active = [False] * slots.batch  # as `slots.active_B` has it
+        self._active = [False] * slots.batch  # a copy of `slots.active_B` on the host
         self._running: collections.deque[_Dispatch] = collections.deque()
 
     @classmethod
@@ -76,7 +78,16 @@ class Scheduler:
         top: int = 0,
         **options,
     ) -> "Scheduler":
-        """A scheduler whose slots are all taken, by sequences that were prefilled together."""
+        """Returns a scheduler with all slots occupied by sequences that were prefilled together.
+
+        Args:
+            steps: The steps of the model.
+            sequences: The sequences, one per slot.
+            logits_BV: float32 [B, V], after the last token of each prompt.
+            cache: The cache of the prompts.
+            top: See `Slots`.
+            options: Further arguments of the constructor.
+        """
         slots, *chosen = start(
             logits_BV,
             cache,
@@ -92,17 +103,18 @@ class Scheduler:
 
     @property
     def free(self) -> int:
-        """Slots without a sequence."""
+        """The number of slots without a sequence."""
         return self._owners.count(None)
 
     def admit(self, sequence: Sequence, *more: Sequence) -> None:
-        """Puts a sequence into a free slot and computes its prompt, alone.
+        """Computes the prompt of a sequence and puts the sequence into a free slot.
 
-        more: others with the same prompt, which is computed once.
+        Args:
+            sequence: The sequence.
+            more: Further sequences with the same prompt, which is computed once.
 
         Raises:
-            ValueError: there are not enough free slots, or they are for sequences with another
-                logits processor.
+            ValueError: Too few slots are free, or they are for another logits processor.
         """
         entering, prompt = (sequence, *more), sequence.prompt
         if self.free < len(entering):
@@ -119,7 +131,7 @@ class Scheduler:
             self._put(one, logits_BV, cache)
 
     def _prefill(self, prompt: list[int]) -> tuple[jax.Array, Cache]:
-        """Computes a prompt -> the logits after it, and a cache as long as that of the slots."""
+        """Computes a prompt. Returns the logits after it, and a cache as long as the slots'."""
         if self._beginning is None:
             self._make_room(self._steps.padded(len(prompt)))
             empty = self._steps.init_cache(1, self.slots.length)
@@ -130,7 +142,7 @@ class Scheduler:
         return self._steps.prefill_prompts([prompt], cache, known)
 
     def _put(self, sequence: Sequence, logits_BV, cache: Cache) -> None:
-        """Puts a sequence whose prompt is computed into the first free slot."""
+        """Puts a sequence with a computed prompt into the first free slot."""
         row = self._owners.index(None)
         one, *chosen = start(
             logits_BV,
@@ -147,10 +159,10 @@ class Scheduler:
         self._enter([row], [sequence], chosen)
 
     def step(self) -> list[tuple[Sequence, Generated]]:
-        """Reads the oldest dispatch: what it added to each sequence that it was begun for.
+        """Returns the tokens that the oldest dispatch added to each of its sequences.
 
-        Before that the next dispatches are begun, so that the device is never idle. A sequence that
-        has just entered has a dispatch of its own, with one token.
+        Further dispatches are started first, so that the device is never idle. A sequence that has
+        just entered has a separate dispatch with one token.
         """
         while len(self._running) <= self._ahead and any(
             one is not None and one.wants_more for one in self._owners

@@ -1,4 +1,4 @@
-"""The host's side of a text: its limits, and why it stopped."""
+"""The state of one sequence on the host: its limits, its tokens and why it stopped."""
 
 import collections.abc
 import dataclasses
@@ -9,7 +9,7 @@ from rocmforge_jax.arguments import integer
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.processor import LogitsProcessor
 
-#: Positions are int32, and the last dispatch may pass the end by a few.
+#: The longest context. Positions are int32, and the last dispatch may exceed the end by a few.
 MAX_CONTEXT = 2**31 - 2**10
 
 
@@ -18,12 +18,12 @@ class Generated:
     """The tokens that one dispatch added to one sequence.
 
     Attributes:
-        ids: the new tokens, without a stop token.
-        logprobs: their log-probabilities under the model.
-        finish_reason: None while the sequence goes on; "stop" at a stop token, "length" at
-            max_tokens, "context" when the context is full.
-        top_logprobs: for each token the ids and log-probabilities of the likeliest ones, in
-            descending order; empty unless they were asked for.
+        ids: The new tokens, without a stop token.
+        logprobs: Their log-probabilities under the model.
+        finish_reason: None while the sequence continues; "stop" at a stop token, "length" at
+            max_tokens, "context" if the context is full.
+        top_logprobs: For each token, the ids and log-probabilities of the most likely tokens, in
+            descending order; empty unless requested.
     """
 
     ids: list[int]
@@ -33,17 +33,17 @@ class Generated:
 
 
 class Sequence:
-    """A prompt and what is generated after it.
+    """A prompt and the tokens generated after it.
 
     Attributes:
-        prompt: token ids, at least one.
-        params: how the sequence is sampled.
-        processor: its logits processor, or None.
-        limit: most new tokens, by max_tokens and by the context.
-        begun: new tokens that are computed or whose dispatch has begun; those past a stop token or
-            past `limit` count as well.
-        text: the prompt and all tokens that were read, also those past a stop token.
-        finish_reason: as for `Generated`.
+        prompt: Token ids, at least one.
+        params: The sampling parameters.
+        processor: The logits processor, or None.
+        limit: The maximum number of new tokens, from max_tokens and the context.
+        begun: The number of new tokens whose dispatch has started, including those past a stop
+            token or past `limit`.
+        text: The prompt and all tokens read so far, including those past a stop token.
+        finish_reason: As in `Generated`.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class Sequence:
         stop_ids: collections.abc.Iterable[int] | None = None,
         processor: LogitsProcessor | None = None,
     ):
-        """Makes a sequence without new tokens.
+        """Creates a sequence without new tokens.
 
         Args:
-            prompt: token ids, at least one.
-            params: how to sample.
-            context_length: most tokens, prompt and answer together.
-            max_tokens: most new tokens, None for as many as the context holds.
-            stop_ids: tokens that end the sequence.
-            processor: the logits processor.
+            prompt: Token ids, at least one.
+            params: The sampling parameters.
+            context_length: The maximum number of tokens of prompt and answer together.
+            max_tokens: The maximum number of new tokens; None for all that the context allows.
+            stop_ids: Tokens that end the sequence.
+            processor: The logits processor.
         """
         room = check_context_length(context_length) - len(prompt)
         max_tokens = None if max_tokens is None else integer("max_tokens", max_tokens, 1)
@@ -79,12 +79,12 @@ class Sequence:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text that this sequence can become."""
+        """The maximum number of tokens of prompt and answer."""
         return len(self.prompt) + self.limit
 
     @property
     def wants_more(self) -> bool:
-        """Whether it may need more tokens than those that are begun."""
+        """Whether the sequence may need more tokens than those already started."""
         return self.finish_reason is None and self.begun < self.limit
 
     def take(
@@ -94,10 +94,17 @@ class Sequence:
         top_ids: list[list[int]] | None = None,
         top_logprobs: list[list[float]] | None = None,
     ) -> Generated:
-        """Takes in the tokens of a dispatch; returns those that belong to the sequence.
+        """Appends the tokens of a dispatch and returns those that belong to the sequence.
 
-        Raises FloatingPointError if the model's logits are NaN, and ValueError if a logits
-        processor left no token.
+        Args:
+            ids: The tokens.
+            logprobs: Their log-probabilities.
+            top_ids: The most likely tokens at each position.
+            top_logprobs: Their log-probabilities.
+
+        Raises:
+            FloatingPointError: The model's logits are NaN.
+            ValueError: A logits processor left no token.
         """
         if self.finish_reason:
             return Generated([], [], self.finish_reason)
@@ -128,9 +135,10 @@ class Sequence:
 
 
 def check_context_length(context_length: Any) -> Any:
-    """Returns a context length as an int, None for None, which is the model's.
+    """Returns a context length as an int. None, for the model's own length, stays None.
 
-    Raises ValueError unless the context can hold a prompt and an answer.
+    Raises:
+        ValueError: The context is too short for a prompt and an answer, or too long.
     """
     if context_length is None:
         return None

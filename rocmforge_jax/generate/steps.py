@@ -1,9 +1,9 @@
-"""The computations of generation: pure functions of a model's flat arrays, and their jitted forms.
+"""The jitted steps of generation: pure functions of a model's flat arrays.
 
-All jit boundaries of generation are here. The model is split once and every step is `jax.jit` on
-its flat leaves: dispatching 576 arrays takes 0.5 ms this way and 10 ms through `nnx.jit`.
-Everything a step reads or changes lies in one pytree, `Slots`, so another prompt, temperature or
-set of active sequences compiles nothing.
+All jit boundaries of generation are in this module. The model is split once, and every step is
+`jax.jit` on its flat leaves, because `nnx.jit` adds overhead to each dispatch (measured:
+docs/kernels.md). Everything a step reads or changes is in one pytree, `Slots`. So a new prompt,
+temperature or set of active sequences compiles nothing.
 """
 
 import collections.abc
@@ -27,32 +27,32 @@ from rocmforge_jax.models.empty_cache import cache_shardings, init_cache, placem
 from rocmforge_jax.models.sharding import on_every_device
 from rocmforge_jax.nn import Cache
 
-#: Tokens of the longest piece of a prompt that is computed at once. A GPU dequantises every weight
-#: once per piece, so its pieces are longer.
+#: The largest chunk of a prompt, in tokens. A GPU dequantises every weight once per chunk, so its
+#: chunks are larger.
 PREFILL_CHUNK, PREFILL_CHUNK_ON_GPUS = 512, 2048
-#: Shorter pieces are padded to a power of two, at least this one.
+#: Smaller chunks are padded to a power of two, but at least to this size.
 SMALLEST_BUCKET = 16
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """The sequences of a batch on the device: what decoding reads and returns.
+    """The sequences of a batch on the device: the input and output of decoding.
 
-    A slot without a sequence is inactive. A step computes it like the others, but its length stays,
-    so it never outgrows the cache; its other fields and its states are then unspecified until a
-    sequence enters, which replaces them all. A slot that has become inactive is never resumed.
+    A slot without a sequence is inactive. A step computes it like the others, but its length does
+    not change, so it never outgrows the cache. Its other fields and its states are unspecified. A
+    sequence that enters replaces them all. An inactive slot is never resumed.
 
     Attributes:
-        cache: the state of every layer, [B, ...] each, and `lengths_B`, int32 [B], the tokens that
-            the state holds, 0 to cache.length. Example: 7 after a prompt of 7 tokens.
+        cache: The state of every layer, [B, ...] each, and `lengths_B`, int32 [B], the number of
+            tokens in the state, 0 to cache.length. Example: 7 after a prompt of 7 tokens.
         last_B: int32 [B], 0 to vocabulary - 1: the newest token, which is not in the cache yet.
         recent_BW: int32 [B, PENALTY_WINDOW], -1 to vocabulary - 1: the newest tokens, the latest
-            one last, after -1 for each that is missing. Penalties look back on them.
-        sampler: the sampling parameters, [B, ...] each, see `Sampler`.
+            one last, preceded by -1 for missing ones. Penalties use them.
+        sampler: The sampling parameters, [B, ...] each; see `Sampler`.
         active_B: bool [B]: whether a sequence occupies the slot.
-        processing: the logits processor of the sequences, or None.
-        top: how many of the likeliest tokens are returned beside each chosen one. Static.
+        processing: The logits processor of the sequences, or None.
+        top: How many of the most likely tokens are returned with each chosen one. Static.
     """
 
     cache: Cache
@@ -65,16 +65,16 @@ class Slots:
 
     @property
     def batch(self) -> int:
-        """Sequences that can be held, B."""
+        """The number of slots, B."""
         return self.cache.batch
 
     @property
     def length(self) -> int:
-        """Tokens per sequence that the cache has room for."""
+        """The number of tokens per sequence that the cache has room for."""
         return self.cache.length
 
     def with_row(self, b, other: "Slots") -> "Slots":
-        """The slots with slot b replaced by the only one of `other`. b: int32 []."""
+        """Returns a copy with slot `b`, int32 [], replaced by the only slot of `other`."""
         rows = jax.tree.map(
             lambda array, row: jax.lax.dynamic_update_slice_in_dim(array, row, b, 0),
             *(dataclasses.replace(slots, cache=None) for slots in (self, other)),
@@ -82,32 +82,32 @@ class Slots:
         return dataclasses.replace(rows, cache=self.cache.with_row(b, other.cache))
 
     def grown(self, length: int) -> "Slots":
-        """A copy whose cache has room for `length` tokens per sequence."""
+        """Returns a copy whose cache has room for `length` tokens per sequence."""
         processing = self.processing
         processing = None if processing is None else processing.grown(length)
         return dataclasses.replace(self, cache=self.cache.grown(length), processing=processing)
 
     def with_bias_width(self, width: int) -> "Slots":
-        """The slots with room for `width` tokens of logit_bias each, at least."""
+        """Returns the slots with room for at least `width` tokens of logit_bias each."""
         if width <= self.sampler.bias_width:
             return self
         return dataclasses.replace(self, sampler=self.sampler.widened(width))
 
 
 def prefill(merge, leaves, cache: Cache, tokens_BT, added_B, before_BV):
-    """Computes one padded piece of each prompt.
+    """Computes one padded chunk of each prompt.
 
     Args:
-        merge: leaves -> the decoder.
-        leaves: the decoder's arrays.
-        cache: holds what comes before the piece, and has room for T tokens more.
-        tokens_BT: int32 [B, T], the piece, padded at its end.
-        added_B: int32 [B], 0 to T: how many tokens of each sequence are real.
-        before_BV: float32 [B, V], logits of the piece before.
+        merge: Function from leaves to the decoder.
+        leaves: The decoder's arrays.
+        cache: Contains the tokens before the chunk and has room for T more.
+        tokens_BT: int32 [B, T], the chunk, padded at its end.
+        added_B: int32 [B], 0 to T: the number of real tokens of each sequence.
+        before_BV: float32 [B, V], the logits of the previous chunk.
 
     Returns:
-        (logits after the last real token, float32 [B, V]; the cache). A sequence without a token in
-        this piece keeps `before_BV`.
+        (the logits after the last real token, float32 [B, V]; the cache). A sequence without a
+        token in this chunk keeps `before_BV`.
     """
     decoder = merge(leaves)
     logits_BV, cache = decoder(tokens_BT, cache, lengths_B=added_B, last_only=True)
@@ -116,15 +116,19 @@ def prefill(merge, leaves, cache: Cache, tokens_BT, added_B, before_BV):
 
 
 def decode(merge, leaves, slots: Slots, allowed_V, count: int):
-    """Takes the last token of each sequence in and generates `count` more.
+    """Generates `count` tokens per sequence, starting from the last token of each.
 
-    The cache must have room for `count` tokens more of each active sequence. allowed_V: see
-    `sample`.
+    Args:
+        merge: Function from leaves to the decoder.
+        leaves: The decoder's arrays.
+        slots: The sequences. The cache must have room for `count` more tokens of each active one.
+        allowed_V: See `sample`.
+        count: The number of tokens.
 
     Returns:
-        (the slots; ids, int32 [B, count]; log-probabilities, float32 [B, count]), and with
-        `slots.top` the ids and log-probabilities of the likeliest, [B, count, top] each. What is
-        returned for an inactive slot is unspecified.
+        (the slots; ids, int32 [B, count]; log-probabilities, float32 [B, count]). If `slots.top` is
+        set, also the ids and log-probabilities of the most likely tokens, [B, count, top] each. The
+        results of an inactive slot are unspecified.
     """
     decoder, added_B = merge(leaves), slots.active_B.astype(jnp.int32)
 
@@ -134,8 +138,8 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
             processing = processing.with_tokens(last_B, cache.lengths_B)
         logits_BV, after = decoder(last_B[:, None], cache, last_only=True)
         logits_BV = on_every_device(logits_BV, decoder)
-        # The decoder counts every slot on; an inactive one stays where it is. Passing `lengths_B`
-        # instead would make the decoder gather the last token of one.
+        # The decoder advances the length of every slot, so reset that of inactive ones. Passing
+        # `lengths_B` to the decoder instead would add a gather of the last token.
         cache = dataclasses.replace(after, lengths_B=cache.lengths_B + added_B)
         chosen, recent_BW, processing = sample_next(
             logits_BV, slots.sampler, cache.lengths_B, recent_BW, allowed_V, processing, slots.top
@@ -152,7 +156,10 @@ def decode(merge, leaves, slots: Slots, allowed_V, count: int):
 
 
 def score(merge, leaves, ids_BT, first: int):
-    """Log-probabilities of ids[:, first + 1:] after all before them, float32 [B, T - 1 - first]."""
+    """Returns the log-probabilities of ids[:, first + 1:], float32 [B, T - 1 - first].
+
+    Each is conditioned on all tokens before it.
+    """
     decoder = merge(leaves)
     logits_BTV, _ = decoder(ids_BT[:, :-1])
     logits_BTV, targets_BT = on_every_device(logits_BTV, decoder)[:, first:], ids_BT[:, first + 1 :]
@@ -172,10 +179,12 @@ def sample_next(
 ):
     """Samples a token of each sequence, after `positions_B` tokens.
 
+    See `sample` for the other arguments.
+
     Returns:
-        ((tokens, log-probabilities), and with `top` the ids and log-probabilities [B, top] of the
-        likeliest tokens under the model's own distribution, in descending order; the recent tokens
-        with the new ones; the processor).
+        (chosen, recent tokens with the new ones, processor). `chosen` is (tokens,
+        log-probabilities). If `top` is set, it also has the ids and log-probabilities [B, top] of
+        the most likely tokens under the model's own distribution, in descending order.
     """
     processed_BV = None
     if processing is not None:
@@ -194,14 +203,14 @@ def sample_next(
 
 @functools.partial(jax.jit, static_argnums=1)
 def repeated(tree, count: int):
-    """Returns a copy of a pytree with each row `count` times, one after the other.
+    """Returns a copy of a pytree with each row repeated `count` times, consecutively.
 
-    `jnp.copy` asks for buffers of its own where nothing is repeated: the copy may be donated.
+    `jnp.copy` forces new buffers even if nothing is repeated, so the copy may be donated.
     """
     return jax.tree.map(lambda array: jnp.repeat(jnp.copy(array), count, axis=0), tree)
 
 
-#: insert(slots, b, other): `Slots.with_row` in place: the slots are donated.
+#: insert(slots, b, other): `Slots.with_row` in place, because the slots are donated.
 insert = jax.jit(Slots.with_row, donate_argnums=0)
 
 
@@ -220,16 +229,16 @@ def start(
 
     Args:
         logits_BV: float32 [B, V], after the last token of each prompt.
-        cache: of the prompts.
-        prompts: token ids, B lists.
-        params: how each sequence is sampled.
-        bias_width: least room for tokens of logit_bias, see `Sampler.of`.
-        allowed_V: see `sample`.
-        processors: the logits processor of each sequence.
-        top: see `Slots`.
+        cache: The cache of the prompts.
+        prompts: Token ids, B lists.
+        params: The sampling parameters of each sequence.
+        bias_width: The least room for tokens of logit_bias; see `Sampler.of`.
+        allowed_V: See `sample`.
+        processors: The logits processor of each sequence.
+        top: See `Slots`.
 
     Returns:
-        (slots that are all active; what `decode` returns, for one token).
+        (slots, all active; then the other results of `decode`, for one token).
     """
     sampler = Sampler.of(params, bias_width)
     processing = Processing.of(processors, prompts, cache.length)
@@ -250,7 +259,7 @@ def _recent(prompts) -> jax.Array:
 
 
 def _allowed(vocabulary: int, suppressed_ids) -> jax.Array | None:
-    """The tokens that may be generated, bool [V]; None, which costs nothing, where all may."""
+    """Returns the tokens that may be generated, bool [V], or None for all, which costs nothing."""
     if not suppressed_ids:
         return None
     allowed = np.ones(vocabulary, bool)
@@ -263,12 +272,12 @@ def _number(device: Any) -> int:
 
 
 class Program:
-    """A jitted step of one model; it is called without the model's arrays.
+    """A jitted step of one model, called without the model's arrays.
 
     Attributes:
-        jitted: the jitted function; its first argument is `leaves`. Use it to lower or to count
-            what is compiled.
-        leaves: the model's arrays.
+        jitted: The jitted function; its first argument is `leaves`. Use it to lower the step or to
+            count compilations.
+        leaves: The model's arrays.
     """
 
     def __init__(self, function: collections.abc.Callable, leaves: list, **options: Any):
@@ -279,14 +288,14 @@ class Program:
         return self.jitted(self.leaves, *args)
 
     def with_leaves(self, leaves: list) -> "Program":
-        """Returns the same step with other arrays of the model."""
+        """Returns the same step with other model arrays."""
         return _with_leaves(self, leaves)
 
 
 class DecodeProgram:
-    """The jitted `decode`: the cache is donated, and only the fields that change are returned.
+    """The jitted `decode`. The cache is donated, and only fields that change are returned.
 
-    Passing the sampler through the program would cost 25 us of the host's time per dispatch.
+    Returning the sampler too would add host time to each dispatch (measured: docs/kernels.md).
     """
 
     def __init__(self, merge: collections.abc.Callable, leaves: list, allowed_V):
@@ -299,50 +308,50 @@ class DecodeProgram:
         self.leaves, self.allowed_V = leaves, allowed_V
 
     def arguments(self, slots: Slots, count: int) -> tuple:
-        """The arguments of `jitted`."""
+        """Returns the arguments of `jitted`."""
         rest = dataclasses.replace(slots, cache=None)
         return self.leaves, slots.cache, rest, self.allowed_V, count
 
     def __call__(self, slots: Slots, count: int):
-        """Runs the step, see `decode`."""
+        """Runs the step; see `decode`."""
         cache, last_B, recent_BW, processing, *tokens = self.jitted(*self.arguments(slots, count))
         unchanged = slots.sampler, slots.active_B
         changed = Slots(cache, last_B, recent_BW, *unchanged, processing, slots.top)
         return changed, *tokens
 
     def with_leaves(self, leaves: list) -> "DecodeProgram":
-        """Returns the same step with other arrays of the model."""
+        """Returns the same step with other model arrays."""
         return _with_leaves(self, leaves)
 
 
 def _with_leaves(program, leaves):
-    """Copies a program, whose jitted function the copy shares."""
+    """Copies a program; the copy shares the jitted function."""
     program = copy.copy(program)
     program.leaves = leaves
     return program
 
 
 class Steps:
-    """The jitted steps of one decoder. They use the arrays that it had, not copies of them.
+    """The jitted steps of one decoder. They use its arrays without copying them.
 
     Attributes:
-        config: the decoder's configuration.
-        leaves: the decoder's arrays, flat.
+        config: The decoder's configuration.
+        leaves: The decoder's arrays, flat.
         allowed_V: bool [V], the tokens that may be generated, or None for all.
-        chunk: tokens of the longest piece of a prompt.
-        prefill: (cache, tokens_BT, added_B, before_BV) -> (logits_BV, cache), see `prefill`. The
+        chunk: The largest chunk of a prompt, in tokens.
+        prefill: (cache, tokens_BT, added_B, before_BV) -> (logits_BV, cache); see `prefill`. The
             cache is donated.
-        decode: (slots, count) -> (slots, ids_BT, logprobs_BT), see `decode`. Their cache is
-            donated.
-        score: (ids_BT, first) -> log-probabilities, see `score`.
+        decode: (slots, count) -> (slots, ids_BT, logprobs_BT), see `decode`. The cache
+            of the slots is donated.
+        score: (ids_BT, first) -> log-probabilities; see `score`.
     """
 
     def __init__(self, decoder: Decoder, suppressed_ids: collections.abc.Set[int] = frozenset()):
-        """Splits the decoder; nothing is compiled yet.
+        """Splits the decoder. Nothing is compiled yet.
 
         Args:
-            decoder: the model.
-            suppressed_ids: tokens that are never generated.
+            decoder: The model.
+            suppressed_ids: Tokens that are never generated.
         """
         self.config, self._cache_dtype = decoder.config, decoder.numerics.cache_dtype
         self.allowed_V = _allowed(self.config.vocabulary, suppressed_ids)
@@ -359,14 +368,14 @@ class Steps:
         self.score = program(score, static_argnums=2)
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """Makes an empty cache where the weights are."""
+        """Returns an empty cache on the devices of the weights."""
         config, dtype = self.config, self._cache_dtype
         return init_cache(config, batch, length, dtype, placement_of(self.leaves))
 
     def of(self, decoder: Decoder) -> "Steps":
-        """Returns the steps of a decoder's present arrays, these ones where they use them already.
+        """Returns the steps for a decoder's current arrays; `self` if it already uses them.
 
-        Nothing is compiled again for a decoder of the same structure.
+        A decoder with the same structure compiles nothing again.
         """
         if self._flat.is_of(decoder):
             return self
@@ -381,9 +390,9 @@ class Steps:
         return steps
 
     def cache_bytes(self, batch: int, length: int) -> int:
-        """Bytes of a cache of `batch` sequences with `length` slots each; nothing is allocated.
+        """Returns the size in bytes of a cache of `batch` sequences with `length` tokens each.
 
-        Of several devices it is what one holds.
+        Nothing is allocated. On several devices, it is the size of one device's share.
         """
         cache, placement = (
             jax.eval_shape(lambda: self.init_cache(batch, length)),
@@ -399,7 +408,7 @@ class Steps:
 
     @property
     def device(self) -> Any:
-        """A device that holds the weights; None if they are free to move."""
+        """A device that holds the weights; None if they are not committed to devices."""
         placement = placement_of(self.leaves)
         return None if placement is None else min(placement.addressable_devices, key=_number)
 
@@ -410,9 +419,13 @@ class Steps:
         processor: LogitsProcessor | None = None,
         top: int = 0,
     ) -> Slots:
-        """Slots without sequences, for sequences with the function of a logits processor.
+        """Returns slots without sequences.
 
-        top: see `Slots`.
+        Args:
+            batch: The number of slots.
+            length: The number of tokens that the cache has room for, per sequence.
+            processor: The logits processor of the sequences, or None.
+            top: See `Slots`.
         """
         return Slots(
             self.init_cache(batch, length),
@@ -425,7 +438,7 @@ class Steps:
         )
 
     def padded(self, tokens: int) -> int:
-        """Slots that a prompt of so many tokens takes with its padding, at most."""
+        """Returns how many cache positions a prompt of `tokens` tokens needs, including padding."""
         return sum(padded for _, padded in self._pieces(tokens))
 
     def prefill_prompts(
@@ -435,19 +448,19 @@ class Steps:
         known: int = 0,
         snapshots: Snapshots | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Computes prompts, piece by piece.
+        """Computes prompts in chunks.
 
         Args:
-            prompts: token ids, at least one after those that are known.
-            cache: has room for `padded` tokens of the longest prompt after the known ones. It is
-                donated.
-            known: tokens of each prompt that the cache holds already.
-            snapshots: of the only prompt. One is taken after each piece, if the cache needs them.
-                The last tokens of a prompt may then be a piece of their own, so that the same
-                prompt, or one with another end, does not have to be computed as a whole.
+            prompts: Token ids, at least one after the known ones.
+            cache: The cache, with room for `padded` tokens of the longest prompt after the known
+                ones. It is donated.
+            known: The number of tokens of each prompt that the cache already contains.
+            snapshots: The snapshots of a single prompt. One is taken after each chunk, if the cache
+                needs them. The last tokens of the prompt may then form a separate chunk. So the
+                same prompt, or one with another end, need not be computed completely.
 
         Returns:
-            (logits after the last token of each prompt, float32 [B, V]; the cache).
+            (the logits after the last token of each prompt, float32 [B, V]; the cache).
         """
         lengths = np.array([len(prompt) - known for prompt in prompts])
         longest, first = int(lengths.max()), 0
@@ -471,7 +484,7 @@ class Steps:
         return logits_BV, cache
 
     def _pieces(self, length: int) -> list[tuple[int, int]]:
-        """Returns the pieces of a prompt: (tokens, tokens with padding) of each.
+        """Returns the chunks of a prompt: (tokens, tokens with padding) of each.
 
         They are full chunks, then the rest, padded to a power of two.
         """

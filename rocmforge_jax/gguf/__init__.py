@@ -1,4 +1,7 @@
-"""The GGUF container: a memory-mapped reader that trusts no file, and a writer. Imports no jax."""
+"""The GGUF container: a memory-mapped reader that validates every file, and a writer.
+
+This package does not import JAX.
+"""
 
 from rocmforge_jax.gguf.errors import GGUFError
 from rocmforge_jax.gguf.metadata import Metadata

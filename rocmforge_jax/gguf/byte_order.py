@@ -1,4 +1,7 @@
-"""Blocks of big-endian files: each member of a block's C struct is in the other byte order."""
+"""Converts tensor data of big-endian files.
+
+A block is a C struct. Each of its fields has its bytes reversed in such a file.
+"""
 
 import numpy as np
 
@@ -6,7 +9,12 @@ from rocmforge_jax.formats import Format
 
 
 def to_little_endian(blocks: np.ndarray, fmt: Format) -> np.ndarray:
-    """Copies blocks of a big-endian file, uint8 [n * block bytes], to little endian, read-only."""
+    """Returns a read-only little-endian copy of big-endian blocks.
+
+    Args:
+        blocks: uint8 [n * block bytes], the blocks of a big-endian file.
+        fmt: The format of the blocks.
+    """
     places, start = [], 0
     for field in fmt.fields:
         size = np.dtype(field.dtype).itemsize

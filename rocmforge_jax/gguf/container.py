@@ -1,4 +1,4 @@
-"""One GGUF file: header, metadata, tensor table."""
+"""Reads one GGUF file: header, metadata and tensor table."""
 
 import os
 from dataclasses import dataclass
@@ -19,7 +19,16 @@ ALIGNMENT_KEY = "general.alignment"
 
 @dataclass(frozen=True)
 class Container:
-    """What one file says. byte_order: "little" or "big"."""
+    """The contents of one GGUF file.
+
+    Attributes:
+        mapped: The mapped file.
+        version: The GGUF version.
+        byte_order: "little" or "big".
+        alignment: The alignment of the tensor data, in bytes.
+        metadata: The key-value pairs.
+        tensors: The tensors by name, in file order.
+    """
 
     mapped: MappedFile
     version: int
@@ -30,7 +39,11 @@ class Container:
 
 
 def read_container(path: Path) -> Container:
-    """Read the head of a file and map the rest. GGUFError for whatever is wrong with it."""
+    """Reads the header, metadata and tensor table of a file, and maps the file.
+
+    Raises:
+        GGUFError: The file is invalid.
+    """
     with open(path, "rb") as file:
         cursor = HeaderCursor(file, os.fstat(file.fileno()).st_size, path)
         version = _read_version(cursor)
@@ -52,7 +65,7 @@ def _read_version(cursor):
     if magic != MAGIC[: len(magic)]:
         cursor.refuse(f"not a GGUF file, which begins with {MAGIC!r}: {looks_like(cursor.path)}", 0)
     version = cursor.number("I", "the version")
-    if version % 2**16 == 0:  # a small number in the other byte order
+    if version % 2**16 == 0:  # the version is a small number, so the byte order is the other one
         cursor.order = ">"
         version = int.from_bytes(version.to_bytes(4, "little"), "big")
     if version == 1:

@@ -1,4 +1,4 @@
-"""Reads the head of a file.
+"""Reads the metadata and the tensor table of a file.
 
 Every length is compared with the bytes left before anything is allocated.
 """
@@ -13,14 +13,14 @@ _WINDOW = 2**16
 
 
 class HeaderCursor:
-    """A position in the head of a file.
+    """A read position in the part of a file before the tensor data.
 
-    The head is read in windows of 64 KiB, so memory is constant whatever the file.
+    It reads in windows of 64 KiB, so its memory does not grow with the file.
 
     Attributes:
-        size: bytes of the file.
-        position: the next byte to read.
-        order: "<" or ">".
+        size: The size of the file in bytes.
+        position: The offset of the next byte to read.
+        order: The byte order for the struct module, "<" or ">".
     """
 
     def __init__(self, file, size, path):
@@ -30,34 +30,37 @@ class HeaderCursor:
         self._strings = 0
 
     def refuse(self, message, at=None) -> NoReturn:
-        """Raise GGUFError; `at` is the byte that the message is about, by default the position."""
+        """Raises GGUFError with `message` and a byte offset, by default the current position."""
         raise GGUFError(f"{self.path}: {message} (at byte {self.position if at is None else at})")
 
     def take(self, nbytes, what) -> bytes:
-        """The next nbytes, which `what` names in the error when they are not there."""
+        """Returns the next `nbytes` bytes; `what` names them in the error if they are missing."""
         self.expect(nbytes, what)
         start = self._fill(nbytes)
         self.position += nbytes
         return self._window[start : start + nbytes]
 
     def numbers(self, codes, what) -> tuple:
-        """The next numbers, by their codes in the struct module: "I", "4QIQ", ..."""
+        """Returns the next numbers for a format of the struct module, such as "I" or "4QIQ"."""
         codes = self.order + codes
         return struct.unpack(codes, self.take(struct.calcsize(codes), what))
 
     def number(self, code, what):
-        """The next number."""
+        """Returns the next number."""
         return self.numbers(code, what)[0]
 
     def string(self, what, limit) -> bytes:
-        """The next string: a uint64 length of at most `limit`, then as many bytes."""
+        """Returns the next string: a uint64 length of at most `limit`, then that many bytes."""
         length = self.number("Q", f"the length of {what}")
         if length > limit:
             self.refuse(f"{what} has {length} bytes, the most is {limit}", self.position - 8)
         return self.take(length, what)
 
     def text(self, what, limit) -> str:
-        """The next string, which must be UTF-8 without zero bytes: ggml cuts names there."""
+        """Returns the next string, which must be UTF-8 without zero bytes.
+
+        ggml cuts a name at its first zero byte.
+        """
         start = self.position
         raw = self.string(what, limit)
         try:
@@ -75,14 +78,15 @@ class HeaderCursor:
         return decoded
 
     def skip(self, nbytes, what):
-        """Walk past nbytes."""
+        """Skips `nbytes` bytes."""
         self.expect(nbytes, what)
         self.position += nbytes
 
     def skip_strings(self, count, what):
-        """Walk past `count` strings.
+        """Skips `count` strings.
 
-        The inner loop sees 300,000 strings in a vocabulary, so it is kept tight.
+        The inner loop runs for each of the 300,000 strings of a large vocabulary, so it is kept
+        short.
         """
         self._strings += count
         if self._strings > MAX_STRINGS:
@@ -103,7 +107,7 @@ class HeaderCursor:
             self.position += length
 
     def expect(self, nbytes, what):
-        """Refuse unless nbytes are left, without reading them."""
+        """Raises GGUFError if fewer than `nbytes` bytes are left, without reading them."""
         if nbytes > self.size - self.position:
             self.refuse(
                 f"{what} needs {nbytes} bytes, {self.size - self.position} are left: the file is"
@@ -116,7 +120,7 @@ class HeaderCursor:
             )
 
     def _fill(self, nbytes) -> int:
-        """Have the window hold nbytes from the position on; where in the window they start."""
+        """Loads `nbytes` bytes from the position into the window and returns their index there."""
         start = self.position - self._base
         if start + nbytes > len(self._window):
             self._file.seek(self.position)

@@ -1,6 +1,6 @@
-"""Finds the key-value pairs of a file.
+"""Locates the key-value pairs of a file.
 
-Keys, types and extents are checked; values stay in the file.
+Keys, types and lengths are checked here. The values are decoded later, from the mapped file.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from rocmforge_jax.gguf.cursor import HeaderCursor
 from rocmforge_jax.gguf.errors import quoted
 from rocmforge_jax.gguf.limits import MAX_KEY_BYTES, MAX_KEY_BYTES_TOGETHER, MAX_KEYS
 
-#: gguf.h, enum gguf_type: numbers, with their code in the struct module and in NumPy.
+#: Number types of `enum gguf_type` in gguf.h: id -> (name, code of the struct module and of NumPy).
 NUMBERS = {
     0: ("uint8", "B"),
     1: ("int8", "b"),
@@ -31,9 +31,14 @@ _SMALLEST_PAIR = 8 + 1 + 4 + 1
 
 
 class Entry(NamedTuple):
-    """A value's place in the file: bytes start to stop.
+    """The type of a value and its place in the file.
 
-    `count` is the length of an array; then `type` is that of its items.
+    Attributes:
+        type: The type of the value, or of the items of an array.
+        count: The length of an array; None for a single value.
+        code: The type's code in the struct module; "" for strings.
+        start: The offset of the first byte of the value.
+        stop: The offset after its last byte.
     """
 
     type: str
@@ -47,9 +52,10 @@ class Entry(NamedTuple):
 
 
 def read_entries(cursor: HeaderCursor, count: int) -> dict[str, Entry]:
-    """The next `count` key-value pairs.
+    """Reads the next `count` key-value pairs and returns their entries by key.
 
-    GGUFError for a key that is empty, too long, not UTF-8 or there twice, and for a bad type.
+    Raises:
+        GGUFError: A key is empty, too long, repeated or not UTF-8, or a type is invalid.
     """
     if count > MAX_KEYS:
         cursor.refuse(f"the header claims {count} keys, the most is {MAX_KEYS}", 16)

@@ -1,4 +1,4 @@
-"""What GGUF files hold that are no language model. Imports no jax."""
+"""Recognises GGUF files that are not language models. Does not import JAX."""
 
 from rocmforge_jax.gguf.reader import GGUFFile
 
@@ -8,7 +8,7 @@ _PROJECTOR = (
 )
 _IMATRIX = "it is an importance matrix for quantising a model, not a model"
 _CONTROL = "it is a control vector, not a model"
-#: general.type -> what the file is; llama.cpp writes "model" into models.
+#: general.type -> description of the file. llama.cpp writes "model" into models.
 _TYPES = {
     "adapter": _ADAPTER,
     "mmproj": _PROJECTOR,
@@ -16,14 +16,14 @@ _TYPES = {
     "imatrix": _IMATRIX,
     "controlvector": _CONTROL,
 }
-#: general.architecture -> what the file is.
+#: general.architecture -> description of the file.
 _ARCHITECTURES = {"clip": _PROJECTOR, "controlvector": _CONTROL}
-#: A key that a file of the kind has -> what the file is.
+#: A key that only such a file has -> description of the file.
 _KEYS = {"adapter.type": _ADAPTER, "imatrix.chunk_count": _IMATRIX, "imatrix.datasets": _IMATRIX}
 
 
 def why_no_model(gguf: GGUFFile) -> str | None:
-    """Returns what a file is that is no language model and why that shows, None for a model."""
+    """Returns why a file is not a language model, or None if it is one."""
     kind = gguf.metadata.get("general.type")
     known = _TYPES.get(kind) if isinstance(kind, str) else None
     known = known or _ARCHITECTURES.get(gguf.architecture or "")

@@ -1,4 +1,4 @@
-"""A file's bytes in memory, without reading them."""
+"""Memory-maps a file."""
 
 import mmap
 
@@ -10,7 +10,8 @@ from rocmforge_jax.gguf.errors import GGUFError
 class MappedFile:
     """A file mapped read-only.
 
-    Bytes that the file no longer has are refused: touching them would kill the process.
+    If the file was truncated, access to the missing bytes raises an error. Touching them would kill
+    the process.
     """
 
     def __init__(self, file, path):
@@ -18,7 +19,7 @@ class MappedFile:
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def view(self, start, stop) -> np.ndarray:
-        """Bytes start to stop as a read-only uint8 array on the map."""
+        """Returns bytes `start` to `stop` as a read-only uint8 array on the map."""
         mapped = self._open(stop)
         return (
             np.frombuffer(mapped, np.uint8, stop - start, start)
@@ -27,13 +28,13 @@ class MappedFile:
         )
 
     def read(self, start, stop) -> bytes:
-        """A copy of bytes start to stop."""
+        """Returns a copy of bytes `start` to `stop`."""
         return self._open(stop)[start:stop]
 
     def forget(self, start, stop):
-        """Give back the pages that lie between two bytes.
+        """Releases the pages between two byte offsets.
 
-        They are read from the file again when they are touched.
+        They are read from the file again on the next access.
         """
         start, stop = (
             -(-start // mmap.PAGESIZE) * mmap.PAGESIZE,
@@ -43,11 +44,16 @@ class MappedFile:
             self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def close(self):
-        """Forget the map; it goes away with the last view on it."""
+        """Drops the map, which stays open until the last view on it is gone."""
         self._map = None
 
     def _open(self, stop) -> mmap.mmap:
-        """The map; refuses a closed one, and a file that has become shorter than `stop`."""
+        """Returns the map.
+
+        Raises:
+            ValueError: The file was closed.
+            GGUFError: The file is now shorter than `stop` bytes.
+        """
         if self._map is None:
             raise ValueError(f"{self.path} is closed: open it again")
         if (size := min(len(self._map), self._map.size())) < stop:

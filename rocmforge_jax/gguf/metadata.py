@@ -1,4 +1,4 @@
-"""The key-value pairs of a file, decoded when they are first read."""
+"""The key-value pairs of a file, decoded on first access."""
 
 import difflib
 import struct
@@ -15,11 +15,12 @@ from rocmforge_jax.gguf.overview import metadata_html
 class Metadata(Mapping):
     """A read-only mapping from key to value, in file order.
 
-    A value is decoded at its first use and kept.
+    Each value is decoded on first access and cached. Numbers and booleans are Python objects. An
+    array of numbers is a read-only NumPy array of its type, and an array of strings is a tuple. A
+    string that is not UTF-8 stays bytes.
 
-    Numbers and booleans are Python's; an array of numbers is a read-only NumPy array of its type,
-    an array of strings a tuple. A string that is not UTF-8 stays bytes. Reading a value raises
-    GGUFError where a boolean is neither 0 nor 1 or the file was changed after it was opened.
+    Reading a value raises GGUFError if a boolean is neither 0 nor 1, or if the file was changed
+    after it was opened.
     """
 
     def __init__(self, entries: dict[str, Entry], mapped: "MappedFile | _Copy", order: str):
@@ -47,14 +48,14 @@ class Metadata(Mapping):
         return metadata_html(self)
 
     def get(self, key: str, default=None):
-        """The value of a key, or `default` where the file has no such key."""
+        """Returns the value of a key, or `default` if the file does not have the key."""
         return self[key] if key in self else default
 
     def entry(self, key: str) -> Entry:
-        """Gives type, length and place of a value without decoding it.
+        """Returns type, length and place of a value without decoding it.
 
         Raises:
-            KeyError: the key is missing; the message names the nearest keys.
+            KeyError: The key is missing; the message lists the nearest keys.
         """
         if key not in self._entries:
             near = difflib.get_close_matches(str(key), self._entries, n=3, cutoff=0.5)
@@ -65,7 +66,10 @@ class Metadata(Mapping):
         return self._entries[key]
 
     def describe(self, key: str) -> str:
-        """The type of a value in words, without decoding it: "uint32", "array[string] x 151936"."""
+        """Returns the type of a value, such as "uint32" or "array[string] x 151936".
+
+        The value is not decoded.
+        """
         return str(self.entry(key))
 
     def detached(self) -> "Metadata":

@@ -1,11 +1,11 @@
-"""What a file is that is not GGUF."""
+"""Recognises other file types, for the error message about a file that is not GGUF."""
 
 from pathlib import Path
 
 _OLD = "from before GGUF: convert the model again"
 _PAGE = "it is a web page: the download gave HTML instead of the file"
 _PICKLE = "it is a Python pickle, such as an old PyTorch checkpoint: convert the model to GGUF"
-#: The first bytes of a file, in small letters -> what it is.
+#: The first bytes of a file, in lower case -> description of the file.
 _BEGINNINGS = {
     b"version https://git-lfs": (
         "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"
@@ -35,7 +35,7 @@ _BEGINNINGS = {
 
 
 def looks_like(path: Path) -> str:
-    """Says what a file is by its first bytes, as far as that is known."""
+    """Describes a file by its first bytes."""
     with open(path, "rb") as file:
         head = file.read(64)
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 2**32:

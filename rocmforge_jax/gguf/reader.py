@@ -1,4 +1,4 @@
-"""Opening a GGUF model: one file, or all files of a split one."""
+"""Opens a GGUF model, which is one file or several split files."""
 
 import difflib
 import os
@@ -14,13 +14,17 @@ from rocmforge_jax.gguf.tensors import Tensors
 
 
 def open_gguf(path: str | os.PathLike) -> "GGUFFile":
-    """Open a GGUF file, version 2 or 3, either byte order.
+    """Opens a GGUF model of version 2 or 3 in either byte order.
 
-    Any file of a split model opens all of it.
+    Only the header, metadata and tensor table are read. Values are decoded and weights mapped on
+    first access. Source: ggml's docs/gguf.md and src/gguf.cpp.
 
-    Only the head is read: values are decoded and weights mapped when they are asked for.
-    FileNotFoundError where nothing is, GGUFError for anything that is no valid GGUF file. Source:
-    ggml's docs/gguf.md and src/gguf.cpp.
+    Args:
+        path: The file. For a split model, any of its files opens the whole model.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        GGUFError: The file is not valid GGUF.
     """
     if not os.fspath(path):
         raise FileNotFoundError("no file: the path is empty")
@@ -32,10 +36,16 @@ def open_gguf(path: str | os.PathLike) -> "GGUFFile":
 class GGUFFile:
     """An open GGUF model.
 
-    Closes itself when the last array on it goes; `close` or `with` does it earlier.
+    The files close when the last array on them is gone; `close` or `with` closes them earlier.
 
-    path: as given. paths: all files of the model, in order. version, byte_order ("little", "big"),
-    alignment: of the first file, as `metadata`. tensors: name -> TensorInfo in file order.
+    Attributes:
+        path: The path that was passed to `open_gguf`.
+        paths: All files of the model, in order.
+        version: The GGUF version of the first file.
+        byte_order: "little" or "big", of the first file.
+        alignment: The alignment of the tensor data in bytes, of the first file.
+        metadata: The key-value pairs of the first file.
+        tensors: All tensors by name, in file order.
     """
 
     def __init__(self, path: Path, containers: list[Container]):
@@ -55,9 +65,10 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str | None:
-        """The value of general.architecture, None where the file has none.
+        """The value of general.architecture, or None if the file does not have the key.
 
-        GGUFError where it is no text.
+        Raises:
+            GGUFError: The value is not a string.
         """
         architecture = self.metadata.get("general.architecture")
         if not isinstance(architecture, str | None):
@@ -67,9 +78,9 @@ class GGUFFile:
         return architecture
 
     def close(self):
-        """Let go of the files.
+        """Closes the files.
 
-        Arrays that were taken from `data` stay valid; reading anything else is a ValueError.
+        Arrays already taken from `data` stay valid. Any other read raises ValueError.
         """
         for container in self._containers:
             container.mapped.close()
@@ -93,7 +104,7 @@ class GGUFFile:
 
 
 def _check_is_file(path):
-    # os.path, not path.exists(): a name that is too long is one that is not there.
+    # os.path, not path.exists(): that raises an error for a name that is too long.
     if os.path.islink(path) and not os.path.exists(path):
         raise FileNotFoundError(f"{path} is a broken link to {shortened(os.readlink(path))}")
     if not os.path.exists(path):
@@ -105,12 +116,12 @@ def _check_is_file(path):
 
 
 def _beside(folder, name):
-    """Says which GGUF files a folder has, the nearest names first."""
+    """Returns the end of a message that lists the GGUF files of a folder, nearest names first."""
     if not os.path.isdir(folder):
         return "; its folder does not exist either"
     there = sorted(child.name for child in folder.glob("*.gguf"))
     if there:
-        # sorted keeps the order of names that are equally near: of all, without a name.
+        # sorted is stable, so equally near names stay in alphabetical order.
         near = sorted(there, key=lambda other: -_likeness(name, other))
         return f"; {folder} has {listed(near, ', ', most=5)}"
     if any(folder.glob("*.safetensors")):
@@ -119,5 +130,5 @@ def _beside(folder, name):
 
 
 def _likeness(name, other) -> float:
-    """Returns from 0 to 1 how much alike two names are, whatever their case."""
+    """Returns the similarity of two names, ignoring case, as a number from 0 to 1."""
     return difflib.SequenceMatcher(None, name.lower()[:255], other.lower()).ratio()

@@ -1,4 +1,4 @@
-"""Split models: `name-00001-of-00003.gguf` and its siblings are one model.
+"""Finds all files of a split model: `name-00001-of-00003.gguf` and its siblings.
 
 Source: llama.cpp's gguf-split.
 """
@@ -14,13 +14,17 @@ _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", 
 
 
 def read_split(path: Path, container: Container) -> list[Container]:
-    """All containers of the model that one of its files belongs to.
+    """Returns the containers of all files of a model, in order.
 
-    Just this one where the model is in one file.
+    The other files must be in the same folder.
 
-    The siblings are looked for in the same folder only. GGUFError where one is missing, or where
-    split.no, split.count or split.tensors.count do not fit the file names and the tensors that are
-    there.
+    Args:
+        path: Any file of the model.
+        container: The contents of that file.
+
+    Raises:
+        GGUFError: A file is missing, or split.no, split.count or split.tensors.count does not match
+            the file names or the tensors.
     """
     count = _split_number(container, "split.count", 1)
     if count <= 1:

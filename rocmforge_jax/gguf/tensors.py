@@ -1,4 +1,4 @@
-"""The tensor table of a file: what is where, checked against the file's size."""
+"""Reads the tensor table of a file and checks it against the file's size."""
 
 import difflib
 import math
@@ -25,8 +25,12 @@ _SMALLEST_ENTRY = 8 + 4 + 8 + 4 + 8
 class TensorInfo:
     """One tensor of a file.
 
-    shape: row-major, the reverse of GGUF's dims. offset: of its first byte in `path`. nbytes: size
-    of its blocks.
+    Attributes:
+        name: The tensor's name.
+        shape: The row-major shape, which is the reverse of GGUF's dims.
+        format: The format of the data.
+        offset: The offset of the first byte in the file `path`.
+        nbytes: The size of the data in bytes.
     """
 
     name: str
@@ -39,17 +43,17 @@ class TensorInfo:
 
     @property
     def path(self):
-        """The file that holds the tensor: one of several for a split model."""
+        """The file that contains the tensor, one of several for a split model."""
         return self._mapped.path
 
     @property
     def data(self) -> np.ndarray:
-        """The blocks, little endian, as read-only uint8 [*shape[:-1], row bytes].
+        """The data, little endian, as read-only uint8 [*shape[:-1], row bytes].
 
-        They are a view on the mapped file, or a copy where the file is big-endian.
+        It is a view on the mapped file, or a copy if the file is big-endian.
 
         Raises:
-            GGUFError: the file has become too short since it was opened.
+            GGUFError: The file was truncated after it was opened.
         """
         blocks = self._mapped.view(self.offset, self.offset + self.nbytes)
         if self._big_endian:
@@ -57,9 +61,9 @@ class TensorInfo:
         return blocks.reshape(*self.shape[:-1], self.format.row_bytes(self.shape[-1]))
 
     def forget(self) -> None:
-        """Let the system take back the memory that reading `data` took.
+        """Releases the memory pages that reading `data` occupied.
 
-        Arrays on it stay valid: they are read from the file again.
+        Arrays on them stay valid: the pages are read from the file again.
         """
         self._mapped.forget(self.offset, self.offset + self.nbytes)
 
@@ -104,10 +108,17 @@ class Tensors(Mapping[str, TensorInfo]):
 def read_tensors(
     cursor: HeaderCursor, count: int, alignment: int, mapped: MappedFile
 ) -> dict[str, TensorInfo]:
-    """The tensor table at the cursor, in file order.
+    """Reads the tensor table at the cursor and returns the tensors by name, in file order.
 
-    GGUFError for any entry that is wrong in itself, or has its data outside the file, unaligned, or
-    where another tensor has its own.
+    Args:
+        cursor: A cursor at the start of the table.
+        count: The number of tensors.
+        alignment: The alignment of the tensor data, in bytes.
+        mapped: The mapped file.
+
+    Raises:
+        GGUFError: An entry is invalid, or its data is unaligned, outside the file or overlaps
+            another tensor's data.
     """
     if count > MAX_TENSORS:
         cursor.refuse(f"the header claims {count} tensors, the most is {MAX_TENSORS}", 8)
@@ -146,7 +157,12 @@ def read_tensors(
 class _Entry(NamedTuple):
     """An entry of the table.
 
-    offset: from the start of the data. at: where in the file the entry itself is.
+    Attributes:
+        shape: The row-major shape.
+        format: The format of the data.
+        offset: The offset of the data from the start of the data section.
+        nbytes: The size of the data in bytes.
+        at: The offset of the entry itself in the file.
     """
 
     shape: tuple[int, ...]
@@ -171,7 +187,7 @@ def _read_entry(cursor, name, at):
         row_bytes = fmt.row_bytes(shape[-1])
     except ValueError as error:
         cursor.refuse(f"{name!r}, {list(shape)}: {error}", at)
-    # each size as if no dimension were 0, which would hide the others
+    # A dimension of 0 counts as 1, because it would hide an overflow of the others.
     if math.prod(size or 1 for size in shape[:-1]) * max(row_bytes, shape[-1], 1) > MAX_INT64:
         cursor.refuse(
             f"{name!r}, {fmt} {list(shape)}, has more than {MAX_INT64} elements or bytes", at

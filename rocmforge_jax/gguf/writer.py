@@ -1,4 +1,4 @@
-"""Writing GGUF files, on the writer of the gguf package."""
+"""Writes GGUF files with the writer of the gguf package."""
 
 import math
 import os
@@ -23,22 +23,28 @@ def write_gguf(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a GGUF file, version 3, little endian.
+    """Writes a GGUF file, version 3, little endian.
 
-    A file that is there already is replaced once the new one is complete.
+    An existing file is replaced only when the new one is complete.
 
-    metadata: key -> value. NumPy scalars and arrays keep their type. Of Python's, an int becomes
-    uint32, a list of ints int32, either a wider type where it must; a float float32, or float64
-    beyond its range; bool bool; str and bytes string. tensors: name -> (format or its name, array),
-    row-major: values in the dtype of a format that is not quantised, or the blocks of any, uint8
-    [..., row bytes]. An array may be an object with `shape` and `dtype`, of which NumPy makes an
-    array when it is written. progress: called with (bytes written, bytes in all) after each tensor.
+    NumPy scalars and arrays in the metadata keep their type. A Python int becomes uint32 and a list
+    of ints int32, or a wider type if needed. A float becomes float32, or float64 beyond its range.
+    A bool becomes bool; str and bytes become string.
 
-    ValueError for a value without a type, an empty list (the gguf package writes none) or an array
-    that is not of its format; GGUFError for what no reader would accept, such as a name that is too
-    long.
+    Args:
+        path: The file to write.
+        metadata: Key -> value.
+        tensors: Name -> (format or its name, row-major array). The array holds values in the dtype
+            of an unquantised format, or the blocks of any format as uint8 [..., row bytes]. It may
+            be an object with `shape` and `dtype` that NumPy converts when it is written.
+        progress: Called with (bytes written, bytes in all) after each tensor.
+
+    Raises:
+        ValueError: A value has no GGUF type, a list is empty (the gguf package writes none), or an
+            array does not match its format.
+        GGUFError: A reader would reject the file, for example because a name is too long.
     """
-    from gguf import GGUFWriter  # takes 0.3 s
+    from gguf import GGUFWriter  # a slow import
 
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.unfinished")
@@ -77,7 +83,7 @@ def _add_value(writer, key, value):
 
 
 def _typed(key, value):
-    """A value as Python's own, the name of its GGUF type, and whether it is an array of that."""
+    """Returns a value as a Python object, its GGUF type's name, and whether it is an array."""
     if isinstance(value, np.ndarray | np.generic):
         is_array, type_name = (
             value.ndim > 0,
@@ -96,7 +102,7 @@ def _typed(key, value):
 
 
 def _narrowest(values, *preferred):
-    """Finds the first GGUF type that holds all of `values`, Python's own; None if none does."""
+    """Returns the first GGUF type that holds all of `values` (Python objects), or None."""
     kinds = {type(value) for value in values}
     if kinds == {bool}:
         return "bool"
@@ -118,7 +124,7 @@ def _narrowest(values, *preferred):
 
 
 def _add_tensor(writer, name, which, array) -> int:
-    """Announce a tensor to the writer. -> its bytes."""
+    """Registers a tensor with the writer and returns its size in bytes."""
     fmt, array = formats.get(which), _described(array)
     if fmt.ggml_id is None:
         raise ValueError(f"{name!r}: GGUF has no id for {fmt}")
@@ -137,8 +143,8 @@ def _add_tensor(writer, name, which, array) -> int:
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from None
     nbytes = math.prod(lead) * row_bytes
-    # any dtype but uint8: for that one the package would look the shape up, and it does not know
-    # all types
+    # Any dtype but uint8: for uint8 the package computes the shape from the type, and it does not
+    # support all types.
     writer.add_tensor_info(
         name, (*lead, elements), np.dtype(np.int8), nbytes, raw_dtype=fmt.ggml_id
     )

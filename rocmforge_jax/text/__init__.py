@@ -1,4 +1,4 @@
-"""Text: tokenizers from GGUF metadata, text as it is generated, chat templates."""
+"""Tokenizers from GGUF metadata, streaming text decoding and chat templates."""
 
 from rocmforge_jax.text.chat import ChatTemplate, chat_template_from_metadata
 from rocmforge_jax.text.messages import ChatTemplateError, without_oldest_turn

@@ -1,4 +1,4 @@
-"""Byte pair encoding: two codecs of `tokenizer_models`, on bytes and on characters."""
+"""Byte pair encoding: the codecs of `tokenizer_models` for bytes and for characters."""
 
 import re
 from itertools import chain
@@ -10,8 +10,8 @@ from rocmforge_jax.text.merges import RankedMerges
 from rocmforge_jax.text.pretokenizers import PreTokenizer
 from rocmforge_jax.text.vocabulary import Vocabulary
 
-# GPT-2 writes a byte as one printable character: itself where it is one, otherwise the next free
-# one from U+0100 on.
+# GPT-2 writes each byte as one printable character: a printable byte as itself, any other byte as
+# the next unused character from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _SHIFTED = [byte for byte in range(256) if byte not in _PRINTABLE]
 _CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {
@@ -22,9 +22,9 @@ _NAME_OF_BYTE = {byte: f"<0x{byte:02X}>" for byte in range(256)}
 
 
 class ByteLevelCodec:
-    """Byte-level BPE, which `tokenizer.ggml.model` calls gpt2.
+    """Byte-level BPE, named gpt2 in `tokenizer.ggml.model`.
 
-    Regular expressions cut the text into words, whose bytes are written as printable characters.
+    Regular expressions split the text into words, whose bytes are written as printable characters.
     """
 
     space_prefix = False
@@ -41,22 +41,22 @@ class ByteLevelCodec:
         )
 
     def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
-        """Returns the ids of each text, and the names of the bytes that were left out."""
+        """Returns the ids of each text, and the names of the bytes that were dropped."""
         return self._merges.encode(texts)
 
     def decode(self, token: str) -> bytes:
-        """The bytes of an ordinary token.
+        """Returns the bytes of an ordinary token.
 
-        One that is no byte-level text (added after training) stands for itself.
+        A token that is not in the byte-level alphabet was added after training and is plain text.
         """
         written = _bytes_of_printable(token)
         return token.encode() if written is None else written
 
 
 class CharacterCodec:
-    """BPE on characters; those that are in no token become bytes.
+    """BPE on characters. Characters outside the vocabulary become bytes.
 
-    `tokenizer.ggml.model` calls it gemma4, or gpt2 with a pre-tokenizer that says so.
+    `tokenizer.ggml.model` names it gemma4, or gpt2 if the pre-tokenizer is not byte-level.
     """
 
     space_prefix = False
@@ -75,7 +75,7 @@ class CharacterCodec:
         )
 
     def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
-        """Returns the ids of each text, and the names of the bytes that were left out."""
+        """Returns the ids of each text, and the names of the bytes that were dropped."""
         cut = [self._cut(text.replace(" ", self._space)) for text in texts]
         runs = [run for text in cut for run in text if isinstance(run, str)]
         encoded, lacking = self._merges.encode(runs)
@@ -84,14 +84,14 @@ class CharacterCodec:
         return [list(chain.from_iterable(text)) for text in found], lacking
 
     def _cut(self, text: str) -> list[str | int]:
-        """Cuts out the runs of newlines that are tokens, whatever the merges say."""
+        """Splits off the runs of newlines that are tokens, regardless of the merges."""
         if not self._newlines:
             return [text]
         runs: list[str] = re.findall("\n+|[^\n]+", text)
         return [self._newlines.get(run, run) for run in runs]
 
     def decode(self, token: str) -> bytes:
-        """The bytes of an ordinary token."""
+        """Returns the bytes of an ordinary token."""
         return token.replace(self._space, " ").encode()
 
 
@@ -101,7 +101,7 @@ def splits(rule: PreTokenizer) -> list[Split]:
 
 
 def _bytes_of_printable(text: str) -> bytes | None:
-    """The bytes that a text of printable characters stands for, None if it is another text."""
+    """Returns the bytes that printable characters represent, or None for any other text."""
     try:
         return bytes(_BYTE_OF_CHAR[char] for char in text)
     except KeyError:

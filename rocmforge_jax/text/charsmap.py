@@ -1,4 +1,4 @@
-"""Replaces characters by the table that SentencePiece compiles: `precompiled_charsmap`."""
+"""Replaces characters with SentencePiece's compiled table, `precompiled_charsmap`."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,16 @@ _KEY = "tokenizer.ggml.precompiled_charsmap"
 
 
 class Charsmap:
-    """A table of texts and their replacements. The longest text at a place is replaced.
+    """A table of texts and their replacements. The longest match at a position is replaced.
 
-    `data` holds a little-endian length, a trie of that many bytes, and the replacements, each with
-    a zero at its end. The trie is a double array of 32-bit nodes: bits 0 to 7 are the byte that
-    leads to a node, bit 8 is set where a text of the table ends, and bits 10 to 30 lead to the
-    children, in steps of 256 if bit 9 is set. The child for a byte of zero is the place of the
-    replacement.
+    `data` consists of the trie's size in bytes (little endian), the trie, and the zero-terminated
+    replacements. The trie is a double array of 32-bit nodes:
+
+    - Bits 0 to 7 are the byte that leads to the node.
+    - Bit 8 is set if a text of the table ends here.
+    - Bits 10 to 30 are the offset of the children, in steps of 256 if bit 9 is set.
+
+    The child for a zero byte contains the position of the replacement.
     """
 
     def __init__(self, data: bytes):
@@ -31,7 +34,7 @@ class Charsmap:
         self._characters = _Characters(self)
 
     def replace(self, text: str) -> str:
-        """Replaces what the table has, from the left."""
+        """Replaces all matches in a text, from the left."""
         done, end = [], 0
         for at in self._starts(text):
             if at < end:
@@ -43,13 +46,13 @@ class Charsmap:
         return "".join((*done, text[end:].translate(self._characters)))
 
     def _starts(self, text: str) -> list[int]:
-        """Lists where a text of more than one character may begin."""
+        """Returns the positions where a match of more than one character may start."""
         pairs = set(zip(text, text[1:]))
         begin = {pair for pair in pairs if len(list(self._walk("".join(pair), 0))) == 2}
         return [at for at, pair in enumerate(zip(text, text[1:])) if pair in begin] if begin else []
 
     def longest(self, text: str, at: int) -> tuple[int, str]:
-        """Returns the length and the replacement of the longest text at a place; 0 without one."""
+        """Returns the length and the replacement of the longest match at `at`, or (0, "")."""
         length, place = 0, 0
         for walked, found in enumerate(self._walk(text, at), 1):
             if found is not None:
@@ -64,9 +67,10 @@ class Charsmap:
         return length, replacement.decode("utf-8", "replace")
 
     def _walk(self, text: str, at: int) -> Iterator[int | None]:
-        """Follows the characters from a place on, until the trie has no next one.
+        """Walks the trie along the characters from `at`, until it has no matching node.
 
-        Yields the place of the replacement after each character, None where no text ends.
+        Yields, after each character, the position of the replacement, or None if no text ends
+        there.
         """
         node, found = self._children(0), None
         for end in range(at, len(text)):
@@ -87,7 +91,7 @@ class Charsmap:
 
 
 class _Characters(dict[int, str]):
-    """A table for `str.translate` of the characters that are replaced alone."""
+    """A table for `str.translate` that replaces single characters."""
 
     def __init__(self, charsmap: Charsmap):
         self._charsmap = charsmap

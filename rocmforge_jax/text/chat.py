@@ -1,4 +1,4 @@
-"""Chat templates: messages to the prompt that a model was trained on."""
+"""Renders chat messages with the prompt template that a model was trained on."""
 
 import contextlib
 import functools
@@ -24,14 +24,14 @@ from rocmforge_jax.text.tokenizer import Tokenizer
 
 TEMPLATE_LIMIT = 1 << 20  # characters; the longest template in use has about 30,000
 TIME_LIMIT = 2.0  # seconds; the slowest template in use takes milliseconds
-_DEFAULT = "default"  # Hugging Face's name for the template that is not named
+_DEFAULT = "default"  # Hugging Face's name for an unnamed template
 _KEY = "tokenizer.chat_template"
 
 
 class ChatTemplate:
-    """A Jinja template of Hugging Face's kind, or several with names.
+    """One or several named Jinja templates in Hugging Face's format.
 
-    It is run in a process of its own with bounds on time, memory and output.
+    They are rendered in a separate process with limits on time, memory and output.
     """
 
     def __init__(
@@ -42,19 +42,19 @@ class ChatTemplate:
         eos_token: str = "",
         time_limit: float = TIME_LIMIT,
     ):
-        """Takes the text of a template, None or a blank text for none.
+        """Stores and checks the templates.
 
         Args:
-            text: a template; or several, as {name: template} or as Hugging Face's list of
-                {"name": ..., "template": ...}. "tool_use" renders messages with tools and "default"
-                all others.
-            bos_token: a variable of the template.
-            eos_token: a variable of the template.
-            time_limit: most seconds of one rendering.
+            text: A template; or several, as {name: template} or as Hugging Face's list of {"name":
+                ..., "template": ...}. "tool_use" renders messages with tools and "default" all
+                others. None or blank text means no template.
+            bos_token: A variable of the template.
+            eos_token: A variable of the template.
+            time_limit: The time limit of one rendering in seconds.
 
         Raises:
-            TypeError: `text` is none of these.
-            ChatTemplateError: a template is too long, or no valid text.
+            TypeError: `text` has another type.
+            ChatTemplateError: A template is too long or not valid Unicode.
         """
         texts = {
             name: template
@@ -89,26 +89,26 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         **kwargs,
     ) -> str:
-        """Renders messages as text, in which control tokens of messages look like the template's.
+        """Renders messages as text.
 
-        `encode` keeps them apart. Encode the text with `parse_special=True`.
+        In the text, control tokens spelled in messages look like the template's. Use `encode` to
+        keep them apart. To encode the text yourself, pass `parse_special=True`.
 
         Args:
-            messages: [{"role": "user", "content": "..."}, ...] or objects with `model_dump`, as
-                clients of OpenAI's interface send them. A content is a text, a list of parts
-                {"type": "text", "text": ...}, or None beside tool calls. Arguments of tool calls
-                are objects or JSON text.
-            add_generation_prompt: whether to end with the start of the assistant's answer. Default:
-                yes, unless the final message is to be continued.
+            messages: [{"role": "user", "content": "..."}, ...] or objects with `model_dump`, in the
+                format of OpenAI's API. A content is a text, a list of parts {"type": "text",
+                "text": ...}, or None next to tool calls. Arguments of tool calls are objects or
+                JSON text.
+            add_generation_prompt: Whether to end with the start of the assistant's answer. Default:
+                True, unless `continue_final_message` is set.
             tools: JSON schemas of functions.
-            continue_final_message: whether to end within the last message, for the model to go on
-                with it; or the field to continue, such as "reasoning_content".
-            variables: further variables that the template knows, such as `enable_thinking`, of any
-                names.
-            kwargs: further variables whose names are no parameters.
+            continue_final_message: Whether to end within the last message, so that the model
+                continues it. A string names the field to continue, such as "reasoning_content".
+            variables: Further variables of the template, such as `enable_thinking`, with any names.
+            kwargs: Further variables whose names are not parameters of this method.
 
         Raises:
-            ChatTemplateError: the template is missing, fails, or refuses the messages.
+            ChatTemplateError: The template is missing, fails, or refuses the messages.
         """
         given = {"add_generation_prompt": add_generation_prompt, "tools": tools}
         return self._render(
@@ -127,19 +127,19 @@ class ChatTemplate:
     ) -> list[int]:
         """Renders messages and encodes the prompt.
 
-        Control tokens that are spelled in tools, in variables and in messages of others than the
-        assistant stay text, so that nobody's text can end a turn or begin one.
+        Control tokens spelled in tools, variables or messages of any role but the assistant stay
+        plain text. So no such text can end or begin a turn.
 
         Args:
-            messages: as for `render`.
-            tokenizer: the tokenizer of the model.
-            parse_special_in_messages: whether to read control tokens wherever they are spelled.
-            continue_final_message: as for `render`.
-            variables: as for `render`; "tools" and "add_generation_prompt" as well.
-            kwargs: as for `render`; tools and add_generation_prompt as well.
+            messages: As for `render`.
+            tokenizer: The tokenizer of the model.
+            parse_special_in_messages: Whether to read control tokens wherever they are spelled.
+            continue_final_message: As for `render`.
+            variables: As for `render`. May contain "tools" and "add_generation_prompt".
+            kwargs: As for `render`. May contain "tools" and "add_generation_prompt".
 
         Raises:
-            ChatTemplateError: the template is missing, fails, or refuses the messages.
+            ChatTemplateError: The template is missing, fails, or refuses the messages.
         """
         reads = flag("parse_special_in_messages", parse_special_in_messages)
         mark = None if reads else marker(self._control_tokens(tokenizer))
@@ -148,7 +148,7 @@ class ChatTemplate:
         return tokenizer.encode(text, add_special=True, parse_special=True, mark=mark and MARK)
 
     def _control_tokens(self, tokenizer: Tokenizer) -> tuple[str, ...]:
-        """The tokens that could build turns: no white space, and no user-defined words."""
+        """Returns the tokens that could build turns, without white space and user-defined words."""
         templates = "\0".join(filter(None, (self.text, *self.variants.values())))
         return tuple(
             token
@@ -165,7 +165,7 @@ class ChatTemplate:
         variables: dict[str, Any],
         continue_final_message: bool | str,
     ) -> str:
-        """Renders messages; "tools" and "add_generation_prompt" are among the variables."""
+        """Renders messages; the variables include "tools" and "add_generation_prompt"."""
         if not isinstance(continue_final_message, str):
             continue_final_message = flag("continue_final_message", continue_final_message)
         add_generation_prompt = variables.pop("add_generation_prompt", None)
@@ -183,7 +183,7 @@ class ChatTemplate:
         data = read_messages(messages, knows_developer="developer" in template)
         variables = {"tools": tools, **plain(variables)}
         with _json_errors():
-            # A surrogate of the caller could be the mark.
+            # A surrogate in the caller's data could be mistaken for the mark.
             for place, message in enumerate(data):
                 check_data(f"message {place}", message, ChatTemplateError)
             for name, value in variables.items():
@@ -201,7 +201,7 @@ class ChatTemplate:
         return cut_at_end(rendered, final) if continue_final_message else rendered
 
     def _chosen(self, tools) -> str:
-        """The template for messages with or without tools, as transformers chooses it."""
+        """Returns the template for messages with or without tools, selected as in transformers."""
         text = self.variants.get("tool_use", self.text) if tools else self.text
         if text is not None:
             return text
@@ -220,15 +220,15 @@ def chat_template_from_metadata(
 ) -> ChatTemplate:
     """Reads the chat templates of a GGUF file.
 
-    A file without a template gives one that refuses to render.
+    For a file without a template, the result raises ChatTemplateError when it renders.
 
     Args:
-        metadata: the file's keys and values.
-        name: the only one to use, `tokenizer.chat_template.NAME`. Default: all of them, so that
+        metadata: The file's key-value pairs.
+        name: Use only the template `tokenizer.chat_template.NAME`. Default: all templates, so that
             "tool_use" renders messages with tools.
 
     Raises:
-        ChatTemplateError: the variant is unknown; the message names the known ones.
+        ChatTemplateError: The name is unknown; the message lists the known ones.
     """
     make = functools.partial(
         ChatTemplate, bos_token=_token(metadata, "bos"), eos_token=_token(metadata, "eos")
@@ -246,7 +246,7 @@ def chat_template_from_metadata(
 
 
 def _by_name(text: Any) -> dict[str, str | None]:
-    """Maps the names of templates to their texts, as text or None."""
+    """Returns the templates by name."""
     named: Any = {_DEFAULT: text} if text is None or isinstance(text, str) else text
     if isinstance(text, list | tuple) and all(_is_named(item) for item in text):
         named = {item["name"]: item["template"] for item in text}
@@ -269,7 +269,7 @@ def _is_named(item: Any) -> bool:
 
 
 def _variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Checks variables of a template that are given as a dictionary."""
+    """Checks the `variables` argument of a rendering."""
     found = named_values("variables", variables)
     if "messages" in found:
         raise TypeError("variables of a template cannot hold 'messages', which have a parameter")
@@ -282,7 +282,7 @@ def _set(arguments: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _json_errors():
-    """Turns errors of the renderer, and of data that it cannot get, into ChatTemplateError."""
+    """Converts errors of the renderer, and of data that is not JSON, to ChatTemplateError."""
     try:
         yield
     except ChatTemplateError:
@@ -296,7 +296,7 @@ def _json_errors():
 
 
 def _marked(messages: list[dict], variables: dict, mark: Callable[[str], str]):
-    """Marks what is not the assistant's, and not the template's own tokens."""
+    """Marks control tokens in everything but the assistant's messages and the template's tokens."""
     own = ("bos_token", "eos_token")
     return [
         mark_all(message, shield if message["role"] == "assistant" else mark)
@@ -305,7 +305,7 @@ def _marked(messages: list[dict], variables: dict, mark: Callable[[str], str]):
 
 
 def _token(metadata, name: str) -> str:
-    """The text of a special token, "" where the file has none or it is no text."""
+    """Returns the text of a special token, or "" if the file has none or it is not UTF-8."""
     key = "tokenizer.ggml.tokens"
     tokens = meta.strings(metadata, key) if key in metadata else []
     id = meta.token_id(metadata, f"tokenizer.ggml.{name}_token_id", len(tokens))

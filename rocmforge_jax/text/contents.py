@@ -1,8 +1,8 @@
-"""Gives a chat template the contents of messages in the form that it reads.
+"""Finds the form of message contents that a chat template supports.
 
 Clients send a content as text, as a list of parts, or as null, and the arguments of a tool call as
-JSON text. A template is written for some of these forms, and shows which by what it does with them.
-The renderer's process runs this module, which imports nothing but the standard library.
+JSON text or an object. A template supports only some of these forms. Its operations on a content
+show which. This module runs in the renderer's process and imports only the standard library.
 """
 
 import json
@@ -14,26 +14,27 @@ _ASKS_FOR_NONE = re.compile(r"""content["'\]]*\s+is\s+(not\s+)?none""")
 
 
 class WrongForm(Exception):
-    """The template reads a content that is text as a list of parts, or parts as text."""
+    """Raised if the template reads text as a list of parts, or parts as text."""
 
 
 class Text(str):
-    """A content that is text. A template that loops over it wants a list of parts."""
+    """A content as text. A template that loops over it expects a list of parts."""
 
     def __iter__(self):
         return _refused_loop()
 
 
 def _refused_loop():
-    """Raises at the first step of a loop: the test `iterable` only asks for the iterator."""
+    """Raises at the first step of a loop, because the test `iterable` only creates an iterator."""
     yield from ()
     raise WrongForm
 
 
 class Parts(list):
-    """A content that is a list of parts. A template that prints or joins it wants text.
+    """A content as a list of parts. A template that prints or joins it expects text.
 
-    is_read: whether the template looked at a part.
+    Attributes:
+        is_read: Whether the template has read a part.
     """
 
     def __init__(self, parts):
@@ -70,7 +71,7 @@ def _refuse_text(operand):
 
 
 class Arguments(dict):
-    """The arguments of a tool call: an object that prints and joins as its JSON text.
+    """The arguments of a tool call, a dictionary that prints and concatenates as its JSON text.
 
     Some templates read the object, others the text.
     """
@@ -91,16 +92,16 @@ class Arguments(dict):
 
 
 class Given(list):
-    """A list of the caller's, which a template may not change."""
+    """A list that came from the caller. The template must not modify it."""
 
 
 def in_any_form(template: str, variables: dict, render: Callable[[dict], str]) -> str:
     """Renders with the first form of contents that the template can read.
 
     Args:
-        template: the template's text.
-        variables: its variables; contents of "messages" are text, a list of parts, or None.
-        render: renders variables.
+        template: The template's text.
+        variables: Its variables. Contents of "messages" are text, a list of parts, or None.
+        render: Renders the template with the variables passed to it.
     """
     variables = _given(variables)
     messages = [_with_arguments(message) for message in variables.get("messages", ())]
@@ -129,7 +130,7 @@ def in_any_form(template: str, variables: dict, render: Callable[[dict], str]) -
 
 
 def _given(value: Any) -> Any:
-    """The caller's data with lists that cannot be changed."""
+    """Copies the caller's data, with immutable lists."""
     if isinstance(value, dict):
         return {key: _given(item) for key, item in value.items()}
     return Given(map(_given, value)) if isinstance(value, list) else value
@@ -152,9 +153,9 @@ def _with_contents(messages: list[dict], contents: list) -> Given:
 
 
 def _forms(template: str, contents: list) -> list[tuple[str, str | None]]:
-    """The forms to try in turn, and what stands for a content of None in each.
+    """Returns the forms to try, in order, each with the replacement for a content of None.
 
-    That is "", as in llama.cpp, except for a template that asks for none.
+    The replacement is "", as in llama.cpp. A template that tests for none gets None first.
     """
     asks = None in contents and _ASKS_FOR_NONE.search(template)
     has_parts = any(isinstance(content, list) for content in contents)

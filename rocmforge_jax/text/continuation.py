@@ -1,6 +1,6 @@
 """Ends a rendered conversation within its last message, as transformers does.
 
-`continued` puts a sign after the message, and `cut_at_end` cuts the rendered text there.
+`continued` appends a sign to the message, and `cut_at_end` cuts the rendered text there.
 """
 
 import re
@@ -8,23 +8,23 @@ import re
 from rocmforge_jax.text.marks import unescaped
 from rocmforge_jax.text.messages import REASONING, ChatTemplateError
 
-_SIGN = "\udbfe"  # a lone surrogate, which no valid text has
-_END = _SIGN + " "  # a template that trims the message takes the space away
+_SIGN = "\udbfe"  # a lone surrogate, which valid text does not contain
+_END = _SIGN + " "  # a template that trims the message removes the space
 
 
 def continued(messages: list[dict], field: bool | str, template: str) -> tuple[list[dict], str]:
     """Marks the end of the last message.
 
     Args:
-        messages: the conversation, unchanged afterwards.
-        field: what to continue; True means "content".
-        template: the text of the template, which must use the field.
+        messages: The conversation, which is not modified.
+        field: The field to continue; True means "content".
+        template: The template's text, which must use the field.
 
     Returns:
-        The conversation with the sign, and the text that is to be continued.
+        The conversation with the sign, and the text to continue.
 
     Raises:
-        ChatTemplateError: there is nothing to continue.
+        ChatTemplateError: There is nothing to continue.
     """
     if not messages:
         raise ChatTemplateError("continue_final_message: the conversation is empty")
@@ -33,7 +33,7 @@ def continued(messages: list[dict], field: bool | str, template: str) -> tuple[l
     text = last.get(field)
     if text is None:
         raise ChatTemplateError(f"continue_final_message: the last message has no {field!r}")
-    # What the model thought has several names; a template reads one of them.
+    # The model's reasoning has several field names; a template reads one of them.
     names = (
         [name for name in REASONING if last.get(name) == text] if field in REASONING else [field]
     )
@@ -58,11 +58,11 @@ def cut_at_end(rendered: str, text: str) -> str:
     """Cuts a rendered conversation at the sign.
 
     Args:
-        rendered: the text with the sign.
-        text: the message that is to be continued.
+        rendered: The text with the sign.
+        text: The message to continue.
 
     Raises:
-        ChatTemplateError: the template leaves the message out, or a part of it.
+        ChatTemplateError: The template drops the message or a part of it.
     """
     if _SIGN not in rendered:
         rendered = unescaped(rendered)

@@ -1,4 +1,4 @@
-"""Which `tokenizer.*` keys of a file are used, and why others are not.
+"""Reports which `tokenizer.*` keys of a file are not used, and why.
 
 The keys are those of llama.cpp (src/llama-arch.cpp) and of the gguf package.
 """
@@ -17,7 +17,7 @@ _USED = {
     "suppress_tokens",
     *(key for keys in ID_KEYS.values() for key in keys),
 }
-#: Kind of tokenizer -> the keys that only this kind uses.
+#: Tokenizer model -> the keys that it uses in addition.
 _USED_BY = {
     "gpt2": {"pre", "merges"},
     "gemma4": {"merges"},
@@ -27,7 +27,7 @@ _USED_BY = {
 }
 _BY_RANK = "merges are in their order"
 _ONE_PRE_TOKENIZER = "this model has one way to split words"
-#: Keys that change nothing, whatever their value -> why.
+#: Tokenizer model -> keys without effect -> the reason.
 _DESCRIPTIVE = {
     "gpt2": {"scores": _BY_RANK},
     "gemma4": {"scores": _BY_RANK, "pre": _ONE_PRE_TOKENIZER},
@@ -51,8 +51,7 @@ _ALWAYS_DESCRIPTIVE = {
     "add_sep_token": "texts are not encoded in pairs",
     "cls_token_id": "only encoders begin a text with it",
 }
-#: Keys that change nothing while they have one of these values. With another value the key is
-#: unknown here.
+#: Keys without effect if they have one of these values. With another value they are unknown.
 _NEUTRAL_VALUES = {
     "add_space_prefix": (False,),
     "remove_extra_whitespaces": (False,),
@@ -60,7 +59,7 @@ _NEUTRAL_VALUES = {
     "normalizer.strip_accents": (False,),
     "token_type_count": (0, 1),
 }
-#: Keys outside of tokenizer.ggml -> why they are not read here.
+#: Keys outside of tokenizer.ggml -> the reason why the tokenizer does not read them.
 _ELSEWHERE = {
     "tokenizer.chat_template": "chat templates",
     "tokenizer.chat_templates": "chat templates",
@@ -69,9 +68,11 @@ _ELSEWHERE = {
 
 
 def unused_keys(metadata, model: str) -> dict[str, str]:
-    """Returns the `tokenizer.*` keys that were not used, each with the reason, or "unknown".
+    """Returns the unused `tokenizer.*` keys, each with the reason, or "unknown".
 
-    model: The `tokenizer.ggml.model`.
+    Args:
+        metadata: The file's key-value pairs.
+        model: The value of `tokenizer.ggml.model`.
     """
     used = _USED | _USED_BY[model]
     return {
@@ -82,7 +83,7 @@ def unused_keys(metadata, model: str) -> dict[str, str]:
 
 
 def report_unknown_keys(metadata, model: str, strict: bool) -> None:
-    """Warns about the keys that are not known here; `strict` refuses them with GGUFError."""
+    """Warns about unknown keys, or raises GGUFError if `strict` is set."""
     unknown = [key for key, why in unused_keys(metadata, model).items() if why == "unknown"]
     if not unknown:
         return

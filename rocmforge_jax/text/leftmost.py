@@ -1,7 +1,7 @@
-"""Merges by score where the place decides between equal scores.
+"""Merges by score, with the leftmost position first among equal scores.
 
-`tokenizers` ranks pairs of tokens. SentencePiece ranks places: the best score first, and the
-leftmost place among equals. Both give the same ids unless a text holds several tokens of one score.
+`tokenizers` ranks pairs of tokens. SentencePiece ranks positions: best score first, then leftmost.
+The ids differ only if a text contains several tokens with equal scores.
 """
 
 import heapq
@@ -10,17 +10,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 
-# More pieces than these are not looked for one by one: what may contain them is merged by place.
+# With more pieces than this, the search for each is skipped and all text is merged by position.
 _MOST_PIECES = 64
 
 
 class LeftmostMerges:
-    """Finds the parts of a text that need merging by place, and merges them.
+    """Finds the parts of a text that must be merged by position, and merges them.
 
     Args:
-        scores: Text -> score of each token that merges make.
-        merged: Those made of two other tokens.
-        unlisted: Those that `tokenizers` does not make.
+        scores: Text -> score of each token that merges can produce.
+        merged: The tokens that consist of two other tokens.
+        unlisted: The tokens that `tokenizers` cannot produce.
     """
 
     def __init__(self, scores: dict[str, float], merged: set[str], unlisted: set[str]):
@@ -34,11 +34,11 @@ class LeftmostMerges:
 
     @cached_property
     def _neighbours(self) -> set[str]:
-        """The pairs of characters that are next to each other in a token."""
+        """The pairs of adjacent characters in all tokens."""
         return {text[i : i + 2] for text in self._scores for i in range(len(text) - 1)}
 
     def runs(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Cuts a text where no token reaches across, into (run, whether places decide)."""
+        """Splits a text between tokens into (run, whether it must be merged by position)."""
         start = end = 0
         while found := self._pattern.search(text, end):
             left, end = self._reach(text, found.start(), end)
@@ -51,7 +51,7 @@ class LeftmostMerges:
             yield text[start:], False
 
     def _reach(self, text: str, at: int, start: int) -> tuple[int, int]:
-        """Returns the ends of the text around a place that tokens may connect with it."""
+        """Returns the start and end of the text around `at` that tokens may connect."""
         left, right = at, at + 1
         while left > start and text[left - 1 : left + 1] in self._neighbours:
             left -= 1
@@ -67,7 +67,7 @@ class LeftmostMerges:
         )
 
     def merge(self, text: str) -> list[str]:
-        """Merges the characters of a text into tokens; those in no token are left alone."""
+        """Merges the characters of a text into tokens; characters in no token are kept."""
         symbols, end = list(text), len(text)
         following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
         queue: list[tuple[float, int, int, str]] = []
@@ -94,7 +94,7 @@ class LeftmostMerges:
 
 
 def _equals(scores, merged) -> list[list[str]]:
-    """Lists the tokens of each score that several merged tokens have."""
+    """Returns groups of merged tokens with equal scores."""
     count = Counter(map(scores.__getitem__, merged))
     groups = defaultdict(list)
     for text in merged:
@@ -104,7 +104,7 @@ def _equals(scores, merged) -> list[list[str]]:
 
 
 def _pattern(pieces: list[str]) -> re.Pattern[str]:
-    """Finds any of the pieces, or every character where the pieces are too many."""
+    """Returns an expression that matches any piece, or every character if there are too many."""
     smallest: list[str] = []
     for piece in sorted(pieces, key=len):
         if not any(small in piece for small in smallest):

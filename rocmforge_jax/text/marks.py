@@ -1,12 +1,12 @@
-"""Marks control tokens that are spelled in somebody's text, so that they stay text.
+"""Marks control tokens that are spelled in users' text, so that they stay plain text.
 
-A rendered prompt is one string, in which a user's "<|im_end|>" looks like the template's. So a
-character that no valid text has is put inside the user's before rendering. The tokenizer takes it
-out after it has read the control tokens that are left, which are the template's.
+A rendered prompt is one string, in which a user's "<|im_end|>" looks like the template's. So before
+rendering, the user's gets a mark inside: a character that valid text does not contain. The
+tokenizer reads the unmarked control tokens, which are the template's, and then removes the marks.
 
 A template that prints a list, or a text with "%r", writes the mark as an escape sequence.
-`unescaped` makes it the character again. A text in which somebody spells such a sequence gets a
-mark inside it, so that it stays.
+`unescaped` restores the character. If a user's text spells such a sequence, it also gets a mark
+inside, so that it is kept.
 """
 
 import functools
@@ -14,32 +14,32 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# A lone surrogate: no text that can be written as UTF-8 has one.
+# A lone surrogate, which cannot be encoded as UTF-8.
 MARK = "\udbff"
 
-# User-defined tokens that nobody writes as text, such as "<|user|>", which Phi-4's template puts
-# together from pieces. Others, such as Gemma's "<table>", are text.
+# Matches user-defined tokens that are not normal text, such as "<|user|>", which Phi-4's template
+# builds from pieces. Other user-defined tokens, such as Gemma's "<table>", are text.
 _LIKE_CONTROL = re.compile(r"<[|｜].+>|<.+[|｜]>", re.DOTALL)
 _WORD = re.compile(r"\w+")
 
 
-# What Python writes for a mark in a repr, and for its bytes. Before the second half of a pair it is
-# JSON for a valid character. `continuation` has a sign of its own.
+# Matches Python's repr of a mark, and of its bytes. Before the second half of a surrogate pair,
+# that is JSON for a valid character. The sequence with "e" is the sign of `continuation`.
 _ESCAPED = re.compile(r"(\\+)(?:udbf([ef])(?!\\+ud[c-f])|xed\\+xaf\\+xb([ef]))")
 _SPELLED = re.compile(r"(?<=u)(?=dbf[ef](?!\\+ud[c-f]))|(?<=x)(?=ed\\+xaf)")
 
 
 def shield(text: str) -> str:
-    """Puts a mark inside each escape sequence of a mark that is spelled in a text."""
+    """Inserts a mark into each spelled escape sequence of a mark."""
     return _SPELLED.sub(MARK, text)
 
 
 def unescaped(text: str) -> str:
-    """Turns escape sequences of marks back into marks."""
+    """Converts escape sequences of marks back to marks."""
 
     def mark(found: re.Match) -> str:
-        # A repr doubles the backslashes before the sequence, so the lowest bit of their number is
-        # what the sequence has.
+        # Each repr doubles the preceding backslashes. So the lowest set bit of their number is the
+        # number that belongs to the sequence.
         count = len(found[1])
         return "\\" * (count & (count - 1)) + chr(0xDBF0 + int(found[2] or found[3], 16))
 
@@ -47,15 +47,15 @@ def unescaped(text: str) -> str:
 
 
 def looks_like_control(token: str) -> bool:
-    """Whether a token has the form <|...|>, <|...> or <...|> of the tokens that build turns."""
+    """Returns whether a token has the form <|...|>, <|...> or <...|>."""
     return bool(_LIKE_CONTROL.fullmatch(token))
 
 
 def mark_all(value: Any, mark: Callable[[str], str]) -> Any:
-    """Applies `mark` to each string in JSON data, keys of dictionaries included.
+    """Applies `mark` to each string in JSON data, including dictionary keys.
 
-    Keys of one word, and types and roles of one word, are the words that templates ask for. They
-    stay as they are even if the vocabulary has a control token of that name.
+    Keys that are a single word are skipped, and so are one-word values of "type" and "role".
+    Templates compare these words, so they must not change, even if a control token has that name.
     """
     if isinstance(value, str):
         return mark(value)
@@ -79,13 +79,13 @@ class Marker:
     """Marks the control tokens of one vocabulary.
 
     Each spelled token gets a mark after its first character. A text that ends with the beginning of
-    a token, or begins with the end of one, gets a mark there: what the template, or another text,
-    puts beside it could complete the token. A text of one word gets none of these, since templates
-    compare such texts and build tokens from them on purpose, as in '<|' + role + '|>'.
+    a token, or begins with the end of one, gets a mark there. Otherwise the adjacent text could
+    complete the token. A text of one word does not get these marks at its ends. Templates compare
+    such texts and build tokens from them on purpose, as in '<|' + role + '|>'.
     """
 
     def __init__(self, tokens: Iterable[str]):
-        # Plain text gives a token of one character in any case.
+        # A token of one character is produced by plain text too, so it needs no mark.
         self._tokens = {token for token in tokens if len(token) > 1}
         self._lengths = sorted(set(map(len, self._tokens)))
         first = "".join(sorted({token[0] for token in self._tokens}))
@@ -105,7 +105,7 @@ class Marker:
             is_spelled = any(text[start : start + n] in self._tokens for n in self._lengths)
             return found[0] + MARK if is_spelled else found[0]
 
-        # Looks at each place by itself, so that each of two tokens that overlap gets its mark.
+        # Checks each position separately, so that overlapping tokens each get a mark.
         text = shield(self._first.sub(marked, text))
         words = text.strip()
         if not words or _WORD.fullmatch(words):
@@ -125,5 +125,5 @@ class Marker:
 
 @functools.lru_cache(maxsize=8)
 def marker(tokens: tuple[str, ...]) -> Marker:
-    """The marker of these tokens; those of a vocabulary can be thousands, so it is kept."""
+    """Returns the marker of these tokens, cached since a vocabulary can have thousands of them."""
     return Marker(tokens)

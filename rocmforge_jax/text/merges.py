@@ -1,4 +1,4 @@
-"""Merges by rank, for the codecs of byte pair encoding. The `tokenizers` library does the work."""
+"""Merges by rank, for byte pair encoding. Uses the `tokenizers` library."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -14,18 +14,18 @@ _NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
 class RankedMerges:
-    """Cuts texts into words and merges their characters, the pair of the lowest rank first.
+    """Splits texts into words and merges their characters, lowest rank first.
 
-    Merges work on text, as in llama.cpp. Bytes and results of merges that the vocabulary lacks get
-    ids beyond it, which are replaced by those of their bytes in the end.
+    Merges work on text, as in llama.cpp. Bytes and merge results that the vocabulary lacks get
+    temporary ids beyond it. In the end these are replaced by the ids of their bytes.
 
     Args:
         vocabulary: The tokens.
-        merges: Two texts with a space between them each, in order of rank.
-        words: Cuts a text into words, and writes their bytes as characters if need be.
-        byte_names: Byte -> the token that stands for it.
-        bytes_of: Gives the bytes of a text of a merge, None if no text holds it.
-        options: Of the library's model.
+        merges: Pairs of texts separated by a space, in order of rank.
+        words: Splits a text into words and, if needed, writes their bytes as characters.
+        byte_names: Byte -> the token that represents it.
+        bytes_of: Returns the bytes of a merge's text, or None if no text can contain it.
+        options: Options of the library's BPE model.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RankedMerges:
         self._tokenizer.pre_tokenizer = words
 
     def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
-        """Returns the ids of each text, and the names of the bytes that were left out."""
+        """Returns the ids of each text, and the names of the bytes that were dropped."""
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         encoded, lacking = [encoding.ids for encoding in encodings], set()
         if self._outside:
@@ -60,9 +60,9 @@ class RankedMerges:
         return encoded, [f"byte 0x{byte:02X}" for byte in sorted(lacking)]
 
     def _within(self, ids: list[int], lacking: set[int]) -> list[int]:
-        """Replaces ids beyond the vocabulary by those of their bytes.
+        """Replaces ids beyond the vocabulary by the ids of their bytes.
 
-        Bytes that the vocabulary lacks are left out and added to `lacking`.
+        Bytes that the vocabulary lacks are dropped and added to `lacking`.
         """
         if max(ids, default=0) < self._size:
             return ids
@@ -100,12 +100,12 @@ def _pairs(merges, index, bytes_of) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _texts(pairs: list[tuple[str, str]]) -> Iterator[str]:
-    """Iterates over the parts and the results of merges."""
+    """Iterates over the parts of all merges, then over their results."""
     return chain(chain.from_iterable(pairs), map("".join, pairs))
 
 
 def _pair(merge: str | bytes) -> tuple[str, str]:
-    """Splits a merge at its first space, which is never the first character, as llama.cpp does."""
+    """Splits a merge at its first space after the first character, as llama.cpp does."""
     if isinstance(merge, bytes):
         return "", ""
     at = merge.find(" ", 1)

@@ -1,4 +1,4 @@
-"""Turns messages, as clients of OpenAI's interface send them, into the data that templates read."""
+"""Converts messages in the format of OpenAI's API into the data that templates read."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ import numpy as np
 
 from rocmforge_jax.text.surrogates import check_data
 
-#: The names under which clients send what the model thought.
+#: The field names that clients use for the model's reasoning.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplateError(ValueError):
-    """A template that is missing, wrong, refuses its messages or exceeds its bounds.
+    """Raised if a template is missing or invalid, refuses its messages, or exceeds its limits.
 
-    Also messages that a template cannot get.
+    Also raised for messages that cannot be passed to a template.
     """
 
 
@@ -36,19 +36,19 @@ def plain(value: Any) -> Any:
 
 
 def read_messages(messages: Sequence[Any], *, knows_developer: bool = True) -> list[dict]:
-    """Checks messages and gives them the form that templates are written for.
+    """Checks messages and converts them to the form that templates expect.
 
-    Fields that are None are left out, and the content is None where it is missing beside tool
-    calls. Parts of a content are {"type": "text", "text": ...}. Arguments of a tool call are an
-    object, or its JSON text. What the model thought has the names that templates know.
+    Fields that are None are dropped. A missing content next to tool calls becomes None. Parts of a
+    content become {"type": "text", "text": ...}. The arguments of a tool call are an object or its
+    JSON text. The model's reasoning is stored under the names that templates use.
 
     Args:
-        messages: dictionaries, or objects with `model_dump`.
-        knows_developer: whether the template has a role "developer"; without it that is "system",
-            as in llama.cpp.
+        messages: Dictionaries, or objects with `model_dump`.
+        knows_developer: Whether the template has a role "developer". If not, that role becomes
+            "system", as in llama.cpp.
 
     Raises:
-        ChatTemplateError: what a template cannot get, with the message's place.
+        ChatTemplateError: A message is invalid; the error contains its index.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise ChatTemplateError(
@@ -62,9 +62,9 @@ def read_messages(messages: Sequence[Any], *, knows_developer: bool = True) -> l
 
 
 def without_oldest_turn(messages: Sequence[Any]) -> list[Any]:
-    """Drops the first message of the user with all that follows it, up to the next.
+    """Drops the first user message and everything up to the next user message.
 
-    Returns all messages of a conversation of one turn.
+    A conversation with fewer than two user messages is returned unchanged.
     """
     starts = [
         place for place, message in enumerate(messages) if plain(message).get("role") == "user"

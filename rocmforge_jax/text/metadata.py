@@ -14,7 +14,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def warn(message: str) -> None:
-    """Warns of something odd in a file, at the line that called this package."""
+    """Warns about a file, with the location of the line that called this package."""
     depth, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
         depth, frame = depth + 1, frame.f_back
@@ -22,17 +22,17 @@ def warn(message: str) -> None:
 
 
 def string(metadata, key: str, default: str | None = None) -> str:
-    """A string; GGUFError where the key is missing and there is no default."""
+    """Returns a string. Raises GGUFError if the key is missing and there is no default."""
     return _scalar(metadata, key, str, "a string", default)
 
 
 def boolean(metadata, key: str, default: bool) -> bool:
-    """A boolean."""
+    """Returns a boolean."""
     return bool(_scalar(metadata, key, (bool, np.bool_), "a boolean", default))
 
 
 def token_id(metadata, key: str, vocab_size: int) -> int | None:
-    """A token id below `vocab_size`, None where the key is missing or its id is outside."""
+    """Returns a token id, or None if the key is missing or the id is not below `vocab_size`."""
     value = metadata.get(key)
     if value is None:
         return None
@@ -42,7 +42,7 @@ def token_id(metadata, key: str, vocab_size: int) -> int | None:
 
 
 def token_ids(metadata, key: str, vocab_size: int) -> frozenset[int]:
-    """A list of token ids; those outside the vocabulary are left out, with a warning."""
+    """Returns a set of token ids; those outside the vocabulary are dropped with a warning."""
     values = metadata.get(key)
     ids = np.asarray([] if values is None else values)
     if ids.ndim != 1 or len(ids) and ids.dtype.kind not in "iu":
@@ -57,7 +57,11 @@ def token_ids(metadata, key: str, vocab_size: int) -> frozenset[int]:
 
 
 def strings(metadata, key: str) -> list[str | bytes]:
-    """A list of strings; those that are not UTF-8 are bytes. GGUFError where the key is missing."""
+    """Returns a list of strings, with bytes for those that are not UTF-8.
+
+    Raises:
+        GGUFError: The key is missing or has another type.
+    """
     values = _required(metadata, key)
     if isinstance(values, (str, bytes, np.ndarray)) or not hasattr(values, "__len__"):
         raise GGUFError(f"{key} is {_kind(values)}: expected a list of strings")
@@ -69,9 +73,12 @@ def strings(metadata, key: str) -> list[str | bytes]:
 
 
 def numbers(metadata, key: str, length: int, *, integral: bool) -> np.ndarray | None:
-    """A list of `length` numbers, in the type that the file has; None where the key is missing.
+    """Returns the first `length` numbers of a list, in the file's dtype, or None without the key.
 
-    Of a longer list the rest is left out, with a warning. GGUFError for a shorter one.
+    The rest of a longer list is dropped with a warning.
+
+    Raises:
+        GGUFError: The list is too short or has another type.
     """
     values = metadata.get(key)
     if values is None:
@@ -97,7 +104,7 @@ def numbers(metadata, key: str, length: int, *, integral: bool) -> np.ndarray | 
 
 
 def octets(metadata, key: str) -> bytes | None:
-    """A list of 8-bit numbers as bytes; None where the key is missing."""
+    """Returns a list of 8-bit numbers as bytes, or None if the key is missing."""
     values = metadata.get(key)
     if values is None:
         return None

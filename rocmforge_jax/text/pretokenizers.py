@@ -1,13 +1,12 @@
-r"""The regular expressions behind `tokenizer.ggml.pre`.
+r"""The regular expressions for the values of `tokenizer.ggml.pre`.
 
-Byte-level BPE cuts text into words with them before it merges. The names are those of llama.cpp
-(src/llama-vocab.cpp, `llama_vocab::impl::load`). The expressions are the ones of the models' own
-tokenizer.json, which llama.cpp quotes beside its own: where std::regex lacks the syntax
-(`(?i:...)`, possessive quantifiers, `\p{Lu}` in a class) llama.cpp runs an approximation, and the
-model was trained on the original.
+Byte-level BPE splits text into words with them before it merges. The names follow llama.cpp
+(src/llama-vocab.cpp, `llama_vocab::impl::load`). The expressions come from the models' own
+tokenizer.json. llama.cpp quotes these, but runs approximations where std::regex lacks the syntax
+(`(?i:...)`, possessive quantifiers, `\p{Lu}` in a class).
 
-Each expression of a tuple cuts every piece that the expressions before it have left, matches and
-gaps alike.
+In a tuple, each expression splits the pieces that the previous ones have left, matches and gaps
+alike.
 """
 
 import difflib
@@ -22,8 +21,8 @@ _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _PUNCTUATION_WORD = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
 _HAN_KANA = "[一-龥\u3040-ゟ゠-ヿ]+"
-# Words in one case or capitalised: upper or uncased letters, then lower or uncased ones; one of the
-# two may be empty.
+# Words in one case or capitalised: upper-case or uncased letters, then lower-case or uncased ones.
+# One of the two parts may be empty.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+",
@@ -56,17 +55,17 @@ _LINES = (r"[^\n]+|[\n]+",)
 def _rest_of_threes(digit: str) -> str:
     """Matches the one or two digits before groups of three, at the start of a run of digits.
 
-    The run is looked through once. Counting from each of its digits would take quadratic time.
+    The run is scanned once. Counting from each of its digits would take quadratic time.
     """
     return rf"(?<!{digit}){digit}{{1,2}}(?=(?:{digit}{{3}})*+(?!{digit}))"
 
 
 _NUMBER, _DIGIT = r"\p{N}", r"\d"
-# What stays together where a text is cut before groups of three digits, and nowhere else.
+# Matches what is never split if a text is split only before groups of three digits.
 _UNCUT = rf"(?:\D|{_rest_of_threes(_DIGIT)})"
 # The first group of a number keeps the text before it.
 _AFMOE_NUMBERS = rf"\P{{N}}*+(?:{_rest_of_threes(_NUMBER)}|\p{{N}}{{3}})|\P{{N}}++"
-# Han, kana, Thai, Lao, Khmer, Burmese and Hangul; U+8C48 is llama.cpp's, for U+F900.
+# Han, kana, Thai, Lao, Khmer, Burmese and Hangul. llama.cpp has U+8C48 in place of U+F900.
 _AFMOE_SCRIPTS = (
     "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf"
     "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af"
@@ -75,8 +74,8 @@ _AFMOE_SCRIPTS = (
 _JAIS2_SPACES = r"\s*[\r\n]+|" + "".join(rf"\s{{{2**i}}}(?!\S)|" for i in range(9, 1, -1))
 _JAIS2_SPACES += r"\s{1,2}(?!\S)|\s{1}"
 _YOUTU_SCRIPTS = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-ゟ゠-ヿ]+"
-# The cased letters of the Unicode version that DeepSeek took its list from; escaped, because
-# editors normalise a few of them.
+# The cased letters of the Unicode version that DeepSeek's list is based on. They are escaped,
+# because editors normalise a few of them.
 _CASED_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d"
     "\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5"
@@ -92,12 +91,16 @@ _CASED_LETTERS = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """patterns: in the order of application.
+    """How a pre-tokenizer splits text into words.
 
-    ignore_merges: a word that is a token is taken whole, whatever the merges say. add_bos: the
-    default where the file has no `tokenizer.ggml.add_bos_token`; always_bos: whatever that says.
-    byte_level: merges work on bytes, otherwise on characters. space: the character in place of a
-    space. whole_newlines: a run of newlines that is a token is taken whole.
+    Attributes:
+        patterns: Regular expressions, in the order of application.
+        ignore_merges: Whether a word that is a token becomes that token, regardless of the merges.
+        add_bos: The default if the file lacks `tokenizer.ggml.add_bos_token`.
+        always_bos: Whether texts get a bos token regardless of that key.
+        byte_level: Whether merges work on bytes; otherwise on characters.
+        space: The character that replaces a space.
+        whole_newlines: Whether a run of newlines that is a token becomes that token.
     """
 
     patterns: tuple[str, ...]
@@ -260,13 +263,17 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 
 
 def nearest(name: str, known) -> str:
-    """Ends an error message with the known names most like `name`, or all if none is like it."""
+    """Returns the end of an error message: the known names most similar to `name`, or all."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """Looks up the rule of a `tokenizer.ggml.pre`; GGUFError names the nearest if it is unknown."""
+    """Returns the rule for a value of `tokenizer.ggml.pre`.
+
+    Raises:
+        GGUFError: The name is unknown; the message lists the nearest names.
+    """
     if name not in PRE_TOKENIZERS:
         raise GGUFError(
             f"tokenizer.ggml.pre is {name!r}, which is newer than this version, or misspelt (it has"

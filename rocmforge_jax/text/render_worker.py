@@ -1,10 +1,10 @@
-"""The program that renders chat templates, run as a process of its own by `renderer.py`.
+"""Renders chat templates. `renderer.py` runs this program in a separate process.
 
-It imports nothing of the package but `contents`.
+Of this package it imports only `contents`.
 
-A request is one line of JSON on stdin, {"template", "variables"}; a reply one line on stdout,
-{"text"} or {"error", "spent"}. The environment is the one that templates are written for: that of
-`apply_chat_template` in Hugging Face transformers.
+A request is one line of JSON on stdin: {"template", "variables"}. A reply is one line on stdout:
+{"text"} or {"error", "spent"}. Templates get the same environment as in `apply_chat_template` of
+Hugging Face transformers.
 """
 
 import json
@@ -15,7 +15,7 @@ from types import ModuleType
 if __name__ == "__main__":
     # Started with -I -S, so the only import paths are those that the parent passes.
     sys.path[:] = json.loads(sys.argv[1])
-    # Packages without their own code, which would import `tokenizers` and NumPy.
+    # Register empty packages, because the real ones would import `tokenizers` and NumPy.
     for name, place in (("rocmforge_jax", 1), ("rocmforge_jax.text", 0)):
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__path__ = [str(Path(__file__).resolve().parents[place])]
@@ -38,38 +38,36 @@ from rocmforge_jax.text.contents import Parts, WrongForm, in_any_form
 
 MEMORY_LIMIT = 512 << 20  # bytes of address space
 OUTPUT_LIMIT = 16 << 20  # characters
-CPU_LIMIT = (
-    600  # seconds in the life of the process, should the parent have died that would have killed it
-)
+CPU_LIMIT = 600  # seconds in the life of the process, in case the parent dies before it can kill it
 
 
-# Lone surrogates are marks of the caller. No valid text has them.
+# The caller uses lone surrogates as marks, because valid text does not contain them.
 MARK = re.compile("[\ud800-\udfff]")
 BYTES_OF_MARK = re.compile(b"\xed[\xa0-\xbf][\x80-\xbf]")
 QUOTED_MARK = re.compile("%ED%[AB][0-9A-F]%[89AB][0-9A-F]")
 
 
 class Refused(Exception):
-    """The template called `raise_exception`, or wrote too much."""
+    """Raised if the template calls `raise_exception` or writes too much."""
 
 
 class GenerationTag(Extension):
-    """`{% generation %}`: marks the assistant's words for training.
+    """The tag `{% generation %}`, which marks the assistant's words for training.
 
-    For rendering its body is all there is.
+    Rendering outputs its body.
     """
 
     tags = {"generation"}
 
     def parse(self, parser):
-        """Parses the block as a scope of its own."""
+        """Parses the block as a separate scope."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
 
 
 def raise_exception(message):
-    """Refuses the messages, in the template's words."""
+    """Raises Refused with the template's message."""
     raise Refused(f"the template refuses these messages: {message}")
 
 
@@ -79,8 +77,8 @@ def strftime_now(form):
 
 
 def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    """Writes JSON; unlike Jinja's filter, it does not escape HTML, and it takes generators."""
-    if isinstance(value, Parts):  # where a list is not expected, JSON is the way out
+    """Converts to JSON. Unlike Jinja's filter, it accepts generators and does not escape HTML."""
+    if isinstance(value, Parts):  # a template that does not expect a list falls back to JSON
         raise WrongForm
     text = json.dumps(
         value,
@@ -92,12 +90,12 @@ def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
     )
     if not ensure_ascii:
         return text
-    # Marks have to stay single characters.
+    # Marks must stay single characters.
     return re.sub(r"[^\x00-\x7e\ud800-\udfff]", lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def url_encoded(value):
-    """Quotes a text, or pairs of texts, for a URL; like Jinja's filter, but marks stay marks."""
+    """Quotes a text, or pairs of texts, for a URL. Like Jinja's filter, but marks are kept."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return url_quoted(value, False)
     pairs = value.items() if isinstance(value, dict) else value
@@ -113,7 +111,7 @@ def url_quoted(value, for_qs: bool) -> str:
 
 
 def encode(text: str, encoding="utf-8", errors="strict") -> bytes:
-    """Does what `str.encode` does; a mark becomes its bytes in UTF-8."""
+    """Like `str.encode`, but a mark becomes its bytes in UTF-8."""
     pieces = MARK.split(text)
     marks = [mark.encode("utf-8", "surrogatepass") for mark in MARK.findall(text)]
     encoded = [piece.encode(encoding, errors) for piece in pieces]
@@ -121,7 +119,7 @@ def encode(text: str, encoding="utf-8", errors="strict") -> bytes:
 
 
 def decode(data: bytes, encoding="utf-8", errors="strict") -> str:
-    """Does what `bytes.decode` does; the bytes of a mark become the mark."""
+    """Like `bytes.decode`, but the bytes of a mark become the mark."""
     pieces = BYTES_OF_MARK.split(data)
     marks = [mark.decode("utf-8", "surrogatepass") for mark in BYTES_OF_MARK.findall(data)]
     decoded = [piece.decode(encoding, errors) for piece in pieces]
@@ -129,23 +127,26 @@ def decode(data: bytes, encoding="utf-8", errors="strict") -> str:
 
 
 def as_list(value):
-    """The items of a generator or a view, which JSON lacks."""
+    """Returns the items of a generator or a view as a list, because JSON supports neither."""
     if isinstance(value, Iterator | KeysView | ValuesView | ItemsView):
         return list(value)
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, but a template may change lists that it made, as those of Kimi K2 do."""
+    """Jinja's sandbox, except that a template may append to and pop from lists.
+
+    The templates of Kimi K2 need this. The caller's lists are `Given` objects and stay immutable.
+    """
 
     def is_safe_attribute(self, obj, attr, value):
-        """Whether a template may use an attribute."""
+        """Returns whether a template may use an attribute."""
         if type(obj) is list and attr in ("append", "pop"):
             return True
         return super().is_safe_attribute(obj, attr, value)
 
     def getattr(self, obj, attribute):
-        """Returns an attribute; encoding and decoding leave marks alone."""
+        """Returns an attribute; `encode` and `decode` are replaced by versions that keep marks."""
         if attribute == "encode" and isinstance(obj, str):
             return functools.partial(encode, obj)
         if attribute == "decode" and isinstance(obj, bytes):
@@ -165,12 +166,12 @@ def compiled(template: str) -> jinja2.Template:
 
 
 def rendered(template: str, variables: dict) -> str:
-    """Renders a template, with contents of messages in the first form that it can read."""
+    """Renders a template, with message contents in the first form that it can read."""
     return in_any_form(template, variables, functools.partial(generated, template))
 
 
 def generated(template: str, variables: dict) -> str:
-    """Renders a template; refuses a text that becomes too long."""
+    """Renders a template and raises Refused if the text becomes too long."""
     pieces, length = [], 0
     for piece in compiled(template).generate(variables):
         pieces.append(piece)
@@ -181,7 +182,7 @@ def generated(template: str, variables: dict) -> str:
 
 
 def explained(error: Exception) -> str:
-    """Turns an error of the template into a message for the user."""
+    """Converts a template's error to a message for the user."""
     match error:
         case Refused():
             return str(error)
@@ -199,9 +200,9 @@ def explained(error: Exception) -> str:
 
 
 def bound_resources():
-    """Bounds memory, time, files written and processes started.
+    """Limits memory and CPU time, and forbids writing files and starting processes.
 
-    Windows can bound none of them, and macOS cannot bound memory.
+    On Windows no limit is available, and on macOS memory cannot be limited.
     """
     try:
         import resource
@@ -214,12 +215,12 @@ def bound_resources():
 
 
 def answer() -> dict | None:
-    """The reply to the next request, None at the end of stdin."""
+    """Returns the reply to the next request, or None at the end of stdin."""
     try:
         line = sys.stdin.buffer.readline()
         return {"text": rendered(**json.loads(line))} if line else None
     except Exception as error:
-        # What ran out of memory may leave it in pieces: "spent" asks for a new process.
+        # Memory may be fragmented after a MemoryError, so "spent" requests a new process.
         return {"error": explained(error)[:1000], "spent": isinstance(error, MemoryError)}
 
 
@@ -230,7 +231,7 @@ def main():
         while (reply := answer()) is not None:
             sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
             sys.stdout.buffer.flush()
-    except BrokenPipeError:  # the parent has ended, and Python would complain at the end
+    except BrokenPipeError:  # the parent has ended; a normal exit would print a traceback
         os._exit(1)
 
 

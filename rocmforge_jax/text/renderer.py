@@ -1,9 +1,9 @@
-"""Runs chat templates in a process of their own, with bounds on time, memory and output.
+"""Renders chat templates in a separate process, with limits on time, memory and output.
 
-A template is a program from an untrusted file. Jinja's sandbox keeps it from the interpreter, but a
-multiplied string, a list nested in itself, `10 ** 10 ** 8` or a width in a format is one call into
-C that no hook inside the interpreter can stop. A process can be bounded by the kernel, and killed.
-Starting it takes about 0.1 s, once; a render then takes about 0.3 ms.
+A template is a program from an untrusted file. Jinja's sandbox protects the interpreter, but not
+against expensive single operations: a multiplied string, a list nested in itself, `10 ** 10 ** 8`
+or a width in a format. Each is one call into C that nothing inside the interpreter can interrupt.
+The kernel can limit a process, and the parent can kill it.
 """
 
 import atexit
@@ -14,26 +14,35 @@ import sys
 import threading
 from pathlib import Path
 
-START_LIMIT = 60.0  # seconds, also on a machine that is busy
+START_LIMIT = 60.0  # seconds; long enough for a busy machine
 
 
 class RenderError(Exception):
-    """What went wrong, in words for the user."""
+    """Raised if a rendering fails; the message is meant for the user."""
 
 
 class Renderer:
-    """The process, started when it is first needed and again after it was killed.
+    """The rendering process, started on first use and restarted after it was killed.
 
-    Threads take turns.
+    A lock lets only one thread at a time use it.
     """
 
     def __init__(self):
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
-        self._owner = 0  # a fork must not talk through its parent's pipes
+        self._owner = 0  # a forked process must not use its parent's pipes
 
     def render(self, template: str, variables: dict, time_limit: float) -> str:
-        """The text. RenderError where the template fails or exceeds `time_limit` seconds."""
+        """Returns the rendered text.
+
+        Args:
+            template: The template's text.
+            variables: Its variables, as JSON data.
+            time_limit: The time limit in seconds.
+
+        Raises:
+            RenderError: The template fails or exceeds the time limit.
+        """
         request = json.dumps({"template": template, "variables": variables})
         with self._lock:
             if not self._is_running():
@@ -46,7 +55,7 @@ class Renderer:
         return reply["text"]
 
     def stop(self):
-        """End the process."""
+        """Ends the process."""
         process, self._process = self._process, None
         if process is not None and self._owner == os.getpid():
             process.kill()
@@ -66,13 +75,13 @@ class Renderer:
             [sys.executable, "-I", "-S", str(program), json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the caller
+            start_new_session=True,  # so that Ctrl-C reaches only the caller
         )
         self._owner = os.getpid()
         self._exchange(json.dumps({"template": "", "variables": {}}), START_LIMIT)
 
     def _exchange(self, request: str, time_limit: float) -> dict:
-        """The reply to one request. A process that did not reply is never used again."""
+        """Sends a request and returns its reply. A process without a reply is stopped."""
         process, late = self._process, threading.Event()
         assert process is not None and process.stdin is not None and process.stdout is not None
 

@@ -1,6 +1,6 @@
-"""Which tokens have a role: those that begin, end or infill a text.
+"""Finds the tokens with a role: those that start, end or infill a text.
 
-The keys are those of the GGUF specification; which tokens end a generation follows llama.cpp
+The keys follow the GGUF specification. The tokens that end a generation follow llama.cpp
 (src/llama-vocab.cpp).
 """
 
@@ -16,7 +16,7 @@ ID_KEYS = {
     "eot": ("eot_token_id",),
     "eom": ("eom_token_id",),
     "unk": ("unknown_token_id",),
-    "sep": ("seperator_token_id",),  # spelled so in the specification
+    "sep": ("seperator_token_id",),  # sic, in the specification
     "pad": ("padding_token_id",),
     "mask": ("mask_token_id",),
     "fim_pre": ("fim_pre_token_id", "prefix_token_id"),
@@ -27,8 +27,8 @@ ID_KEYS = {
     "fim_sep": ("fim_sep_token_id",),
 }
 
-#: Tokenizer model -> the special ids that a file may leave out. For gpt2 llama.cpp takes Falcon's,
-#: 11; in any other vocabulary that is a comma.
+#: Tokenizer model -> default special ids. For gpt2 llama.cpp uses Falcon's id, 11. There is no
+#: default here, because 11 is a comma in other vocabularies.
 DEFAULT_IDS = {
     "gpt2": {},
     "gemma4": {},
@@ -37,8 +37,8 @@ DEFAULT_IDS = {
     "t5": {"pad": 0, "eos": 1, "unk": 2},
 }
 
-# name -> the texts by which a token is recognised where no key names it, the first that the
-# vocabulary has.
+# name -> the texts that identify a token if no key specifies it. The first text in the vocabulary
+# is used.
 _ID_TEXTS = {
     "eot": (
         "<|eot_id|>",
@@ -115,12 +115,12 @@ _STOP_TEXTS = (
     "[e~[",
 )
 
-# Parts of a message that gpt-oss writes and a caller must see.
+# Parts of a message that gpt-oss generates and that must stay visible to the caller.
 _VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def special_ids(metadata, index, vocab_size: int) -> dict[str, int]:
-    """Returns the ids by name: those that the file's keys or the texts of its tokens give."""
+    """Returns the special ids by name, from the file's keys or else from the tokens' texts."""
     ids = {}
     for name, keys in ID_KEYS.items():
         given = [_named(metadata, f"tokenizer.ggml.{key}", vocab_size) for key in keys]
@@ -142,17 +142,17 @@ def _named(metadata, key: str, vocab_size: int) -> int | None:
 
 
 def endings(tokens, index, types, ids, given) -> tuple[frozenset[int], np.ndarray]:
-    """Returns the tokens that end a generation, and the types without mistakes of converters.
+    """Returns the tokens that end a generation, and the corrected token types.
 
-    A token that ends or infills a text is never text itself, unless it is only the default of its
-    role.
+    Some converters store wrong types. A token that ends or infills a text becomes a control token,
+    unless it is only the default for its role.
 
     Args:
         tokens: The vocabulary.
         index: Text -> id.
-        types: Of the tokens.
-        ids: Name -> id, defaults included.
-        given: Those that keys or texts give.
+        types: The type of each token.
+        ids: Name -> id, including defaults.
+        given: Name -> id, only from keys or texts.
     """
     stops = {ids[name] for name in _STOP_NAMES if name in ids}
     stops |= {
@@ -172,10 +172,10 @@ def endings(tokens, index, types, ids, given) -> tuple[frozenset[int], np.ndarra
 
 
 def _parts_of_messages(stops: set[str]) -> dict[str, TokenType]:
-    """Returns the texts that end nothing where others do, with their types.
+    """Returns the texts that do not end a generation if certain other stop tokens exist.
 
-    Harmony (gpt-oss) and Solar end a message, not the answer, with <|end|>. Gemma 4 and PLaMo have
-    an ordinary </s>.
+    Each text has its type. Harmony (gpt-oss) and Solar end a message, not the answer, with <|end|>.
+    In Gemma 4 and PLaMo </s> is ordinary text.
     """
     found = {}
     if stops & {"<|call|>", "<|calls|>"} and stops & {"<|return|>", "<|flush|>"}:
@@ -186,8 +186,8 @@ def _parts_of_messages(stops: set[str]) -> dict[str, TokenType]:
 
 
 def _is_marked(token_type) -> bool:
-    """Returns whether the file sets the token apart from text.
+    """Returns whether the file declares a token as control or user-defined.
 
-    Qwen's "</s>" is text: HTML that strikes through ends with it.
+    Qwen's "</s>" is plain text: it closes a struck-through passage in HTML.
     """
     return token_type in (TokenType.CONTROL, TokenType.USER_DEFINED)

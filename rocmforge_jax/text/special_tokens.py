@@ -1,4 +1,4 @@
-"""Cuts a text at special tokens, some of which take the white space beside them."""
+"""Splits a text at special tokens, some of which absorb adjacent white space."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,12 @@ _WHITE_SPACE = " \t\n\v\f\r"  # C's isspace
 class SpecialToken:
     """A token that is never merged from text.
 
-    takes_before, takes_after: whether the white space before or after it belongs to it.
+    Attributes:
+        text: The token's text.
+        id: The token's id.
+        type: The token's type.
+        takes_before: Whether it absorbs the white space before it.
+        takes_after: Whether it absorbs the white space after it.
     """
 
     text: str
@@ -27,9 +32,9 @@ class SpecialToken:
 
 
 def special_tokens(vocabulary: Vocabulary, metadata) -> list[SpecialToken]:
-    """Lists the special tokens, longest first.
+    """Returns the special tokens, longest first.
 
-    llama.cpp reads the longest special token first, wherever it is in the text.
+    llama.cpp searches for the longest special token first, anywhere in the text.
     """
     texts = {}
     for id in np.flatnonzero(np.isin(vocabulary.types, _SPECIAL)).tolist():
@@ -45,10 +50,10 @@ def special_tokens(vocabulary: Vocabulary, metadata) -> list[SpecialToken]:
 
 
 def _white_space_rules(metadata, special) -> tuple[set[str], set[str]]:
-    """Returns the tokens that take the white space before them, and those that take it after.
+    """Returns the tokens that absorb the white space before them, and those that absorb it after.
 
-    No key of a file has these rules. As llama.cpp does, they are known by the names of the model,
-    its architecture and its way to split words.
+    GGUF has no key for these rules. As in llama.cpp, they depend on the model's name, its
+    architecture and its pre-tokenizer.
     """
     name, architecture, pre = (
         str(metadata.get(key, ""))
@@ -71,7 +76,7 @@ def _has_any(text: str, *parts: str) -> bool:
 
 
 def split(text: str, special: list[SpecialToken]) -> list[str | int]:
-    """Cut `text` at special tokens: texts that are not empty, and the ids between them."""
+    """Splits `text` at special tokens into non-empty texts and token ids."""
     parts: list[str | int] = [text] if text else []
     for token in special:
         if token.text in text:

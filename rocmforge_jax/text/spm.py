@@ -1,4 +1,4 @@
-"""SentencePiece BPE: a codec of `tokenizer_models`."""
+"""SentencePiece BPE, one of the codecs of `tokenizer_models`."""
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -9,17 +9,17 @@ from rocmforge_jax.text.leftmost import LeftmostMerges
 from rocmforge_jax.text.token_types import TokenType
 from rocmforge_jax.text.vocabulary import SPACE, Vocabulary
 
-# Characters of a token whose merges are listed, since their number grows with the square. The
-# longest token in use has about 64.
+# The longest token, in characters, whose merges are listed: merges take quadratic space. The
+# longest token in use has about 64 characters.
 _LONGEST_PIECE = 512
 _TEXTUAL = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED, TokenType.UNDEFINED)
 
 
 class SentencePieceCodec:
-    """SentencePiece BPE, which `tokenizer.ggml.model` calls llama.
+    """SentencePiece BPE, named llama in `tokenizer.ggml.model`.
 
-    The pair with the best score merges first, the leftmost of equals. Unknown characters become
-    bytes.
+    The pair with the best score merges first; among equal scores, the leftmost pair. Unknown
+    characters become bytes.
     """
 
     def __init__(self, vocabulary: Vocabulary, space_prefix: bool):
@@ -47,7 +47,7 @@ class SentencePieceCodec:
         )
 
     def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
-        """Returns the ids of each text, and the names of the characters that were left out."""
+        """Returns the ids of each text, and the characters that were dropped."""
         start = SPACE if self.space_prefix else ""
         cut = [list(self._leftmost.runs(start + text.replace(" ", SPACE))) for text in texts]
         ranked = [run for runs in cut for run, by_place in runs if not by_place]
@@ -75,7 +75,7 @@ class SentencePieceCodec:
         return ids
 
     def _without_ids(self, characters: set[str]) -> set[str]:
-        """Returns the characters that `tokenizers` leaves out."""
+        """Returns the characters that `tokenizers` drops."""
         if self._unknown is not None or len(self._bytes) == 256:
             return set()
         return {char for char in characters - self._index.keys() if not self._has_bytes(char)}
@@ -84,12 +84,12 @@ class SentencePieceCodec:
         return all(byte in self._bytes for byte in character.encode())
 
     def decode(self, token: str) -> bytes:
-        """The bytes of an ordinary token."""
+        """Returns the bytes of an ordinary token."""
         return token.replace(SPACE, " ").encode()
 
 
 def piece_scores(vocabulary: Vocabulary) -> dict[str, float]:
-    """Text -> score of the tokens that merges make."""
+    """Returns text -> score of the tokens that merges can produce."""
     types = vocabulary.types.tolist()
     if vocabulary.scores is None:
         meta.warn(
@@ -103,14 +103,14 @@ def piece_scores(vocabulary: Vocabulary) -> dict[str, float]:
 
 
 def _always_cut(vocabulary: Vocabulary) -> set[str]:
-    """Returns the user-defined tokens that are cut from every text before merging."""
+    """Returns the user-defined tokens that are split off every text before merging."""
     ids = np.flatnonzero(vocabulary.types == TokenType.USER_DEFINED).tolist()
     texts = (vocabulary.tokens[id] for id in ids)
     return {text for text in texts if isinstance(text, str) and SPACE not in text}
 
 
 def merges_by_score(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """Lists the ways to make a token of two tokens, best score first."""
+    """Returns all ways to split a token into two tokens, best score first."""
     merges = [
         (-scores[text], text[:cut], text[cut:])
         for text in scores

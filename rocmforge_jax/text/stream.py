@@ -1,4 +1,4 @@
-"""Text as it is generated: whole characters only, and nothing of a stop string."""
+"""Decodes generated tokens to text incrementally and cuts it at stop strings."""
 
 import codecs
 from collections.abc import Iterable, Iterator
@@ -7,9 +7,9 @@ from rocmforge_jax.arguments import flag
 
 
 class ByteStream:
-    """Token ids in, bytes out.
+    """Converts token ids to bytes incrementally.
 
-    Special tokens may be left out; the space that encoding puts before a text is dropped again.
+    It drops the space that encoding inserts before a text. Control tokens can be left out.
     """
 
     def __init__(self, tokenizer, *, skip_special: bool = False, after: Iterable[int] = ()):
@@ -19,7 +19,7 @@ class ByteStream:
         self._at_start = last is None or tokenizer.is_special(last)
 
     def push(self, ids: Iterable[int]) -> bytes:
-        """Takes the next tokens and returns their bytes."""
+        """Returns the bytes of the next tokens."""
         return b"".join(map(self._next, _checked_ids("ids", ids)))
 
     def _next(self, id: int) -> bytes:
@@ -44,9 +44,9 @@ def _checked_ids(name: str, ids: Iterable[int]) -> Iterator[int]:
 
 
 class TextStream:
-    """Token ids in, text out: the pieces joined are `Tokenizer.decode` of all ids.
+    """Converts token ids to text incrementally.
 
-    Made by `Tokenizer.stream`.
+    The concatenated pieces equal `Tokenizer.decode` of all ids. Created by `Tokenizer.stream`.
     """
 
     def __init__(self, pieces: ByteStream):
@@ -54,23 +54,27 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that is complete with these ids.
+        """Returns the text that these ids complete.
 
-        A character that still lacks bytes waits for the next.
+        The bytes of an incomplete character are kept for the next call.
         """
         return self._utf8.decode(self._pieces.push(ids))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that never became complete."""
+        """Returns the rest at the end: U+FFFD if a character is still incomplete, otherwise ""."""
         return self._utf8.decode(b"", final=True)
 
 
 class StopStrings:
-    """Text in, text out, up to the first stop string.
+    """Passes text through, up to the first stop string.
 
-    The string that is complete first wins, the longer of two that end together. Text that may yet
-    become a stop string is held back, so what `push` returns does not depend on how the text was
-    cut. `hit` is the stop string found, None before.
+    The stop string that is complete first wins; if two end at the same place, the longer one. Text
+    that could be the start of a stop string is held back. So the output does not depend on how the
+    text was split.
+
+    Attributes:
+        stops: The stop strings.
+        hit: The stop string that was found, or None.
     """
 
     def __init__(self, stops: str | Iterable[str] | None):
@@ -86,7 +90,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """The text that certainly comes before any stop string; "" once one was hit."""
+        """Returns the text that certainly precedes any stop string, or "" after a hit."""
         if self.hit is not None:
             return ""
         text = self._held + text
@@ -104,12 +108,12 @@ class StopStrings:
         return text[:end]
 
     def flush(self) -> str:
-        """The text held back, when no more comes."""
+        """Returns the text held back. Call it after the last `push`."""
         held, self._held = self._held, ""
         return held
 
     def _hold(self, text: str) -> int:
-        """How many characters at the end of `text` could be the start of a stop string."""
+        """Returns how many characters at the end of `text` could start a stop string."""
         longest = max(map(len, self.stops), default=1) - 1
         starts = range(max(len(text) - longest, 0), len(text))
         return next(

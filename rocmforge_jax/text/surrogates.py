@@ -1,6 +1,6 @@
-"""Finds lone surrogates: characters of Python's strings that no valid text has.
+"""Finds lone surrogates: characters of Python strings that valid text does not contain.
 
-The package puts some of its own into texts, as marks. So those of the caller are refused.
+The package inserts some of them into texts as marks, so input that contains one is rejected.
 """
 
 import re
@@ -10,15 +10,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_text(what: str, text: str, error: type[ValueError] = ValueError) -> None:
-    """Refuses a text with a lone surrogate.
+    """Raises an error if a text contains a lone surrogate.
 
     Args:
-        what: What the message calls the text.
+        what: The name of the text in the message.
         text: The text.
         error: The class of the exception.
 
     Raises:
-        ValueError: The text has one; with its position.
+        ValueError: The text contains one; the message has its position.
     """
     if not text.isascii() and (found := _SURROGATE.search(text)):
         raise error(
@@ -28,15 +28,15 @@ def check_text(what: str, text: str, error: type[ValueError] = ValueError) -> No
 
 
 def check_data(what: str, data: Any, error: type[ValueError] = ValueError) -> None:
-    """Refuses JSON data in which a string, or a key, has a lone surrogate.
+    """Raises an error if a string or a key in JSON data contains a lone surrogate.
 
     Args:
-        what: What the message calls the data.
+        what: The name of the data in the message.
         data: The data.
         error: The class of the exception.
 
     Raises:
-        ValueError: A text has one; with its place in the data, and its position.
+        ValueError: A string contains one; the message has its place in the data and its position.
     """
     if isinstance(data, str):
         check_text(what, data, error)

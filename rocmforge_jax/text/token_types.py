@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class TokenType(IntEnum):
-    """`tokenizer.ggml.token_type`."""
+    """The values of `tokenizer.ggml.token_type`."""
 
     UNDEFINED = 0
     NORMAL = 1

@@ -1,4 +1,4 @@
-"""A tokenizer from the metadata of a GGUF file alone."""
+"""Builds a tokenizer from the metadata of a GGUF file."""
 
 import operator
 import os
@@ -20,16 +20,20 @@ from rocmforge_jax.text.vocabulary import Vocabulary
 
 
 class Tokenizer:
-    """Text to token ids and back, with the vocabulary of one GGUF file.
+    """Converts text to token ids and back, with the vocabulary of one GGUF file.
 
-    It never changes, so threads may share it.
+    It is immutable, so threads may share it.
 
-    vocab_size: the number of tokens. stop_ids: the tokens that end a generation. suppressed_ids:
-    the tokens that must never be generated (`tokenizer.ggml.suppress_tokens`). add_bos, add_eos,
-    add_sep: what `add_special` adds before and after a text. add_space_prefix: whether encoding
-    puts a space before a text and decoding takes it away. bos_id, eos_id, eot_id, eom_id, unk_id,
-    sep_id, pad_id, mask_id and fim_pre_id, fim_suf_id, fim_mid_id (for infilling): None where the
-    vocabulary has none. special: text -> id of the control and user-defined tokens, longest first.
+    Attributes:
+        vocab_size: The number of tokens.
+        stop_ids: The tokens that end a generation.
+        suppressed_ids: The tokens that are never generated (`tokenizer.ggml.suppress_tokens`).
+        add_bos, add_eos, add_sep: Which tokens `encode` with `add_special` adds to a text.
+        add_space_prefix: Whether encoding inserts a space before a text and decoding removes it.
+        bos_id, eos_id, eot_id, eom_id: The ids of these tokens; None if the vocabulary lacks one.
+        unk_id, sep_id, pad_id, mask_id: Likewise.
+        fim_pre_id, fim_suf_id, fim_mid_id: Likewise, for infilling.
+        special: Text -> id of the control and user-defined tokens, longest first.
     """
 
     def __init__(
@@ -89,17 +93,18 @@ class Tokenizer:
 
         Args:
             text: Any valid Unicode.
-            add_special: Whether to add the tokens that the file asks for at the start (bos) and the
-                end (eos or sep), unless they are there already.
-            parse_special: Whether to read control tokens written out in the text, as chat templates
-                do. Without it "<|im_end|>" is plain text. User-defined tokens are always read.
-            mark: A character to take out after the special tokens were read: inside one that is
-                spelled, it keeps that text.
-            strict: Whether to refuse a text with bytes that the vocabulary lacks, instead of
-                leaving them out with a warning.
+            add_special: Whether to add the start token (bos) and the end token (eos or sep) that
+                the file specifies, unless the text already has them.
+            parse_special: Whether to read control tokens spelled in the text, as chat templates
+                require. By default "<|im_end|>" is plain text. User-defined tokens are always read.
+            strict: Whether to raise an error for bytes that the vocabulary lacks, instead of
+                dropping them with a warning.
+            mark: A character that is removed after the special tokens were read. Inside a spelled
+                token it keeps that token plain text.
 
         Raises:
-            ValueError: The text is not valid Unicode, or `strict` and the vocabulary lacks a byte.
+            ValueError: The text is not valid Unicode, or `strict` is set and the vocabulary lacks a
+                byte.
         """
         if not isinstance(text, str):
             raise TypeError(f"a text is a str, got {type(text).__name__}")
@@ -120,28 +125,34 @@ class Tokenizer:
         return self._with_ends(ids) if flag("add_special", add_special) else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of `ids`, bytes that are not UTF-8 replaced by U+FFFD.
+        """Returns the text of `ids`, with U+FFFD for bytes that are not UTF-8.
 
-        skip_special: leave control tokens out.
+        Args:
+            ids: Token ids.
+            skip_special: Whether to leave control tokens out.
         """
         return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
-        """The bytes of `ids`: what `decode` gives, where it may end inside a character."""
+        """Returns the bytes of `ids`, which may end inside a character. See `decode`."""
         return ByteStream(self, skip_special=skip_special).push(ids)
 
     def stream(self, *, skip_special: bool = False, after: Iterable[int] = ()) -> TextStream:
-        """Decode ids as they come.
+        """Returns a stream that decodes ids as they arrive.
 
-        after: the ids before them, a prompt; without any, the first is taken as the start of a
-        text.
+        Args:
+            skip_special: Whether to leave control tokens out.
+            after: The preceding ids, such as a prompt. If empty, the first id starts a text.
         """
         return TextStream(ByteStream(self, skip_special=skip_special, after=after))
 
     def piece(self, id: int) -> bytes:
-        """The bytes of one token: the text of a special one, nothing for an unused one.
+        """Returns the bytes of one token.
 
-        ValueError outside the vocabulary.
+        A special token yields its text, an unused one b"".
+
+        Raises:
+            ValueError: The id is outside the vocabulary.
         """
         token, token_type = self._vocabulary.tokens[self._checked(id)], self._types[id]
         if token_type in (TokenType.UNUSED, TokenType.UNDEFINED):
@@ -153,11 +164,11 @@ class Tokenizer:
         return token.encode() if self.is_special(id) else self._codec.decode(token)
 
     def is_control(self, id: int) -> bool:
-        """Whether a token stands for something other than text, such as the end of a turn."""
+        """Returns whether a token is not text, such as the end of a turn or the unknown token."""
         return self._types[self._checked(id)] in (TokenType.CONTROL, TokenType.UNKNOWN)
 
     def is_special(self, id: int) -> bool:
-        """Whether a token is never merged from text: control and user-defined tokens."""
+        """Returns whether a token is never merged from text: a control or user-defined token."""
         return self._types[self._checked(id)] in (
             TokenType.CONTROL,
             TokenType.UNKNOWN,
@@ -165,7 +176,7 @@ class Tokenizer:
         )
 
     def _checked(self, id) -> int:
-        if isinstance(id, bool):  # an index in Python
+        if isinstance(id, bool):  # `operator.index` would accept it
             raise TypeError(f"a token id is an integer, got {id!r}")
         try:
             number = operator.index(id)
@@ -183,7 +194,7 @@ class Tokenizer:
         return start + ids + end
 
     def _is_written(self, end: int, ids: list[int]) -> bool:
-        """Returns whether a text has the token for its start or end already, not as plain text."""
+        """Returns whether `ids`, the first or last id of a text, is already the special token."""
         return ids == [end] and self.is_special(end)
 
 
@@ -198,19 +209,25 @@ def _report_lacking(lacking: list[str], strict: bool) -> None:
 
 
 def load_tokenizer(path: str | os.PathLike, *, strict: bool = False) -> Tokenizer:
-    """The tokenizer of a GGUF file, which may hold nothing else.
+    """Returns the tokenizer of a GGUF file. The file needs no weights.
 
-    strict: refuse unknown keys, instead of warning about them.
+    Args:
+        path: The GGUF file.
+        strict: Whether to raise an error for unknown keys, instead of a warning.
     """
     strict = flag("strict", strict)
     return tokenizer_from_metadata(open_gguf(path).metadata, strict=strict)
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False) -> Tokenizer:
-    """The tokenizer that the `tokenizer.ggml.*` keys describe.
+    """Returns the tokenizer that the `tokenizer.ggml.*` keys describe.
 
-    strict: refuse unknown keys, instead of warning about them. GGUFError, a ValueError, for what is
-    wrong in them.
+    Args:
+        metadata: The key-value pairs of a GGUF file.
+        strict: Whether to raise an error for unknown keys, instead of a warning.
+
+    Raises:
+        GGUFError: A value is invalid. GGUFError is a ValueError.
     """
     strict = flag("strict", strict)
     model = meta.string(metadata, "tokenizer.ggml.model")
@@ -232,7 +249,7 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False
 
 
 def _adds(metadata, vocabulary: Vocabulary, name: str, ends: Ends) -> bool:
-    """Returns whether texts get the token of this name."""
+    """Returns whether `encode` with `add_special` adds the token of this name."""
     key = f"tokenizer.ggml.add_{name}_token"
     adds = meta.boolean(metadata, key, getattr(ends, name))
     if name in ends.always and not adds:

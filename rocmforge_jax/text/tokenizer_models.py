@@ -1,4 +1,4 @@
-"""The tokenizer models that a file may name: each makes a vocabulary and a codec of metadata."""
+"""The values of `tokenizer.ggml.model`; each builds a vocabulary and a codec from metadata."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,9 +18,13 @@ _MERGES = "tokenizer.ggml.merges"
 
 @dataclass(frozen=True)
 class Ends:
-    """Which tokens begin and end a text where the file does not say it.
+    """The default start and end tokens, for a file without the keys.
 
-    always: The names of those that the file cannot switch off.
+    Attributes:
+        bos: Whether a text starts with the bos token.
+        eos: Whether a text ends with the eos token.
+        sep: Whether a text ends with the sep token.
+        always: Names of the tokens that a file cannot switch off.
     """
 
     bos: bool = False
@@ -30,15 +34,16 @@ class Ends:
 
 
 class Codec(Protocol):
-    """Encodes texts without special tokens, and gives the bytes of ordinary tokens.
+    """Encodes texts without special tokens and decodes ordinary tokens.
 
-    space_prefix: whether it puts a space before each text that it encodes.
+    Attributes:
+        space_prefix: Whether encoding inserts a space before each text.
     """
 
     space_prefix: bool
 
     def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
-        """Returns the ids of each text, and the names of what has no id and is left out."""
+        """Returns the ids of each text, and descriptions of the parts that have no id."""
         ...
 
     def decode(self, token: str) -> bytes:
@@ -61,7 +66,7 @@ def _gemma4(metadata):
 
 
 def _merged(metadata, model: str, pre: str):
-    """Byte pair encoding."""
+    """Builds a byte pair encoding."""
     rule = pre_tokenizer(pre)
     vocabulary = read_vocabulary(metadata, DEFAULT_IDS[model])
     codec = ByteLevelCodec if rule.byte_level else CharacterCodec
@@ -71,7 +76,7 @@ def _merged(metadata, model: str, pre: str):
 
 
 def _lacks_merges(metadata, pre: str) -> bool:
-    """Returns whether this is a file of Kimi K2 without merges, which llama.cpp loads."""
+    """Returns whether this is a Kimi K2 file without merges, which llama.cpp accepts."""
     lacks = pre == "kimi-k2" and metadata.get(_MERGES) is None
     if lacks:
         meta.warn(f"the file has no {_MERGES}: every byte of a text is a token")
@@ -94,7 +99,7 @@ def _word_piece(metadata):
 
 
 def _report_other_start(metadata, vocabulary: Vocabulary) -> None:
-    """Warns where a text does not begin with the token that the encoder was trained with."""
+    """Warns if texts start with another token than the one the encoder was trained with."""
     cls = meta.token_id(metadata, "tokenizer.ggml.cls_token_id", len(vocabulary))
     bos = vocabulary.ids.get("bos")
     if cls not in (bos, None):

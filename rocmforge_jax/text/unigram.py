@@ -1,4 +1,4 @@
-"""Unigram: a codec of `tokenizer_models`. The `tokenizers` library looks for the best tokens."""
+"""Unigram, one of the codecs of `tokenizer_models`. Uses the `tokenizers` library."""
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -11,20 +11,20 @@ from rocmforge_jax.text.vocabulary import SPACE, Vocabulary
 
 _TEXTUAL = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
 _UNKNOWN = 0  # the library's id of unknown characters
-_PENALTY = np.float32(10)  # of an unknown character, besides the least score
+_PENALTY = np.float32(10)  # an unknown character scores this much below the lowest score
 
 
 class UnigramCodec:
-    """Unigram, which `tokenizer.ggml.model` calls t5.
+    """Unigram, named t5 in `tokenizer.ggml.model`.
 
-    Of all ways to cut a text into tokens the one with the greatest sum of scores is taken. Each
-    run of characters without tokens is one unknown token.
+    It selects the split of a text with the greatest sum of scores. Each run of characters without
+    tokens becomes one unknown token.
 
     Args:
         vocabulary: The tokens with their scores.
-        charsmap: What to replace before.
-        space_prefix: Whether a space is put before the first word of a text.
-        merge_spaces: Whether there is exactly one space before each word, whatever the text has.
+        charsmap: The replacements to apply to a text first.
+        space_prefix: Whether to insert a space before the first word of a text.
+        merge_spaces: Whether each word gets exactly one space before it, regardless of the text.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class UnigramCodec:
         self.space_prefix, self._merge_spaces = space_prefix, merge_spaces
         self._charsmap = charsmap
         scores, least = _scores(vocabulary)
-        # The library has ids of its own; an unknown character is a token without a text.
+        # The library uses its own ids, in which an unknown character is a token with empty text.
         self._ids = [vocabulary.ids.get("unk"), *map(vocabulary.index.__getitem__, scores)]
         self._tokenizer = Tokenizer(Unigram([("", least), *scores.items()], unk_id=_UNKNOWN))
 
     def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
-        """Returns the ids of each text, and the names of what was left out."""
+        """Returns the ids of each text, and the parts that were dropped."""
         normalized = [self._normalized(text) for text in texts]
         encoded = self._tokenizer.encode_batch_fast(normalized, add_special_tokens=False)
         found = [[self._ids[id] for id in encoding.ids] for encoding in encoded]
@@ -71,16 +71,16 @@ class UnigramCodec:
         return text.replace(" ", SPACE)
 
     def decode(self, token: str) -> bytes:
-        """The bytes of an ordinary token."""
+        """Returns the bytes of an ordinary token."""
         return token.replace(SPACE, " ").encode()
 
 
 def _scores(vocabulary: Vocabulary) -> tuple[dict[str, float], float]:
-    """Returns the scores of the tokens that a text can hold, and the least of them.
+    """Returns the scores of the usable tokens, and the lowest score among them.
 
-    The library counts an unknown character as 10 less than the least score of all tokens,
-    llama.cpp as 10 less than that of normal ones. So other tokens that have less are left out:
-    unused ones with -10000, into which no text would be cut.
+    The library scores an unknown character 10 below the lowest score of all tokens, llama.cpp 10
+    below the lowest score of normal tokens. So other tokens with a lower score are dropped. Unused
+    tokens, for example, have -10000 and would never be selected.
     """
     types = vocabulary.types.tolist()
     given = vocabulary.scores

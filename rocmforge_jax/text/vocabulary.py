@@ -10,16 +10,21 @@ from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text import special_ids
 from rocmforge_jax.text.token_types import TokenType
 
-SPACE = "▁"  # how a token spells a space, unless it spells bytes
+SPACE = "▁"  # represents a space in the tokens of codecs that are not byte-level
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Vocabulary:
-    """tokens: text, or bytes where that is not UTF-8.
+    """The tokens of a GGUF file.
 
-    index: text -> id. types: [V] of TokenType. scores: [V] numbers, None where the file has none.
-    ids: {"bos": 1, ...}, only those that exist. stop_ids: the tokens that end a generation.
-    suppressed_ids: the tokens that are never generated.
+    Attributes:
+        tokens: The text of each token, or bytes if it is not UTF-8.
+        index: Text -> id.
+        types: [V] values of TokenType.
+        scores: [V] numbers, or None if the file has no scores.
+        ids: Name -> id of the special tokens that exist, such as {"bos": 1}.
+        stop_ids: The tokens that end a generation.
+        suppressed_ids: The tokens that are never generated.
     """
 
     tokens: list[str | bytes]
@@ -35,9 +40,11 @@ class Vocabulary:
 
 
 def read_vocabulary(metadata, default_ids: dict[str, int]) -> Vocabulary:
-    """Read and check the vocabulary.
+    """Reads and checks the vocabulary.
 
-    `default_ids` are the special ids of its kind where no key gives them.
+    Args:
+        metadata: The file's key-value pairs.
+        default_ids: Name -> special id, for ids that the file does not specify.
     """
     tokens = meta.strings(metadata, "tokenizer.ggml.tokens")
     index = _index(tokens)
@@ -50,7 +57,7 @@ def read_vocabulary(metadata, default_ids: dict[str, int]) -> Vocabulary:
 
 
 def _index(tokens) -> dict[str, int]:
-    """Text -> id of the tokens that a text can hold: not empty, and UTF-8."""
+    """Returns text -> id of the tokens that are UTF-8 and not empty."""
     if not tokens:
         raise GGUFError("tokenizer.ggml.tokens is empty")
     index = {token: id for id, token in enumerate(tokens) if token and isinstance(token, str)}

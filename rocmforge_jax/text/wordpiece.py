@@ -1,7 +1,7 @@
-"""WordPiece: a codec of `tokenizer_models`.
+"""WordPiece, one of the codecs of `tokenizer_models`.
 
-`tokenizers` has WordPiece too, but its time grows with the square of a word's length, and it
-normalises texts in another way than llama.cpp.
+The WordPiece of `tokenizers` is not used. Its time grows with the square of a word's length, and it
+normalises texts differently from llama.cpp.
 """
 
 import unicodedata
@@ -9,8 +9,8 @@ from collections import defaultdict
 
 from rocmforge_jax.text.vocabulary import SPACE, Vocabulary
 
-# The ideographs that are words of their own. As in llama.cpp and `tokenizers`, U+2B820 to U+2B91F
-# are not among them, where BERT's first code has them.
+# The ideographs that are words of their own. As in llama.cpp and `tokenizers`, and unlike BERT's
+# original code, U+2B820 to U+2B91F are excluded.
 _IDEOGRAPHS = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -25,10 +25,10 @@ _SEPARATORS_OF_FILES = "\x1c\x1d\x1e\x1f"  # white space in Python, control char
 
 
 class WordPieceCodec:
-    """WordPiece, which `tokenizer.ggml.model` calls bert.
+    """WordPiece, named bert in `tokenizer.ggml.model`.
 
-    Words are cut into the longest tokens from the left. One that cannot be cut is unknown. Tokens
-    that begin a word begin with U+2581 in the file.
+    It repeatedly takes the longest token from the left of a word. A word that cannot be split
+    completely becomes the unknown token. Tokens that begin a word start with U+2581 in the file.
     """
 
     space_prefix = False
@@ -43,14 +43,14 @@ class WordPieceCodec:
         self._lengths = {start: sorted(found, reverse=True) for start, found in lengths.items()}
 
     def encode(self, texts: list[str]) -> tuple[list[list[int]], list[str]]:
-        """Returns the ids of each text, and the words that were left out."""
+        """Returns the ids of each text, and the words that were dropped."""
         split = [list(filter(None, text.translate(self._characters).split(" "))) for text in texts]
         pieces = {word: self._pieces(SPACE + word) for word in set().union(*split)}
         lacking = [repr(word) for word in sorted(pieces) if not pieces[word]]
         return [[id for word in words for id in pieces[word]] for words in split], lacking
 
     def _pieces(self, word: str) -> list[int]:
-        """Cuts a word from the left. It is unknown as a whole where no token continues it."""
+        """Splits a word from the left. If no token fits at some point, the word is unknown."""
         ids, start = [], 0
         while start < len(word):
             length = self._longest(word, start)
@@ -61,19 +61,19 @@ class WordPieceCodec:
         return ids
 
     def _longest(self, word: str, start: int) -> int:
-        """Returns the length of the longest token at a place, 0 where there is none."""
+        """Returns the length of the longest token at `start`, or 0 if no token fits."""
         for length in self._lengths.get(word[start : start + 2], ()):
             if word[start : start + length] in self._index:
                 return length
         return int(word[start] in self._index)
 
     def decode(self, token: str) -> bytes:
-        """The bytes of an ordinary token."""
+        """Returns the bytes of an ordinary token."""
         return token.replace(SPACE, " ").encode()
 
 
 class _Characters(dict[int, str]):
-    """A table for `str.translate` that cuts words apart with spaces.
+    """A table for `str.translate` that normalises characters and separates words with spaces.
 
     As in llama.cpp, accents are stripped by keeping the first character of each decomposition.
     """
@@ -100,7 +100,7 @@ class _Characters(dict[int, str]):
 
 
 def _is_a_word(char: str, category: str) -> bool:
-    """Returns whether a character is a word whatever is beside it."""
+    """Returns whether a character is always a word of its own."""
     return (
         category[0] == "P"
         or (category[0] == "S" and char < "\x7f")

@@ -14,20 +14,20 @@ from rocmforge_jax.nn import Cache, NoState
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype) -> Cache:
     """Makes an empty cache of a model for `batch` sequences of up to `length` tokens.
 
-    Raises ValueError for a size that is no integer of at least 1 and a dtype that cannot compute.
+    Raises ValueError for a size that is not a positive integer, or an unsupported dtype.
     """
     return cache_of_layers(config.layers, batch, length, dtype)
 
 
 def cache_of_layers(layers: tuple[LayerConfig, ...], batch: int, length: int, dtype) -> Cache:
-    """Makes an empty cache of some layers: see `init_cache`."""
+    """Makes an empty cache for the given layers: see `init_cache`."""
     batch, length = integer("batch", batch, 1), integer("length", length, 1)
     return _empty_cache(layers, batch, length, compute_dtype(dtype))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _empty_cache(layers, batch, length, dtype):
-    """All layers in one program: one program per array takes a third of a second at the start."""
+    """Makes all states in one compiled program; one program per array would start more slowly."""
     mixers = [layer.mixer for layer in layers]
     states = tuple(
         NoState() if mixer is None else mixer.init_state(batch, length, dtype) for mixer in mixers

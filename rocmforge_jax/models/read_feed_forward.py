@@ -21,8 +21,8 @@ def feed_forwards(
     Args:
         keys: The keys of the file.
         gated: Fields of every `Gated` that differ from the file.
-        mixture: Fields of every `Mixture`, likewise.
-        routing: Fields of the `Routing` of every mixture, likewise.
+        mixture: Fields of every `Mixture` that differ from the file.
+        routing: Fields of the `Routing` of every mixture that differ from the defaults.
         layers: See `feed_forward_layers` of `llama_like`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Checks and combines the masks and segments that a caller gives."""
+"""Checks and combines a caller's masks and segments."""
 
 from typing import Any
 

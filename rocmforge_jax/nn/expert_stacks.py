@@ -50,7 +50,7 @@ def require_packed(layers: list) -> list[quant.QTensor]:
 class Stacks(NamedTuple):
     """The feed-forward layers of all experts.
 
-    Each layer is an `Experts` or another module, or after `arrays` a `Stack`.
+    Each layer is an `Experts`, another module, or a `Stack` (see `arrays`).
 
     Attributes:
         gate: The gate projections. None: there are no gates, or `up` contains them.

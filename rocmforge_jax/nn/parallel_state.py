@@ -36,13 +36,13 @@ class ParallelState(State):
         return all(part.rewinds for part in self.parts)
 
     def perishable(self) -> "ParallelState | None":
-        """Returns a snapshot: the states that cannot be rewound, None for each other one."""
+        """Returns a snapshot: the states that cannot be rewound, and None for the others."""
         if self.rewinds:
             return None
         return ParallelState(tuple(part.perishable() for part in self.parts))
 
     def restored(self, kept: "ParallelState | None", held: int, length: int) -> State | None:
-        """Returns the states after the first `length` tokens, using the snapshot `kept` of then."""
+        """Returns the states after the first `length` tokens; `kept` is a snapshot at `length`."""
         if kept is None:
             return self.rewound(held, length)
         pairs = zip(self.parts, kept.parts)

@@ -46,7 +46,7 @@ class Yarn:
             )
 
     def kept(self, width: int, base: float) -> np.ndarray:
-        """Returns the share of the original frequency in each pair's, float64 [width/2]."""
+        """Returns the weight of each pair's original frequency, 0 to 1, float64 [width/2]."""
         first, last = (
             width * math.log(self.original_context / (2 * np.pi * turns)) / (2 * math.log(base))
             for turns in (self.beta_fast, self.beta_slow)

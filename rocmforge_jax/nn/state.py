@@ -93,8 +93,8 @@ def partition(mesh: Mesh, shape: tuple[int, ...], wanted: dict[int, str]) -> Par
     Args:
         mesh: The mesh of devices.
         shape: The shape of the array.
-        wanted: Array axis -> mesh axis. An array axis is replicated if the mesh has no such axis,
-            or if the size of the mesh axis does not divide the size of the array axis.
+        wanted: Array axis -> mesh axis. The array is replicated along an axis if the mesh lacks it,
+            or if the size of the mesh axis does not divide the array's.
     """
     names: list[str | None] = [None] * len(shape)
     for axis, name in wanted.items():
@@ -192,7 +192,7 @@ class Cache:
         return Cache(layers, jnp.full((self.batch,), length, jnp.int32), self.length)
 
     def perishable(self) -> tuple[State | None, ...]:
-        """Returns a snapshot: the states that cannot be rewound, None for each other layer."""
+        """Returns a snapshot: the states that cannot be rewound, and None for the other layers."""
         return tuple(layer.perishable() for layer in self.layers)
 
     def restored(self, states: tuple[State | None, ...], held: int, length: int) -> "Cache":

@@ -74,7 +74,7 @@ def qwen(keys: KeyReader) -> DecoderConfig:
 
 
 def apertus(keys: KeyReader) -> DecoderConfig:
-    """Apertus: norms of heads; feed-forwards without gates; xIELU with parameters per layer."""
+    """Apertus: QK norm per head; feed-forwards without gates; xIELU with parameters per layer."""
     names = ("alpha_n", "alpha_p", "beta", "eps")
     functions = [
         XIELU(*of_layer) for of_layer in zip(*(keys.reals(f"xielu.{name}") for name in names))
@@ -126,7 +126,7 @@ def mistral3(keys: KeyReader) -> DecoderConfig:
 
 
 def olmo2(keys: KeyReader) -> DecoderConfig:
-    """OLMo 2 and 3: norms after each part, and norms over all query heads and all key heads.
+    """OLMo 2 and 3: norms after each part, and QK norm over all heads.
 
     In OLMo 3, three of four layers have a window and no context extension.
     """

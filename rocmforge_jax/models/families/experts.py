@@ -34,7 +34,7 @@ def gpt_oss(keys: KeyReader) -> DecoderConfig:
 
 
 def minimax_m2(keys: KeyReader) -> DecoderConfig:
-    """MiniMax-M2: norms over all query heads and over all key heads, sigmoid scores."""
+    """MiniMax-M2: QK norm over all heads, sigmoid scores."""
     return llama_like(
         keys,
         experts_required=True,
@@ -50,7 +50,7 @@ def bailingmoe(keys: KeyReader) -> DecoderConfig:
 
 
 def bailingmoe2(keys: KeyReader) -> DecoderConfig:
-    """Ling 2: norms of heads, a router with groups, shared experts with a separate width."""
+    """Ling 2: QK norm per head, a router with groups, shared experts with a separate width."""
     count = keys.integer("expert_shared_count")
     hidden = keys.integer("expert_feed_forward_length")
     shared = keys.integer("expert_shared_feed_forward_length", hidden)
@@ -71,7 +71,7 @@ def deepseek(keys: KeyReader) -> DecoderConfig:
 
 
 def dots1(keys: KeyReader) -> DecoderConfig:
-    """dots.llm1: norms of heads, shared experts after leading dense layers."""
+    """dots.llm1: QK norm per head, shared experts after leading dense layers."""
     routing = read_routing(keys, "sigmoid")
     return llama_like(keys, experts_required=True, attention=dict(qk_norm="head"), routing=routing)
 
@@ -118,7 +118,7 @@ def laguna(keys: KeyReader) -> DecoderConfig:
 
 
 def mellum(keys: KeyReader) -> DecoderConfig:
-    """Mellum 2: norms of heads; layers with a window have no context extension."""
+    """Mellum 2: QK norm per head; layers with a window have no context extension."""
     full = rope(keys, head_width(keys), interleaved=False)
     plain = RopeConfig(full.width, full.base)
     return llama_like(
@@ -155,7 +155,7 @@ def exaone_moe(keys: KeyReader) -> DecoderConfig:
 
 
 def hunyuan_moe(keys: KeyReader) -> DecoderConfig:
-    """Hunyuan A13B: heads rotate before their norm; one shared expert."""
+    """Hunyuan A13B: QK norm per head after the rotation; one shared expert."""
     shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
     return llama_like(
         keys,

@@ -48,7 +48,7 @@ def gemma2(keys: KeyReader) -> DecoderConfig:
 
 
 def gemma3(keys: KeyReader) -> DecoderConfig:
-    """Gemma 3: norms of heads; five of six layers have a window and a separate rotary base."""
+    """Gemma 3: QK norm per head; five of six layers have a window and a separate rotary base."""
     full = rope(keys, head_width(keys), interleaved=False)
     return gemma(
         keys,

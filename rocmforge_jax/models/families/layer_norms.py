@@ -46,7 +46,7 @@ def cohere2(keys: KeyReader) -> DecoderConfig:
 
 
 def _norms_of_each_head(keys: KeyReader) -> dict[str, Any]:
-    """Returns fields of `Attention`; in the largest models, each head has a separate norm."""
+    """Returns fields of `Attention`; in the largest models, QK norm has weights for each head."""
     return dict(qk_norm="each") if keys.has(0, "attn_q_norm.weight") else {}
 
 

@@ -30,7 +30,7 @@ def ssm_heads(keys: KeyReader, what: str) -> tuple[int, int]:
 
 
 def norm_of_heads(keys: KeyReader) -> dict[str, Any]:
-    """Returns fields of `Attention`, for a family in which some files have norms of heads."""
+    """Returns fields of `Attention`, for a family in which some models have QK norm per head."""
     return dict(qk_norm="head") if keys.has(0, "attn_q_norm.weight") else {}
 
 

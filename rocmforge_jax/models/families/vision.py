@@ -93,7 +93,7 @@ def glm4(keys: KeyReader) -> DecoderConfig:
 
 
 def glm4moe(keys: KeyReader) -> DecoderConfig:
-    """GLM-4.5 to 4.7: experts after leading dense layers; norms of heads in the large models."""
+    """GLM-4.5 to 4.7: experts after leading dense layers; QK norm per head in the large models."""
     return llama_like(
         keys,
         experts_required=True,
@@ -104,7 +104,7 @@ def glm4moe(keys: KeyReader) -> DecoderConfig:
 
 
 def hunyuan(keys: KeyReader) -> DecoderConfig:
-    """Hunyuan, dense: heads rotate before their norm; a key may increase the rotary base."""
+    """Hunyuan, dense: QK norm per head after the rotation; a key may increase the rotary base."""
     rotary, alpha = (
         _rope_of_either(keys, interleaved=False),
         keys.optional_real("rope.scaling.alpha"),

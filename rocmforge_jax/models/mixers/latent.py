@@ -127,5 +127,5 @@ class LatentAttention:
         return jnp.concatenate([layer.attn_kv_a_norm(latents), rotated], axis=-1)
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Counts queries and weighted sums in the space of the latents, and the scores twice."""
+        """Counts absorbed queries, latents and weighted sums, and the scores twice."""
         return tokens * self.heads * (3 * (self.rank + self.rope.width) + 2 * slots)

@@ -124,5 +124,5 @@ class Mamba2:
         return [part.reshape(*part.shape[:2], n, -1) for part, n in zip(parts, counts)]
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Counts the outputs of ssm_in and of the convolution, and operands of the state space."""
+        """Counts ssm_in's outputs, and inputs and outputs of the convolution and state space."""
         return tokens * (3 * self._inner + 3 * self._channels)

@@ -1,8 +1,7 @@
 """The KV cache of one attention layer: a fixed number of slots, written in place if donated.
 
 Keys are [B, K, H, S] and values [B, K, S, H], so that both products of attention read them without
-a copy. With [B, S, K, H], a CPU would copy all of them (measured: docs/kernels.md). Code outside
-this module should not depend on this layout.
+a copy. With [B, S, K, H], a CPU would copy all of them (measured: docs/kernels.md).
 
 A layer with a sliding window needs only the tokens of its window. Its state is a ring buffer whose
 size does not depend on the length of the context. `ring.py` adds several tokens to it at once.
@@ -17,7 +16,7 @@ from jax.sharding import Mesh
 
 from rocmforge_jax.nn.state import BATCH_AXIS, HEADS_AXIS, State, partition, update_slice
 
-#: Slots of a ring buffer beyond its window. It can be rewound by this many tokens.
+#: Slots of a ring buffer beyond its window. It can be rewound by at least this many tokens.
 SPARE_SLOTS = 32
 #: The number of slots of a ring buffer is a multiple of this, so kernels read whole blocks.
 RING_MULTIPLE = 64

@@ -1,12 +1,14 @@
-"""Measures speed on the CPU beside llama.cpp on the same files.
+"""Compares speed and memory on the CPU with llama.cpp, on the same files.
 
     python benchmarks/cpu.py [--models demo qwen2.5-0.5b:q4_0 ...]
 
-Both packages stay loaded, each in a process of its own, and take turns, so that what else the
-machine does hits both alike. Files with the shapes of real models and random weights are made where
-there is none yet. Prints a table with the goals; each file also becomes a line of
-benchmarks/results/cpu.jsonl, with every sample. llama.cpp comes with the package llama-cpp-python;
-without it ours is measured alone.
+Each package runs in its own process and keeps its model loaded. The packages take turns, so that
+other load on the machine affects both equally. Missing files are created with the shapes of real
+models and random weights.
+
+Prints a table with the goals, and appends one line per file, with all samples, to
+benchmarks/results/cpu.jsonl. llama.cpp is used through the package llama-cpp-python; without it,
+only rocmforge_jax is measured.
 """
 
 import argparse
@@ -45,17 +47,17 @@ MODELS = (
     "llama-3.2-1b:q6_k",
     "llama-3.2-1b:q8_0",
 )
-#: name -> the prompt, and the tokens after the first one: these are timed, or the prompt where
-#: there are none.
+#: name -> tokens of the prompt, and tokens after the first generated one. The latter are timed; if
+#: there are none, the prompt is timed.
 RUNS = {
     "decode_tokens_per_s": (128, 64),
     "prefill_128_tokens_per_s": (128, 0),
     "prefill_512_tokens_per_s": (512, 0),
 }
-#: What is known of a start: seconds to the first token and to the last of a short answer, and the
-#: most memory by then.
+#: The measurements of a start: seconds to the first and the last token of a short answer, and the
+#: peak memory until then.
 STARTS = ("first_token_seconds", "answer_seconds", "peak_rss_bytes")
-#: Seconds before each run: threads that wait for more work by spinning have given up by then.
+#: Seconds to wait before each run, so that threads that spin while idle have stopped.
 PAUSE = 0.2
 
 
@@ -68,7 +70,7 @@ class Worker:
     def __init__(self, package: str, path: Path, threads: int, cache: Path):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        # The user's folder, wherever XLA's cache is.
+        # The user's folder for the C++ library, independent of the temporary XDG_CACHE_HOME.
         environment.setdefault("ROCMFORGE_CPP_FOLDER", str(cache_folder() / "cpp"))
         command = [
             sys.executable,
@@ -149,7 +151,7 @@ def speeds(
             package: stack.enter_context(contextlib.closing(Worker(package, path, threads, cache)))
             for package in packages
         }
-        for turn in range(repeats + 1):  # the first one compiles, and touches all memory
+        for turn in range(repeats + 1):  # turn 0 is a warm-up: it compiles and touches all memory
             for (name, (prompt, tokens)), (package, worker) in itertools.product(
                 runs.items(), workers.items()
             ):

@@ -1,11 +1,11 @@
-"""Measures decode and prefill of every kind of layer on the CPU beside llama.cpp.
+"""Compares decode and prefill of every kind of layer with llama.cpp on the CPU.
 
     python benchmarks/cpu_families.py FOLDER [--families qwen35 mamba2 ...]
 
-FOLDER has llama.cpp's llama-bench, built for this machine. For each family a file with the widths
-of a model, few layers and random weights is written (`hybrid_shapes.py`). Both programs then take
-turns at short runs. The machine may have other work to do, so that only the best run of each
-counts, and their ratio. Each family becomes a line of benchmarks/results/cpu_families.jsonl.
+FOLDER contains llama.cpp's llama-bench, built for this machine. For each family, a file is written
+with the widths of a real model, few layers and random weights (`hybrid_shapes.py`). Both programs
+then take turns at short runs. Only the best run of each program counts, because the machine may
+have other load. Appends one line per family to benchmarks/results/cpu_families.jsonl.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from opening import processor
 from rocmforge_jax.cli.common import version
 
 RESULTS = Path(__file__).parent / "results" / "cpu_families.jsonl"
-#: Types of a file's matrices, where they are not those of Q4_K_M.
+#: Family -> the mix of types of its file; default Q4_K_M.
 MIXES = {"gemma4": "q4_0", "gpt-oss": "mxfp4_moe"}
 FAMILIES = (
     "llama",
@@ -41,12 +41,12 @@ FAMILIES = (
     "falcon-h1",
     "deepseek2",
 )
-#: name -> tokens of the prompt, and of the answer. The answer is timed, or the prompt without one.
+#: name -> tokens of the prompt and of the answer. The answer is timed; without one, the prompt is.
 RUNS = {"decode_tokens_per_s": (16, 32), "prefill_256_tokens_per_s": (256, 0)}
-#: Runs of a turn.
+#: Number of runs per turn.
 RUNS_OF_TURN = 3
-#: Options of llama-bench; the first with which it runs are taken. With its own order of weights,
-#: its AMX code has no products with the stacks of latent attention, and some compilers break it.
+#: Options of llama-bench, tried in this order until it runs. Its AMX code with repacked weights has
+#: no products for the stacks of latent attention, and some compilers generate wrong code for it.
 OPTIONS = ([], ["--repack", "0"])
 
 
@@ -76,7 +76,7 @@ def samples(worker: Worker, program: Path, file: Path, threads: int, repeats: in
     """
     found = {}
     for name, sizes in RUNS.items():
-        of_ours(worker, *sizes)  # compiles, and touches all memory
+        of_ours(worker, *sizes)  # a warm-up: it compiles and touches all memory
         both, options = {OURS: [], THEIRS: []}, list(OPTIONS)
         for _ in range(repeats):
             both[OURS] += [of_ours(worker, *sizes) for _ in range(RUNS_OF_TURN)]

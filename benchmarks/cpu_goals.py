@@ -1,4 +1,4 @@
-"""The goals on the CPU beside llama.cpp; `text(result)` writes one file's part of the table."""
+"""The performance goals on the CPU relative to llama.cpp, and the table that shows them."""
 
 import dataclasses
 
@@ -52,8 +52,8 @@ class Goal:
         )
 
 
-#: Key of a result's medians -> its goal. The aim behind all is a ratio of 1; what pure JAX should
-#: reach is less.
+#: Key of a result's medians -> its goal. The ideal for each is a ratio of 1; these limits are the
+#: lower expectations for pure JAX.
 GOALS = {
     "decode_tokens_per_s": Goal("decode, tokens/s", 0.6, faster_is_more=True),
     "prefill_128_tokens_per_s": Goal("prefill 128, tokens/s", 0.8, faster_is_more=True, digits=0),

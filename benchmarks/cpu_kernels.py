@@ -2,12 +2,16 @@
 
     python benchmarks/cpu_kernels.py [--types Q4_0 ...] [--rows 1 128] [--instructions AVX2]
 
-First the ceiling: how fast the same number of threads reads memory. Few rows of activations wait
-for that; many are bound by arithmetic. Each number is the median over matrices that together are
-too large for the caches, so that every byte of a weight comes from memory, as in a model. All are
-measured in turn, so what else the machine does hits all alike; `busy` is the share of the threads'
-time that this process had: below 0.9 for many rows, something else took the rest. The last line is
-one JSON object.
+The script first measures the ceiling: the memory bandwidth that the same number of threads reaches.
+Products with few rows of activations are bound by it; products with many rows are bound by
+arithmetic.
+
+Each product runs over several matrices that together exceed the caches, so that every byte of a
+weight comes from memory, as in a model. Numbers are medians over repeated runs. The cases take
+turns, so that other load on the machine affects all of them equally.
+
+`busy` is the share of the threads' time that this process used. A value below 0.9 for many rows
+means that other processes used the rest. The last line is one JSON object.
 """
 
 import argparse
@@ -33,8 +37,8 @@ from rocmforge_jax.cpp import build, library, products
 from rocmforge_jax.quant import word_packed
 
 TYPES = ("Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K")
-#: Outputs x inputs of the matrices of Qwen2.5-0.5B and Llama-3.2-1B. Those of whole blocks of 256
-#: inputs are all that K-quants have.
+#: Outputs x inputs of the matrices of Qwen2.5-0.5B and Llama-3.2-1B. K-quants skip the shapes whose
+#: inputs are not a multiple of 256.
 SHAPES = ("4864x896", "896x4864", "151936x896", "8192x2048", "2048x8192", "128256x2048")
 READER = """
 #include <cstdint>

@@ -1,13 +1,15 @@
-"""A package with a model in a process of its own: answers requests for measurements.
+"""Runs one package with a model in a separate process, which answers requests for measurements.
 
     python benchmarks/cpu_workers.py rocmforge_jax FILE --threads 2
 
-Lines of JSON on stdout: one at the first token of a short prompt, one after the tokens that follow
-it, then an answer to each request on stdin: {"prompt": 128, "tokens": 64} -> seconds to the first
-token and for the `tokens` after it, greedy, one sequence, random ids. `idle_share` is how much of a
-processor the process took between the answer before and the request, which should be nothing.
-llama.cpp is used as its own llama-bench does, through the ctypes API of the package
-llama-cpp-python.
+The process prints lines of JSON on stdout. At the start, it generates a short answer and prints one
+line at the first token and one after the last. Then it answers requests on stdin, one per line:
+{"prompt": 128, "tokens": 64} returns the seconds to the first token and the seconds for the
+`tokens` after it. Decoding is greedy, with one sequence and random ids.
+
+`idle_share` is the share of a processor that the process used between its last answer and the
+request; it should be 0. llama.cpp is called in the same way as by its own llama-bench, through the
+ctypes API of the package llama-cpp-python.
 """
 
 import argparse
@@ -21,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-#: The prompt and the tokens after the first one that each process begins with.
+#: Tokens of the prompt, and tokens after the first generated one, of the short answer at the start.
 START_PROMPT, START_TOKENS = 16, 64
-#: llama.cpp's context: room for all that is asked for, and little more, since all of it is
-#: allocated.
+#: llama.cpp's context. It is just long enough for all requests, because llama.cpp allocates all of
+#: it.
 LONGEST = 768
 
 
@@ -47,7 +49,7 @@ class RocmforgeJax:
 
     def steps(self, prompt: list[int], tokens: int):
         """An iterator: the first step is the first token, the rest are the `tokens` after it."""
-        self._engine.forget()  # the cache of the run before holds the same prompt
+        self._engine.forget()  # otherwise the prefix cache of the previous run would be used
         return self._engine.generate([prompt], self._greedy, max_tokens=tokens + 1)
 
 
@@ -58,7 +60,7 @@ class LlamaCpp:
         import llama_cpp
 
         self._api = llama_cpp
-        self._log = llama_cpp.llama_log_callback(_log_errors)  # kept: llama.cpp calls it later
+        self._log = llama_cpp.llama_log_callback(_log_errors)  # keep a reference for llama.cpp
         llama_cpp.llama_log_set(self._log, None)
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(
@@ -81,7 +83,7 @@ class LlamaCpp:
             yield (token := self._next([token]))
 
     def _next(self, ids: list[int]) -> int:
-        tokens = (self._api.llama_token * len(ids))(*ids)  # a batch only points to it
+        tokens = (self._api.llama_token * len(ids))(*ids)  # keep a reference for the batch
         if code := self._api.llama_decode(
             self._context, self._api.llama_batch_get_one(tokens, len(ids))
         ):
@@ -110,7 +112,7 @@ def peak_rss() -> int:
     except (
         OSError,
         StopIteration,
-    ):  # not on Linux, where getrusage would count what the parent had before exec
+    ):  # not Linux. On Linux, getrusage would include the parent's memory before exec
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
@@ -140,7 +142,7 @@ def main():
     parser.add_argument("file", type=Path)
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it may use processors
+    if hasattr(os, "sched_setaffinity"):  # XLA starts one thread per processor that it may use
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     model = PACKAGES[options.package](options.file, options.threads)
     run(model, START_PROMPT, START_TOKENS, at_first=lambda: say(first_token=True))

@@ -1,13 +1,15 @@
-"""Measures how near the logits or the embeddings of every family are to llama.cpp's.
+"""Measures the errors of the logits or embeddings of every family relative to llama.cpp.
 
     python benchmarks/families.py FOLDER... [--files NAME ...] [--backends auto xla]
 
-Each FOLDER has GGUF files, llama.cpp's logits of them in NAME.npy and index.json with the prompt
-and the positions of the logits: the weights in float32, so rounding of activations counts as error.
-Each line of benchmarks/results/families.jsonl is one file on one backend in one mode of
-activations, with the relative L2 errors of a prompt in one go, and of the same prompt in pieces and
-then in single tokens through a cache. A model of embeddings (`kind: embedding`) has its pooled
-vector in NAME.npy; its error is that of the vector, in one go.
+Each FOLDER contains GGUF files, llama.cpp's logits for them in NAME.npy, and index.json with the
+prompt and the positions of the logits. llama.cpp computed the logits with float32 weights, so the
+rounding of activations counts as an error.
+
+Each line of benchmarks/results/families.jsonl describes one file on one backend in one activation
+mode. It contains relative L2 errors of two computations: the whole prompt at once, and the same
+prompt through a cache, first in pieces and then token by token. For an embedding model
+(`kind: embedding`), NAME.npy contains the pooled vector, and only the first computation is done.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.models import ARCHITECTURES, kernel_report, load_decoder
 
 RESULTS = Path(__file__).parent / "results" / "families.jsonl"
-#: Tokens of the pieces of a prompt; the tokens after them go in one by one.
+#: Sizes of the pieces of a prompt in tokens; the remaining tokens are computed one by one.
 PIECES = (150, 7, 383)
 
 

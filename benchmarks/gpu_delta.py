@@ -2,10 +2,12 @@
 
     python benchmarks/gpu_delta.py [--batches 1 32] [--results FILE]
 
-First each case is compared with float64 on the host. Then it is timed in a profiler trace, taking
-turns with many states, so that no cache holds them. The time is that of all launches of a step,
-each alone on the GPU. The limit is what a copy of as many bytes takes: memories are read and
-written, the rest is small. The last lines are a table.
+Each case is first compared with a float64 computation on the host. Then it is timed in a profiler
+trace. It alternates between many states, so that they do not stay in a cache. The time of a step is
+the sum of its launches, each running alone on the GPU.
+
+The limit is the time of a copy that moves as many bytes as reading and writing the memories; the
+other arrays are small. The last lines are a table.
 """
 
 import argparse
@@ -37,23 +39,23 @@ from rocmforge_jax.nn import (
     delta_net,
 )
 
-#: Name -> heads. Those of Qwen 3.5 9B and of 35B-A3B are equal.
+#: Name -> heads. Qwen 3.5 9B and 35B-A3B have the same heads.
 SHAPES = {
     "qwen3.5-9b": DeltaHeads(16, 32, 128, 128, grouped=False),
     "qwen3-next": DeltaHeads(16, 32, 128, 128, grouped=True),
     "qwen3.5-27b": DeltaHeads(16, 48, 128, 128, grouped=False),
 }
-#: Sizes of programs that are tried with the first of the shapes.
+#: Sizes of programs to try with the first shape.
 SWEEP = [
     *(Blocks(columns, threads) for columns, threads in ((16, 64), (16, 128), (32, 64), (32, 128))),
     *(Blocks(columns, threads) for columns, threads in ((32, 256), (64, 128), (64, 256))),
     *(Blocks(128, threads) for threads in (256, 512, 1024)),
 ]
 TAPS, EPSILON, MODE = 4, 1e-6, "int16"
-#: Largest relative error of an output, which is rounded to bfloat16, and of a memory.
+#: Largest allowed relative errors of the output, which is rounded to bfloat16, and of the memory.
 ALLOWED = 3e-3, 1e-6
 BYTES, REPEATS = 150e6, 3
-#: A launch begins when the one before has ended, so that its time is its own.
+#: Without programmatic dependent launch, launches do not overlap, so each one can be timed.
 ALONE = {"xla_gpu_enable_pdl": False}
 
 
@@ -142,7 +144,7 @@ def compiled(case, batch: int):
     try:
         traced = jax.jit(make(heads, blocks), donate_argnums=0).trace(*shapes)
         return traced.lower().compile(compiler_options=ALONE)
-    except Exception as error:  # whatever the compiler says is the finding
+    except Exception as error:  # any error of the compiler is reported as the result
         return error
 
 

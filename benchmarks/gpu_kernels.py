@@ -2,14 +2,19 @@
 
     python benchmarks/gpu_kernels.py [--types Q4_0 Q6_K ...]
 
-A line of benchmarks/results/gpu_kernels.jsonl is one kernel at one shape: the median time of its
-launches in a profiler trace, bytes moved in that time beside the device's copy bandwidth, measured
-in the same run, and at the smallest shape the relative error against float32 products with exact
-values. Launches take turns with several weights, 200 MB together, so that no cache holds them, or
-with fewer where --turns says so: four of 4096 x 4096 stay in the cache of an H200. The first launch
-after another kernel's does not count: what that one wrote is still on its way to memory. "copy" is
-XLA's, of as many bytes as the weight has, half of them read and half written: what a launch of that
-size can reach.
+Each line of benchmarks/results/gpu_kernels.jsonl describes one kernel with one type at one shape:
+
+- the median time of its launches in a profiler trace,
+- the bandwidth, also as a share of the device's copy bandwidth, which is measured in the same run,
+- at the smallest shape, the relative error against float32 products with exact values.
+
+Launches alternate between several weights of 200 MB in total, so that they do not stay in a cache.
+--turns sets another number of weights; four of 4096 x 4096 stay in the cache of an H200. The first
+launch after another kernel is ignored, because that kernel's results are still being written to
+memory.
+
+The kernel "copy" is XLA's copy that moves as many bytes as the weight has, half of them read and
+half written. It shows the bandwidth that a launch of this size can reach.
 """
 
 import argparse
@@ -46,10 +51,10 @@ RESULTS = Path(__file__).parent / "results" / "gpu_kernels.jsonl"
 TYPES = tuple(
     name for name, fmt in formats.FORMATS.items() if fmt.is_quantized and word_packed.can_hold(fmt)
 )
-#: Outputs and inputs: of an attention projection and of a feed-forward of an 8B model; and one that
-#: is over 60 MB in every type.
+#: Outputs and inputs of an attention projection and of a feed-forward of an 8B model, and of a
+#: matrix with more than 60 MB in every type.
 SHAPES = ((4096, 4096), (4096, 14336), (57344, 4096))
-#: Kernel -> rows of activations, 0 where there are none, and how its launches' names begin.
+#: Kernel -> rows of activations (0 for none), and the prefix of the names of its launches.
 KERNELS = {
     "int16": (1, "multiply_int16"),
     "int8": (1, "multiply_int8"),
@@ -58,9 +63,9 @@ KERNELS = {
     "dequantize": (0, "dequantize"),
 }
 BYTES, REPEATS = 200e6, 3
-#: A launch begins when the one before has ended, so that its time is its own.
+#: Without programmatic dependent launch, launches do not overlap, so each one can be timed.
 ALONE = {"xla_gpu_enable_pdl": False}
-#: Activations that an error is taken over.
+#: The number of activations over which an error is computed.
 ERRORS_OF = 16
 
 

@@ -2,10 +2,9 @@
 
     python benchmarks/gpu_llama_cpp.py FOLDER [--mixes Q4_0 Q4_K_M ...]
 
-FOLDER has llama-bench and llama-batched-bench, built with -DGGML_CUDA=ON (or HIP). Files with
-random weights are written for them, one at a time, several GB each; a line of
-benchmarks/results/gpu_llama_cpp.jsonl is one of them, with gpu_models.py's names for what was
-measured.
+FOLDER contains llama-bench and llama-batched-bench, built with -DGGML_CUDA=ON (or HIP). Files with
+random weights are written, one at a time, each of several GB. Appends one line per file to
+benchmarks/results/gpu_llama_cpp.jsonl, with the same names of measurements as gpu_models.py.
 """
 
 import argparse

@@ -2,11 +2,16 @@
 
     python benchmarks/gpu_models.py [--shapes llama-3.1-8b] [--mixes Q4_0 Q4_K_M ...]
 
-Models have random weights, made on the device. Each line of benchmarks/results/gpu_models.jsonl is
-one measurement of one model in one mode of activations: tokens per second of wall clock while
-decoding (one sequence, at a depth, in batches: summed) or of prompts, compile time, or the time of
-the kernels of a decode step; and the most memory until then. A step's ceiling is what the copy
-bandwidth, measured in the same run, allows.
+Models have random weights, created on the device. Each line of benchmarks/results/gpu_models.jsonl
+is one measurement of one model in one activation mode, with the peak memory until then:
+
+- tokens per second of decoding, by the wall clock: one sequence, one sequence at a depth, or the
+  sum of a batch,
+- tokens per second of prompts, by the wall clock,
+- the compile time,
+- the times of the kernels of a decode step.
+
+The ceiling of a decode step follows from the copy bandwidth, which is measured in the same run.
 """
 
 import argparse
@@ -32,8 +37,8 @@ RESULTS = Path(__file__).parent / "results" / "gpu_models.jsonl"
 MIXES = ("Q4_0", "Q4_K_M", "Q5_0", "Q6_K", "Q8_0")
 TOKENS, REPEATS = 128, 3
 GREEDY = SamplingParams(temperature=0.0)
-#: Nearly uniform tokens for batches, as those of llama-batched-bench are. The greedy texts of
-#: random weights soon repeat one token, and then all sequences choose the same experts.
+#: Nearly uniform sampling for batches, as in llama-batched-bench. With random weights, greedy texts
+#: soon repeat one token, and then all sequences choose the same experts.
 UNIFORM = SamplingParams(temperature=100.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
@@ -200,7 +205,7 @@ def main():
                     options.results.parent.mkdir(parents=True, exist_ok=True)
                     with options.results.open(
                         "a"
-                    ) as results:  # now: what is stopped keeps what it has
+                    ) as results:  # written at once, so that an interrupted run keeps its results
                         print(line, file=results)
 
 

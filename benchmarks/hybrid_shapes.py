@@ -1,7 +1,6 @@
-"""Shapes of models whose layers differ: keys and tensors of their files.
+"""Shapes of models with different kinds of layers: the keys and tensor shapes of their files.
 
-Sizes that differ from layer to layer, or that only one family has. `synthetic.py` makes files of
-them, `made.py` decoders.
+`synthetic.py` writes files with these shapes, and `made.py` makes decoders.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ class Gemma4:
     width: int
     hidden: int
     heads: int
-    #: KV heads and head width of layers with a window, and of the others.
+    #: KV heads and head width of the layers with a window, and of the layers with full attention.
     windowed: tuple[int, int]
     full: tuple[int, int]
     window: int
@@ -69,7 +68,7 @@ class Gemma4:
             ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"), (D,)
         )
         shapes |= {"attn_q": (N * head, D), "attn_k": (kv_heads * head, D)}
-        if not self.is_full(i):  # values are the keys' product in the others
+        if not self.is_full(i):  # with full attention, attn_k also computes the values
             shapes["attn_v"] = (kv_heads * head, D)
         shapes |= {"attn_output": (D, N * head), "attn_q_norm": (head,), "attn_k_norm": (head,)}
         shapes |= {"ffn_gate": (self.hidden, D), "ffn_up": (self.hidden, D)}
@@ -86,10 +85,10 @@ class Qwen35:
     hidden: int
     heads: int
     kv_heads: int
-    #: Key heads, value heads and the width of both, of the delta nets.
+    #: Key heads, value heads and head width of the delta nets.
     delta: tuple[int, int, int]
     vocabulary: int
-    #: Experts, those of a token, units of each; or None for a dense model.
+    #: Experts, experts per token, hidden units of each; None for a dense model.
     experts: tuple[int, int, int] | None = None
     head: int = 256
     taps: int = 4
@@ -174,12 +173,12 @@ class Qwen35:
 
 _STATE, _ATTENTION = ("state",), ("attention",)
 _FEED_FORWARD = ("feed_forward",)
-#: Layers of LFM2 and of Granite 4-H.
+#: The pattern of layers of LFM2, and that of Granite 4-H.
 _CONVOLUTION_AND_ATTENTION = [("convolution", "feed_forward")] * 2 + [("attention", "feed_forward")]
 _MOSTLY_STATES = [("state", "feed_forward")] * 5 + [("attention", "feed_forward")]
 
-#: name -> the shape. Those called "few" have the widths of a model, but few layers and tokens, so
-#: that a processor with little memory can measure all kinds of layers.
+#: name -> the shape. Shapes called "few" have the widths of a real model, but few layers and a
+#: small vocabulary, so that a machine with little memory can measure all kinds of layers.
 SHAPES = {
     "gemma-4-12b": Gemma4(48, 3840, 15360, 16, (8, 256), (2, 512), 1024, 262144),
     "qwen3.5-9b": Qwen35(32, 4096, 12288, 16, 4, (16, 32, 128), 248320),

@@ -1,4 +1,4 @@
-"""Times of GPU kernels from a profiler trace."""
+"""Measures the times of GPU kernels with a profiler trace."""
 
 import collections
 import gzip
@@ -32,7 +32,7 @@ def launches(runs: list[Callable]) -> list[tuple[str, float]]:
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = options.host_tracer_level = (
-        0  # what the host does is not looked at, and slow to write
+        0  # events of the host are not needed, and slow to write
     )
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):

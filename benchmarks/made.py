@@ -1,4 +1,4 @@
-"""Makes models with well-known shapes and random packed weights, on the device and in seconds."""
+"""Makes models with the shapes of well-known models and random packed weights, on the device."""
 
 import dataclasses
 import functools

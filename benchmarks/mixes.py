@@ -1,11 +1,10 @@
-"""Which type each matrix of a file has: one for all, or a mix of llama.cpp's quantize."""
+"""The type of each matrix of a file: one type for all, or a mix as in llama.cpp's quantize."""
 
-#: The mixes that files are known by -> the type of most matrices. Any other name is a type for all
-#: of them.
+#: Name of a mix -> the type of most matrices. Any other name is the type of all matrices.
 MIXES = {"Q4_K_M": "Q4_K", "MXFP4_MOE": "Q8_0"}
 
 
-#: The type of matrices whose rows are no whole number of a type's blocks.
+#: Type -> the type that replaces it for matrices whose rows do not consist of whole blocks.
 _OF_OTHER_ROWS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 
 

@@ -1,12 +1,12 @@
-"""Measures how long files take to open.
+"""Measures the time to open files.
 
     python benchmarks/opening.py FILE...
 
-Each is a GGUF file with a tokenizer.
+Each FILE is a GGUF file with a tokenizer. Each number is the median of 9 runs with the file in the
+page cache. Appends one line per file to benchmarks/results/opening.jsonl.
 
-Goals, for a vocabulary of 152,000 tokens: 80 ms to open, 0.25 s to read all tokens and merges, 1 s
-to a tokenizer. Each number is the median of 9 runs with the file in the page cache; lines go to
-benchmarks/results/opening.jsonl.
+The goals for a vocabulary of 152,000 tokens are 80 ms to open the file, 0.25 s to read all tokens
+and merges, and 1 s to make the tokenizer.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Shapes of models whose layers keep a state space, a short convolution or latents.
+"""Shapes of models with state spaces, short convolutions or latent attention.
 
-Like `hybrid_shapes.py`, which lists them with sizes.
+`hybrid_shapes.py` lists concrete sizes.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ class Hybrid:
     width: int
     hidden: int
     vocabulary: int
-    #: What each layer has: "state", "attention", "convolution", "feed_forward".
+    #: The parts of each layer: "state", "attention", "convolution", "feed_forward".
     parts: tuple[tuple[str, ...], ...]
-    #: Heads, KV heads and the width of both, of attention.
+    #: Heads, KV heads and head width of attention.
     attention: tuple[int, int, int]
     gated: bool = True
     tied = False
@@ -82,7 +82,7 @@ class Hybrid:
 class StateSpace(Hybrid):
     """State spaces of Mamba 2 in some layers, or all."""
 
-    #: Heads, their width, the state's width and groups.
+    #: Heads, head width, state width and groups.
     state: tuple[int, int, int, int] = (64, 64, 128, 1)
     taps: int = 4
     state_norm: bool = True
@@ -151,11 +151,11 @@ class Latent:
     hidden: int
     vocabulary: int
     heads: int
-    #: Of the queries' latent and of the keys' and values'.
+    #: The width of the queries' latent, and of the latent of keys and values.
     ranks: tuple[int, int]
-    #: Elements of a head: keys that do not rotate, keys that do, values.
+    #: Elements of a head: non-rotating part of keys, rotating part of keys, values.
     head: tuple[int, int, int]
-    #: Experts, those of a token, units of each.
+    #: Experts, experts per token, hidden units of each.
     experts: tuple[int, int, int]
     dense: int = 1
     architecture = "deepseek2"

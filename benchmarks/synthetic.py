@@ -2,10 +2,11 @@
 
     python benchmarks/synthetic.py qwen2.5-0.5b q4_0 OUT.gguf
 
-Speed does not depend on the values, only on their being finite and of a sane size, so scales are
-drawn so that a weight has a standard deviation of about 0.02. The files say that they have no
-vocabulary, in the words that llama.cpp takes for it: they are for `rocmforge-jax bench`,
-`rocmforge-jax inspect` and benchmarks/cpu.py.
+Speed does not depend on the values of the weights, as long as they are finite and of a normal size.
+Random scales therefore give the weights a standard deviation of about 0.02.
+
+The files have no vocabulary; like in llama.cpp, `tokenizer.ggml.model` is "no_vocab". Use them with
+`rocmforge-jax bench`, `rocmforge-jax inspect` and benchmarks/cpu.py.
 """
 
 import argparse
@@ -33,15 +34,15 @@ SHAPES = {
     "gemma-3-270m": ("gemma3", 18, 640, 2048, 4, 1, 256, 262144, 1e6),
     "gemma-3-27b": ("gemma3", 62, 5376, 21504, 32, 16, 128, 262208, 1e6),
 }
-#: What chooses among experts. It is never quantised.
+#: The tensor of the router, which is never quantised.
 ROUTER = "ffn_gate_inp.weight"
-#: name -> experts, those of a token, hidden units of each.
+#: name -> experts, experts per token, hidden units of each.
 MIXTURES = {"qwen3-30b-a3b": (128, 8, 768), "gpt-oss-20b": (32, 4, 2880)}
 MIXTURES |= {"qwen3moe-few": (128, 8, 768), "gpt-oss-few": (32, 4, 1440)}
 #: name -> the sliding window.
 WINDOWS = {"gpt-oss-20b": 128, "gpt-oss-few": 128, "gemma-3-270m": 512, "gemma-3-27b": 1024}
-#: name -> how much longer than the 8192 tokens of its pretraining a Llama 3 was made to read, which
-#: is in its `rope_freqs.weight`.
+#: name -> the context extension factor of a Llama 3 relative to the 8192 tokens of its pretraining.
+#: Files store its effect in `rope_freqs.weight`.
 STRETCHED = {"llama-3.2-1b": 32, "llama-3.1-8b": 8}
 
 
@@ -62,7 +63,7 @@ def random_blocks(
         size = (count, *field.shape)
         if dtype == np.float16:
             blocks[field.name] = random.uniform(0.5, 1.0, size).astype(np.float32) * 0.06 / largest
-        elif field.name == "e":  # of MXFP4, whose codes reach 12
+        elif field.name == "e":  # the exponents of MXFP4, whose codes go up to 12
             blocks[field.name] = random.integers(117, 121, size, np.uint8)
         else:
             blocks[field.name] = np.frombuffer(
@@ -206,7 +207,7 @@ def write(shape_name: str, type_name: str, out: Path, seed: int = 0) -> None:
             fmt = formats.get(fitting(chosen, shape[-1]))
             tensors[name] = (fmt, random_blocks(fmt, shape, random))
         else:
-            # Memories of delta nets (ssm_a) decay, so nothing overflows.
+            # A negative ssm_a makes the memories of delta nets decay, so nothing overflows.
             mean = 1.0 if "norm" in name else -1.0 if name.endswith("ssm_a") else 0.0
             tensors[name] = ("F32", random.normal(mean, 0.02, shape).astype(np.float32))
     if shape_name in STRETCHED:

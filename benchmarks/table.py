@@ -1,6 +1,6 @@
 """Makes the tables of measurements in docs/benchmarks.md from benchmarks/results.
 
-`python benchmarks/table.py` renews them.
+`python benchmarks/table.py` updates them.
 """
 
 import json
@@ -10,7 +10,7 @@ from cpu_goals import GOALS, OURS, THEIRS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
-#: Title -> key of a result's medians. A cell of these has ours, llama.cpp's and the ratio.
+#: Title -> key of a result's medians. Cells contain our number, llama.cpp's and their ratio.
 CPU = {
     "decode": "decode_tokens_per_s",
     "prefill 128": "prefill_128_tokens_per_s",
@@ -126,7 +126,7 @@ def _markdown(lines: list[tuple]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-#: Name between the marks of a page -> the files of results and how they become a table.
+#: Name of a table in the marker lines -> its files of results, and the function that makes it.
 TABLES = {
     "cpu": (["cpu.jsonl"], cpu_table),
     "gpu": (["gpu_models.jsonl", "gpu_llama_cpp.jsonl"], gpu_table),

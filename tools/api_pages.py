@@ -1,7 +1,7 @@
-"""Makes the pages of docs/api, one for each public package, from the public names.
+"""Makes the pages of docs/api from the public names, one page for each public package.
 
-`python -m tools.api_pages docs/api` renews them; a test fails when they are not current. Their
-text comes from the docstrings when the site is built.
+`python -m tools.api_pages docs/api` updates them; a test fails if they are out of date. The site's
+build fills them with the docstrings.
 """
 
 import importlib
@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def pages() -> dict[str, str]:
-    """Returns the text of each page by its name."""
+    """Returns file name -> text for all pages."""
     return {f"{package or 'rocmforge_jax'}.md": _page(package) for package in PACKAGES}
 
 

@@ -1,7 +1,7 @@
 """Makes the table of docs/architectures.md: which options each architecture uses.
 
-`python -m tools.architecture_table docs/architectures.md` renews it. Every row is what the family's
-function makes of the keys of a small file, so the table says what the code does.
+`python -m tools.architecture_table docs/architectures.md` updates it. Each row describes the
+configuration that the family's function makes from sample keys, so the table matches the code.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from tools import marked_table
 
 START = "<!-- table: made by tools/architecture_table.py -->"
 LAYERS = 12
-#: Keys that every architecture gets.
+#: Sample keys of every architecture.
 KEYS = {
     "block_count": LAYERS,
     "context_length": 8192,
@@ -78,12 +78,12 @@ MAMBA = {
     "ssm.state_size": 16,
     "ssm.inner_size": 512,
 }
-#: One part a layer: a state space, a feed-forward, attention, a feed-forward.
+#: One part per layer: a state space, a feed-forward, attention, a feed-forward.
 NEMOTRON_H = STATE_SPACE | {
     "attention.head_count_kv": np.array([0, 0, 2, 0] * (LAYERS // 4)),
     "feed_forward_length": np.array([0, 64, 0, 64] * (LAYERS // 4)),
 }
-#: Keys that have no prefix.
+#: Keys without the architecture's prefix.
 XIELU = {f"xielu.{name}": 0.5 for name in ("alpha_n", "alpha_p", "beta", "eps")}
 LATENTS = {
     "attention.q_lora_rank": 192,
@@ -106,7 +106,7 @@ DEEPSEEK2 = EXPERTS | {
     "rope.scaling.factor": 40.0,
     "rope.scaling.yarn_log_multiplier": 0.1,
 }
-#: Keys that an architecture gets besides.
+#: Additional sample keys by architecture.
 MORE = {
     "qwen3next": EXPERTS | DELTA_RULE,
     "qwen35": DELTA_RULE,
@@ -177,7 +177,7 @@ MORE = {
 
 
 def config_of(name: str) -> DecoderConfig:
-    """Returns what an architecture makes of the sample keys."""
+    """Returns the configuration that an architecture makes from the sample keys."""
     more = EXPERTS if name.endswith("moe") else {}
     keys = KEYS | more | MORE.get(name, {})
     embedding = SimpleNamespace(shape=(512, keys["embedding_length"]))
@@ -190,7 +190,7 @@ def config_of(name: str) -> DecoderConfig:
 
 
 def table() -> str:
-    """One row for each architecture, in Markdown."""
+    """Returns the table in Markdown, with one row per architecture."""
     head = [
         "architecture",
         "mixers",
@@ -205,7 +205,7 @@ def table() -> str:
 
 
 def renewed(page: str) -> str:
-    """The page with a current table between its two marks. ValueError where a mark is missing."""
+    """Returns the page with the current table: see `marked_table.renewed`."""
     return marked_table.renewed(page, START, table())
 
 
@@ -227,7 +227,7 @@ def _row(name: str, config: DecoderConfig) -> str:
 
 
 def _beside(config: DecoderConfig) -> str:
-    """What there is beside the mixers."""
+    """Describes LAuReL and the residual streams, if the decoder has them."""
     laurel = ", LAuReL" if config.layers[0].laurel is not None else ""
     return laurel + (f", {config.streams} residual streams" if config.streams > 1 else "")
 
@@ -237,7 +237,7 @@ def _kind(mixer) -> str:
 
 
 def _kinds(names) -> str:
-    """The kinds, with how many of the sample's layers have each where there are several."""
+    """Joins the different kinds; if there are several, counts the sample's layers of each."""
     names = list(names)
     kinds = dict.fromkeys(names)
     if len(kinds) == 1:
@@ -246,7 +246,7 @@ def _kinds(names) -> str:
 
 
 def _joined(texts) -> str:
-    """Texts that differ, with how many of the sample's layers have each."""
+    """Joins the different texts; if there are several, counts the sample's layers of each."""
     texts = list(texts) or [""]
     different = list(dict.fromkeys(texts))
     if len(different) == 1:

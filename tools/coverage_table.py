@@ -1,7 +1,7 @@
-"""Makes the tables of docs/coverage.md from benchmarks/results.
+"""Makes the table of docs/coverage.md from benchmarks/results.
 
-`python -m tools.coverage_table docs/coverage.md` renews them: for every architecture how near its
-numbers are to llama.cpp's (benchmarks/families.py), and how fast it is beside llama.cpp
+`python -m tools.coverage_table docs/coverage.md` updates it. For every architecture, it shows the
+error relative to llama.cpp (benchmarks/families.py) and the speed relative to llama.cpp
 (benchmarks/cpu_families.py, gpu_models.py and gpu_llama_cpp.py).
 """
 
@@ -15,13 +15,13 @@ from tools import marked_table
 
 START = "<!-- table: made by tools/coverage_table.py -->"
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-#: Title of a column -> the backend and the mode of activations asked for.
+#: Title of a column -> the requested backend and activation mode.
 CPU_COLUMNS = {
     "float32, XLA": ("xla", "float"),
     "15-bit activations, C++": ("auto", "int16"),
 }
 GPU_COLUMN = "float32, Pallas on a GPU"
-#: Architecture -> the shape and the types that benchmarks on GPUs have of it.
+#: Architecture -> the shape and the mix of types that benchmarks on GPUs use for it.
 GPU_SHAPES = {
     "llama": ("llama-3.1-8b", "Q4_K_M"),
     "qwen3moe": ("qwen3-30b-a3b", "Q4_K"),
@@ -34,13 +34,13 @@ DECODE = "decode_tokens_per_s"
 
 
 def lines(name: str) -> list[dict]:
-    """Reads a file of results, oldest first; nothing where there is none."""
+    """Reads a file of results, oldest first; returns an empty list if it does not exist."""
     path = RESULTS / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def table() -> str:
-    """One row for each architecture, in Markdown."""
+    """Returns the table in Markdown, with one row per architecture."""
     head = ["architecture", "files", "tokens", "types", *CPU_COLUMNS, GPU_COLUMN, "speed"]
     measured = lines("families.jsonl")
     cpu, gpu = _cpu_speeds(lines("cpu_families.jsonl")), _gpu_speeds()
@@ -53,12 +53,12 @@ def table() -> str:
 
 
 def renewed(page: str) -> str:
-    """The page with a current table between its two marks. ValueError where a mark is missing."""
+    """Returns the page with the current table: see `marked_table.renewed`."""
     return marked_table.renewed(page, START, table())
 
 
 def _errors_of(measured: list[dict]) -> list[str]:
-    """The cells from the number of files to the errors."""
+    """Returns the cells of an architecture from the number of files to the errors."""
     on_gpu = [one for one in measured if one["device"].startswith("NVIDIA")]
     on_cpu = [one for one in measured if one not in on_gpu]
     errors = [
@@ -73,9 +73,10 @@ def _errors_of(measured: list[dict]) -> list[str]:
 
 
 def _worst(measured: Iterable[dict]) -> str:
-    """The largest error of the newest measurement of each file, or nothing.
+    """Returns the largest error over the newest measurement of each file, or "" without any.
 
-    It is that of the median row: rounding may send a token to another expert.
+    The error of a file is the error of its median row, because rounding may change the choice of
+    experts for single tokens.
     """
     newest = {one["file"]: one for one in measured}
     errors = [

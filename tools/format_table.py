@@ -1,6 +1,6 @@
-"""Makes the table of docs/formats.md from the declarations.
+"""Makes the table of docs/formats.md from the declarations of the formats.
 
-`python -m tools.format_table docs/formats.md` renews it.
+`python -m tools.format_table docs/formats.md` updates it.
 """
 
 import sys
@@ -14,7 +14,7 @@ SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i"}
 
 
 def table() -> str:
-    """One row for each format, in Markdown."""
+    """Returns the table in Markdown, with one row per format."""
     head = [
         "| type | id | elements | bytes | bits per element | block, in file order | value | packing"
         " for kernels |",
@@ -24,7 +24,7 @@ def table() -> str:
 
 
 def renewed(page: str) -> str:
-    """The page with a current table between its two marks. ValueError where a mark is missing."""
+    """Returns the page with the current table: see `marked_table.renewed`."""
     return marked_table.renewed(page, START, table())
 
 

@@ -1,20 +1,20 @@
-// llama.cpp's answers for tests: greedy texts, logits, embeddings, ids and rendered chat templates, in JSON.
+// Computes reference results with llama.cpp for tests and prints them as JSON.
 //
 //   oracle MODEL greedy N    stdin: {"prompts": [text, ...]}
 //   oracle MODEL logits      stdin: {"ids": [...], "rows": [...], "step": false}
-//   oracle MODEL nextn       the same, of the first block for multi-token prediction: row i is what it
-//                            predicts after ids[i + 1]
-//   oracle MODEL embed       stdin: {"ids": [[...], ...], "pooling": 1}    one vector a text, or with pooling 0 one a token
+//   oracle MODEL nextn       stdin: as for logits. Logits of the first block for multi-token
+//                            prediction; row i predicts the token after ids[i + 1]
+//   oracle MODEL embed       stdin: {"ids": [[...], ...], "pooling": 1}    one vector per text; with pooling 0, one per token
 //   oracle MODEL ids         stdin: {"texts": [...], "add_special": false, "parse_special": false}
 //   oracle MODEL template    stdin: {"conversations": [[{"role": ..., "content": ...}, ...], ...]}
 //
-// The KV cache is float32 and flash attention is off. Give it weights in F32: on a quantised file
-// llama.cpp rounds activations to 8 bits and is no reference.
+// The KV cache is float32 and flash attention is off. Use files with F32 weights: for quantised
+// weights, llama.cpp rounds activations to 8 bits, so its results are not exact enough.
 //
-// For models with GELU comment out GGML_GELU_FP16 in ggml/src/ggml-cpu/vec.h before the build: its
-// table rounds to float16, which alone makes logits differ by 1e-4.
+// For models with GELU, comment out GGML_GELU_FP16 in ggml/src/ggml-cpu/vec.h before the build. Its
+// lookup table rounds to float16, which changes logits by 1e-4.
 //
-// llama.cpp is in the source distribution of llama-cpp-python. Build it with cmake
+// The source distribution of llama-cpp-python contains llama.cpp. Build it with cmake
 // (-DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_SERVER=OFF), then compile this file with -std=c++17 and its
 // folders include, ggml/include, src, common and vendor, and link the libraries of its build folder:
 // llama-common, llama-common-base, cpp-httplib, llama, ggml, ggml-cpu and ggml-base, with -lssl
@@ -54,7 +54,7 @@ struct Context {
 
     ~Context() { llama_free(it); }
 
-    // Decodes ids that come after `first` others. Logits of all of them are kept.
+    // Decodes ids that follow `first` earlier tokens, and keeps the logits of all ids.
     void decode(const tokens & ids, int first) {
         llama_batch batch = llama_batch_init(ids.size(), 0, 1);
         batch.n_tokens = ids.size();

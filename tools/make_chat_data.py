@@ -1,10 +1,10 @@
-"""Makes tests/data/chat.json.xz: conversations, and what transformers renders of them.
+"""Makes tests/data/chat.json.xz: conversations, and the texts that transformers renders from them.
 
     pip install "transformers==5.24.0"
     python tools/make_chat_data.py llama.cpp/models/templates
 
-`--all FILE` writes a file of all templates of the folder, for ROCMFORGE_CHAT_DATA. The file of the
-project has only those of models under the licences MIT and Apache 2.0.
+The file in the repository only contains templates of models under the licences MIT and Apache 2.0.
+`--all FILE` writes all templates of the folder to another file, for ROCMFORGE_CHAT_DATA.
 """
 
 import argparse
@@ -46,15 +46,15 @@ KEPT = (
     "unsloth-Apriel-1.5",
     "unsloth-mistral-Devstral-Small-2507",
 )
-#: Templates that ask whether the content of a call is none. transformers' `apply_chat_template`
-#: takes such a content away, which they cannot render, so this is `render_jinja_template`'s text.
+#: Templates that test whether the content of a tool call is none. `apply_chat_template` of
+#: transformers removes such a content, so their texts come from `render_jinja_template`.
 ASK_FOR_NONE = (
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
     "llama-cpp-rwkv-world",
 )
-#: Templates that print the arguments of a call, which has to be their JSON text. All others read an
-#: object.
+#: Templates that print the arguments of a tool call and therefore need them as JSON text. All
+#: others need an object.
 PRINT_ARGUMENTS = ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "meetkai-functionary-medium-v3.2")
 VARIABLES = {
     "fireworks-ai-llama-3-firefunction-v2": {"functions": "[]", "datetime": "28 November 2026"}
@@ -84,7 +84,7 @@ WHY = {"role": "user", "content": "And why?"}
 
 
 def call(arguments, content) -> list[dict]:
-    """A conversation with a tool call."""
+    """Returns a conversation with a tool call."""
     function = {"name": "get_weather", "arguments": arguments}
     calls = [{"id": "call00001", "type": "function", "function": function}]
     return [
@@ -97,13 +97,13 @@ def call(arguments, content) -> list[dict]:
 
 
 def system(role="system") -> dict:
-    """A first message of the application."""
+    """Returns a system message."""
     return {"role": role, "content": "Be brief, mon ami."}
 
 
 THOUGHT = [HI, YES | {"reasoning_content": "Well,\nit holds."}, WHY]
 PREFIX = [HI, {"role": "assistant", "content": "Sure, 1, 2, "}]
-#: What a client sends: name -> arguments of `ChatTemplate.render`.
+#: Requests of a client: name -> arguments of `ChatTemplate.render`.
 SENT = {
     "one": {"messages": [HI]},
     "turns": {"messages": [system(), HI, YES, WHY]},
@@ -118,14 +118,14 @@ SENT = {
 
 
 def as_transformers_wants(name: str, template: str, sent: dict) -> dict:
-    """The same conversation in the form that this template needs from transformers."""
+    """Converts a request to the form that this template needs in transformers."""
     messages = sent["messages"]
     if any("tool_calls" in message for message in messages):
         messages = call(
             json.dumps(ARGUMENTS) if name in PRINT_ARGUMENTS else ARGUMENTS,
             None if name in ASK_FOR_NONE else "",
         )
-    if "developer" not in template:  # as llama.cpp does
+    if "developer" not in template:  # as in llama.cpp
         messages = [
             message | {"role": message["role"].replace("developer", "system")}
             for message in messages
@@ -135,7 +135,7 @@ def as_transformers_wants(name: str, template: str, sent: dict) -> dict:
 
 
 def mend(environment):
-    """Lets a sandbox do what llama.cpp does too: change lists, and write the JSON of a map."""
+    """Allows a sandbox what llama.cpp also allows: changing lists, and tojson of a generator."""
     tojson, is_safe = environment.filters["tojson"], environment.is_safe_attribute
     environment.filters["tojson"] = lambda value, **options: tojson(
         list(value) if isinstance(value, types.GeneratorType) else value, **options
@@ -146,20 +146,20 @@ def mend(environment):
 
 
 class Formats:
-    """Stands in for `datetime`: a date is written as its format in double angle brackets."""
+    """Replaces `datetime`: a date is printed as its format in double angle brackets."""
 
     @classmethod
     def now(cls):
-        """Has no time."""
+        """Returns an instance without a time."""
         return cls()
 
     def strftime(self, form: str) -> str:
-        """Keeps the format."""
+        """Returns the format in double angle brackets."""
         return f"<<{form}>>"
 
 
 def rendered(name: str, template: str, sent: dict) -> dict:
-    """What transformers makes of a conversation: its text, or its error."""
+    """Renders a request with transformers; returns the text or the error message."""
     wanted = as_transformers_wants(name, template, sent) | VARIABLES.get(name, {})
     try:
         mend(chat_template_utils._compile_jinja_template(template).environment)

@@ -1,9 +1,9 @@
-"""Makes tests/data/embeddings.npz: llama.cpp's vectors of the encoders of the tests.
+"""Makes tests/data/embeddings.npz: llama.cpp's vectors for the encoders of the tests.
 
     python -m tools.make_embedding_data ORACLE
 
-ORACLE is the program of tools/llama_cpp_oracle.cc. For each file there are the pooled vectors of
-all texts, and the state of each token of the longest text, or its score where it has no states.
+ORACLE is the compiled tools/llama_cpp_oracle.cc. For each encoder, the file contains the pooled
+vectors of all texts (scores for rerankers), and the unpooled states of the second text's tokens.
 """
 
 import json
@@ -20,7 +20,14 @@ DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "embeddings.npz"
 
 
 def embed(oracle: str, file: Path, texts: list[list[int]], **options) -> np.ndarray:
-    """Returns llama.cpp's vectors of texts, float32."""
+    """Returns llama.cpp's vectors for texts, float32.
+
+    Args:
+        oracle: The path of the oracle program.
+        file: The GGUF file.
+        texts: The token ids of each text.
+        **options: Other fields of the oracle's request, such as "pooling".
+    """
     asked = json.dumps({"ids": texts, **options})
     ran = subprocess.run(
         [oracle, file, "embed"], input=asked, capture_output=True, check=True, text=True
@@ -29,7 +36,7 @@ def embed(oracle: str, file: Path, texts: list[list[int]], **options) -> np.ndar
 
 
 def main():
-    """Writes every file and stores what llama.cpp computes of it."""
+    """Writes a GGUF file for every encoder and stores the vectors that llama.cpp computes."""
     (oracle,) = sys.argv[1:]
     found = {}
     with tempfile.TemporaryDirectory() as folder:

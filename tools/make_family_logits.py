@@ -1,9 +1,9 @@
-"""Gets llama.cpp's logits of the small files of tests/models/synthetic_cases.py.
+"""Computes llama.cpp's logits for the small files of tests/models/synthetic_cases.py.
 
     python -m tools.make_family_logits ORACLE [NAME ...]
 
-ORACLE is the program of tools/llama_cpp_oracle.cc. With names, only these cases are made anew.
-Cases that are gone are dropped.
+ORACLE is the compiled tools/llama_cpp_oracle.cc. With names, only these cases are recomputed.
+Logits of cases that no longer exist are removed.
 """
 
 import argparse
@@ -19,7 +19,13 @@ from tests.models.synthetic_cases import CASES
 
 
 def llama_cpp_logits(oracle: str, case: Case, step: bool = False) -> np.ndarray:
-    """Returns the logits of a case, float32 [rows, V]. step: Token by token."""
+    """Returns llama.cpp's logits for a case, float32 [rows, V].
+
+    Args:
+        oracle: The path of the oracle program.
+        case: The case.
+        step: Whether llama.cpp decodes token by token, instead of all tokens at once.
+    """
     asked = json.dumps({"ids": IDS.tolist(), "rows": ROWS, "step": step})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.gguf"
@@ -33,7 +39,7 @@ def llama_cpp_logits(oracle: str, case: Case, step: bool = False) -> np.ndarray:
 
 
 def main():
-    """Makes the file and prints its size."""
+    """Writes the file of logits and prints its size."""
     parser = argparse.ArgumentParser(description="get logits of llama.cpp")
     parser.add_argument("oracle", help="the program of tools/llama_cpp_oracle.cc")
     parser.add_argument("names", nargs="*", help="cases to make anew; default: all")

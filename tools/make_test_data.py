@@ -1,9 +1,9 @@
-"""Makes tests/data, the part of the reference data that every clone carries.
+"""Makes tests/data, the part of the reference data that is in the repository.
 
     python tools/make_test_data.py ../shared/reference
 
-The files keep the layout of the reference folder, so the tests read both in the same way. Models,
-logits and the vocabulary are copied unchanged. Blocks are the first row of each type.
+The files have the layout of the reference folder, so the tests read both in the same way. Models,
+logits and the vocabulary are copied unchanged. Of the blocks, the first row of each type is copied.
 """
 
 import argparse
@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
-#: Two small files of two architectures; together they hold Q2_K, Q4_K, Q5_K, Q6_K and IQ2_XS.
+#: Two small files of two architectures; together they use Q2_K, Q4_K, Q5_K, Q6_K and IQ2_XS.
 MODELS = ("qwen2.Q4_K_M", "llama-gqa.IQ2_XS")
 VOCABULARY = "ggml-vocab-llama-spm.gguf"
-#: The types that `formats.quantize` makes: their tests need the numbers before quantisation.
+#: The types that `formats.quantize` supports. Their tests need the numbers before quantisation.
 QUANTIZED_HERE = ("f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4")
 
 
 def copy_blocks(reference: Path, data: Path):
-    """Keeps one row of 1024 elements of each type: its bytes and the values that ggml reads."""
+    """Copies one row of 1024 elements of each type: its bytes and the values that ggml reads."""
     data.mkdir(parents=True, exist_ok=True)
     for path in sorted(reference.glob("*.npz")):
         with np.load(path) as arrays:
@@ -36,7 +36,7 @@ def copy_blocks(reference: Path, data: Path):
 
 
 def copy_models(reference: Path, data: Path):
-    """Copies the models and their logits, and the part of the index that is about them."""
+    """Copies the models, their logits and their entries in the index."""
     data.mkdir(parents=True, exist_ok=True)
     for name in MODELS:
         for suffix in ("gguf", "npy"):
@@ -47,14 +47,14 @@ def copy_models(reference: Path, data: Path):
 
 
 def copy_vocabulary(reference: Path, data: Path):
-    """Copies the vocabulary, llama.cpp's test texts and the ids that llama.cpp gives for them."""
+    """Copies the vocabulary, llama.cpp's test texts and llama.cpp's token ids of these texts."""
     data.mkdir(parents=True, exist_ok=True)
     for suffix in ("", ".inp", ".out"):
         shutil.copyfile(reference / (VOCABULARY + suffix), data / (VOCABULARY + suffix))
 
 
 def main():
-    """Makes the folders anew and prints the size of all data."""
+    """Replaces the folders and prints the size of all data."""
     parser = argparse.ArgumentParser(description="make tests/data from the reference folder")
     parser.add_argument("reference", type=Path, help="the reference folder")
     reference = parser.parse_args().reference

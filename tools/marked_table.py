@@ -1,12 +1,21 @@
-"""Replaces a generated table between two marks of a page."""
+"""Replaces a generated table between two marker lines of a page."""
 
 END = "<!-- end of table -->"
 
 
 def renewed(page: str, start: str, table: str) -> str:
-    """Returns the page with a current table between its two marks.
+    """Replaces the text between two marker lines of a page.
 
-    Raises ValueError where a mark is missing.
+    Args:
+        page: The text of the page.
+        start: The marker line before the table; END is the one after it.
+        table: The new table.
+
+    Returns:
+        The new text of the page.
+
+    Raises:
+        ValueError: A marker line is missing.
     """
     before, found, rest = page.partition(start)
     _, end, after = rest.partition(END)

@@ -1,10 +1,13 @@
 """Trains the demo model: `python -m tools.train_demo TEXT OUT.gguf` (needs the extra `train`).
 
-A Llama with grouped-query attention and a byte-level BPE vocabulary, trained on the first 90 % of a
-text and stopped where the perplexity on the last 10 % is lowest. A million characters are little
-for it, so it is regularised twice: every window is tokenised anew with merges left out at random
-(BPE dropout, Provilkov et al., 2020), and a share of each weight matrix is dropped at every step
-(DropConnect, Wan et al., 2013). Beside OUT.gguf, OUT.json says what came out.
+The model is a Llama with grouped-query attention and a byte-level BPE vocabulary. It is trained on
+the first 90 % of a text, and the weights with the lowest perplexity on the last 10 % are kept.
+
+A million characters are few for this model, so training uses two regularisations. Each pass over
+the text tokenises it with random merges left out (BPE dropout, Provilkov et al., 2020). Each step
+sets a random share of the elements of every weight matrix to zero (DropConnect, Wan et al., 2013).
+
+The results are written to OUT.gguf (the model) and OUT.json (a report).
 """
 
 import argparse
@@ -43,7 +46,7 @@ CONFIG = DecoderConfig.uniform(
     norm_epsilon=1e-5,
     tied=True,
 )
-#: Type of each tensor: a mix, so that the demo exercises the formats the project began with.
+#: The type of each matrix: a mix, so that the demo uses several formats.
 TYPES = {
     "token_embd": "Q8_0",
     "attn_q": "Q5_0",
@@ -58,7 +61,7 @@ WINDOW, BATCH = CONFIG.context_length, 32
 
 
 def train_tokenizer(text: str) -> Trainable:
-    """Byte-level BPE with GPT-2's word pattern."""
+    """Trains a byte-level BPE tokenizer with GPT-2's word pattern."""
     tokenizer = Trainable(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -71,7 +74,7 @@ def train_tokenizer(text: str) -> Trainable:
 
 
 def window_loss(decoder: Decoder, tokens_BT):
-    """Mean negative log-likelihood of the tokens of each window after its first."""
+    """Returns the mean negative log-likelihood of all tokens except the first of each window."""
     logits_BTV, _ = decoder(tokens_BT[:, :-1])
     losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, tokens_BT[:, 1:])
     return losses_BT.mean()
@@ -79,9 +82,20 @@ def window_loss(decoder: Decoder, tokens_BT):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def step(graphdef, optimizer, drop, params, moments, average, tokens_BT, key):
-    """One AdamW step on weights with a share `drop` of each matrix set to zero.
+    """Computes one AdamW step with DropConnect.
 
-    `average` follows the weights.
+    Args:
+        graphdef: The structure of the decoder.
+        optimizer: The Optax optimizer.
+        drop: The share of the elements of each matrix that is set to zero.
+        params: The weights.
+        moments: The state of the optimizer.
+        average: The exponential moving average of the weights.
+        tokens_BT: The token ids of a batch of windows.
+        key: The random key.
+
+    Returns:
+        The new weights, moments and average, and the loss.
     """
 
     def loss(params):
@@ -118,7 +132,16 @@ def held_out_loss(decoder: Decoder, ids: np.ndarray) -> float:
 
 
 def batches(tokenizer: Trainable, text: str, dropout: float, seed: int):
-    """Endless [BATCH, WINDOW + 1] windows, the text tokenised anew for each pass over it."""
+    """Yields random windows [BATCH, WINDOW + 1] without end.
+
+    The text is tokenised again for each pass, with BPE dropout.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+        dropout: The probability that a merge is left out.
+        seed: The seed of the choice of windows.
+    """
     random = np.random.default_rng(seed)
     model = tokenizer.model
     while True:
@@ -133,7 +156,19 @@ def batches(tokenizer: Trainable, text: str, dropout: float, seed: int):
 def train(
     text: str, held_out_text: str, steps: int, patience: int, seed: int = 0
 ) -> tuple[Decoder, Trainable]:
-    """A decoder with the weights that were best on the held-out text, and its tokenizer."""
+    """Trains a tokenizer and a decoder.
+
+    Args:
+        text: The training text.
+        held_out_text: The text on which the weights are evaluated.
+        steps: The largest number of steps.
+        patience: The number of successive evaluations without an improvement that ends training.
+        seed: The seed of weights and batches.
+
+    Returns:
+        The decoder with the averaged weights that were best on the held-out text, and the
+        tokenizer.
+    """
     tokenizer = train_tokenizer(text)
     held_out = np.array(tokenizer.encode(held_out_text).ids, np.int32)
     decoder = Decoder(CONFIG, rngs=nnx.Rngs(seed))
@@ -183,7 +218,7 @@ def train(
 
 
 def metadata(tokenizer: Trainable) -> dict:
-    """The keys of the file, as llama.cpp names them."""
+    """Returns the metadata of the file, with llama.cpp's keys."""
     data = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(data["vocab"], key=data["vocab"].get)
     config = CONFIG
@@ -217,7 +252,7 @@ def metadata(tokenizer: Trainable) -> dict:
 
 
 def tensors(decoder: Decoder) -> dict:
-    """Name -> (type, blocks): matrices quantised as TYPES says, vectors in F32."""
+    """Returns name -> (type, data): matrices quantised according to TYPES, vectors in F32."""
     out = {}
     for path, variable in nnx.to_flat_state(nnx.state(decoder)):
         values = np.asarray(variable.get_value(), np.float32)

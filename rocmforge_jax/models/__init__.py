@@ -1,4 +1,4 @@
-"""Decoders: layers as data, made of mixers and feed-forwards; architectures that read files."""
+"""Decoder models: layers described as data, and architectures that read GGUF files."""
 
 from rocmforge_jax.models.architectures import ARCHITECTURES, Architecture, read_config, register
 from rocmforge_jax.models.checked_inputs import checked_pooling

@@ -1,6 +1,6 @@
-"""The table of architectures: a name, and the function that reads a file's configuration.
+"""The table of architectures: names, and functions that read the configuration of a file.
 
-A new one is an entry in `families`, or a call of `register` in a notebook:
+To add an architecture, add an entry in `families`, or call `register`, for example in a notebook:
 
     register(Architecture("mymodel", functools.partial(llama_like, attention=dict(qk_norm="head"))))
 """
@@ -21,13 +21,13 @@ from rocmforge_jax.models.keys import KeyReader, MissingKeyError
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A value of general.architecture.
+    """A supported architecture.
 
     Attributes:
-        name: The value.
+        name: The value of general.architecture in files.
         read: Makes the configuration from a file's keys.
-        ignored_keys: Keys (without the architecture's prefix) that change nothing here -> why.
-        nextn: Whether blocks for multi-token prediction can be read.
+        ignored_keys: Keys that have no effect here, without the architecture's prefix -> reason.
+        nextn: Whether the blocks for multi-token prediction are supported.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {}
 
-#: Keys of any architecture that describe and do not shape the model -> why they are not read.
+#: Keys of any architecture that do not affect the computation -> why they are not read.
 DESCRIPTIVE_KEYS = {
     "rope.scaling.finetuned": "a note on training",
     "tensor_data_layout": "the reader needs no hint",
@@ -49,8 +49,8 @@ DESCRIPTIVE_KEYS = {
     "dense_3_feat_in": "the tensor shows it",
     "dense_3_feat_out": "the tensor shows it",
 }
-#: Keys that change nothing while they have one of these values. With another value the key is
-#: unknown here, which is a warning: llama.cpp ignores it in architectures that do not read it.
+#: Keys that have no effect if they have one of these values. With another value, a key that is not
+#: read causes a warning, because llama.cpp also ignores it in architectures that do not read it.
 NEUTRAL_VALUES = {
     "use_parallel_residual": (False,),
     "attention.shared_kv_layers": (0,),
@@ -80,7 +80,7 @@ NEUTRAL_VALUES = {
 
 
 def register(architecture: Architecture) -> None:
-    """Makes an architecture known to `load`, in place of an entry of the same name."""
+    """Adds an architecture to the table that `load` uses; replaces an entry of the same name."""
     ARCHITECTURES[architecture.name] = architecture
 
 
@@ -89,9 +89,10 @@ for _name, (_read, _ignored) in families.FAMILIES.items():
 
 
 def find(name: str) -> Architecture:
-    """Returns the architecture of a name.
+    """Returns the architecture with the given name.
 
-    Raises GGUFError for a name that is not in the table, with the one that it is a misspelling of.
+    Raises GGUFError for a name that is not in the table. If the name looks like a misspelling, the
+    message suggests the right one.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
@@ -103,9 +104,9 @@ def find(name: str) -> Architecture:
 
 
 def _is_typo(name: str, known: str) -> bool:
-    """Returns whether two names differ as a misspelling does, not as versions of a model do.
+    """Returns whether a name is probably a misspelling of a known one, not another model.
 
-    qwen, qwen4 and qwen2vl are other models than qwen2.
+    For example, qwen, qwen4 and qwen2vl are different models from qwen2, not misspellings of it.
     """
     digits, of_known = (re.sub(r"\D", "", text) for text in (name, known))
     if digits != of_known or name.startswith(known) or known.startswith(name):
@@ -116,19 +117,21 @@ def _is_typo(name: str, known: str) -> bool:
 def read_config(
     gguf: GGUFFile, context_length: int | None = None, *, nextn: bool = False
 ) -> tuple[DecoderConfig, dict[str, str]]:
-    """Returns a file's configuration, and the architecture's keys that were not used.
-
-    Each of these keys maps to the reason, or to "unknown".
+    """Reads the configuration of a file.
 
     Args:
         gguf: The file.
-        context_length: Tokens that the model is opened for, default what it was trained for.
-            LongRoPE has other factors for a long context.
-        nextn: Whether the blocks for multi-token prediction are wanted as well.
+        context_length: The context length in tokens with which the model is opened. Default: the
+            context length of the training. LongRoPE uses other factors for a long context.
+        nextn: Whether to include the blocks for multi-token prediction.
+
+    Returns:
+        The configuration, and the architecture's keys that were not used. Each of these keys maps
+        to the reason, or to "unknown".
 
     Raises:
-        GGUFError: The file holds no model that is known here. Of keys that are missing, all are
-            listed.
+        GGUFError: The file contains no supported model, or keys are missing. The message lists all
+            missing keys.
     """
     if why := why_no_model(gguf):
         raise GGUFError(f"{gguf.path}: {why}")
@@ -161,17 +164,20 @@ def read_config(
 def _read_keys(
     architecture: Architecture, gguf: GGUFFile, context_length: int | None, nextn: bool
 ) -> tuple[DecoderConfig, KeyReader]:
-    """Returns the configuration, and the keys that were read."""
+    """Returns the configuration, and the KeyReader with its record of the keys that were read.
+
+    Assumed values replace missing keys, so that a single error can list all missing keys.
+    """
     missing: dict[str, str] = {}
     while True:
         try:
             keys = KeyReader(gguf, context_length, assumed=missing, nextn=nextn)
             config = with_embedding_keys(keys, architecture.read(keys))
         except MissingKeyError as error:
-            missing[error.key] = error.problem  # and on: others may be missing too
+            missing[error.key] = error.problem  # continue: other keys may be missing too
         except ValueError as error:
             if missing:
-                break  # the assumed values may be what is wrong
+                break  # the assumed values may have caused this error
             known = isinstance(error, GGUFError)
             raise error if known else GGUFError(f"{gguf.path}: {shortened(str(error))}") from None
         else:
@@ -182,7 +188,7 @@ def _read_keys(
 
 
 def _neutral(key: str, value) -> str:
-    """Returns why a key changes nothing with its value, or "unknown"."""
+    """Returns why a key has no effect with this value, or "unknown"."""
     neutral = NEUTRAL_VALUES.get(key, ())
     same = any(type(value) is type(one) and value == one for one in neutral)
     return f"{value} changes nothing" if same else "unknown"

@@ -1,4 +1,4 @@
-"""Checks the inputs of a decoder: shapes and dtypes always, counts where they are known."""
+"""Checks the inputs of a decoder: always shapes and dtypes; values only outside of `jax.jit`."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from rocmforge_jax.nn import POOLINGS, Cache
 
 
 def _as_array(values) -> Any:
-    """Makes an array of a list of numbers; leaves arrays and None as they are."""
+    """Converts a list or tuple of integers to an array; returns arrays and None unchanged."""
     return np.asarray(values, np.int32) if isinstance(values, list | tuple) else values
 
 
 def checked_inputs(tokens_BT, cache: Cache | None, positions_BT, lengths_B, vocabulary: int) -> Any:
     """Returns tokens, positions and lengths as arrays; see `Decoder.__call__`.
 
-    Raises ValueError, with the numbers, unless they fit one another and the cache.
+    Raises ValueError unless they fit one another and the cache.
     """
     arrays = tokens_BT, positions_BT, lengths_B = tuple(
         map(_as_array, (tokens_BT, positions_BT, lengths_B))
@@ -47,15 +47,15 @@ def checked_inputs(tokens_BT, cache: Cache | None, positions_BT, lengths_B, voca
 
 
 def check_positions(T: int, rows: int) -> None:
-    """Raises ValueError for more tokens than learned embeddings of positions, if there are some."""
+    """Raises ValueError if T exceeds the learned position embeddings; `rows` is 0 without any."""
     if 0 < rows < T:
         raise ValueError(f"{T} tokens, but the model has embeddings of {rows} positions")
 
 
 def checked_pooling(config: DecoderConfig, pooling: str | None) -> str:
-    """Returns the pooling that is wanted, by default that of the file.
+    """Returns the requested pooling, by default the one that the file names.
 
-    Raises ValueError where there is none, and for one that the model cannot compute.
+    Raises ValueError if neither is given, or if the model cannot compute it.
     """
     if pooling is None and config.pooling is None:
         raise ValueError(
@@ -74,7 +74,7 @@ def checked_pooling(config: DecoderConfig, pooling: str | None) -> str:
 
 
 def _check_ids(tokens_BT, lengths_B, vocabulary: int):
-    """Raises ValueError for ids outside the vocabulary, outside of jit; padding may be any id."""
+    """Raises ValueError for ids outside the vocabulary, except in padding; skipped under jit."""
     if isinstance(tokens_BT, Tracer) or isinstance(lengths_B, Tracer):
         return
     ids_BT = np.asarray(tokens_BT)
@@ -88,7 +88,7 @@ def _check_ids(tokens_BT, lengths_B, vocabulary: int):
 
 
 def _check_room(T: int, cache, lengths_B):
-    """Raises ValueError for counts that do not fit, where they are known: outside of jit."""
+    """Raises ValueError for lengths or tokens that do not fit; skipped under jit."""
     if lengths_B is not None and not isinstance(lengths_B, Tracer):
         low, high = np.min(lengths_B), np.max(lengths_B)
         if low < 0 or high > T:

@@ -1,4 +1,4 @@
-"""A decoder as data: a tuple of layers, each a mixer and a feed-forward."""
+"""The configuration of a decoder: a tuple of layers, each with a mixer and a feed-forward."""
 
 import dataclasses
 from typing import Any, Literal
@@ -16,18 +16,21 @@ class LayerConfig:
     """One layer of a decoder.
 
     Attributes:
-        mixer: Mixes tokens, or None.
-        feed_forward: Computes each token by itself, or None.
-        norms: Which norms there are, and where.
-        residual_scale: Multiplies what mixer and feed-forward add to the residual stream.
-        parallel: Whether the feed-forward reads what the mixer reads, not what it gives.
+        mixer: Mixes tokens, for example by attention, or None.
+        feed_forward: Computes each token separately, or None.
+        norms: The norms of the layer and their places.
+        residual_scale: Factor of the results that are added to the residual stream.
+        parallel: Whether the feed-forward reads the input of the mixer, not the sum with the
+            mixer's result.
         biases: Names of the submodules that have a bias.
-        output_scales: Names of the submodules whose product is multiplied by a factor.
-        per_layer_input: How the layer reads its own input beside the residual stream, or None.
-        laurel: A residual connection of low rank beside the mixer, or None.
-        altup: How the layer treats several residual streams, None for a single one.
+        output_scales: Names of the submodules whose product is multiplied by a learned factor.
+        per_layer_input: How the layer uses its own input in addition to the residual stream, or
+            None.
+        laurel: A low-rank residual connection parallel to the mixer, or None.
+        altup: How the layer updates several residual streams; None for a single stream.
         output_factor: Whether a learned number multiplies the result (layer_output_scale).
-        unused: Names of submodules whose tensors a file may have and the layer does not.
+        unused: Names of submodules that the layer does not have, although files may contain their
+            tensors.
     """
 
     mixer: Mixer | None
@@ -46,13 +49,13 @@ class LayerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NextNConfig:
-    """A block for multi-token prediction: a layer between an input and a head of its own.
+    """A block for multi-token prediction: a layer with its own input projection and output.
 
     Attributes:
         layer: The layer.
-        own_embedding: Whether it embeds tokens by itself, not with the decoder's embedding.
-        own_head: Whether it has a head of its own, not the decoder's.
-        norm: The name of the norm before the head, or None for the decoder's.
+        own_embedding: Whether the block has its own embedding; otherwise it uses the decoder's.
+        own_head: Whether the block has its own head; otherwise it uses the decoder's.
+        norm: The name of the norm before the head, or None for the decoder's norm.
     """
 
     layer: LayerConfig
@@ -63,32 +66,31 @@ class NextNConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that shapes a Decoder. Hashable, so it is static metadata of the module.
+    """The configuration of a Decoder. Hashable, so that it can be static metadata of the module.
 
     Attributes:
         layers: The layers, in order.
-        width: Of the residual stream, D.
+        width: The width of the residual stream, D.
         vocabulary: Rows of the embedding, V.
-        context_length: Positions that the model was trained for.
-        norm_epsilon: Of the norm before the head.
-        norm_kind: Of the norm before the head: see `Norms`.
+        context_length: The context length of the training, in tokens.
+        norm_epsilon: Epsilon of the norm before the head.
+        norm_kind: Kind of the norm before the head: see `Norms`.
         tied: Whether the head is the transposed embedding.
-        embedding_scale: Multiplies embeddings.
-        logit_scale: Multiplies logits.
-        logit_cap: A cap c that makes c * tanh(logit / c) of each logit, or None.
-        output_norm: Name of the norm after the layers in the file, or None.
-        has_head: Whether there are logits. An encoder may have none.
-        positions: Rows of the learned embeddings of positions (position_embd), 0 for none.
+        embedding_scale: Factor of the embeddings.
+        logit_scale: Factor of the logits.
+        logit_cap: Soft cap c of the logits, c * tanh(logit / c), or None.
+        output_norm: Name in the file of the norm after the layers, or None.
+        has_head: Whether the model computes logits. An encoder may have no head.
+        positions: Rows of the learned position embeddings (position_embd), 0 for none.
         token_types: Rows of the embeddings of token types (token_types), 0 for none. All tokens of
-            a text are of the first type.
-        embedding_norm: Name of the norm of the embeddings in the file, or None.
-        pooling: How the file says that the states of a text become one vector: see `nn.pool`. None
-            where it does not say.
-        embedding_head: What pooled vectors go through.
-        biases: As in LayerConfig, for the head and the norm before it.
-        output_scales: As in LayerConfig, for the head.
-        architecture: The name of the family.
-        nextn: The blocks for multi-token prediction that are loaded, in order.
+            a text have the first type.
+        embedding_norm: Name in the file of the norm of the embeddings, or None.
+        pooling: The pooling that the file names, see `nn.pool`; None if it names none.
+        embedding_head: The layers after pooling.
+        biases: Like in LayerConfig, for the modules outside of the layers.
+        output_scales: Like in LayerConfig, for the head.
+        architecture: The name of the architecture.
+        nextn: The loaded blocks for multi-token prediction, in order.
     """
 
     layers: tuple[LayerConfig, ...]
@@ -128,7 +130,7 @@ class DecoderConfig:
 
     @property
     def causal(self) -> bool:
-        """Whether no token sees later ones, so that text can be generated token by token."""
+        """Whether no token sees later tokens, so that text can be generated token by token."""
         return all(getattr(layer.mixer, "causal", True) for layer in self.layers)
 
     @property
@@ -143,7 +145,7 @@ class DecoderConfig:
 
     @property
     def input_width(self) -> int:
-        """The width of the layers' own inputs beside the residual stream, 0 without any."""
+        """The width of the per-layer inputs, 0 without any."""
         return max(self._input_widths, default=0)
 
     @property
@@ -152,7 +154,7 @@ class DecoderConfig:
 
     @property
     def streams(self) -> int:
-        """The residual streams of every layer."""
+        """The number of residual streams, the same for every layer."""
         return max(self._streams)
 
     @classmethod
@@ -167,16 +169,16 @@ class DecoderConfig:
         biases: frozenset[str] = frozenset(),
         **sizes: Any,
     ) -> "DecoderConfig":
-        """Makes the configuration of a decoder whose layers are all alike.
+        """Makes the configuration of a decoder with identical layers.
 
         Args:
-            layers: How many.
-            mixer: Of every layer.
-            feed_forward: Of every layer.
-            norm_epsilon: Of all norms.
-            norms: Changes of the `Norms` of every layer.
-            biases: Of every layer.
-            **sizes: The other fields.
+            layers: The number of layers.
+            mixer: The mixer of every layer.
+            feed_forward: The feed-forward of every layer.
+            norm_epsilon: Epsilon of all norms.
+            norms: Fields of every layer's `Norms` that differ from the defaults.
+            biases: Names of the submodules of every layer that have a bias.
+            **sizes: The other fields of `DecoderConfig`.
         """
         kinds = dict(kind=sizes.get("norm_kind", "rms")) | (norms or {})
         layer = LayerConfig(mixer, feed_forward, Norms(norm_epsilon, **kinds), biases=biases)
@@ -184,7 +186,7 @@ class DecoderConfig:
 
 
 def _check_sources(layers: tuple[LayerConfig, ...]) -> None:
-    """Raises ValueError unless layers without keys and values attend to layers that lend theirs."""
+    """Raises ValueError unless each `source` is an earlier layer with a fitting KV cache."""
     for i, layer in enumerate(layers):
         source = None if layer.mixer is None else layer.mixer.source
         if source is None:

@@ -1,4 +1,4 @@
-"""What the pooled states of a text go through: dense layers, or the classifier of a reranker."""
+"""The layers after pooling: dense layers, or the classifier of a reranker."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ class Classifier:
     """Scores a text, for pooling "rank": output(norm(activation(cls(pooled)))).
 
     Attributes:
-        pooling: Of the states that it reads: "cls", "last" or "mean".
-        hidden: Outputs of `cls`, or None without it. Norm and activation come with it.
-        activation: After `cls`.
-        norm: Whether cls.norm follows.
+        pooling: How the states of the text are pooled: "cls", "last" or "mean".
+        hidden: Outputs of `cls`, or None without it. Without `cls`, there is no activation.
+        activation: The activation function after `cls`.
+        norm: Whether the activation is followed by cls.norm.
         outputs: Outputs of cls.output, or None without it.
-        softmax: Whether the scores become probabilities.
+        softmax: Whether a softmax turns the scores into probabilities.
     """
 
     pooling: Literal["cls", "last", "mean"] = "cls"
@@ -39,8 +39,8 @@ class EmbeddingHead:
     """The layers after pooling.
 
     Attributes:
-        dense: Names of the dense layers in the file and their outputs, in order.
-        classifier: Scores texts, or None.
+        dense: The dense layers in order: the name in the file and the number of outputs.
+        classifier: The classifier that scores texts, or None.
     """
 
     dense: tuple[tuple[str, int], ...] = ()
@@ -48,12 +48,12 @@ class EmbeddingHead:
 
     @property
     def width(self) -> int | None:
-        """The outputs of the last dense layer, or None without one."""
+        """The number of outputs of the last dense layer, or None without dense layers."""
         return self.dense[-1][1] if self.dense else None
 
     @property
     def names(self) -> frozenset[str]:
-        """The names of its modules in the file."""
+        """The names of the head's modules in the file."""
         names, scores = {name for name, _ in self.dense}, self.classifier
         if scores is not None:
             there = {
@@ -72,14 +72,17 @@ class EmbeddingHead:
         numerics: Numerics,
         rngs: nnx.Rngs | None,
     ) -> Mapping[str, nnx.Module]:
-        """Makes the submodules of a decoder.
+        """Makes the head's modules, which become submodules of a decoder.
 
         Args:
-            width: Of pooled states, D.
-            epsilon: Of the classifier's norm.
-            biases: Names of the tensors that have a bias.
-            numerics: How the decoder computes.
-            rngs: Draw fresh weights; None inside `nn.only_shapes`.
+            width: The width of pooled states, D.
+            epsilon: Epsilon of the classifier's norm.
+            biases: Names in the file of the modules that have a bias.
+            numerics: The decoder's numerics.
+            rngs: Random numbers for the initial weights; None inside `nn.only_shapes`.
+
+        Returns:
+            Name of a submodule -> the module.
         """
         made: dict[str, nnx.Module] = {}
 
@@ -112,7 +115,7 @@ class EmbeddingHead:
 
     def _scores(self, decoder, states_BTD, lengths_B):
         scores = self.classifier
-        assert scores is not None  # `checked_pooling` has refused
+        assert scores is not None  # `checked_pooling` raises an error otherwise
         pooled_BD = pool(states_BTD, lengths_B, scores.pooling)
         if scores.hidden is not None:
             pooled_BD = _through(decoder.cls, pooled_BD)

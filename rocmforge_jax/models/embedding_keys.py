@@ -1,4 +1,4 @@
-"""Reads what a file of any family says about embeddings: who sees whom, pooling, and heads."""
+"""Reads the settings of embedding models, for every family: causality, pooling and heads."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ _DENSE = ("dense_2", "dense_3")
 
 
 def with_embedding_keys(keys: KeyReader, config: DecoderConfig) -> DecoderConfig:
-    """Returns the configuration with what the file says about embeddings.
+    """Adds a file's settings for embeddings to a configuration.
 
-    A family may have set the classifier that its files have; sizes are what tensors show.
+    A family may already have set a classifier as a template. Sizes come from the tensors' shapes.
     """
     if not keys.flag("attention.causal", True):
         layers = [_without_mask(keys, i, layer) for i, layer in enumerate(config.layers)]
@@ -27,7 +27,7 @@ def with_embedding_keys(keys: KeyReader, config: DecoderConfig) -> DecoderConfig
 
 
 def _without_mask(keys: KeyReader, i: int, layer: LayerConfig) -> LayerConfig:
-    """Returns a layer whose tokens see later ones, or refuses one that cannot be so."""
+    """Returns the layer without a causal mask; raises GGUFError if the mixer does not allow it."""
     mixer = layer.mixer
     if mixer is None or (isinstance(mixer, Attention) and not mixer.causal):
         return layer
@@ -51,7 +51,7 @@ def _pooling(keys: KeyReader, key: str) -> str | None:
 
 
 def _rows(keys: KeyReader, name: str, width: int) -> int | None:
-    """Returns the outputs of a linear layer, None where the file has none that reads `width`."""
+    """Returns the outputs of a linear layer; None unless the file has one with `width` inputs."""
     tensor = keys.tensors.get(f"{name}.weight")
     if tensor is None or tensor.shape[-1] != width:
         return None
@@ -68,7 +68,7 @@ def _dense(keys: KeyReader, width: int) -> tuple[tuple[str, int], ...]:
 
 
 def _classifier(keys: KeyReader, config: DecoderConfig) -> Classifier | None:
-    """Reads the classifier. Its text is the state of the first token, or of the last if causal."""
+    """Reads the classifier. Without "mean" pooling, it reads the first token (last if causal)."""
     template = config.embedding_head.classifier or Classifier()
     kind = _pooling(keys, "classifier.pooling_type") or template.pooling
     if kind != "mean":

@@ -19,10 +19,15 @@ def init_cache(
 ) -> Cache:
     """Makes an empty cache of a model for `batch` sequences of up to `length` tokens.
 
-    placement: What `placement_of` returns for the model.
+    Args:
+        config: The configuration of the model.
+        batch: The number of sequences.
+        length: The number of slots for each of them.
+        dtype: The dtype of keys and values: float32, bfloat16 or float16.
+        placement: What `placement_of` returns for the model.
 
-    Raises ValueError for a size that is no integer of at least 1 and a dtype that is not float32,
-    bfloat16 or float16.
+    Raises:
+        ValueError: A size is not a positive integer, or the dtype is not supported.
     """
     return cache_of_layers(config.layers, batch, length, dtype, placement)
 
@@ -30,13 +35,13 @@ def init_cache(
 def cache_of_layers(
     layers: tuple[LayerConfig, ...], batch: int, length: int, dtype, placement=None
 ) -> Cache:
-    """Makes an empty cache of some layers: see `init_cache`."""
+    """Makes an empty cache for the given layers: see `init_cache`."""
     batch, length = integer("batch", batch, 1), integer("length", length, 1)
     return _program(layers, batch, length, of_cache(dtype), placement)()
 
 
 def placement_of(tree: Any) -> Sharding | None:
-    """Returns where the first array of a model is; None if it is free to move, or only traced."""
+    """Returns the sharding of a model's first array; None if it is uncommitted or traced."""
     first = next(iter(jax.tree.leaves(tree)), None)
     if not isinstance(first, jax.Array) or isinstance(first, Tracer):
         return None
@@ -45,7 +50,7 @@ def placement_of(tree: Any) -> Sharding | None:
 
 @functools.lru_cache(256)
 def _program(layers, batch, length, dtype, placement):
-    """All layers in one program: one program per array takes a third of a second at the start."""
+    """Makes all states in one compiled program; one program per array would start more slowly."""
 
     def make():
         mixers = [layer.mixer for layer in layers]

@@ -1,4 +1,4 @@
-"""Feed-forwards: what each token goes through by itself."""
+"""Feed-forwards, which compute each token separately: dense, gated, and mixtures of experts."""
 
 import dataclasses
 import functools
@@ -33,13 +33,13 @@ class Gated:
     """A feed-forward of `hidden` units, with or without a gate.
 
     Attributes:
-        hidden: Units, F.
-        activation: Of the gate, or of the units without one.
-        gated: Whether there is a gate, which multiplies the units.
-        fused: Whether gate and up are one tensor, ffn_up, that holds the gate first.
-        cutoff: Standard deviations above their mean that gates of a token must have; less counts
-            as 0, and the cutoff is subtracted. None: gates are taken as they are.
-        sub_norm: Whether the hidden units are normed before ffn_down (ffn_sub_norm).
+        hidden: The number of hidden units, F.
+        activation: The activation function of the gate, or of the units if there is no gate.
+        gated: Whether a gate multiplies the units.
+        fused: Whether one tensor, ffn_up, contains the gate and then the up projection.
+        cutoff: A threshold for sparse gates, in standard deviations above the mean of a token's
+            gates. It is subtracted from the gates, and negative results become 0. None: no cutoff.
+        sub_norm: Whether the hidden units are normalised before ffn_down (ffn_sub_norm).
     """
 
     hidden: int
@@ -91,12 +91,12 @@ class Gated:
         return products(x_BTD, [module], norm=norm)[0]
 
     def workspace(self, tokens: int) -> int:
-        """Counts the hidden units."""
+        """Counts the float32 numbers of the hidden units."""
         return tokens * self.hidden
 
 
 def _above(gate_BTF, cutoff: float):
-    """Subtracts each token's mean and `cutoff` standard deviations; what is left below 0 is 0."""
+    """Subtracts each token's mean and `cutoff` standard deviations, then clips at 0 from below."""
     gate = gate_BTF.astype(jnp.float32)
     mean, deviation = (part(gate, axis=-1, keepdims=True) for part in (jnp.mean, _deviation))
     return jnp.maximum(gate - (mean + cutoff * deviation), 0).astype(gate_BTF.dtype)
@@ -107,21 +107,21 @@ _deviation = functools.partial(jnp.std, ddof=1)
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """A mixture of `experts`, of which each token goes through some.
+    """A mixture of experts, in which a router chooses a few experts for each token.
 
     Attributes:
-        experts: Experts, E.
-        routing: How many a token goes through, and how they are chosen and weighted.
-        hidden: Units of each.
-        activation: Of the experts.
-        fused: Whether gates and ups are one stack, ffn_gate_up_exps, that holds the gates first.
+        experts: The number of experts, E.
+        routing: How many experts a token uses, and how they are chosen and weighted.
+        hidden: The hidden units of each expert.
+        activation: The activation function of the experts.
+        fused: Whether one stack, ffn_gate_up_exps, contains the gates and then the up projections.
         gated: Whether the experts have gates.
-        selection_bias: Whether scores are biased for the selection alone (exp_probs_b).
+        selection_bias: Whether a bias is added to the scores for the selection only (exp_probs_b).
         weights_first: Whether a weight multiplies the input of its expert, not the output.
-        shared_hidden: Units of an expert that every token goes through as well, 0 for none.
+        shared_hidden: The hidden units of a shared expert that every token uses, 0 for none.
         shared_gate: Whether a sigmoid gate multiplies the shared expert (ffn_gate_inp_shexp).
-        latent: Numbers that the experts read and give, which ffn_latent_down makes of the residual
-            stream and ffn_latent_up brings back to it; None for its own width.
+        latent: The width of the experts' inputs and outputs, if it differs from the residual
+            stream's. ffn_latent_down projects to it, ffn_latent_up projects back. None: the same.
     """
 
     experts: int
@@ -175,9 +175,16 @@ class Mixture:
         return made
 
     def __call__(self, layer, x_BTD, norm, router_norm=None):
-        """Computes the sum of the chosen experts [B, T, D].
+        """Computes the weighted sum of the chosen experts, plus the shared expert.
 
-        router_norm: The norm before the router, where it is not that of the experts.
+        Args:
+            layer: The layer with the submodules.
+            x_BTD: The residual stream.
+            norm: The norm before the experts, or None.
+            router_norm: The norm before the router, default `norm`.
+
+        Returns:
+            [B, T, D].
         """
         x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
         bias = layer.exp_probs_b.bias.get_value() if self.selection_bias else None
@@ -221,21 +228,21 @@ class Mixture:
         return layer.ffn_gate_inp_shexp(x_TD if norm is None else norm(x_TD)) * shared_TD
 
     def workspace(self, tokens: int) -> int:
-        """Counts the hidden units of the chosen experts."""
+        """Counts the float32 numbers of the hidden units of the experts that the tokens use."""
         return tokens * (self.routing.used * self.hidden + self.shared_hidden)
 
 
 @dataclasses.dataclass(frozen=True)
 class GatedAndMixture:
-    """The sum of a gated feed-forward and a mixture of experts, each with norms of its own.
+    """The sum of a gated feed-forward and a mixture of experts, each with its own norms.
 
-    The norm before the feed-forward is that of `gated`. The mixture has pre_ffw_norm_2, and the
-    router a norm whose scale the file calls ffn_gate_inp.scale. post_ffw_norm_1 and post_ffw_norm_2
-    come after the two.
+    The layer's norm before the feed-forward is applied to the input of `gated`, pre_ffw_norm_2 to
+    the input of the experts. The router has its own norm; files call its scale ffn_gate_inp.scale.
+    post_ffw_norm_1 follows `gated`, post_ffw_norm_2 follows the experts.
 
     Attributes:
-        gated: The feed-forward of every token.
-        mixture: The experts.
+        gated: The dense feed-forward.
+        mixture: The mixture of experts.
     """
 
     gated: Gated
@@ -256,5 +263,5 @@ class GatedAndMixture:
         return layer.post_ffw_norm_1(dense_BTD) + layer.post_ffw_norm_2(mixed_BTD)
 
     def workspace(self, tokens: int) -> int:
-        """Counts those of both."""
+        """Counts the float32 numbers of the hidden units of both."""
         return self.gated.workspace(tokens) + self.mixture.workspace(tokens)

@@ -1,4 +1,4 @@
-"""Vectors that a module reads as one and a file holds in several tensors."""
+"""Vectors that are one parameter of a module but several tensors of a file."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ import numpy as np
 from rocmforge_jax.formats import Format
 from rocmforge_jax.gguf import TensorInfo
 
-#: A vector that several tensors of a layer hold together -> those tensors.
+#: Name of a joined vector -> the tensors of a layer that contain its parts.
 JOINED = {"attn_qkv.bias": ("attn_q.bias", "attn_k.bias", "attn_v.bias")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """Vectors of a file, one after another, with the attributes of a TensorInfo."""
+    """The concatenation of several vectors of a file, with the attributes of a TensorInfo."""
 
     parts: tuple[TensorInfo, ...]
     shape: tuple[int, ...]
@@ -27,20 +27,20 @@ class Joined:
         return np.concatenate([part.data.ravel() for part in self.parts])
 
     def forget(self) -> None:
-        """Lets the system take back the memory that reading `data` took."""
+        """Releases the pages of the mapped file that reading `data` brought into memory."""
         for part in self.parts:
             part.forget()
 
 
 def joined(tensors, name: str) -> Joined | None:
-    """Returns the tensors that hold a vector together, or None."""
+    """Returns the joined vector with this name, or None if the file does not have all its parts."""
     layer, _, of_layer = name.rpartition(".attn_")
     parts = [tensors.get(f"{layer}.{part}") for part in JOINED.get(f"attn_{of_layer}", ())]
     return _join(parts) if parts and None not in parts else None
 
 
 def _join(parts) -> Joined | None:
-    """Joins vectors of one type that is not quantised; None for others."""
+    """Joins vectors; returns None unless they have the same type, which must not be quantised."""
     shapes, types = [without_ones(part.shape) for part in parts], {part.format for part in parts}
     if any(len(shape) > 1 for shape in shapes) or len(types) > 1 or parts[0].format.is_quantized:
         return None
@@ -54,5 +54,5 @@ def _join(parts) -> Joined | None:
 
 
 def without_ones(shape) -> tuple[int, ...]:
-    """Returns a shape without dimensions of 1, which change no order of numbers."""
+    """Returns a shape without dimensions of size 1, which do not affect the order in memory."""
     return tuple(size for size in shape if size != 1) or (1,)

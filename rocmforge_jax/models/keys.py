@@ -1,4 +1,4 @@
-"""Reads the keys of an architecture from a file's metadata, checks them and remembers which."""
+"""Reads and checks an architecture's keys in a file's metadata, and records which were read."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,16 +9,16 @@ import numpy as np
 from rocmforge_jax.gguf import GGUFError, GGUFFile
 from rocmforge_jax.gguf.errors import quoted
 
-#: The beginning of keys before which files do not have the architecture's name.
+#: Keys that begin with this have no architecture prefix in files.
 _WITHOUT_PREFIX = "xielu."
 
 
 class MissingKeyError(GGUFError):
-    """A key that a family requires is not in the file.
+    """The file lacks a key that the family requires.
 
     Attributes:
-        key: Without the architecture's prefix.
-        problem: The message, without the file's path.
+        key: The key without the architecture's prefix.
+        problem: The message without the file's path.
     """
 
     def __init__(self, path, key: str, problem: str):
@@ -27,21 +27,22 @@ class MissingKeyError(GGUFError):
 
 
 class KeyReader:
-    """The keys and tensors of a file, as a family's function reads them.
+    """Gives the functions of families access to the keys and tensors of a file.
 
-    Every getter raises GGUFError naming the file's key, the expected range and the value found. A
-    getter that takes a default returns it where the key is missing.
+    For a value of the wrong type or range, a getter raises GGUFError with the key, the expected
+    range and the value. For a missing key, it returns its default, or raises MissingKeyError.
 
     Attributes:
-        path: Of the file.
-        architecture: Its name, the prefix of its keys.
+        path: The path of the file.
+        architecture: The name of the architecture, which is the prefix of its keys.
         tensors: The file's tensors by name.
-        layers: Layers of the decoder, without the blocks of multi-token prediction.
-        blocks: Blocks that are read: the layers, then those for multi-token prediction if they are
-            wanted. Getters that return a value for each layer return one for each of these.
-        trained_context: Tokens that the model was trained for.
-        context: Tokens that it is opened for.
-        predictors: Blocks for multi-token prediction, which `block_count` counts too.
+        layers: The number of layers, without the blocks for multi-token prediction.
+        blocks: The number of blocks to read: the layers, and with nextn=True the blocks for
+            multi-token prediction after them. Per-layer getters return one value per block.
+        trained_context: The context length of the training, in tokens.
+        context: The context length with which the model is opened, in tokens.
+        predictors: The number of blocks for multi-token prediction. The key `block_count` includes
+            them.
     """
 
     def __init__(
@@ -52,13 +53,15 @@ class KeyReader:
         *,
         nextn: bool = False,
     ):
-        """Begins to read a file.
+        """Reads the number of blocks and the context length.
 
         Args:
             gguf: The file.
-            context_length: Tokens that it is opened for, default what it was trained for.
-            assumed: Keys that get a value because the file lacks them: to find what else it lacks.
-            nextn: Whether the blocks for multi-token prediction are wanted.
+            context_length: The context length in tokens with which the model is opened. Default:
+                the context length of the training.
+            assumed: Missing keys for which `get` returns an assumed value. Reading then continues
+                and finds further missing keys.
+            nextn: Whether to read the blocks for multi-token prediction.
         """
         self._assumed = assumed
         self._metadata, self._prefix = gguf.metadata, f"{gguf.architecture}."
@@ -72,7 +75,7 @@ class KeyReader:
         self.context = self.trained_context if context_length is None else context_length
 
     def _block_count(self) -> int:
-        """Returns the number of blocks, refused where the file lacks tensors for so many."""
+        """Returns the number of blocks; raises GGUFError if the file has fewer tensors."""
         blocks = self.integer("block_count")
         if blocks > max(len(self.tensors), 1):
             raise GGUFError(
@@ -82,11 +85,11 @@ class KeyReader:
         return blocks
 
     def _name(self, key: str) -> str:
-        """Returns what the file calls a key."""
+        """Returns the name of a key in the file."""
         return key if key.startswith(_WITHOUT_PREFIX) else self._prefix + key
 
     def get(self, key: str) -> Any:
-        """Returns the value of a key as the file has it, or None."""
+        """Returns the unchecked value of a key, or None, and records that the key was read."""
         name = self._name(key)
         self.seen.add(name)
         value = self._metadata.get(name)
@@ -97,7 +100,7 @@ class KeyReader:
     def integer(
         self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1
     ) -> int:
-        """Returns an integer from `low` to `high`. An array of equal entries counts as one."""
+        """Returns an integer from `low` to `high`; accepts a per-layer array of equal entries."""
         value = self.get(key)
         if self._is_per_layer(value) and (value == value[0]).all():
             value = value[0].item()
@@ -106,9 +109,9 @@ class KeyReader:
     def integers(
         self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1
     ) -> tuple[int, ...]:
-        """Returns an integer for each layer, from an array of the file or from one value.
+        """Returns one integer per layer, read from an array or from a single value.
 
-        An entry of an array may be 0: the layer has nothing of the kind.
+        An entry of an array may be 0, which means that the layer lacks the feature.
         """
         value = self.get(key)
         if not self._is_per_layer(value):
@@ -133,14 +136,14 @@ class KeyReader:
         return value
 
     def _refuse(self, key: str, wanted: str, value: Any) -> NoReturn:
-        """Raises GGUFError for a value that is not what is wanted, or that is missing."""
+        """Raises GGUFError for a wrong value, or MissingKeyError for a missing one."""
         problem = f"{self._name(key)} must be {wanted}, {_found(value)}"
         if value is None:
             raise MissingKeyError(self.path, key, problem)
         raise GGUFError(f"{self.path}: {problem}")
 
     def numbers(self, key: str, count: int) -> tuple[int, ...]:
-        """Returns `count` integers from 0 on, of an array; those that it lacks are 0."""
+        """Returns `count` integers of at least 0 from an array; pads a shorter array with 0."""
         value = self.get(key)
         if value is None:
             return (0,) * count
@@ -152,11 +155,11 @@ class KeyReader:
     def real(
         self, key: str, default: float | None = None, low: float = 0.0, *, above: bool = True
     ) -> float:
-        """Returns a finite number above `low`; with above=False, `low` itself is one too."""
+        """Returns a finite number above `low`, or with above=False, at least `low`."""
         return self._real(key, default, low, above)
 
     def optional_real(self, key: str, default: float = 0.0) -> float | None:
-        """Returns a positive number, None for 0, which means none."""
+        """Returns a positive number, or None for 0, which means that the feature is off."""
         return self._real(key, default, 0.0, above=False) or None
 
     def _real(self, key, default, low, above) -> float:
@@ -170,7 +173,7 @@ class KeyReader:
         self._refuse(key, f"a {kind} {low}", value)
 
     def reals(self, key: str, default: Sequence[float] | None = None) -> tuple[float, ...]:
-        """Returns a number for each layer, from one or from an array; an entry may be infinite."""
+        """Returns one number per layer, from a single number or an array; may be infinite."""
         value: Any = self.get(key)
         if value is None and default is not None:
             return tuple(default)
@@ -202,7 +205,7 @@ class KeyReader:
         return default if value is None else value
 
     def flags(self, key: str) -> tuple[bool, ...]:
-        """Returns a bool for each layer, from an array of bools or integers or from one bool."""
+        """Returns one bool per layer, from a single bool or an array of bools or integers."""
         value = self.get(key)
         if isinstance(value, bool):
             return (value,) * self.blocks
@@ -223,10 +226,10 @@ class KeyReader:
         """Returns the attention window of each layer, None for full attention.
 
         Args:
-            period: Default period of the pattern: one layer of so many has full attention.
-            default: Tokens of a window where the file does not say; None: it must.
-            optional: Whether a file may be without windows: without the key, or with 0.
-            full_first: Whether the first layer of a period has full attention, not the last.
+            period: The default period of the pattern. One layer per period has full attention.
+            default: The default size of a window in tokens. None: the file must have the key.
+            optional: Whether a file may lack the key or set it to 0, which means no windows.
+            full_first: Whether the first layer of a period has full attention, not the last one.
         """
         key = "attention.sliding_window"
         window = self.integer(key, 0, low=0) if optional else self.integer(key, default)
@@ -245,19 +248,21 @@ class KeyReader:
         return f"blk.{layer}.{tensor}" in self.tensors
 
     def inputs(self, layer: int, tensor: str) -> int:
-        """Returns the inputs of a layer's matrix, such as "ffn_down_exps.weight"; 0 without it."""
+        """Returns the number of inputs of a layer's matrix, or 0 if the file does not have it."""
         found = self.tensors.get(f"blk.{layer}.{tensor}")
         return 0 if found is None else found.shape[-1]
 
     def outputs(self, layer: int, tensor: str) -> int:
-        """Returns the outputs of a layer's matrix; 0 without it."""
+        """Returns the number of outputs of a layer's matrix, or 0 if the file does not have it."""
         found = self.tensors.get(f"blk.{layer}.{tensor}")
         return 0 if found is None else found.shape[0]
 
     def named(self, layer: int | None, suffix: str) -> frozenset[str]:
-        """Returns the names of the modules that have a tensor of this suffix, such as "bias".
+        """Returns the names of the modules that have a tensor with a suffix.
 
-        layer: Its number, or None for the modules outside of the layers.
+        Args:
+            layer: The number of the layer, or None for the modules outside of the layers.
+            suffix: The last part of the tensor's name, such as "bias".
         """
         if self._by_place is None:
             self._by_place = _by_place(self.tensors)
@@ -266,7 +271,7 @@ class KeyReader:
     _by_place: dict[tuple[int | None, str], list[str]] | None = None
 
     def vector(self, name: str) -> tuple[float, ...] | None:
-        """Returns a small F32 tensor, or None where the file has none."""
+        """Returns the numbers of an F32 vector, or None if the file does not have it."""
         tensor = self.tensors.get(name)
         if tensor is None:
             return None
@@ -275,7 +280,7 @@ class KeyReader:
         return tuple(tensor.data.view(np.dtype("<f4")).ravel().tolist())
 
     def unread(self) -> Mapping[str, Any]:
-        """Returns the architecture's keys that no getter asked for, without its prefix."""
+        """Returns the architecture's keys that no getter has read, without the prefix."""
         return {
             key.removeprefix(self._prefix): value
             for key, value in self._metadata.items()
@@ -284,7 +289,7 @@ class KeyReader:
 
 
 def _by_place(tensors) -> dict[tuple[int | None, str], list[str]]:
-    """Sorts the names of modules by layer and suffix."""
+    """Groups the names of modules by layer (None: outside of the layers) and suffix."""
     places: dict[tuple[int | None, str], list[str]] = {}
     for name in tensors:
         head, _, suffix = name.rpartition(".")

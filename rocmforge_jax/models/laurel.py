@@ -1,4 +1,4 @@
-"""LAuReL: a learned residual connection of low rank beside the mixer (arXiv:2411.07501)."""
+"""LAuReL: a learned low-rank residual connection parallel to the mixer (arXiv:2411.07501)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from rocmforge_jax.nn import products
 
 @dataclasses.dataclass(frozen=True)
 class Laurel:
-    """Computes h + laurel_post_norm(laurel_r(laurel_l(h))) of what the mixer reads, h.
+    """Computes h + laurel_post_norm(laurel_r(laurel_l(h))), where h is the input of the mixer.
 
-    The layer adds it to the residual stream and divides the sum by the root of two.
+    The layer adds the result to the residual stream and divides the sum by sqrt(2).
 
     Attributes:
-        rank: Numbers between the two projections.
+        rank: The width between the two projections.
     """
 
     rank: int
@@ -33,7 +33,7 @@ class Laurel:
         }
 
     def __call__(self, layer, x_BTD, norm):
-        """Computes what is added to the residual stream, of norm(x)."""
+        """Computes the term for the residual stream from h = norm(x), [B, T, D]."""
         read_BTD = x_BTD if norm is None else norm(x_BTD)
         (low,) = products(read_BTD, [layer.laurel_l])
         (y_BTD,) = products(low, [layer.laurel_r])

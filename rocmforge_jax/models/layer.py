@@ -15,17 +15,17 @@ from rocmforge_jax.nn import State, Vector, products
 
 
 class Layer(nnx.Module):
-    """A layer.
+    """One layer of a decoder, which owns the weights of its mixer, feed-forward and norms.
 
-    Submodules carry the names of the file's tensors, so `blk.0.attn_q.weight` is
+    Submodules have the names of the file's tensors. For example, `blk.0.attn_q.weight` is
     `decoder.blk[0].attn_q.kernel`.
 
     Attributes:
         config: The mixer, the feed-forward and the norms. They compute with this layer's weights.
-        numerics: How the layer computes.
+        numerics: The backend, the dtype and the activation mode.
     """
 
-    if TYPE_CHECKING:  # type checkers do not know the submodules
+    if TYPE_CHECKING:  # submodules are set dynamically, so type checkers cannot see them
 
         def __getattr__(self, name: str) -> Any: ...
         def __setattr__(self, name: str, value: Any): ...
@@ -45,19 +45,19 @@ class Layer(nnx.Module):
             self.layer_output_scale = Vector(1, initial=1)
 
     def __nnx_repr__(self):
-        # The decoder's config holds that of every layer.
+        # The decoder's config already contains the configs of all layers.
         return (part for part in super().__nnx_repr__() if getattr(part, "key", None) != "config")
 
     def __call__(self, x_BTD, tokens: Tokens, state: State | None = None):
         """Computes the layer.
 
         Args:
-            x_BTD: The residual stream; with `altup` all streams, [A, B, T, D].
+            x_BTD: The residual stream; with `altup`, all streams [A, B, T, D].
             tokens: Positions and lengths of the T tokens.
-            state: Of the tokens before, or None: then the tokens see one another alone.
+            state: The state after the earlier tokens. None: the tokens see only one another.
 
         Returns:
-            The residual stream; the state with the T tokens in it, or None.
+            The new residual stream or streams, and the state with the T tokens, or None.
         """
         if self.config.altup is not None:
             return self._streams(self.config.altup, x_BTD, tokens, state)
@@ -70,7 +70,7 @@ class Layer(nnx.Module):
         return x_BTD, state
 
     def _streams(self, altup: AltUp, x_ABTD, tokens: Tokens, state: State | None):
-        """Computes the first of several residual streams, and what the others become by it."""
+        """Updates several residual streams by AltUp: computes the first, corrects the others."""
         predicted_ABTD = altup.predict(self, x_ABTD)
         computed_BTD, state = self._parts(predicted_ABTD[0].astype(x_ABTD.dtype), tokens, state)
         new_ABTD = altup.correct(self, predicted_ABTD, computed_BTD)
@@ -81,7 +81,7 @@ class Layer(nnx.Module):
         return new_ABTD.astype(x_ABTD.dtype), state
 
     def _parts(self, x_BTD, tokens: Tokens, state: State | None):
-        """Adds what the mixer and the feed-forward compute -> the residual stream, the state."""
+        """Adds the results of mixer and feed-forward; returns the residual stream and the state."""
         mixer, feed_forward, norms = self.config.mixer, self.config.feed_forward, self.config.norms
         before_BTD, laurel = x_BTD, self.config.laurel
         if mixer is not None:
@@ -98,13 +98,13 @@ class Layer(nnx.Module):
         return x_BTD, state
 
     def _add(self, x_BTD, y, output: str | None, norm_name: str | None, sum_norm: str | None):
-        """Adds y to the residual stream, with the projection and the norms that there are.
+        """Projects and normalises y and adds it to the residual stream.
 
         Args:
             x_BTD: The residual stream.
-            y: What a mixer or a feed-forward computed.
-            output: The name of the projection of y, or None where y is final.
-            norm_name: The name of the norm that follows, or None.
+            y: The result of a mixer or a feed-forward.
+            output: The name of the projection of y, or None if y needs no projection.
+            norm_name: The name of the norm after the projection, or None.
             sum_norm: The name of the norm of the sum, or None.
         """
         x_BTD = self._sum(x_BTD, y, output, norm_name)
@@ -114,7 +114,7 @@ class Layer(nnx.Module):
     def _sum(self, x_BTD, y, output: str | None, norm_name: str | None):
         projection, norm = self.find(output), self.find(norm_name)
         scale = self.config.residual_scale
-        # The sum is part of the product's kernel, unless something comes between the two.
+        # If nothing comes between product and sum, the kernel adds x in its epilogue.
         if projection is not None and norm is None and scale == 1:
             return products(y, [projection], residual=x_BTD)[0]
         y = y if projection is None else products(y, [projection])[0]
@@ -122,5 +122,5 @@ class Layer(nnx.Module):
         return x_BTD + (y if scale == 1 else y * scale)
 
     def find(self, name: str | None) -> Any:
-        """Returns the submodule of a name, which may have dots, or None."""
+        """Returns the submodule with a name, which may contain dots, or None for None."""
         return None if name is None else operator.attrgetter(name)(self)

@@ -1,4 +1,4 @@
-"""Reads what nearly all families of decoders share: `llama_like`."""
+"""`llama_like` reads the configuration that nearly all families of decoders share."""
 
 import dataclasses
 import warnings
@@ -33,26 +33,28 @@ def llama_like(
     epsilon: float | None = None,
     **decoder,
 ) -> DecoderConfig:
-    """Reads the configuration of a decoder that resembles Llama's.
+    """Reads the configuration of a decoder that resembles Llama.
+
+    The dictionaries contain fields that differ from the defaults or from the file.
 
     Args:
-        keys: Of the file.
-        interleaved: Which elements of a head form a rotated pair (ggml's "norm" if true, "neox"
-            if not).
-        norms: Changes of the `Norms` of every layer.
-        attention: Changes of every `Attention`.
-        gated: Changes of every `Gated`.
-        mixture: Changes of every `Mixture`.
-        routing: Changes of the `Routing` of every mixture.
-        layer: Changes of every `LayerConfig`.
-        experts_required: Whether a file without experts is refused.
-        mixer: (number of a layer, its attention) -> its mixer, for what differs between layers. The
-            attention is None where the file counts no KV heads.
-        mixers: The mixers of all layers, for families without such attention.
-        feed_forward_layers: Numbers of the layers with a feed-forward. None: all, but for those
-            whose units the file counts as 0.
-        epsilon: Of all norms, default what the file says.
-        **decoder: Changes of the `DecoderConfig`.
+        keys: The keys of the file.
+        interleaved: Whether rotated pairs are adjacent elements of a head (ggml's "norm"), not
+            elements of the two halves ("neox").
+        norms: Fields of every layer's `Norms`.
+        attention: Fields of every `Attention`.
+        gated: Fields of every `Gated`.
+        mixture: Fields of every `Mixture`.
+        routing: Fields of the `Routing` of every mixture.
+        layer: Fields of every `LayerConfig`.
+        experts_required: Whether a file without experts is an error.
+        mixer: Function (layer number, attention) -> mixer, for mixers that differ between layers.
+            The attention is None if the layer has no heads.
+        mixers: The mixers of all layers, for families without this kind of attention.
+        feed_forward_layers: Numbers of the layers with a feed-forward. None: all layers, except
+            those with 0 hidden units in the file.
+        epsilon: Epsilon of all norms. Default: the value in the file.
+        **decoder: Fields of the `DecoderConfig`.
     """
     norm_kind = (norms or {}).get("kind", "rms")
     if epsilon is None:
@@ -91,7 +93,7 @@ def llama_like(
 
 
 def _nextn(keys: KeyReader, i: int, layer: LayerConfig) -> NextNConfig:
-    """Returns block i for multi-token prediction, with the parts that its tensors show."""
+    """Returns block i for multi-token prediction; its tensors determine its optional parts."""
     norms: Any = ("nextn.shared_head_norm", "layer_output_norm")
     return NextNConfig(
         layer,
@@ -104,7 +106,7 @@ def _nextn(keys: KeyReader, i: int, layer: LayerConfig) -> NextNConfig:
 def _biases(keys: KeyReader, i: int) -> frozenset[str]:
     """Returns the names of a layer's modules that have a bias.
 
-    A fused attn_qkv may come with the biases of its parts: loading joins them.
+    A file may have a fused attn_qkv but separate biases of q, k and v. Loading joins them.
     """
     names, parts = keys.named(i, "bias"), {"attn_q", "attn_k", "attn_v"}
     if not keys.has(i, "attn_qkv.weight") or "attn_qkv" in names or not parts <= names:
@@ -113,14 +115,14 @@ def _biases(keys: KeyReader, i: int) -> frozenset[str]:
 
 
 def _norms(norms: Norms, mixer: Mixer | None, feed_forward: Gated | Mixture | None) -> Norms:
-    """Leaves out the norms of a part that a layer lacks."""
+    """Removes the norms of a part that the layer does not have."""
     if mixer is None:
         norms = norms.without("mixer")
     return norms if feed_forward is not None else norms.without("feed_forward")
 
 
 def vocabulary(keys: KeyReader) -> int:
-    """Reads the rows of the embedding; a key vocab_size that says otherwise is warned about."""
+    """Returns the number of rows of the embedding; warns if the key vocab_size differs from it."""
     embedding = keys.tensors.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else None
     if rows is None and keys.get("vocab_size") is None:

@@ -9,7 +9,7 @@ from flax import nnx
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.nn import Experts, LayerNorm, Linear, RMSNorm
 
-#: Modules outside of the layers whose names in a file have a dot -> these names.
+#: Modules outside of the layers -> their names in files, where these contain a dot.
 NAMES_IN_FILES = {
     "cls_output": "cls.output",
     "cls_norm": "cls.norm",
@@ -19,21 +19,22 @@ NAMES_IN_FILES = {
 
 @dataclasses.dataclass(frozen=True)
 class Norms:
-    """The norms of a layer, by their names in the file; None where there is none.
+    """The names in the file of a layer's norms, by their places; None for a place without a norm.
 
-    Families use one name for different places: `post_attention_norm` comes after the mixer in
-    Gemma and before the feed-forward in gpt-oss. One norm may stand in two places.
+    Families use the same name for different places: `post_attention_norm` follows the mixer in
+    Gemma, but precedes the feed-forward in gpt-oss. One norm may be used in two places.
 
     Attributes:
-        epsilon: Of all norms of the layer.
-        kind: "rms", or "layer" for norms that subtract the mean; "unit_layer" for those without
-            learned weights.
+        epsilon: Epsilon of all norms of the layer.
+        kind: "rms", "layer" for layer norms, or "unit_layer" for layer norms without learned
+            weights.
         before_mixer: Applied to the residual stream before the mixer.
-        after_mixer: Applied to what the mixer adds.
+        after_mixer: Applied to the result of the mixer, before it is added.
         before_feed_forward: Applied to the residual stream before the feed-forward.
-        after_feed_forward: Applied to what the feed-forward adds.
-        after_mixer_sum: Applied to the residual stream after the mixer was added to it.
-        after_feed_forward_sum: Applied to it after the feed-forward was added.
+        after_feed_forward: Applied to the result of the feed-forward, before it is added.
+        after_mixer_sum: Applied to the residual stream after the mixer's result was added.
+        after_feed_forward_sum: Applied to the residual stream after the feed-forward's result was
+            added.
     """
 
     epsilon: float
@@ -49,13 +50,13 @@ class Norms:
         check_epsilon(self.epsilon)
 
     def without(self, part: str) -> "Norms":
-        """Returns the norms of a layer without its "mixer" or its "feed_forward"."""
+        """Returns the norms without those of a part, "mixer" or "feed_forward"."""
         places = (f"before_{part}", f"after_{part}", f"after_{part}_sum")
         return dataclasses.replace(self, **dict.fromkeys(places, None))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the norms that there are."""
+        """The names of the layer's norms, without duplicates."""
         places = (
             self.before_mixer,
             self.after_mixer,
@@ -69,15 +70,15 @@ class Norms:
 
 @dataclasses.dataclass(frozen=True)
 class Make:
-    """Makes the submodules of one layer, with the biases and factors that the layer has.
+    """Makes the submodules of one layer, with biases and output scales where the layer has them.
 
     Attributes:
         norms: The kind and the epsilon of norms.
         biases: Names of the submodules that have a bias.
-        output_scales: Names of the submodules whose product is multiplied by a factor.
-        width: Of the residual stream, D.
-        numerics: How the layer computes.
-        rngs: Draw fresh weights; None inside `nn.only_shapes`.
+        output_scales: Names of the submodules whose product is multiplied by a learned factor.
+        width: The width of the residual stream, D.
+        numerics: The numerics of the layer.
+        rngs: Random numbers for the initial weights; None inside `nn.only_shapes`.
     """
 
     norms: Norms
@@ -108,13 +109,13 @@ class Make:
         return make_norm(self.norms.kind, width, self.norms.epsilon, name in self.biases)
 
     def layer_norms(self, name: str, count: int, width: int) -> LayerNorm:
-        """Makes layer norms for heads, each with weights of its own, that the file calls `name`."""
+        """Makes layer norms with separate weights for each head, which the file calls `name`."""
         use_bias, groups = name in self.biases, (count,)
         return LayerNorm(width, epsilon=self.norms.epsilon, groups=groups, use_bias=use_bias)
 
 
 def make_norm(kind: str, width: int, epsilon: float, use_bias: bool) -> RMSNorm | LayerNorm:
-    """Makes a norm of a kind: see `Norms`. Only a layer norm may have a bias."""
+    """Makes a norm of a kind (see `Norms`); only layer norms can have a bias."""
     if kind == "unit_layer":
         return LayerNorm(width, epsilon=epsilon, use_scale=False, use_bias=False)
     if kind == "layer":
@@ -129,13 +130,13 @@ def check_epsilon(epsilon: float) -> None:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raises ValueError, with the name, for a size below 1."""
+    """Raises ValueError if a size is below 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 def check_width(expected: int, found: int) -> None:
-    """Raises ValueError unless a part of a layer was made for the width of the model."""
+    """Raises ValueError if the width of a part of a layer differs from the model's."""
     if expected != found:
         raise ValueError(f"a layer for width {expected} is in a model of width {found}")

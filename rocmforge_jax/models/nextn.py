@@ -1,4 +1,4 @@
-"""Multi-token prediction: blocks that predict the token after the next one."""
+"""Multi-token prediction: blocks that predict one token further ahead than the decoder."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from rocmforge_jax.nn import Cache, Embedding, Linear, products
 
 
 class _Submodules(nnx.Module):
-    """The submodules that a block has beside a layer's, which share the prefix `nextn`."""
+    """A block's submodules in addition to those of a layer; their names begin with `nextn`."""
 
     def __init__(self, config: NextNConfig, make: Make, vocabulary: int):
         width = make.width
@@ -33,10 +33,10 @@ class _Submodules(nnx.Module):
 
 
 class NextN(Layer):
-    """A layer between an input and a head of its own, which predicts the token after the next one.
+    """A block for multi-token prediction, which predicts the token after the next one.
 
-    It reads what the decoder computed for a token, and the token that follows. The decoder lends
-    its embedding, its last norm and its head where the file has none for the block.
+    Its input combines the decoder's hidden state of a token with the embedding of the following
+    token. If the file has no embedding, last norm or head for the block, it uses the decoder's.
     """
 
     def __init__(
@@ -71,21 +71,23 @@ class NextN(Layer):
         positions_BT=None,
         lengths_B=None,
     ):
-        """Computes the logits of the token after each of some tokens.
+        """Computes the logits of the token that follows each given token.
 
         Args:
-            decoder: The decoder of the block.
-            hidden_BTD: What `Decoder.hidden`, or an earlier block, computed for the tokens before:
-                entry t is that of the token before tokens_BT[:, t].
+            decoder: The decoder to which the block belongs.
+            hidden_BTD: Hidden states from `Decoder.hidden` or from an earlier block. Entry t
+                belongs to the token before tokens_BT[:, t].
             tokens_BT: Integer ids.
-            cache: The block's own, for these tokens to follow; default: none, a plain causal pass.
-            positions_BT: Of the tokens, default: counted from 1 plus what the cache holds, since
-                the first token of a text has none before it.
-            lengths_B: As for `Decoder`.
+            cache: The block's own cache with the earlier tokens. Default: no cache, a single
+                causal pass.
+            positions_BT: The positions of the tokens. Default: consecutive, starting at 1 plus the
+                number of tokens in the cache. The first token of a text has no predecessor, so the
+                block never processes position 0.
+            lengths_B: See `Decoder`.
 
         Returns:
-            Logits, float32 [B, T, V]; what a next block reads, [B, T, D]; and the cache with these
-            tokens added, or None.
+            Logits, float32 [B, T, V]; hidden states for a following block, [B, T, D]; and the
+            cache with these tokens, or None.
 
         Raises:
             ValueError: Shapes do not fit, or an id is outside the vocabulary.
@@ -113,7 +115,7 @@ class NextN(Layer):
         return decoder.logits(hidden_BTD, self._own("shared_head_head")), hidden_BTD, cache
 
     def _combine(self, decoder, hidden_BTD, tokens_BT):
-        """Projects the normed embeddings and the normed hidden numbers to the model's width."""
+        """Projects the normalised embeddings and hidden states, concatenated, to width D."""
         embedding: Any = self._own("embed_tokens") or decoder.token_embd
         dtype = self.numerics.dtype
         embedded_BTD = self.nextn.enorm(embedding(tokens_BT, dtype))

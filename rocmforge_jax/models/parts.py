@@ -1,4 +1,4 @@
-"""What a mixer and a feed-forward are: data that computes with the weights of a layer."""
+"""The interfaces of mixers and feed-forwards, which compute with the weights of a layer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,15 +15,16 @@ from rocmforge_jax.nn import RopeConfig, State, Visible
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """What a layer has to know about the T tokens that it computes.
+    """The properties of T tokens that a layer needs to compute them.
 
     Attributes:
-        positions_BT: int32, for everything that depends on the position.
-        starts_B: int32, the tokens that the state holds already.
-        lengths_B: int32, how many of the T tokens are real; the rest is padding. None: all.
-        rope: The `rope_table` of the layer's rotary embedding. None: the layer makes it.
-        inputs_BTP: The layer's input beside the residual stream, for a `PerLayerInput`.
-        visible: A mask in place of the causal rule, or None.
+        positions_BT: int32, the positions of the tokens.
+        starts_B: int32, the number of earlier tokens in the state.
+        lengths_B: int32, the number of real tokens of each sequence, before its padding. None: all
+            T are real.
+        rope: The `rope_table` of the layer's rotary embedding. None: the layer computes it.
+        inputs_BTP: The layer's own input for a `PerLayerInput`, or None.
+        visible: A mask that replaces the causal rule, or None.
     """
 
     positions_BT: jax.Array
@@ -41,19 +42,19 @@ class Tokens:
 
 
 class Mixer(Protocol):
-    """Mixes tokens: attention, a convolution, a recurrence.
+    """The part of a layer that mixes tokens: attention, a convolution or a recurrence.
 
-    A mixer is a frozen, hashable dataclass of sizes and options. The weights are in the layer.
+    A mixer is a frozen, hashable dataclass of sizes and options. The layer contains the weights.
     """
 
     @property
     def output(self) -> str | None:
-        """The name of the projection that follows, or None where the result is final."""
+        """The name of the projection of the result, or None if the result needs no projection."""
         ...
 
     @property
     def rope(self) -> RopeConfig | None:
-        """The rotary embedding, whose table layers share, or None."""
+        """The rotary embedding, or None. Layers with an equal one share its table."""
         ...
 
     @property
@@ -62,9 +63,9 @@ class Mixer(Protocol):
         ...
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module | nnx.Param]:
-        """Makes the submodules of a layer, by their names in the file.
+        """Makes the mixer's submodules of a layer, by their names in the file.
 
-        A parameter is a tensor whose name in the file has no suffix.
+        A tensor whose name in the file has no suffix is a parameter, not a module.
         """
         ...
 
@@ -73,40 +74,40 @@ class Mixer(Protocol):
         ...
 
     def __call__(self, layer: Any, x_BTD, norm, tokens: Tokens, state: Any) -> tuple[Any, Any]:
-        """Computes what goes into the output projection, and the new state.
+        """Computes the input of the output projection, and the new state.
 
         Args:
-            layer: The layer with the submodules. The mixer is its configuration and has no weights.
+            layer: The layer that contains the mixer's submodules.
             x_BTD: The residual stream.
-            norm: The norm before the mixer, or None. It is not applied yet: `nn.products` fuses it
-                with the projections.
+            norm: The norm before the mixer, or None. The mixer must apply it; `nn.products` can
+                fuse it with the projections.
             tokens: Positions and lengths.
-            state: Of the tokens before, or None: then these tokens are the whole text. With a
-                source, the new state of that layer.
+            state: The state after the earlier tokens. None: there are no earlier tokens. If the
+                mixer has a `source`, it is the new state of that layer.
         """
         ...
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Estimates the float32 numbers of the largest temporaries for one prompt."""
+        """Estimates the size of the largest temporaries of one prompt, in float32 numbers."""
         ...
 
 
 class FeedForward(Protocol):
-    """What each token goes through by itself. Like a Mixer, it holds no weights."""
+    """The part of a layer that computes each token separately. Like a Mixer, it has no weights."""
 
     @property
     def output(self) -> str | None:
-        """The name of the projection that follows, or None where the result is final."""
+        """The name of the projection of the result, or None if the result needs no projection."""
         ...
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
-        """Makes the submodules of a layer, by their names in the file."""
+        """Makes the feed-forward's submodules of a layer, by their names in the file."""
         ...
 
     def __call__(self, layer: Any, x_BTD, norm) -> Any:
-        """Computes what goes into the output projection, from norm(x)."""
+        """Computes the input of the output projection from norm(x)."""
         ...
 
     def workspace(self, tokens: int) -> int:
-        """Estimates the float32 numbers of the largest temporaries for one prompt."""
+        """Estimates the size of the largest temporaries of one prompt, in float32 numbers."""
         ...

@@ -1,4 +1,4 @@
-"""Inputs that each layer has of its own, beside the residual stream, as in Gemma 4 E2B and E4B."""
+"""Per-layer inputs, in addition to the residual stream, as in Gemma 4 E2B and E4B."""
 
 import dataclasses
 import math
@@ -15,10 +15,10 @@ from rocmforge_jax.nn import GELU, Activated, Embedding, Linear, RMSNorm, produc
 
 @dataclasses.dataclass(frozen=True)
 class PerLayerInput:
-    """Adds post_norm(proj(gelu(inp_gate(x)) * input)) to the residual stream x of a layer.
+    """Computes post_norm(proj(gelu(inp_gate(x)) * input)), which a layer adds to the stream x.
 
     Attributes:
-        width: Of the input, P.
+        width: The width of the input, P.
     """
 
     width: int
@@ -35,7 +35,7 @@ class PerLayerInput:
         }
 
     def __call__(self, layer, x_BTD, inputs_BTP):
-        """Computes what is added to the residual stream, [B, T, D]."""
+        """Computes the term for the residual stream, [B, T, D]."""
         (gate_BTP,) = products(x_BTD, [Activated(layer.inp_gate, GELU)])
         (y_BTD,) = products(gate_BTP * inputs_BTP, [layer.proj])
         return layer.post_norm(y_BTD)
@@ -49,15 +49,15 @@ def embedding_modules(
     numerics: Numerics,
     rngs: nnx.Rngs | None,
 ) -> Mapping[str, nnx.Module]:
-    """Makes the submodules of a decoder that `per_layer_inputs` computes with.
+    """Makes the submodules of a decoder that `per_layer_inputs` needs.
 
     Args:
-        vocabulary: V.
-        width: Of the residual stream, D.
+        vocabulary: The size of the vocabulary, V.
+        width: The width of the residual stream, D.
         inputs: The number of layers, L, and the width of their inputs, P.
-        epsilon: Of the norm.
-        numerics: How the decoder computes.
-        rngs: Draw fresh weights; None inside `nn.only_shapes`.
+        epsilon: Epsilon of the norm.
+        numerics: The decoder's numerics.
+        rngs: Random numbers for the initial weights; None inside `nn.only_shapes`.
     """
     total = math.prod(inputs)
     how: dict[str, Any] = dict(numerics=numerics, rngs=rngs)
@@ -72,10 +72,10 @@ def per_layer_inputs(decoder, tokens_BT, x_BTD, width: int):
     """Computes the inputs of all layers, [L, B, T, P], from the tokens and their embeddings.
 
     Args:
-        decoder: Has the submodules of `embedding_modules`.
+        decoder: A decoder with the submodules of `embedding_modules`.
         tokens_BT: Integer ids.
         x_BTD: The residual stream before the first layer.
-        width: Of an input, P.
+        width: The width of an input, P.
     """
     shape, dtype = (*tokens_BT.shape, -1, width), x_BTD.dtype
     of_tokens = decoder.per_layer_token_embd(tokens_BT, jnp.float32).reshape(shape)

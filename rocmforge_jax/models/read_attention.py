@@ -11,7 +11,10 @@ from rocmforge_jax.models.read_rope import rope
 def attentions(keys: KeyReader, interleaved: bool, **changes) -> list[Attention | None]:
     """Reads the attention of each layer; None for a layer without heads.
 
-    changes: Fields of every `Attention`.
+    Args:
+        keys: The keys of the file.
+        interleaved: See `llama_like`.
+        **changes: Fields of every `Attention` that differ from the file.
     """
     heads = keys.integers("attention.head_count")
     width = changes.get("head_width") or head_width(keys)
@@ -30,7 +33,7 @@ def attentions(keys: KeyReader, interleaved: bool, **changes) -> list[Attention 
 
 
 def head_width(keys: KeyReader) -> int:
-    """The width of a head; where the file does not say, the heads share the model's width."""
+    """Returns the width of a head. Default: the model's width divided by the number of heads."""
     width, count = keys.integer("embedding_length"), max(keys.integers("attention.head_count"))
     if not count:
         raise GGUFError(
@@ -53,7 +56,7 @@ def head_width(keys: KeyReader) -> int:
     return given
 
 
-#: Widths of parts of a head, which must be that of the keys.
+#: Keys with other widths, which must equal the width of the keys -> their names in messages.
 _WIDTHS = {
     "value_length": "values",
     "key_length_swa": "those of layers with a window",

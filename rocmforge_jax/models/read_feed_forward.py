@@ -1,4 +1,4 @@
-"""Reads the feed-forwards of a file's layers, dense and of experts."""
+"""Reads the feed-forwards of a file's layers: dense ones and mixtures of experts."""
 
 import dataclasses
 from collections.abc import Collection
@@ -19,11 +19,14 @@ def feed_forwards(
     """Reads the feed-forward of each layer.
 
     Args:
-        keys: Of the file.
-        gated: Changes of each `Gated`.
-        mixture: Changes of each `Mixture`.
-        routing: Changes of the `Routing` of each mixture.
+        keys: The keys of the file.
+        gated: Fields of every `Gated` that differ from the file.
+        mixture: Fields of every `Mixture` that differ from the file.
+        routing: Fields of the `Routing` of every mixture that differ from the defaults.
         layers: See `feed_forward_layers` of `llama_like`.
+
+    Returns:
+        The feed-forward of each block, or None.
     """
     layers = range(keys.blocks) if layers is None else layers
     if not layers:
@@ -31,7 +34,7 @@ def feed_forwards(
     experts = keys.integer("expert_count", 0, low=0)
     if experts == 1 and not keys.has(keys.layers - 1, "ffn_gate_inp.weight"):
         experts = 0  # one expert without a router is a dense feed-forward
-    # Experts may have a size of their own, and then a file need not have this one.
+    # The key is optional for experts, because they may have a separate key for their size.
     default, low = (0, 0) if experts else (None, 1)
     hidden = keys.integers("feed_forward_length", default, low)
     dense, step, used, groups = keys.blocks, 1, (0,) * keys.blocks, {}
@@ -50,7 +53,7 @@ def feed_forwards(
             return dataclasses.replace(mixed, **mixture)
         if not hidden[i]:
             return None
-        # A family without gates says so by `gated=False`, and then nothing is fused either.
+        # A missing ffn_gate means a fused ffn_up; families without gates set `gated=False`.
         fused = not keys.has(i, "ffn_gate.weight")
         return dataclasses.replace(Gated(hidden[i], fused=fused), **gated)
 
@@ -58,7 +61,7 @@ def feed_forwards(
 
 
 def _mixture(keys, i: int, experts: int, routing: Routing, dense_hidden: int) -> Mixture:
-    """Returns the mixture of a layer. Sizes without a key, and options, are what tensors show."""
+    """Returns the mixture of a layer; tensors determine its options, and sizes without a key."""
     hidden = keys.integers("expert_feed_forward_length", 0, low=0)[i]
     hidden = hidden or keys.inputs(i, "ffn_down_exps.weight") or dense_hidden
     shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
@@ -89,9 +92,11 @@ SCORINGS = (None, "softmax", "sigmoid", "softmax_of_chosen", "sqrt_softplus")
 
 
 def read_routing(keys: KeyReader, scoring: str = "softmax") -> dict[str, Any]:
-    """Reads how experts are chosen, for families whose files say so: changes of a `Routing`.
+    """Reads the fields of `Routing` from keys, for families whose files have these keys.
 
-    scoring: Where the file does not say.
+    Args:
+        keys: The keys of the file.
+        scoring: The default scoring.
     """
     return dict(
         scoring=read_scoring(keys, scoring),
@@ -101,6 +106,6 @@ def read_routing(keys: KeyReader, scoring: str = "softmax") -> dict[str, Any]:
 
 
 def read_scoring(keys: KeyReader, default: str) -> str:
-    """Reads what turns the logits of a router into scores: see `Routing`."""
+    """Reads the function that turns a router's logits into scores: see `Routing`."""
     number = keys.integer("expert_gating_func", 0, low=0, high=len(SCORINGS) - 1)
     return SCORINGS[number] or default

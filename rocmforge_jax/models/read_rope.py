@@ -16,14 +16,14 @@ def rope(
 ) -> RopeConfig:
     """Reads the rotary embedding with its context extension, as llama.cpp does.
 
-    A factor without a type means linear scaling, a factor of 0 none.
+    A scaling factor without a type means linear scaling. A factor of 0 means no scaling.
 
     Args:
-        keys: Of the file.
-        width: Rotated elements where the file does not say.
-        interleaved: As for `llama_like`.
-        log_multiplier: As for `RopeConfig.extended`, default what the file says.
-        mscale: As for `RopeConfig.extended`.
+        keys: The keys of the file.
+        width: The default number of rotated elements per head.
+        interleaved: See `llama_like`.
+        log_multiplier: See `RopeConfig.extended`. Default: the value in the file.
+        mscale: See `RopeConfig.extended`.
     """
     key = "rope.scaling.original_context_length"
     original = keys.integer(key, 0, low=0) or keys.trained_context
@@ -50,7 +50,7 @@ def rope(
 
 
 def _rope_factors(keys, original: int) -> tuple[float, ...] | None:
-    """Reads the divisors of the frequencies: of Llama 3, or those of LongRoPE for the context."""
+    """Reads the divisors of the frequencies: Llama 3's, or LongRoPE's for the context length."""
     short, long = (keys.vector(f"rope_factors_{name}.weight") for name in ("short", "long"))
     of_context = longrope_factors(short, long, context=keys.context, original_context=original)
     return keys.vector("rope_freqs.weight") or of_context
@@ -60,10 +60,10 @@ def window_rope(keys: KeyReader, full: RopeConfig, base: float | None = None) ->
     """Reads the rotary embedding of layers with a window.
 
     Args:
-        keys: Of the file.
-        full: That of the other layers.
-        base: The base where the file does not say, for layers that no context extension changes.
-            None: these layers differ in base and width alone, where the file says so.
+        keys: The keys of the file.
+        full: The rotary embedding of the layers without a window.
+        base: The default base for families whose windowed layers have no context extension. None:
+            the windowed layers differ from `full` only in base and width, if the file has the keys.
     """
     width = keys.integer("rope.dimension_count_swa", full.width)
     if base is None:

@@ -1,7 +1,7 @@
 """Splits attn_kv_b, one matrix for keys and values, into attn_k_b and attn_v_b.
 
-Converters wrote it before April 2025. Each head has the rows of its keys, then those of its values.
-Absorbed latent attention multiplies with the transposed rows of the keys.
+Converters wrote attn_kv_b before April 2025. In it, each head has the rows of its keys, then the
+rows of its values. Absorbed latent attention needs the transposed rows of the keys.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ class HeadRows:
 
     Attributes:
         whole: The matrix.
-        name: What today's files call these rows.
-        heads: Whose rows follow one another.
-        first: The first row of each head that is meant.
-        rows: How many of each head are meant.
-        transposed: Whether each head's rows are its columns here. Blocks cannot be transposed, so
-            they are dequantised.
+        name: The name of the tensor with these rows in current files.
+        heads: The number of heads; the rows of a head are contiguous in the matrix.
+        first: The first selected row within each head.
+        rows: The number of selected rows of each head.
+        transposed: Whether each head's part is transposed. Quantised blocks cannot be transposed,
+            so they are dequantised.
     """
 
     whole: TensorInfo
@@ -42,29 +42,29 @@ class HeadRows:
 
     @property
     def parts(self) -> tuple[TensorInfo]:
-        """The matrix of the file."""
+        """The matrix of the file, as the only part."""
         return (self.whole,)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Heads, outputs and inputs."""
+        """Heads, outputs and inputs of the selected part."""
         inputs = self.whole.shape[-1]
         return (self.heads, *((inputs, self.rows) if self.transposed else (self.rows, inputs)))
 
     @property
     def format(self) -> Format:
-        """That of the matrix, or F32 where its blocks are dequantised."""
+        """The format of the matrix, or F32 if it is dequantised."""
         is_kept = not (self.transposed and self.whole.format.is_quantized)
         return self.whole.format if is_kept else formats.get("F32")
 
     @property
     def offset(self) -> int:
-        """Where the matrix begins in the file."""
+        """The offset of the matrix in the file, in bytes."""
         return self.whole.offset
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the file that are read."""
+        """The number of bytes that are read from the file."""
         return self.whole.nbytes * self.rows * self.heads // self.whole.shape[0]
 
     @property
@@ -83,16 +83,18 @@ class HeadRows:
         return np.ascontiguousarray(values).view(np.uint8)
 
     def forget(self) -> None:
-        """Lets the system take back the memory that reading `data` took."""
+        """Releases the pages of the mapped file that reading `data` brought into memory."""
         self.whole.forget()
 
 
 def split_latents(
     tensors: Mapping[str, TensorInfo], config: DecoderConfig
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """Returns the tensors with attn_k_b and attn_v_b for each attn_kv_b, and those that do not fit.
+    """Adds attn_k_b and attn_v_b for each attn_kv_b, unless the layer already has attn_k_b.
 
-    A layer that has attn_k_b is left as it is.
+    Returns:
+        The tensors by name, and a list of problems: one message for each attn_kv_b with a wrong
+        shape.
     """
     added: dict[str, Any] = {}
     problems = []
@@ -115,9 +117,11 @@ def split_latents(
 
 
 def warn_of_split_latents(gguf, claimed: list[Any]) -> None:
-    """Warns of blocks that are dequantised because they cannot be transposed.
+    """Warns about quantised keys that are dequantised because blocks cannot be transposed.
 
-    claimed: The tensors that variables take.
+    Args:
+        gguf: The file.
+        claimed: The tensors that are loaded into variables.
     """
     keys = [one for one in claimed if isinstance(one, HeadRows) and one.transposed]
     dequantized = [one for one in keys if one.whole.format.is_quantized]

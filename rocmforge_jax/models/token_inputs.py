@@ -1,4 +1,4 @@
-"""What the first layer reads: embeddings of tokens, and of types and positions in encoders."""
+"""The input of the first layer: embeddings of tokens, and in encoders of types and positions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,9 +32,17 @@ def input_modules(
 
 
 def embed_tokens(decoder, tokens_BT, positions_BT, inputs_embeds=None):
-    """Computes the residual stream before the first layer, [B, T, D] in the decoder's dtype.
+    """Computes the residual stream before the first layer.
 
-    inputs_embeds: in place of the rows of `token_embd`; scales, sums and norms follow as always.
+    Args:
+        decoder: A decoder with the submodules of `input_modules`.
+        tokens_BT: Integer ids.
+        positions_BT: The positions, used by learned position embeddings.
+        inputs_embeds: [B, T, D], replaces the token embeddings. It is scaled, summed and
+            normalised like them.
+
+    Returns:
+        [B, T, D] in the decoder's dtype.
     """
     config, dtype = decoder.config, decoder.numerics.dtype
 

@@ -1,4 +1,4 @@
-"""Masks and segments of a caller: which tokens see which, and where a segment begins."""
+"""Checks and combines a caller's masks and segments."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from rocmforge_jax.nn import Cache, Visible
 
 
 def embeds_like_tokens(inputs_embeds, config: DecoderConfig) -> Any:
-    """Returns placeholders for the ids of tokens that are given as embeddings, int32 [B, T].
+    """Returns placeholder ids for tokens that are given as embeddings, int32 [B, T].
 
-    Raises ValueError for embeddings of another shape or dtype, and for layers that read ids.
+    Raises ValueError for a wrong shape or dtype, or if the model's layers also read token ids.
     """
     shape, dtype = jnp.shape(inputs_embeds), jnp.result_type(inputs_embeds)
     if len(shape) != 3 or shape[2] != config.width or not jnp.issubdtype(dtype, jnp.floating):
@@ -30,9 +30,10 @@ def embeds_like_tokens(inputs_embeds, config: DecoderConfig) -> Any:
 
 
 def segment_places(segment_ids, B: int, T: int) -> tuple[Any, Any]:
-    """Returns the numbers of the segments and the places within them, int32 [B, T] each.
+    """Numbers the segments, which are runs of equal ids.
 
-    A segment is a run of equal ids.
+    Returns:
+        The number of each token's segment and the token's position within it, both int32 [B, T].
     """
     segments = jnp.asarray(segment_ids)
     if segments.shape != (B, T) or not jnp.issubdtype(segments.dtype, jnp.integer):
@@ -51,20 +52,20 @@ def segment_places(segment_ids, B: int, T: int) -> tuple[Any, Any]:
 def visible(
     config: DecoderConfig, mask, segments, cache: Cache | None, starts_B, lengths_B, B: int, T: int
 ) -> Visible | None:
-    """Returns what tokens see by a mask and by segments, None without either.
+    """Combines a mask and segments into one `Visible`; returns None if both are None.
 
     Args:
-        config: Its layers must be able to take a mask.
-        mask: Bool [B, T, S] or what broadcasts to it, or None.
-        segments: What `segment_places` returned, or None.
-        cache: The cache, whose slots S are then, or None: S is T.
-        starts_B: The tokens that the cache holds.
-        lengths_B: How many of the T tokens are real, or None.
-        B: Sequences.
-        T: Tokens.
+        config: The model's configuration. All of its layers must support masks.
+        mask: bool [B, T, S], or an array that broadcasts to this shape, or None.
+        segments: The result of `segment_places`, or None.
+        cache: A cache with S slots. None: S is T.
+        starts_B: The number of earlier tokens in the cache.
+        lengths_B: The number of real tokens of each sequence. None: all T are real.
+        B: The number of sequences.
+        T: The number of tokens.
 
     Raises:
-        ValueError: Shapes or dtypes do not fit, or the model cannot do it.
+        ValueError: Shapes or dtypes do not fit, or the model does not support masks.
     """
     if mask is None and segments is None:
         return None
@@ -107,7 +108,7 @@ def _checked_mask(mask, B: int, T: int, S: int):
 
 
 def _require_masks(config: DecoderConfig) -> None:
-    """Raises ValueError for a layer whose mixer passes a state from token to token."""
+    """Raises ValueError if a layer is recurrent: it passes a state from token to token."""
     for number, layer in enumerate(config.layers):
         mixer = layer.mixer
         if mixer is not None and not getattr(mixer, "takes_mask", False):

@@ -1,4 +1,4 @@
-"""Flax NNX building blocks of language models. They know no architecture and no file."""
+"""Flax NNX building blocks of language models, independent of architectures and file formats."""
 
 from pallas_kernels.activation_functions import GELU, RELU2, SILU, ActivationFunction, swiglu_oai
 from pallas_kernels.attention import AttentionRule

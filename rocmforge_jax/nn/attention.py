@@ -1,7 +1,8 @@
 """Grouped-query attention over a KV cache, on every backend.
 
-Attention is written once, with `vmap` over the KV heads: MHA, GQA and MQA differ in ratios only.
-The plain form is `pallas_kernels.attention.reference`; Pallas and C++ kernels compute the same.
+One implementation covers MHA, GQA and MQA, which differ only in the number of query heads per KV
+head. The XLA implementation is `pallas_kernels.attention.reference`. The Pallas and C++ kernels
+compute the same.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ from rocmforge_jax.nn.visible import Visible
 
 
 def causal_mask(positions_BT, length: int):
-    """Returns which of `length` slots each query sees, bool [B, T, S]: those up to its position."""
+    """Returns a causal mask over `length` slots, bool [B, T, S]: true up to a query's position."""
     return jnp.arange(length)[None, None] <= positions_BT[..., None]
 
 
@@ -35,9 +36,9 @@ def attend(q_BTNH, cache: KVState, mask_BTS, rule: AttentionRule | None = None):
 
     Args:
         q_BTNH: Queries. Query head n reads KV head n // (N / K).
-        cache: Keys and values; never cast as a whole.
-        mask_BTS: bool, true where a query sees a slot. A query that sees none gets zeros.
-        rule: Scale, soft cap and sinks; its own mask is not used. Default: scale 1/sqrt(H).
+        cache: Keys and values, which are never cast as a whole.
+        mask_BTS: bool, true where a query sees a slot. A query that sees no slot returns zeros.
+        rule: Scale, soft cap and sinks. The rule's own mask is ignored. Default: scale 1/sqrt(H).
 
     Returns:
         softmax(rule(q k^T)) v, [B, T, N, H] in q's dtype. Scores and softmax are float32.
@@ -56,23 +57,23 @@ def cached_attention(
     visible: Visible | None = None,
     backend: str | None = None,
 ):
-    """Computes attention of T new tokens that the cache holds from position starts_B[b] on.
+    """Computes attention of T new tokens whose keys and values are already in the cache.
 
     Args:
-        q_BTNH: Queries of the new tokens. For a ring buffer that wraps T is 1.
-        cache: Keys and values, those of the new tokens included.
+        q_BTNH: Queries of the new tokens. T must be 1 if the cache is a ring buffer that wraps.
+        cache: Keys and values of all tokens, including the new ones.
         starts_B: int32, the position of each sequence's first new token.
         rule: Which slots a query sees, and how scores become weights.
-        filled_B: Integers: how many slots of each sequence hold tokens, for a rule with
-            causal=False. Default: all up to the last new token.
-        visible: A mask in place of the causal rule, computed by XLA.
-        backend: "pallas", "cpp", "xla", or None for the first that can.
+        filled_B: Integers: the number of slots of each sequence that hold tokens, for a rule with
+            causal=False. Default: all slots up to the last new token.
+        visible: A mask that replaces the causal rule; XLA then computes the attention.
+        backend: "pallas", "cpp" or "xla". Default: the first backend that supports the case.
 
     Returns:
         [B, T, N, H] in q's dtype. Differentiable.
 
     Raises:
-        ValueError: Shapes, dtypes or windows do not fit; it names the operands and both sizes.
+        ValueError: Shapes, dtypes or windows do not fit together.
     """
     if (mesh := current_mesh()) is not None:
 
@@ -121,31 +122,31 @@ def attend_to_new(
     visible: Visible | None = None,
     numerics: Numerics = DEFAULT,
 ) -> tuple[QuantizedInput, KVState | None]:
-    """Norms and rotates T new tokens, puts them into the cache and lets them attend to it.
+    """Normalises and rotates T new tokens, writes them into the cache and computes attention.
 
     Args:
         q_BTNH: Queries, before norm and rotation.
-        k_BTKH: Keys, likewise.
+        k_BTKH: Keys, before norm and rotation.
         v_BTKH: Values.
         table: `rope_table` of the tokens' positions, or None if nothing rotates.
         rope: Which elements of a head rotate, or None.
-        cache: Holds the tokens before, or None: then the new tokens attend to one another alone.
+        cache: The earlier tokens. None: the new tokens attend only to one another.
         starts_B: int32, the position of each sequence's first new token; unused without a cache.
-        rule: Which slots a query sees, and how scores become weights. Its window is that of the
-            cache, where the cache has one.
-        lengths_B: int32, 0 to T: how many tokens of each sequence are real; the others are padding
-            at its end. Several tokens for a ring buffer need it, and rules with causal=False, by
-            which tokens would see the padding. Default: all.
-        norms: The norms of the heads of queries and of keys, or None.
-        visible: A mask in place of the causal rule, for a cache that is no ring buffer.
-        numerics: The backend, and the mode of activations of the product that follows, for which
-            a kernel may quantise the result.
+        rule: Which slots a query sees, and how scores become weights. If the cache has a window,
+            the rule must have the same one.
+        lengths_B: int32, 0 to T: the number of real tokens of each sequence, before its padding.
+            Give it for padded sequences with a ring buffer, which must not store padding, or with
+            causal=False, where tokens would attend to padding. Default: all T are real.
+        norms: The norm of the query heads and the norm of the key heads, or None.
+        visible: A mask that replaces the causal rule. The cache must not be a ring buffer.
+        numerics: The backend, and the activation mode of the next product. A kernel may quantise
+            its result in this mode.
 
     Returns:
-        Attention [B, T, N * H], and the cache that holds the new tokens. Differentiable.
+        Attention [B, T, N * H], and the cache with the new tokens. Differentiable.
 
     Raises:
-        ValueError: Operands do not fit; it names them and both sizes.
+        ValueError: Operands do not fit together.
     """
     if (table is None) != (rope is None):
         given = "a table without rope" if rope is None else "rope without a table"
@@ -216,7 +217,7 @@ def _check_window(cache: KVState, rule: AttentionRule) -> None:
 
 
 def _shaped(tree):
-    """Returns the shapes and dtypes, which are all that a choice depends on."""
+    """Returns the shapes and dtypes of a pytree; a choice of backend depends on nothing else."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
 
 
@@ -225,10 +226,20 @@ def _joined(heads_BTNH):
 
 
 def dot_product_attention(q, k, v, mask=None, *, scale: float | None = None):
-    """Computes attention of q [B, T, N, H] over k, v [B, S, K, H] -> [B, T, N, H].
+    """Computes attention of queries over keys and values, without a cache.
 
-    N is a multiple of K. mask: bool [B, T, S], or None where every query sees every slot.
-    scale: default 1/sqrt(H). Raises ValueError as `validate_attention_dims`.
+    Args:
+        q: Queries [B, T, N, H]; N is a multiple of K.
+        k: Keys [B, S, K, H].
+        v: Values [B, S, K, H].
+        mask: bool [B, T, S], true where a query sees a key. Default: every query sees every key.
+        scale: Factor of the scores, default 1/sqrt(H).
+
+    Returns:
+        [B, T, N, H] in q's dtype.
+
+    Raises:
+        ValueError: Shapes do not fit, see `validate_attention_dims`.
     """
     validate_attention_dims(q, k, v, mask)
     if mask is None:

@@ -1,4 +1,4 @@
-"""What each backend can do of attention over a KV cache, and a trial of its kernels."""
+"""The cases of attention over a KV cache that each backend supports, and trials of its kernels."""
 
 import functools
 
@@ -12,7 +12,7 @@ from rocmforge_jax.nn.kv_state import KVState, ring_size
 from rocmforge_jax.nn.ring import unrolled
 from rocmforge_jax.nn.rope import RopeConfig, rope_table
 
-#: Largest relative error of an attention kernel that works, in any dtype of the cache.
+#: Largest accepted relative error of an attention kernel, for any dtype of the cache.
 _ALLOWED = 1e-2
 
 
@@ -34,7 +34,7 @@ def _in_ring(cache) -> str:
 
 
 def _kind(rule, cache, rotates: bool) -> tuple[str, ...]:
-    """Returns what changes the program of a kernel, parts of the rule first."""
+    """Names the properties of a case that change a kernel's code, properties of the rule first."""
     parts = {
         "not causal": not rule.causal,
         "window": rule.window is not None,
@@ -69,7 +69,7 @@ def _check_new_cpp(q, cache, rule, spec) -> str:
 
 
 def _attended(q, cache) -> KVState:
-    """Returns the shapes of what several new tokens attend to."""
+    """Returns the shapes of the buffer that several new tokens attend to."""
     if not cache.wraps:
         return cache
     starts_B = jax.ShapeDtypeStruct(q.shape[:1], jnp.int32)
@@ -93,7 +93,7 @@ NEW_TOKENS = Operation("attention", {"pallas": _check_new_pallas, "cpp": _check_
 def _trial_error(case) -> jax.Array:
     """Returns the relative error of a kernel on a small random cache.
 
-    The kernel for one token is also tried with a token that is not in the cache yet.
+    The kernel for one token is also tried in its variant that stores the token first.
     """
     several, group, width, dtype, kind = case
     window, ring = 37 if "window" in kind else None, "ring" in kind

@@ -17,12 +17,12 @@ from rocmforge_jax.nn.rope import RopeConfig, apply_rope
 
 @dataclasses.dataclass(frozen=True)
 class NewTokensSpec:
-    """What happens to new tokens before they attend, and to the result after it.
+    """How new tokens are prepared for attention, and how its result is quantised.
 
     Attributes:
         rope: Which elements of a head rotate, or None.
         numerics: The backend, and the mode in which the result is quantised for the next product.
-        epsilons: Of the norms of queries and keys, or None.
+        epsilons: The epsilons of the norms of queries and keys, or None without norms.
     """
 
     rope: RopeConfig | None
@@ -31,7 +31,7 @@ class NewTokensSpec:
 
 
 def attend(backend: str, q_BTNH, cache: KVState, starts_B, rule: AttentionRule, filled_B=None):
-    """Computes attention of tokens that the cache holds already, on one backend."""
+    """Computes attention of tokens that are already in the cache, on one backend."""
     operands = q_BTNH, cache.keys, cache.values, starts_B, rule, filled_B
     on_backend = Attend(backend, cache.wraps)
     return (
@@ -41,9 +41,11 @@ def attend(backend: str, q_BTNH, cache: KVState, starts_B, rule: AttentionRule, 
 
 @dataclasses.dataclass(frozen=True)
 class Attend:
-    """Attention on a backend as a function of arrays, and in plain XLA.
+    """Attention as a function of arrays: on a backend, and in plain XLA for gradients.
 
-    ring: whether the slots are a ring buffer.
+    Attributes:
+        backend: "pallas" or "cpp".
+        ring: Whether the slots are a ring buffer.
     """
 
     backend: str
@@ -62,9 +64,10 @@ class Attend:
 def attend_to_new(
     backend: str, spec: NewTokensSpec, q, k, v, table, cache, starts_B, lengths_B, scales, rule
 ):
-    """Stores new tokens and attends to the cache, on one backend.
+    """Writes new tokens into the cache and computes their attention, on one backend.
 
-    Returns ((attention [B, T, N, H], its Activations or None), cache).
+    Returns:
+        ((attention [B, T, N, H], its Activations or None), cache).
     """
     (B, T, _, H), operands = q.shape, (q, k, v, table, cache, starts_B, scales, rule)
     if T > 1 and cache.wraps:
@@ -76,7 +79,7 @@ def attend_to_new(
 
 
 def _with_ring(backend, spec, lengths_B, q, k, v, table, ring, starts_B, scales, rule):
-    """Lets several new tokens attend to a copy of a ring buffer."""
+    """Computes attention of several new tokens over an unrolled copy of a ring buffer."""
     T = q.shape[1]
     buffer, first_B = unrolled(ring, starts_B, T)
     operands = q, k, v, table, buffer, starts_B - first_B, scales, rule
@@ -95,12 +98,12 @@ def _in_two_steps(backend, spec, q_BTNH, k_BTKH, v_BTKH, table, cache, starts_B,
 
 
 def rotated(heads_BTNH, table, rope: RopeConfig | None):
-    """Returns `apply_rope` of heads, or the heads as they are where nothing rotates."""
+    """Rotates heads with `apply_rope`; without a rope, returns them unchanged."""
     return heads_BTNH if rope is None else apply_rope(heads_BTNH, table, rope)
 
 
 def store(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B):
-    """Rotates queries and keys and writes keys and values, in plain XLA."""
+    """Rotates queries and keys and writes keys and values into the cache, in plain XLA."""
     q_BTNH, k_BTKH = (rotated(heads, table, rope) for heads in (q_BTNH, k_BTKH))
     return q_BTNH, cache.write(k_BTKH, v_BTKH, starts_B)
 
@@ -111,7 +114,7 @@ def _store_in_cpp(q_BTNH, k_BTKH, v_BTKH, table, rope, cache, starts_B):
 
 @dataclasses.dataclass(frozen=True)
 class _Store:
-    """`_store` in C++, in place where the cache is donated."""
+    """`store` in C++, which writes in place if the cache is donated."""
 
     rope: RopeConfig | None
 
@@ -135,9 +138,11 @@ class _Store:
 
 @dataclasses.dataclass(frozen=True)
 class NewToken:
-    """One token of each sequence through Pallas, and in plain XLA.
+    """Attention of one new token per sequence: in Pallas, and in plain XLA for gradients.
 
-    quantizes: whether the kernel also returns Activations for the product that follows.
+    Attributes:
+        spec: How the token is prepared.
+        quantizes: Whether the kernel also returns Activations for the next product.
     """
 
     spec: NewTokensSpec
@@ -157,7 +162,7 @@ class NewToken:
         return (out[:, None], quantized), dataclasses.replace(cache, keys=keys, values=values)
 
     def plain(self, *operands):
-        """Returns the same, computed in plain XLA."""
+        """Computes the same in plain XLA."""
         (out, _), cache = _in_two_steps("xla", self.spec, *operands)
         if not self.quantizes:
             return (out, None), cache

@@ -1,6 +1,6 @@
 """The axis alphabet of the repository.
 
-A name such as `logits_BTV` lists its axes; docstrings use the same letters.
+The suffix of a name such as `logits_BTV` lists its axes. Docstrings use the same letters.
 
 B  batch              T  query tokens         S  cache slots
 D  model width        F  feed-forward width   V  vocabulary

@@ -1,4 +1,4 @@
-"""What recurrences that go through a text in chunks share."""
+"""Helpers of the recurrences that process a text in chunks of tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ def check_shapes(given: str, expected: dict[str, tuple[int, ...]], operands) -> 
     """Raises ValueError, with both shapes, for the first operand that does not fit.
 
     Args:
-        given: The sizes that decide the shapes, for the message.
+        given: The sizes from which the shapes follow, as text for the error message.
         expected: Name of an operand -> its shape.
-        operands: In the same order.
+        operands: The operands, in the order of `expected`.
     """
     for (name, shape), operand in zip(expected.items(), operands, strict=True):
         if operand.shape != shape:
@@ -18,7 +18,7 @@ def check_shapes(given: str, expected: dict[str, tuple[int, ...]], operands) -> 
 
 
 def without_padding(a_BTN, lengths_B):
-    """Returns [B, T, N] with zeros for the tokens from lengths_B on; None: all tokens are real."""
+    """Sets the tokens from lengths_B on to zero, [B, T, N]; None: all tokens are real."""
     if lengths_B is None:
         return a_BTN
     is_real_BT = jnp.arange(a_BTN.shape[1], dtype=jnp.int32)[None] < lengths_B[:, None]
@@ -42,10 +42,14 @@ def joined_chunks(chunks, tokens: int):
 
 
 def decays(log_decay_BNC):
-    """Returns the decay from the start of a chunk to each token, and between each two tokens.
+    """Returns the decay from the start of a chunk to each token, and between any two tokens.
 
-    [..., c, d] is that from token d to token c, 0 for a later token d. Each is summed by itself: a
-    difference of two sums from the start loses digits after tokens with a strong decay.
+    Each logarithm is summed separately. A difference of two sums from the start would lose digits
+    after tokens with a strong decay.
+
+    Returns:
+        The decay since the start [B, N, C], and the decay between tokens [B, N, C, C]. Element
+        [..., c, d] is the decay from token d to token c, 0 if d is later than c.
     """
     C = log_decay_BNC.shape[-1]
     lower_CC = jnp.tril(jnp.ones((C, C), jnp.float32))
@@ -56,5 +60,5 @@ def decays(log_decay_BNC):
 
 
 def exact_einsum(axes: str, a, b):
-    """Multiplies in float32, which GPUs otherwise round to fewer bits."""
+    """Computes an einsum in full float32; by default, GPUs round the operands to fewer bits."""
     return jnp.einsum(axes, a, b, precision=jax.lax.Precision.HIGHEST)

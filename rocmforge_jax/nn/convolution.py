@@ -1,4 +1,4 @@
-"""Causal convolutions over the tokens of a sequence, one filter for each channel."""
+"""Causal depthwise convolutions over the tokens of a sequence: one filter per channel."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ from rocmforge_jax.nn.state import State
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class ConvState(State):
-    """The last inputs of a causal convolution, those that its next outputs still need.
+    """The last inputs of a causal convolution, which its next outputs need.
 
     Attributes:
-        inputs: [B, L - 1, D] of a filter of L taps, the latest one last, zeros before the first
-            token.
+        inputs: [B, L - 1, D] for a filter of L taps, the latest input last. Zeros stand for the
+            inputs before the first token.
     """
 
     inputs: jax.Array
@@ -36,12 +36,16 @@ def causal_convolution(
     Args:
         x_BTD: The inputs.
         kernel_LD: The filters; the last tap belongs to the token itself.
-        state: Of the tokens before, or None: then there are none.
-        lengths_B: int32, how many of the T tokens are real, None for all. Padding never enters the
-            state.
+        state: The state after the earlier tokens. None: there are no earlier tokens, and no state
+            is returned.
+        lengths_B: int32, the number of real tokens of each sequence, default T. Padding never
+            enters the state.
 
     Returns:
         y, float32 [B, T, D], and the new state, or None.
+
+    Raises:
+        ValueError: Shapes do not fit.
     """
     (B, T, D), L = x_BTD.shape, kernel_LD.shape[0]
     if kernel_LD.shape[1:] != (D,):

@@ -1,7 +1,7 @@
-"""What a gated delta net computes between its projections.
+"""The part of a gated delta net between its projections.
 
-A short convolution, the gated delta rule, and a norm and a gate of its output. For a single token
-of each sequence a GPU does all of it in two launches.
+It is a short convolution, the gated delta rule, and a norm and a gate of the output. For one token
+per sequence, a GPU computes all of it in two kernel launches.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ from rocmforge_jax.nn.memory_state import MemoryState
 from rocmforge_jax.nn.norm import l2_norm, require_fusable, rms_norm
 from rocmforge_jax.nn.quantized_input import QuantizedInput
 
-#: Largest relative error of a kernel that works, in any dtype of activations.
+#: Largest accepted relative error of a kernel, for any dtype of activations.
 _ALLOWED = 5e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class DeltaNetSpec:
-    """How a gated delta net computes. Hashable.
+    """The settings of a gated delta net. Hashable.
 
     Attributes:
-        heads: How channels are heads.
-        epsilon: Of the norms of queries, keys and outputs.
-        numerics: The backend, and the mode of activations of the product that follows, for which
-            a kernel may quantise the result.
+        heads: How channels are divided into heads.
+        epsilon: Epsilon of the L2 norms of queries and keys.
+        numerics: The backend, and the activation mode of the next product. A kernel may quantise
+            its result in this mode.
     """
 
     heads: DeltaHeads
@@ -44,21 +44,23 @@ class DeltaNetSpec:
 def delta_net(
     spec: DeltaNetSpec, projected, conv, dt_N, a_N, norm, state: MemoryState, lengths_B=None
 ) -> tuple[QuantizedInput, MemoryState]:
-    """Sends T tokens through a gated delta net.
+    """Applies a gated delta net to T tokens.
 
     Args:
-        spec: How it computes.
-        projected: What the projections give: queries, keys and values [B, T, C], in the order of
-            `DeltaHeads`; gates [B, T, N * W]; shares and rates of decay, both [B, T, N].
+        spec: The settings.
+        projected: The outputs of the projections: queries, keys and values [B, T, C], in the order
+            of `DeltaHeads`; gates [B, T, N * W]; update shares (beta) and decay rates (alpha),
+            both [B, T, N].
         conv: The `CausalConvolution`.
-        dt_N: Added to the rates, before softplus.
-        a_N: Multiply the rates, after it.
-        norm: Of the output of each head.
-        state: Of the tokens before. Donate it under `jax.jit`: a step writes in place.
-        lengths_B: int32, how many of the T tokens are real, None for all.
+        dt_N: Added to the decay rates before softplus.
+        a_N: Factors of the decay rates after softplus.
+        norm: The norm of the output of each head.
+        state: The state after the earlier tokens. Donate it under `jax.jit`: a step updates it in
+            place.
+        lengths_B: int32, the number of real tokens of each sequence, default T.
 
     Returns:
-        The output [B, T, N * W] in the dtype of the channels, and the state.
+        The output [B, T, N * W] in the dtype of the channels, and the new state.
     """
     shaped = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (projected, state))
     choice = choose(DELTA_NET, (*shaped, conv, norm, spec), spec.numerics.backend)
@@ -93,12 +95,12 @@ def _check_pallas(projected, state, conv, norm, spec: DeltaNetSpec) -> str:
     return f"{does} in {launches}, {on}"
 
 
-#: It only combines operations that can be computed one by one.
+#: Fused: where Pallas does not support it, its parts are computed one by one.
 DELTA_NET = Operation("delta net", {"pallas": _check_pallas}, fused=True)
 
 
 def _plain(spec, projected, conv, dt_N, a_N, norm, state, lengths_B):
-    """Computes `delta_net` in plain XLA. conv, norm: functions of arrays, or modules."""
+    """Computes the parts of `delta_net` one by one; conv and norm may be plain functions."""
     qkv_BTC, *others = projected
     gate, beta_BTN, alpha_BTN = (part.astype(jnp.float32) for part in others)
     heads = spec.heads
@@ -121,7 +123,7 @@ def _plain(spec, projected, conv, dt_N, a_N, norm, state, lengths_B):
 
 
 def _split(qkv_BTC, heads: DeltaHeads, epsilon: float):
-    """Splits q, k and v into heads, and gives each value head its query and its key."""
+    """Splits q, k and v into heads, and repeats queries and keys for each value head."""
     q, k, v = jnp.split(qkv_BTC, [heads.first_key, 2 * heads.first_key], axis=-1)
 
     def by_heads(x_BTC, count: int):
@@ -141,10 +143,12 @@ def _along_heads(vector_N):
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A step of one token of each sequence through Pallas, and in plain XLA.
+    """A delta net's step of one token per sequence: in Pallas, and in plain XLA for gradients.
 
-    norm_epsilon: of the norm of outputs. quantizes: whether the kernel also returns Activations for
-    the product that follows.
+    Attributes:
+        spec: The settings.
+        norm_epsilon: Epsilon of the norm of the outputs.
+        quantizes: Whether the kernel also returns Activations for the next product.
     """
 
     spec: DeltaNetSpec
@@ -173,7 +177,7 @@ class _Step:
         return self.spec.numerics.activations if self.quantizes else None
 
     def plain(self, projected, parameters: Parameters, state: MemoryState, lengths_B) -> Any:
-        """Returns the same, computed in plain XLA."""
+        """Computes the same in plain XLA."""
         filters, dt_N, a_N, scale = parameters
         out, state = _plain(
             self.spec,
@@ -192,7 +196,10 @@ class _Step:
 def _trial_error(heads: DeltaHeads, dtype, inputs: int) -> jax.Array:
     """Returns the largest relative error of a step's results on small random operands.
 
-    inputs: those that the convolution's state holds.
+    Args:
+        heads: The heads.
+        dtype: Dtype of the projections.
+        inputs: Number of inputs in the convolution's state, L - 1.
     """
     B, N, H, W, C = 2, heads.value_heads, heads.key_width, heads.value_width, heads.channels
     shapes = [(B, 1, C), (B, 1, N * W), (B, 1, N), (B, 1, N), (B, inputs, C)]

@@ -1,14 +1,14 @@
-"""The gated delta rule: linear attention that replaces what its memory holds under a key.
+"""The gated delta rule: linear attention that overwrites the value stored under a key.
 
-Each head has a memory, a matrix from keys to values. A token lets it decay, reads what it holds
-under the token's key, and moves that by a share `beta` towards the token's value (Yang et al.,
-2024, arXiv:2412.06464):
+Each head has a memory, a matrix that maps keys to values. For each token, the memory decays. Then
+the value stored under the token's key moves by a share `beta` towards the token's value (Yang et
+al., 2024, arXiv:2412.06464):
 
     memory = exp(log_decay) * memory
     memory = memory + key (beta * (value - key^T memory))^T
     output = query^T memory
 
-Single tokens take this step. Several tokens go through it in chunks, as products of matrices.
+A single token is computed by this step. Several tokens are computed in chunks, as matrix products.
 """
 
 import jax
@@ -37,23 +37,25 @@ def delta_rule(
     Args:
         q_BTNH: Queries, scaled.
         k_BTNH: Keys, of length 1.
-        v_BTNW: Values, whose width may be another.
-        log_decay_BTN: The logarithm of the factor of the memory, at most 0.
+        v_BTNW: Values; their width W may differ from H.
+        log_decay_BTN: The logarithm of the memory's decay factor, at most 0.
         beta_BTN: The share, 0 to 1, by which the memory moves towards the value.
-        memory_BNHW: Of the tokens before. Donate it under `jax.jit`: a step writes in place.
-        lengths_B: int32, how many of the T tokens are real, None for all. Padding never enters the
-            memory.
-        backend: Of the step of a single token, default the first that can. Chunks are XLA's.
+        memory_BNHW: The memory after the earlier tokens. Donate it under `jax.jit`: a step updates
+            it in place.
+        lengths_B: int32, the number of real tokens of each sequence, default T. Padding never
+            enters the memory.
+        backend: The backend for a single token. Default: the first one that supports it. XLA
+            always computes chunks.
 
     Returns:
-        The outputs, float32 [B, T, N, W], and the memory, float32.
+        The outputs, float32 [B, T, N, W], and the new memory, float32.
 
     Raises:
         ValueError: Shapes do not fit.
     """
     _check(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW)
     tokens = tuple(a.astype(jnp.float32) for a in (q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN))
-    # Without decay and without a share, a token changes nothing.
+    # A token without decay and with share 0 leaves the memory unchanged.
     tokens = *tokens[:3], *(without_padding(a, lengths_B) for a in tokens[3:])
     memory_BNHW = memory_BNHW.astype(jnp.float32)
     if q_BTNH.shape[1] > 1:
@@ -63,7 +65,7 @@ def delta_rule(
 
 
 def _check(q, k, v, log_decay, beta, memory) -> None:
-    """Raises ValueError for an operand that does not fit."""
+    """Raises ValueError for an operand with a wrong shape."""
     (B, T, N, H), W = q.shape, v.shape[-1]
     expected = dict(k=(B, T, N, H), v=(B, T, N, W), log_decay=(B, T, N), beta=(B, T, N))
     expected["memory"] = (B, N, H, W)
@@ -72,10 +74,17 @@ def _check(q, k, v, log_decay, beta, memory) -> None:
 
 
 def delta_step(token, memory_BNHW):
-    """Applies the rule to one token of each sequence: q, k, v, log_decay and beta, in float32.
+    """Applies the rule to one token of each sequence.
 
-    The output is computed from the old memory, which is thus read once for key and query together
-    and once more where it is written in place.
+    The output is computed from the old memory, so one read serves both key and query. A second
+    read updates the memory in place.
+
+    Args:
+        token: float32 arrays q, k, v, log_decay and beta.
+        memory_BNHW: The memory, float32.
+
+    Returns:
+        The output [B, N, W] and the new memory.
     """
     q_BNH, k_BNH, v_BNW, log_decay_BN, beta_BN = token
     decay_BN1 = jnp.exp(log_decay_BN)[..., None]
@@ -95,16 +104,16 @@ def _in_chunks(tokens, memory_BNHW):
     T = tokens[-1].shape[1]
     chunk = min(CHUNK, -(-T // BLOCK) * BLOCK)
     cut = tuple(cut_into_chunks(token, chunk) for token in tokens)
-    # A CPU's cache holds the temporaries of one chunk, and not those of all chunks at once.
+    # The temporaries of one chunk fit into a CPU's cache, those of all chunks would not.
     memory_BNHW, out = jax.lax.scan(_chunk, memory_BNHW, cut)
     return joined_chunks(out, T), memory_BNHW
 
 
 def _chunk(memory_BNHW, tokens):
-    """Applies the rule to the C tokens of a chunk -> the memory after it, the outputs.
+    """Applies the rule to the C tokens of a chunk; returns the new memory and the outputs.
 
-    The changes that the tokens make depend on one another through the keys: a unit lower triangular
-    system of C equations (the WY form of a product of Householder-like matrices).
+    The tokens' changes of the memory depend on one another through the keys. They solve a unit
+    lower triangular system of C equations, the WY form of a product of Householder-like matrices.
     """
     q_BNCH, k_BNCH, v_BNCW, log_decay_BNC, beta_BNC = tokens
     since_start_BNC, between_BNCC = decays(log_decay_BNC)
@@ -128,8 +137,8 @@ def _chunk(memory_BNHW, tokens):
 def _solve(matrix_BNCC, right_BNCW):
     """Solves (1 + strictly lower part of the matrix) x = right.
 
-    Diagonal blocks are inverted by products, and blocks are eliminated one after the other. LAPACK
-    takes longer for such small systems than all the rest of a chunk.
+    Diagonal blocks are inverted by matrix products, then blocks are eliminated one after another.
+    LAPACK would need more time for such small systems than the rest of a chunk.
     """
     *batch, C, _ = matrix_BNCC.shape
     blocks = C // BLOCK
@@ -145,7 +154,7 @@ def _solve(matrix_BNCC, right_BNCW):
 
 
 def _inverse(blocks_BNICC):
-    """Inverts 1 + the strictly lower parts: (1 - m)(1 + m^2)(1 + m^4)..., where m^BLOCK is 0."""
+    """Inverts 1 + m as (1 - m)(1 + m^2)(1 + m^4)..., m the strictly lower part: m^BLOCK is 0."""
     power = -jnp.tril(blocks_BNICC, -1)
     inverse = jnp.eye(BLOCK, dtype=jnp.float32)[None, None, None] + power
     for _ in range(BLOCK.bit_length() - 2):

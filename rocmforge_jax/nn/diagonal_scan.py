@@ -1,12 +1,12 @@
 """The selective state space of Mamba: each channel has a memory of a few numbers.
 
-A token lets each number decay at a rate of its own, writes along a direction b and reads along a
-direction c, which all channels share (Gu and Dao, 2023, arXiv:2312.00752):
+For each token, every number decays at its own rate. The token writes along a direction b and reads
+along a direction c; all channels share both (Gu and Dao, 2023, arXiv:2312.00752):
 
     memory = exp(dt * a) * memory + (dt * x) b
     output = memory c + d * x
 
-Single tokens take this step. Several tokens go through it in chunks, each by an associative scan.
+Several tokens are computed in chunks, each chunk by an associative scan.
 """
 
 import jax
@@ -14,26 +14,26 @@ import jax.numpy as jnp
 
 from rocmforge_jax.nn.chunks import check_shapes, exact_einsum, without_padding
 
-#: Tokens of a chunk: its temporaries hold as many memories.
+#: Tokens of a chunk. The temporaries hold one memory per token of a chunk.
 CHUNK = 16
 
 
 def diagonal_scan(x_BTN, dt_BTN, a_NW, b_BTW, c_BTW, d_N, memory_BNW, lengths_B=None):
-    """Sends T tokens through a state space whose N channels each have W numbers.
+    """Applies a state space with N channels of W numbers to T tokens.
 
     Args:
         x_BTN: The inputs.
-        dt_BTN: The time that each token takes, at least 0. 0 leaves the memory as it is.
+        dt_BTN: The time step of each token, at least 0. 0 leaves the memory unchanged.
         a_NW: The rates, below 0 for a decay.
         b_BTW: The directions along which tokens are written.
-        c_BTW: The directions along which tokens read.
-        d_N: The share of x that the output has besides.
-        memory_BNW: Of the tokens before.
-        lengths_B: int32, how many of the T tokens are real, None for all. Padding never enters the
-            memory.
+        c_BTW: The directions along which the memory is read.
+        d_N: The factor of x in the output (a skip connection).
+        memory_BNW: The memory after the earlier tokens.
+        lengths_B: int32, the number of real tokens of each sequence, default T. Padding never
+            enters the memory.
 
     Returns:
-        The outputs, float32 [B, T, N], and the memory, float32.
+        The outputs, float32 [B, T, N], and the new memory, float32.
 
     Raises:
         ValueError: Shapes do not fit.
@@ -49,7 +49,7 @@ def diagonal_scan(x_BTN, dt_BTN, a_NW, b_BTW, c_BTW, d_N, memory_BNW, lengths_B=
         written, dt, b, c = tokens
         decay_BCNW = jnp.exp(dt[..., None] * a[None, None])
         added_BCNW = written[..., None] * b[:, :, None]
-        # The memory before the chunk is one more thing that its first token finds.
+        # The scan starts from zero, so the first token also adds the decayed earlier memory.
         added_BCNW = added_BCNW.at[:, 0].add(decay_BCNW[:, 0] * memory_BNW)
         _, memories = jax.lax.associative_scan(_combine, (decay_BCNW, added_BCNW), axis=1)
         return memories[:, -1], exact_einsum("bcnw,bcw->bcn", memories, c)
@@ -61,7 +61,7 @@ def diagonal_scan(x_BTN, dt_BTN, a_NW, b_BTW, c_BTW, d_N, memory_BNW, lengths_B=
 
 
 def _combine(first, then):
-    """Combines what two runs of tokens do to a memory: a decay, and what they add."""
+    """Combines the effects of two runs of tokens on a memory, each a (decay, addition) pair."""
     return first[0] * then[0], then[0] * first[1] + then[1]
 
 

@@ -1,4 +1,4 @@
-"""Checks the shapes of attention's operands, which costs nothing under jit."""
+"""Checks the shapes of attention's operands. Under jit, the checks run only while tracing."""
 
 import math
 
@@ -6,21 +6,21 @@ import numpy as np
 
 from rocmforge_jax.arguments import as_integer
 
-#: XLA counts elements in 32 bits in places, so no operand of attention may have more.
+#: The largest number of elements of an operand: parts of XLA count elements in 32 bits.
 MAX_ELEMENTS = 2**31 - 1
 
 
 def validate_attention_dims(q, k, v, mask=None) -> None:
-    """Checks q [B, T, N, H], k and v [B, S, K, H] and mask [B, T, S] or None.
+    """Checks the shapes of attention's operands.
 
     Args:
-        q: An array, anything with a shape, or a shape.
-        k: As `q`.
-        v: As `q`.
-        mask: As `q`, of bool, or None.
+        q: [B, T, N, H]: an array, an object with a shape, or the shape itself.
+        k: [B, S, K, H], like `q`. K divides N.
+        v: [B, S, K, H], like `q`.
+        mask: bool [B, T, S], like `q`, or None.
 
     Raises:
-        ValueError: The operands do not fit; it names them and both numbers.
+        ValueError: The operands do not fit together, or one has too many elements.
     """
     axes = "4 axes [batch, length, heads, head width]"
     q, k, v = (_checked_shape(name, x, axes, 4) for name, x in (("q", q), ("k", k), ("v", v)))

@@ -39,7 +39,7 @@ def _product(stacks: list[Stack], experts_P, activation=None) -> Product:
 
 
 def require_packed(layers: list) -> list[quant.QTensor]:
-    """Returns the weights of layers, or raises NotImplementedError unless all are packed stacks."""
+    """Returns the layers' packed weights; raises NotImplementedError if one is not packed."""
     if others := [type(layer).__name__ for layer in layers if type(layer) is not Experts]:
         raise NotImplementedError(f"a stack of experts is a {others[0]}")
     weights = [layer.kernel.get_value() for layer in layers]
@@ -51,13 +51,15 @@ def require_packed(layers: list) -> list[quant.QTensor]:
 
 
 class Stacks(NamedTuple):
-    """The layers of all experts: `Experts` or other modules, or a `Stack` each.
+    """The feed-forward layers of all experts.
+
+    Each layer is an `Experts`, another module, or a `Stack` (see `arrays`).
 
     Attributes:
-        gate: The gates, or None: `up` has no gate, or is twice as wide as the input of `down` and
-            holds the gates before the linear parts.
-        up: The linear parts.
-        down: The products that follow.
+        gate: The gate projections. None: there are no gates, or `up` contains them.
+        up: The up projections. If they are twice as wide as the input of `down`, their first half
+            is the gates.
+        down: The down projections.
         activation: The activation function.
     """
 
@@ -68,17 +70,17 @@ class Stacks(NamedTuple):
 
     @property
     def first(self) -> list:
-        """The one or two layers of the input."""
+        """The one or two layers that read the input."""
         return [self.up] if self.gate is None else [self.gate, self.up]
 
     @property
     def all(self) -> list:
-        """Every layer."""
+        """All layers: the first ones, then `down`."""
         return [*self.first, self.down]
 
     @property
     def is_fused(self) -> bool:
-        """Whether `up` holds the gates too."""
+        """Whether `up` also contains the gates."""
         return self.gate is None and self.up.kernel.shape[2] == 2 * self.down.kernel.shape[1]
 
     def check(self) -> None:
@@ -90,23 +92,26 @@ class Stacks(NamedTuple):
             raise ValueError(f"stacks of experts do not fit together: {shapes}")
 
     def arrays(self) -> "Stacks":
-        """Returns the same layers as arrays."""
+        """Returns these layers, each replaced by its `Stack` of arrays."""
         gate = None if self.gate is None else Stack.of(self.gate)
         return Stacks(gate, Stack.of(self.up), Stack.of(self.down), self.activation)
 
     def hidden(self, outputs: list):
-        """Computes the hidden layer of the outputs of the first layers, [..., hidden]."""
+        """Applies gate and activation to the outputs of the first layers, [..., hidden]."""
         parts = jnp.split(outputs[0], 2, axis=-1) if self.is_fused else outputs
         return gated(*parts, activation=self.activation)
 
     def through_pairs(self, multiply: Callable, x_TD, experts_P, **norm):
-        """Computes the feed-forward of each pair, float32 [P, D], in two calls of a kernel.
+        """Computes the feed-forward of (token, expert) pairs in two calls of a kernel.
 
         Args:
-            multiply: Computes products, like `backends.cpp.multiply` with a mode.
-            x_TD: The tokens, each of which has P / T pairs in a row.
+            multiply: Computes products, like `backends.cpp.multiply` with a given mode.
+            x_TD: The tokens. The P / T pairs of a token are consecutive.
             experts_P: The expert of each pair.
-            **norm: Arguments of `multiply` for a norm of x.
+            **norm: Arguments of `multiply` for the norm of x.
+
+        Returns:
+            The output of each pair, float32 [P, D].
         """
         if self.is_fused:
             first = _product(self.first, experts_P)
@@ -123,7 +128,7 @@ class Stacks(NamedTuple):
         return through_expert(hidden, e, *self.down, numerics=numerics).astype(jnp.float32)
 
     def expert_by_expert(self, x_TD, experts_P, numerics: Numerics):
-        """Computes the feed-forward of each pair, float32 [P, D], all tokens by every expert."""
+        """Computes the feed-forward of each pair, float32 [P, D]; every expert sees all tokens."""
         experts_TU = experts_P.reshape(len(x_TD), -1)
 
         def expert(y_TUD, e):

@@ -1,4 +1,4 @@
-"""The arrays that a fresh module begins with, or only their shapes."""
+"""The initial arrays of a module, or only their shapes."""
 
 import contextlib
 import contextvars
@@ -12,10 +12,10 @@ _only_shapes = contextvars.ContextVar("only_shapes", default=False)
 
 @contextlib.contextmanager
 def only_shapes():
-    """Makes modules inside the context hold a `jax.ShapeDtypeStruct` for each array.
+    """Makes modules created inside the context hold a `jax.ShapeDtypeStruct` for each array.
 
-    They are as `nnx.eval_shape` makes them, to be filled from a file, but nothing is traced.
-    Tracing the random numbers of 24 layers takes a second.
+    The modules equal those from `nnx.eval_shape`, but nothing is traced, which makes loading faster
+    (measured: docs/kernels.md).
     """
     token = _only_shapes.set(True)
     try:
@@ -25,7 +25,7 @@ def only_shapes():
 
 
 def filled(shape: tuple[int, ...], value: float, dtype) -> Any:
-    """Makes an array of one value by a copy: `jnp.full` would be compiled for each shape."""
+    """Makes a constant array by a copy, because `jnp.full` would be compiled for each shape."""
     return (
         jax.ShapeDtypeStruct(shape, dtype)
         if _only_shapes.get()
@@ -34,7 +34,7 @@ def filled(shape: tuple[int, ...], value: float, dtype) -> Any:
 
 
 def normal(rngs: Any, shape: tuple[int, ...], deviation: float, dtype) -> Any:
-    """Draws from a normal distribution. rngs, an nnx.Rngs, may be None inside `only_shapes`."""
+    """Draws from a normal distribution; rngs (nnx.Rngs) may be None inside `only_shapes`."""
     return (
         jax.ShapeDtypeStruct(shape, dtype)
         if _only_shapes.get()

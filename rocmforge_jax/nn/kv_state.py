@@ -1,11 +1,10 @@
-"""Keys and values of one attention layer: fixed slots, written in place when they are donated.
+"""The KV cache of one attention layer: a fixed number of slots, written in place if donated.
 
-A KVState owns its layout. Keys are [B, K, H, S] and values [B, K, S, H], so that both products of
-attention read them without a copy (on a CPU, one layer at S=4096: 1.0 ms and 1 MB of temporaries,
-against 14 ms and 34 MB for [B, S, K, H]).
+Keys are [B, K, H, S] and values [B, K, S, H], so that both products of attention read them without
+a copy. With [B, S, K, H], a CPU would copy all of them (measured: docs/kernels.md).
 
-A layer with a sliding window needs the tokens of its window only. Its state is a ring buffer, whose
-size does not depend on the length of the context. `ring.py` adds several tokens at once to it.
+A layer with a sliding window needs only the tokens of its window. Its state is a ring buffer whose
+size does not depend on the length of the context. `ring.py` adds several tokens to it at once.
 """
 
 import dataclasses
@@ -19,14 +18,14 @@ from pallas_kernels.symbolic_sizes import surely
 from rocmforge_jax.backends.on_mesh import BATCH_AXIS, MODEL_AXIS
 from rocmforge_jax.nn.state import State, partition, update_slice
 
-#: Slots of a ring beyond its window. A ring can be rewound by as many tokens.
+#: Slots of a ring buffer beyond its window. It can be rewound by at least this many tokens.
 SPARE_SLOTS = 32
-#: The slots of a ring are a multiple of this, so that kernels cut them into whole blocks.
+#: The number of slots of a ring buffer is a multiple of this, so kernels read whole blocks.
 RING_MULTIPLE = 64
 
 
 def ring_size(window: int) -> int:
-    """Returns the slots of a full ring buffer for a sliding window."""
+    """Returns the number of slots of a full-size ring buffer for a sliding window."""
     return _rounded_up(window + SPARE_SLOTS)
 
 
@@ -39,13 +38,13 @@ def _rounded_up(slots: int) -> int:
 class KVState(State):
     """Keys and values of one layer; the token at position p is in slot p % S.
 
-    Without a window, and while a ring buffer is not full-size, no position reaches S: the token at
-    position p is in slot p.
+    Only a full-size ring buffer wraps around. In any other state, positions stay below S, so the
+    token at position p is in slot p.
 
     Attributes:
         keys: [B, K, H, S].
         values: [B, K, S, H], in the same dtype.
-        window: The sliding window whose tokens the state holds; None for all tokens. Static.
+        window: The sliding window whose tokens are kept; None to keep all tokens. Static.
     """
 
     keys: jax.Array
@@ -65,12 +64,13 @@ class KVState(State):
         """Returns an empty state.
 
         Args:
-            batch: Sequences.
-            kv_heads: KV heads.
+            batch: Number of sequences.
+            kv_heads: Number of KV heads.
             head_width: Elements of a head.
-            length: Tokens per sequence that there is room for.
-            dtype: Of keys and values.
-            window: The sliding window of the layer's rule: then the state is a ring buffer.
+            length: Capacity in tokens per sequence.
+            dtype: Dtype of keys and values.
+            window: The sliding window of the layer's rule, or None. With a window, the state is a
+                ring buffer.
         """
         slots = length if window is None else min(ring_size(window), _rounded_up(length))
         # Two buffers: a donated argument must not appear twice.
@@ -79,24 +79,24 @@ class KVState(State):
 
     @classmethod
     def of(cls, k_BTKH, v_BTKH) -> "KVState":
-        """Returns a state that holds exactly these tokens, for attention without a cache."""
+        """Returns a state with exactly these tokens, for attention without a cache."""
         return cls(k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3))
 
     @property
     def length(self) -> int:
-        """Slots, S."""
+        """Number of slots, S."""
         return self.values.shape[2]
 
     @property
     def wraps(self) -> bool:
-        """Whether positions may reach S or more: the state is a ring buffer of its full size."""
+        """Whether the state is a full-size ring buffer, in which positions may exceed S."""
         return self.window is not None and self.length >= ring_size(self.window)
 
     def grown(self, length: int) -> "KVState":
         """Returns a state with room for `length` tokens; the added slots hold zeros.
 
-        A ring buffer grows to its full size at most. Nothing has wrapped before. A state that has
-        the room already is returned as it is.
+        A ring buffer grows at most to its full size, and does not wrap before it has reached it.
+        A state with enough room is returned unchanged.
         """
         if self.window is not None:
             length = max(self.length, min(ring_size(self.window), _rounded_up(length)))
@@ -110,12 +110,14 @@ class KVState(State):
         )
 
     def rewound(self, held: int, length: int) -> "KVState | None":
-        """Returns itself, or None where a ring buffer has overwritten what is seen from there.
+        """Returns the state of the first `length` tokens, or None if a part of it is lost.
+
+        A ring buffer is lost if it has overwritten tokens in the window of position `length`.
 
         Args:
-            held: The most tokens that a sequence has ever held, padding excluded. A ring that was
-                rewound before has still lost what those tokens overwrote.
-            length: Tokens to keep. Later slots may hold anything.
+            held: The largest number of tokens that a sequence has ever held, without padding. It
+                does not shrink when a ring buffer is rewound: overwritten tokens stay lost.
+            length: Tokens to keep. The contents of later slots are unspecified.
         """
         if self.window is None or not self.wraps or held <= self.length:
             return self
@@ -123,7 +125,7 @@ class KVState(State):
 
     @property
     def rewinds(self) -> bool:
-        """Whether nothing is lost when later tokens are added: true without a window."""
+        """Whether the state can be rewound to any length: true without a window."""
         return self.window is None
 
     def specs(self, mesh: Mesh) -> "KVState":
@@ -132,13 +134,13 @@ class KVState(State):
         return jax.tree.map(lambda a: partition(mesh, a.shape, axes), self)
 
     def write(self, k_BTKH, v_BTKH, starts_B) -> "KVState":
-        """Puts T tokens, at positions from starts_B[b] on, into their slots.
+        """Writes T tokens, at positions from starts_B[b] on, into their slots.
 
-        The caller ensures starts_B[b] + T <= length; nothing checks it. A ring buffer that wraps
-        takes any position, but one token at a time.
+        The caller must ensure starts_B[b] + T <= length, which is not checked. A ring buffer that
+        wraps accepts any position, but only one token at a time.
 
         Raises:
-            ValueError: Several tokens for a ring buffer that wraps.
+            ValueError: There are several tokens for a ring buffer that wraps.
         """
         starts_B = self.slots_of(jnp.asarray(starts_B, jnp.int32), k_BTKH.shape[1])
         new = KVState.of(k_BTKH.astype(self.keys.dtype), v_BTKH.astype(self.values.dtype))
@@ -149,14 +151,14 @@ class KVState(State):
         )
 
     def slots_of(self, starts_B, tokens: int):
-        """Returns the slots from which on `tokens` tokens are stored, int32 [B].
+        """Returns the slot of the first of several consecutive tokens, int32 [B].
 
         Args:
             starts_B: int32, the position of each sequence's first token.
-            tokens: How many tokens follow one another, T.
+            tokens: Number of tokens, T.
 
         Raises:
-            ValueError: Several tokens for a ring buffer that wraps.
+            ValueError: There are several tokens for a ring buffer that wraps.
         """
         if not self.wraps:
             return starts_B
@@ -171,14 +173,14 @@ class KVState(State):
 def write_slots(buffer, update, starts_B, axis: int):
     """Writes new tokens into the slots of each sequence.
 
-    Up to 8 sequences are written one by one. Each is an update in place; a batched update is a
-    scatter, for which CPUs copy the buffer.
+    Up to 8 sequences are written one by one, each by an update in place. One update of the whole
+    batch would be a scatter, for which CPUs copy the buffer.
 
     Args:
-        buffer: Four axes; the first is the batch.
-        update: What to write: of the same shape, but with T slots.
-        starts_B: int32, the first slot of each sequence that is written.
-        axis: The axis of the slots, counted without the batch.
+        buffer: An array with four axes; the first is the batch.
+        update: The new tokens: the shape of `buffer`, but with T slots.
+        starts_B: int32, the first slot to write of each sequence.
+        axis: The axis of the slots, counted without the batch axis.
     """
     batch = buffer.shape[0]
     if batch == 1:
@@ -200,11 +202,11 @@ def write_slots(buffer, update, starts_B, axis: int):
 
 
 def _write_only_row(buffer, update, start, axis):
-    """Writes the only row of a batch of 1; on CPUs under a condition that always holds.
+    """Writes the only row of a batch of 1; on CPUs under a condition that is always true.
 
-    XLA:CPU fuses a bare update with the reshape that drops the batch axis. It then updates twice
-    and copies the whole cache: 8 copies a layer, 12 instead of 1.3 ms a step with 4 layers of 4096
-    slots. On GPUs a condition would cost a round trip to the host.
+    Without the condition, XLA:CPU fuses the update with the reshape that drops the batch axis. It
+    then updates twice and copies the whole cache (measured: docs/kernels.md). On GPUs, a condition
+    would cost a round trip to the host.
     """
 
     def write(buffer):

@@ -1,8 +1,8 @@
-"""Latent attention (DeepSeek-AI, 2024, arXiv:2405.04434), absorbed: all heads read one latent.
+"""Multi-head latent attention (DeepSeek-AI, 2024, arXiv:2405.04434), in its absorbed form.
 
-Keys and values of every head are products of one latent vector a token. The product of the keys
-moves into the queries, that of the values behind the weighted sum. What remains is attention with
-one KV head, whose values are its keys without the rotated elements.
+The keys and values of all heads are projections of one latent vector per token. The key projection
+is absorbed into the queries, and the value projection is applied after the weighted sum. The rest
+is attention with a single KV head. Its values are its keys without the rotated elements.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class LatentState(State):
     """The latents of one layer; the token at position p is in slot p.
 
     Attributes:
-        latents: [B, 1, S, R]: the normed latent of a token, then the rotated part of its key.
+        latents: [B, 1, S, R]: the normalised latent of a token, then the rotated part of its key.
     """
 
     latents: jax.Array
@@ -34,7 +34,7 @@ class LatentState(State):
 
     @property
     def length(self) -> int:
-        """Slots, S."""
+        """Number of slots, S."""
         return self.latents.shape[2]
 
     def grown(self, length: int) -> "LatentState":
@@ -46,18 +46,18 @@ class LatentState(State):
         )
 
     def rewound(self, held: int, length: int) -> "LatentState":
-        """Returns itself: later slots may hold anything."""
+        """Returns the state unchanged: the contents of later slots are unspecified."""
         return self
 
     @property
     def rewinds(self) -> bool:
-        """True: nothing is overwritten."""
+        """True, because no token is ever overwritten."""
         return True
 
     def write(self, new_BTR, starts_B) -> "LatentState":
-        """Puts T tokens, at positions from starts_B[b] on, into their slots.
+        """Writes T tokens, at positions from starts_B[b] on, into their slots.
 
-        The caller ensures starts_B[b] + T <= length; nothing checks it.
+        The caller must ensure starts_B[b] + T <= length, which is not checked.
         """
         new = new_BTR.astype(self.latents.dtype)[:, None]
         return LatentState(write_slots(self.latents, new, starts_B.astype(jnp.int32), 1))
@@ -72,19 +72,19 @@ def attend_to_latents(
     values: int,
     visible: Visible | None = None,
 ):
-    """Puts T new tokens into the state and lets them attend to it, in plain XLA.
+    """Writes T new tokens into the state and computes their attention, in plain XLA.
 
     Args:
-        q_BTNR: Queries, in the space of the latents.
+        q_BTNR: Queries, projected into the space of the latents.
         new_BTR: The latents of the new tokens.
-        state: The tokens before, or None: then the new tokens attend to one another alone.
+        state: The earlier tokens. None: the new tokens attend only to one another.
         starts_B: int32, the position of each sequence's first new token; unused without a state.
         rule: Which slots a query sees, and how scores become weights.
-        values: How many numbers of a latent are its value, the first ones.
-        visible: A mask in place of the causal rule.
+        values: The number of leading elements of a latent that are its value.
+        visible: A mask that replaces the causal rule.
 
     Returns:
-        The weighted sums [B, T, N, values] in q's dtype, and the state that holds the new tokens.
+        The weighted sums [B, T, N, values] in q's dtype, and the state with the new tokens.
     """
     if state is None:
         latents, starts_B = new_BTR[:, None], jnp.zeros(q_BTNR.shape[:1], jnp.int32)

@@ -1,4 +1,4 @@
-"""Linear layers, stacks of them and embeddings, whose weights may be quantised."""
+"""Linear layers, stacks of linear layers and embeddings, with plain or quantised weights."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from rocmforge_jax.nn.fresh import filled, normal
 class Linear(nnx.Module):
     """Computes y = x @ kernel * output_scale + bias, accumulated in float32.
 
-    A fresh kernel is drawn from a normal distribution of standard deviation 1/sqrt(in).
+    The initial kernel is drawn from a normal distribution with standard deviation 1/sqrt(in).
 
     Attributes:
         kernel: (in, out), an nnx.Param or a QParam.
         bias: (out,), or None.
-        output_scale: (1,), or None. Files with NVFP4 weights have such factors.
-        numerics: The backend and the mode of activations; its dtype is not used.
+        output_scale: (1,), or None. Files with NVFP4 weights contain such factors.
+        numerics: The backend and the activation mode; its dtype is not used.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token embeddings (V, D), which are also the output head of a tied model.
+    """Token embeddings, also used as the output head of a model with tied embeddings.
 
     Attributes:
         embedding: (V, D), an nnx.Param or a QParam.
-        numerics: The backend and the mode of activations; its dtype is not used.
+        numerics: The backend and the activation mode; its dtype is not used.
     """
 
     def __init__(
@@ -69,23 +69,23 @@ class Embedding(nnx.Module):
         self.numerics = numerics
 
     def __call__(self, tokens_BT, dtype=jnp.float32):
-        """Maps integer ids to [..., D] in `dtype`. Ids outside the table are clipped."""
+        """Looks up integer ids, [..., D] in `dtype`. Ids outside the table are clipped."""
         return quant.take_rows(self.embedding, tokens_BT, dtype)
 
     def attend(self, x, dtype=None):
-        """Maps [..., D] to [..., V] in `dtype`, default x's: x @ embedding.T."""
+        """Computes logits x @ embedding.T: maps [..., D] to [..., V] in `dtype`, default x's."""
         table = self.embedding.get_value().T
         return quant.matmul(x, table, dtype=dtype, **how(self.numerics))
 
 
 class Experts(nnx.Module):
-    """The same linear layer of every expert.
+    """A stack of linear layers of one shape, one per expert.
 
     Attributes:
         kernel: (E, in, out), an nnx.Param or a QParam.
         bias: (E, out), or None.
-        output_scale: (E,), or None: each expert's factor of its product, before the bias.
-        numerics: The backend and the mode of activations; its dtype is not used.
+        output_scale: (E,), or None: factors of the products, applied before the bias.
+        numerics: The backend and the activation mode; its dtype is not used.
     """
 
     def __init__(
@@ -113,22 +113,22 @@ class Experts(nnx.Module):
 
 
 def how(numerics: Numerics) -> dict[str, str]:
-    """Returns the keyword arguments of `quant.matmul` that numerics decide."""
+    """Returns the keyword arguments of `quant.matmul` that follow from numerics."""
     return dict(activations=numerics.activations, backend=numerics.backend)
 
 
 def _output_scale(size: int | None) -> Any:
-    """Makes factors of 1, or a None that a variable may replace later."""
+    """Makes factors of 1, or None marked as data, so that a variable may replace it later."""
     return nnx.data(None if size is None else nnx.Param(filled((size,), 1, jnp.float32)))
 
 
 def value_or_none(variable: nnx.Variable | None):
-    """Returns the value of a variable that a layer may lack."""
+    """Returns the value of an optional variable, or None."""
     return None if variable is None else variable.get_value()
 
 
 def wide(dtype, scale):
-    """Returns the dtype of a product: float32 before a scale, because it may not fit in float16."""
+    """Returns the dtype of a product: float32 if a scale follows, since float16 may overflow."""
     return dtype if scale is None else jnp.float32
 
 
@@ -139,7 +139,7 @@ def scaled_and_biased(y, scale, bias, dtype):
         y: [..., out], of dtype `wide(dtype, scale)`.
         scale: (1,) or None.
         bias: (out,) or None.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     """
     leading = (None,) * (y.ndim - 1)
     y = y if scale is None else y * scale.astype(y.dtype)[leading]

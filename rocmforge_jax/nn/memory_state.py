@@ -1,4 +1,4 @@
-"""The state of recurrences whose heads each keep a matrix, after a short convolution."""
+"""The state of a recurrence with one matrix per head, and of the short convolution before it."""
 
 import dataclasses
 from typing import Any
@@ -15,11 +15,11 @@ from rocmforge_jax.nn.state import State, partition
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class MemoryState(State):
-    """The memory of each head, and the last inputs of the convolution before.
+    """The memory of each head, and the state of the preceding convolution.
 
     Attributes:
-        memory_BNHW: float32, for each head a matrix, zeros at first: from keys to values in
-            `delta_rule`, of a head's width by the state's in `selective_scan`.
+        memory_BNHW: float32, one matrix per head, initially zeros. It is key width by value width
+            in `delta_rule`, and head width by state width in `selective_scan`.
         conv: The state of the convolution.
     """
 
@@ -39,11 +39,11 @@ class MemoryState(State):
         """Returns the state before the first token.
 
         Args:
-            batch: Sequences.
-            memory: Heads, and the rows and columns of their matrices.
-            taps: Of the convolution.
-            channels: Of the convolution.
-            dtype: Of its inputs.
+            batch: Number of sequences.
+            memory: Number of heads, and the rows and columns of their matrices.
+            taps: Taps of the convolution.
+            channels: Channels of the convolution.
+            dtype: Dtype of the convolution's inputs.
         """
         memory_BNHW = jnp.zeros((batch, *memory), jnp.float32)
         return cls(memory_BNHW, ConvState.zeros(batch, taps, channels, dtype))

@@ -1,4 +1,4 @@
-"""Gated feed-forward."""
+"""Gated feed-forward layers."""
 
 import functools
 
@@ -15,12 +15,15 @@ def swiglu(x, gate, up, activations: str = DEFAULT.activations, backend: str | N
     Args:
         x: [..., D].
         gate: (D, F), an array or quantised.
-        up: As `gate`.
-        activations: As for `quant.matmul`.
-        backend: As for `quant.matmul`.
+        up: (D, F), like `gate`.
+        activations: See `quant.matmul`.
+        backend: See `quant.matmul`.
 
     Returns:
-        [..., F] in x's dtype; the activation function is computed in float32.
+        [..., F] in x's dtype. The activation function is computed in float32.
+
+    Raises:
+        ValueError: gate and up differ in shape.
     """
     if gate.shape != up.shape:
         raise ValueError(
@@ -35,7 +38,7 @@ def gated(gate, up=None, activation: ActivationFunction = SILU):
 
     Args:
         gate: The gate, or the only operand.
-        up: The linear part, of the same shape and dtype, or None.
+        up: The factor of the activated gate, of the same shape and dtype, or None.
         activation: The activation function.
 
     Returns:
@@ -48,9 +51,18 @@ def gated(gate, up=None, activation: ActivationFunction = SILU):
 def swiglu_mlp(
     x, gate, up, down, activations: str = DEFAULT.activations, backend: str | None = None
 ):
-    """Computes the SwiGLU feed-forward swiglu(x, gate, up) @ down -> [..., D].
+    """Computes the SwiGLU feed-forward swiglu(x, gate, up) @ down.
 
-    x is [..., D]; gate and up are (D, F), down is (F, D). The rest is as for `swiglu`.
+    Args:
+        x: [..., D].
+        gate: (D, F), an array or quantised.
+        up: (D, F), like `gate`.
+        down: (F, D), like `gate`.
+        activations: See `quant.matmul`.
+        backend: See `quant.matmul`.
+
+    Returns:
+        [..., D] in x's dtype.
     """
     hidden = swiglu(x, gate, up, activations, backend)
     return quant.matmul(hidden, down, activations=activations, backend=backend)

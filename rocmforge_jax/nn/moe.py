@@ -1,4 +1,4 @@
-"""A mixture of experts: each token goes through the few experts that a router chooses for it."""
+"""Mixtures of experts: a router chooses a few experts for each token."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,11 @@ from rocmforge_jax.nn.moe_pallas import MIXTURE, ROUTE
 
 
 class ScalarGate(nnx.Module):
-    """Computes sigmoid(x @ kernel): how much of a shared expert each token takes. kernel: (in,)."""
+    """The gate of a shared expert: sigmoid(x @ kernel), one factor per token.
+
+    Attributes:
+        kernel: (in,).
+    """
 
     def __init__(self, in_features: int, *, dtype=jnp.float32, rngs: nnx.Rngs | None):
         self.kernel = nnx.Param(normal(rngs, (in_features,), in_features**-0.5, dtype))
@@ -34,25 +38,29 @@ def route(logits_TE, routing: Routing, selection_bias_E=None):
     """Chooses the experts of each token from the router's logits.
 
     Args:
-        logits_TE: The logits.
-        routing: How to choose.
-        selection_bias_E: Added to the scores for the selection alone, or None.
+        logits_TE: The router's logits.
+        routing: How to score and select experts.
+        selection_bias_E: Added to the scores for the selection but not for the weights, or None.
 
     Returns:
-        The weights, float32, and the ids, int32, both [T, used], the best first.
+        The weights, float32, and the ids, int32, of the top `used` experts, both [T, used], in
+        descending order.
     """
     return router_reference.choose(logits_TE, routing, selection_bias_E)
 
 
 def choose_experts(x_TD, router, routing: Routing, *, selection_bias_E=None, norm=None):
-    """Returns `route` of router(norm(x)): weights and ids, both [T, used].
+    """Chooses the experts of each token: `route` of the logits router(norm(x)).
 
     Args:
         x_TD: The tokens.
-        router: A Linear layer or any other callable that gives logits [T, E].
-        routing: How to choose.
-        selection_bias_E: As for `route`.
+        router: A Linear layer, or any callable that returns logits [T, E].
+        routing: How to score and select experts.
+        selection_bias_E: See `route`.
         norm: Applied to x first, or None.
+
+    Returns:
+        Weights and ids as `route` returns them, both [T, used].
     """
     backend = getattr(router, "numerics", DEFAULT).backend
     operands = x_TD.shape[0], router, norm, routing
@@ -76,22 +84,22 @@ def mixture(
     activation: ActivationFunction = SILU,
     weights_first: bool = False,
 ):
-    """Computes the weighted sum of the chosen experts' feed-forward of norm(x), [T, D].
+    """Computes the chosen experts' feed-forward of norm(x), and sums it with their weights.
 
     Args:
         x_TD: The tokens.
-        weights: float32 [T, used], of `route`.
-        experts: int32 [T, used], of `route`.
-        gate: The gates of all experts. None: `up` has no gates; or it holds them, before the linear
-            parts, which makes it twice as wide as the input of `down`.
-        up: The linear parts that gates multiply.
-        down: The products that follow.
+        weights: float32 [T, used], from `route`.
+        experts: int32 [T, used], from `route`.
+        gate: The gate projections. None: there are no gates, or `up` contains them.
+        up: The up projections. If they are twice as wide as the input of `down`, their first half
+            is the gates.
+        down: The down projections.
         norm: Applied to x first, or None.
-        activation: The activation function of the gates, or of `up` without gates.
+        activation: The activation function of the gates, or of `up` if there are no gates.
         weights_first: Whether a weight multiplies the input of its expert, not the output.
 
     Returns:
-        The sums in x's dtype.
+        The sums [T, D] in x's dtype.
 
     Raises:
         ValueError: The stacks do not fit together.
@@ -112,7 +120,7 @@ def mixture(
 
 
 def _weighted_first(x_TD, weights, experts, stacks: Stacks, norm):
-    """Sees each pair as a token of its own, with one expert of weight 1."""
+    """Computes a mixture with weighted inputs: each pair becomes a token with one expert."""
     (T, used), D = experts.shape, x_TD.shape[1]
     normed_TD = x_TD if norm is None else norm(x_TD)
     x_TUD = weights[..., None] * normed_TD.astype(jnp.float32)[:, None]
@@ -123,7 +131,10 @@ def _weighted_first(x_TD, weights, experts, stacks: Stacks, norm):
 
 
 def _one_by_one(x_TD, weights, experts, stacks: Stacks, norm):
-    """Takes a step a pair, which reads that expert alone, or a step an expert, over all tokens."""
+    """Loops over the pairs if there are at most E of them, otherwise over the experts.
+
+    A step of a pair reads only its expert. A step of an expert computes all tokens.
+    """
     (T, used), E = experts.shape, stacks.up.kernel.shape[0]
     x_TD = x_TD if norm is None else norm(x_TD)
 

@@ -1,4 +1,4 @@
-"""A mixture of experts in C++: two calls for all pairs of a token and an expert."""
+"""A mixture of experts in C++, in two calls for all (token, expert) pairs."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from rocmforge_jax.quant.multiply import require_cpp
 
 
 def check_cpp(pairs: int, dtype, stacks: Stacks, norm) -> str:
-    """Returns what C++ does with a mixture, or raises NotImplementedError with the reason."""
+    """Describes how C++ computes a mixture; raises NotImplementedError if it cannot."""
     cpp.instructions()
     require_fusable(norm)
     mode = stacks.down.numerics.activations
@@ -22,7 +22,7 @@ def check_cpp(pairs: int, dtype, stacks: Stacks, norm) -> str:
 
 
 def mixture(x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
-    """Returns the output of each pair, float32 [P, D], those of a token one after another."""
+    """Returns the output of each pair, float32 [P, D]; the pairs of a token are consecutive."""
     scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
     operands = x_TD, scale, experts_P.astype(jnp.int32), stacks.arrays()
     return differentiable(_Pairs(numerics, epsilon), *operands)
@@ -30,7 +30,7 @@ def mixture(x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
 
 @dataclasses.dataclass(frozen=True)
 class _Pairs:
-    """The pairs as a function of arrays, in C++ and in plain XLA."""
+    """The mixture as a function of arrays: in C++, and in plain XLA for gradients."""
 
     numerics: Numerics
     epsilon: float

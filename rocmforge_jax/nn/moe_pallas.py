@@ -1,7 +1,7 @@
-"""A mixture of experts in Pallas kernels, for few and for many pairs of a token and an expert.
+"""A mixture of experts in Pallas kernels, for few and for many (token, expert) pairs.
 
-Few pairs take two launches of the GEMV, in which pairs of one expert may share what is read of it.
-Many, in a narrow float type, are brought into the order of their experts and take two or three
+Few pairs are computed in two launches of the GEMV. Pairs with the same expert may share one read of
+its weights. Many pairs, in bfloat16 or float16, are sorted by expert and computed in two or three
 launches of the skinny GEMM.
 """
 
@@ -61,7 +61,7 @@ def _check_mixture(pairs, dtype, stacks: Stacks, norm) -> str:
     return f"pairs ordered by expert, {count} launches with {stacks.activation}, {on}"
 
 
-#: Both only combine operations that plain XLA and other kernels can do one by one.
+#: Fused: where no backend supports one of these, its parts are computed one by one.
 ROUTE = Operation("choice of experts", {"pallas": _check_route}, fused=True)
 MIXTURE = Operation("experts", {"pallas": _check_mixture, "cpp": check_cpp}, fused=True)
 
@@ -75,7 +75,7 @@ def choose_experts(x_TD, router, norm, routing: Routing, selection_bias_E):
 
 @dataclasses.dataclass(frozen=True)
 class _Route:
-    """The kernels that choose experts as a function of arrays, and plain XLA."""
+    """The choice of experts as a function of arrays: in Pallas, and in plain XLA for gradients."""
 
     routing: Routing
     epsilon: float
@@ -92,7 +92,7 @@ class _Route:
 
 
 def _routing_error(scoring: str):
-    """Returns the largest error of a weight, infinite where another expert is chosen."""
+    """Returns the largest error of a weight in a small case; infinite if the experts differ."""
     x = jax.random.normal(jax.random.key(0), (2, 800))
     kernel = jax.random.normal(jax.random.key(1), (800, 60)) / 30
     biases = [None, None]
@@ -104,7 +104,7 @@ def _routing_error(scoring: str):
 
 
 def mixture(x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
-    """Returns the output of each pair, float32 [P, D], those of a token one after another."""
+    """Returns the output of each pair, float32 [P, D]; the pairs of a token are consecutive."""
     experts_P, arrays = experts_P.astype(jnp.int32), stacks.arrays()
     together = pallas.shared_rows(len(experts_P), stacks.up.kernel.shape[0])
     if together is not None:
@@ -116,11 +116,11 @@ def mixture(x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
 
 @dataclasses.dataclass(frozen=True)
 class _Pairs:
-    """Few pairs: each reads its expert alone, or beside a few others of the same expert."""
+    """Few pairs: each is computed alone, or with a few others that have the same expert."""
 
     numerics: Numerics
     epsilon: float
-    #: The most pairs of an expert that are computed together.
+    #: The largest number of pairs with the same expert that are computed together.
     together: int
 
     def __call__(self, x_TD, scale_D, experts_P, stacks: Stacks):
@@ -141,7 +141,7 @@ class _Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class _ByExpert:
-    """Many pairs: in the order of their experts, each expert's in whole tiles of rows."""
+    """Many pairs: sorted by expert. The pairs of each expert fill whole tiles of rows."""
 
     numerics: Numerics
 
@@ -164,20 +164,25 @@ class _ByExpert:
 
 
 def _finished(y, stack: Stack, expert_of_row):
-    """Applies the scales and biases of the rows' experts. Rows without an expert are not used."""
+    """Applies the scale and bias of each row's expert. Rows without an expert are not used."""
     if stack.scale_E is not None:
         y = y * stack.scale_E[expert_of_row][:, None]
     return y if stack.bias_EN is None else y + stack.bias_EN[expert_of_row].astype(y.dtype)
 
 
 def _shared(experts_P, E: int, rows: int):
-    """Assigns pairs to tiles of at most `rows` pairs of one expert.
+    """Assigns pairs to tiles of at most `rows` pairs with the same expert.
 
-    Everything is compared with everything: a few hundred pairs take less time so than to be sorted.
+    All pairs are compared with all others. For a few hundred pairs, this is faster than sorting.
+
+    Args:
+        experts_P: The expert of each pair.
+        E: Number of experts.
+        rows: Size of a tile.
 
     Returns:
-        int32 [tiles, rows], the pairs of each tile, the first one in place of those that are
-        missing, -1 in tiles without pairs.
+        int32 [tiles, rows], the indices of each tile's pairs. A tile with fewer pairs repeats its
+        first one; a tile without pairs contains -1.
     """
     P = len(experts_P)
     pair_P = jnp.arange(P, dtype=jnp.int32)
@@ -187,7 +192,7 @@ def _shared(experts_P, E: int, rows: int):
     place_P = rank_P % rows
     before_PP = (others_1P < own_P1) | same_PP & (pair_P[None] <= pair_P[:, None])
     tile_P = jnp.sum(before_PP & (place_P == 0)[None], axis=1, dtype=jnp.int32) - 1
-    # All whole tiles, and one of each expert that is not whole.
+    # An upper bound: all full tiles, and one partial tile per expert.
     tiles = min(P, (P + min(E, P) * (rows - 1)) // rows)
     slot = jnp.arange(tiles * rows, dtype=jnp.int32)
     found = jnp.where(slot[:, None] == (tile_P * rows + place_P)[None], pair_P[None] + 1, 0)
@@ -196,10 +201,16 @@ def _shared(experts_P, E: int, rows: int):
 
 
 def _places(experts_P, E: int, rows: int):
-    """Assigns rows to pairs so that each tile of `rows` rows has pairs of one expert.
+    """Assigns rows to pairs such that all pairs in a tile have the same expert.
 
-    Returns (int32 [P], the row of each pair; int32 [tiles], the expert of each tile, -1 for tiles
-    without pairs).
+    Args:
+        experts_P: The expert of each pair.
+        E: Number of experts.
+        rows: Rows of a tile.
+
+    Returns:
+        The row of each pair, int32 [P], and the expert of each tile, int32 [tiles], -1 for a tile
+        without pairs.
     """
     P = len(experts_P)
     count_E = jnp.zeros(E, jnp.int32).at[experts_P].add(1)
@@ -208,8 +219,8 @@ def _places(experts_P, E: int, rows: int):
     tiles_E = (count_E + rows - 1) // rows
     end_E = jnp.cumsum(tiles_E)
     place = (end_E - tiles_E)[experts_P[order_P]] * rows + rank_P
-    # All whole tiles, and one of each expert that is not whole.
+    # An upper bound: all full tiles, and one partial tile per expert.
     tile = jnp.arange(P // rows + min(E, P), dtype=jnp.int32)
-    # A binary search would be a loop of launches.
+    # A binary search would be a loop of kernel launches.
     expert = jnp.sum(end_E[None] <= tile[:, None], axis=1, dtype=jnp.int32)
     return jnp.zeros(P, jnp.int32).at[order_P].set(place), jnp.where(expert < E, expert, -1)

@@ -1,4 +1,4 @@
-"""Root mean square, layer and L2 normalisation."""
+"""RMS, layer and L2 normalisation."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,13 @@ from rocmforge_jax.nn.fresh import filled
 def rms_norm(x, scale, epsilon: float):
     """Computes x / sqrt(mean(x^2) + epsilon) * scale over the last axis.
 
-    It is computed in float32 and returned in x's dtype. scale: the last axis of x, or several last
-    axes, or None for 1.
+    Args:
+        x: [..., width].
+        scale: The shape of the last axis of x, or of several last axes. None: 1.
+        epsilon: Added to the mean of the squares.
+
+    Returns:
+        An array of x's shape and dtype, computed in float32.
     """
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
@@ -21,11 +26,17 @@ def rms_norm(x, scale, epsilon: float):
 def layer_norm(x, scale, bias, epsilon: float):
     """Computes (x - mean(x)) / sqrt(variance(x) + epsilon) * scale + bias over the last axis.
 
-    It is computed in float32 and returned in x's dtype. scale and bias: The last axis of x, or
-    several last axes, or None for 1 and 0.
+    Args:
+        x: [..., width].
+        scale: The shape of the last axis of x, or of several last axes. None: 1.
+        bias: Like `scale`. None: 0.
+        epsilon: Added to the variance.
+
+    Returns:
+        An array of x's shape and dtype, computed in float32.
     """
     x32 = x.astype(jnp.float32)
-    # The difference comes first: the mean of squares less a squared mean cancels.
+    # The mean is subtracted first: mean(x^2) - mean(x)^2 would suffer from cancellation.
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
     normed = normed if scale is None else normed * _along_last(scale, x)
@@ -33,19 +44,19 @@ def layer_norm(x, scale, bias, epsilon: float):
 
 
 def l2_norm(x, epsilon: float):
-    """Computes x / sqrt(sum(x^2) + epsilon) over the last axis, in float32, in x's dtype."""
+    """Computes x / sqrt(sum(x^2) + epsilon) over the last axis, in float32; keeps x's dtype."""
     x32 = x.astype(jnp.float32)
     squares = jnp.sum(x32 * x32, axis=-1, keepdims=True)
     return (x32 * jax.lax.rsqrt(squares + epsilon)).astype(x.dtype)
 
 
 def _along_last(array, x):
-    """Returns an array in float32 that broadcasts along the last axes of x."""
+    """Converts an array to float32 and adds leading axes, so that it broadcasts with x."""
     return array.astype(jnp.float32)[(None,) * (x.ndim - array.ndim)]
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` with a learned scale, named as in Flax; a GGUF file calls it `weight`.
+    """`rms_norm` with a learned scale, which GGUF files call `weight`.
 
     Attributes:
         scale: (width,), or None without a learned scale.
@@ -65,16 +76,16 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x):
-        """Norms x [..., width]."""
+        """Normalises x [..., width] over the last axis."""
         scale = None if self.scale is None else self.scale.get_value()
         return rms_norm(x, scale, self.epsilon)
 
 
 class GroupedRMSNorm(nnx.Module):
-    """`rms_norm` over each of several groups of numbers, with a learned scale.
+    """`rms_norm` over each of several groups of elements, with a learned scale.
 
     Attributes:
-        scale: (groups, numbers of a group).
+        scale: (groups, width / groups).
         epsilon: Added to the mean of the squares of a group.
     """
 
@@ -83,7 +94,7 @@ class GroupedRMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x):
-        """Norms x [..., width], whose groups follow one another."""
+        """Normalises each group of x [..., width]; a group is contiguous."""
         scale = self.scale.get_value()
         grouped = x.reshape(*x.shape[:-1], *scale.shape)
         return rms_norm(grouped, scale, self.epsilon).reshape(x.shape)
@@ -93,7 +104,7 @@ class LayerNorm(nnx.Module):
     """`layer_norm` with a learned scale and bias, named as in Flax.
 
     Attributes:
-        scale: (*groups, width), a GGUF file's `weight`, or None without one.
+        scale: (*groups, width), or None. GGUF files call it `weight`.
         bias: (*groups, width), or None.
         epsilon: Added to the variance.
     """
@@ -115,14 +126,14 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x):
-        """Norms x [..., *groups, width] over the last axis."""
+        """Normalises x [..., *groups, width] over the last axis."""
         scale = None if self.scale is None else self.scale.get_value()
         bias = None if self.bias is None else self.bias.get_value()
         return layer_norm(x, scale, bias, self.epsilon)
 
 
 def scaled_norm(norm: RMSNorm, factor: float) -> RMSNorm:
-    """Returns a norm with a learned scale whose results are those of `norm` times a factor."""
+    """Returns a copy of `norm` whose scale, and so its output, is multiplied by a factor."""
     assert norm.scale is not None
     scale = norm.scale.get_value().astype(jnp.float32)
     made = RMSNorm(scale.shape[0], epsilon=norm.epsilon)
@@ -131,12 +142,12 @@ def scaled_norm(norm: RMSNorm, factor: float) -> RMSNorm:
 
 
 def is_fusable(norm) -> bool:
-    """Returns whether kernels compute a norm: an RMSNorm with a scale, and no subclass of it."""
+    """Returns whether kernels support a norm: exactly RMSNorm, no subclass, with a scale."""
     return type(norm) is RMSNorm and norm.scale is not None
 
 
 def require_fusable(norm) -> None:
-    """Raises NotImplementedError unless kernels compute the norm; None is no norm."""
+    """Raises NotImplementedError unless kernels support the norm, or it is None."""
     if norm is not None and not is_fusable(norm):
         scale = " without a scale" if type(norm) is RMSNorm else ""
         raise NotImplementedError(f"the norm is a {type(norm).__name__}{scale}")

@@ -1,4 +1,4 @@
-"""The states of mixers that one layer computes side by side."""
+"""The state of a layer that computes several mixers in parallel."""
 
 import dataclasses
 from typing import Any
@@ -12,10 +12,10 @@ from rocmforge_jax.nn.state import State
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class ParallelState(State):
-    """The state of each mixer of a layer.
+    """The states of a layer's parallel mixers.
 
     Attributes:
-        parts: The states. In a snapshot, None for those that can be rewound.
+        parts: One state per mixer. In a snapshot, None replaces each state that can be rewound.
     """
 
     parts: tuple[Any, ...]
@@ -25,24 +25,24 @@ class ParallelState(State):
         return ParallelState(tuple(part and part.grown(length) for part in self.parts))
 
     def rewound(self, held: int, length: int) -> "ParallelState | None":
-        """Returns the states of the first `length` of `held` tokens, None if one is lost."""
+        """Returns the states after the first `length` of `held` tokens, or None if one is lost."""
         parts = tuple(part and part.rewound(held, length) for part in self.parts)
         lost = any(new is None for old, new in zip(self.parts, parts) if old is not None)
         return None if lost else ParallelState(parts)
 
     @property
     def rewinds(self) -> bool:
-        """Whether all of them can be rewound to any length."""
+        """Whether all states can be rewound to any length."""
         return all(part.rewinds for part in self.parts)
 
     def perishable(self) -> "ParallelState | None":
-        """Returns the states that cannot be rewound to any length, and None for the others."""
+        """Returns a snapshot: the states that cannot be rewound, and None for the others."""
         if self.rewinds:
             return None
         return ParallelState(tuple(part.perishable() for part in self.parts))
 
     def restored(self, kept: "ParallelState | None", held: int, length: int) -> State | None:
-        """Returns the states of the first `length` tokens, of which `kept` are a snapshot."""
+        """Returns the states after the first `length` tokens; `kept` is a snapshot at `length`."""
         if kept is None:
             return self.rewound(held, length)
         pairs = zip(self.parts, kept.parts)

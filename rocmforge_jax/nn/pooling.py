@@ -1,23 +1,24 @@
-"""Pooling: the states of a text's tokens become one vector."""
+"""Pooling: combines the states of a text's tokens into one vector."""
 
 import jax.numpy as jnp
 
-#: The values of `pooling_type` in a file, by number.
+#: The names of the values 0, 1, 2, ... of `pooling_type` in a file.
 POOLINGS = ("none", "mean", "cls", "last", "rank")
 
 
 def pool(states_BTD, lengths_B=None, kind: str = "mean"):
-    """Pools the states of each text, float32 [B, D].
+    """Pools the states of each text into one vector.
 
     Args:
-        states_BTD: The states of the tokens, such as `Decoder.hidden` returns.
-        lengths_B: Integers: how many of the T tokens of each text are real. The first ones are, the
-            rest is padding. Default: all.
-        kind: "mean" of all tokens, "cls" for the first token, "last" for the last one, or "none"
-            for the states as they are [B, T, D], zeros for padding.
+        states_BTD: The states of the tokens, for example from `Decoder.hidden`.
+        lengths_B: Integers: the number of real tokens of each text, before its padding. Default:
+            all T are real.
+        kind: "mean" for the mean of all tokens, "cls" for the first token, "last" for the last
+            one, or "none" for no pooling.
 
     Returns:
-        The vectors; zeros for a text without tokens.
+        The vectors, float32 [B, D]; zeros for a text without tokens. With "none", the states,
+        float32 [B, T, D]; zeros for padding.
 
     Raises:
         ValueError: The kind is unknown, or shapes do not fit.
@@ -36,7 +37,7 @@ def pool(states_BTD, lengths_B=None, kind: str = "mean"):
         )
     lengths_B = lengths_B.astype(jnp.int32)
     real_BT1 = (jnp.arange(T, dtype=jnp.int32)[None] < lengths_B[:, None])[..., None]
-    # Not a product with 0 or 1: padding may hold anything.
+    # A product with 0 or 1 would not do: padding may contain NaN.
     states_BTD = jnp.where(real_BT1, states_BTD.astype(jnp.float32), 0)
     if kind == "none":
         return states_BTD

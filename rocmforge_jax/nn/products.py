@@ -1,8 +1,8 @@
-"""Several products of one input, fused with the norm before and the sums after them.
+"""Several products of one input, fused with the norm before and the additions after them.
 
-`products` takes modules and alone decides whether they are fused: on a GPU into one or two
-launches, on a CPU into one call of C++. The base layers of adapters are fused too. A module of
-another class, say `nnx.LoRA`, is called as it is.
+`products` accepts modules and decides whether to fuse them: on a GPU into one or two launches, on
+a CPU into one call of C++. The base layers of adapters are fused too. Modules of other classes, for
+example `nnx.LoRA`, are called one by one.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from rocmforge_jax.quant.multiply import (
 
 
 class Gate(NamedTuple):
-    """Two modules that give activation(gate(x)) * up(x)."""
+    """Two modules that together compute activation(gate(x)) * up(x)."""
 
     gate: Any
     up: Any
@@ -46,14 +46,14 @@ class Gate(NamedTuple):
 
 
 class Activated(NamedTuple):
-    """A module that gives activation(layer(x))."""
+    """A module followed by an activation function: activation(layer(x))."""
 
     layer: Any
     activation: ActivationFunction
 
 
 class TiedHead(NamedTuple):
-    """The product with the transpose of an embedding of another class, an adapter say."""
+    """The output head of a tied embedding that is not an `Embedding`, for example an adapter."""
 
     embedding: Any
 
@@ -70,15 +70,18 @@ def products(
 
     Args:
         x: [..., in].
-        modules: Linear layers, with adapters or without; `Gate` pairs; `Activated` layers; an
-            `Embedding`, which stands for the product with its transpose; or any other callables,
-            which are then called one by one.
+        modules: `Linear` layers, with or without adapters, `Gate` pairs, `Activated` layers, or
+            other callables, which are called one by one. An `Embedding` stands for the product with
+            its transpose.
         norm: Applied to x first, or None.
-        residual: [..., out], added to the output of the only module.
-        dtype: Of the outputs, default x's.
+        residual: [..., out], added to the output; only for a single module.
+        dtype: Dtype of the outputs, default x's.
 
     Returns:
-        The output [..., out] of each module. Differentiable in everything but packed weights.
+        The output [..., out] of each module. Differentiable in everything except packed weights.
+
+    Raises:
+        ValueError: There is a residual but not exactly one module.
     """
     if residual is not None and len(modules) != 1:
         raise ValueError(f"a residual is added to the output of one module, got {len(modules)}")
@@ -97,7 +100,7 @@ def products(
 
 
 def _parts(module) -> tuple[tuple, ActivationFunction | None]:
-    """Returns the layers of a module, and the activation function after them."""
+    """Returns the layers of a module, and the activation function after them or None."""
     if isinstance(module, Gate | Activated):
         *layers, activation = module
         return tuple(layers), activation
@@ -105,12 +108,12 @@ def _parts(module) -> tuple[tuple, ActivationFunction | None]:
 
 
 def _layers(modules) -> list:
-    """Returns the layers, those of pairs one after the other."""
+    """Returns all layers as a flat list; a `Gate` contributes two."""
     return [layer for module in modules for layer in _parts(module)[0]]
 
 
 def _numerics(modules) -> Numerics:
-    """Returns the numerics of the first layer that has some."""
+    """Returns the numerics of the first layer that has this attribute, else the default."""
     found = (getattr(layer, "numerics", None) for layer in _layers(modules))
     return next((numerics for numerics in found if numerics is not None), Numerics())
 
@@ -172,7 +175,7 @@ def _apply(layer, x, dtype):
 
 
 def _weights(modules, norm) -> list:
-    """Returns the packed weights of layers that can be fused, or raises why one cannot."""
+    """Returns the layers' packed weights; raises NotImplementedError if they cannot be fused."""
     require_fusable(norm)
     layers = _layers(modules)
     if others := [type(m).__name__ for m in layers if type(m) not in (Linear, Embedding)]:
@@ -227,7 +230,7 @@ PRODUCTS = Operation("products", {"pallas": _check_pallas, "cpp": _check_cpp}, f
 
 
 def _fused(backend, x, modules, norm, residual, dtype):
-    """Hands matrices to a kernel and gives its outputs the shape of x."""
+    """Calls a kernel with flattened arrays and restores the leading axes of x."""
     numerics = _numerics(modules)
     scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
     takes_ready = norm is None and backend == "pallas"
@@ -257,7 +260,7 @@ def _product(module) -> Product:
 
 @dataclasses.dataclass(frozen=True)
 class _Fused:
-    """The fused products as a function of arrays, and the same products one by one."""
+    """The products as a function of arrays: fused, and one by one for gradients."""
 
     backend: str
     numerics: Numerics
@@ -272,7 +275,7 @@ class _Fused:
 
     def plain(self, x, ready, scale, wanted):
         x = x if scale is None else rms_norm(x, scale, self.epsilon)
-        # The gradient of C++ is plain XLA's.
+        # C++ has no gradients, so plain XLA computes them.
         backend = "xla" if self.backend == "cpp" else self.numerics.backend
         numerics = dataclasses.replace(self.numerics, backend=backend)
         return [_plain_product(x, product, numerics, self.dtype) for product in wanted]

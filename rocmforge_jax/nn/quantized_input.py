@@ -1,4 +1,4 @@
-"""An array together with its quantised form, which a kernel made for the products that follow."""
+"""An array, optionally with its quantised form, which a kernel computed for the next product."""
 
 import dataclasses
 
@@ -10,22 +10,22 @@ from pallas_kernels.qmatmul import Activations
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedInput:
-    """The input of a product, perhaps quantised already, which saves a launch.
+    """The input of a product. If it is already quantised, the product saves a launch.
 
     Attributes:
         array: [..., D].
-        activations: The Activations of its rows, flattened, or None.
+        activations: The quantised rows of the array, with flattened leading axes, or None.
     """
 
     array: jax.Array
     activations: Activations | None = None
 
     def activations_in(self, mode: str) -> Activations | None:
-        """Returns the Activations if they are of this mode, else None."""
+        """Returns the quantised rows if they have this mode, else None."""
         ready = self.activations
         return ready if ready is not None and ready.mode == mode else None
 
 
 def array_of(x: jax.Array | QuantizedInput) -> jax.Array:
-    """Returns the array itself."""
+    """Unwraps a QuantizedInput; returns an array unchanged."""
     return x.array if isinstance(x, QuantizedInput) else x

@@ -1,4 +1,4 @@
-"""Chooses the backend of a single token of a recurrence whose heads each keep a matrix."""
+"""Chooses the backend for a single token of a recurrence with one matrix per head."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,12 +17,12 @@ def _check_cpp(memory_BNHW) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentStep:
-    """A token of a recurrence as a function of arrays, in C++ and in plain XLA.
+    """One token of a recurrence as a function of arrays: in C++ and in plain XLA.
 
     Attributes:
-        name: What reports call it.
-        in_cpp: Takes the parts of the token and the memory -> the outputs, the memory.
-        plain: Takes the token, as a tuple, and the memory, and computes the same with jax.numpy.
+        name: The name of the operation in reports.
+        in_cpp: The C++ implementation: (*token, memory) -> (outputs, memory).
+        plain: The jax.numpy implementation: (token, memory) -> (outputs, memory).
     """
 
     name: str
@@ -34,7 +34,7 @@ class RecurrentStep:
         return self.in_cpp(*token, memory_BNHW)
 
     def on(self, backend: str | None, token: tuple[jax.Array, ...], memory_BNHW):
-        """Computes the step on the first backend that can, or on the one that is wanted."""
+        """Computes the step on `backend`; None: on the first backend that supports it."""
         operation = Operation(self.name, {"cpp": _check_cpp})
         if choose(operation, (memory_BNHW,), backend).name == "cpp":
             return differentiable(self, token, memory_BNHW)

@@ -1,7 +1,7 @@
-"""Several new tokens and a ring buffer: they attend to a copy in the order of positions.
+"""Prefill with a ring buffer: unrolls it into a copy ordered by position, and writes it back.
 
-The copy holds the tokens before, then the new ones, so kernels see an ordinary buffer. The newest
-tokens go from it into the ring. That is for prefill; one token attends to the ring itself.
+The copy contains the earlier tokens, then the new ones, so kernels see an ordinary buffer. The
+newest tokens are then copied back into the ring. A single token attends to the ring directly.
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ def unrolled(ring: KVState, starts_B, tokens: int) -> tuple[KVState, jax.Array]:
     """Copies a ring buffer into an ordinary buffer with room for `tokens` tokens.
 
     Args:
-        ring: S slots.
+        ring: A ring buffer with S slots.
         starts_B: int32, the position of each sequence's first new token.
-        tokens: How many new tokens there are, T.
+        tokens: Number of new tokens, T.
 
     Returns:
-        The buffer [S + T slots], and int32 [B]: the position in its first slot. Its slots up to
-        that of the first new token hold the last S tokens, or fewer at the start of a sequence.
+        The buffer with S + T slots, and the position of the token in its first slot, int32 [B].
+        The slots before the first new token contain the last S tokens, or fewer at the start of a
+        sequence.
     """
     first_B = jnp.maximum(starts_B - ring.length, 0)
     order_BS = (first_B[:, None] + _numbers(ring.length)) % jnp.int32(ring.length)
@@ -32,16 +33,19 @@ def unrolled(ring: KVState, starts_B, tokens: int) -> tuple[KVState, jax.Array]:
 
 
 def rolled_up(buffer: KVState, first_B, ends_B, ring: KVState) -> KVState:
-    """Puts the newest tokens of an ordinary buffer into the slots of a ring buffer.
+    """Copies the newest tokens of an unrolled buffer into a ring buffer.
 
     Args:
-        buffer: The buffer of `unrolled`, with the new tokens in it.
-        first_B: int32, the position in the first slot of the buffer.
+        buffer: The buffer that `unrolled` returned, with the new tokens written into it.
+        first_B: int32, the position of the token in the first slot of the buffer.
         ends_B: int32, the position after each sequence's last real token. Later ones are padding.
-        ring: The ring that the buffer is a copy of; its size and window count.
+        ring: The ring buffer that was unrolled. Only its size and window are used.
+
+    Returns:
+        A ring buffer with the size and window of `ring`.
     """
     positions_BS = reference.ring_positions(ends_B - 1, ring.length)
-    # An empty slot may hold anything finite.
+    # Empty slots may contain any finite numbers.
     positions_BS = jnp.where(positions_BS < 0, _numbers(ring.length), positions_BS)
     return dataclasses.replace(_picked(buffer, positions_BS - first_B[:, None]), window=ring.window)
 
@@ -51,7 +55,7 @@ def _numbers(slots: int):
 
 
 def _picked(state: KVState, slots_BS) -> KVState:
-    """Returns a state with the slots of these numbers."""
+    """Returns a state with the given slots, in the given order."""
     keys = jnp.take_along_axis(state.keys, slots_BS[:, None, None], axis=3, mode="clip")
     values = jnp.take_along_axis(state.values, slots_BS[:, None, :, None], axis=2, mode="clip")
     return dataclasses.replace(state, keys=keys, values=values)

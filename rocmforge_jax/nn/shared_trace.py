@@ -1,4 +1,4 @@
-"""Calls the layers of a model so that layers of one structure are traced once."""
+"""Calls the layers of a model such that layers with the same structure are traced only once."""
 
 import functools
 
@@ -12,21 +12,21 @@ from rocmforge_jax.quant import QParam
 
 
 def shared_trace(block: nnx.Module, *operands, remat: bool = False):
-    """Calls block(*operands), traced and lowered once for all blocks of one structure.
+    """Calls block(*operands), traced and lowered once for all blocks with the same structure.
 
-    Tracing 24 layers one by one takes a second and a half. XLA inlines the shared function. A block
-    that holds more than weights, say a dropout's random state, which a call may change, is called
-    as it is.
+    This makes starting faster (measured: docs/kernels.md), and XLA inlines the shared function. A
+    block with variables other than weights, for example a dropout's random state, is called
+    directly, because a call may change them.
 
     Args:
         block: The module to call.
         operands: Its arguments.
-        remat: Whether gradients compute the block again, in place of keeping what it computed.
+        remat: Whether gradients recompute the block instead of keeping its intermediate results.
     """
     if recording() or not _holds_weights_alone(block):
         return _again(block, operands) if remat else block(*operands)
     graphdef, state = nnx.split(block)
-    # The block's numerics are in the graphdef. These decide with them which backends are traced.
+    # The traced backends depend on the numerics in the graphdef and on the machine.
     machine = targets.current(), cpp.usable(), current_mesh()
     return _call(graphdef, machine, remat, state, operands)
 

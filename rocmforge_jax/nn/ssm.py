@@ -1,12 +1,13 @@
 """The selective state space of Mamba 2.
 
-Each head has a memory, a matrix of its width by the state's. A token lets it decay, writes what it
-holds along a direction b and reads along a direction c (Dao and Gu, 2024, arXiv:2405.21060):
+Each head has a memory, a matrix of head width by state width. For each token, the memory decays.
+The token then writes its input along a direction b and reads along a direction c (Dao and Gu, 2024,
+arXiv:2405.21060):
 
     memory = exp(dt * a) * memory + (dt * x) b^T
     output = memory c + d * x
 
-Single tokens take this step. Several tokens go through it in chunks, as products of matrices.
+A single token is computed by this step. Several tokens are computed in chunks, as matrix products.
 """
 
 import jax
@@ -30,22 +31,24 @@ CHUNK = 32
 def selective_scan(
     x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW, lengths_B=None, *, backend=None
 ):
-    """Sends T tokens through a selective state space.
+    """Applies a selective state space to T tokens.
 
     Args:
         x_BTNH: The inputs of N heads.
-        dt_BTN: The time that each token takes, at least 0. 0 leaves the memory as it is.
+        dt_BTN: The time step of each token, at least 0. 0 leaves the memory unchanged.
         a_N: The rate of the memory, below 0 for a decay.
-        b_BTKW: The directions along which tokens are written. G = N / K heads in a row share one.
-        c_BTKW: The directions along which tokens read.
-        d_N: The share of x that the output has besides.
-        memory_BNHW: Of the tokens before. Donate it under `jax.jit`: a step writes in place.
-        lengths_B: int32, how many of the T tokens are real, None for all. Padding never enters the
-            memory.
-        backend: Of the step of a single token, default the first that can. Chunks are XLA's.
+        b_BTKW: The directions along which tokens are written. N / K consecutive heads share one.
+        c_BTKW: The directions along which the memory is read, shared like `b_BTKW`.
+        d_N: The factor of x in the output (a skip connection).
+        memory_BNHW: The memory after the earlier tokens. Donate it under `jax.jit`: a step updates
+            it in place.
+        lengths_B: int32, the number of real tokens of each sequence, default T. Padding never
+            enters the memory.
+        backend: The backend for a single token. Default: the first one that supports it. XLA
+            always computes chunks.
 
     Returns:
-        The outputs, float32 [B, T, N, H], and the memory, float32.
+        The outputs, float32 [B, T, N, H], and the new memory, float32.
 
     Raises:
         ValueError: Shapes do not fit.
@@ -59,7 +62,7 @@ def selective_scan(
         out, memory = STEP.on(backend, tuple(token[:, 0] for token in tokens), memory)
         out = out[:, None]
     else:
-        # A CPU's cache holds the temporaries of one chunk, and not those of all chunks at once.
+        # The temporaries of one chunk fit into a CPU's cache, those of all chunks would not.
         cut = tuple(cut_into_chunks(token, min(CHUNK, T)) for token in tokens)
         memory, chunks = jax.lax.scan(_chunk, memory, cut)
         out = joined_chunks(chunks, T)
@@ -67,7 +70,7 @@ def selective_scan(
 
 
 def _check(x, dt, a, b, c, d, memory) -> None:
-    """Raises ValueError for an operand that does not fit."""
+    """Raises ValueError for an operand with a wrong shape."""
     (B, T, N, H), (K, W) = x.shape, b.shape[-2:]
     if N % K:
         raise ValueError(f"{N} heads share {K} directions: heads must be a multiple of directions")
@@ -78,10 +81,10 @@ def _check(x, dt, a, b, c, d, memory) -> None:
 
 
 def _step(token, memory_BNHW):
-    """Takes one token of each sequence -> the outputs without d, and the memory.
+    """Computes one token of each sequence; returns the outputs without d, and the new memory.
 
-    A product reads the new memory. XLA:CPU takes ten times longer for a sum of products, and for a
-    product that reads the old memory it copies that.
+    The outputs are a product (einsum) with the new memory. On XLA:CPU, a sum of elementwise
+    products would be slower, and a product with the old memory would copy the memory.
     """
     x_BNH, log_decay_BN, *directions = token
     shared = x_BNH.shape[1] // directions[0].shape[1]
@@ -95,7 +98,7 @@ STEP = RecurrentStep("state space", cpp.scan_step, _step)
 
 
 def _chunk(memory_BNHW, tokens):
-    """Takes the C tokens of a chunk -> the memory after it, the outputs without d."""
+    """Computes the C tokens of a chunk; returns the new memory and the outputs without d."""
     x_BNCH, log_decay_BNC, b_BKCW, c_BKCW = tokens
     (B, N, H, W), (K, C) = memory_BNHW.shape, b_BKCW.shape[1:3]
     since_start_BNC, between_BNCC = decays(log_decay_BNC)

@@ -1,7 +1,7 @@
-"""What the layers of a model remember of the tokens they have seen.
+"""The decode state of a model: what its layers keep about earlier tokens.
 
-Each layer owns a `State`; a `Cache` holds those of all layers. Callers that copy rows, grow or
-rewind a cache go through these methods and know no axes of the arrays.
+Each layer has a `State`, and a `Cache` contains the states of all layers. Their methods copy rows,
+grow or rewind a cache, so callers do not depend on the axes of the arrays.
 """
 
 import collections
@@ -24,9 +24,9 @@ from rocmforge_jax.quant import readable
 class State:
     """The state of one layer for each sequence of a batch.
 
-    A subclass is a frozen dataclass and a pytree, whose arrays have the batch axis first. The
-    defaults here suit a recurrent state: its size does not depend on the number of tokens, and it
-    cannot be rewound.
+    A subclass is a frozen dataclass and a pytree. The first axis of each of its arrays is the
+    batch. The default methods suit a recurrent state, whose size does not depend on the number of
+    tokens and which cannot be rewound.
     """
 
     def __repr__(self):
@@ -36,11 +36,11 @@ class State:
         return f"{type(self).__name__}({', '.join(f'{k}={_described(v)}' for k, v in values)})"
 
     def row(self, b) -> Self:
-        """Returns sequence b alone, as a state of batch 1. b: int or int32 []."""
+        """Returns the state of sequence b (int or int32 []), with a batch of 1."""
         return jax.tree.map(lambda array: take_row(array, b), self)
 
     def with_row(self, b, other: Self) -> Self:
-        """Returns the state with sequence b taken from `other`, a state of batch 1."""
+        """Returns the state with sequence b replaced by `other`, a state with a batch of 1."""
         return jax.tree.map(lambda array, new: put_row(array, b, new), self, other)
 
     def grown(self, length: int) -> Self:
@@ -48,7 +48,7 @@ class State:
         return self
 
     def rewound(self, held: int, length: int) -> Self | None:
-        """Returns the state of the first `length` of `held` tokens, None if it is lost."""
+        """Returns the state after the first `length` of `held` tokens, or None if it is lost."""
         return self if length == held else None
 
     @property
@@ -57,22 +57,22 @@ class State:
         return False
 
     def perishable(self) -> Self | None:
-        """Returns what a snapshot has to keep, None where the state can be rewound."""
+        """Returns the part of the state that a snapshot must keep; None if it can be rewound."""
         return None if self.rewinds else self
 
     def restored(self, kept: Self | None, held: int, length: int) -> Self | None:
-        """Returns the state of the first `length` tokens.
+        """Returns the state after the first `length` tokens.
 
         Args:
-            kept: What `perishable` returned then.
-            held: Tokens of the state now.
+            kept: The result of `perishable` when the state had `length` tokens.
+            held: Tokens in the state now.
             length: Tokens to keep.
         """
         return self.rewound(held, length) if kept is None else kept
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays, also of abstract ones (`jax.eval_shape`)."""
+        """Size of the arrays in bytes; also works for abstract arrays (`jax.eval_shape`)."""
         return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(self))
 
     def specs(self, mesh: Mesh) -> Self:
@@ -83,15 +83,15 @@ class State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class NoState(State):
-    """The state of a layer that remembers nothing."""
+    """The state of a layer without memory of earlier tokens."""
 
     def rewound(self, held: int, length: int) -> "NoState":
-        """Returns itself."""
+        """Returns the state unchanged."""
         return self
 
     @property
     def rewinds(self) -> bool:
-        """True: there is nothing to lose."""
+        """True, because the state is empty."""
         return True
 
 
@@ -99,10 +99,10 @@ def partition(mesh: Mesh, shape: tuple[int, ...], wanted: dict[int, str]) -> Par
     """Returns the PartitionSpec of an array.
 
     Args:
-        mesh: The devices.
-        shape: Of the array.
-        wanted: Array axis -> mesh axis. An axis that the mesh lacks, or whose size does not divide
-            the array's, is replicated.
+        mesh: The mesh of devices.
+        shape: The shape of the array.
+        wanted: Array axis -> mesh axis. The array is replicated along an axis if the mesh lacks it,
+            or if the size of the mesh axis does not divide the array's.
     """
     names: list[str | None] = [None] * len(shape)
     for axis, name in wanted.items():
@@ -114,12 +114,12 @@ def partition(mesh: Mesh, shape: tuple[int, ...], wanted: dict[int, str]) -> Par
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class Cache:
-    """The states of all layers.
+    """The states of all layers of a model.
 
     Attributes:
         layers: The state of each layer.
-        lengths_B: int32 [B], 0 to `length`: the tokens that sequence b has seen.
-        length: Tokens per sequence that there is room for. Static.
+        lengths_B: int32 [B], 0 to `length`: the number of tokens processed of each sequence.
+        length: Capacity in tokens per sequence. Static.
     """
 
     layers: tuple[State, ...]
@@ -127,7 +127,7 @@ class Cache:
     length: int = dataclasses.field(metadata=dict(static=True))
 
     def __repr__(self):
-        if not hasattr(self.lengths_B, "shape"):  # of `specs`
+        if not hasattr(self.lengths_B, "shape"):  # a PartitionSpec, from `specs`
             return f"Cache({self.layers}, {self.lengths_B}, {self.length})"
         return (
             f"Cache(batch={self.batch}, length={self.length}, tokens={self._filled},"
@@ -157,28 +157,28 @@ class Cache:
 
     @property
     def batch(self) -> int:
-        """Sequences, B."""
+        """Number of sequences, B."""
         return self.lengths_B.shape[0]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, also of abstract ones (`jax.eval_shape`)."""
+        """Size of all arrays in bytes; also works for abstract arrays (`jax.eval_shape`)."""
         lengths = self.lengths_B.size * self.lengths_B.dtype.itemsize
         return sum(layer.nbytes for layer in self.layers) + lengths
 
     def row(self, b) -> "Cache":
-        """Returns sequence b alone, as a cache of batch 1. b: int or int32 [], 0 to batch - 1."""
+        """Returns the cache of sequence b (int or int32 [], 0 to batch - 1), with a batch of 1."""
         layers = tuple(layer.row(b) for layer in self.layers)
         return Cache(layers, take_row(self.lengths_B, b), self.length)
 
     def with_row(self, b, other: "Cache") -> "Cache":
-        """Returns the cache with sequence b replaced by that of `other`.
+        """Returns the cache with sequence b replaced by the only sequence of `other`.
 
         Donate the cache under `jax.jit` to write in place.
 
         Args:
             b: int or int32 [], 0 to batch - 1.
-            other: A cache of batch 1 with the same length and dtype.
+            other: A cache with a batch of 1 and the same length and dtype.
 
         Raises:
             ValueError: `other` has another batch or length.
@@ -192,9 +192,12 @@ class Cache:
         return Cache(layers, put_row(self.lengths_B, b, other.lengths_B), self.length)
 
     def grown(self, length: int) -> "Cache":
-        """Returns a copy with room for `length` tokens per sequence, at least as many as now.
+        """Returns a copy with room for `length` tokens per sequence; a cache cannot shrink.
 
-        One compiled program makes the copy.
+        A single compiled program makes the copy.
+
+        Raises:
+            ValueError: `length` is below the current length.
         """
         length = integer("length", length, 1)
         if length < self.length:
@@ -202,14 +205,14 @@ class Cache:
         return _grown(self, length)
 
     def rewound(self, held: int, length: int) -> "Cache | None":
-        """Returns the cache as it was when every sequence had `length` tokens.
+        """Returns the cache after the first `length` tokens of every sequence.
 
         Args:
             held: Tokens of every sequence now.
             length: Tokens to keep, 0 to `held`.
 
         Returns:
-            The cache, or None if a layer cannot be rewound so far. No array is copied.
+            The cache, or None if a layer cannot be rewound that far. No array is copied.
         """
         rewound = (layer.rewound(held, length) for layer in self.layers)
         layers = tuple(layer for layer in rewound if layer is not None)
@@ -218,15 +221,16 @@ class Cache:
         return Cache(layers, jnp.full((self.batch,), length, jnp.int32), self.length)
 
     def perishable(self) -> tuple[State | None, ...]:
-        """Returns the states that cannot be rewound to any length, and None for the others."""
+        """Returns a snapshot: the states that cannot be rewound, and None for the other layers."""
         return tuple(layer.perishable() for layer in self.layers)
 
     def restored(self, states: tuple[State | None, ...], held: int, length: int) -> "Cache":
-        """Returns the cache as it was when every sequence had `length` tokens.
+        """Returns the cache after the first `length` tokens, using a snapshot.
 
         Args:
-            states: What `perishable` returned then. The other states are rewound.
-            held: As for `rewound`.
+            states: The result of `perishable` when every sequence had `length` tokens. The states
+                of layers with None are rewound.
+            held: Tokens of every sequence now.
             length: Tokens to keep.
         """
         layers: Any = tuple(
@@ -265,9 +269,9 @@ def put_row(array, b, new):
 
 
 def update_slice(buffer, update, starts):
-    """Calls `dynamic_update_slice`, with 2-byte floats seen as integers.
+    """Calls `dynamic_update_slice`, with 2-byte floats reinterpreted as integers.
 
-    XLA:CPU would cast the whole buffer to float32 and back for 2-byte floats.
+    For 2-byte floats, XLA:CPU would cast the whole buffer to float32 and back.
     """
     if buffer.dtype.itemsize != 2:
         return jax.lax.dynamic_update_slice(buffer, update, starts)

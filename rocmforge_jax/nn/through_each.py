@@ -1,4 +1,4 @@
-"""A stack of linear layers, each of which maps a part of a token: latents of the heads."""
+"""A stack of linear layers, one for each part of a token, such as the latents of its heads."""
 
 import dataclasses
 import functools
@@ -13,10 +13,20 @@ from rocmforge_jax.quant.multiply import require_cpp
 
 
 def through_each(x_BTEI, stack: Experts):
-    """Maps part e of each token through linear layer e of a stack: [B, T, E, in] to [B, T, E, out].
+    """Applies linear layer e of a stack to part e of each token.
 
-    The result has x's dtype. Without C++, packed layers are computed one after another, so that no
-    more than one of them is ever dequantised.
+    Without C++, layers are computed one after another, so only one packed layer at a time is
+    dequantised.
+
+    Args:
+        x_BTEI: The tokens, each with E parts.
+        stack: The E layers.
+
+    Returns:
+        [B, T, E, out] in x's dtype.
+
+    Raises:
+        ValueError: The stack does not have E layers.
     """
     E = stack.kernel.shape[0]
     if x_BTEI.shape[2] != E:
@@ -40,13 +50,13 @@ def _check_cpp(rows: int, stack) -> str:
     return f"all layers in one call, {mode} activations, C++ with {used}"
 
 
-#: It only combines the products of its layers.
+#: Fused: where C++ does not support it, its layers are computed one by one.
 EACH = Operation("stack of layers", {"cpp": _check_cpp}, fused=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class _ThroughEach:
-    """The layers as a function of arrays, in C++ and one after another."""
+    """The layers as a function of arrays: in C++, and one after another for gradients."""
 
     numerics: Numerics
 

@@ -1,4 +1,4 @@
-"""Which tokens see which, where it is not the rule of the layers that says so."""
+"""Explicit attention masks, which replace the causal rule of the layers."""
 
 import dataclasses
 
@@ -11,12 +11,12 @@ from pallas_kernels.attention import AttentionRule
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visible:
-    """A mask in place of the causal rule. Windows and chunks of a layer still hold.
+    """A mask that replaces the causal rule. A layer's window and chunks still apply.
 
     Attributes:
         seen_BTS: bool, whether a query may see a slot.
-        places_BT: int32, the places of the queries, by which windows, chunks and ALiBi count.
-        slots_BS: int32, the places of the slots.
+        places_BT: int32, the positions of the queries for windows, chunks and ALiBi.
+        slots_BS: int32, the positions of the slots for windows, chunks and ALiBi.
     """
 
     seen_BTS: jax.Array
@@ -35,7 +35,7 @@ class Visible:
         return seen_BTS
 
     def distances(self, rule: AttentionRule) -> jax.Array | None:
-        """Returns how far queries are from slots, float32, for a rule with ALiBi."""
+        """Returns the distances of queries and slots, float32 [B, T, S]; None without ALiBi."""
         return None if rule.alibi is None else self._distances().astype(jnp.float32)
 
     def _distances(self) -> jax.Array:

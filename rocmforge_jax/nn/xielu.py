@@ -1,4 +1,4 @@
-"""xIELU, an activation function that is quadratic above 0 (arXiv:2411.13010)."""
+"""xIELU, an activation function that is quadratic for positive inputs (arXiv:2411.13010)."""
 
 import dataclasses
 import math
@@ -11,11 +11,11 @@ import numpy as np
 class XIELU:
     """Computes p x^2 + beta x above 0, and n (exp(min(x, epsilon)) - 1 - x) + beta x below.
 
-    p is softplus(alpha_p) and n is beta + softplus(alpha_n). No kernel computes it.
+    p is softplus(alpha_p) and n is beta + softplus(alpha_n). Only plain XLA supports it.
 
     Attributes:
-        alpha_n: As a file has it.
-        alpha_p: As a file has it.
+        alpha_n: The raw parameter of n, as stored in a file.
+        alpha_p: The raw parameter of p, as stored in a file.
         beta: The slope at 0.
         epsilon: The largest exponent.
     """
@@ -31,7 +31,7 @@ class XIELU:
                 raise ValueError(f"{name} of xIELU must be finite, got {value}")
 
     def __call__(self, x):
-        """Computes the function in float32, in x's dtype."""
+        """Computes the function in float32 and returns x's dtype."""
         x32, beta = x.astype(jnp.float32), np.float32(self.beta)
         above = np.float32(np.logaddexp(0, self.alpha_p)) * x32 * x32
         rest = jnp.expm1(jnp.minimum(x32, np.float32(self.epsilon))) - x32

@@ -1,6 +1,6 @@
-"""Families of models: functions from the keys of a file to the configuration of a decoder.
+"""Families of models: functions that make the configuration of a decoder from a file's keys.
 
-`llama_like` reads what nearly all of them share; a family changes a few parts of it.
+`llama_like` reads the settings that nearly all families share. A family changes a few of them.
 """
 
 import functools
@@ -85,7 +85,7 @@ __all__ = ["FAMILIES", "POST_NORMS", "WITH_NEXTN", "with_windows"]
 
 
 def _llama_like(**options) -> Callable[[KeyReader], DecoderConfig]:
-    """Returns the function of a family that `llama_like` alone reads."""
+    """Returns the function of a family that only needs `llama_like` with some options."""
     return functools.partial(llama_like, **options)
 
 
@@ -123,9 +123,9 @@ _ERNIE = {"rope.dimension_sections": "a text has one position for all sections"}
 #: Qwen3-Reranker: the probabilities of "yes" and "no".
 _QWEN3_RERANKER = EmbeddingHead(classifier=Classifier(softmax=True))
 
-#: Families whose blocks for multi-token prediction can be read.
+#: Families whose blocks for multi-token prediction are supported.
 WITH_NEXTN = frozenset(("bailingmoe2", "deepseek2", "glm4moe", "qwen35", "qwen35moe", "qwen3next"))
-#: Name -> how a file of the family is read, and the keys that change nothing -> why.
+#: Name -> the function that reads a file of the family, and {key without effect: reason}.
 FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]] = {
     "llama": (_llama_like(interleaved=True), _IGNORED_WINDOW),
     "qwen2": (llama_like, {}),

@@ -1,4 +1,4 @@
-"""DeepSeek V2 and V3, and what shares their latent attention: Kimi K2, GLM-4.7-Flash, Moonlight."""
+"""DeepSeek V2, V3 and other models with latent attention: Kimi K2, GLM-4.7-Flash, Moonlight."""
 
 from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
@@ -9,7 +9,7 @@ from rocmforge_jax.models.read_feed_forward import read_routing
 from rocmforge_jax.models.read_rope import rope
 from rocmforge_jax.nn import RELU2, yarn_magnitude
 
-#: Layers and vocabulary of GLM-4.7-Flash, whose files may not say that its router has a sigmoid.
+#: Layers and vocabulary of GLM-4.7-Flash. Its router uses a sigmoid, but files may lack this key.
 _GLM_FLASH = (47, 48), 154880
 
 
@@ -46,7 +46,7 @@ def minicpm3(keys: KeyReader) -> DecoderConfig:
 
 
 def _small_latent_attention(keys: KeyReader, i: int, interleaved: bool) -> LatentAttention:
-    """Reads latent attention of a file whose keys and values are one tensor, attn_kv_b."""
+    """Reads latent attention of a file that stores keys and values in one tensor, attn_kv_b."""
     rotating = keys.integer("rope.dimension_count")
     width = keys.integer("attention.key_length", low=rotating + 1)
     return LatentAttention(
@@ -63,7 +63,7 @@ def _small_latent_attention(keys: KeyReader, i: int, interleaved: bool) -> Laten
 def _latent_attention(keys: KeyReader, i: int) -> LatentAttention:
     rotating = keys.integer("rope.dimension_count")
     width, value_width = _widths(keys, i, rotating)
-    # The converter writes a tenth of the multiplier.
+    # The converter stores a tenth of the multiplier.
     multiplier = 10 * (keys.optional_real("rope.scaling.yarn_log_multiplier") or 0.0)
     rotary = rope(keys, rotating, True, log_multiplier=multiplier, mscale=multiplier or 1.0)
     magnitude = rotary.magnitude * yarn_magnitude(rotary.scale, multiplier)
@@ -80,9 +80,14 @@ def _latent_attention(keys: KeyReader, i: int) -> LatentAttention:
 
 
 def _widths(keys: KeyReader, i: int, rotating: int) -> tuple[int, int]:
-    """Reads the widths of keys and values, which files of before April 2025 have no own keys for.
+    """Reads the widths of a head's keys and values.
 
-    rotating: Elements of a key that rotate.
+    Files from before April 2025 have no separate keys for them.
+
+    Args:
+        keys: The keys of the file.
+        i: The number of the layer.
+        rotating: The number of elements of a key that rotate.
     """
     defaults = {}
     if keys.has(i, "attn_kv_b.weight"):
@@ -97,7 +102,7 @@ def _widths(keys: KeyReader, i: int, rotating: int) -> tuple[int, int]:
 
 
 def _query_rank(keys: KeyReader, i: int) -> int | None:
-    """Reads the rank of the queries, None for the Lite models, which have no latent of queries."""
+    """Reads the width of the queries' latent; None for the Lite models, which do not have one."""
     rank = keys.integer("attention.q_lora_rank", 0, low=0)
     return None if keys.has(i, "attn_q.weight") or not rank else rank
 

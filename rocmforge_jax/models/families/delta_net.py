@@ -1,4 +1,4 @@
-"""Families of Qwen3-Next and Qwen 3.5: the gated delta rule beside gated attention."""
+"""Qwen3-Next and Qwen 3.5: layers with the gated delta rule and layers with gated attention."""
 
 from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig
@@ -13,9 +13,9 @@ def qwen3next(keys: KeyReader, *, grouped: bool = True, **changes) -> DecoderCon
     """Qwen3-Next: the gated delta rule in three layers of four, gated attention in the fourth.
 
     Args:
-        keys: Of the file.
+        keys: The keys of the file.
         grouped: See `DeltaRule`.
-        **changes: As for `llama_like`.
+        **changes: See `llama_like`.
     """
     recurrent = _recurrent_layers(keys)
 
@@ -32,24 +32,26 @@ def qwen3next(keys: KeyReader, *, grouped: bool = True, **changes) -> DecoderCon
 
 
 def qwen35(keys: KeyReader, **changes) -> DecoderConfig:
-    """Qwen 3.5: Qwen3-Next with value heads in another order, and rotation by sections.
+    """Qwen 3.5: Qwen3-Next with value heads in another order, and rotary sections.
 
-    changes: As for `llama_like`.
+    Args:
+        keys: The keys of the file.
+        **changes: See `llama_like`.
     """
     _check_sections(keys)
     return qwen3next(keys, grouped=False, **changes)
 
 
 def _recurrent_layers(keys: KeyReader) -> tuple[bool, ...]:
-    """Returns which layers have no attention: as the file says, or all but every fourth."""
+    """Returns which blocks are recurrent: a list in the file, or all except every fourth."""
     listed, every = "attention.recurrent_layers", "full_attention_interval"
     if keys.get(listed) is not None:
-        keys.get(every)  # counts as read: the list decides
+        keys.get(every)  # marks the key as read, although only the list is used
         recurrent = keys.flags(listed)
     else:
         interval = keys.integer(every, 4)
         recurrent = tuple((i + 1) % interval != 0 for i in range(keys.layers))
-    # The blocks for multi-token prediction have attention.
+    # The blocks for multi-token prediction use attention.
     return recurrent[: keys.layers] + (False,) * (keys.blocks - keys.layers)
 
 
@@ -69,10 +71,10 @@ def _delta_rule(keys: KeyReader, i: int, grouped: bool) -> DeltaRule:
 
 
 def _check_sections(keys: KeyReader) -> None:
-    """Reads the sections of interleaved M-RoPE, which divide a head's pairs among coordinates.
+    """Checks the sections of interleaved M-RoPE, which assign a head's pairs to coordinates.
 
-    In a text the first three are the position, so it rotates as with "neox". The fourth is 0, and
-    its pairs would not rotate: then GGUFError is raised.
+    In a text, the first three coordinates equal the position, so their pairs rotate as with "neox".
+    The fourth coordinate is 0, so its pairs would not rotate. Raises GGUFError if it has pairs.
     """
     key = "rope.dimension_sections"
     if keys.get(key) is None:

@@ -24,10 +24,10 @@ def granite(
     """Granite: factors of embeddings, scores, residuals and logits.
 
     Args:
-        keys: Of the file.
-        rope_can_be_off: Whether a key of the file switches rotation off.
-        logit_divisor: Of the logits, default what the file says.
-        **changes: As for `llama_like`.
+        keys: The keys of the file.
+        rope_can_be_off: Whether a key of the file can switch rotation off.
+        logit_divisor: Divisor of the logits. Default: the value in the file.
+        **changes: See `llama_like`.
     """
     attention: dict[str, Any] = dict(scale=keys.optional_real("attention.scale"))
     if rope_can_be_off and not keys.flag("rope.scaling.finetuned", True):  # as in llama.cpp
@@ -44,7 +44,7 @@ def granite(
 
 
 def minicpm(keys: KeyReader) -> DecoderConfig:
-    """MiniCPM 1 and 2: factors of embeddings, residuals and logits, which older files imply."""
+    """MiniCPM 1 and 2: factors of embeddings, residuals and logits, with defaults for old files."""
     width = keys.integer("embedding_length")
     return llama_like(
         keys,
@@ -59,7 +59,7 @@ def minicpm(keys: KeyReader) -> DecoderConfig:
 
 def baichuan(keys: KeyReader) -> DecoderConfig:
     """Baichuan 7B. The 13B models have ALiBi, which is not supported."""
-    if keys.layers == 40:  # what llama.cpp goes by
+    if keys.layers == 40:  # the same test as in llama.cpp
         raise GGUFError(
             f"{keys.path}: baichuan.block_count is 40: the 13B models add ALiBi to scores, which is"
             " not supported"
@@ -68,13 +68,13 @@ def baichuan(keys: KeyReader) -> DecoderConfig:
 
 
 def qwen(keys: KeyReader) -> DecoderConfig:
-    """Qwen 1: a fused attn_qkv, and half of the hidden units that the file counts."""
+    """Qwen 1: a fused attn_qkv; the file gives twice the number of hidden units."""
     hidden = keys.integer("feed_forward_length", low=2)
     return llama_like(keys, gated=dict(hidden=hidden // 2))
 
 
 def apertus(keys: KeyReader) -> DecoderConfig:
-    """Apertus: norms of heads; feed-forwards without gates, and xIELU with numbers per layer."""
+    """Apertus: QK norm per head; feed-forwards without gates; xIELU with parameters per layer."""
     names = ("alpha_n", "alpha_p", "beta", "eps")
     functions = [
         XIELU(*of_layer) for of_layer in zip(*(keys.reals(f"xielu.{name}") for name in names))
@@ -95,7 +95,7 @@ def apertus(keys: KeyReader) -> DecoderConfig:
 
 
 def spark2_5(keys: KeyReader) -> DecoderConfig:
-    """Spark 2.5: windows, and a gate of each head's attention."""
+    """Spark 2.5: windows, and one gate per attention head."""
     full = rope(keys, head_width(keys), interleaved=False)
     return llama_like(
         keys,
@@ -118,7 +118,7 @@ def plamo3(keys: KeyReader) -> DecoderConfig:
 
 
 def mistral3(keys: KeyReader) -> DecoderConfig:
-    """Mistral Small 3.1, Ministral 3 and later ones: attention that may sharpen with positions."""
+    """Mistral Small 3.1, Ministral 3 and later: optionally, attention sharpens with positions."""
     scale = keys.optional_real("attention.temperature_scale")
     step = keys.integer("rope.scaling.original_context_length", keys.trained_context)
     temperature = None if scale is None else Temperature(scale, step)
@@ -126,9 +126,9 @@ def mistral3(keys: KeyReader) -> DecoderConfig:
 
 
 def olmo2(keys: KeyReader) -> DecoderConfig:
-    """OLMo 2 and 3: norms after each part, norms of all queries and of all keys.
+    """OLMo 2 and 3: norms after each part, and QK norm over all heads.
 
-    Three layers of four of OLMo 3 have a window, and no context extension.
+    In OLMo 3, three of four layers have a window and no context extension.
     """
     full = rope(keys, head_width(keys), interleaved=False)
     return llama_like(
@@ -140,8 +140,8 @@ def olmo2(keys: KeyReader) -> DecoderConfig:
 
 
 def exaone4(keys: KeyReader) -> DecoderConfig:
-    """EXAONE 4: norms after each part; the layers of the 32B model have a window or no rotation."""
-    is_32b = keys.layers == 64  # what llama.cpp goes by
+    """EXAONE 4: norms after each part; in the 32B model, layers have a window or no rotation."""
+    is_32b = keys.layers == 64  # the same test as in llama.cpp
     windows = keys.windows(4, 4096) if is_32b else (None,) * keys.layers
     return llama_like(
         keys,
@@ -152,10 +152,10 @@ def exaone4(keys: KeyReader) -> DecoderConfig:
 
 
 def deci(keys: KeyReader) -> DecoderConfig:
-    """Nemotron 51B and 253B: layers with attention, with a projection in its place, or neither.
+    """Nemotron 51B and 253B: layers with attention, with a projection instead, or with neither.
 
-    A layer may lack the feed-forward too. llama.cpp leaves out the attention of such a layer; no
-    known model has one with attention.
+    A layer may also lack the feed-forward. llama.cpp would then skip its attention, but no known
+    model has a layer with attention and without a feed-forward.
     """
     heads, width = keys.integers("attention.head_count"), keys.integer("embedding_length")
 

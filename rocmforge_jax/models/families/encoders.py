@@ -1,4 +1,4 @@
-"""Encoders, whose tokens see one another in both directions: they make embeddings, not text."""
+"""Encoders, in which tokens see one another in both directions. They compute embeddings."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from rocmforge_jax.models.read_attention import head_width
 from rocmforge_jax.models.read_rope import rope, window_rope
 from rocmforge_jax.nn import GELU, SILU, ActivationFunction
 
-#: Norms of the sums, in place of norms before the parts.
+#: Norms of the residual sums instead of norms before mixer and feed-forward (post-norm).
 _NORMS_OF_SUMS: dict[str, Any] = dict(
     kind="layer",
     before_mixer=None,
@@ -23,20 +23,23 @@ _NORMS_OF_SUMS: dict[str, Any] = dict(
     before_feed_forward=None,
     after_feed_forward_sum="layer_output_norm",
 )
-#: As in llama.cpp, whatever `attention.causal` is.
+#: As in llama.cpp, `attention.causal` is ignored.
 _BOTH_WAYS: dict[str, Any] = dict(causal=False)
-#: Units without gates.
+#: A feed-forward with GELU and without gates.
 _PLAIN_GELU: dict[str, Any] = dict(activation=GELU, gated=False)
-#: `hidden_activation` -> the activation of the gates; others are GELU, as in llama.cpp.
+#: Values of `hidden_activation` that mean SiLU. All others mean GELU, as in llama.cpp.
 _SILU_NAMES = ("silu", "swish", "swiglu")
 
 
 def bert_like(
     keys: KeyReader, *, attention: dict[str, Any] | None = None, **changes: Any
 ) -> DecoderConfig:
-    """BERT's encoder: embeddings of tokens and types, normed; norms of sums; no head.
+    """BERT's encoder: normalised sums of token and type embeddings; post-norm; no head.
 
-    attention, changes: As for `llama_like`.
+    Args:
+        keys: The keys of the file.
+        attention: See `llama_like`.
+        **changes: See `llama_like`.
     """
     return llama_like(
         keys,
@@ -68,13 +71,15 @@ def nomic_bert(keys: KeyReader) -> DecoderConfig:
 def jina_bert_v3(keys: KeyReader, **changes: Any) -> DecoderConfig:
     """Jina Embeddings 3: BERT with rotary embeddings.
 
-    changes: As for `llama_like`.
+    Args:
+        keys: The keys of the file.
+        **changes: See `llama_like`.
     """
     return bert_like(keys, gated=_PLAIN_GELU, **changes)
 
 
 def jina_bert_v2(keys: KeyReader) -> DecoderConfig:
-    """Jina Embeddings 2: BERT with ALiBi in place of positions, and GELU with gates or without."""
+    """Jina Embeddings 2: BERT with ALiBi instead of positions, and GELU with or without gates."""
     normed = dict(qk_norm="width") if keys.has(0, "attn_q_norm.weight") else {}
     units = _rows(keys, "blk.0.ffn_up.weight")
     fused = not keys.has(0, "ffn_gate.weight") and units == 2 * keys.integer("feed_forward_length")
@@ -103,7 +108,7 @@ def nomic_bert_moe(keys: KeyReader) -> DecoderConfig:
 
 
 def modern_bert(keys: KeyReader) -> DecoderConfig:
-    """ModernBERT: norms before the parts, rotary embeddings, two layers of three with a window."""
+    """ModernBERT: pre-norm, rotary embeddings, windows in two of three layers."""
     full = rope(keys, head_width(keys), interleaved=False)
     windows = [_both_sides(size) for size in keys.windows(3, optional=True, full_first=True)]
     config = llama_like(
@@ -118,14 +123,14 @@ def modern_bert(keys: KeyReader) -> DecoderConfig:
     )
     if keys.has(0, "attn_norm.weight"):
         return config
-    # The embeddings have just been normed.
+    # Without attn_norm: the embeddings are already normalised.
     first = config.layers[0]
     first = dataclasses.replace(first, norms=dataclasses.replace(first.norms, before_mixer=None))
     return dataclasses.replace(config, layers=(first, *config.layers[1:]))
 
 
 def gemma_embedding(keys: KeyReader) -> DecoderConfig:
-    """EmbeddingGemma: Gemma 3 without a causal mask, whose windows reach to both sides."""
+    """EmbeddingGemma: Gemma 3 without a causal mask, with windows that extend to both sides."""
     full = rope(keys, head_width(keys), interleaved=False)
     windows = [_both_sides(size) for size in keys.windows(6)]
     return gemma(
@@ -137,7 +142,7 @@ def gemma_embedding(keys: KeyReader) -> DecoderConfig:
 
 
 def neo_bert(keys: KeyReader) -> DecoderConfig:
-    """NeoBERT: Llama's layers with fused projections, and no head."""
+    """NeoBERT: Llama's layers with fused projections, without a head."""
     return llama_like(
         keys,
         interleaved=True,
@@ -148,12 +153,12 @@ def neo_bert(keys: KeyReader) -> DecoderConfig:
 
 
 def eurobert(keys: KeyReader) -> DecoderConfig:
-    """EuroBERT: Llama's layers, and no head."""
+    """EuroBERT: Llama's layers, without a head."""
     return llama_like(keys, attention=_BOTH_WAYS, has_head=False)
 
 
 def _both_sides(window: int | None) -> int | None:
-    """Returns how many tokens a token sees that looks half a window to each side."""
+    """Returns the odd window size of half a window on each side of a token; None for None."""
     return None if window is None else 2 * (window // 2) + 1
 
 
@@ -162,6 +167,6 @@ def _activation(keys: KeyReader) -> ActivationFunction:
 
 
 def _rows(keys: KeyReader, name: str) -> int:
-    """Returns the rows of an embedding, 0 where the file has none."""
+    """Returns the number of rows of an embedding, or 0 if the file does not have it."""
     tensor = keys.tensors.get(name)
     return 0 if tensor is None else math.prod(tensor.shape[:-1])

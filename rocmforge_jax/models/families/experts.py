@@ -1,4 +1,4 @@
-"""Families of mixtures of experts."""
+"""Families with mixtures of experts."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def gpt_oss(keys: KeyReader) -> DecoderConfig:
 
 
 def minimax_m2(keys: KeyReader) -> DecoderConfig:
-    """MiniMax-M2: norms of all queries and of all keys, sigmoid scores."""
+    """MiniMax-M2: QK norm over all heads, sigmoid scores."""
     return llama_like(
         keys,
         experts_required=True,
@@ -50,7 +50,7 @@ def bailingmoe(keys: KeyReader) -> DecoderConfig:
 
 
 def bailingmoe2(keys: KeyReader) -> DecoderConfig:
-    """Ling 2: norms of heads, a router with groups, shared experts of a width of their own."""
+    """Ling 2: QK norm per head, a router with groups, shared experts with a separate width."""
     count = keys.integer("expert_shared_count")
     hidden = keys.integer("expert_feed_forward_length")
     shared = keys.integer("expert_shared_feed_forward_length", hidden)
@@ -71,13 +71,13 @@ def deepseek(keys: KeyReader) -> DecoderConfig:
 
 
 def dots1(keys: KeyReader) -> DecoderConfig:
-    """dots.llm1: norms of heads, shared experts after leading dense layers."""
+    """dots.llm1: QK norm per head, shared experts after leading dense layers."""
     routing = read_routing(keys, "sigmoid")
     return llama_like(keys, experts_required=True, attention=dict(qk_norm="head"), routing=routing)
 
 
 def afmoe(keys: KeyReader) -> DecoderConfig:
-    """Trinity: gated attention with windows, of which every fourth layer rotates nothing."""
+    """Trinity: gated attention with windows; every fourth layer has no rotation."""
     full = rope(keys, head_width(keys), interleaved=False)
     windowed = with_windows(keys.windows(4, optional=True), window_rope(keys, full))
     still = no_rope_every(4)
@@ -97,7 +97,7 @@ def afmoe(keys: KeyReader) -> DecoderConfig:
 
 
 def laguna(keys: KeyReader) -> DecoderConfig:
-    """Laguna: windows, attention gated by softplus, and the number of heads per layer."""
+    """Laguna: windows, attention with softplus gates, and a different number of heads per layer."""
     full = rope(keys, head_width(keys), interleaved=False)
     windows = keys.windows(4, optional=True, full_first=True)
     heads = keys.integers("attention.head_count")
@@ -118,7 +118,7 @@ def laguna(keys: KeyReader) -> DecoderConfig:
 
 
 def mellum(keys: KeyReader) -> DecoderConfig:
-    """Mellum 2: norms of heads, and windows in layers without a context extension."""
+    """Mellum 2: QK norm per head; layers with a window have no context extension."""
     full = rope(keys, head_width(keys), interleaved=False)
     plain = RopeConfig(full.width, full.base)
     return llama_like(
@@ -140,7 +140,7 @@ def deepseek2_ocr(keys: KeyReader) -> DecoderConfig:
 
 
 def exaone_moe(keys: KeyReader) -> DecoderConfig:
-    """K-EXAONE: windows in three layers of four; the fourth one does not rotate."""
+    """K-EXAONE: windows in three of four layers; the fourth layer has no rotation."""
     full = rope(keys, head_width(keys), interleaved=False)
     windows = with_windows(keys.windows(4), window_rope(keys, full), full_rotates=False)
     shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
@@ -155,7 +155,7 @@ def exaone_moe(keys: KeyReader) -> DecoderConfig:
 
 
 def hunyuan_moe(keys: KeyReader) -> DecoderConfig:
-    """Hunyuan A13B: heads rotate before they are normed, and there is one shared expert."""
+    """Hunyuan A13B: QK norm per head after the rotation; one shared expert."""
     shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
     return llama_like(
         keys,
@@ -168,15 +168,15 @@ def hunyuan_moe(keys: KeyReader) -> DecoderConfig:
 def llama4(keys: KeyReader) -> DecoderConfig:
     """Llama 4: an expert's weight multiplies its input.
 
-    Three layers of four rotate and see their chunk of the text alone. The fourth one does neither;
-    it sharpens with positions.
+    Three of four layers rotate, and their tokens see only their chunk of the text. The fourth layer
+    has neither rotation nor chunks; its attention sharpens with positions.
     """
     key = "attention.sliding_window"
     if keys.integer(key, 8192, low=0) == 0:
         raise GGUFError(f"{keys.path}: llama4.{key} is 0: Llama 4 without chunks is not supported")
     in_chunks, hidden = keys.windows(4, 8192), keys.integer("expert_feed_forward_length")
     rotary = window_rope(keys, rope(keys, head_width(keys), interleaved=True))
-    normed = keys.integer("expert_count") != 128  # not in Maverick; what llama.cpp goes by
+    normed = keys.integer("expert_count") != 128  # not in Maverick; the same test as in llama.cpp
 
     def mixer(i: int, attention: Attention | None) -> Attention | None:
         if attention is None:

@@ -22,9 +22,11 @@ from rocmforge_jax.nn import GELU, RopeConfig
 
 
 def gemma(keys: KeyReader, **changes) -> DecoderConfig:
-    """Gemma: GELU gates, and embeddings multiplied by the root of the width.
+    """Gemma: GELU gates, and embeddings multiplied by sqrt(width).
 
-    changes: As for `llama_like`.
+    Args:
+        keys: The keys of the file.
+        **changes: See `llama_like`.
     """
     scale = math.sqrt(keys.integer("embedding_length"))
     return llama_like(keys, gated=dict(activation=GELU), embedding_scale=scale, **changes)
@@ -46,7 +48,7 @@ def gemma2(keys: KeyReader) -> DecoderConfig:
 
 
 def gemma3(keys: KeyReader) -> DecoderConfig:
-    """Gemma 3: norms of heads, five layers of six with a window and a rotary base of their own."""
+    """Gemma 3: QK norm per head; five of six layers have a window and a separate rotary base."""
     full = rope(keys, head_width(keys), interleaved=False)
     return gemma(
         keys,
@@ -58,14 +60,17 @@ def gemma3(keys: KeyReader) -> DecoderConfig:
 
 
 def _gemma_scale(keys, layers_of_27b: int) -> float | None:
-    """The 27B models scale scores by the width over the heads, which is not their head width."""
+    """Returns the score scale of the 27B models, which depends on width / heads; None for others.
+
+    In these models, the quotient differs from the head width.
+    """
     if keys.layers != layers_of_27b:
         return None
     return (keys.integer("embedding_length") // keys.integer("attention.head_count")) ** -0.5
 
 
 def gemma4(keys: KeyReader) -> DecoderConfig:
-    """Gemma 4: two widths of heads, shared keys and values, and inputs of each layer's own."""
+    """Gemma 4: two head widths, KV caches that layers share, and per-layer inputs."""
     width = keys.integer("attention.key_length")
     keys.integer("attention.value_length", width, low=width, high=width)
     config = gemma(
@@ -80,7 +85,7 @@ def gemma4(keys: KeyReader) -> DecoderConfig:
 
 
 def _gemma4_attention(keys: KeyReader):
-    """Returns the argument `mixer` of `llama_like`."""
+    """Returns the function for the argument `mixer` of `llama_like`."""
     windows = keys.windows(6)
     own = keys.layers - keys.integer("attention.shared_kv_layers", 0, low=0, high=keys.layers - 2)
     width = keys.integer("attention.key_length_swa", keys.integer("attention.key_length"))
@@ -103,7 +108,7 @@ def _gemma4_attention(keys: KeyReader):
 
 
 def _gemma4_layer(keys: KeyReader, i: int, layer: LayerConfig) -> LayerConfig:
-    """Returns a layer with the parts that its tensors show."""
+    """Adds the optional parts of a layer, which its tensors determine."""
     width = keys.integer("embedding_length_per_layer_input", 0, low=0)
     feed: Any = layer.feed_forward
     if not isinstance(feed, Gated):
@@ -115,7 +120,7 @@ def _gemma4_layer(keys: KeyReader, i: int, layer: LayerConfig) -> LayerConfig:
         feed_forward=feed,
         per_layer_input=PerLayerInput(width) if width else None,
         output_factor=keys.has(i, "layer_output_scale.weight"),
-        # The scale of the router's norm is no factor of its product.
+        # ffn_gate_inp.scale is the scale of the router's norm, not of its product.
         output_scales=layer.output_scales - {"ffn_gate_inp"},
         unused=UNUSED_KV if borrows else frozenset(),
     )

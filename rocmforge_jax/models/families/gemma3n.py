@@ -1,4 +1,4 @@
-"""Gemma 3n: several residual streams, and inputs of each layer's own."""
+"""Gemma 3n: several residual streams, and per-layer inputs."""
 
 import dataclasses
 import math
@@ -15,13 +15,13 @@ from rocmforge_jax.models.per_layer_input import PerLayerInput
 from rocmforge_jax.models.read_attention import head_width
 from rocmforge_jax.models.read_rope import rope, window_rope
 
-#: Where a file does not say: layers with keys and values of their own; layers whose gates have a
-#: cutoff, and the cutoff, which lets a twentieth of normally distributed gates pass.
+#: Defaults for missing keys: the number of layers with their own KV cache; the number of layers
+#: whose gates have a cutoff; and the cutoff, which 5 % of normally distributed gates exceed.
 _OWN, _SPARSE, _CUTOFF = 20, 10, 1.6448533535003662
 
 
 def gemma3n(keys: KeyReader) -> DecoderConfig:
-    """Gemma 3n E2B and E4B: four residual streams, of which each layer computes the first."""
+    """Gemma 3n E2B and E4B: four residual streams, of which each layer computes only the first."""
     streams = keys.integer("altup.num_inputs", 4, low=2)
     keys.integer("altup.active_idx", 0, low=0, high=0)
     width = keys.integer("embedding_length_per_layer_input", 256)
@@ -56,7 +56,7 @@ def gemma3n(keys: KeyReader) -> DecoderConfig:
 
 
 def _attention(keys: KeyReader):
-    """Returns the argument `mixer` of `llama_like`."""
+    """Returns the function for the argument `mixer` of `llama_like`."""
     windows = keys.windows(5)
     shared = keys.layers - _OWN if keys.layers > _OWN else 0
     own = keys.layers - keys.integer("attention.shared_kv_layers", shared, 0, keys.layers - 2)

@@ -1,4 +1,4 @@
-"""Families whose layers have mixers of several kinds."""
+"""LFM2, whose layers have short convolutions or attention."""
 
 import dataclasses
 

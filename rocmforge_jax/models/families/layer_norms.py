@@ -1,4 +1,4 @@
-"""Families with layer norms in the place of RMS norms."""
+"""Families with layer norms instead of RMS norms."""
 
 from typing import Any
 
@@ -8,34 +8,34 @@ from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import llama_like
 from rocmforge_jax.nn import GELU, RELU2
 
-#: The changes of layers whose feed-forward reads what the attention reads.
+#: Options of `llama_like` for layers whose feed-forward reads the input of the attention.
 PARALLEL: dict[str, Any] = dict(
     norms=dict(kind="layer", before_feed_forward="attn_norm"), layer=dict(parallel=True)
 )
 
-#: The changes of layers whose feed-forward reads what the attention gives.
+#: Options of `llama_like` for layers whose feed-forward follows the attention.
 SEQUENTIAL: dict[str, Any] = dict(norms=dict(kind="layer"))
-#: The changes of feed-forwards with GELU and no gate.
+#: Fields of feed-forwards with GELU and without gates.
 UNGATED_GELU: dict[str, Any] = dict(activation=GELU, gated=False)
-#: The same with squared ReLU.
+#: Fields of feed-forwards with squared ReLU and without gates.
 UNGATED_RELU2: dict[str, Any] = dict(activation=RELU2, gated=False)
 
 
 def stablelm(keys: KeyReader) -> DecoderConfig:
-    """StableLM: attention and feed-forward side by side where a file has no norm between them."""
+    """StableLM: attention and feed-forward in parallel if the file has no norm between them."""
     residual = SEQUENTIAL if keys.has(0, "ffn_norm.weight") else PARALLEL
     return llama_like(keys, attention=_norms_of_each_head(keys), **residual)
 
 
 def command_r(keys: KeyReader) -> DecoderConfig:
-    """Command R and Aya 23: attention and feed-forward side by side, a factor of the logits."""
+    """Command R and Aya 23: attention and feed-forward in parallel, a factor of the logits."""
     attention = _norms_of_each_head(keys)
     scale = keys.optional_real("logit_scale") or 1.0
     return llama_like(keys, interleaved=True, attention=attention, logit_scale=scale, **PARALLEL)
 
 
 def cohere2(keys: KeyReader) -> DecoderConfig:
-    """Command R7B and Command A: Command R with windows; full layers do not rotate."""
+    """Command R7B and Command A: Command R with windows; full attention has no rotation."""
     return llama_like(
         keys,
         interleaved=True,
@@ -46,25 +46,25 @@ def cohere2(keys: KeyReader) -> DecoderConfig:
 
 
 def _norms_of_each_head(keys: KeyReader) -> dict[str, Any]:
-    """Returns the changes of `Attention`: heads of the largest models have norms of their own."""
+    """Returns fields of `Attention`; in the largest models, QK norm has weights for each head."""
     return dict(qk_norm="each") if keys.has(0, "attn_q_norm.weight") else {}
 
 
 def gptneox(keys: KeyReader) -> DecoderConfig:
-    """GPT-NeoX and Pythia: attention and feed-forward side by side, each with a norm."""
+    """GPT-NeoX and Pythia: attention and feed-forward in parallel, each with its own norm."""
     parallel = keys.flag("use_parallel_residual", True)
     return llama_like(keys, layer=dict(parallel=parallel), gated=UNGATED_GELU, **SEQUENTIAL)
 
 
 def falcon(keys: KeyReader) -> DecoderConfig:
-    """Falcon: attention and feed-forward side by side, with a norm each in the larger models."""
+    """Falcon: attention and feed-forward in parallel, with separate norms in larger models."""
     before = "attn_norm_2" if keys.has(0, "attn_norm_2.weight") else "attn_norm"
     norms = PARALLEL["norms"] | dict(before_mixer=before)
     return llama_like(keys, gated=UNGATED_GELU, norms=norms, layer=PARALLEL["layer"])
 
 
 def olmo(keys: KeyReader) -> DecoderConfig:
-    """OLMo 1: norms without weights; queries, keys and values may be clamped."""
+    """OLMo 1: norms without weights; queries, keys and values may be clipped."""
     clamp = keys.optional_real("attention.clamp_kqv")
     norms = dict(kind="unit_layer")
     return llama_like(keys, interleaved=True, norms=norms, attention=dict(clamp=clamp))

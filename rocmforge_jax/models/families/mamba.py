@@ -1,4 +1,4 @@
-"""Families with the state space of Mamba: alone, or between layers of attention."""
+"""Families with the state space of Mamba, alone or mixed with attention layers."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from rocmforge_jax.models.parts import Mixer
 
 
 def mamba(keys: KeyReader) -> DecoderConfig:
-    """Mamba and Falcon Mamba: a state space in every layer, and no feed-forward."""
+    """Mamba and Falcon Mamba: a state space in every layer, without a feed-forward."""
     unit = "unit" if keys.flag("ssm.dt_b_c_rms", False) else None
     mixers = (_state_space(keys, unit),) * keys.layers
     return llama_like(keys, mixers=mixers, feed_forward_layers=())
@@ -20,7 +20,7 @@ def mamba(keys: KeyReader) -> DecoderConfig:
 def jamba(keys: KeyReader) -> DecoderConfig:
     """Jamba: state spaces in the layers without KV heads; some layers may have experts.
 
-    Attention rotates nothing.
+    Attention has no rotation.
     """
 
     def mixer(i: int, attention: Attention | None) -> Mixer:
@@ -41,7 +41,7 @@ def jamba(keys: KeyReader) -> DecoderConfig:
 
 
 def _state_space(keys: KeyReader, norm) -> Mamba:
-    """Reads the sizes of a state space. norm: See `Mamba`."""
+    """Reads the sizes of a state space; `norm` is documented in `Mamba`."""
     return Mamba(
         inner=keys.integer("ssm.inner_size"),
         state_width=keys.integer("ssm.state_size"),

@@ -1,4 +1,4 @@
-"""Families with the state space of Mamba 2: alone, between layers of attention, or beside it."""
+"""Families with the state space of Mamba 2: alone, mixed with attention layers, or in parallel."""
 
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.dense import granite
@@ -12,7 +12,7 @@ from rocmforge_jax.nn import RELU2
 
 
 def mamba2(keys: KeyReader) -> DecoderConfig:
-    """Mamba 2: a state space in every layer, and no feed-forward."""
+    """Mamba 2: a state space in every layer, without a feed-forward."""
     return llama_like(
         keys,
         mixers=(_state_space(keys),) * keys.layers,
@@ -21,7 +21,7 @@ def mamba2(keys: KeyReader) -> DecoderConfig:
 
 
 def granitehybrid(keys: KeyReader) -> DecoderConfig:
-    """Granite 4-H: state spaces in the layers without KV heads, Granite in the others."""
+    """Granite 4-H: Granite with state spaces in the layers without KV heads."""
 
     def mixer(i: int, attention: Attention | None) -> Mixer:
         return _state_space(keys) if attention is None else attention
@@ -30,9 +30,10 @@ def granitehybrid(keys: KeyReader) -> DecoderConfig:
 
 
 def nemotron_h(keys: KeyReader) -> DecoderConfig:
-    """Nemotron-H: one part a layer. A feed-forward, else attention, else a state space.
+    """Nemotron-H: each layer is a feed-forward, attention or a state space.
 
-    Attention rotates nothing. Experts may read a latent of the residual stream.
+    A layer with hidden units is a feed-forward; otherwise, a layer with KV heads is attention.
+    Attention has no rotation. Experts may read a low-rank projection of the residual stream.
     """
     hidden = keys.integers("feed_forward_length", low=0)
     key = "attention.layer_norm_{}epsilon"
@@ -58,7 +59,7 @@ def nemotron_h(keys: KeyReader) -> DecoderConfig:
 
 
 def falcon_h1(keys: KeyReader) -> DecoderConfig:
-    """Falcon-H1: attention and a state space in every layer, whose results are added."""
+    """Falcon-H1: attention and a state space in parallel in every layer."""
 
     def mixer(i: int, attention: Attention | None) -> Mixer:
         state_space = _state_space(keys, norm=keys.has(i, "ssm_norm.weight"))
@@ -68,7 +69,7 @@ def falcon_h1(keys: KeyReader) -> DecoderConfig:
 
 
 def _state_space(keys: KeyReader, *, norm: bool = True) -> Mamba2:
-    """Reads the sizes of a state space. norm: See `Mamba2`."""
+    """Reads the sizes of a state space; `norm` is documented in `Mamba2`."""
     heads, head_width = ssm_heads(keys, "heads")
     return Mamba2(
         heads=heads,

@@ -1,4 +1,4 @@
-"""What several families share: names of norms, and mixers that differ from layer to layer."""
+"""Helpers for several families: names of norms, and mixers that differ between layers."""
 
 import dataclasses
 from typing import Any
@@ -8,18 +8,18 @@ from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.mixers import Attention
 from rocmforge_jax.nn import RopeConfig
 
-#: Norms whose results are added to the residual stream, besides those before.
+#: Norms of the results of mixer and feed-forward, in addition to the norms before them.
 POST_NORMS = dict(after_mixer="post_attention_norm", after_feed_forward="post_ffw_norm")
 
 
-#: The norms of a layer without norms before its parts.
+#: Norms of the results, without norms before mixer and feed-forward.
 ONLY_POST_NORMS = dict(before_mixer=None, before_feed_forward=None) | POST_NORMS
-#: The norm before the feed-forward, where it has the name of one that others have after the mixer.
+#: The norm before the feed-forward of families whose files call it post_attention_norm.
 POST_ATTENTION_NORM = dict(before_feed_forward="post_attention_norm")
 
 
 def ssm_heads(keys: KeyReader, what: str) -> tuple[int, int]:
-    """Reads the heads of a recurrent mixer, which messages call `what`, and the width of each."""
+    """Reads the number and width of a recurrent mixer's heads; error messages call them `what`."""
     heads, inner = keys.integer("ssm.time_step_rank"), keys.integer("ssm.inner_size")
     if inner % heads:
         raise GGUFError(
@@ -30,14 +30,15 @@ def ssm_heads(keys: KeyReader, what: str) -> tuple[int, int]:
 
 
 def norm_of_heads(keys: KeyReader) -> dict[str, Any]:
-    """Returns the changes of every `Attention` of a family whose files may have norms of heads."""
+    """Returns fields of `Attention`, for a family in which some models have QK norm per head."""
     return dict(qk_norm="head") if keys.has(0, "attn_q_norm.weight") else {}
 
 
 def no_rope_every(period: int):
-    """Returns the argument `mixer` of `llama_like` for a last layer of a period that rotates none.
+    """Makes the argument `mixer` of `llama_like`: the last layer of each period has no rotation.
 
-    period: Layers from one without rotation to the next.
+    Args:
+        period: The number of layers in a period.
     """
 
     def mixer(i: int, attention: Attention | None) -> Attention | None:
@@ -51,33 +52,34 @@ def no_rope_every(period: int):
 def with_shared_kv(
     attention: Attention, i: int, own: int, layers: int, window: int | None
 ) -> Attention:
-    """Returns the attention of a layer where only the first layers have keys and values.
+    """Changes the attention of a layer in a model whose last layers have no KV cache of their own.
 
-    A later layer attends to those of the last layer before with full attention, or with a window.
-    The last of the first layers has full attention, the one before it a window.
+    The first `own` layers have a KV cache. The last of them has full attention, and the layer
+    before it has a window. Later layers attend to the cache of the one with the same kind.
 
     Args:
-        attention: Of the layer.
-        i: Its number.
-        own: Layers with keys and values.
-        layers: All layers.
-        window: Of the layer, None for full attention.
+        attention: The attention of the layer.
+        i: The number of the layer.
+        own: The number of layers with their own KV cache.
+        layers: The number of all layers.
+        window: The window of the layer, None for full attention.
     """
     if i >= own:
         return dataclasses.replace(attention, source=own - (1 if window is None else 2))
     return dataclasses.replace(attention, lends=own < layers and i >= own - 2)
 
 
-#: The tensors that a file may have and a layer without keys and values of its own does not use.
+#: Tensors that files may contain for layers without their own KV cache, which do not use them.
 UNUSED_KV = frozenset(("attn_k", "attn_k_norm", "attn_v"))
 
 
 def with_windows(windows, rope_of_windows: RopeConfig | None = None, *, full_rotates: bool = True):
-    """Returns the argument `mixer` of `llama_like` for layers that differ in their window.
+    """Makes the argument `mixer` of `llama_like` for layers with different windows.
 
     Args:
-        windows: Of each layer: see `KeyReader.windows`.
-        rope_of_windows: Of layers with a window, where it is another.
+        windows: The window of each layer: see `KeyReader.windows`.
+        rope_of_windows: The rotary embedding of layers with a window. None: the same as in the
+            other layers.
         full_rotates: Whether layers without a window rotate queries and keys.
     """
 

@@ -1,4 +1,4 @@
-"""The text part of families that also see images."""
+"""The text models of families that can also process images."""
 
 import dataclasses
 import math
@@ -13,20 +13,21 @@ from rocmforge_jax.models.read_feed_forward import read_routing
 from rocmforge_jax.models.read_rope import rope
 from rocmforge_jax.nn import RopeConfig
 
-#: How many pairs of a head belong to each of four positions.
+#: The key with the number of a head's pairs that belong to each of four coordinates.
 SECTIONS = "rope.dimension_sections"
 
 
 def with_sections(keys: KeyReader, config: RopeConfig, *, interleaved: bool) -> RopeConfig:
-    """Returns a rotary embedding whose pairs are divided into sections of four positions.
+    """Returns a rotary embedding for text whose pairs are divided among four coordinates (M-RoPE).
 
-    The first three are those of time, height and width. A text has the same number for each, so
-    these pairs rotate as ever. The fourth is 0 in a text, as in llama.cpp: its pairs stand still.
+    The first three coordinates are time, height and width. In a text they are equal, so their pairs
+    rotate as usual. The fourth coordinate is 0 in a text, as in llama.cpp, so its pairs do not
+    rotate.
 
     Args:
-        keys: Of the file.
+        keys: The keys of the file.
         config: The rotary embedding without sections.
-        interleaved: Whether the first three sections take turns with every pair.
+        interleaved: Whether successive pairs cycle through the first three sections.
     """
     sections = _sections(keys)
 
@@ -45,7 +46,7 @@ def with_sections(keys: KeyReader, config: RopeConfig, *, interleaved: bool) -> 
 
 
 def _sections(keys: KeyReader) -> tuple[int, ...]:
-    """Reads the number of pairs of each of four sections, of which one at least must be there."""
+    """Reads the sizes of the four sections; raises GGUFError if all are 0."""
     sections = keys.numbers(SECTIONS, 4)
     if not any(sections):
         raise GGUFError(
@@ -55,15 +56,17 @@ def _sections(keys: KeyReader) -> tuple[int, ...]:
 
 
 def qwen2vl(keys: KeyReader) -> DecoderConfig:
-    """Qwen2-VL and Qwen2.5-VL: Qwen2 with sections of positions."""
+    """Qwen2-VL and Qwen2.5-VL: Qwen2 with rotary sections."""
     plain = rope(keys, head_width(keys), interleaved=False)
     return llama_like(keys, attention=dict(rope=with_sections(keys, plain, interleaved=False)))
 
 
 def qwen3vl(keys: KeyReader, **changes) -> DecoderConfig:
-    """Qwen3-VL: Qwen3 with sections of positions that take turns.
+    """Qwen3-VL: Qwen3 with interleaved rotary sections.
 
-    changes: As for `llama_like`.
+    Args:
+        keys: The keys of the file.
+        **changes: See `llama_like`.
     """
     plain = rope(keys, head_width(keys), interleaved=False)
     sectioned = with_sections(keys, plain, interleaved=True)
@@ -71,11 +74,13 @@ def qwen3vl(keys: KeyReader, **changes) -> DecoderConfig:
 
 
 def _rope_of_either(keys: KeyReader, interleaved: bool) -> RopeConfig:
-    """Reads the rotary embedding of a family that has sections where a model sees images.
+    """Reads the rotary embedding of a family in which only vision models have sections.
 
-    interleaved: Which elements rotate together where it does not.
+    Args:
+        keys: The keys of the file.
+        interleaved: Whether rotated pairs are adjacent in models without sections.
     """
-    if 0 in keys.numbers(SECTIONS, 4)[:2]:  # what llama.cpp goes by
+    if 0 in keys.numbers(SECTIONS, 4)[:2]:  # the same test as in llama.cpp
         return rope(keys, head_width(keys), interleaved)
     plain = rope(keys, head_width(keys), interleaved=False)
     return with_sections(keys, plain, interleaved=False)
@@ -88,7 +93,7 @@ def glm4(keys: KeyReader) -> DecoderConfig:
 
 
 def glm4moe(keys: KeyReader) -> DecoderConfig:
-    """GLM-4.5 to 4.7: experts after leading dense layers, norms of heads in the large ones."""
+    """GLM-4.5 to 4.7: experts after leading dense layers; QK norm per head in the large models."""
     return llama_like(
         keys,
         experts_required=True,
@@ -99,7 +104,7 @@ def glm4moe(keys: KeyReader) -> DecoderConfig:
 
 
 def hunyuan(keys: KeyReader) -> DecoderConfig:
-    """Hunyuan, dense: heads rotate before they are normed; a key may raise the rotary base."""
+    """Hunyuan, dense: QK norm per head after the rotation; a key may increase the rotary base."""
     rotary, alpha = (
         _rope_of_either(keys, interleaved=False),
         keys.optional_real("rope.scaling.alpha"),

@@ -1,4 +1,4 @@
-"""Mixers: the parts of a layer that let tokens see one another. Each owns the kind of its state."""
+"""Mixers: the parts of a layer that let tokens see one another. Each defines its kind of state."""
 
 from rocmforge_jax.models.mixers.attention import Attention
 from rocmforge_jax.models.mixers.convolution import ShortConvolution

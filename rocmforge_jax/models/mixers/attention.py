@@ -27,7 +27,7 @@ from rocmforge_jax.nn import (
 
 @dataclasses.dataclass(frozen=True)
 class Attention(AttentionOptions):
-    """Attention of `heads` query heads to `kv_heads` KV heads: see `AttentionOptions`."""
+    """Grouped-query attention; `AttentionOptions` documents its fields."""
 
     takes_mask = True
 
@@ -47,7 +47,7 @@ class Attention(AttentionOptions):
         return made
 
     def _head_norm(self, make: Make, name: str) -> nnx.Module:
-        """Makes the norm of queries or keys, the results of the projection `name`."""
+        """Makes the norm of queries or keys: `name` is their projection, "attn_q" or "attn_k"."""
         width = self._widths[name]
         if self.qk_norm == "each":
             heads = width // self.head_width
@@ -55,9 +55,9 @@ class Attention(AttentionOptions):
         return make.norm(f"{name}_norm", self.head_width if self.qk_norm == "head" else width)
 
     def init_state(self, batch: int, length: int, dtype) -> KVState | NoState:
-        """Makes an empty KV cache, a ring buffer for a window.
+        """Makes an empty KV cache; with a window, a ring buffer unless later layers read it.
 
-        Tokens that see later ones are all computed at once, so there is nothing to keep.
+        Without a causal mask, all tokens are computed at once and the layer needs no state.
         """
         if self.source is not None or not self.causal:
             return NoState()
@@ -65,7 +65,7 @@ class Attention(AttentionOptions):
         return KVState.zeros(*sizes, dtype, window=None if self.lends else self.window)
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: Any):
-        """Computes attention [B, T, N * H] before the output projection, and the KV cache."""
+        """Computes attention before the output projection, [B, T, N * H], and the new KV cache."""
         if self.source is not None:
             out = self._attend_to_source(layer, x_BTD, norm, tokens, state)
             return self._finished(layer, out, None), NoState()
@@ -128,15 +128,16 @@ class Attention(AttentionOptions):
         return q_BTNH, KVState.of(k_BTKH, v_BTKH), self._rule(layer, x_BTD.shape[1])
 
     def _finished(self, layer, out, gate):
-        """Gates and norms the result, where there is a gate and a norm.
+        """Applies the gate and the norm to the result of attention.
 
-        Otherwise it stays as it is: a kernel may have quantised it for the projection.
+        Without gate and norm, the result is returned unchanged, because a kernel may already have
+        quantised it for the projection.
         """
         out = out if gate is None else self._gated(array_of(out), gate)
         return layer.attn_sub_norm(array_of(out)) if self.sub_norm else out
 
     def _attend_to_source(self, layer, x_BTD, norm, tokens: Tokens, state: KVState):
-        """Attends to the state of another layer, which holds the new tokens already."""
+        """Attends to the KV cache of another layer, which already contains the new tokens."""
         q_BTNH, gate = self._source_queries(layer, x_BTD, norm, tokens)
         rule = self._rule(layer, state.length)
         out_BTNH = cached_attention(
@@ -163,7 +164,7 @@ class Attention(AttentionOptions):
         return q_BTNH, gate
 
     def _project(self, layer, x_BTD, norm):
-        """Computes q, k and v by heads, None where a source has them; and the gate or None."""
+        """Computes q, k and v by heads, and the gate or None; k and v are None with a source."""
         names = list(self._projections())
         linears = [getattr(layer, name) for name in names]
         found = dict(zip(names, products(x_BTD, linears, norm=norm)))
@@ -187,10 +188,13 @@ class Attention(AttentionOptions):
         return *heads, gate
 
     def _norm(self, layer, q_BTNH, k_BTKH, tokens: Tokens):
-        """Norms queries and keys and sharpens queries.
+        """Normalises queries and keys, and applies the temperature to queries.
 
-        Returns q, k, and the norms of heads that are left to `attend_to_new`, or None. Only a norm
-        that comes right before the rotation can be left: a kernel computes both.
+        Norms directly before the rotation are left to `attend_to_new`, where a kernel can fuse
+        them with the rotation.
+
+        Returns:
+            The queries, the keys, and the norms that are left to `attend_to_new`, or None.
         """
         if self.qk_norm is None:
             return self._sharpened(q_BTNH, tokens), k_BTKH, None
@@ -217,7 +221,7 @@ class Attention(AttentionOptions):
         return rope_table(tokens.positions_BT, self.rope)
 
     def _gated(self, out_BTD, gate):
-        """Multiplies the result by a gate for each number, or for each head."""
+        """Multiplies the result by the gate, which has one number per element or per head."""
         shape = *out_BTD.shape[:2], self.heads, -1
         function = jax.nn.sigmoid if self.gate_function == "sigmoid" else jax.nn.softplus
         gate = function(gate.astype(jnp.float32).reshape(shape))
@@ -225,5 +229,5 @@ class Attention(AttentionOptions):
         return gated.reshape(out_BTD.shape).astype(out_BTD.dtype)
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Counts queries, keys and values, and the scores twice."""
+        """Counts queries, keys, values and result, and the scores twice."""
         return tokens * self.heads * (4 * self.head_width + 2 * slots)

@@ -1,4 +1,4 @@
-"""Sizes and options of grouped-query attention."""
+"""The sizes and options of grouped-query attention."""
 
 import dataclasses
 from typing import Literal
@@ -12,41 +12,41 @@ _GATE_FUNCTIONS = ("sigmoid", "softplus")
 
 @dataclasses.dataclass(frozen=True)
 class AttentionOptions:
-    """Attention of `heads` query heads to `kv_heads` KV heads of `head_width` each.
+    """The sizes and options of grouped-query attention.
 
     Attributes:
-        heads: Query heads, N.
-        kv_heads: KV heads, K, a divisor of N.
-        head_width: Of queries, keys and values, H.
+        heads: The number of query heads, N.
+        kv_heads: The number of KV heads, K, a divisor of N.
+        head_width: The width of a head of queries, keys and values, H.
         rope: Which elements of a head rotate, and how fast; None for no rotation.
-        scale: Factor of scores, default 1/sqrt(H).
-        causal: Whether a token sees only those before it, and itself.
-        window: How many tokens a token sees, itself included; None for all. The state is a ring
-            buffer of about this size. Without causal it is odd: as many before as after the token.
-        chunk: Tokens see one another only within chunks of this size; None for all.
-        alibi: The largest exponent of ALiBi, by which scores fall with distance, or None.
-        soft_cap: A cap c that makes c * tanh(score / c) of each score, or None.
-        sinks: Whether each head has a learned logit that takes a share of the weights
+        scale: Factor of the scores, default 1/sqrt(H).
+        causal: Whether a token sees only itself and earlier tokens.
+        window: The number of tokens that a token sees, including itself; None for all. The KV cache
+            is then a ring buffer of about this size. Without `causal`, the window is odd, with
+            half of it on each side of the token.
+        chunk: The size of chunks; tokens see one another only within a chunk. None for no chunks.
+        alibi: The largest exponent of ALiBi, by which scores decrease with distance, or None.
+        soft_cap: Soft cap c of the scores, c * tanh(score / c), or None.
+        sinks: Whether each head has an attention sink, a learned logit in the softmax
             (attn_sinks).
-        qk_norm: Whether queries and keys are normed: each head by itself ("head"), likewise without
-            learned weights ("unit"), likewise by a layer norm with other weights for each head
-            ("each"), or over all heads ("width").
-        clamp: Queries, keys and values are clamped to -clamp to clamp, or None.
-        sub_norm: Whether the result is normed before the output projection (attn_sub_norm).
-        rotates_first: Whether queries and keys rotate before they are normed, not after.
+        qk_norm: The norm of queries and keys, or None. "head": an RMS norm of each head. "unit":
+            the same without learned weights. "each": a layer norm of each head with separate
+            weights. "width": one RMS norm over all heads.
+        clamp: Limit to which queries, keys and values are clipped, [-clamp, clamp], or None.
+        sub_norm: Whether the result is normalised before the output projection (attn_sub_norm).
+        rotates_first: Whether queries and keys rotate before their norm, not after.
         v_norm: Whether each head of the values is divided by its root mean square.
-        gate: A gate of the result: "query", from attn_q (or that part of attn_qkv), where
-            each head's query is followed by its gate; "width", from attn_gate; "head", likewise,
-            one number a head.
-        gate_function: What a gate goes through: "sigmoid" or "softplus".
+        gate: A gate of the result, or None. "query": from attn_q (or its part of attn_qkv), in
+            which each head's gate follows its query. "width": from attn_gate, one number per
+            element. "head": from attn_gate, one number per head.
+        gate_function: The activation function of the gate, "sigmoid" or "softplus".
         temperature: Sharpens attention at later positions, or None.
         fused_qkv: Whether q, k and v are one tensor, attn_qkv.
-        v_from_k: Whether the values are the product of attn_k as well, before its norm; there is no
-            attn_v.
-        lends: Whether later layers attend to the keys and values of this layer. Its state holds all
-            tokens then, also with a window.
-        source: The number of an earlier layer that lends its keys and values, which this layer
-            attends to; None if it has its own.
+        v_from_k: Whether the values are the output of attn_k before its norm, without an attn_v.
+        lends: Whether later layers attend to the KV cache of this layer. The cache then keeps all
+            tokens, even with a window.
+        source: The number of an earlier layer with `lends`, to whose KV cache this layer attends;
+            None if the layer has its own.
     """
 
     heads: int
@@ -72,7 +72,7 @@ class AttentionOptions:
     v_from_k: bool = False
     lends: bool = False
     source: int | None = None
-    #: A constant of the class, no field: the projection that follows, which the layer applies.
+    #: A class constant, not a field: the projection that the layer applies to the result.
     output = "attn_output"
 
     def __post_init__(self):
@@ -100,21 +100,21 @@ class AttentionOptions:
                 f"a layer attends to the keys and values of layer {self.source}: it must be at"
                 " least 0, and the layer itself has none to lend"
             )
-        self._rule()  # checks its numbers
+        self._rule()  # AttentionRule checks the remaining numbers
 
     @property
     def _widths(self) -> dict[str, int]:
-        """Widths of all queries, keys and values, without gates."""
+        """The total widths of queries, keys and values, without gates."""
         q, kv = self.heads * self.head_width, self.kv_heads * self.head_width
         return {"attn_q": q, "attn_k": kv, "attn_v": kv}
 
     @property
     def _query_width(self) -> int:
-        """Width of all queries, with the gates that follow them."""
+        """The total width of queries, including gates that follow them."""
         return self._widths["attn_q"] * (2 if self.gate == "query" else 1)
 
     def _projections(self) -> dict[str, int]:
-        """The tensors that read the residual stream, and their widths."""
+        """The names of the projections of the residual stream, and their output widths."""
         sizes = self._widths | {"attn_q": self._query_width}
         if self.fused_qkv:
             sizes = {"attn_qkv": sum(sizes.values())}
@@ -128,9 +128,9 @@ class AttentionOptions:
         return sizes
 
     def _rule(self, layer=None, slots: int | None = None) -> AttentionRule:
-        """Returns the rule, with the sinks of a layer, for a number of slots.
+        """Returns the attention rule, with the sinks of a layer.
 
-        A single chunk is left out, because kernels know no chunks.
+        Kernels do not support chunks. If all slots fit into one chunk, the rule therefore omits it.
         """
         one_chunk = self.chunk is not None and slots is not None and slots <= self.chunk
         return AttentionRule(

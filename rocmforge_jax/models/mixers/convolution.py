@@ -12,7 +12,7 @@ from rocmforge_jax.nn import CausalConvolution, ConvState, products
 
 
 class _ShortConvolution(nnx.Module):
-    """The submodules, which share the prefix `shortconv` in the file."""
+    """The submodules; their names in the file begin with `shortconv`."""
 
     def __init__(self, make: Make, taps: int):
         width = make.width
@@ -23,13 +23,13 @@ class _ShortConvolution(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ShortConvolution:
-    """A convolution over the last tokens, gated at its input and its output.
+    """A short convolution, gated at its input and its output.
 
-    in_proj gives b, c and x; the mixer computes c * convolution(b * x).
+    in_proj computes b, c and x; the mixer computes c * convolution(b * x).
 
     Attributes:
-        width: Of the model, which is the number of channels.
-        taps: Tokens that an output depends on.
+        width: The width of the model, which is also the number of channels.
+        taps: The number of tokens on which an output depends.
     """
 
     width: int
@@ -51,12 +51,12 @@ class ShortConvolution:
         return ConvState.zeros(batch, self.taps, self.width, dtype)
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: ConvState | None):
-        """Computes the input of the output projection, and the last inputs."""
+        """Computes the input of the output projection [B, T, D], and the new state."""
         (bcx,) = products(x_BTD, [layer.shortconv.in_proj], norm=norm)
         b_BTD, c_BTD, x_BTD = jnp.split(bcx, 3, axis=-1)
         y_BTD, state = layer.shortconv.conv(b_BTD * x_BTD, state, tokens.lengths_B)
         return (c_BTD.astype(jnp.float32) * y_BTD).astype(x_BTD.dtype), state
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Counts nothing: the temporaries are a few times the residual stream."""
+        """Returns 0, because the temporaries are only a few times the residual stream."""
         return 0

@@ -22,22 +22,22 @@ from rocmforge_jax.nn.fresh import filled
 
 @dataclasses.dataclass(frozen=True)
 class DeltaRule:
-    """The gated delta rule over queries, keys and values that went through a short convolution.
+    """The gated delta rule, with a short convolution of queries, keys and values before it.
 
-    Decay and share of a token come from ssm_alpha, ssm_dt and ssm_a, and from ssm_beta. The output
-    of each head is normed and gated by silu of attn_gate.
+    The decay of a token is computed from ssm_alpha, ssm_dt and ssm_a, its update share from
+    ssm_beta. The output of each head is normalised and multiplied by silu(attn_gate).
 
     Attributes:
-        key_heads: DeltaHeads of queries and keys, K.
-        value_heads: DeltaHeads of values, N, a multiple of K. Each has a memory.
-        key_width: Of queries and keys, H.
-        value_width: Of values, W.
-        taps: Tokens that the convolution sees.
-        grouped: Whether value heads that share a key head are neighbours, so that value head n
-            takes key head n // (N / K). If not, it takes key head n % K.
-        fused_input: Whether queries, keys, values and gates are one tensor, ssm_in, key head by key
-            head, and not in attn_qkv and attn_gate.
-        fused_shares: Whether ssm_ba holds ssm_beta and ssm_alpha, key head by key head.
+        key_heads: The number of heads of queries and keys, K.
+        value_heads: The number of heads of values, N, a multiple of K. Each has a memory.
+        key_width: The width of a query or key, H.
+        value_width: The width of a value, W.
+        taps: The taps of the convolution.
+        grouped: Whether value heads with the same key head are adjacent. If true, value head n
+            uses key head n // (N / K), otherwise key head n % K.
+        fused_input: Whether ssm_in replaces attn_qkv and attn_gate. It contains queries, keys,
+            values and gates, grouped by key head.
+        fused_shares: Whether ssm_ba replaces ssm_beta and ssm_alpha, grouped by key head.
     """
 
     key_heads: int
@@ -65,22 +65,22 @@ class DeltaRule:
 
     @property
     def _heads(self) -> DeltaHeads:
-        """The heads as `delta_net` takes them."""
+        """The heads, as an argument of `delta_net`."""
         sizes = self.key_heads, self.value_heads, self.key_width, self.value_width
         return DeltaHeads(*sizes, self.grouped)
 
     @property
     def _values(self) -> int:
-        """Values of all heads, and as many gates."""
+        """The total width of the values, which is also the total width of the gates."""
         return self.value_heads * self.value_width
 
     @property
     def _channels(self) -> int:
-        """Queries, keys and values of all heads, which the convolution sees."""
+        """The total width of queries, keys and values: the channels of the convolution."""
         return self._heads.channels
 
     def _projections(self) -> dict[str, int]:
-        """The tensors that read the residual stream, and their widths."""
+        """The names of the projections of the residual stream, and their output widths."""
         sizes = {"attn_qkv": self._channels, "attn_gate": self._values}
         if self.fused_input:
             sizes = {"ssm_in": self._channels + self._values}
@@ -95,7 +95,7 @@ class DeltaRule:
         }
         made["ssm_conv1d"] = CausalConvolution(self.taps, self._channels, rngs=make.rngs)
         made["ssm_dt"] = Bias(self.value_heads)
-        # Files have no suffix after this name, so it is no module's.
+        # Its name in files has no suffix, so it is a parameter of the layer, not a module.
         made["ssm_a"] = nnx.Param(filled((self.value_heads,), -1, jnp.float32))
         made["ssm_norm"] = make.norm("ssm_norm", self.value_width)
         made["ssm_out"] = make.linear("ssm_out", self._values, make.width)
@@ -109,7 +109,7 @@ class DeltaRule:
         )
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: MemoryState | None):
-        """Computes the input of the output projection [B, T, N * W], and the state."""
+        """Computes the input of the output projection [B, T, N * W], and the new state."""
         given = state
         if state is None:
             state = self.init_state(x_BTD.shape[0], 0, x_BTD.dtype)
@@ -142,14 +142,14 @@ class DeltaRule:
         return qkv, gate, beta, alpha
 
     def _split_input(self, fused):
-        """Splits ssm_in, where each key head's query, key, values and gates follow one another."""
+        """Splits ssm_in, which contains query, key, values and gates of each key head in a row."""
         H, values = self.key_width, self._values // self.key_heads
         of_heads = _of_key_heads(fused, self.key_heads)
         *qkv, gate = jnp.split(of_heads, [H, 2 * H, 2 * H + values], axis=-1)
         return jnp.concatenate([_flat(part) for part in qkv], axis=-1), _flat(gate)
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Counts what the convolution reads and gives, and operands and outputs of the rule."""
+        """Counts inputs and outputs of the convolution, and operands and outputs of the rule."""
         of_rule = self.value_heads * (2 * self.key_width + 2 * self.value_width)
         return tokens * (2 * self._channels + 2 * of_rule)
 

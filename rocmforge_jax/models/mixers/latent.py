@@ -1,4 +1,4 @@
-"""Latent attention, of DeepSeek V2 and later, as a mixer."""
+"""Multi-head latent attention (DeepSeek V2 and later) as a mixer."""
 
 import dataclasses
 import functools
@@ -25,17 +25,20 @@ from rocmforge_jax.nn import (
 
 @dataclasses.dataclass(frozen=True)
 class LatentAttention:
-    """Attention whose keys and values are products of one latent a token: see `nn/latent.py`.
+    """Attention with one latent per token, from which keys and values of all heads are projected.
+
+    The absorbed form is computed: see `nn/latent.py`.
 
     Attributes:
-        heads: Query heads, N.
-        rank: Numbers of a latent.
-        key_width: Elements of a head's queries and keys that do not rotate.
-        value_width: Elements of a head's values.
-        rope: Of the further elements of queries and keys, all of which rotate. The heads share
-            those of the keys.
-        scale: Factor of scores.
-        query_rank: Numbers of the queries' own latent; None where queries come from attn_q.
+        heads: The number of query heads, N.
+        rank: The width of a latent.
+        key_width: The number of elements of a head's query or key that do not rotate.
+        value_width: The width of a head's value.
+        rope: The rotary embedding of the additional elements of queries and keys, all of which
+            rotate. All heads share these elements of the keys.
+        scale: Factor of the scores.
+        query_rank: The width of the separate latent of the queries. None: attn_q computes the
+            queries directly.
         temperature: Sharpens attention at later positions, or None.
     """
 
@@ -65,7 +68,7 @@ class LatentAttention:
         return self.key_width + self.rope.width
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module]:
-        """Makes the projections, those of each head, and the norms of latents."""
+        """Makes the shared projections, the projections of each head, and the norms of latents."""
         linear, queries = make.linear, self.heads * self._query_width
         made: dict[str, nnx.Module] = {}
         if self.query_rank is None:
@@ -89,7 +92,7 @@ class LatentAttention:
         return LatentState.zeros(batch, self.rank + self.rope.width, length, dtype)
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: LatentState | None):
-        """Computes attention [B, T, N * value_width] before the projection, and the state."""
+        """Computes attention [B, T, N * value_width] before the projection, and the new state."""
         first = layer.attn_q if self.query_rank is None else layer.attn_q_a
         q, latents = products(x_BTD, [first, layer.attn_kv_a_mqa], norm=norm)
         if self.query_rank is not None:
@@ -118,11 +121,11 @@ class LatentAttention:
         return self.temperature.sharpen(q_BTNR, tokens.positions_BT)
 
     def _latents(self, layer, latents_BTR, table):
-        """Norms the latents and rotates the part of the keys that rotates."""
+        """Normalises the latents and rotates the rotary part of the keys."""
         latents, rotating = jnp.split(latents_BTR, [self.rank], axis=-1)
         rotated: Any = apply_rope(rotating[:, :, None], table, self.rope)[:, :, 0]
         return jnp.concatenate([layer.attn_kv_a_norm(latents), rotated], axis=-1)
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Counts queries, latents and sums, and the scores twice."""
+        """Counts absorbed queries, latents and weighted sums, and the scores twice."""
         return tokens * self.heads * (3 * (self.rank + self.rope.width) + 2 * slots)

@@ -16,19 +16,19 @@ from rocmforge_jax.nn.fresh import filled
 
 @dataclasses.dataclass(frozen=True)
 class Mamba:
-    """A selective state space over inputs that went through a short convolution.
+    """A selective state space with a short convolution before it.
 
-    ssm_in gives the inputs x and gates z. ssm_x makes of x the directions b and c and a few numbers
-    for the time of a token, of which ssm_dt makes that of each channel. The output is gated by
-    silu(z).
+    ssm_in computes the inputs x and gates z. After the convolution, ssm_x projects x to a low-rank
+    time step and to the directions b and c. ssm_dt projects the low-rank time step to one time step
+    per channel. The output is multiplied by silu(z).
 
     Attributes:
-        inner: Channels, N.
-        state_width: Of the memory of a channel, and of b and c, W.
-        time_rank: Numbers that the times of all channels are made of.
-        taps: Tokens that the convolution sees.
-        norm: Whether the numbers of the times, b and c are normed: with learned weights ("learned",
-            ssm_dt_norm, ssm_b_norm and ssm_c_norm) or without ("unit").
+        inner: The number of channels, N.
+        state_width: The width of a channel's memory and of b and c, W.
+        time_rank: The width of the low-rank time step.
+        taps: The taps of the convolution.
+        norm: The norm of the low-rank time step, b and c: "learned" with learned weights
+            (ssm_dt_norm, ssm_b_norm, ssm_c_norm), "unit" without, or None for no norm.
     """
 
     inner: int
@@ -48,7 +48,7 @@ class Mamba:
 
     @property
     def _parts(self) -> dict[str, int]:
-        """What ssm_x gives, by the names of norms, and the widths."""
+        """The outputs of ssm_x: names of their norms -> widths."""
         W = self.state_width
         return {"ssm_dt_norm": self.time_rank, "ssm_b_norm": W, "ssm_c_norm": W}
 
@@ -60,7 +60,7 @@ class Mamba:
             "ssm_conv1d": CausalConvolution(self.taps, N, use_bias=biased, rngs=make.rngs),
             "ssm_x": make.linear("ssm_x", N, sum(self._parts.values())),
             "ssm_dt": make.linear("ssm_dt", self.time_rank, N),
-            # Files have no suffix after these names, so they are no modules'.
+            # Their names in files have no suffix, so they are parameters, not modules.
             "ssm_a": nnx.Param(filled((N, self.state_width), -1, jnp.float32)),
             "ssm_d": nnx.Param(filled((N,), 1, jnp.float32)),
             "ssm_out": make.linear("ssm_out", N, make.width),
@@ -75,7 +75,7 @@ class Mamba:
         return MemoryState.zeros(batch, memory, taps=self.taps, channels=self.inner, dtype=dtype)
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: MemoryState | None):
-        """Computes the input of the output projection [B, T, N], and the state."""
+        """Computes the input of the output projection [B, T, N], and the new state."""
         given = state
         if state is None:
             state = self.init_state(x_BTD.shape[0], 0, x_BTD.dtype)
@@ -99,7 +99,7 @@ class Mamba:
         return out, None if given is None else MemoryState(memory_BNW[:, :, None], conv)
 
     def _selected(self, layer, x_BTN) -> list[Any]:
-        """Computes the numbers of the times, b and c."""
+        """Computes the low-rank time step, b and c."""
         (found,) = products(x_BTN, [layer.ssm_x])
         ends = [self.time_rank, self.time_rank + self.state_width]
         parts = jnp.split(found, ends, axis=-1)
@@ -110,5 +110,5 @@ class Mamba:
         return [getattr(layer, name)(part) for name, part in zip(self._parts, parts)]
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Counts the product, what the convolution reads and gives, and inputs and outputs."""
+        """Counts x and z, and inputs and outputs of the convolution and of the state space."""
         return 6 * tokens * self.inner

@@ -22,18 +22,18 @@ from rocmforge_jax.nn.fresh import filled
 
 @dataclasses.dataclass(frozen=True)
 class Mamba2:
-    """A selective state space over inputs and directions that went through a short convolution.
+    """A selective state space with a short convolution of inputs and directions before it.
 
-    ssm_in gives gates z, then x, b and c, which the convolution sees, and the time of each head.
-    The output is gated by silu(z) and then normed.
+    ssm_in computes gates z, then x, b and c, and the time step of each head. The convolution is
+    applied to x, b and c. The output is multiplied by silu(z) and then normalised.
 
     Attributes:
-        heads: Heads, N. Each has a memory.
-        head_width: Of inputs and outputs, H.
-        state_width: Of the directions b and c, W.
-        groups: How many b and c there are, K, a divisor of N: heads of a group share them.
-        taps: Tokens that the convolution sees.
-        norm: Whether the gated outputs of each group are normed (ssm_norm).
+        heads: The number of heads, N. Each has a memory.
+        head_width: The width of a head's input and output, H.
+        state_width: The width of the directions b and c, W.
+        groups: The number of groups, K, a divisor of N. The heads of a group share b and c.
+        taps: The taps of the convolution.
+        norm: Whether the gated outputs of each group are normalised (ssm_norm).
     """
 
     heads: int
@@ -57,12 +57,12 @@ class Mamba2:
 
     @property
     def _inner(self) -> int:
-        """Inputs of all heads."""
+        """The total width of the inputs of all heads."""
         return self.heads * self.head_width
 
     @property
     def _channels(self) -> int:
-        """x, b and c, which the convolution sees."""
+        """The total width of x, b and c: the channels of the convolution."""
         return self._inner + 2 * self.groups * self.state_width
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module | nnx.Param]:
@@ -74,7 +74,7 @@ class Mamba2:
                 self.taps, self._channels, use_bias=biased, rngs=make.rngs
             ),
             "ssm_dt": Bias(self.heads),
-            # Files have no suffix after these names, so they are no modules'.
+            # Their names in files have no suffix, so they are parameters, not modules.
             "ssm_a": nnx.Param(filled((self.heads,), -1, jnp.float32)),
             "ssm_d": nnx.Param(filled((self.heads,), 1, jnp.float32)),
             "ssm_out": make.linear("ssm_out", self._inner, make.width),
@@ -92,7 +92,7 @@ class Mamba2:
         )
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: MemoryState | None):
-        """Computes the input of the output projection [B, T, N * H], and the state."""
+        """Computes the input of the output projection [B, T, N * H], and the new state."""
         given = state
         if state is None:
             state = self.init_state(x_BTD.shape[0], 0, x_BTD.dtype)
@@ -117,12 +117,12 @@ class Mamba2:
         return out.astype(x_BTD.dtype), None if given is None else MemoryState(memory, conv)
 
     def _split(self, seen_BTC):
-        """Splits what the convolution gives into x, b and c, by heads and by groups."""
+        """Splits the outputs of the convolution into x (by heads) and b and c (by groups)."""
         directions = self.groups * self.state_width
         parts = jnp.split(seen_BTC, [self._inner, self._inner + directions], axis=-1)
         counts = (self.heads, self.groups, self.groups)
         return [part.reshape(*part.shape[:2], n, -1) for part, n in zip(parts, counts)]
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Counts the product, what the convolution reads and gives, and inputs and outputs."""
+        """Counts ssm_in's outputs, and inputs and outputs of the convolution and state space."""
         return tokens * (3 * self._inner + 3 * self._channels)

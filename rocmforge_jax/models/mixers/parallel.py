@@ -1,4 +1,4 @@
-"""Several mixers of one layer, whose results are added."""
+"""Several mixers in one layer, whose results are added."""
 
 import dataclasses
 import operator
@@ -13,12 +13,12 @@ from rocmforge_jax.nn import ParallelState, RopeConfig, products
 
 @dataclasses.dataclass(frozen=True)
 class ParallelMixers:
-    """Mixers that read the same residual stream, such as attention beside a state space.
+    """Mixers that read the same residual stream, for example attention and a state space.
 
-    The result is the sum of their projections.
+    The result is the sum of their output projections.
 
     Attributes:
-        mixers: The mixers. Each has a projection, and none reads the state of another layer.
+        mixers: The mixers. Each must have an output projection and its own state.
     """
 
     mixers: tuple[Mixer, ...]
@@ -37,11 +37,11 @@ class ParallelMixers:
 
     @property
     def rope(self) -> RopeConfig | None:
-        """The first rotary embedding of the mixers."""
+        """The rotary embedding of the first mixer that has one, or None."""
         return next((mixer.rope for mixer in self.mixers if mixer.rope is not None), None)
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module | nnx.Param]:
-        """Makes the submodules of all mixers, which differ in their names."""
+        """Makes the submodules of all mixers; raises ValueError if two have the same name."""
         made: dict[str, nnx.Module | nnx.Param] = {}
         for mixer in self.mixers:
             new = mixer.modules(make)
@@ -55,7 +55,7 @@ class ParallelMixers:
         return ParallelState(tuple(mixer.init_state(batch, length, dtype) for mixer in self.mixers))
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: ParallelState | None):
-        """Computes the sum of the projections [B, T, D], and the states."""
+        """Computes the sum of the projections [B, T, D], and the new states."""
         total, new = None, []
         old = [None] * len(self.mixers) if state is None else state.parts
         for mixer, part in zip(self.mixers, old):
@@ -69,5 +69,5 @@ class ParallelMixers:
         return total, None if state is None else ParallelState(tuple(new))
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Returns the largest of the mixers', which are computed one after another."""
+        """Returns the maximum over the mixers, which are computed one after another."""
         return max(mixer.workspace(tokens, slots) for mixer in self.mixers)

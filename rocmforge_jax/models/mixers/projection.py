@@ -1,4 +1,4 @@
-"""A projection in the place of attention: no token sees another."""
+"""A linear projection instead of attention: tokens do not see one another."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from rocmforge_jax.nn import NoState
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """The projection attn_output alone, which some layers of Nemotron 51B have for attention.
+    """Only the projection attn_output, which replaces attention in some layers of Nemotron 51B.
 
     Attributes:
-        width: Of the model.
+        width: The width of the model, D.
     """
 
     width: int
@@ -33,13 +33,13 @@ class Projection:
         return {"attn_output": make.linear("attn_output", self.width, self.width)}
 
     def init_state(self, batch: int, length: int, dtype) -> NoState:
-        """Makes the state of a layer that remembers nothing."""
+        """Makes an empty state: the layer needs none."""
         return NoState()
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: NoState | None):
-        """Computes the input of the projection, and returns the state as it was."""
+        """Computes the input of the projection [B, T, D], and returns the state unchanged."""
         return x_BTD if norm is None else norm(x_BTD), state
 
     def workspace(self, tokens: int, slots: int) -> int:
-        """Counts nothing: the temporaries are a few times the residual stream."""
+        """Returns 0, because the temporaries are only a few times the residual stream."""
         return 0

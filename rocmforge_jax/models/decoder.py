@@ -194,20 +194,12 @@ class Decoder(nnx.Module):
         seen = dict(inputs_embeds=inputs_embeds, mask=mask, segment_ids=segment_ids)
         operands = self, tokens_BT, cache, positions_BT, lengths_B, seen
         if (mesh := explicit_mesh(operands)) is not None:
-            return self._in_auto_axes(operands, last_only, mesh)
+
+            def function(decoder, *arrays):
+                return decoder._logits(*arrays, last_only)
+
+            return _in_auto_axes(function, operands, 1 if last_only else 2, mesh)
         return self._logits(tokens_BT, cache, positions_BT, lengths_B, seen, last_only)
-
-    def _in_auto_axes(self, operands, last_only, mesh):
-        """Computes `__call__` on a mesh with explicit axes: the results are split like operands."""
-        _, tokens_BT, cache, _, _, seen = operands
-        inputs = seen["inputs_embeds"] if tokens_BT is None else tokens_BT
-        batch = PartitionSpec(*spec_of(inputs, 1), *[None] * (1 if last_only else 2))
-        caches = jax.tree.map(lambda a: spec_of(a, a.ndim), cache)
-
-        def function(decoder, *arrays):
-            return decoder._logits(*arrays, last_only)
-
-        return in_auto_axes(function, operands, (batch, caches), mesh)
 
     def _logits(self, tokens_BT, cache, positions_BT, lengths_B, seen, last_only):
         x_BTD, cache, added_B = self._residual(tokens_BT, cache, positions_BT, lengths_B, **seen)
@@ -222,6 +214,9 @@ class Decoder(nnx.Module):
         the norm.
         """
         self._require_head()
+        if (mesh := explicit_mesh((self, x))) is not None:
+            result = PartitionSpec(*spec_of(x, x.ndim - 1), None)
+            return in_auto_axes(lambda decoder, x: decoder.head(x), (self, x), result, mesh)
         return self._head(x, norm=self.last_norm)
 
     def hidden(
@@ -245,6 +240,12 @@ class Decoder(nnx.Module):
             with these tokens added, or None.
         """
         seen = dict(inputs_embeds=inputs_embeds, mask=mask, segment_ids=segment_ids)
+        operands = self, tokens_BT, cache, positions_BT, lengths_B, seen
+        if (mesh := explicit_mesh(operands)) is not None:
+            return _in_auto_axes(Decoder._normed, operands, 2, mesh)
+        return self._normed(tokens_BT, cache, positions_BT, lengths_B, seen)
+
+    def _normed(self, tokens_BT, cache, positions_BT, lengths_B, seen):
         x_BTD, cache, _ = self._residual(tokens_BT, cache, positions_BT, lengths_B, **seen)
         norm = self.last_norm
         return (x_BTD if norm is None else norm(x_BTD)), cache
@@ -266,6 +267,15 @@ class Decoder(nnx.Module):
             ValueError: There is no default, or shapes do not fit.
         """
         kind = checked_pooling(self.config, pooling)
+        operands = self, tokens_BT, lengths_B
+        if (mesh := explicit_mesh(operands)) is not None:
+
+            def function(decoder, tokens_BT, lengths_B):
+                return decoder.embed(tokens_BT, lengths_B, pooling=kind)
+
+            axes = 2 if kind == "none" else 1
+            result = PartitionSpec(*spec_of(tokens_BT, 1), *[None] * axes)
+            return in_auto_axes(function, operands, result, mesh)
         states_BTD, _ = self.hidden(tokens_BT, lengths_B=lengths_B)
         return self.config.embedding_head(self, states_BTD, lengths_B, kind)
 
@@ -371,6 +381,22 @@ class Decoder(nnx.Module):
         logits = logits if config.logit_scale == 1 else logits * jnp.float32(config.logit_scale)
         cap = config.logit_cap
         return logits if cap is None else jnp.float32(cap) * jnp.tanh(logits / jnp.float32(cap))
+
+
+def _in_auto_axes(function, operands, axes: int, mesh):
+    """Computes a method of a decoder on a mesh with explicit axes; results are split like operands.
+
+    Args:
+        function: Returns an array, and the cache.
+        operands: Those of `Decoder.hidden`, with the decoder first.
+        axes: Axes of the array after the batch.
+        mesh: The mesh.
+    """
+    _, tokens_BT, cache, _, _, seen = operands
+    inputs = seen["inputs_embeds"] if tokens_BT is None else tokens_BT
+    batch = PartitionSpec(*spec_of(inputs, 1), *[None] * axes)
+    caches = jax.tree.map(lambda a: spec_of(a, a.ndim), cache)
+    return in_auto_axes(function, operands, (batch, caches), mesh)
 
 
 def _tied(embedding):

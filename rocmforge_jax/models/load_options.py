@@ -12,7 +12,7 @@ from rocmforge_jax import settings
 from rocmforge_jax.arguments import flag, integer, shown
 from rocmforge_jax.backends import DEFAULT, Numerics, compute_dtype
 from rocmforge_jax.backends.on_mesh import automatic, check_mesh
-from rocmforge_jax.models.patterns import Patterns
+from rocmforge_jax.models.patterns import Patterns, checked
 
 
 def default_dtype(device: Any = None) -> Any:
@@ -68,6 +68,7 @@ class LoadOptions:
             raise ValueError(f"give device or mesh, not both: {self.device} and {self.mesh}")
         put("mesh", None if self.mesh is None else check_mesh(self.mesh))
         put("dtype", compute_dtype(default_dtype(self.first) if self.dtype is None else self.dtype))
+        put("dequantize", checked(self.dequantize))
         put("strict", flag("strict", self.strict))
         put("nextn", flag("nextn", self.nextn))
         if self.layers is not None:

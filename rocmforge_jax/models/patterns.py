@@ -9,6 +9,23 @@ from rocmforge_jax.gguf.errors import listed, shortened
 Patterns = str | Iterable[str] | bool | None
 
 
+def checked(patterns: Patterns) -> bool | tuple[str, ...]:
+    """Returns patterns in a form that can be read twice; raises TypeError for what is none."""
+    if patterns is None or isinstance(patterns, bool):
+        return bool(patterns)
+    given = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(given, Iterable):
+        raise TypeError(
+            "patterns of tensor names are a str, several of them, True or None, got a"
+            f" {type(patterns).__name__}"
+        )
+    given = tuple(given)
+    for pattern in given:
+        if not isinstance(pattern, str):
+            raise TypeError(f"a pattern of tensor names is a str, got {type(pattern).__name__}")
+    return given
+
+
 def matching(patterns: Patterns, names: Collection[str]) -> set[str]:
     """Returns the names that match any of the patterns.
 
@@ -20,12 +37,11 @@ def matching(patterns: Patterns, names: Collection[str]) -> set[str]:
     Raises:
         ValueError: A pattern matches nothing, with names that there are.
     """
-    if patterns is None or isinstance(patterns, bool):
-        return set(names) if patterns else set()
+    wanted = checked(patterns)
+    if isinstance(wanted, bool):
+        return set(names) if wanted else set()
     found = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"a pattern of tensor names is a str, got {type(pattern).__name__}")
+    for pattern in wanted:
         matches = {
             name
             for name in names

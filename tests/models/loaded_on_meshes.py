@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rocmforge_jax as rf
 from pallas_kernels import targets
@@ -91,8 +91,24 @@ def described(lm, said, exact):
     )
 
 
+def parts(model):
+    """What parts of a model compute, with tokens that are split over its mesh."""
+    graphdef, state = nnx.split(model)
+    sharding = jax.tree.leaves(state)[0].sharding
+    tokens_BT = jax.device_put(TOKENS, NamedSharding(sharding.mesh, PartitionSpec("data")))
+
+    @jax.jit
+    def computed(state, tokens_BT):
+        model = nnx.merge(graphdef, state)
+        hidden_BTD, _ = model.hidden(tokens_BT)
+        return hidden_BTD, model.head(hidden_BTD), model.embed(tokens_BT, pooling="mean")
+
+    return computed(state, tokens_BT)
+
+
 def load():
     one, _ = loaded()
+    whole, _ = loaded(mesh=jax.make_mesh((1,), ("data",)))
     exact, *_ = steps(one.model)
     found = {"answers": answers(one), "layers": len(one.model.blk)}
     for name, mesh in {
@@ -105,6 +121,8 @@ def load():
         found[name] = described(lm, said, exact)
         if name in ("4 x 2, Explicit", "2 x 4, Auto"):
             found[name]["answers"] = answers(lm)
+            pairs = zip(parts(lm.model), parts(whole.model))
+            found[name]["differences"] += [distance(*pair) for pair in pairs]
     read = []
     make = Placer._value
     Placer._value = lambda self, claim, data, device: (

@@ -68,6 +68,13 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("patterns", [3, ["token_embd", 4], {"a": 1}.get])
+def test_patterns_are_texts(patterns):
+    with pytest.raises(TypeError, match="pattern.*(int|builtin)"):
+        rf.load("no such file", dequantize=patterns)
+
+
+@pytest.mark.core
 def test_the_first_layers_compute_what_they_compute_in_the_whole_model(lm):
     """The head reads the residual stream after the second layer."""
     model = loaded(layers=2).model

@@ -42,6 +42,7 @@ def test_the_notebooks_are_there():
     assert found >= CORE | {
         "03_watch_the_model_think",
         "04_what_quantisation_costs",
+        "05_qlora_on_a_packed_base",
         "06_a_jit_compiled_script",
         "07_several_devices_on_a_laptop",
     }
@@ -55,7 +56,10 @@ def test_the_notebooks_are_there():
         for path in NOTEBOOKS
     ],
 )
-def test_it_runs_without_a_word_on_stderr(path, library, request):
+def test_it_runs_without_a_word_on_stderr(path, library, request, monkeypatch):
+    # As a user has it; optax needs it too.
+    monkeypatch.delenv("JAX_NUMPY_DTYPE_PROMOTION", raising=False)
+    monkeypatch.delenv("JAX_NUMPY_RANK_PROMOTION", raising=False)
     if library == "in C++":
         request.getfixturevalue("in_cpp")
     # Building the cache of fonts, once on a machine, writes to stderr.

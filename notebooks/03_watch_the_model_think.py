@@ -113,7 +113,7 @@ class Steer(nnx.Module):
     def __call__(self, x_BTD, tokens, state=None):
         x_BTD, state = self.block(x_BTD, tokens, state)
         added_D = self.strength[...] * self.direction_D[...]
-        return x_BTD + added_D.astype(x_BTD.dtype), state
+        return x_BTD + added_D.astype(x_BTD.dtype)[None, None], state
 
 
 layer, word = 2, " love"

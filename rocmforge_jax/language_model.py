@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from rocmforge_jax import compilation_cache
 from rocmforge_jax.arguments import check_keywords, flag, integer, named_values, shown
+from rocmforge_jax.backends import cpp
 from rocmforge_jax.completion import Answer, Completion, Piece, streamed
 from rocmforge_jax.generate import (
     Embedder,
@@ -683,6 +684,8 @@ def load(
                 device=options.first,
             )
             note(bar, f"{gguf.path.name}: {plan}")
+            if options.numerics.backend == "auto" and (advice := cpp.advice()):
+                note(bar, advice)
             if not bar.disable:
                 _name_the_compilation_cache(bar)
             plan.check()

@@ -89,6 +89,7 @@ MAY_IMPORT["export"] = {
     "language_model",
     "models",
     "nn",
+    "progress",
     "quant",
     "text",
 }

@@ -87,6 +87,17 @@ def file() -> Path:
     return found
 
 
+def advice() -> str | None:
+    """Returns why a CPU computes slowly, with the remedy; None if it does not, or on a GPU."""
+    try:
+        instructions()
+    except WrongDevice:
+        return None
+    except NotImplementedError as reason:
+        return f"plain XLA computes, several times slower than C++: {reason}"
+    return None
+
+
 def usable() -> bool:
     """Returns whether the library is built and loads on this machine."""
     try:

@@ -5,6 +5,7 @@ They compute the same as `pallas_kernels.qmatmul` on a GPU. The functions call t
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,7 @@ def _described(products: list[Product], rows: str):
                     operands.append(array)
         if product.residual is not None:
             operands, axes = [*operands, *_floats(product.residual)], [*axes, f"{rows} n{n}"]
-    attributes = dict(
+    attributes: dict[str, Any] = dict(
         jobs=tuple(map(int, numbers)), tables=tuple(tables), factors=tuple(map(float, factors))
     )
     return operands, axes, tuple(first), attributes

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from rocmforge_jax.arguments import flag
 from rocmforge_jax.export import gguf_file, hugging_face
 from rocmforge_jax.gguf.errors import quoted
 from rocmforge_jax.language_model import LanguageModel
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.models.requantize import Types
+from rocmforge_jax.progress import progress_bar
 
 #: The values of `format` -> the endings of paths that stand for them.
 FORMATS = {"gguf": ".gguf", "safetensors": ".safetensors"}
@@ -69,11 +68,12 @@ def save(
     if not isinstance(metadata, Mapping | None):
         raise TypeError(f"metadata maps keys to values, got {type(metadata).__name__}")
     lm = model if isinstance(model, LanguageModel) else None
-    shown = None if progress is None else not flag("progress", progress)
-    with tqdm(unit="B", unit_scale=True, desc=path.name, disable=shown) as bar:
+    progress = None if progress is None else flag("progress", progress)
+    with progress_bar(progress=progress, unit="B", unit_scale=True, desc=path.name) as bar:
 
         def show(done, total):
-            bar.total = total
+            if bar.total is None:
+                bar.reset(total)  # a widget takes a new total in no other way
             bar.update(done - bar.n)
 
         if format == "gguf":

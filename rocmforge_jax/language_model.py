@@ -661,6 +661,7 @@ def load(
                 context_length=options.context_length,
                 weights=weights,
                 device=options.first,
+                mesh=options.mesh,
             )
             if not bar.disable:
                 bar.write(f"{gguf.path.name}: {plan}", file=sys.stderr)

@@ -682,6 +682,7 @@ def load(
                 context_length=options.context_length,
                 weights=weights,
                 device=options.first,
+                mesh=options.mesh,
             )
             note(bar, f"{gguf.path.name}: {plan}")
             if options.numerics.backend == "auto" and (advice := cpp.advice()):

@@ -10,7 +10,6 @@ import collections.abc
 import copy
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from rocmforge_jax.generate.processor import LogitsProcessor, Processing
 from rocmforge_jax.generate.sampling import Sampler, sample
 from rocmforge_jax.generate.snapshots import SNAPSHOT_INTERVAL, Snapshots
 from rocmforge_jax.models import Decoder
-from rocmforge_jax.models.empty_cache import cache_shardings, init_cache, placement_of
+from rocmforge_jax.models.empty_cache import bytes_on_a_device, init_cache, placement_of
 from rocmforge_jax.models.sharding import on_every_device
 from rocmforge_jax.nn import Cache
 
@@ -394,17 +393,8 @@ class Steps:
 
         Nothing is allocated. On several devices, it is the size of one device's share.
         """
-        cache, placement = (
-            jax.eval_shape(lambda: self.init_cache(batch, length)),
-            placement_of(self.leaves),
-        )
-        if placement is None:
-            return cache.nbytes
-        shardings = cache_shardings(cache, placement)
-        return sum(
-            math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
-            for array, sharding in zip(jax.tree.leaves(cache), jax.tree.leaves(shardings))
-        )
+        cache = jax.eval_shape(lambda: self.init_cache(batch, length))
+        return bytes_on_a_device(cache, placement_of(self.leaves))
 
     @property
     def device(self) -> Any:

@@ -1,6 +1,7 @@
 """Makes the empty caches of models, where the model's weights are."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -74,4 +75,15 @@ def cache_shardings(cache: Cache, placement: Sharding) -> Any:
         lambda spec: NamedSharding(mesh, spec),
         cache.specs(mesh),
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+
+
+def bytes_on_a_device(cache: Cache, placement: Sharding | None) -> int:
+    """Returns the bytes that one device holds of a cache, which may be abstract."""
+    if placement is None:
+        return cache.nbytes
+    shardings = jax.tree.leaves(cache_shardings(cache, placement))
+    return sum(
+        math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        for array, sharding in zip(jax.tree.leaves(cache), shardings)
     )

@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rocmforge_jax import memory
 from rocmforge_jax.gguf import GGUFFile
 from rocmforge_jax.models.config import DecoderConfig
-from rocmforge_jax.models.empty_cache import init_cache
+from rocmforge_jax.models.empty_cache import bytes_on_a_device, init_cache
 
 #: Tokens of a prompt that are computed at once, and tokens of a text, that the plan counts with.
 PROMPT, TOKENS = 512, 4096
@@ -31,7 +32,7 @@ def cache_length(tokens: int, context_length: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on the device for one sequence.
+    """Bytes on a device for one sequence.
 
     Attributes:
         weights: the packed planes.
@@ -73,6 +74,7 @@ def plan_memory(
     context_length: int | None = None,
     weights: int | None = None,
     device: Any = None,
+    mesh: Mesh | None = None,
 ) -> MemoryPlan:
     """Plans the memory of one sequence.
 
@@ -85,14 +87,16 @@ def plan_memory(
             short context is not.
         weights: bytes of the weights on the device, default those of all tensors.
         device: where the model goes, default the first of this process.
+        mesh: the devices that share the model, of which `device` is one, or None.
     """
     context_length = context_length or config.context_length
     tokens = min(TOKENS, context_length + TOKENS_PER_DISPATCH)  # of a full context, see above
     slots = cache_length(tokens, context_length)
     cache = jax.eval_shape(lambda: init_cache(config, 1, slots, np.dtype(dtype)))
+    placement = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     return MemoryPlan(
         weights=sum(t.nbytes for t in gguf.tensors.values()) if weights is None else weights,
-        cache=cache.nbytes,
+        cache=bytes_on_a_device(cache, placement),
         slots=slots,
         temporaries=temporary_bytes(config, slots),
         available=available_bytes(device),

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import rocmforge_jax as rf
 from pallas_kernels import targets
 from rocmforge_jax.locate import DEMO
-from rocmforge_jax.models import load_decoder
+from rocmforge_jax.models import load_decoder, plan_memory
 from rocmforge_jax.models.place import Placer
 
 COLLECTIVES = r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
@@ -132,6 +132,11 @@ def load():
     loaded(mesh=mesh_of(4, 2))
     gguf = rf.open_gguf(DEMO)
     found["read"] = sum(read), sum(tensor.nbytes for tensor in gguf.tensors.values())
+    plans = [
+        plan_memory(gguf, one.model.config, "float32", mesh=mesh).cache
+        for mesh in (None, mesh_of(4, 2), mesh_of(2, 4))
+    ]
+    found["plans"] = plans
     with targets.use(targets.INTERPRET):
         model = load_decoder(gguf, mesh=mesh_of(4, 2), layout="groups", layers=1)
         entries = rf.kernel_report(model)

@@ -97,6 +97,11 @@ def test_the_file_is_read_once(found):
     assert read == size
 
 
+def test_the_plan_counts_what_one_device_holds_of_a_cache(found):
+    whole, by_two, by_four = found["plans"]  # with 2 KV heads
+    assert whole == by_four == 2 * by_two - 4  # the number of tokens is everywhere
+
+
 def test_each_device_calls_kernels_and_the_report_says_what_they_cannot(found):
     """With Pallas's interpreter in place of GPUs."""
     backends = {(operation, backend) for operation, backend, _ in found["report"]}

@@ -229,7 +229,8 @@ def _checked(platforms: Sequence[str]) -> tuple[str, ...]:
 def _in_plain_xla(model: Decoder) -> Decoder:
     """Returns a model that shares all arrays and computes everything in plain XLA."""
     new = nnx.merge(*nnx.split(model))
-    for _, module in nnx.iter_modules(new):
+    modules: Any = nnx.iter_modules(new)
+    for _, module in modules:
         if isinstance(numerics := vars(module).get("numerics"), Numerics):
-            setattr(module, "numerics", dataclasses.replace(numerics, backend="xla"))  # noqa: B010
+            module.numerics = dataclasses.replace(numerics, backend="xla")
     return new

@@ -26,6 +26,7 @@ QUICK = {
     "tokenize": ("tokenize demo größer", 0),
     "perplexity": ("perplexity {long}", 2),
     "embed": ("embed {long} größer", 2),
+    "export": ("export {long} out.gguf", 2),
     "bench": ("bench --tokens zehn demo", 2),
     "doctor": ("doctor --help", 0),
     "build-native": ("build-native --help", 0),

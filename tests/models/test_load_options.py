@@ -95,7 +95,7 @@ def test_the_first_layers_compute_what_they_compute_in_the_whole_model(lm):
         return original(self, x_BTD, *others)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rocmforge_jax.models.decoder.shared_trace", lambda layer, *a: layer(*a))
+        patch.setattr("rocmforge_jax.models.decoder.shared_trace", lambda layer, *a, **_: layer(*a))
         patch.setattr(third, "__call__", watched)
         whole(TOKENS)
     np.testing.assert_allclose(model(TOKENS)[0], lm.model.head(seen["x"]), rtol=1e-4, atol=1e-4)

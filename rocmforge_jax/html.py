@@ -46,7 +46,7 @@ def joined(*parts: Any) -> Markup:
 
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], *, most: int = MOST_ROWS) -> Markup:
-    """Makes a table. Of a long one it is the first rows and how many are left out."""
+    """Makes a table. A long table shows its first rows and the number of omitted ones."""
     rows = list(rows)
     lines = [element("tr", *(_cell("th", cell) for cell in header))]
     lines += [element("tr", *(_cell("td", cell) for cell in row)) for row in rows[:most]]

@@ -138,7 +138,7 @@ class LanguageModel:
         self.close()
 
     def _open(self, part):
-        """Returns a part of an open model; raises ValueError for a closed one."""
+        """Returns `part` unchanged; raises ValueError if it is None, because the model is closed."""
         if part is None:
             raise ValueError("this LanguageModel is closed: load it again")
         return part

@@ -54,7 +54,12 @@ def merge_lora(model: Decoder, type: str | None = None, *, dtype: Any = jnp.floa
 
 
 def _type(kernel, wanted: str | None) -> str | None:
-    """Returns the type that a merged kernel is packed in, or None."""
+    """Returns the name of the type in which to pack a merged kernel; None to leave it dense.
+
+    Args:
+        kernel: The kernel before it is merged.
+        wanted: A quantised type, "same" for the kernel's own type, or None for dense.
+    """
     if wanted is None:
         return None
     if wanted == "same":

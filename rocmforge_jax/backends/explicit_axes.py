@@ -14,6 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 def explicit_mesh(*trees) -> Any:
     """Returns the first mesh with explicit axes among the arrays of some pytrees, or None."""
     for leaf in jax.tree.leaves(trees):
+        if not isinstance(leaf, jax.Array):  # a layer that a user replaced by a function
+            continue
         mesh = getattr(getattr(jax.typeof(leaf), "sharding", None), "mesh", None)
         if mesh is not None and AxisType.Explicit in mesh.axis_types:
             return mesh

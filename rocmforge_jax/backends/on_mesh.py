@@ -86,7 +86,7 @@ def split_batch(array: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 def on_its_mesh(method: Callable) -> Callable:
-    """Traces a method of a module for the mesh of its `numerics`."""
+    """Makes a method of a module run with `self.numerics.mesh` as the current mesh."""
 
     @functools.wraps(method)
     def traced(self, *args, **options):

@@ -95,7 +95,18 @@ def refined(x, bits):
 
 
 def _improved(x, w, q, sums, lowest):
-    """Chooses the code of one element of each block anew, given all others."""
+    """Improves the code of one element of each block, with the codes of all others fixed.
+
+    Args:
+        x: The element of each block.
+        w: Its weight in the squared error.
+        q: Its present code.
+        sums: The weighted sums of x * q and q * q over each block.
+        lowest: Minus the lowest code.
+
+    Returns:
+        The new codes and the new sums.
+    """
     sum_xq, sum_qq = sums
     rest_xq, rest_qq = sum_xq - w * x * q, sum_qq - w * q * q
     possible = rest_xq > 0

@@ -43,7 +43,7 @@ class Embedder:
         self._embed = _jitted(self._flat)
 
     def _leaves(self) -> list[jax.Array]:
-        """Returns the decoder's present arrays; compiles nothing again for the same structure."""
+        """Returns the decoder's current arrays; recompiles only if its structure has changed."""
         if not self._flat.is_of(self._decoder):
             flat, before = FlatDecoder.of(self._decoder), self._flat.structure
             self._flat = flat

@@ -18,7 +18,7 @@ class FlatDecoder:
 
     Attributes:
         leaves: The arrays.
-        structure: What else makes the decoder. Decoders of equal structure share compiled programs.
+        structure: The rest of the decoder. Decoders with equal structures share compiled programs.
     """
 
     leaves: list[jax.Array]

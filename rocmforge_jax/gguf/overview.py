@@ -35,7 +35,7 @@ def parameters(tensors: Mapping[str, Any]) -> int:
 
 
 def file_html(file: Any) -> Markup:
-    """Shows a GGUFFile: its types, and folded up its metadata and its tensors."""
+    """Shows a GGUFFile: its types, and its metadata and tensors in folded sections."""
     count, nbytes = len(file.tensors), sum(size for _, size in types(file.tensors).values())
     name = file.path.name if len(file.paths) == 1 else f"{file.path.name} ({len(file.paths)} files)"
     numbers = f"{parameters(file.tensors):,} parameters in {count:,} tensors, {sized(nbytes)}"

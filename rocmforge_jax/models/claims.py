@@ -133,7 +133,7 @@ def claim(decoder, gguf, left_out: int = 0) -> tuple[list[Claim], list[str]]:
 
 
 def refuse(gguf, problems: list[str]) -> None:
-    """Raises GGUFError with the problems of `claim` and their likely cause, if there are any."""
+    """Raises GGUFError with the problems that `claim` found and their likely causes, if any."""
     if problems:
         causes = " and ".join(likely_causes(gguf))
         raise GGUFError(

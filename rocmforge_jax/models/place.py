@@ -159,7 +159,13 @@ class Placer:
         return QTensor.from_planes(planes, tensor.format, transposed=_is_kernel(claim))
 
     def _value(self, claim: Claim, data: np.ndarray, device: Any) -> Any:
-        """Makes the value of blocks, uint8 [..., row bytes], by way of a device."""
+        """Converts the bytes of a tensor to the value of its variable: a QTensor or a dense array.
+
+        Args:
+            claim: The variable and its tensor.
+            data: The blocks of the tensor, uint8 [..., row bytes].
+            device: The device that computes the conversion; None for JAX's default.
+        """
         make = self._packed if self._stays_packed(claim) else self._dense_array
         with contextlib.nullcontext() if device is None else jax.default_device(device):
             return make(claim, data)

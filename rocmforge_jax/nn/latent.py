@@ -46,7 +46,7 @@ class LatentState(State):
         )
 
     def rewound(self, held: int, length: int) -> "LatentState":
-        """Returns the state unchanged: the contents of later slots are unspecified."""
+        """Returns the state unchanged; slots from `length` on have unspecified contents."""
         return self
 
     @property

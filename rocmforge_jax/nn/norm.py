@@ -147,7 +147,7 @@ def is_fusable(norm) -> bool:
 
 
 def require_fusable(norm) -> None:
-    """Raises NotImplementedError unless kernels support the norm, or it is None."""
+    """Raises NotImplementedError if kernels do not support the norm. None is supported."""
     if norm is not None and not is_fusable(norm):
         scale = " without a scale" if type(norm) is RMSNorm else ""
         raise NotImplementedError(f"the norm is a {type(norm).__name__}{scale}")

@@ -32,7 +32,7 @@ TILE_BYTES = 4 << 20
 
 @jax.jit
 def matmul(x_MK, w):
-    """Multiplies float32 [M, K] by the QTensor w, stored [N, K] in columns, -> float32 [M, N].
+    """Multiplies float32 [M, K] by the QTensor w, in the layout "columns", -> float32 [M, N].
 
     It is jitted so that each shape is traced once: the layers of a model have few different ones.
     """

@@ -18,7 +18,10 @@ class WrongForm(Exception):
 
 
 class Text(str):
-    """A content as text. A template that loops over it expects a list of parts."""
+    """A message's content as a string, which detects templates that need a list.
+
+    Iterating over it raises WrongForm: a template that does so expects a list of parts.
+    """
 
     def __iter__(self):
         return _refused_loop()

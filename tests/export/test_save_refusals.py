@@ -84,7 +84,7 @@ def test_adapters(demo, tmp_path):
     model = nnx.clone(demo.model)
     attn_q = model.blk[2].attn_q
     attn_q.lora_a = nnx.Param(jnp.zeros((256, 3)))
-    with pytest.raises(ValueError, match=r"1 variables .*blk\.2\.attn_q\.lora_a.*[Mm]erge"):
+    with pytest.raises(ValueError, match=r"1 variables .*blk\.2\.attn_q\.weight\.lora_a.*[Mm]erge"):
         rf.save(model, tmp_path / "model.gguf")
 
 

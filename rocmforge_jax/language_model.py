@@ -138,7 +138,7 @@ class LanguageModel:
         self.close()
 
     def _open(self, part):
-        """Returns `part` unchanged; raises ValueError if it is None, because the model is closed."""
+        """Returns `part` unchanged; raises ValueError if it is None: the model is closed."""
         if part is None:
             raise ValueError("this LanguageModel is closed: load it again")
         return part

@@ -27,7 +27,7 @@ from rocmforge_jax.generate import (
 )
 from rocmforge_jax.generate.options import Processor
 from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
-from rocmforge_jax.html import element, joined
+from rocmforge_jax.html import element, escape, joined
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
     Decoder,
@@ -170,6 +170,8 @@ class LanguageModel:
         )
 
     def _repr_html_(self) -> str:
+        if self._model is None:
+            return escape(repr(self))
         context = f"context of {self.engine.context_length:,} tokens"
         return joined(decoder_html(self.model), element("div", f"{self.tokenizer}, {context}"))
 

@@ -43,6 +43,7 @@ def test_a_with_block_closes():
     with pytest.raises(ZeroDivisionError), loaded() as lm:
         1 / 0  # noqa: B018
     assert repr(lm) == "<LanguageModel: closed>"
+    assert lm._repr_html_() == "&lt;LanguageModel: closed&gt;"
 
 
 @pytest.mark.core

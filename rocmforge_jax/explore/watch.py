@@ -11,6 +11,7 @@ from flax import nnx
 
 from rocmforge_jax.explore.prompts import Prompt
 from rocmforge_jax.models import Decoder, Tokens
+from rocmforge_jax.models.sharding import on_automatic_axes
 from rocmforge_jax.nn import shared_trace
 
 #: Prompts are padded to powers of two from here on, so that few programs are compiled.
@@ -62,6 +63,7 @@ def watch(prompt: Prompt, read: Callable[[Decoder, list[Step], Any], Any]) -> An
     tokens = np.zeros((1, padded), np.int32)
     tokens[0, :T] = prompt.ids
     graphdef, state = nnx.split(prompt.model)
+    state = jax.tree.map(on_automatic_axes, state)
     found = _watch(graphdef, read, state, jnp.asarray(tokens), jnp.array([T], jnp.int32))
     return jax.device_get(found)
 

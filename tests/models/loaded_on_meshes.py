@@ -123,6 +123,8 @@ def load():
             found[name]["answers"] = answers(lm)
             pairs = zip(parts(lm.model), parts(whole.model))
             found[name]["differences"] += [distance(*pair) for pair in pairs]
+            likely = (rf.explore.next_tokens(each, PROMPTS[1]).probabilities for each in (lm, one))
+            found[name]["differences"].append(distance(*likely))
     read = []
     make = Placer._value
     Placer._value = lambda self, claim, data, device: (

@@ -41,7 +41,7 @@ from rocmforge_jax.models import (
 )
 from rocmforge_jax.models.overview import decoder_html
 from rocmforge_jax.models.patterns import Patterns
-from rocmforge_jax.progress import note, progress_bar
+from rocmforge_jax.progress import note, progress_bar, updates
 from rocmforge_jax.requested import Prompt, as_prompts, best, counts, each_params
 from rocmforge_jax.text import (
     ChatTemplate,
@@ -693,12 +693,7 @@ def load(
                 _name_the_compilation_cache(bar)
             plan.check()
 
-        def show(done, total):
-            if bar.total is None:
-                bar.reset(total)  # a widget takes a new total in no other way
-            bar.update(done - bar.n)
-
-        model = decoder_of(gguf, options, before_reading=check, progress=show)
+        model = decoder_of(gguf, options, before_reading=check, progress=updates(bar))
     return from_parts(model, gguf, context_length=options.context_length, strict=options.strict)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import TqdmWarning
@@ -28,6 +29,17 @@ def progress_bar(*iterable: Any, progress: bool | None, **options: Any) -> tqdm:
         options["delay"] = max(WIDGET_DELAY, options.get("delay", 0))
     disable = None if progress is None else not progress
     return tqdm(*iterable, disable=disable, **options)
+
+
+def updates(bar: tqdm) -> Callable[[int, int], None]:
+    """Returns a function of (units done, units in all) that moves a bar without a total."""
+
+    def update(done: int, total: int) -> None:
+        if bar.total is None:
+            bar.reset(total)  # the only way to give a widget a total
+        bar.update(done - bar.n)
+
+    return update
 
 
 def note(bar: tqdm, text: str) -> None:

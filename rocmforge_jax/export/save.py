@@ -11,7 +11,7 @@ from rocmforge_jax.gguf.errors import quoted
 from rocmforge_jax.language_model import LanguageModel
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.models.requantize import Types
-from rocmforge_jax.progress import progress_bar
+from rocmforge_jax.progress import progress_bar, updates
 
 #: The values of `format` -> the endings of paths that stand for them.
 FORMATS = {"gguf": ".gguf", "safetensors": ".safetensors"}
@@ -70,18 +70,12 @@ def save(
     lm = model if isinstance(model, LanguageModel) else None
     progress = None if progress is None else flag("progress", progress)
     with progress_bar(progress=progress, unit="B", unit_scale=True, desc=path.name) as bar:
-
-        def show(done, total):
-            if bar.total is None:
-                bar.reset(total)  # a widget takes a new total in no other way
-            bar.update(done - bar.n)
-
         if format == "gguf":
-            _save_gguf(decoder, path, lm, types, metadata or {}, show)
+            _save_gguf(decoder, path, lm, types, metadata or {}, updates(bar))
         elif metadata:
             raise ValueError(f"metadata are keys of GGUF files, {path.name} is none")
         else:
-            hugging_face.write(decoder, path, lm=lm, types=types, progress=show)
+            hugging_face.write(decoder, path, lm=lm, types=types, progress=updates(bar))
     return path
 
 

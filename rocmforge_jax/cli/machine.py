@@ -149,10 +149,11 @@ def _setting() -> str | None:
 
 def _library() -> str:
     folder = settings.cpp_folder()
-    if (build.find(folder) or packaged.find()) is None:
-        return "missing"
-    whole = build.find_complete(folder) if build.find(folder) else packaged.find_complete()
-    return "complete" if whole else "damaged"
+    if build.find(folder):
+        return "complete" if build.find_complete(folder) else "damaged"
+    if packaged.find():
+        return "complete" if packaged.find_complete() else "damaged"
+    return "missing"
 
 
 def _has_compiler() -> bool:

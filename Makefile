@@ -28,7 +28,7 @@ SECONDS ?= 60
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
-	@echo "make check      install, then format, lint, types, import order and the tests that compile nothing: under a minute"
+	@echo "make check      install, then format, lint, types, import order and the tests that compile nothing: a minute"
 	@echo "make format     format the code and mend what the linter can mend"
 	@echo "make test       install, then run the tests (PYTHON=... picks the interpreter, ARGS=... goes to pytest)"
 	@echo "make test-core  the quicker, essential half of the tests"

@@ -212,6 +212,31 @@ def and_or(a, b, c, target: Target):
     return _logic(0xEA, a, b, c)
 
 
+def multiplies_bfloat16_pairs(target: Target) -> bool:
+    """Return whether a GPU has `multiply_bfloat16_pairs`: NVIDIA's have it since Hopper."""
+    return target.platform == "cuda" and int(target.architecture.partition(".")[0] or 0) >= 9
+
+
+def twice_bfloat16(x):
+    """Return float32 numbers as bfloat16, rounded towards zero, in both halves of uint32 words."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return (bits & np.uint32(0xFFFF0000)) | (bits >> np.uint32(16))
+
+
+def multiply_bfloat16_pairs(a, b):
+    """Multiply two bfloat16 numbers in each uint32 of a with those of b."""
+    a, b = (x.astype(jnp.int32) for x in jnp.broadcast_arrays(a, b))
+    return _assembly("mul.rn.bf16x2 $0, $1, $2;", "=r,r,r", a, b).astype(jnp.uint32)
+
+
+def bfloat16_pair(words) -> tuple:
+    """Return the lower and the upper halves of uint32 words as bfloat16."""
+    return tuple(
+        jax.lax.bitcast_convert_type(half.astype(jnp.uint16), jnp.bfloat16)
+        for half in (words & np.uint32(0xFFFF), words >> np.uint32(16))
+    )
+
+
 def choose(mask, a, b, target: Target):
     """Like `packing.choose` of uint32 arrays, in one instruction on NVIDIA's GPUs."""
     if target.platform != "cuda":

@@ -9,7 +9,13 @@ from pallas_kernels.targets import Target, of_family
 
 
 def dequantize(
-    planes, packing: Packing, dtype, *, target: Target, blocks: Blocks | None = None
+    planes,
+    packing: Packing,
+    dtype,
+    *,
+    target: Target,
+    groups: int | None = None,
+    blocks: Blocks | None = None,
 ) -> jax.Array:
     """Dequantise a packed matrix, with results bitwise equal to `reference.dequantize`.
 
@@ -18,6 +24,7 @@ def dequantize(
         packing: the format of the planes.
         dtype: the dtype of the values.
         target: the compilation target.
+        groups: K / 32, the number of groups of a row to dequantise; the default is all of them.
         blocks: the tile sizes; the default depends on the target.
 
     Returns:
@@ -32,4 +39,5 @@ def dequantize(
             f" {list(planes['codes'].shape)}"
         )
     blocks = blocks or of_family(BLOCKS, target)
-    return kernels.dequantize(planes, packing, dtype, blocks, target)
+    groups = groups or planes["codes"].shape[-1]
+    return kernels.dequantize(planes, packing, dtype, groups, blocks, target)

@@ -24,9 +24,9 @@ from pallas_kernels.packing import (
 from pallas_kernels.targets import Target
 
 
-def dequantize(planes, packing: Packing, dtype, blocks: Blocks, target: Target):
+def dequantize(planes, packing: Packing, dtype, groups: int, blocks: Blocks, target: Target):
     """Run the kernel on the planes of a matrix and return its values [N, K] in `dtype`."""
-    rows, _, groups = planes["codes"].shape
+    rows = planes["codes"].shape[0]
     names, fours = sorted(planes), groups * POSITIONS
     tile = min(blocks.fours, pl.next_power_of_2(fours))
 

@@ -75,7 +75,7 @@ def multiply(
 
 
 def multiply_skinny(
-    x_MK, weight: Weight, *, target: Target, tile: MatrixTile | None = None, experts=None
+    x_MK, weight: Weight, *, target: Target, tile: MatrixTile | None = None, experts=None, rows=None
 ) -> jax.Array:
     """Multiply tens of rows of activations with a weight on the matrix units (skinny GEMM).
 
@@ -89,6 +89,8 @@ def multiply_skinny(
         experts: int32 [M / R], where R is a power of two, at least 16: the index of the matrix for
             each R rows of x. The output of rows with a negative index is not written. None: the
             weight is one matrix.
+        rows: int32 [M], with `experts`: the row of x, which may have any number of rows, for each
+            row of the output. None: row m is for row m.
 
     Returns:
         float32 [M, N].
@@ -98,7 +100,7 @@ def multiply_skinny(
         ValueError: M is not a valid R times the length of `experts`.
     """
     check_offsets(weight.planes)
-    return skinny_gemm.multiply(x_MK, weight, target=target, tile=tile, experts=experts)
+    return skinny_gemm.multiply(x_MK, weight, target=target, tile=tile, experts=experts, rows=rows)
 
 
 def _check_experts(products: list[Product], rows: int) -> None:

@@ -92,9 +92,15 @@ GEMV_BATCH = {
 }
 
 
-#: For products with experts: (most rows per expert on average, most rows that a program computes
-#: together). The first entry that fits is used. With more rows, the matrix units are faster.
-SHARED_ROWS = {"": ((1, 1),), "cuda": ((1, 1), (4, 2)), "interpret": ((1, 1), (4, 2))}
+#: For products with experts: (most rows per expert on average, conditions, most rows that a program
+#: computes together). The first entry that fits is used. With more rows, the matrix units are
+#: faster. "exact": whether the skinny GEMM computes with the exact weights, which it decodes with
+#: the fewest instructions.
+SHARED_ROWS = {
+    "": ((1, {}, 1),),
+    "cuda": ((1, {}, 1), (4, {"exact": False}, 2)),
+    "interpret": ((1, {}, 1), (4, {"exact": False}, 2)),
+}
 #: Rows of the weight in such a program, by whether activations are integers. With fewer rows, a
 #: program takes longer to start than to compute. Measured on an H200, with experts of 768 to 2880
 #: inputs.
@@ -105,16 +111,19 @@ SHARED_TILE = {
 }
 
 
-def shared_rows(pairs: int, experts: int, target: Target) -> int | None:
+def shared_rows(pairs: int, experts: int, exact: bool, target: Target) -> int | None:
     """Return how many rows a GEMV program computes together; None to use the matrix units.
 
     Args:
         pairs: rows of activations, each for one expert.
         experts: the number of experts.
+        exact: whether the skinny GEMM computes with the exact weights.
         target: the compilation target.
     """
-    table = of_family(SHARED_ROWS, target)
-    return next((rows for most, rows in table if pairs <= most * experts), None)
+    for most, wanted, rows in of_family(SHARED_ROWS, target):
+        if pairs <= most * experts and wanted.get("exact", exact) == exact:
+            return rows
+    return None
 
 
 def gemv(
@@ -212,7 +221,7 @@ SKINNY_GEMM = {
     "cuda": ((64, {}, MatrixTile(64, 4, warps=4, batch=64, stages=2)),),
     "cuda 9": (
         (16, {"bits": 8}, MatrixTile(32, 16, warps=2, batch=16, stages=3)),
-        (16, {"scale": "e8m0"}, MatrixTile(64, 16, warps=4, batch=16, stages=2)),
+        (16, {"scale": "e8m0"}, MatrixTile(64, 8, warps=4, batch=16, stages=3)),
         (16, {"halves": 1}, MatrixTile(32, 8, warps=2, batch=16, stages=3)),
         (32, {"aligned": False}, MatrixTile(64, 16, warps=4, batch=32, stages=2, early=False)),
         (32, {}, MatrixTile(64, 8, warps=4, batch=32, stages=3, early=False)),

@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_kernels import packing as packings
 from pallas_kernels import triton
-from pallas_kernels.packing import GROUP, Packing, field_of_position, parts
+from pallas_kernels.packing import GROUP, POSITIONS, Packing, field_of_position, parts
 from pallas_kernels.targets import Target
 
 
@@ -89,29 +89,73 @@ def _choose(target):
 
 
 def lifted(words, packing: Packing, target: Target):
-    """Unpack words of a group into float32.
+    """Unpack words into float32.
 
     The bits of a code replace zeros in the fraction of a power of two. This takes one instruction
     per code, and a shift that several codes share.
 
     Yields:
-        For each of the 32 inputs, in order: an array and an np.float32, whose difference is the
-        code minus the packing's offset.
+        For each position, for its bytes in BYTE_ORDER: an array and an np.float32, whose difference
+        is the code minus the packing's offset.
     """
     offset, whole = packing.offset, packing.table is not None or packing.bits == 8
     if whole:
         words, offset = _unsigned_bytes(words, packing, target)
-    for element in range(GROUP):
-        position, byte = divmod(element, 4)
-        at = place(packing, position, byte)
-        power = np.float32(2.0 ** (23 - at))
-        bits = power.view(np.uint32)
-        for word, shift, part, low in (
-            [(words[position], 0, 8, 0)] if whole else _fields(words, packing, position)
-        ):
-            mask = np.uint32((1 << part) - 1 << at + low)
-            bits = triton.and_or(_shifted(word, at + low - shift - 8 * byte), mask, bits, target)
-        yield jax.lax.bitcast_convert_type(bits, jnp.float32), np.float32(power + offset)
+    for position in range(POSITIONS):
+        for byte in BYTE_ORDER:
+            at = place(packing, position, byte)
+            power = np.float32(2.0 ** (23 - at))
+            bits = power.view(np.uint32)
+            for word, shift, part, low in (
+                [(words[position], 0, 8, 0)] if whole else _fields(words, packing, position)
+            ):
+                mask = np.uint32((1 << part) - 1 << at + low)
+                shifted = _shifted(word, at + low - shift - 8 * byte)
+                bits = triton.and_or(shifted, mask, bits, target)
+            yield jax.lax.bitcast_convert_type(bits, jnp.float32), np.float32(power + offset)
+
+
+#: The order of the four inputs of a position: those that are 16 bits apart are neighbours.
+BYTE_ORDER = (0, 2, 1, 3)
+
+
+#: The numbers of e2m1 codes (sign, two exponent bits, one fraction bit), doubled.
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+
+
+def is_exact_in_bfloat16(packing: Packing, target: Target) -> bool:
+    """Return whether `in_bfloat16` serves a packing: the products with scales are exact."""
+    return (
+        packing.table == tuple(number + packing.offset for number in E2M1)
+        and packing.scale in ("e8m0", "e4m3")
+        and triton.multiplies_bfloat16_pairs(target)
+    )
+
+
+def in_bfloat16(words, scales: list, target: Target):
+    """Convert e2m1 codes to bfloat16 and multiply by their scales, two at a time.
+
+    The fields of a code become the sign, the lowest two exponent bits and the highest fraction bit
+    of a bfloat16. Read as a bfloat16, they are the number times 2^-127.
+
+    Args:
+        words: the words of a group.
+        scales: float32, for each half of the positions.
+        target: the compilation target.
+
+    Yields:
+        For each position, for its bytes in BYTE_ORDER: bfloat16.
+    """
+    factors = [triton.twice_bfloat16(scale) for scale in scales]
+    for position in range(POSITIONS):
+        word, half = words[position % 4], position * len(scales) // POSITIONS
+        for byte in BYTE_ORDER[::2]:
+            at = 8 * byte + position // 4 * 4
+            others = _shifted(word, 6 - at) & np.uint32(0x01C001C0)
+            pair = triton.and_or(_shifted(word, 12 - at), np.uint32(0x80008000), others, target)
+            pair = triton.multiply_bfloat16_pairs(pair, jnp.full_like(pair, 0x7F007F00))
+            pair = triton.multiply_bfloat16_pairs(pair, factors[half])
+            yield from triton.bfloat16_pair(pair)
 
 
 def place(packing: Packing, position: int, byte: int) -> int:

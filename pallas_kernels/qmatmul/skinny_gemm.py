@@ -25,15 +25,17 @@ from pallas_kernels.qmatmul.product import Weight
 from pallas_kernels.targets import Target
 
 
-def multiply(x_MK, weight: Weight, *, target: Target, tile=None, experts=None) -> jax.Array:
+def multiply(
+    x_MK, weight: Weight, *, target: Target, tile=None, experts=None, rows=None
+) -> jax.Array:
     """Run the kernel; `api.multiply_skinny` describes the operands.
 
     Raises:
         ValueError: M is not the length of `experts` times a power of two, at least 16.
     """
     planes, packing, N = weight.planes, weight.packing, weight.rows
-    M, K = x_MK.shape
-    groups, names = K // GROUP, sorted(planes)
+    M = len(x_MK) if rows is None else len(rows)
+    groups, names = planes["codes"].shape[-1], sorted(planes)  # with padding
     together = M if experts is None else _rows_of_an_expert(M, experts.shape[0])
     tile = tile or blocks.skinny_gemm(together, N, groups, packing, target)
     if experts is not None:
@@ -44,20 +46,28 @@ def multiply(x_MK, weight: Weight, *, target: Target, tile=None, experts=None) -
 
     def kernel(point, x_ref, *refs):
         refs, (*of_tiles, out_ref) = dict(zip(names, refs)), refs[len(names) :]
+        expert_ref, row_ref = (*of_tiles, None, None)[:2]
         n = point[0] * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
         m = point[1] * columns
         split = point[2]
 
         def run(*expert):
+            x_rows = None
+            if row_ref is not None:
+                x_rows = row_ref[pl.ds(m, columns)][:, None]
+
+            def x_of_step(j):
+                if x_rows is None:
+                    return x_ref[pl.ds(m, columns), pl.ds(j * width, width)]
+                return x_ref[x_rows, j * width + jnp.arange(width, dtype=jnp.int32)[None]]
+
             def step(j, total):
                 row = jnp.minimum(n, N - 1) if N % tile.rows else n
                 read = _Tile(
                     refs, packing, (*expert, row[:, None]), j * tile.groups, tile.groups, groups
                 )
                 values = _in_order(list(_values(read, x_ref.dtype, target)), tile)
-                return total + triton.dot(
-                    values, x_ref[pl.ds(m, columns), pl.ds(j * width, width)].T
-                )
+                return total + triton.dot(values, x_of_step(j).T)
 
             first = split * share
             last = jnp.minimum(first + share, steps)
@@ -68,10 +78,10 @@ def multiply(x_MK, weight: Weight, *, target: Target, tile=None, experts=None) -
             inside = None if M % columns == N % tile.rows == 0 else (at[0] < M) & (at[1] < N)
             triton.store(out_ref, (split, *at), total, mask=inside)
 
-        if not of_tiles:
+        if expert_ref is None:
             run()
         else:
-            expert = of_tiles[0][point[1]]
+            expert = expert_ref[point[1]]
             pl.when(expert >= 0)(lambda: run(expert))
 
     sums = triton.call(
@@ -84,9 +94,9 @@ def multiply(x_MK, weight: Weight, *, target: Target, tile=None, experts=None) -
         name="multiply_many",
         early=tile.early,
     )(
-        _as_tiles(x_MK, tile, steps, pl.cdiv(M, columns) * columns),
+        _as_tiles(x_MK, tile, steps, None if rows is not None else pl.cdiv(M, columns) * columns),
         *(planes[name] for name in names),
-        *([] if experts is None else [experts]),
+        *(of_tiles for of_tiles in (experts, rows) if of_tiles is not None),
     )
     return sums[0] if tile.splits == 1 else sums.sum(axis=0)
 
@@ -104,7 +114,9 @@ def _rows_of_an_expert(M, tiles):
 def _as_tiles(x, tile, steps, rows):
     """Pad x [M, K] to `rows` rows and whole tiles, with inputs in the order of `_in_order`."""
     M, K = x.shape
+    rows = rows or M
     x = jnp.pad(x, ((0, rows - M), (0, steps * tile.groups * GROUP - K)))
+    x = x.reshape(rows, -1, 2, 2).swapaxes(2, 3)  # `codes.BYTE_ORDER`
     x = x.reshape(rows, steps, tile.lanes, tile.groups // tile.lanes, GROUP // tile.run, tile.run)
     return x.transpose(0, 1, 3, 4, 2, 5).reshape(rows, -1)
 
@@ -174,12 +186,18 @@ class _Tile:
 
 
 def _values(read, dtype, target):
-    """Yields the values [rows, groups] in `dtype` of each of the 32 inputs of a group."""
+    """Yields the values [rows, groups] in `dtype` of each of the 32 inputs of a group.
+
+    The inputs are in the order of positions, and within a position, of `codes.BYTE_ORDER`.
+    """
     packing = read.packing
     scales = [read.scale(half) for half in range(packing.halves)]
     words = [read.codes(i) for i in range(packing.bits)]
-    for element, (lifted, above) in enumerate(codes.lifted(words, packing, target)):
-        scale, minimum = scales[element // (GROUP // packing.halves)]
+    if dtype == jnp.bfloat16 and codes.is_exact_in_bfloat16(packing, target):
+        yield from codes.in_bfloat16(words, [scale for scale, _ in scales], target)
+        return
+    for number, (lifted, above) in enumerate(codes.lifted(words, packing, target)):
+        scale, minimum = scales[number // (GROUP // packing.halves)]
         if minimum is not None:
             value = triton.multiply_add(lifted - above, scale, minimum, target)
         elif packing.scale == "e8m0" or target.interpret:

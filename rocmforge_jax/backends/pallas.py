@@ -25,6 +25,7 @@ from pallas_kernels.qmatmul import (
     Weight,
     blocks,
     check_offsets,
+    is_exact_in_bfloat16,
     multiply,
     multiply_skinny,
 )
@@ -114,9 +115,20 @@ def rows_of_an_expert(pairs: int, experts: int) -> int:
     return blocks.rows_of_an_expert(pairs, experts, target())
 
 
-def shared_rows(pairs: int, experts: int) -> int | None:
-    """Returns how many rows of one expert the GEMV computes together, None for matrix units."""
-    return blocks.shared_rows(pairs, experts, target())
+def shared_rows(pairs: int, experts: int, weights, dtype) -> int | None:
+    """Returns how many rows of one expert the GEMV computes together, None for matrix units.
+
+    Args:
+        pairs: Pairs of a token and an expert.
+        experts: Number of experts.
+        weights: The packed weights of the experts.
+        dtype: Of the tokens.
+    """
+    on = target()
+    exact = dtype == jnp.bfloat16 and all(
+        is_exact_in_bfloat16(weight.packing, on) for weight in weights
+    )
+    return blocks.shared_rows(pairs, experts, exact, on)
 
 
 def gemv(
@@ -132,24 +144,24 @@ def _gemv(x, products, norm, mode, dtype, on, epsilon, shared=None):
     return multiply(x, products, **how, shared=shared)
 
 
-def skinny_product(x_MK, weight, experts=None) -> jax.Array:
+def skinny_product(x_MK, weight, experts=None, rows=None) -> jax.Array:
     """Multiplies tens of rows of a narrow x: see `pallas_kernels.qmatmul.multiply_skinny`."""
-    return _skinny(x_MK, weight, target(), experts)
+    return _skinny(x_MK, weight, target(), experts, rows)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _skinny(x_MK, weight, on, experts=None):
-    return multiply_skinny(x_MK, weight, target=on, experts=experts)
+def _skinny(x_MK, weight, on, experts=None, rows=None):
+    return multiply_skinny(x_MK, weight, target=on, experts=experts, rows=rows)
 
 
 def dequantize(weight, dtype) -> jax.Array:
     """Returns the values [N, K] of a packed weight."""
-    return _dequantize(weight.planes, weight.packing, jnp.dtype(dtype), target())
+    return _dequantize(weight.planes, weight.packing, jnp.dtype(dtype), target(), weight.groups)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _dequantize(planes, packing, dtype, on):
-    return dequantize_planes(planes, packing, dtype, target=on)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _dequantize(planes, packing, dtype, on, groups):
+    return dequantize_planes(planes, packing, dtype, target=on, groups=groups)
 
 
 def check_attention(q, keys, values, rule: AttentionRule) -> Target:
@@ -267,7 +279,7 @@ def _error_of_products(packing, mode, on) -> jax.Array:
     product = Product((weight,))
     (y,) = _gemv(x, [product], None, mode, jnp.dtype("float32"), on, 0.0)
     exact = dot(x, dense.T)
-    values = _dequantize(planes, packing, jnp.dtype("float32"), on)
+    values = _dequantize(planes, packing, jnp.dtype("float32"), on, planes["codes"].shape[-1])
     narrow = x.astype(jnp.bfloat16)
     rounded = _skinny(narrow, weight, on) - dot(narrow.astype(jnp.float32), dense.T)
     norm = jnp.linalg.norm(exact)

@@ -21,6 +21,9 @@ from rocmforge_jax.nn.moe_cpp import check_cpp
 from rocmforge_jax.nn.norm import is_fusable, require_fusable, rms_norm
 from rocmforge_jax.quant.multiply import require_pallas, require_transposed
 
+#: The kernels of the router read its weight once per token. For 32 tokens, XLA is faster.
+MOST_TOKENS = 16
+
 
 def _check_route(tokens, router, norm, routing: Routing) -> str:
     on = pallas.target()
@@ -31,9 +34,8 @@ def _check_route(tokens, router, norm, routing: Routing) -> str:
         raise NotImplementedError("the router is quantised or has an output scale")
     if routing.groups > 1:
         raise NotImplementedError(f"the experts are in {routing.groups} groups")
-    most = pallas.gemv_rows("float32")
-    if not 0 < tokens <= most:
-        raise NotImplementedError(f"{tokens} tokens, the kernels take 1 to {most}")
+    if not 0 < tokens <= MOST_TOKENS:
+        raise NotImplementedError(f"{tokens} tokens, the kernels take 1 to {MOST_TOKENS}")
     how = "" if routing.scoring == "softmax" else f" by {routing.scoring}"
     error = functools.partial(_routing_error, routing.scoring)
     pallas.require(f"the kernel that chooses experts{how}", error, 1e-5)
@@ -41,8 +43,8 @@ def _check_route(tokens, router, norm, routing: Routing) -> str:
 
 
 def _check_mixture(pairs, dtype, stacks: Stacks, norm) -> str:
-    together = pallas.shared_rows(pairs, stacks.up.kernel.shape[0])
     weights = require_packed(stacks.all)
+    together = pallas.shared_rows(pairs, stacks.up.kernel.shape[0], weights, dtype)
     require_fusable(norm)
     if together is None and dtype.itemsize > 2:
         raise NotImplementedError("many pairs in float32: the matrix units do not keep float32")
@@ -106,7 +108,8 @@ def _routing_error(scoring: str):
 def mixture(x_TD, norm, experts_P, stacks: Stacks, numerics: Numerics):
     """Returns the output of each pair, float32 [P, D]; the pairs of a token are consecutive."""
     experts_P, arrays = experts_P.astype(jnp.int32), stacks.arrays()
-    together = pallas.shared_rows(len(experts_P), stacks.up.kernel.shape[0])
+    weights = [stack.kernel for stack in arrays.all]
+    together = pallas.shared_rows(len(experts_P), arrays.up.kernel.shape[0], weights, x_TD.dtype)
     if together is not None:
         scale, epsilon = (None, 0.0) if norm is None else (norm.scale.get_value(), norm.epsilon)
         return differentiable(_Pairs(numerics, epsilon, together), x_TD, scale, experts_P, arrays)
@@ -148,13 +151,14 @@ class _ByExpert:
     def __call__(self, x_TD, experts_P, stacks: Stacks):
         P, T, E = len(experts_P), len(x_TD), stacks.up.kernel.shape[0]
         rows = pallas.rows_of_an_expert(P, E)
-        place_P, expert_of_tile = _places(experts_P, E, rows)
-        token_P = jnp.arange(P, dtype=jnp.int32) // (P // T)
-        token_of_row = jnp.zeros(len(expert_of_tile) * rows, jnp.int32).at[place_P].set(token_P)
+        place_P, pair_of_row, expert_of_tile = _places(experts_P, E, rows)
+        token_of_row = pair_of_row // (P // T)
         expert_of_row = jnp.repeat(expert_of_tile, rows)
         multiply = functools.partial(pallas.skinny_product, experts=expert_of_tile)
-        x = x_TD[token_of_row]
-        outputs = [_finished(multiply(x, s.kernel), s, expert_of_row) for s in stacks.first]
+        outputs = [
+            _finished(multiply(x_TD, s.kernel, rows=token_of_row), s, expert_of_row)
+            for s in stacks.first
+        ]
         hidden = stacks.hidden(outputs).astype(x_TD.dtype)
         down = stacks.down
         return _finished(multiply(hidden, down.kernel)[place_P], down, experts_P)
@@ -209,18 +213,40 @@ def _places(experts_P, E: int, rows: int):
         rows: Rows of a tile.
 
     Returns:
-        The row of each pair, int32 [P], and the expert of each tile, int32 [tiles], -1 for a tile
-        without pairs.
+        The row of each pair, int32 [P]; the pair of each row, int32 [tiles * rows], any pair for a
+        row without one; and the expert of each tile, int32 [tiles], -1 for a tile without pairs.
     """
     P = len(experts_P)
-    count_E = jnp.zeros(E, jnp.int32).at[experts_P].add(1)
-    order_P = jnp.argsort(experts_P)  # stable
-    rank_P = jnp.arange(P, dtype=jnp.int32) - (jnp.cumsum(count_E) - count_E)[experts_P[order_P]]
+    pair_P, expert_E = jnp.arange(P, dtype=jnp.int32), jnp.arange(E, dtype=jnp.int32)
+    count_E = jnp.sum(experts_P[:, None] == expert_E[None], axis=0, dtype=jnp.int32)
     tiles_E = (count_E + rows - 1) // rows
-    end_E = jnp.cumsum(tiles_E)
-    place = (end_E - tiles_E)[experts_P[order_P]] * rows + rank_P
+    end_E = jnp.sum(jnp.where(expert_E[None] <= expert_E[:, None], tiles_E[None], 0), axis=1)
+    place_P = (end_E - tiles_E)[experts_P] * rows + _rank_in_expert(experts_P, count_E)
     # An upper bound: all full tiles, and one partial tile per expert.
     tile = jnp.arange(P // rows + min(E, P), dtype=jnp.int32)
     # A binary search would be a loop of kernel launches.
     expert = jnp.sum(end_E[None] <= tile[:, None], axis=1, dtype=jnp.int32)
-    return jnp.zeros(P, jnp.int32).at[order_P].set(place), jnp.where(expert < E, expert, -1)
+    row = jnp.arange(len(tile) * rows, dtype=jnp.int32)
+    if P <= MOST_COMPARED:
+        pair_of_row = jnp.sum(jnp.where(row[:, None] == place_P[None], pair_P[None], 0), axis=1)
+    else:
+        pair_of_row = jnp.zeros_like(row).at[place_P].set(pair_P)
+    return place_P, pair_of_row, jnp.where(expert < E, expert, -1)
+
+
+#: Up to this number of pairs, comparing all of them is faster than sorting, which takes several
+#: launches.
+MOST_COMPARED = 512
+
+
+def _rank_in_expert(experts_P, count_E):
+    """Returns how many earlier pairs have the same expert as each pair, int32 [P]."""
+    P = len(experts_P)
+    pair_P = jnp.arange(P, dtype=jnp.int32)
+    if P <= MOST_COMPARED:
+        earlier_PP = pair_P[None] < pair_P[:, None]
+        same_PP = experts_P[:, None] == experts_P[None]
+        return jnp.sum(same_PP & earlier_PP, axis=1, dtype=jnp.int32)
+    order_P = jnp.argsort(experts_P)  # stable
+    rank_P = pair_P - (jnp.cumsum(count_E) - count_E)[experts_P[order_P]]
+    return jnp.zeros(P, jnp.int32).at[order_P].set(rank_P)

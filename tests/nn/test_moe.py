@@ -17,6 +17,7 @@ from rocmforge_jax.nn import (
     ScalarGate,
     choose_experts,
     mixture,
+    moe_pallas,
     route,
 )
 from rocmforge_jax.quant import QParam, QTensor
@@ -197,12 +198,15 @@ def _rounded(x):
 ROUTES = {"mixed": None, "two alone": [0, 5]}
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_many_pairs_by_expert_in_kernels(route, case, distance):
+@pytest.mark.parametrize(
+    ("route", "most_compared"), [("mixed", 512), ("mixed", 0), ("two alone", 512), ("two alone", 0)]
+)
+def test_many_pairs_by_expert_in_kernels(route, most_compared, case, distance, monkeypatch):
     """In bfloat16, in the interpreter: each expert reads its own tokens, in tiles.
 
-    Weights and hidden units are rounded to bfloat16.
+    Pairs are ordered by comparing or by sorting. Weights and hidden units are rounded to bfloat16.
     """
+    monkeypatch.setattr(moe_pallas, "MOST_COMPARED", most_compared)
     (x, weights, chosen, *stacks), _ = case(23, layout="groups")
     chosen = (
         chosen

@@ -70,7 +70,10 @@ def _packed(shape, fmt, transposed, key):
     *stack, rows, columns = (*shape[:-2], *reversed(shape[-2:])) if transposed else shape
     planes = _planes(key, fmt, math.prod(stack) * rows, columns)
     planes = jax.tree.map(lambda plane: plane.reshape(*stack, rows, *plane.shape[1:]), planes)
-    return QParam(QTensor(planes, fmt.name, "groups", transposed))
+    return QParam(_padded(QTensor(planes, fmt.name, "groups", transposed)))
+
+
+_padded = jax.jit(QTensor.padded)  # as `load_decoder` does on a GPU
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

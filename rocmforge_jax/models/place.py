@@ -19,6 +19,7 @@ from rocmforge_jax.models.claims import Claim
 from rocmforge_jax.models.load_options import LoadOptions
 from rocmforge_jax.models.sharding import Shares
 from rocmforge_jax.quant import QParam, QTensor, default_layout, repack
+from rocmforge_jax.quant.placement import platform_of
 from rocmforge_jax.quant.split import Split
 
 
@@ -48,7 +49,9 @@ class Placer:
         value = self._ahead(claim)
         if value is None:
             value = self._value(claim, _blocks(claim), device)
-        return _as_variable(value if device is None else jax.device_put(value, device))
+        if device is not None:
+            value = jax.device_put(value, device)
+        return _as_variable(_padded(value) if self._pads(value) else value)
 
     def abstract(self, claim: Claim) -> nnx.Variable:
         """Makes the variable of a claim with a `jax.ShapeDtypeStruct` for each array.
@@ -62,6 +65,14 @@ class Placer:
         if self._shares is None and self._stays_packed(claim):
             return claim.tensor.nbytes
         return sum(map(_nbytes, jax.tree.leaves(self._shapes(claim))))
+
+    def _pads(self, value: Any) -> bool:
+        """Returns whether a value is a QTensor whose rows a GPU alone reads."""
+        return (
+            isinstance(value, QTensor)
+            and self._shares is None
+            and platform_of(self._options.first) != "cpu"
+        )
 
     def _stays_packed(self, claim: Claim) -> bool:
         return claim.is_packed and claim.name not in self._dense
@@ -104,7 +115,8 @@ class Placer:
             split = functools.partial(
                 QTensor.from_bytes, fmt=format, layout=self._layout(claim), transposed=transposed
             )
-            return jax.eval_shape(split, blocks)
+            value = jax.eval_shape(split, blocks)
+            return jax.eval_shape(QTensor.padded, value) if self._pads(value) else value
         shape = claim.shape
         if transposed and len(shape) > 1:
             shape = (*shape[:-2], shape[-1], shape[-2])
@@ -211,6 +223,9 @@ def _is_kernel(claim: Claim) -> bool:
 
 def _as_variable(value) -> nnx.Variable:
     return QParam(value) if isinstance(value, QTensor) else nnx.Param(value)
+
+
+_padded = jax.jit(QTensor.padded)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

@@ -49,13 +49,14 @@ DEQUANTIZE = Operation("dequantize", {"pallas": _check_dequantize})
 
 
 def _by_xla(w):
-    return _dequantize_stored(w.planes, w.type_name, w.layout, len(w.stored_shape) - 2)
+    return _dequantize_stored(w.planes, w.type_name, w.layout, len(w.stored_shape) - 2, w.padding)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _dequantize_stored(planes, type_name, layout, lead):
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _dequantize_stored(planes, type_name, layout, lead, padding):
     """Returns [..., N, K] for rows and groups, [..., K, N] for columns."""
     fmt = QTensor(planes, type_name, layout).format
+    planes = word_packed.without_padding(planes, padding)
 
     def program(planes):
         return _DECODE[layout](planes, fmt)
@@ -163,6 +164,7 @@ TAKE_ROWS = Operation("take_rows", note="only the rows that are taken are decode
 def _take_packed(w, ids):
     """Returns rows [len(ids), K] of a stored [N, K] in float32."""
     planes = take_packed_rows(w.planes, w.format, w.layout, ids)
+    planes = word_packed.without_padding(planes, w.padding)
     values = _DECODE[w.layout](planes, w.format)
     return values.T if w.layout == "columns" else values
 

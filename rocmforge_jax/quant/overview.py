@@ -18,6 +18,7 @@ from rocmforge_jax.html import (
     table,
 )
 from rocmforge_jax.quant import layout as layouts
+from rocmforge_jax.quant import word_packed
 
 #: Values that the histogram counts, at most, and its bins.
 MOST_VALUES, BINS = 1 << 16, 60
@@ -54,14 +55,16 @@ def qtensor_html(w: Any) -> Markup:
         planes = jax.device_get(planes)
     N, K = w.stored_shape[-2:]
     ids = np.linspace(0, N - 1, min(N, max(1, MOST_VALUES // K))).astype(np.int32)
-    values, fields, affine = jax.device_get(_some_values(planes, ids, w.type_name, w.layout))
+    values, fields, affine = jax.device_get(
+        _some_values(planes, ids, w.type_name, w.layout, w.padding)
+    )
     values = values.astype(np.float64)
     block = values.reshape(-1)[: w.format.block]
     return joined(head, _values_html(values, w.size), _block_html(w.format, fields, affine, block))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _some_values(planes: dict[str, Any], ids: Any, type_name: str, layout: str):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _some_values(planes: dict[str, Any], ids: Any, type_name: str, layout: str, padding: int):
     """Returns the values of rows of the first matrix, and the first block's fields and Affine.
 
     It is one program: op by op it would take seconds.
@@ -69,7 +72,8 @@ def _some_values(planes: dict[str, Any], ids: Any, type_name: str, layout: str):
     fmt = formats.get(type_name)
     lead = len(layouts.stored_shape(planes, fmt, layout)) - 2
     first = {name: plane[(0,) * lead] for name, plane in planes.items()}
-    packed = layouts.join(layouts.take_rows(first, fmt, layout, ids), fmt, layout)
+    taken = layouts.take_rows(first, fmt, layout, ids)
+    packed = layouts.join(word_packed.without_padding(taken, padding), fmt, layout)
     fields = fmt.split(packed[0, : fmt.block_bytes])
     affine = None if fmt.affine is None else fmt.affine(**fields)
     return formats.dequantize(packed, fmt), fields, affine

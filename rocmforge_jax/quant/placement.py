@@ -15,10 +15,15 @@ def default_layout(fmt: Format, device: Any = None, numerics: Numerics = DEFAULT
     On a CPU the C++ library reads "groups" and plain XLA is fastest with "columns", so `numerics`
     decides: its backend and its mode of activations.
     """
-    platform = jax.default_backend() if device is None else device.platform
+    platform = platform_of(device)
     if word_packed.can_hold(fmt) and (platform != "cpu" or _in_cpp(fmt, numerics)):
         return "groups"
     return "columns" if platform == "cpu" else "rows"
+
+
+def platform_of(device: Any = None) -> str:
+    """Returns the platform of a device, by default of the one that JAX computes on."""
+    return jax.default_backend() if device is None else device.platform
 
 
 def _in_cpp(fmt: Format, numerics: Numerics) -> bool:

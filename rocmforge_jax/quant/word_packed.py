@@ -89,6 +89,37 @@ def stored_shape(planes) -> tuple[int, ...]:
     return (*lead, rows, groups * GROUP)
 
 
+def padding_of(groups: int) -> int:
+    """Returns how many groups to append to rows of `groups` groups so that they are aligned.
+
+    Words of a row then begin at a multiple of 32 bytes, or at least of 16. No groups are appended
+    to rows that begin at multiples of 16 bytes, or if they would take more than MOST_PADDING. Rows
+    of types whose groups share scales have a multiple of 8 groups.
+    """
+    if groups % 4 == 0:
+        return 0
+    fitting = (-groups % unit for unit in (8, 4))
+    return next((more for more in fitting if more <= MOST_PADDING * groups), 0)
+
+
+#: The largest share of memory that padding may take.
+MOST_PADDING = 0.07
+
+
+def with_padding(planes, groups: int):
+    """Appends groups of zeros to each row of a type whose groups share no entries of planes."""
+
+    def padded(plane):
+        return jnp.pad(plane, [(0, 0)] * (plane.ndim - 1) + [(0, groups)])
+
+    return {name: padded(plane) for name, plane in planes.items()}
+
+
+def without_padding(planes, groups: int):
+    """The inverse of `with_padding`."""
+    return {name: plane[..., :-groups] for name, plane in planes.items()} if groups else planes
+
+
 def take_rows(planes, ids):
     """The planes of some rows of a matrix [N, K]."""
     return {name: jnp.take(plane, ids, axis=0, mode="clip") for name, plane in planes.items()}

@@ -37,9 +37,9 @@ def _decoded(w):
 
 
 def _values(planes, w):
-    return (
-        word_packed.decode(planes, w.format) if w.layout == "groups" else decode(planes, w.format)
-    )
+    if w.layout == "groups":
+        return word_packed.decode(planes, w.format)[..., : w.stored_shape[-1]]
+    return decode(planes, w.format)
 
 
 def matmul(x_MK, w):

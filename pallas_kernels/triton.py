@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as backend
 
-from pallas_kernels import packing
+from pallas_kernels import instructions, packing
 from pallas_kernels.targets import Target
 
 # JAX issues this warning whenever a kernel is lowered. No other backend supports AMD GPUs.
@@ -142,22 +142,10 @@ def dot4(a, b, c, target: Target):
     a, b, c = jnp.broadcast_arrays(a, b, c)
     if target.interpret:
         return c + sum(_byte(a, i) * _byte(b, i) for i in range(4))
-    return _assembly(_DOT4[_family(target)], _CONSTRAINTS[target.platform], a, b, c)
+    return _assembly(instructions.dot4(target), _CONSTRAINTS[target.platform], a, b, c)
 
 
-_DOT4 = {
-    "cuda": "dp4a.s32.s32 $0, $1, $2, $3;",
-    "gfx9": "v_dot4_i32_i8 $0, $1, $2, $3",
-    "gfx11": "v_dot4_i32_iu8 $0, $1, $2, $3 neg_lo:[1,1,0]",
-}
 _CONSTRAINTS = {"cuda": "=r,r,r,r", "rocm": "=v,v,v,v"}
-
-
-def _family(target):
-    """Return the key of a GPU's instruction in `_DOT4`."""
-    if target.platform == "cuda":
-        return "cuda"
-    return "gfx11" if target.architecture.startswith(("gfx11", "gfx12")) else "gfx9"
 
 
 def multiply_add(a, b, c, target: Target):

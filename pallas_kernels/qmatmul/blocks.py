@@ -31,6 +31,14 @@ class Tile:
     batch: int = 1
     load_first: bool = False
 
+    def outputs(self, rows: int) -> int:
+        """Return the rows of the tile, or a smaller power of two if a weight has fewer `rows`."""
+        return min(self.rows, 1 << (rows.bit_length() - 1))
+
+    def step(self, groups: int) -> int:
+        """Return the groups of a step, or a smaller power of two if a row has fewer `groups`."""
+        return min(self.groups, 1 << (groups - 1).bit_length())
+
 
 @dataclasses.dataclass(frozen=True)
 class MatrixTile(Tile):

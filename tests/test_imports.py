@@ -114,6 +114,7 @@ LAZY = {
     ("rocmforge_jax/adapters/peft.py", "safetensors.numpy"): "an optional dependency",
     ("rocmforge_jax/hub.py", "huggingface_hub"): "an optional dependency",
     ("rocmforge_jax/hub.py", "huggingface_hub.constants"): "an optional dependency",
+    ("pallas_kernels/jax_triton/calls.py", "*"): "an optional dependency",
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",
     ("rocmforge_jax/ahead.py", "*"): "a thread imports them while the first one imports jax",
     ("rocmforge_jax/cli", "*"): "a command imports what it needs, so that --help answers at once",

@@ -19,6 +19,8 @@ _DOT4_I8, _DOT4_IU8 = 0xD3A8, 0xCC16
 #: The upper three bits of its second word, in v_dot4_iu8: which operands are negated, that is
 #: signed. The first two.
 _BOTH_SIGNED = 0b011
+#: Upper halves of the words of branches: s_branch and six conditional ones, of gfx9 and of later.
+_BRANCHES = {0xBF82, *range(0xBF84, 0xBF8A), *range(0xBFA0, 0xBFA7)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,22 @@ def signed_dot4s(code_object: bytes) -> int:
             for opcode, signs in kinds
         )
     return count
+
+
+def loop_bytes(code_object: bytes) -> int:
+    """Bytes of machine code in its longest loop; 0 without one.
+
+    A loop ends with a branch to before it: a word with one of 7 opcodes (gfx9, gfx11 and gfx12 in
+    AMD's ISA manuals, SOPP), and the distance in words, negative, in its lower half.
+    """
+    longest = 0
+    for text in _machine_code(code_object):
+        words = struct.unpack(f"<{len(text) // 4}I", text[: len(text) // 4 * 4])
+        for at, word in enumerate(words):
+            back = 0x10000 - (word & 0xFFFF)
+            if word >> 16 in _BRANCHES and word & 0x8000 and back <= at + 1:
+                longest = max(longest, 4 * back)
+    return longest
 
 
 def _machine_code(elf) -> Iterator[bytes]:

@@ -63,10 +63,10 @@ def compiled(plugin, request):
 
     yield compiled
     if path := request.config.getoption("--rocm-results", default=None):
-        _write(path, records)
+        write_records(path, records)
 
 
-def _write(path: Path, records: list[dict]) -> None:
+def write_records(path: Path, records: list[dict]) -> None:
     """Add the records to a file.
 
     They replace older ones of the same program, target and version of jax.

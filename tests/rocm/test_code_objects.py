@@ -104,6 +104,20 @@ def test_dot_products_are_counted(code, count):
     assert code_objects.signed_dot4s(elf(code=bytes.fromhex(code))) == count
 
 
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("", 0),
+        ("000080bf 0000fcbf feff84bf 0000fcbf", 8),  # s_cbranch_scc0, two words back from behind it
+        ("000080bf 000080bf fdff86bf ffff82bf", 12),  # s_cbranch_vccz and s_branch
+        ("000080bf 000080bf fdffa4bf", 12),  # s_cbranch_vccnz of gfx11
+        ("000080bf 000080bf fbff84bf 020084bf", 0),  # before the code, which is data; and forward
+    ],
+)
+def test_the_bytes_of_the_longest_loop(code, count):
+    assert code_objects.loop_bytes(elf(code=bytes.fromhex(code))) == count
+
+
 def test_a_code_object_without_metadata_is_refused():
     with pytest.raises(ValueError, match=f"of {len(elf())} bytes has no metadata note"):
         code_objects.target(elf(note_type=1))

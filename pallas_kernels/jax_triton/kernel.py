@@ -77,18 +77,21 @@ def multiply(
         for r in tl.static_range(R):
             of_weight += (
                 _read_weight(
-                    *(codes, d, multiples, start + r, g, inside, G, BITS, LOW_TABLE, HIGH_TABLE),
-                    *(SCALE, HALVES, SPAN, MINIMUM),
+                    *(codes, d, multiples, start + r, g, inside, G),
+                    *(BITS, SCALE, HALVES, SPAN, MINIMUM),
                 ),
             )
         added = ()
         for b in tl.static_range(BATCH):
             x = _read_activations(words, scales, sums, first + b, g, inside, G, HALVES, PARTS)
             for r in tl.static_range(R):
+                code_words, factors = of_weight[r]
+                # Triton unpacks each row once, when it is first needed, which takes few registers.
+                positions = _unpacked(code_words, BITS, LOW_TABLE, HIGH_TABLE)
                 added += (
                     _add_products(
-                        *(totals[b * R + r], of_weight[r], x, BITS, OFFSET),
-                        *(HALVES, MINIMUM, PARTS, UNIT, DOT4),
+                        *(totals[b * R + r], positions, factors, x),
+                        *(BITS, OFFSET, HALVES, MINIMUM, PARTS, UNIT, DOT4),
                     ),
                 )
         totals = added
@@ -108,30 +111,34 @@ def _read_weight(
     inside,
     G: tl.constexpr,
     BITS: tl.constexpr,
-    LOW_TABLE: tl.constexpr,
-    HIGH_TABLE: tl.constexpr,
     SCALE: tl.constexpr,
     HALVES: tl.constexpr,
     SPAN: tl.constexpr,
     MINIMUM: tl.constexpr,
 ):
-    """Read groups of a row: the codes of each position, and the factors of each half."""
+    """Read groups of a row: the words of the codes, and the factors of each half."""
     words = ()
     for i in tl.static_range(BITS):
         words += (_load(codes, (row * BITS + i) * G + g, inside),)
-    positions = ()
-    for position in tl.static_range(8):
-        positions += (_codes(words, position, BITS, LOW_TABLE, HIGH_TABLE),)
     factors = ()
     for half in tl.static_range(HALVES):
         factors += (_factors(d, multiples, row, g, inside, G, SCALE, HALVES, SPAN, MINIMUM, half),)
-    return positions, factors
+    return words, factors
 
 
 @triton.jit
 def _load(array, at, inside):
     """Read numbers of an array, or zeros where `inside` is false."""
     return tl.load(array + at, mask=inside, other=0)
+
+
+@triton.jit
+def _unpacked(words, BITS: tl.constexpr, LOW_TABLE: tl.constexpr, HIGH_TABLE: tl.constexpr):
+    """Unpack the codes of each position."""
+    positions = ()
+    for position in tl.static_range(8):
+        positions += (_codes(words, position, BITS, LOW_TABLE, HIGH_TABLE),)
+    return positions
 
 
 @triton.jit
@@ -271,7 +278,8 @@ def _read_activations(
 @triton.jit
 def _add_products(
     total,
-    weight,
+    positions,
+    factors,
     x,
     BITS: tl.constexpr,
     OFFSET: tl.constexpr,
@@ -282,7 +290,6 @@ def _add_products(
     DOT4: tl.constexpr,
 ):
     """Add the products of groups of a weight and of activations to `total`."""
-    positions, factors = weight
     words, scale, sums = x
     of_groups = total * 0
     for half in tl.static_range(HALVES):

@@ -16,7 +16,7 @@ def multiply(
     *,
     mode: str,
     dtype,
-    target: Target,
+    target: Target | None,
     tile: Tile | None = None,
     through: str = "xla",
 ) -> jax.Array:
@@ -29,7 +29,7 @@ def multiply(
         weight: the weight, [N, K].
         mode: how x is quantised, one of `qmatmul.MODES`.
         dtype: the dtype of the output.
-        target: the compilation target, an AMD GPU.
+        target: the compilation target, an AMD GPU; None, which stands for no GPU, is refused.
         tile: the tile sizes; the default is the one of `qmatmul.multiply`.
         through: a key of `calls.CALLS`, which describes them.
 
@@ -43,7 +43,7 @@ def multiply(
             offsets.
         ValueError: the operands do not fit together.
     """
-    if target.platform != "rocm":
+    if target is None or target.platform != "rocm":
         raise NotImplementedError(
             f"the kernel in Triton's language is for AMD GPUs, the target is {target}"
         )

@@ -60,9 +60,9 @@ def test_products_are_integer_dot_products(program, way, records, target):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_loop_is_about_as_long_as_that_of_pallas(program, records):
-    """Instructions take 4 or 8 bytes, or 12. The most seen is 1.2 times Pallas's."""
+    """In bytes. The most seen is 1.08 times Pallas's with JAX 0.10.2, 1.17 with 0.12."""
     theirs = records[program, "pallas"]["loop_bytes"]
-    assert 0 < records[program, "xla"]["loop_bytes"] < 1.3 * theirs
+    assert 0 < records[program, "xla"]["loop_bytes"] < 1.25 * theirs
 
 
 @pytest.mark.parametrize("target", ["gfx90a", "gfx942"])

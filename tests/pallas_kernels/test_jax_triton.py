@@ -38,7 +38,7 @@ def test_a_missing_package_is_named(through, monkeypatch):
         run(abstract(1, 256, "int16"), abstract_weight("Q4_K", 7, 256), through=through)
 
 
-@pytest.mark.parametrize("target", [INTERPRET, Target("cuda", "9.0")], ids=str)
+@pytest.mark.parametrize("target", [None, INTERPRET, Target("cuda", "9.0")], ids=str)
 def test_other_targets_are_refused(target):
     with pytest.raises(NotImplementedError, match=f"AMD GPUs, the target is {target}"):
         run(abstract(1, 256, "int16"), abstract_weight("Q4_K", 7, 256), target)

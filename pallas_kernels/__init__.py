@@ -1,1 +1,1 @@
-"""GPU kernels written in Pallas. This package never imports rocmforge_jax."""
+"""GPU kernels written in Pallas, and one in Triton's own language. Never imports rocmforge_jax."""

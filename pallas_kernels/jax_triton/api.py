@@ -1,6 +1,7 @@
 """Products with packed weights: checks the operands, then runs the kernel."""
 
 import jax
+import numpy as np
 
 from pallas_kernels.jax_triton.calls import CALLS
 from pallas_kernels.jax_triton.launch import launch
@@ -8,6 +9,9 @@ from pallas_kernels.qmatmul import GEMV_ROWS, MODES, Activations, Weight, check_
 from pallas_kernels.qmatmul.activations import quantize_reference
 from pallas_kernels.qmatmul.blocks import Tile
 from pallas_kernels.targets import Target
+
+#: Names of the dtypes of outputs.
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def multiply(
@@ -49,6 +53,8 @@ def multiply(
         )
     if through not in CALLS:
         raise ValueError(f"through is {' or '.join(CALLS)}, got {through!r}")
+    if np.dtype(dtype).name not in DTYPES:
+        raise ValueError(f"outputs are {', '.join(DTYPES)}, got {np.dtype(dtype).name}")
     x = _activations(x, mode)
     _check(x, weight)
     out = jax.ShapeDtypeStruct((x.rows, weight.rows), dtype)

@@ -111,7 +111,8 @@ def _ttir(types, constants, warps: int, target: Target) -> str:
     backend.load_dialects(context)
     functions = backend.get_codegen_implementation(options)
     module = described.make_ir(gpu, options, functions, backend.get_module_map(), context)
-    return str(backend.make_ttir(module, {}, options))
+    # Without source locations: they would be part of the key of JAX's compilation cache.
+    return backend.make_ttir(module, {}, options).str_nodebug()
 
 
 def _kernel():

@@ -26,8 +26,8 @@ def abstract(rows, inputs, mode):
     return jax.eval_shape(lambda x: activations.quantize_reference(x, mode), x)
 
 
-def run(x, weight, target=GFX9, mode="int16", **how):
-    return multiply(x, weight, mode=mode, dtype=jnp.float32, target=target, **how)
+def run(x, weight, target=GFX9, mode="int16", dtype=jnp.float32, **how):
+    return multiply(x, weight, mode=mode, dtype=dtype, target=target, **how)
 
 
 @pytest.mark.parametrize("through", ["xla", "triton_call"])
@@ -61,6 +61,7 @@ def test_jax_triton_is_refused_where_it_launches_too_many_threads():
         (1, 512, "int16", {}, ValueError, "16 groups of 32 inputs, the weight has 8"),
         (1, 256, "int8", {}, ValueError, "mode 'int8', expected 'int16'"),
         (1, 256, "int16", {"mode": "int4"}, ValueError, "int16, int8, float, got 'int4'"),
+        (1, 256, "int16", {"dtype": "float64"}, ValueError, "float16, got float64"),
         (1, 256, "int16", {"through": "mlir"}, ValueError, "xla or triton_call, got 'mlir'"),
     ],
 )

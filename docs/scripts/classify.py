@@ -1,7 +1,6 @@
 """Classifies texts by their embeddings: classify.py [MODEL] [TEXTS.jsonl]
 
-A line is {"text": "...", "label": "..."}. Every fourth one is kept for the test. A linear map is
-fitted by least squares.
+A line is {"text": "...", "label": "..."}. Three of four fit a linear map, every fourth tests it.
 """
 
 import json

@@ -31,8 +31,7 @@ def main(model: str, source: Path, target: Path, max_tokens: int) -> None:
         while batch := list(islice(left, BATCH)):
             answers = lm.generate([row["prompt"] for row in batch], max_tokens=max_tokens, seed=0)
             for row, answer in zip(batch, answers):
-                file.write(json.dumps(row | {"completion": answer.text}) + "\n")
-            file.flush()
+                print(json.dumps(row | {"completion": answer.text}), file=file, flush=True)
             bar.update(len(batch))
 
 

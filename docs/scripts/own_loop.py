@@ -10,8 +10,7 @@ from flax import nnx
 import rocmforge_jax as rf
 
 lm = rf.load((*sys.argv[1:], "demo")[0])
-graphdef, state = nnx.split(lm.model)
-leaves, structure = jax.tree.flatten(state)
+leaves, structure = jax.tree.flatten(nnx.split(lm.model))
 
 
 def step(model, tokens_BT, cache):
@@ -20,7 +19,7 @@ def step(model, tokens_BT, cache):
 
 
 def flat(leaves, tokens_BT, cache):
-    return step(nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)), tokens_BT, cache)
+    return step(nnx.merge(*jax.tree.unflatten(structure, leaves)), tokens_BT, cache)
 
 
 ways = {  # the donated cache is updated in place: without that, each step copies it

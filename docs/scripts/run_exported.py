@@ -22,9 +22,8 @@ def main(folder: Path, ids: list[int]) -> None:
         pairs = zip(file.values(), decode.in_avals)
         weights = [jnp.asarray(array.view(aval.dtype)) for array, aval in pairs]
     sizes = {"b": 1, "s": len(ids) + NEW}
-    about = json.loads((folder / "program.json").read_text())
-    shapes = [([sizes.get(n, n) for n in one["shape"]], one["dtype"]) for one in about["cache"]]
-    cache = [jnp.zeros(*shape) for shape in shapes]
+    caches = json.loads((folder / "program.json").read_text())["cache"]
+    cache = [jnp.zeros([sizes.get(n, n) for n in c["shape"]], c["dtype"]) for c in caches]
     step = jax.jit(decode.call, donate_argnums=3)
     tokens, length, one = (jnp.array(n, jnp.int32) for n in ([ids], [len(ids)], [1]))
     logits, cache = jax.jit(prefill.call)(weights, tokens, length, cache)

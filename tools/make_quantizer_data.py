@@ -2,8 +2,9 @@
 
     python -m tools.make_quantizer_data LIBRARY
 
-LIBRARY is a shared library of ggml.c and ggml-quants.c, compiled without fused multiply-add, which
-is how llama.cpp compiles them for x86-64. No importance matrix is given, as in llama-quantize.
+LIBRARY is a shared library of ggml.c, ggml-quants.c and ggml-threading.cpp, compiled with -DNDEBUG
+and without fused multiply-add, which is how llama.cpp compiles them for x86-64. No
+importance matrix is given, as in llama-quantize.
 """
 
 import ctypes
@@ -16,7 +17,9 @@ import numpy as np
 from rocmforge_jax import formats
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "quantized.npz"
-TYPES = "Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS TQ1_0 TQ2_0 Q1_0 Q2_0 NVFP4".split()
+TYPES = (
+    "Q2_K Q3_K Q4_K Q5_K Q6_K IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0 Q1_0 Q2_0 NVFP4"
+).split()
 #: Two blocks of the largest formats.
 ELEMENTS = 512
 

@@ -7,6 +7,7 @@ wider one would change codes that fall on a rounding boundary.
 import ml_dtypes
 import numpy as np
 
+from rocmforge_jax.formats._grid_quantizers import GRID_QUANTIZERS
 from rocmforge_jax.formats._k_quantizers import K_QUANTIZERS
 from rocmforge_jax.formats._rounding import away_from_zero, in_threads, inverse
 from rocmforge_jax.formats._search import asymmetric, row_weights, symmetric
@@ -23,7 +24,7 @@ def quantize(values, format: str | int | Format) -> np.ndarray:
     """Packed rows of values: [..., elements] -> uint8 [..., row bytes].
 
     Q4_0, Q4_1, Q5_0 and Q5_1 are ggml's search for the least weighted squared error, with all
-    importances 1. The K types, IQ4_NL and IQ4_XS are its search without importances, as in
+    importances 1. The K types and those of IQ are its search without importances, as in
     llama-quantize; the others have no search in ggml. MXFP6 follows OCP MX: the shared exponent is
     that of the largest magnitude, elements round to the nearest code, ties to even, and saturate.
     F32, F16 and BF16 are casts.
@@ -173,6 +174,7 @@ _QUANTIZERS = {
     "Q8_0": _q8_0,
     "MXFP4": _mxfp4,
     **K_QUANTIZERS,
+    **GRID_QUANTIZERS,
     **SMALL_QUANTIZERS,
     "MXFP6_E2M3": _mxfp6(3, smallest=-3, largest_exponent=2),
     "MXFP6_E3M2": _mxfp6(2, smallest=-4, largest_exponent=4),

@@ -77,7 +77,8 @@ def test_the_search_errs_less_than_plain_rounding(name):
 
 SUPPORTED = (
     "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K,"
-    " IQ4_NL, IQ4_XS, TQ1_0, TQ2_0, Q1_0, Q2_0, NVFP4, MXFP6_E2M3, MXFP6_E3M2"
+    " IQ2_S, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS, TQ1_0, TQ2_0, Q1_0, Q2_0, NVFP4,"
+    " MXFP6_E2M3, MXFP6_E3M2"
 )
 
 
@@ -87,7 +88,7 @@ def test_a_type_without_a_quantizer_names_those_that_have_one(name):
         quantize(np.zeros(256, np.float32), name)
 
 
-@pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ3_S"])
+@pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS"])
 def test_a_type_that_needs_importances_says_so(name):
     with pytest.raises(NotImplementedError, match=f"{name}, .* importance .* {SUPPORTED}$"):
         quantize(np.zeros(256, np.float32), name)

@@ -12,6 +12,8 @@ CUDA := $(VENV)/cuda
 JAX_TRITON := $(VENV)/jax-triton
 REAL := $(VENV)/real
 HF := $(VENV)/hf
+# The same without what GPUs need, where pip knows such a build: make test-hf TORCH=torch==2.13.0+cpu
+TORCH ?= torch>=2.6
 
 # The tests of these places compile nothing. XLA gets no device in `make check`, so a test that
 # begins to compile fails there.
@@ -41,6 +43,7 @@ help:
 	@echo "make test-cuda  the same as test-rocm for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
 	@echo "make test-hf    saved models beside transformers' numbers; a download of 2 GB"
+	@echo "                (200 MB with TORCH=torch==2.13.0+cpu, where pip finds builds for CPUs)"
 	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
 	@echo "make docs       the documentation as a site, in build/site-docs; warnings are errors"
 	@echo "make wheel      a wheel with the C++ library, and the source distribution, in dist/"
@@ -187,5 +190,5 @@ $(REAL): $(INSTALLED)
 $(HF): $(INSTALLED)
 	@echo "installing torch and transformers into $@, once ..." >&2
 	@rm -rf $@
-	@$(BIN)/python -m pip install --quiet --target $@ "torch>=2.6" "transformers>=4.56"
+	@$(BIN)/python -m pip install --quiet --target $@ "$(TORCH)" "transformers>=4.56"
 	@touch $@

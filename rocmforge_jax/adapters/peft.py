@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from rocmforge_jax.models import Decoder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+#: A weight of the base, which no adapter changes; biases may be trained.
+_COPY = re.compile(r".+\.base_layer\.weight")
 _MATRIX = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -61,7 +64,15 @@ def read(folder: Path, model: Decoder) -> dict[str, Pair]:
     config, arrays = _read_config(folder), _read_arrays(folder)
     found: dict[str, Any] = {}
     problems, modules = [], {}
+    if copies := [name for name in arrays if _COPY.fullmatch(name)]:
+        # PEFT adds them beside the adapter of an output head.
+        warnings.warn(
+            f"{folder}: {listed(copies)}: weights of the base model, which are not loaded",
+            stacklevel=3,
+        )
     for name, array in arrays.items():
+        if name in copies:
+            continue
         match = _MATRIX.fullmatch(name)
         tensor = None if match is None else tensor_of(match[1])
         if match is None or tensor is None:

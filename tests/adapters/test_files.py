@@ -202,6 +202,15 @@ def test_peft_s_settings_of_the_scale(decoder, folder, config, scale):
     assert rf.load_lora(decoder(), folder / "adapter_model.safetensors").blk[0].attn_v.rank == 4
 
 
+def test_weights_of_the_base_beside_an_adapter_are_left_out(decoder, folder):
+    """PEFT writes those of lm_head; llama.cpp's converter leaves them out too."""
+    path, name = folder / "adapter_model.safetensors", "base_model.model.lm_head.base_layer.weight"
+    save_file(load_file(path) | {name: np.ones((45, 64), np.float32)}, path)
+    with pytest.warns(UserWarning, match=re.escape(name)):
+        model = rf.load_lora(decoder(), folder)
+    assert list(adapters(model)) == ["blk.0.attn_v.weight"]
+
+
 @pytest.mark.parametrize(
     "config, message",
     [

@@ -42,7 +42,7 @@ help:
 	@echo "                a download of 190 MB besides that of test-rocm"
 	@echo "make test-cuda  the same as test-rocm for an NVIDIA GPU; a download of 172 MB"
 	@echo "make test-real  real models, SmolLM2 135M and Gemma 3 270M, beside llama.cpp's numbers; a download of 310 MB"
-	@echo "make test-hf    saved models beside transformers' numbers; a download of 2 GB"
+	@echo "make test-hf    saved models and adapters beside transformers' and peft's numbers; a download of 2 GB"
 	@echo "                (200 MB with TORCH=torch==2.13.0+cpu, where pip finds builds for CPUs)"
 	@echo "make test-interrupts  Ctrl-C a thousand times, at any moment of any command: half an hour"
 	@echo "make docs       the documentation as a site, in build/site-docs; warnings are errors"
@@ -188,7 +188,7 @@ $(REAL): $(INSTALLED)
 
 # A folder of its own, which the tests put behind the installed packages.
 $(HF): $(INSTALLED)
-	@echo "installing torch and transformers into $@, once ..." >&2
+	@echo "installing torch, transformers and peft into $@, once ..." >&2
 	@rm -rf $@
-	@$(BIN)/python -m pip install --quiet --target $@ "$(TORCH)" "transformers>=4.56"
+	@$(BIN)/python -m pip install --quiet --target $@ "$(TORCH)" "transformers>=4.56" "peft>=0.18"
 	@touch $@

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) around the linear layers of a model, whose weights may stay packed."""
+"""Low-rank adapters (LoRA) around linear layers and experts, whose weights may stay packed."""
 
 from rocmforge_jax.adapters.files import load_lora, save_lora
 from rocmforge_jax.adapters.merge import merge_lora, remove_lora

@@ -89,7 +89,8 @@ def _check_kind(gguf, architecture: str) -> None:
 
 def _scale(alpha: float, a: np.ndarray) -> float:
     """Returns the factor of an adapter; without alpha it is 1, as in llama.cpp."""
-    return alpha / max(a.shape[0], 1) if alpha else 1.0
+    rank = a.shape[-2] if a.ndim > 1 else 1
+    return alpha / max(rank, 1) if alpha else 1.0
 
 
 def _values(tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ from rocmforge_jax import formats
 from rocmforge_jax.adapters.wrap import adapters, replaced
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models import Decoder
-from rocmforge_jax.nn import LoRALinear
+from rocmforge_jax.nn.lora import Adapter
 from rocmforge_jax.quant import QParam, QTensor, dequantize
 
 
@@ -19,7 +19,7 @@ def remove_lora(model: Decoder) -> Decoder:
     """Returns the model without its adapters; it shares every other array."""
     adapters(model)  # checks the argument
     return replaced(
-        model, lambda _, layer: layer.base_module if isinstance(layer, LoRALinear) else layer
+        model, lambda _, layer: layer.base_module if isinstance(layer, Adapter) else layer
     )
 
 
@@ -44,7 +44,7 @@ def merge_lora(model: Decoder, type: str | None = None, *, dtype: Any = jnp.floa
     _check_blocks(found, types)
 
     def merged(name, layer):
-        if not isinstance(layer, LoRALinear):
+        if not isinstance(layer, Adapter):
             return layer
         base = layer.base_module
         base.kernel = _kernel(_sum(layer), types[name], dtype)
@@ -74,15 +74,15 @@ def _type(kernel, wanted: str | None) -> str | None:
 def _check_blocks(found, types) -> None:
     problems = []
     for name, layer in found.items():
-        inputs, type_name = layer.base_module.kernel.shape[0], types[name]
+        inputs, type_name = layer.base_module.kernel.shape[-2], types[name]
         if type_name is not None and inputs % (block := formats.get(type_name).block):
             problems.append(f"{name} has rows of {inputs}, {type_name} blocks of {block}")
     if problems:
         raise ValueError(f"rows must be whole blocks: {listed(problems)}: leave them dense")
 
 
-def _sum(layer: LoRALinear) -> jax.Array:
-    """Computes the weight (in, out) that does what the layer does, float32."""
+def _sum(layer: Adapter) -> jax.Array:
+    """Computes the weight, of the kernel's shape, that does what the layer does, float32."""
     kernel = layer.base_module.kernel
     packed = isinstance(kernel, QParam)
     weight = dequantize(kernel) if packed else kernel.get_value().astype(jnp.float32)
@@ -90,12 +90,14 @@ def _sum(layer: LoRALinear) -> jax.Array:
     change = jnp.float32(layer.scale) * jnp.matmul(a, b, precision="highest")
     factor = layer.base_module.output_scale
     # The layer multiplies the product by the factor, and the adapter's comes after that.
-    return weight + (change if factor is None else change / factor.get_value()[None])
+    if factor is None:
+        return weight + change
+    return weight + change / factor.get_value().reshape(-1, *(1,) * (weight.ndim - 1))
 
 
 def _kernel(weight, type_name: str | None, dtype) -> nnx.Variable:
     if type_name is None:
         return nnx.Param(weight.astype(dtype))
-    rows = np.ascontiguousarray(np.asarray(weight).T)
+    rows = np.ascontiguousarray(np.asarray(weight).swapaxes(-1, -2))
     packed = formats.quantize(rows, type_name)
     return QParam(QTensor.from_bytes(packed, type_name, transposed=True))

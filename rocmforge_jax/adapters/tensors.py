@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rocmforge_jax.adapters.wrap import adaptable, adapters, replaced
+from rocmforge_jax.adapters.wrap import adaptable, adapted, adapters, replaced, why_not
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models import Decoder
-from rocmforge_jax.nn import Experts, LoRALinear
+from rocmforge_jax.nn.lora import Adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Pair:
     """The two matrices of an adapter, as PEFT and llama.cpp store them.
 
     Attributes:
-        a: float32 [rank, in].
-        b: float32 [out, rank].
+        a: float32 [rank, in]; of experts [E, rank, in].
+        b: float32 [out, rank]; of experts [E, out, rank].
         scale: The factor of b @ a.
     """
 
@@ -30,8 +30,8 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Rows of a."""
-        return self.a.shape[0]
+        """Rows of a, or of a matrix of it."""
+        return self.a.shape[-2]
 
     @property
     def alpha(self) -> float:
@@ -49,7 +49,8 @@ def pairs_of(model: Decoder) -> dict[str, Pair]:
         raise ValueError("the model has no adapter to save: rocmforge_jax.lora makes one")
 
     def stored(matrix):
-        return np.ascontiguousarray(np.asarray(matrix.get_value().astype(jnp.float32)).T)
+        values = np.asarray(matrix.get_value().astype(jnp.float32))
+        return np.ascontiguousarray(values.swapaxes(-1, -2))
 
     return {
         name: Pair(stored(layer.lora_a), stored(layer.lora_b), layer.scale)
@@ -71,9 +72,9 @@ def with_pairs(model: Decoder, pairs: dict[str, Pair], source: str, dtype: Any) 
             of them at once.
     """
     layers = adaptable(model)
-    if adapted := [name for name, layer in layers.items() if isinstance(layer, LoRALinear)]:
+    if present := [name for name, layer in layers.items() if isinstance(layer, Adapter)]:
         raise ValueError(
-            f"{len(adapted)} layers have an adapter already, such as {adapted[0]}: use merge_lora"
+            f"{len(present)} layers have an adapter already, such as {present[0]}: use merge_lora"
             " or remove_lora first"
         )
     if problems := [p for name, pair in pairs.items() for p in _problems(name, pair, layers)]:
@@ -83,9 +84,9 @@ def with_pairs(model: Decoder, pairs: dict[str, Pair], source: str, dtype: Any) 
         if name not in pairs:
             return layer
         pair = pairs[name]
-        new = LoRALinear(layer, pair.rank, alpha=pair.alpha, dtype=dtype, rngs=nnx.Rngs(0))
-        new.lora_a.set_value(jnp.asarray(pair.a.T, dtype))
-        new.lora_b.set_value(jnp.asarray(pair.b.T, dtype))
+        new = adapted(layer, pair.rank, alpha=pair.alpha, dtype=dtype, rngs=nnx.Rngs(0))
+        new.lora_a.set_value(jnp.asarray(pair.a.swapaxes(-1, -2), dtype))
+        new.lora_b.set_value(jnp.asarray(pair.b.swapaxes(-1, -2), dtype))
         return new
 
     return replaced(model, adapted_layer)
@@ -95,17 +96,19 @@ def _problems(name: str, pair: Pair, layers) -> list[str]:
     layer = layers.get(name)
     if layer is None:
         return [f"the model has no linear layer {name}"]
-    if isinstance(layer, Experts):
-        return [f"{name} is a stack of experts, which can have no adapter"]
-    if pair.a.ndim != 2 or pair.b.ndim != 2 or not pair.a.size:
+    if why := why_not(name, layer):
+        return [why]
+    *stack, n_in, n_out = layer.kernel.shape
+    if not len(stack) + 2 == pair.a.ndim == pair.b.ndim or not pair.a.size:
         return [f"{name} has matrices of shapes {list(pair.a.shape)} and {list(pair.b.shape)}"]
-    n_in, n_out = layer.kernel.shape
-    found, expected = (pair.a.shape, pair.b.shape), ((pair.rank, n_in), (n_out, pair.rank))
+    found = list(pair.a.shape), list(pair.b.shape)
+    expected = [*stack, pair.rank, n_in], [*stack, n_out, pair.rank]
     problems = []
     if found != expected:
+        of_each = "E, " * len(stack)
         problems.append(
-            f"{name} has matrices [rank, in] {list(found[0])} and [out, rank] {list(found[1])},"
-            f" expected {list(expected[0])} and {list(expected[1])}"
+            f"{name} has matrices [{of_each}rank, in] {found[0]} and [{of_each}out, rank]"
+            f" {found[1]}, expected {expected[0]} and {expected[1]}"
         )
     if not math.isfinite(pair.scale):
         problems.append(f"{name} has the scale {pair.scale}")

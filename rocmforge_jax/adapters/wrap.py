@@ -1,4 +1,4 @@
-"""Puts adapters around linear layers, and finds them again."""
+"""Puts adapters around linear layers and stacks of experts, and finds them again."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +10,14 @@ from rocmforge_jax.arguments import integer
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models import Decoder, tensor_name
 from rocmforge_jax.models.patterns import Patterns, matching
-from rocmforge_jax.nn import Experts, Linear, LoRALinear
+from rocmforge_jax.nn import Experts, Linear, LoRAExperts, LoRALinear
+from rocmforge_jax.nn.lora import Adapter
 
 #: The projections of attention, where adapters do most for their size. A model has some of them.
 ATTENTION = ("blk.*.attn_q", "blk.*.attn_k", "blk.*.attn_v", "blk.*.attn_qkv", "blk.*.attn_output")
+#: The class of an adapter for each class of layers that may have one.
+ADAPTERS = {Linear: LoRALinear, Experts: LoRAExperts}
+_LAYERS = (*ADAPTERS, *ADAPTERS.values())
 _FLOATS = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
 
 
@@ -36,14 +40,16 @@ def lora(
         model: A decoder, such as `lm.model`.
         rank: Columns of an adapter's first matrix and rows of its second.
         names: Shell patterns of tensor names, such as "blk.*.ffn_down"; of all that match only
-            linear layers get an adapter. True stands for all of those. Default: the projections of
-            attention: queries, keys, values and output.
+            linear layers and the experts of mixtures get an adapter. True stands for all linear
+            layers, without experts. Default: the projections of attention: queries, keys, values
+            and output.
         alpha: An adapter's product is multiplied by alpha / rank. Default: the rank.
         rngs: Draw the first matrices; or a seed.
         dtype: Of the adapters: float32, bfloat16 or float16.
 
     Raises:
-        ValueError: A pattern matches no linear layer, or experts; or a layer has an adapter.
+        ValueError: A pattern matches no such layer, or a stack of other layers than experts; or a
+            layer has an adapter.
     """
     layers = adaptable(model)
     rank, dtype = integer("rank", rank, 1), jnp.dtype(dtype)
@@ -54,29 +60,37 @@ def lora(
     options: dict[str, Any] = dict(alpha=alpha, dtype=dtype, rngs=rngs)
     return replaced(
         model,
-        lambda name, layer: LoRALinear(layer, rank, **options) if name in chosen else layer,
+        lambda name, layer: adapted(layer, rank, **options) if name in chosen else layer,
     )
 
 
+def adapted(layer: Any, rank: int, **options) -> Adapter:
+    """Returns a layer with an adapter."""
+    return ADAPTERS[type(layer)](layer, rank, **options)
+
+
+def why_not(name: str, layer: Any) -> str | None:
+    """Returns why a layer of `adaptable` can have no adapter; None for one that can."""
+    if type(layer) is Experts and not name.endswith("_exps.weight"):
+        return f"{name} is a stack of layers that is no mixture's, which can have no adapter"
+    return None
+
+
 def adaptable(model: Decoder) -> dict[str, Any]:
-    """Returns the layers that may have an adapter, and stacks of experts, by their tensors' names.
+    """Returns linear layers and stacks of them, with adapters or not, by their tensors' names.
 
     Raises TypeError for what is no decoder.
     """
     if not isinstance(model, Decoder):
         remedy = ": give its .model" if hasattr(model, "model") else ""
         raise TypeError(f"an adapter is for a Decoder, got a {type(model).__name__}{remedy}")
-    return {
-        name: layer
-        for _, name, layer in _layers(model)
-        if type(layer) in (Linear, LoRALinear, Experts)
-    }
+    return {name: layer for _, name, layer in _layers(model)}
 
 
-def adapters(model: Decoder) -> dict[str, LoRALinear]:
+def adapters(model: Decoder) -> dict[str, Adapter]:
     """Returns the layers that have an adapter, by the names of their tensors."""
     found = adaptable(model)
-    return {name: layer for name, layer in found.items() if isinstance(layer, LoRALinear)}
+    return {name: layer for name, layer in found.items() if isinstance(layer, Adapter)}
 
 
 def replaced(model: Decoder, replace) -> Decoder:
@@ -93,14 +107,14 @@ def _layers(model) -> Iterator[tuple[tuple[Any, str], str, Any]]:
     """Yields where each linear layer is, the name of its tensor, and the layer."""
     modules = {path: module for path, module in nnx.iter_modules(model)}
     for path, module in modules.items():
-        inside = path and type(modules[path[:-1]]) is LoRALinear
-        if path and not inside and type(module) in (Linear, LoRALinear, Experts):
+        inside = path and isinstance(modules[path[:-1]], Adapter)
+        if path and not inside and type(module) in _LAYERS:
             holder = modules[path[:-1]], str(path[-1])
             yield holder, tensor_name((*path, "kernel")), module
 
 
 def _chosen(layers: dict[str, Any], names: Patterns) -> set[str]:
-    linear = {name for name, layer in layers.items() if type(layer) is not Experts}
+    linear = {name for name, layer in layers.items() if type(layer) in (Linear, LoRALinear)}
     if names is None:
         chosen = set().union(*(_matches(pattern, linear) for pattern in ATTENTION))
     else:
@@ -108,14 +122,11 @@ def _chosen(layers: dict[str, Any], names: Patterns) -> set[str]:
     if not chosen:
         some = listed(sorted(linear), ", ", most=3)
         raise ValueError(f"no layer gets an adapter: give names, of which there are {some}")
-    if experts := sorted(chosen - linear):
+    if others := [why for name in sorted(chosen) if (why := why_not(name, layers[name]))]:
+        raise ValueError(f"{listed(others)}: give names that leave them out")
+    if present := sorted(name for name in chosen if isinstance(layers[name], Adapter)):
         raise ValueError(
-            f"{listed(experts, ', ')} are stacks of experts, which can have no adapter: give names"
-            " that leave them out"
-        )
-    if adapted := sorted(name for name in chosen if type(layers[name]) is LoRALinear):
-        raise ValueError(
-            f"{listed(adapted, ', ')} have an adapter already: use merge_lora or remove_lora first"
+            f"{listed(present, ', ')} have an adapter already: use merge_lora or remove_lora first"
         )
     return chosen
 

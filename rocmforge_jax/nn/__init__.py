@@ -20,7 +20,7 @@ from rocmforge_jax.nn.fresh import only_shapes
 from rocmforge_jax.nn.kv_state import KVState
 from rocmforge_jax.nn.latent import LatentState, attend_to_latents
 from rocmforge_jax.nn.linear import Embedding, Experts, Linear
-from rocmforge_jax.nn.lora import LoRALinear
+from rocmforge_jax.nn.lora import LoRAExperts, LoRALinear
 from rocmforge_jax.nn.memory_state import MemoryState
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
@@ -73,6 +73,7 @@ __all__ = [
     "LatentState",
     "LayerNorm",
     "Linear",
+    "LoRAExperts",
     "LoRALinear",
     "MemoryState",
     "NoState",

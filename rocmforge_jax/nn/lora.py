@@ -1,4 +1,4 @@
-"""A linear layer with a low-rank adapter (LoRA) beside its weight."""
+"""Linear layers, and stacks of experts, with a low-rank adapter (LoRA) beside their weights."""
 
 import dataclasses
 from typing import Any
@@ -12,16 +12,13 @@ from rocmforge_jax.backends import Numerics
 from rocmforge_jax.nn.fresh import filled
 
 
-class LoRALinear(nnx.Module):
-    """Computes base_module(x) + alpha / rank * (x @ lora_a) @ lora_b.
-
-    The weight of the base stays as it is, packed or not. `products` fuses the base as it would
-    without the adapter.
+class Adapter(nnx.Module):
+    """The two matrices of an adapter and the layer that it is for, whose weight stays as it is.
 
     Attributes:
-        base_module: The linear layer.
-        lora_a: nnx.LoRAParam (in, rank).
-        lora_b: nnx.LoRAParam (rank, out), zero in a fresh adapter.
+        base_module: The layer, with a kernel (in, out), or (E, in, out) for a stack of experts.
+        lora_a: nnx.LoRAParam (in, rank) or (E, in, rank).
+        lora_b: nnx.LoRAParam (rank, out) or (E, rank, out), zero in a fresh adapter.
         alpha: The scale of the adapter times its rank.
     """
 
@@ -37,34 +34,25 @@ class LoRALinear(nnx.Module):
         """Makes an adapter that changes nothing yet.
 
         Args:
-            base_module: The linear layer.
+            base_module: The layer.
             rank: Columns of lora_a and rows of lora_b.
             alpha: Default: the rank, which makes the scale 1.
             dtype: Of both matrices.
             rngs: Draws lora_a, uniformly from -1/sqrt(in) to 1/sqrt(in), as PEFT does.
         """
-        n_in, n_out = base_module.kernel.shape
+        *stack, n_in, n_out = base_module.kernel.shape
         bound = n_in**-0.5
-        drawn = jax.random.uniform(rngs.params(), (n_in, rank), jnp.float32, -bound, bound)
+        shape = (*stack, n_in, rank)
+        drawn = jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
         self.base_module = base_module
         self.lora_a = nnx.LoRAParam(drawn.astype(dtype))
-        self.lora_b = nnx.LoRAParam(filled((rank, n_out), 0, dtype))
+        self.lora_b = nnx.LoRAParam(filled((*stack, rank, n_out), 0, dtype))
         self.alpha = float(rank if alpha is None else alpha)
-
-    def __call__(self, x, dtype=None):
-        """Maps [..., in] to [..., out] in `dtype`, default x's."""
-        return self.added(self.base_module(x, dtype or x.dtype), x)
-
-    def added(self, y, x):
-        """Returns y [..., out] plus what the adapter makes of x [..., in], in y's dtype."""
-        low = quant.matmul(x, self.lora_a, dtype=jnp.float32)
-        change = quant.matmul(low, self.lora_b, dtype=jnp.float32)
-        return (y.astype(jnp.float32) + jnp.float32(self.scale) * change).astype(y.dtype)
 
     @property
     def rank(self) -> int:
-        """Columns of lora_a and rows of lora_b."""
-        return self.lora_a.shape[1]
+        """Columns of a matrix of lora_a and rows of one of lora_b."""
+        return self.lora_a.shape[-1]
 
     @property
     def scale(self) -> float:
@@ -82,3 +70,38 @@ class LoRALinear(nnx.Module):
         counts = f" # rank {self.rank}, alpha {self.alpha:g}, {count:,} parameters"
         yield dataclasses.replace(first, comment=counts)
         yield from others
+
+    def _sum(self, y, change):
+        """Returns y plus the scaled `change`, in y's dtype."""
+        return (y.astype(jnp.float32) + jnp.float32(self.scale) * change).astype(y.dtype)
+
+
+class LoRALinear(Adapter):
+    """Computes base_module(x) + alpha / rank * (x @ lora_a) @ lora_b.
+
+    `products` fuses the base as it would without the adapter.
+    """
+
+    def __call__(self, x, dtype=None):
+        """Maps [..., in] to [..., out] in `dtype`, default x's."""
+        return self.added(self.base_module(x, dtype or x.dtype), x)
+
+    def added(self, y, x):
+        """Returns y [..., out] plus what the adapter makes of x [..., in], in y's dtype."""
+        low = quant.matmul(x, self.lora_a, dtype=jnp.float32)
+        return self._sum(y, quant.matmul(low, self.lora_b, dtype=jnp.float32))
+
+
+class LoRAExperts(Adapter):
+    """A stack of experts with an adapter for each; a mixture computes them one by one."""
+
+    def __call__(self, x, expert):
+        """Maps x [..., in] to [..., out] through one expert, an integer scalar."""
+        low = quant.expert_matmul(x, self.lora_a, expert, dtype=jnp.float32)
+        change = quant.expert_matmul(low, self.lora_b, expert, dtype=jnp.float32)
+        return self._sum(self.base_module(x, expert), change)
+
+    @property
+    def kernel(self):
+        """The weights of the base (E, in, out), whose shape a mixture reads."""
+        return self.base_module.kernel

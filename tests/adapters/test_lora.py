@@ -10,8 +10,8 @@ from flax import nnx
 import rocmforge_jax as rf
 from rocmforge_jax.adapters.wrap import adapters
 from rocmforge_jax.generate import Engine, SamplingParams
-from rocmforge_jax.models import Layer, Mixture, tensor_name
-from rocmforge_jax.nn import LoRALinear, Routing
+from rocmforge_jax.models import Layer, tensor_name
+from rocmforge_jax.nn import LoRALinear
 
 TOKENS = jnp.array(np.random.default_rng(1).integers(0, 45, (2, 11)), jnp.int32)
 ATTENTION = {"attn_q", "attn_k", "attn_v", "attn_output"}
@@ -177,31 +177,6 @@ def test_an_engine_takes_adapters(decoder, shaken):
     assert ids(engine) == expected
     engine.use(shaken(rf.lora(plain, 4)))
     assert ids(engine) != expected
-
-
-def mixture(decoder):
-    model = decoder(None)
-    routing = Routing(2, "softmax", True)
-    config = model.config
-    layers = [
-        type(layer)(
-            **(vars(layer) | {"feed_forward": Mixture(hidden=32, experts=4, routing=routing)})
-        )
-        for layer in config.layers
-    ]
-    fresh = type(config)(**(vars(config) | {"layers": tuple(layers)}))
-    return type(model)(fresh, rngs=nnx.Rngs(5))
-
-
-def test_experts_are_refused_and_their_router_is_not(decoder, shaken):
-    model = mixture(decoder)
-    with pytest.raises(ValueError, match=r"blk\.0\.ffn_down_exps\.weight.*experts"):
-        rf.lora(model, 2, "blk.*.ffn_*")
-    found = adapters(rf.lora(model, 2, True))
-    assert "blk.0.ffn_gate_inp.weight" in found and len(found) == 3 * 5
-    adapted = rf.lora(model, 2, "blk.*.ffn_gate_inp")
-    np.testing.assert_array_equal(logits(adapted), logits(model))
-    assert np.abs(logits(shaken(adapted)) - logits(model)).max() > 1e-4
 
 
 @pytest.mark.parametrize(

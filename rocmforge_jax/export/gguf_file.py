@@ -17,7 +17,8 @@ from rocmforge_jax.models import Source
 from rocmforge_jax.models.requantize import Types, wanted_formats
 from rocmforge_jax.text.metadata import warn
 
-#: The value of `general.file_type` -> the type that most of the file's weights have.
+#: The value of `general.file_type` -> the type that most of the file's weights have. Where several
+#: values have a type, the first is written: llama.cpp's for the type alone, or its small mixture.
 _FILE_TYPES = {
     0: "F32",
     1: "F16",
@@ -38,11 +39,11 @@ _FILE_TYPES = {
     19: "IQ2_XXS",
     20: "IQ2_XS",
     21: "Q2_K",
-    22: "IQ3_S",
     23: "IQ3_XXS",
     24: "IQ1_S",
     25: "IQ4_NL",
     26: "IQ3_S",
+    22: "IQ3_S",
     27: "IQ3_S",
     28: "IQ2_S",
     29: "IQ2_S",

@@ -171,6 +171,14 @@ def test_the_file_that_is_mapped_is_replaced_whole(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["demo.gguf"]
 
 
+@pytest.mark.parametrize("name, number", [("IQ3_S", 26), ("IQ2_S", 28), ("Q4_K", 14), ("Q2_K", 10)])
+def test_the_file_type_is_llama_cpp_s(demo, tmp_path, name, number):
+    """22, which also has IQ3_S, is IQ3_XS, a mixture."""
+    types = {"*.ffn_down": "Q4_0", "*": name}
+    new = open_gguf(rf.save(demo, tmp_path / "new.gguf", types=types))
+    assert new.metadata["general.file_type"] == number
+
+
 def test_types_are_packed_on_the_way(demo, tmp_path):
     types = {"*.ffn_down": "Q5_0", "token_embd": "F16", "*": "Q6_K"}
     new = open_gguf(rf.save(demo, tmp_path / "new.gguf", types=types))

@@ -19,7 +19,10 @@ from rocmforge_jax.quant.qtensor import value_of
 #: A type, or one for each pattern of tensor names.
 Types = str | int | Format | Mapping[str, str | int | Format]
 #: Small matrices that llama-quantize keeps as they are, because their errors weigh most.
-_KEPT = ("ffn_gate_inp", "ffn_gate_inp_shexp", "altup_", "laurel_", "per_layer_model_proj")
+_KEPT = (
+    *("ffn_gate_inp", "ffn_gate_inp_shexp", "altup_", "laurel_", "per_layer_model_proj"),
+    *("position_embd", "token_types"),
+)
 
 
 def dequantized(decoder, names: Patterns = True, dtype=None):
@@ -45,8 +48,9 @@ def dequantized(decoder, names: Patterns = True, dtype=None):
 def requantized(decoder, type: Types, names: Patterns = True):
     """Returns a decoder with matrices packed in a type; all other arrays are shared.
 
-    The routers of experts, and other small matrices that llama-quantize keeps, are packed only
-    where a pattern other than "*" names them. A matrix that has the type already stays.
+    The routers of experts, learned positions, and other small matrices that llama-quantize keeps,
+    are packed only where a pattern other than "*" names them. A matrix that has the type already
+    stays.
 
     Args:
         decoder: Stays as it is.

@@ -13,6 +13,7 @@ from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.models import load_decoder, tensor_name
 from rocmforge_jax.models.requantize import type_of
 from rocmforge_jax.quant import QParam, dequantize, quantize
+from tests.models import encoder_files
 from tests.models.families import compiled
 
 IDS = np.random.default_rng(3).integers(0, 200, 23).astype(np.int32)[None]
@@ -111,6 +112,20 @@ def test_routers_are_packed_only_by_name(whole_reference):
         new = variables(decoder.quantize(kind))
         assert type_of(new[router]) == "F32" and type_of(new["blk.0.ffn_up_exps.weight"]) == "Q8_0"
     assert type_of(variables(decoder.quantize("Q8_0", "*.ffn_gate_inp"))[router]) == "Q8_0"
+
+
+def test_positions_and_types_of_tokens_are_packed_only_by_name(tmp_path):
+    encoder_files.write("bert", tmp_path / "encoder.gguf")
+    decoder = load_decoder(open_gguf(tmp_path / "encoder.gguf"))
+    tables = "position_embd.weight", "token_types.weight"
+    for kind in ("F16", {"*": "F16"}):
+        new = variables(decoder.quantize(kind))
+        assert [type_of(new[name]) for name in (*tables, "token_embd.weight")] == [
+            *("F32", "F32"),
+            "F16",
+        ]
+    new = variables(decoder.quantize("F16", ["position_embd", "token_types"]))
+    assert [type_of(new[name]) for name in tables] == ["F16", "F16"]
 
 
 def test_a_packed_decoder_computes(qwen2, distance):

@@ -218,7 +218,7 @@ def _row(name: str, config: DecoderConfig) -> str:
         f"`{name}`",
         _kinds(map(_kind, mixers)) + _beside(config),
         _joined(_attention(one) for one in attentions),
-        _joined(_rope(one.rope) for one in rotating),
+        _joined(_rope(one.rope) for one in rotating) + _learned_positions(config),
         _joined(_norms(layer) for layer in config.layers),
         _joined(_feed_forward(layer) for layer in config.layers if layer.feed_forward),
         _scales(config),
@@ -284,6 +284,10 @@ def _rope(rope) -> str:
         return "none"
     scaling = ", YaRN" if rope.yarn else ", scaled" if rope.scale != 1 else ""
     return f"{'interleaved' if rope.interleaved else 'NeoX'}, base {rope.base:g}{scaling}"
+
+
+def _learned_positions(config: DecoderConfig) -> str:
+    return ", learned positions" if config.positions else ""
 
 
 def _norms(layer) -> str:

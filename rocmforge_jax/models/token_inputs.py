@@ -1,4 +1,4 @@
-"""The input of the first layer: embeddings of tokens, and in encoders of types and positions."""
+"""The input of the first layer: embeddings of tokens, and in some models of positions and types."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -87,6 +87,7 @@ def test_a_file_comes_back_as_it_was(name, reference, tmp_path):
         "apertus",
         "laguna-heads",
         "command-r-plus",
+        "starcoder",
     ],
 )
 def test_families_come_back(name, tmp_path):
@@ -216,11 +217,11 @@ PHI3 = DecoderConfig.uniform(
 
 @pytest.mark.parametrize(
     "name",
-    "stablelm-12b gptneox gptneox-sequential falcon-40b phi2 nemotron minicpm openelm olmo deepseek"
-    " afmoe exaone-moe mellum".split(),
+    "stablelm-12b gpt2 starcoder gptneox gptneox-sequential falcon-40b phi2 nemotron minicpm"
+    " openelm olmo deepseek afmoe exaone-moe mellum".split(),
 )
 def test_families_get_the_keys_of_their_configuration(name, tmp_path):
-    """Layer norms, experts, windows, factors, clamps, and sizes for each layer."""
+    """Layer norms, positions, experts, windows, factors, clamps, and sizes for each layer."""
     decoder = load(CASE[name].write(tmp_path / "old.gguf"))
     new = open_gguf(rf.save(decoder, tmp_path / "new.gguf"))
     assert_equal(load(new, strict=True), decoder)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.models.synthetic import Case, Values, decay
+from tests.models.synthetic import CONTEXT, Case, Values, decay
 from tests.models.synthetic_shapes import (
     EXPERT_HIDDEN,
     EXPERT_KEYS,
@@ -72,6 +72,7 @@ LATENT_KEYS = {
     "rope.dimension_count": 4,
 }
 GELU_SEQUENTIAL = BIASED_NORMS | gated(gate=False, bias=True)
+LEARNED_POSITIONS = {"position_embd.weight": (CONTEXT, WIDTH)}
 FACTORS = {
     "rope_factors_short.weight": (2,),
     "rope_factors_long.weight": (2,),
@@ -155,6 +156,21 @@ FAMILIES = (
             }
         ]
         * 2,
+    ),
+    case(
+        "gpt2",
+        LAYER_NORM | {"attention.head_count_kv": None},
+        *[GELU_SEQUENTIAL | attention(kv_heads=HEADS, fused=True, bias=True, output_bias=True)] * 2,
+        tied=True,
+        bias=True,
+        more=LEARNED_POSITIONS,
+    ),
+    case(
+        "starcoder",
+        LAYER_NORM | {"attention.head_count_kv": 1},
+        *[GELU_SEQUENTIAL | attention(kv_heads=1, fused=True, bias=True, output_bias=True)] * 2,
+        bias=True,
+        more=LEARNED_POSITIONS,
     ),
     case(
         "gptneox",

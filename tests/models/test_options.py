@@ -86,6 +86,7 @@ def shared(**changes):
 OPTIONS = {
     "plain": {},
     "no rotation": attention(rope=None),
+    "learned positions": dict(**attention(rope=None), positions=TOKENS, embedding_scale=3.0),
     "part rotates, interleaved": attention(rope=RopeConfig(10, base=500.0, interleaved=True)),
     "linear scaling and factors": attention(
         rope=RopeConfig(16, scale=4.0, factors=(1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 8.0, 9.0))

@@ -60,6 +60,7 @@ from rocmforge_jax.models.families.layer_norms import (
     cohere2,
     command_r,
     falcon,
+    gpt2,
     gptneox,
     olmo,
     stablelm,
@@ -222,6 +223,7 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     "laguna": (laguna, {}),
     "mellum": (mellum, _ONE_BASE),
     "falcon": (falcon, {}),
+    "gpt2": (gpt2, {}),
     "gptneox": (gptneox, {}),
     "jais2": (_llama_like(gated=UNGATED_RELU2, **SEQUENTIAL), {}),
     "minicpm": (minicpm, {}),
@@ -239,5 +241,6 @@ FAMILIES: dict[str, tuple[Callable[[KeyReader], DecoderConfig], dict[str, str]]]
     ),
     "plm": (plm, _LATENTS),
     "qwen": (qwen, {}),
+    "starcoder": (gpt2, {}),
     "xverse": (_llama_like(interleaved=True), {}),
 }

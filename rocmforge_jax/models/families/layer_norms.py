@@ -50,6 +50,17 @@ def _norms_of_each_head(keys: KeyReader) -> dict[str, Any]:
     return dict(qk_norm="each") if keys.has(0, "attn_q_norm.weight") else {}
 
 
+def gpt2(keys: KeyReader) -> DecoderConfig:
+    """GPT-2 and StarCoder 1: learned positions instead of a rotary embedding."""
+    return llama_like(
+        keys,
+        attention=dict(rope=None),
+        gated=UNGATED_GELU,
+        positions=keys.trained_context,
+        **SEQUENTIAL,
+    )
+
+
 def gptneox(keys: KeyReader) -> DecoderConfig:
     """GPT-NeoX and Pythia: attention and feed-forward in parallel, each with its own norm."""
     parallel = keys.flag("use_parallel_residual", True)

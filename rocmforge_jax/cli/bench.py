@@ -95,7 +95,8 @@ def measure(
     jax.devices()  # starts the device, which should not count as loading
     gguf, open_seconds = _timed(lambda: open_gguf(resolve(file)))
     config, _ = read_config(gguf, context_length)
-    _check(context_length or config.context_length, prompt_tokens, tokens, repeats)
+    longest = config.text_length(context_length or config.context_length)
+    _check(longest, prompt_tokens, tokens, repeats)
     facts = _facts(gguf) | {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
     _announce(facts)
     decoder, load_seconds = _timed(lambda: load_decoder(gguf, context_length=context_length))

@@ -37,7 +37,7 @@ class Embedder:
     def __init__(self, decoder: Decoder, context_length: int):
         """Splits the decoder; nothing is compiled yet."""
         self._decoder, self._flat = decoder, FlatDecoder.of(decoder)
-        self.longest = min(context_length, decoder.config.positions or context_length)
+        self.longest = decoder.config.text_length(context_length)
         on_cpu = jax.default_backend() == "cpu"
         self.batch_tokens = BATCH_TOKENS if on_cpu else BATCH_TOKENS_ON_GPUS
         self._embed = _jitted(self._flat)

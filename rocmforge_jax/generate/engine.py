@@ -71,7 +71,7 @@ class Engine:
         Args:
             decoder: The model.
             context_length: The maximum number of tokens of a sequence. Default: the length that the
-                model was trained for; a longer one warns.
+                model was trained for; a longer one warns. Learned position embeddings limit it.
             ahead: How many further dispatches start before the tokens of the oldest one are read.
                 Default: 1 on GPUs, which keeps them busy. On CPUs it is 0, because tokens computed
                 past a stop token would delay the next prompt.
@@ -84,9 +84,10 @@ class Engine:
         """
         self.config = decoder.config
         trained, vocabulary = self.config.context_length, self.config.vocabulary
-        self.context_length = check_context_length(
-            trained if context_length is None else context_length
+        asked = check_context_length(
+            self.config.text_length(trained) if context_length is None else context_length
         )
+        self.context_length = self.config.text_length(asked)
         self.suppressed_ids = _checked_suppressed_ids(suppressed_ids, vocabulary)
         self._limits = Limits(self.context_length, vocabulary, self.suppressed_ids)
         if max_slots is not None:
@@ -95,10 +96,16 @@ class Engine:
             ahead = integer("ahead", ahead, 0)
         if snapshot_bytes is not None:
             snapshot_bytes = integer("snapshot_bytes", snapshot_bytes, 0)
-        if self.context_length > trained:
+        if asked > self.context_length:
             warnings.warn(
-                f"a context of {self.context_length} tokens is longer than the {trained} the model"
-                " was trained for",
+                f"a context of {asked} tokens is longer than the {self.context_length} positions"
+                f" that the model has embeddings of: texts have up to {self.context_length} tokens",
+                stacklevel=3,
+            )
+        elif asked > trained:
+            warnings.warn(
+                f"a context of {asked} tokens is longer than the {trained} the model was trained"
+                " for",
                 stacklevel=3,
             )
         self._decoder, self.steps = decoder, Steps(decoder, self.suppressed_ids)

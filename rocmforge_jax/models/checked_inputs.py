@@ -46,10 +46,25 @@ def checked_inputs(tokens_BT, cache: Cache | None, positions_BT, lengths_B, voca
     return arrays
 
 
-def check_positions(T: int, rows: int) -> None:
+def check_length(T: int, rows: int) -> None:
     """Raises ValueError if T exceeds the learned position embeddings; `rows` is 0 without any."""
     if 0 < rows < T:
         raise ValueError(f"{T} tokens, but the model has embeddings of {rows} positions")
+
+
+def check_positions(positions_BT, lengths_B, rows: int) -> None:
+    """Raises ValueError for positions without a learned embedding, except in padding.
+
+    Skipped under jit, and for models without learned positions, whose `rows` are 0.
+    """
+    if not rows or isinstance(positions_BT, Tracer) or isinstance(lengths_B, Tracer):
+        return
+    low, high = _range_of_real(positions_BT, lengths_B)
+    if low < 0 or high >= rows:
+        raise ValueError(
+            f"a token has the position {low if low < 0 else high}, but the model has embeddings of"
+            f" {rows} positions, from 0 on"
+        )
 
 
 def checked_pooling(config: DecoderConfig, pooling: str | None) -> str:
@@ -77,14 +92,19 @@ def _check_ids(tokens_BT, lengths_B, vocabulary: int):
     """Raises ValueError for ids outside the vocabulary, except in padding; skipped under jit."""
     if isinstance(tokens_BT, Tracer) or isinstance(lengths_B, Tracer):
         return
-    ids_BT = np.asarray(tokens_BT)
-    if lengths_B is not None:
-        ids_BT = ids_BT[np.arange(ids_BT.shape[1]) < np.asarray(lengths_B)[:, None]]
-    low, high = int(np.min(ids_BT, initial=0)), int(np.max(ids_BT, initial=0))
+    low, high = _range_of_real(tokens_BT, lengths_B)
     if low < 0 or high >= vocabulary:
         raise ValueError(
             f"tokens have the id {low if low < 0 else high}, the vocabulary has {vocabulary}"
         )
+
+
+def _range_of_real(integers_BT, lengths_B) -> tuple[int, int]:
+    """Returns the smallest and the largest of 0 and the integers of real tokens."""
+    real = np.asarray(integers_BT)
+    if lengths_B is not None:
+        real = real[np.arange(real.shape[1]) < np.asarray(lengths_B)[:, None]]
+    return int(np.min(real, initial=0)), int(np.max(real, initial=0))
 
 
 def _check_room(T: int, cache, lengths_B):

@@ -133,6 +133,10 @@ class DecoderConfig:
         """Whether no token sees later tokens, so that text can be generated token by token."""
         return all(getattr(layer.mixer, "causal", True) for layer in self.layers)
 
+    def text_length(self, context_length: int) -> int:
+        """Returns the most tokens of a text in a context: learned positions are limited."""
+        return min(context_length, self.positions or context_length)
+
     @property
     def embedding_width(self) -> int:
         """The width of pooled vectors."""

@@ -14,7 +14,12 @@ from rocmforge_jax.backends import DEFAULT, Numerics
 from rocmforge_jax.backends.explicit_axes import explicit_mesh, in_auto_axes, spec_of
 from rocmforge_jax.backends.on_mesh import on_its_mesh, split_batch
 from rocmforge_jax.models.altup import merged, stacked, stream_modules
-from rocmforge_jax.models.checked_inputs import check_positions, checked_inputs, checked_pooling
+from rocmforge_jax.models.checked_inputs import (
+    check_length,
+    check_positions,
+    checked_inputs,
+    checked_pooling,
+)
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.empty_cache import init_cache, placement_of
 from rocmforge_jax.models.layer import Layer
@@ -171,7 +176,8 @@ class Decoder(nnx.Module):
                 makes sure that lengths + T <= cache.length: nothing there can check it. Ids outside
                 the vocabulary are an error; under jit they are clipped to it.
             cache: Default: none, a plain causal pass.
-            positions_BT: For the rotary embedding, default: counted from what the cache holds.
+            positions_BT: For rotary and learned embeddings of positions, default: counted from what
+                the cache holds. Under jit, learned positions are clipped to those that there are.
             lengths_B: How many of the T tokens of each sequence are real. The first ones are, the
                 rest is padding. Default: all.
             last_only: Whether only the logits of the last real token are wanted.
@@ -336,8 +342,10 @@ class Decoder(nnx.Module):
         if positions_BT is None and segments is not None:
             positions_BT = segments[1]
         elif positions_BT is None:
-            check_positions(T, self.config.positions)
+            if cache is None or lengths_B is None:  # padding may go past the last position
+                check_length(T, self.config.positions)
             positions_BT = starts_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
+        check_positions(positions_BT, lengths_B, self.config.positions)
         x_BTD = embed_tokens(self, tokens_BT, positions_BT, inputs_embeds)
         x_BTD = split_batch(x_BTD, self.numerics.mesh)
         tokens = Tokens(positions_BT, starts_B, lengths_B, visible=seen)

@@ -119,10 +119,15 @@ def measure(
     }
 
 
+#: Tensors of which a token reads one row.
+_ROWS = ("position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
+
+
 def bytes_per_token(gguf) -> int:
     """Returns the bytes of weights that a decode step of one sequence must read.
 
-    Only the experts in use count. An embedding counts only if it is also the head.
+    Only the experts in use count. Embeddings do not, except one that is also the head: a token
+    reads a row of each.
     """
     experts = gguf.metadata.get(f"{gguf.architecture}.expert_count", 0)
     used = gguf.metadata.get(f"{gguf.architecture}.expert_used_count", 0)
@@ -130,7 +135,9 @@ def bytes_per_token(gguf) -> int:
     for name, tensor in gguf.tensors.items():
         if "_exps." in name and experts:
             total += tensor.nbytes * used // experts
-        elif name != "token_embd.weight" or "output.weight" not in gguf.tensors:
+        elif name == "token_embd.weight" and "output.weight" in gguf.tensors:
+            continue
+        elif name not in _ROWS:
             total += tensor.nbytes
     return total
 

@@ -8,6 +8,7 @@ import pytest
 from rocmforge_jax.cli.bench import bytes_per_token
 from rocmforge_jax.gguf import open_gguf, write_gguf
 from rocmforge_jax.locate import DEMO
+from tests.models.synthetic_cases import CASES
 
 
 @pytest.mark.core
@@ -84,6 +85,27 @@ def test_a_token_reads_a_tied_embedding_and_not_one_beside_a_head(without_tokeni
         tensor.nbytes for name, tensor in own_head.tensors.items() if name != "token_embd.weight"
     ]
     assert bytes_per_token(own_head) == sum(rest)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["position_embd", "token_types", "per_layer_token_embd"])
+def test_a_token_reads_one_row_of_other_embeddings(tmp_path, name):
+    keys = {"general.architecture": "gpt2"}
+    tensors = {"token_embd": np.zeros((5, 32), np.float32), name: np.zeros((7, 32), np.float32)}
+    write_gguf(
+        tmp_path / "a.gguf", keys, {f"{name}.weight": ("F32", one) for name, one in tensors.items()}
+    )
+    assert bytes_per_token(open_gguf(tmp_path / "a.gguf")) == 5 * 32 * 4
+
+
+@pytest.mark.core
+def test_learned_positions_limit_the_context(run, tmp_path):
+    case = next(case for case in CASES if case.name == "starcoder")
+    case.write(tmp_path / "small.gguf")
+    sizes = "--context-length", 400, "--prompt-tokens", 240, "--tokens", 20
+    ran = run("bench", tmp_path / "small.gguf", *sizes)
+    assert (ran.code, ran.out) == (2, "")
+    assert "240 + 20 + 1 tokens are 261, the context is 256" in ran.err
 
 
 @pytest.mark.core

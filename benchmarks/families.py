@@ -29,6 +29,8 @@ from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.models import ARCHITECTURES, kernel_report, load_decoder
 
 RESULTS = Path(__file__).parent / "results" / "families.jsonl"
+#: Tokens that llama.cpp was opened for, which choose the factors of LongRoPE.
+CONTEXT = 1024
 #: Sizes of the pieces of a prompt in tokens; the remaining tokens are computed one by one.
 PIECES = (150, 7, 383)
 
@@ -38,7 +40,8 @@ def measure(file: Path, index: dict, backend: str, activations: str) -> dict:
     gguf = open_gguf(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        decoder = load_decoder(gguf, dtype=jnp.float32, activations=activations, backend=backend)
+        options = dict(activations=activations, backend=backend, context_length=CONTEXT)
+        decoder = load_decoder(gguf, dtype=jnp.float32, **options)
     about = index["files"][file.stem]
     ids = np.array(index["ids"], np.int32)[None, : about.get("n_ids")]
     expected = np.float64(np.load(file.with_suffix(".npy")))

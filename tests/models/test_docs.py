@@ -1,9 +1,10 @@
-"""The tables of docs/architectures.md and docs/coverage.md are current."""
+"""The tables of docs/architectures.md and docs/coverage.md, and README's count, are current."""
 
 from pathlib import Path
 
 import pytest
 
+from rocmforge_jax.models.families import FAMILIES
 from tools import architecture_table, coverage_table, marked_table
 
 pytestmark = pytest.mark.core
@@ -19,6 +20,10 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 def test_the_table_is_current(tool, name):
     page = (DOCS / name).read_text()
     assert tool.renewed(page) == page, f"run: python -m {tool.__name__} docs/{name}"
+
+
+def test_readme_counts_the_architectures():
+    assert f"[{len(FAMILIES)} architectures]" in (DOCS.parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("tool", [architecture_table, coverage_table])

@@ -14,7 +14,7 @@ from tests.models import families, float64
 from tests.models.synthetic import VOCABULARY
 from tests.models.synthetic_cases import CASES
 
-#: Positions of the long files, and of the short ones. No chunk of a prompt is padded to so few.
+#: Positions of the long files, and of the short ones: prompts are padded to powers of two.
 LONG, SHORT = 640, 100
 IDS = np.random.default_rng(8).integers(0, VOCABULARY, 600).astype(np.int32)
 #: Largest relative L2 error of float32 logits beside float64.
@@ -39,9 +39,9 @@ def decoder_of(tmp_path_factory):
     """decoder_of(name, positions): a decoder in float32."""
 
     @functools.cache
-    def decoder_of(name, positions=SHORT, backend="xla"):
+    def decoder_of(name, positions=SHORT):
         gguf = case(name, positions).write(tmp_path_factory.mktemp("file") / f"{name}.gguf")
-        options = dict(dtype=jnp.float32, backend=backend, activations="float")
+        options = dict(dtype=jnp.float32, backend="xla", activations="float")
         return load_decoder(gguf, strict=True, **options)
 
     return decoder_of
@@ -63,7 +63,7 @@ def test_long_texts_in_every_way(name, way, decoder_of, truth):
 
 
 def test_positions_matter(decoder_of, truth):
-    """Other positions give other logits, and so do embeddings that are not there."""
+    """Positions that are given replace those that are counted."""
     decoder, tokens = decoder_of("gpt2", LONG), IDS[None, :40]
     positions = np.arange(40, dtype=np.int32)[None]
     expected = truth("gpt2")[:40]

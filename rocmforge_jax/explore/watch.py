@@ -58,8 +58,8 @@ def watch(prompt: Prompt, read: Callable[[Decoder, list[Step], Any], Any]) -> An
             [1, T, D]. Arrays are longer than the prompt: the rest is padding.
     """
     T = len(prompt.ids)
-    longest = prompt.model.config.positions or T
-    padded = max(T, min(longest, max(SMALLEST_LENGTH, 1 << (T - 1).bit_length())))
+    power = max(SMALLEST_LENGTH, 1 << (T - 1).bit_length())
+    padded = max(T, prompt.model.config.text_length(power))
     tokens = np.zeros((1, padded), np.int32)
     tokens[0, :T] = prompt.ids
     graphdef, state = nnx.split(prompt.model)

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import rocmforge_jax as rf
+from rocmforge_jax.explore import watch
 from rocmforge_jax.models import Attention, DecoderConfig, Gated, ShortConvolution
 from rocmforge_jax.models.altup import AltUp
 from rocmforge_jax.nn import RopeConfig
@@ -52,6 +53,16 @@ def test_a_lens_is_the_head_after_each_layer(decoder, streams, softmax):
     assert found.ids.shape == (3, 19, 4) and found.prompt_ids.tolist() == IDS
     check_top(found.ids, found.probabilities, truth)
     assert found.pieces[2][18][0] == f"#{found.ids[2, 18, 0]}"
+
+
+def test_prompts_of_similar_lengths_share_a_program(decoder):
+    rf.explore.logit_lens(decoder, IDS, top=3)
+    programs = watch._watch._cache_size()
+    for tokens in (17, 18):
+        assert rf.explore.logit_lens(decoder, IDS[:tokens], top=3).ids.shape[1] == tokens
+    assert watch._watch._cache_size() == programs
+    rf.explore.logit_lens(decoder, IDS[:15], top=3)
+    assert watch._watch._cache_size() == programs + 1
 
 
 def test_next_tokens_are_those_of_the_model(decoder, softmax):

@@ -132,7 +132,7 @@ def sample(
     logits_BV = _add_bias(logits_BV, sampler)
     if recent_BW is not None:
         logits_BV = _penalize(logits_BV, sampler, recent_BW)
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    greedy_B = _argmax(logits_BV)
 
     def draw():
         return jnp.where(sampler.temperature > 0, _draw(logits_BV, sampler, positions_B), greedy_B)
@@ -142,6 +142,20 @@ def sample(
         tokens_B = jnp.where(jnp.isfinite(logits_BV.max(axis=-1)), tokens_B, -1)
     chosen_B = jnp.take_along_axis(model_BV, tokens_B[:, None], axis=-1)[:, 0]
     return tokens_B, chosen_B - jax.nn.logsumexp(model_BV, axis=-1)
+
+
+def _argmax(logits_BV):
+    """Computes `jnp.argmax` of each row in two steps, which is ten times faster on a CPU."""
+    B, V = logits_BV.shape
+    padding = ((0, 0), (0, -V % ARGMAX_BLOCK))
+    blocks_BNW = jnp.pad(logits_BV, padding, constant_values=-jnp.inf).reshape(B, -1, ARGMAX_BLOCK)
+    best_B = jnp.argmax(blocks_BNW.max(axis=-1), axis=-1)
+    block_BW = jnp.take_along_axis(blocks_BNW, best_B[:, None, None], axis=1)[:, 0]
+    return (best_B * ARGMAX_BLOCK + jnp.argmax(block_BW, axis=-1)).astype(jnp.int32)
+
+
+#: Logits per block in `_argmax`.
+ARGMAX_BLOCK = 512
 
 
 def _add_bias(logits_BV, sampler):

@@ -45,6 +45,19 @@ def cpu_table(measured: list[dict]) -> str:
     return _markdown(lines)
 
 
+def cpu_families_table(measured: list[dict]) -> str:
+    """Makes one row for each device and kind of layers, with the newest numbers."""
+    rows = {(one["device"], one["family"]): one for one in measured}
+    keys = {"decode": "decode_tokens_per_s", "prefill 256": "prefill_256_tokens_per_s"}
+    lines = [("device", "layers of", "types", *keys, "jax", "date")]
+    for (device, family), one in rows.items():
+        cells = [_beside(one["best"][key][OURS], one["best"][key][THEIRS]) for key in keys.values()]
+        lines.append(
+            (device, family, one["mix"].upper(), *cells, one["versions"]["jax"], one["date"])
+        )
+    return _markdown(lines)
+
+
 def gpu_table(measured: list[dict], llama_cpp: list[dict]) -> str:
     """Makes one row for each device, model, mode of activations and version of jax.
 
@@ -129,6 +142,7 @@ def _markdown(lines: list[tuple]) -> str:
 #: Name of a table in the marker lines -> its files of results, and the function that makes it.
 TABLES = {
     "cpu": (["cpu.jsonl"], cpu_table),
+    "cpu families": (["cpu_families.jsonl"], cpu_families_table),
     "gpu": (["gpu_models.jsonl", "gpu_llama_cpp.jsonl"], gpu_table),
     "kernels": (["gpu_kernels.jsonl"], kernels_table),
 }

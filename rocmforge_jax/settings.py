@@ -74,6 +74,22 @@ def jax_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
+def environment(**variables: str) -> dict[str, str]:
+    """Returns the environment of this process with some variables replaced, for another one."""
+    return {**os.environ, **variables}
+
+
+def gpu_variables() -> dict[str, str]:
+    """Returns the variables that choose GPUs, for ROCm and CUDA, that the user has set."""
+    names = (
+        "HIP_VISIBLE_DEVICES",
+        "ROCR_VISIBLE_DEVICES",
+        "HSA_OVERRIDE_GFX_VERSION",
+        "CUDA_VISIBLE_DEVICES",
+    )
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def named_in(text: str, variables: Iterable[str]) -> str | None:
     """Returns the first variable whose name occurs in a message, in any case, or None."""
     return next((name for name in variables if name.lower() in text.lower()), None)

@@ -7,29 +7,41 @@ from rocmforge_jax.cli.machine import gather
 from rocmforge_jax.cli.problems import problems
 
 NAME = "doctor"
-HELP = "Show versions, devices, what each operation runs on, and known problems with remedies."
+HELP = (
+    "Show versions, devices, what each operation runs on, and problems with remedies. The exit code"
+    " is 1 if a problem was found."
+)
 
 
 def add_arguments(parser):
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def run(options):
+def run(options) -> int:
+    """Prints the report and returns the exit code: 1 for problems of this machine."""
     facts = gather()
     found = list(problems(facts))
     report = {
         "versions": facts.versions,
         "devices": facts.devices,
+        "environment": facts.environment,
         "operations": facts.operations,
         "problems": [dataclasses.asdict(problem) for problem in found],
     }
     if options.json:
         common.print_json(report)
-        return
-    for title in ("versions", "operations"):
+    else:
+        _print(facts, report, found)
+    return int(any(problem.certain for problem in found))
+
+
+def _print(facts, report: dict, found: list):
+    for title in ("versions", "operations", "environment"):
+        if not report[title]:
+            continue
         print(f"{title}:")
         for name, value in report[title].items():
-            print(f"  {name:<18} {value}")
+            print(f"  {name:<18} {value or '(empty)'}")
     print("devices:")
     for device in facts.devices:
         memory = (

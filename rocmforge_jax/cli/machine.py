@@ -1,8 +1,10 @@
 """Gathers facts about this machine for `doctor`, even if JAX does not work."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,8 @@ PACKAGES = (
     "jax-cuda13-plugin",
     "huggingface_hub",
 )
+#: Packages that are listed if they are installed: plugins of any generation, and ROCm itself.
+_ALSO = re.compile(r"jax-(rocm|cuda)\d+-(pjrt|plugin)|rocm(-sdk.*)?")
 #: Seconds after which JAX's start is assumed to hang, for example in a driver.
 START_LIMIT = 180.0
 _PROGRAM = """
@@ -48,7 +52,7 @@ class Facts:
         amd: Whether the system has the device node of AMD's driver.
         nvidia: Whether the system has the device node of NVIDIA's driver.
         xla_flags: The variable XLA_FLAGS.
-        environment: The variables of JAX that the user has set.
+        environment: The variables of JAX and of GPUs that the user has set.
         operations: Operation -> its backend and the reason.
         failure: Why JAX does not start, or None.
         logged: Warnings that JAX logged at its start.
@@ -89,19 +93,22 @@ class Facts:
 def gather() -> Facts:
     """Returns the facts about this machine. Starts JAX in a separate process."""
     probed, failure = _probed()
+    logged = probed.get("logged", ())
+    if failure and "JAX_PLATFORMS" in settings.jax_variables():  # it hides a plugin's own error
+        logged = _probed(JAX_PLATFORMS="")[0].get("logged", ())
     folder, cpp_folder = settings.cache_folder(), settings.cpp_folder()
     cpp_is_named = folder not in cpp_folder.parents
     return Facts(
         versions={"python": sys.version.split()[0]}
-        | {name: common.version(name) for name in PACKAGES},
+        | {name: common.version(name) for name in (*PACKAGES, *_also_installed())},
         devices=probed.get("devices", []),
         amd=Path("/dev/kfd").exists(),
         nvidia=Path("/dev/nvidiactl").exists(),
         xla_flags=settings.xla_flags(),
-        environment=settings.jax_variables(),
+        environment=settings.jax_variables() | settings.gpu_variables(),
         operations=probed.get("operations", {}),
         failure=failure,
-        logged=tuple(probed.get("logged", ())),
+        logged=tuple(logged),
         setting=_setting(),
         library=_library(),
         compiler=_has_compiler(),
@@ -110,8 +117,20 @@ def gather() -> Facts:
     )
 
 
-def _probed() -> tuple[dict, str | None]:
-    """Returns the output of `probe`, and why it failed, or None."""
+def _also_installed() -> list[str]:
+    """Returns the names of installed packages that matter for GPUs but are not in PACKAGES."""
+    names = {
+        (found.name or "").lower().replace("_", "-") for found in importlib.metadata.distributions()
+    }
+    return sorted(name for name in names - {*PACKAGES} if _ALSO.fullmatch(name))
+
+
+def _probed(**variables: str) -> tuple[dict, str | None]:
+    """Returns the output of `probe`, and why it failed, or None.
+
+    Args:
+        variables: Environment variables that replace the user's.
+    """
     try:
         with interrupts.raised():  # so that a signal also ends the started process
             ran = subprocess.run(
@@ -121,6 +140,7 @@ def _probed() -> tuple[dict, str | None]:
                 encoding="utf-8",
                 errors="replace",
                 timeout=START_LIMIT,
+                env=settings.environment(**variables),
             )
     except subprocess.TimeoutExpired:
         return {}, f"it did not start within {START_LIMIT:.0f} s"

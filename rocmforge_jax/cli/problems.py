@@ -1,77 +1,19 @@
 """Finds actual and possible problems of a machine, with remedies."""
 
-import dataclasses
 from collections.abc import Iterator
 
+from rocmforge_jax.cli import plugins
 from rocmforge_jax.cli.machine import Facts
+from rocmforge_jax.cli.problem import Problem
 from rocmforge_jax.settings import named_in
-
-#: JAX release -> ROCm version that its extra `rocm` requires. ROCM_10: the same for `rocm10`.
-ROCM_OF_JAX = {"0.10": "7.2", "0.12": "7.14"}
-ROCM_10 = "10.1"
-#: The plugins of JAX, without "-pjrt" and "-plugin".
-_PLUGINS = ("jax-rocm7", "jax-rocm10", "jax-cuda13")
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A problem of a machine.
-
-    Attributes:
-        what: What is wrong, or may go wrong.
-        remedy: What to do.
-        certain: Whether the problem was found here; otherwise it is known of similar machines.
-    """
-
-    what: str
-    remedy: str
-    certain: bool
 
 
 def problems(facts: Facts) -> Iterator[Problem]:
     """Yields the problems of a machine, certain ones first."""
-    jax_version = facts.versions.get("jax", "")
-    rocm = next(
-        (needed for prefix, needed in ROCM_OF_JAX.items() if jax_version.startswith(prefix + ".")),
-        "of its release notes",
-    )
     yield from _broken(facts)
-    if facts.platform == "cpu" and facts.amd:
-        yield Problem(
-            "there is an AMD GPU, but jax computes on the CPU (`jax[rocm]` no longer exists: pip"
-            " only warns and installs CPU jax)",
-            f"pip install 'rocmforge-jax[rocm]', and ROCm {rocm} from the system's packages or"
-            f" AMD's index for jax {jax_version}, or 'rocmforge-jax[rocm10]' with ROCm {ROCM_10}"
-            " and Python 3.12; the packages named rocm and rocm-sdk on the public index are"
-            " placeholders",
-            True,
-        )
-    if facts.platform == "cpu" and facts.nvidia:
-        yield Problem(
-            "there is an NVIDIA GPU, but jax computes on the CPU",
-            "pip install 'rocmforge-jax[cuda]'",
-            True,
-        )
-    installed = {
-        name: facts.versions[name]
-        for name in (f"{plugin}-{part}" for plugin in _PLUGINS for part in ("pjrt", "plugin"))
-        if facts.versions.get(name, "not installed") != "not installed"
-    }
-    if {"jax-rocm7-plugin", "jax-rocm10-plugin"} <= installed.keys():
-        yield Problem(
-            "jax-rocm7-plugin and jax-rocm10-plugin are both installed; jax takes one for ROCm",
-            "pip uninstall those that are not for the ROCm of this machine",
-            True,
-        )
-    for plugin, version in installed.items():
-        if version.split(".")[:2] != jax_version.split(".")[:2]:
-            yield Problem(
-                f"{plugin} is {version}, jax is {jax_version}",
-                f"pip install '{plugin}=={jax_version}'",
-                True,
-            )
+    yield from plugins.problems(facts)
     if facts.on_rocm:
-        yield from _rocm(facts, jax_version)
+        yield from _rocm(facts, facts.versions.get("jax", ""))
     if facts.platform not in ("cpu", "none") and not any(
         name in facts.environment for name in _MEMORY
     ):
@@ -87,12 +29,6 @@ def _broken(facts: Facts) -> Iterator[Problem]:
     """Yields problems that prevent programs from starting, or make them slow."""
     if facts.failure:
         yield Problem(f"jax does not start: {facts.failure}", _start_remedy(facts), True)
-    for message in facts.logged:
-        yield Problem(
-            f"jax warns at its start: {message}",
-            "if that is about a plugin, pip uninstall it or install the one of this jax",
-            True,
-        )
     if facts.setting:
         yield Problem(facts.setting, "unset ROCMFORGE_BACKEND", True)
     refused = [text for text in facts.operations.values() if text.startswith("cannot run: ")]
@@ -126,15 +62,16 @@ def _broken(facts: Facts) -> Iterator[Problem]:
 
 def _start_remedy(facts: Facts) -> str:
     """Returns the remedy if JAX does not start: most often an environment variable is wrong."""
-    asked = facts.environment.get("JAX_PLATFORMS") or facts.environment.get("JAX_PLATFORM_NAME")
     if facts.xla_flags and "XLA_FLAGS" in (facts.failure or ""):
         return f"unset XLA_FLAGS, which is {facts.xla_flags!r}"
-    if asked:
-        return f"unset JAX_PLATFORMS, which is {asked!r}, or install the plugin for it"
+    if remedy := plugins.platform_remedy(facts):
+        return remedy
     named = named_in(facts.failure or "", facts.environment)
     if named:
         return f"unset {named}, which is {facts.environment[named]!r}"
-    return "pip install --force-reinstall rocmforge-jax, and uninstall plugins that it names"
+    return plugins.start_remedy(facts) or (
+        "pip install --force-reinstall rocmforge-jax, and uninstall plugins that it names"
+    )
 
 
 _MEMORY = ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION")

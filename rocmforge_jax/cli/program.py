@@ -65,7 +65,7 @@ def run(argv: list[str] | None) -> int:
 def _attempt(argv) -> int:
     try:
         options = _parser().parse_args(argv)
-        options.run(options)
+        return options.run(options) or 0
     except SystemExit as error:  # argparse has printed the reason
         return error.code if isinstance(error.code, int) else 1
     except BrokenPipeError:  # the reader of our output has exited
@@ -77,7 +77,6 @@ def _attempt(argv) -> int:
         return _fail(error)
     finally:
         ahead.stop()  # the process waits until the prefetch thread has stopped
-    return 0
 
 
 def _fail(error: Exception) -> int:

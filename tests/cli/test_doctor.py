@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rocmforge_jax.cli import machine
+from rocmforge_jax.cli import doctor, machine
 from rocmforge_jax.cli.machine import Facts
+from rocmforge_jax.cli.problem import Problem
 from rocmforge_jax.cli.problems import problems
 from rocmforge_jax.cpp import build
 
@@ -51,7 +52,7 @@ def test_a_backend_that_cannot_run_is_named_with_the_reason(backend, run, monkey
     monkeypatch.setenv("ROCMFORGE_BACKEND", backend)
     ran = run("doctor", "--json")
     found = json.loads(ran.out)["operations"]["matmul"]
-    assert ran.code == 0 and re.match(f"cannot run: matmul: {backend}: .*'auto'", found)
+    assert ran.code == 1 and re.match(f"cannot run: matmul: {backend}: .*'auto'", found)
     assert f"cannot run: dequantize: {backend}" in ran.out or backend == "cpp"
     assert "unset ROCMFORGE_BACKEND" in ran.out
     ran = run("generate", "--prompt", "A", "--max-tokens", "1")
@@ -78,7 +79,7 @@ def test_it_prints_in_every_environment(run, monkeypatch, environment, what, rem
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     ran = run("doctor")
-    assert ran.code == 0 and ran.err == "" and "jaxlib" in ran.out
+    assert ran.code == 1 and ran.err == "" and "jaxlib" in ran.out
     assert re.search(what, ran.out) and re.search(remedy, ran.out)
 
 
@@ -161,6 +162,136 @@ def test_plugins_of_two_generations_of_rocm():
         versions=dict.fromkeys(("jax", "jax-rocm7-plugin", "jax-rocm10-plugin"), "0.12.0")
     )
     assert problem.certain and "both" in problem.what and "uninstall" in problem.remedy
+
+
+@pytest.mark.parametrize("version", ["0.10.2.post1", "0.10.1"])
+def test_a_plugin_of_the_same_release_fits(version):
+    plugin = {"jax-rocm7-pjrt": version, "jax-rocm7-plugin": version}
+    assert (
+        told(versions={"jax": "0.10.2"} | plugin, devices=gpu("gfx942", "rocm"))[0].certain is False
+    )
+
+
+#: Warning of JAX -> words of its remedy, and words that it must not contain.
+CAUSES = {
+    "xla_rocm7.initialize(): No AMD GPUs were found": (
+        ("amdgpu", "/sys/class/kfd", "render", "video", "--device=/dev/kfd --device=/dev/dri"),
+        "uninstall",
+    ),
+    "xla_rocm7.initialize(): libamdhip64.so.7: cannot open shared object file: No such file": (
+        ("ROCm 7.14", "libamdhip64.so.7", "LD_LIBRARY_PATH", "/opt/rocm/lib"),
+        "uninstall",
+    ),
+    "libcuda.so.1: cannot open shared object file": (("NVIDIA driver", "libcuda.so.1"), "ROCm"),
+    "libcudnn.so.9: cannot open shared object file": (("libcudnn.so.9", "[cuda]"), "ROCm"),
+    "libfoo.so: cannot open shared object file": (("libfoo.so", "LD_LIBRARY_PATH"), "ROCm"),
+    "CUDA backend failed to initialize: no supported devices found for platform CUDA": (
+        ("nvidia-smi", "--gpus all"),
+        "kfd",
+    ),
+    "xla_cuda13: jaxlib 0.12.0 is newer than and incompatible with 0.10.2": (
+        ("pip uninstall", "[cuda]"),
+        "[rocm]",
+    ),
+}
+
+
+@pytest.mark.parametrize("warning", CAUSES)
+def test_each_cause_has_its_own_remedy(warning):
+    (problem,) = told(logged=(warning,))
+    words, unwanted = CAUSES[warning]
+    assert warning in problem.what and all(word in problem.remedy for word in words)
+    assert unwanted not in problem.remedy
+
+
+def test_a_library_that_jax_itself_does_not_find():
+    (problem,) = told(
+        failure="ImportError: librccl.so.1: cannot open shared object file", devices=[]
+    )
+    assert "librccl.so.1" in problem.remedy and "ROCm 7.14" in problem.remedy
+
+
+def test_the_cause_behind_jax_platforms_is_found(run, monkeypatch, tmp_path):
+    plugin = tmp_path / "jax_plugins" / "xla_rocm7"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text("def initialize(): raise ValueError('No AMD GPUs')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "rocm")
+    report = json.loads(run("doctor", "--json").out)
+    assert report["devices"] == []
+    remedy = next(one["remedy"] for one in report["problems"] if "No AMD GPUs" in one["what"])
+    assert "amdgpu" in remedy
+
+
+@pytest.mark.parametrize(
+    ("platforms", "words"),
+    [
+        ("rocm", (".[rocm]", ".[rocm10]", "unset JAX_PLATFORMS, which is 'rocm'")),
+        ("cuda", (".[cuda]",)),
+        ("amd", ("cpu, gpu, cuda, rocm, tpu", "'amd'")),
+    ],
+)
+def test_a_platform_without_its_plugin(platforms, words):
+    failure = f"Unable to initialize backend '{platforms}'"
+    (problem,) = told(failure=failure, devices=[], environment={"JAX_PLATFORMS": platforms})
+    assert all(word in problem.remedy for word in words)
+
+
+def packages(jax, *names, **others):
+    """The versions of an environment with packages of JAX's version, and with others."""
+    others = {name.replace("_", "-"): version for name, version in others.items()}
+    return dict.fromkeys(("jax", *names), jax) | others
+
+
+@pytest.mark.parametrize(
+    ("versions", "what", "remedy"),
+    [
+        (
+            packages("0.10.2", "jax-rocm7-plugin"),
+            "without jax-rocm7-pjrt",
+            "jax-rocm7-pjrt==0.10.*",
+        ),
+        (
+            packages("0.10.2", "jax-rocm7-plugin", "jax-cuda13-plugin"),
+            "jax-rocm7 and jax-cuda13",
+            "pip uninstall jax-cuda13-pjrt jax-cuda13-plugin",
+        ),
+        (packages("0.12.0", rocm_sdk_core="0.1"), "rocm-sdk-core 0.1", "uninstall rocm-sdk-core"),
+        (packages("0.12.0", "jax-rocm7-pjrt", "jax-rocm7-plugin"), "finds no AMD GPU", "amdgpu"),
+        (packages("0.12.0", "jax-cuda13-pjrt", "jax-cuda13-plugin"), "no NVIDIA GPU", "nvidia-smi"),
+        (packages("0.10.2", jax_rocm10_plugin="0.12.0"), "rocm10-plugin is 0.12.0", "Python 3.12"),
+        (packages("0.10.2", jax_rocm60_pjrt="0.4.35"), "0.4.35", "pip uninstall jax-rocm60-pjrt"),
+    ],
+)
+def test_packages_that_do_not_work(versions, what, remedy):
+    (problem,) = told(versions=versions)
+    assert problem.certain and what in problem.what and remedy in problem.remedy
+    assert "rocm10-plugin==0.10" not in problem.remedy
+
+
+def test_packages_of_amds_own_index_are_no_placeholders():
+    assert told(versions=packages("0.12.0", rocm="7.14.0", rocm_sdk_core="7.14.0")) == []
+
+
+def test_a_gpu_that_jax_was_told_not_to_use():
+    (problem,) = told(amd=True, environment={"JAX_PLATFORMS": "cpu"})
+    assert "JAX_PLATFORMS is 'cpu'" in problem.what and "unset" in problem.remedy
+
+
+def test_variables_that_choose_gpus_are_shown(run, monkeypatch):
+    variables = {"HIP_VISIBLE_DEVICES": "", "HSA_OVERRIDE_GFX_VERSION": "11.0.0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    out = run("doctor").out
+    assert re.search("HIP_VISIBLE_DEVICES +.empty.", out)
+    assert re.search("HSA_OVERRIDE_GFX_VERSION +11.0.0", out)
+
+
+def test_the_exit_code_says_whether_there_are_problems(run, monkeypatch):
+    monkeypatch.setattr(doctor, "problems", lambda facts: [Problem("broken", "mend it")])
+    assert run("doctor").code == run("doctor", "--json").code == 1
+    monkeypatch.setattr(doctor, "problems", lambda facts: [Problem("slow", "wait", False)])
+    assert run("doctor").code == 0
 
 
 def test_rocm_names_each_flag_that_is_not_set():

@@ -18,7 +18,24 @@ Function = TypeVar("Function", bound=Callable)
 _SYNONYMS = {
     **dict.fromkeys(("n_ctx", "ctx", "ctx_size", "num_ctx"), "context_length"),
     **dict.fromkeys(("max_new_tokens", "n_predict", "max_length"), "max_tokens"),
+    **dict.fromkeys(("torch_dtype", "compute_dtype"), "dtype"),
+    **dict.fromkeys(("type_k", "type_v", "cache_type", "kv_dtype"), "cache_dtype"),
+    "device_map": "device",
+    "temp": "temperature",
+    "typical": "typical_p",
     "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_last_n",
+}
+_OFFLOAD = "the whole model is on the device, there is no partial offload"
+_PACKED = (
+    "weights stay packed in the types of the file: choose a file of the hub by its type, such as"
+    " 'owner/repository:Q4_K_M', or pack a model with model.quantize()"
+)
+#: Keyword of other programs without an equal here -> what to do instead.
+_EXPLANATIONS = {
+    **dict.fromkeys(("n_gpu_layers", "gpu_layers", "num_gpu_layers", "ngl", "num_gpu"), _OFFLOAD),
+    **dict.fromkeys(("quantization", "quantization_config", "quantize", "quant"), _PACKED),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), _PACKED),
 }
 
 
@@ -200,6 +217,8 @@ def _unknown_keyword(
     function: str, given: str, known: list[str], variables: Mapping[str, Iterable[str]]
 ) -> str:
     lowered = {name.lower(): name for name in known}
+    if explanation := _EXPLANATIONS.get(given.lower()):
+        return f"{function}() got an unexpected keyword {shown(given)}; {explanation}"
     synonym = _SYNONYMS.get(given.lower())
     close = difflib.get_close_matches(given.lower(), lowered, n=1)
     near = synonym if synonym in known else lowered[close[0]] if close else None

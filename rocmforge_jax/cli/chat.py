@@ -4,6 +4,7 @@ import io
 import sys
 
 from rocmforge_jax.cli import common, interrupts
+from rocmforge_jax.cli.flags import in_flags
 
 NAME = "chat"
 HELP = "Talk with a model that has a chat template. Ctrl-C stops an answer, Ctrl-D ends."
@@ -110,7 +111,7 @@ def _say_dropped(before: list, after: list):
 
 
 def _say(text: str):
-    print(f"rocmforge-jax: {text}", file=sys.stderr)
+    print(f"rocmforge-jax: {in_flags(text)}", file=sys.stderr)
 
 
 def _questions():

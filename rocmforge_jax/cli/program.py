@@ -22,6 +22,7 @@ from rocmforge_jax.cli import (
     tokenize,
 )
 from rocmforge_jax.cli.common import UsageError, version
+from rocmforge_jax.cli.flags import in_flags
 
 COMMANDS = (
     generate,
@@ -159,7 +160,7 @@ class _WarningPrinter:
 
 
 def _say(text: str):
-    _print_error(f"{PROGRAM}: {' '.join(map(_shortened, text.split()))}")
+    _print_error(f"{PROGRAM}: {' '.join(map(_shortened, in_flags(text).split()))}")
 
 
 def _shortened(word: str) -> str:

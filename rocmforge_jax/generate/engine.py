@@ -366,7 +366,8 @@ class Engine:
         if prompt_tokens >= self.context_length:
             raise ValueError(
                 f"a prompt of {prompt_tokens} tokens does not fit a context of"
-                f" {self.context_length} with at least one for the answer"
+                f" {self.context_length} with at least one for the answer: shorten it, or raise"
+                " context_length"
             )
         prompts = [[0] * prompt_tokens] * batch
         count = min(TOKENS_PER_DISPATCH, self.context_length - prompt_tokens)

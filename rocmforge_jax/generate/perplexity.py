@@ -61,7 +61,10 @@ def perplexity(
     window = integer("window", window, 4, engine.context_length)
     count = len(ids) // window
     if not count:
-        raise ValueError(f"the text has {len(ids)} tokens, one window needs {window}")
+        shorter = f"give window={len(ids)} or less, or " if len(ids) >= 4 else "give "
+        raise ValueError(
+            f"the text has {len(ids)} tokens, one window needs {window}: {shorter}a longer text"
+        )
     windows = np.array(ids[: count * window], np.int32).reshape(count, window)
     if bos_id is not None:
         windows[:, 0] = bos_id

@@ -89,7 +89,7 @@ class Limits:
         if len(ids) >= self.context_length:
             raise ValueError(
                 f"{name} has {len(ids)} tokens, the context is {self.context_length} with"
-                " at least one for the answer"
+                " at least one for the answer: shorten it, or raise context_length"
             )
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.vocabulary:

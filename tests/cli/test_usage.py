@@ -126,18 +126,18 @@ def test_a_file_of_the_hub_without_the_hub_says_what_to_install(run, monkeypatch
 @pytest.mark.parametrize(
     "option, value, reason",
     [
-        ("--temperature", "-1", "temperature must be"),
-        ("--temperature", "nan", "temperature must be"),
-        ("--top-k", "-1", "top_k must be"),
-        ("--top-p", "0", "top_p must be"),
-        ("--typical-p", "1.5", "typical_p must be"),
-        ("--min-p", "2", "min_p must be"),
-        ("--repetition-penalty", "0", "repetition_penalty must be"),
-        ("--penalty-last-n", "257", "penalty_last_n must be"),
-        ("--seed", "18446744073709551616", "seed must be"),
+        ("--temperature", "-1", "--temperature must be"),
+        ("--temperature", "nan", "--temperature must be"),
+        ("--top-k", "-1", "--top-k must be"),
+        ("--top-p", "0", "--top-p must be"),
+        ("--typical-p", "1.5", "--typical-p must be"),
+        ("--min-p", "2", "--min-p must be"),
+        ("--repetition-penalty", "0", "--repetition-penalty must be"),
+        ("--penalty-last-n", "257", "--penalty-last-n must be"),
+        ("--seed", "18446744073709551616", "--seed must be"),
         ("--max-tokens", "0", "--max-tokens must be at least 1, got 0"),
         ("--stop", "", "stop strings"),
-        ("--context-length", "1", "context_length must be an integer from 2 to .*, got 1"),
+        ("--context-length", "1", "--context-length must be an integer from 2 to .*, got 1"),
     ],
 )
 @pytest.mark.parametrize(

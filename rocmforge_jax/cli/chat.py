@@ -13,6 +13,7 @@ HELP = "Talk with a model that has a chat template. Ctrl-C stops an answer, Ctrl
 def add_arguments(parser):
     parser.add_argument(
         "--model",
+        "-m",
         required=True,
         metavar="FILE",
         help="a GGUF file, or owner/repository/file.gguf of the hub",

@@ -126,10 +126,19 @@ SAMPLING = {
 }
 
 
+#: Field of `SamplingParams` -> llama.cpp's names for its option.
+_ALIASES = {
+    "temperature": ("--temp",),
+    "repetition_penalty": ("--repeat-penalty",),
+    "seed": ("-s",),
+}
+
+
 def add_context_length(parser: argparse.ArgumentParser):
     """Adds the option --context-length, which `context_length` reads."""
     parser.add_argument(
         "--context-length",
+        "-c",
         type=int,
         metavar="N",
         help="most tokens of prompt and answer (default: what the model was trained for)",
@@ -148,6 +157,7 @@ def add_generation_arguments(parser: argparse.ArgumentParser):
     """Adds the options that `generation_options` reads."""
     parser.add_argument(
         "--max-tokens",
+        "-n",
         type=int,
         default=256,
         metavar="N",
@@ -163,12 +173,12 @@ def add_generation_arguments(parser: argparse.ArgumentParser):
     )
     group = parser.add_argument_group("sampling")
     for name, (kind, default, words) in SAMPLING.items():
-        option, metavar = f"--{name.replace('_', '-')}", "N" if kind is int else "X"
         group.add_argument(
-            option,
+            f"--{name.replace('_', '-')}",
+            *_ALIASES.get(name, ()),
             type=kind,
             default=default,
-            metavar=metavar,
+            metavar="N" if kind is int else "X",
             help=f"{words} (default: %(default)s)",
         )
 

@@ -54,8 +54,8 @@ def _user_errors():
         raise common.UsageError(str(error)) from error
 
 
-def _types(words: list[str]) -> dict[str, str] | None:
-    """Returns the type of each pattern, "*" where there is none; None without types."""
+def _types(words: list[str]) -> dict[str, str] | str | None:
+    """Returns the type of each pattern, or the one type of all matrices; None without types."""
     from rocmforge_jax import formats
 
     found = {}
@@ -64,7 +64,7 @@ def _types(words: list[str]) -> dict[str, str] | None:
         formats.get(type)  # a ValueError for an unknown name
         if found.setdefault(pattern or "*", type) != type:
             raise ValueError(f"--type gives {pattern or 'all matrices'} two types: {word}")
-    return found or None
+    return found["*"] if found.keys() == {"*"} else found or None
 
 
 def _size(path: Path) -> int:

@@ -14,11 +14,11 @@ HELP = "Continue a text with a model."
 
 def add_arguments(parser):
     where = "a GGUF file, or one of the hub as in owner/repository/file.gguf (default: the demo)"
-    parser.add_argument("--model", default="demo", metavar="FILE", help=where)
+    parser.add_argument("--model", "-m", default="demo", metavar="FILE", help=where)
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", type=common.text, metavar="TEXT")
+    prompt.add_argument("--prompt", "-p", type=common.text, metavar="TEXT")
     prompt.add_argument(
-        "--prompt-file", metavar="FILE", help="read the prompt from a file, - for stdin"
+        "--prompt-file", "-f", metavar="FILE", help="read the prompt from a file, - for stdin"
     )
     common.add_context_length(parser)
     common.add_generation_arguments(parser)

@@ -12,6 +12,7 @@ def add_arguments(parser):
     parser.add_argument("text", metavar="TEXT", help="a text file, - for stdin")
     parser.add_argument(
         "--model",
+        "-m",
         default="demo",
         metavar="FILE",
         help="a GGUF file, or one of the hub (default: the demo)",

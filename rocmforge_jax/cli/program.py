@@ -23,6 +23,7 @@ from rocmforge_jax.cli import (
 )
 from rocmforge_jax.cli.common import UsageError, version
 from rocmforge_jax.cli.flags import in_flags
+from rocmforge_jax.cli.parser import Parser
 
 COMMANDS = (
     generate,
@@ -175,7 +176,9 @@ def _print_error(line: str):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(PROGRAM, description="GGUF models in JAX.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {version(PROGRAM)}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
     for module in COMMANDS:
         command = commands.add_parser(
             module.NAME, help=module.HELP, description=module.HELP, allow_abbrev=False

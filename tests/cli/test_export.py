@@ -27,9 +27,16 @@ def test_types_of_patterns(run, tmp_path):
     assert found["blk.3.ffn_up.weight"] == found["token_embd.weight"] == "Q6_K"
 
 
+def test_a_folder_of_one_type(run, tmp_path):
+    assert run("export", "demo", tmp_path / "folder", "--type", "BF16").code == 0
+    assert (tmp_path / "folder" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["folder", "--type", "Q4_0"], "F32, F16, BF16: got Q4_0$"),
+        (["folder", "--type", "*.attn_q=F16"], "got types of single tensors$"),
         (["new.bin"], r"'new\.bin'.*\.gguf"),
         (["new.gguf", "--type", "Q4_Z"], "'Q4_Z'.*Q4_K"),
         (["new.gguf", "--type", "Q4_K"], "rows of 640, Q4_K"),
@@ -43,5 +50,5 @@ def test_what_cannot_be_written_is_a_line_on_stderr(run, tmp_path, words, messag
     out, *options = words
     ran = run("export", "demo", str(tmp_path / out), *options)
     assert (ran.code, ran.out) == (2, "") and ran.err.count("\n") == 1
-    assert re.search(message, ran.err)
+    assert re.search(message, ran.err.strip())
     assert not list(tmp_path.iterdir())

@@ -55,6 +55,40 @@ def test_wrong_usage_is_exit_code_2(run, words):
     assert (ran.code, ran.out) == (2, "") and ran.err.startswith("usage: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("generate -p a -ngl 99", "-ngl .*all layers are on the device"),
+        ("generate -p a --gpu-layers=9", "--gpu-layers .*no partial offload"),
+        ("generate -p a -t 4", "-t .*taskset"),
+        ("generate --promt a", "--promt .did you mean --prompt?"),
+        ("generate -p a --top_k 3", "--top_k .did you mean --top-k?"),
+        ("generate -p a --ctx-size 3", "did you mean --context-length?"),
+        ("chat -m x --predict 3", "did you mean --max-tokens?"),
+        ("generate -hf a/b -p a", "did you mean --model owner/repository:TYPE?"),
+        ("generate -p a more", "more"),
+        ("inspect -m x", "-m .give the file without -m"),
+        ("bench demo --xyzzy", "--xyzzy"),
+    ],
+)
+def test_unknown_options_print_the_usage_of_their_command(run, words, reason):
+    ran = run(*words.split())
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"usage: rocmforge-jax {words.split()[0]} ")
+    found = ran.err.partition("error: unrecognized arguments: ")[2]
+    assert re.search(reason.replace("?", "[?]"), found)
+
+
+def test_short_options_are_those_of_llama_cpp(run, monkeypatch):
+    found = {}
+    monkeypatch.setattr(generate, "run", lambda options: found.update(vars(options)))
+    words = "generate -m x -p=-a -n 3 -c 9 -s 4 --temp 0.5 --repeat-penalty 1.5"
+    assert run(*words.split()).code == 0
+    expected = dict(model="x", prompt="-a", max_tokens=3, context_length=9, seed=4)
+    assert found.items() >= (expected | dict(temperature=0.5, repetition_penalty=1.5)).items()
+    assert run("generate", "-f", "file").code == 0 and found["prompt_file"] == "file"
+
+
 @pytest.fixture
 def hand_made(tmp_path):
     """What users hand to a program by mistake: name -> path."""

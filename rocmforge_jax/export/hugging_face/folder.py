@@ -1,7 +1,7 @@
 """Writes a folder that transformers loads, or a safetensors file of the weights alone."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,9 @@ def _dtype(types: Any) -> tuple[str, np.dtype]:
     if types is None:
         return _TYPES["F32"]
     if not isinstance(types, str) or types.upper() not in _TYPES:
+        got = "types of single tensors" if isinstance(types, Mapping) else f"{types!s:.100}"
         raise ValueError(
-            f"weights for transformers are dense, of type {', '.join(_TYPES)}: got {types!r:.100}"
+            f"weights for transformers are dense, of one type, {', '.join(_TYPES)}: got {got}"
         )
     return _TYPES[types.upper()]
 

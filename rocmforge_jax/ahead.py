@@ -84,6 +84,10 @@ class _Reader:
         gguf = open_gguf(self._path)
         if sum(tensor.nbytes for tensor in gguf.tensors.values()) > MOST * (available_bytes() or 0):
             return
+        # Waits until the main thread has imported JAX: two threads that import packages in another
+        # order may deadlock.
+        import jax.extend.core  # noqa: F401
+
         from rocmforge_jax.backends import cpp
         from rocmforge_jax.quant import repack, word_packed
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from rocmforge_jax.ahead import read_ahead
+from rocmforge_jax.cli import plugin_errors
 from rocmforge_jax.locate import local
 from rocmforge_jax.settings import cache_folder
 
@@ -96,6 +97,11 @@ def prepare_jax(model: str | None = None):
     gc.set_threshold(200_000, 50, 50)  # importing and tracing create a million permanent objects
     if model is not None and (path := local(model)) is not None and path.is_file():
         read_ahead(path)
+    plugin_errors.shorten()
+    # The prefetch thread imports `jax.extend` too. Importing it first keeps the threads from
+    # waiting for each other's locks.
+    import jax.extend.core  # noqa: F401
+
     from rocmforge_jax.compilation_cache import enable_compilation_cache
 
     if enable_compilation_cache() is None:

@@ -144,6 +144,27 @@ def test_a_platform_that_is_not_there_is_one_line(words, in_cpp):
     assert "'nothing'" in found.stderr and "doctor" in found.stderr and found.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("No AMD GPUs were found, skipping", "no AMD GPU found: computing on the CPU"),
+        (
+            "libamdhip64.so.7: cannot open",
+            "AMD GPUs does not start (libamdhip64.so.7: cannot open)",
+        ),
+    ],
+)
+def test_a_plugin_that_does_not_start_is_one_line(tmp_path, reason, said):
+    plugin = tmp_path / "jax_plugins" / "xla_rocm7"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text(f"def initialize(): raise ValueError({reason!r})")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    words = "generate --prompt A --max-tokens 1"
+    found = quiet(ran(words, PYTHONPATH=path, JAX_PLATFORMS=""), 0)
+    assert found.stderr.count("\n") == 1 and said in found.stderr and "doctor" in found.stderr
+    assert quiet(ran(words, PYTHONPATH=path, JAX_PLATFORMS="cpu"), 0).stderr == ""
+
+
 @pytest.mark.parametrize("value", ["JAX_ENABLE_X64=maybe", "JAX_DEFAULT_MATMUL_PRECISION=foo"])
 def test_a_variable_that_keeps_jax_from_importing_is_named(value):
     name, _, text = value.partition("=")

@@ -27,6 +27,7 @@ from rocmforge_jax.generate import (
 )
 from rocmforge_jax.generate.options import Processor
 from rocmforge_jax.gguf import GGUFError, GGUFFile, open_gguf
+from rocmforge_jax.gguf.errors import about_file
 from rocmforge_jax.html import element, escape, joined
 from rocmforge_jax.locate import resolve
 from rocmforge_jax.models import (
@@ -791,10 +792,9 @@ def from_parts(
 
     strict: see `load`.
     """
-    tokenizer, template = (
-        tokenizer_from_metadata(gguf.metadata, strict=strict),
-        chat_template_from_metadata(gguf.metadata),
-    )
+    with about_file(gguf.path):
+        tokenizer = tokenizer_from_metadata(gguf.metadata, strict=strict)
+        template = chat_template_from_metadata(gguf.metadata)
     lm = LanguageModel(model, tokenizer, template, context_length=context_length)
     lm.source = Source.of(gguf)
     return lm

@@ -136,7 +136,7 @@ def test_home_is_expanded_unless_there_is_a_file_of_that_name(tmp_path, monkeypa
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "x.gguf").touch()
     assert resolve("~/x.gguf") == resolve(Path("~/x.gguf")) == tmp_path / "home" / "x.gguf"
-    with pytest.raises(FileNotFoundError, match="no file .*/home/y.gguf; .*/home has x.gguf"):
+    with pytest.raises(FileNotFoundError, match="no file .*/home/y.gguf; the folder has x.gguf"):
         rf.load("~/y.gguf")
     Path("~").mkdir()
     Path("~/x.gguf").touch()
@@ -385,7 +385,7 @@ def test_an_empty_path_is_named(opened):
 def test_a_folder_lists_five_of_its_files(fake):
     for number in range(12):
         Path(f"model-{number:02}.gguf").touch()
-    with pytest.raises(rf.GGUFError, match=r"has model-00.gguf, .*, model-04.gguf, and 7 more$"):
+    with pytest.raises(rf.GGUFError, match=r"it: model-00.gguf, .*, model-04.gguf, and 7 more$"):
         rf.load(".")
 
 

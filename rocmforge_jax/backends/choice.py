@@ -96,9 +96,10 @@ def choose(operation: Operation, operands: tuple, wanted: str | None = None) -> 
         except NotImplementedError as reason:
             reasons[name] = reason
     if wanted in reasons and not operation.fused:
+        reason = reasons[wanted]
+        named = "" if isinstance(reason, WrongDevice) else f"{wanted}: "  # its message has it
         raise BackendError(
-            f"{operation.name}: {wanted}: {reasons[wanted]}; the backend 'auto' takes the first"
-            " that can"
+            f"{operation.name}: {named}{reason}; the backend 'auto' takes the first that can"
         )
     return _recorded(operation, operands, Choice("xla", _why_xla(operation, wanted, reasons)))
 

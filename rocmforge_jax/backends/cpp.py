@@ -74,9 +74,10 @@ def instructions() -> str:
         NotImplementedError: The library is not built or does not load.
     """
     if jax.default_backend() != "cpu":
-        raise WrongDevice(f"the C++ library is for CPUs, this is a {jax.default_backend()}")
+        device = jax.default_backend().upper()
+        raise WrongDevice(f"backend 'cpp' needs a CPU; this device is a {device}")
     if (target := targets.current()) is not None:
-        raise WrongDevice(f"the C++ library is for CPUs, this is traced for {target}")
+        raise WrongDevice(f"backend 'cpp' needs a CPU; this is traced for {target}")
     return _loaded(file())
 
 

@@ -53,7 +53,8 @@ def target() -> Target:
     """
     found = targets.current()
     if found is None:
-        raise WrongDevice(f"Pallas kernels run on GPUs, this is a {jax.default_backend()}")
+        device = jax.default_backend().upper()
+        raise WrongDevice(f"backend 'pallas' needs a GPU; this device is a {device}")
     require_one_device()
     return found
 

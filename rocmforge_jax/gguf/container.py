@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rocmforge_jax.gguf.cursor import HeaderCursor
 from rocmforge_jax.gguf.entries import read_entries
+from rocmforge_jax.gguf.errors import GGUFError
 from rocmforge_jax.gguf.limits import DEFAULT_ALIGNMENT, MAX_ALIGNMENT
 from rocmforge_jax.gguf.mapped import MappedFile
 from rocmforge_jax.gguf.metadata import Metadata
-from rocmforge_jax.gguf.not_gguf import looks_like
+from rocmforge_jax.gguf.not_gguf import refusal
 from rocmforge_jax.gguf.tensors import TensorInfo, read_tensors
 
 MAGIC = b"GGUF"
@@ -63,7 +64,7 @@ def _read_version(cursor):
         cursor.refuse("the file is empty")
     magic = cursor.take(min(len(MAGIC), cursor.size), "the magic")
     if magic != MAGIC[: len(magic)]:
-        cursor.refuse(f"not a GGUF file, which begins with {MAGIC!r}: {looks_like(cursor.path)}", 0)
+        raise GGUFError(refusal(cursor.path))
     version = cursor.number("I", "the version")
     if version % 2**16 == 0:  # the version is a small number, so the byte order is the other one
         cursor.order = ">"
@@ -73,9 +74,9 @@ def _read_version(cursor):
             "GGUF version 1, with 32-bit lengths, is no longer read: convert the model again", 4
         )
     if version not in VERSIONS:
-        cursor.refuse(
-            f"GGUF version {version}, this reader knows {' and '.join(map(str, VERSIONS))}", 4
-        )
+        known = " and ".join(map(str, VERSIONS))
+        newer = ": update rocmforge-jax" if version > max(VERSIONS) else ""
+        cursor.refuse(f"GGUF version {version}, this reader knows {known}{newer}", 4)
     return version
 
 

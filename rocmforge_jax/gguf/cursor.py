@@ -111,7 +111,7 @@ class HeaderCursor:
         if nbytes > self.size - self.position:
             self.refuse(
                 f"{what} needs {nbytes} bytes, {self.size - self.position} are left: the file is"
-                " cut short or damaged"
+                " cut short or damaged, download it again"
             )
         if self.position + nbytes > MAX_HEADER_BYTES:
             self.refuse(

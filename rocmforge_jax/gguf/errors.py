@@ -1,6 +1,7 @@
 """The error for invalid files, and helpers that bound the length of messages."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 #: The most characters of a name, and the most entries of a list, that a message quotes.
 MOST_CHARACTERS, MOST_ENTRIES = 80, 20
@@ -11,6 +12,15 @@ class GGUFError(ValueError):
 
     The message contains the file, the fault, the byte offset, and the actual and allowed numbers.
     """
+
+
+@contextlib.contextmanager
+def about_file(path: object) -> Iterator[None]:
+    """Puts a path before the message of a GGUFError that is raised inside the context."""
+    try:
+        yield
+    except GGUFError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def quoted(value: object) -> str:

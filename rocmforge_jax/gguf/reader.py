@@ -110,23 +110,28 @@ def _check_is_file(path):
     if not os.path.exists(path):
         raise FileNotFoundError(f"no file {shortened(str(path))}{_beside(path.parent, path.name)}")
     if path.is_dir():
-        raise GGUFError(f"{path} is a folder, name a file in it{_beside(path, '')}")
+        raise GGUFError(f"{path} is a folder{_beside(path, '')}")
     if not stat.S_ISREG(path.stat().st_mode):
         raise GGUFError(f"{path} is no regular file: it cannot be mapped")
 
 
 def _beside(folder, name):
-    """Returns the end of a message that lists the GGUF files of a folder, nearest names first."""
+    """Returns the end of a message about a file or, without a name, about a folder.
+
+    It lists the GGUF files of the folder, nearest names first.
+    """
     if not os.path.isdir(folder):
         return "; its folder does not exist either"
+    what = "the folder has" if name else "name a file in it:"
     there = sorted(child.name for child in folder.glob("*.gguf"))
     if there:
         # sorted is stable, so equally near names stay in alphabetical order.
         near = sorted(there, key=lambda other: -_likeness(name, other))
-        return f"; {folder} has {listed(near, ', ', most=5)}"
+        return f"; {what} {listed(near, ', ', most=5)}"
     if any(folder.glob("*.safetensors")):
-        return f"; {folder} has a model in safetensors: convert it to GGUF"
-    return f"; {folder} has no .gguf file"
+        has = "the folder has" if name else "it has"
+        return f"; {has} a model in safetensors: convert it to GGUF"
+    return "; the folder has no .gguf file" if name else " without a .gguf file"
 
 
 def _likeness(name, other) -> float:

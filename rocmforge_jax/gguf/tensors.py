@@ -206,8 +206,8 @@ def _check_place(cursor, name, entry, data_start, alignment, needed):
     if stop > cursor.size:
         cursor.refuse(
             f"{name!r}, {entry.format} {list(entry.shape)}, has {entry.nbytes} bytes that end at"
-            f" byte {stop}, the file has {cursor.size}: it is cut short or damaged. With all"
-            f" tensors it has {needed:,} bytes: {100 * cursor.size // needed} % are there",
+            f" byte {stop}, the file has {cursor.size}: it is cut short or damaged."
+            f" {needed - cursor.size:,} of {needed:,} bytes are missing: download it again",
             entry.at,
         )
 

@@ -99,7 +99,7 @@ def find(name: str) -> Architecture:
     near = next((known for known in ARCHITECTURES if _is_typo(name, known)), None)
     raise GGUFError(
         f"{quoted(name)} is not in this version's table of {len(ARCHITECTURES)} architectures"
-        + (f"; did you mean {near}?" if near else " (rocmforge_jax.models.ARCHITECTURES)")
+        + (f"; did you mean {near}?" if near else " (docs/architectures.md lists them)")
     )
 
 

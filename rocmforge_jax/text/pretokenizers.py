@@ -262,10 +262,19 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 }
 
 
+#: The longest list of names in a message.
+_MOST_NAMES = 20
+
+
 def nearest(name: str, known) -> str:
-    """Returns the end of an error message: the known names most similar to `name`, or all."""
+    """Returns the end of an error message: the known names most similar to `name`, or a few."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    if len(known) <= _MOST_NAMES:
+        return f"known are {', '.join(known)}"
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0)
+    return f"the nearest are {', '.join(close)}; update rocmforge-jax"
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rocmforge_jax.arguments import flag
 from rocmforge_jax.gguf import GGUFError, open_gguf
+from rocmforge_jax.gguf.errors import about_file
 from rocmforge_jax.text import metadata as meta
 from rocmforge_jax.text.keys import report_unknown_keys
 from rocmforge_jax.text.pretokenizers import nearest
@@ -216,7 +217,9 @@ def load_tokenizer(path: str | os.PathLike, *, strict: bool = False) -> Tokenize
         strict: Whether to raise an error for unknown keys, instead of a warning.
     """
     strict = flag("strict", strict)
-    return tokenizer_from_metadata(open_gguf(path).metadata, strict=strict)
+    gguf = open_gguf(path)
+    with about_file(gguf.path):
+        return tokenizer_from_metadata(gguf.metadata, strict=strict)
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False) -> Tokenizer:
@@ -230,6 +233,11 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False
         GGUFError: A value is invalid. GGUFError is a ValueError.
     """
     strict = flag("strict", strict)
+    if metadata.get("tokenizer.ggml.model") is None:
+        raise GGUFError(
+            "the file has no tokenizer (tokenizer.ggml.model): convert the model again with its"
+            " tokenizer"
+        )
     model = meta.string(metadata, "tokenizer.ggml.model")
     if model not in MODELS:
         raise GGUFError(

@@ -52,11 +52,11 @@ def test_a_backend_that_cannot_run_is_named_with_the_reason(backend, run, monkey
     monkeypatch.setenv("ROCMFORGE_BACKEND", backend)
     ran = run("doctor", "--json")
     found = json.loads(ran.out)["operations"]["matmul"]
-    assert ran.code == 1 and re.match(f"cannot run: matmul: {backend}: .*'auto'", found)
-    assert f"cannot run: dequantize: {backend}" in ran.out or backend == "cpp"
+    assert ran.code == 1 and re.match(f"cannot run: matmul: .*{backend}.*'auto'", found)
+    assert "cannot run: dequantize: " in ran.out or backend == "cpp"
     assert "unset ROCMFORGE_BACKEND" in ran.out
     ran = run("generate", "--prompt", "A", "--max-tokens", "1")
-    assert ran.code == 2 and f"{backend}: " in ran.err and "Traceback" not in ran.err
+    assert ran.code == 2 and backend in ran.err and "Traceback" not in ran.err
 
 
 @pytest.mark.parametrize(

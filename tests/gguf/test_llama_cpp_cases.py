@@ -28,11 +28,11 @@ def tensor(raw, *args, **more):
 REFUSED = {
     "HEADER_BAD_MAGIC": (
         lambda raw: raw.file(magic=b"FUGG"),
-        "not a GGUF file.*it begins with b'FUGG",
+        "is not a GGUF file.*it begins with b'FUGG",
     ),
     "HEADER_BAD_VERSION_0": (
         lambda raw: raw.file(version=0),
-        "GGUF version 0, this reader knows 2 and 3 .at byte 4",
+        "GGUF version 0, this reader knows 2 and 3.* .at byte 4",
     ),
     "HEADER_BAD_VERSION_1": (
         lambda raw: raw.file(version=1),
@@ -40,7 +40,7 @@ REFUSED = {
     ),
     "HEADER_BAD_VERSION_FUTURE": (
         lambda raw: raw.file(version=4),
-        "GGUF version 4, this reader knows 2 and 3 .at byte 4",
+        "GGUF version 4, this reader knows 2 and 3.* .at byte 4",
     ),
     "HEADER_BAD_N_TENSORS": (
         lambda raw: raw.file(count=2**64 - 1),
@@ -210,7 +210,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("build", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(raw, open_bytes, build, message):
-    with pytest.raises(GGUFError, match=f"file.gguf: .*{message}"):
+    with pytest.raises(GGUFError, match=f"file.gguf.*{message}"):
         open_bytes(build(raw))
 
 

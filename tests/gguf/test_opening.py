@@ -16,39 +16,49 @@ pytestmark = pytest.mark.core
 NOT_GGUF = {
     "safetensors": (
         b'\x40\0\0\0\0\0\0\0{"__metadata__":{}}',
-        "it is a safetensors file: convert the model to GGUF",
+        "is a safetensors file, not a GGUF file: convert the model to GGUF",
     ),
-    "zip": (b"PK\x03\x04\x14\0", "it is a zip archive, such as a PyTorch checkpoint"),
-    "pickle": (b"\x80\x02}q\0.", "it is a Python pickle"),
-    "html": (b"\n<!DOCTYPE html><html>", "it is a web page: the download gave HTML"),
-    "html without doctype": (b"<HTML><head>", "it is a web page"),
-    "xml": (b"<?xml version='1.0'?><Error>", "it is an XML document"),
+    "zip": (b"PK\x03\x04\x14\0", "is a zip archive, such as a PyTorch checkpoint"),
+    "pickle": (b"\x80\x02}q\0.", "is a Python pickle"),
+    "html": (b"\n<!DOCTYPE html><html>", "is a web page, not a GGUF file: the download gave HTML"),
+    "html without doctype": (b"<HTML><head>", "is a web page"),
+    "xml": (b"<?xml version='1.0'?><Error>", "is an XML document"),
     "git lfs": (
         b"version https://git-lfs.github.com/spec/v1\noid",
-        "it is a Git LFS pointer: fetch the file itself with `git lfs pull`",
+        "is a Git LFS pointer, not a GGUF file: fetch the file itself with `git lfs pull`",
     ),
-    "hdf5": (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
-    "gzip": (gzip.compress(b"GGUF"), "it is compressed with gzip"),
-    "zstd": (b"\x28\xb5\x2f\xfd\0", "it is compressed with zstd"),
-    "ggml": (b"lmgg\0\0\0\0", "it is a GGML file, from before GGUF: convert the model again"),
-    "ggjt": (b"tjgg\x03\0\0\0", "it is a GGJT file, from before GGUF"),
-    "bzip2": (bz2.compress(b"GGUF"), "it is compressed with bzip2: unpack it first"),
-    "xz": (lzma.compress(b"GGUF"), "it is compressed with xz: unpack it first"),
-    "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "it is a 7z archive: unpack it first"),
-    "pickle of today": (pickle.dumps({"x": 1}), "it is a Python pickle"),
-    "json": (b'{"error": "Repository not found"}', "it is JSON, such as .* an error message"),
-    "text": (b"Entry not found\n", r"it is text, such as an error message.*: b'Entry not found"),
-    "one letter": (b"x", "it is text, .*: b'x'"),
-    "a hole": (bytes(4096), "it begins with zeros: the download is not complete"),
-    "bytes": (b"\1\2\3\4\5\6\7\x08\x09", r"it begins with b'\\x01\\x02"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
+    "gzip": (gzip.compress(b"GGUF"), "is compressed with gzip"),
+    "zstd": (b"\x28\xb5\x2f\xfd\0", "is compressed with zstd"),
+    "ggml": (
+        b"lmgg\0\0\0\0",
+        "is an old llama.cpp file from before GGUF, not a GGUF file: convert the model again",
+    ),
+    "ggjt": (b"tjgg\x03\0\0\0", "is an old llama.cpp file from before GGUF"),
+    "bzip2": (bz2.compress(b"GGUF"), "is compressed with bzip2, not a GGUF file: unpack it first"),
+    "xz": (lzma.compress(b"GGUF"), "is compressed with xz, not a GGUF file: unpack it first"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive, not a GGUF file: unpack it first"),
+    "pickle of today": (pickle.dumps({"x": 1}), "is a Python pickle"),
+    "json": (b'{"error": "Repository not found"}', "is JSON, not a GGUF file: .* an error message"),
+    "text": (
+        b"Entry not found\n",
+        r"is text, not a GGUF file: .* an error message .*, b'Entry not found",
+    ),
+    "one letter": (b"x", "is text, .*, b'x'"),
+    "a hole": (
+        bytes(4096),
+        "is not a GGUF file: it begins with zeros, so the download is not complete",
+    ),
+    "bytes": (
+        b"\1\2\3\4\5\6\7\x08\x09",
+        r"is not a GGUF file, which begins with b'GGUF': it begins with b'\\x01\\x02",
+    ),
 }
 
 
 @pytest.mark.parametrize(("content", "message"), NOT_GGUF.values(), ids=NOT_GGUF)
 def test_other_files_are_named(open_bytes, content, message):
-    with pytest.raises(
-        GGUFError, match=f"file.gguf: not a GGUF file, which begins with b'GGUF': {message}"
-    ):
+    with pytest.raises(GGUFError, match=f"file.gguf {message}"):
         open_bytes(content)
 
 
@@ -58,19 +68,23 @@ def test_an_empty_file(open_bytes):
 
 
 def test_a_missing_file_names_the_nearest(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file .*model.gguf; .* has no .gguf file"):
+    with pytest.raises(
+        FileNotFoundError, match="no file .*model.gguf; the folder has no .gguf file"
+    ):
         open_gguf(tmp_path / "model.gguf")
     write_gguf(tmp_path / "model-q4_0.gguf", {}, {})
     write_gguf(tmp_path / "zebra.gguf", {}, {})
     with pytest.raises(
-        FileNotFoundError, match="no file .*model-q4.gguf; .* has model-q4_0.gguf, zebra"
+        FileNotFoundError, match="no file .*model-q4.gguf; the folder has model-q4_0.gguf, zebra"
     ):
         open_gguf(tmp_path / "model-q4.gguf")
 
 
 def test_a_folder_lists_its_files(tmp_path):
+    with pytest.raises(GGUFError, match="is a folder without a .gguf file$"):
+        open_gguf(tmp_path)
     write_gguf(tmp_path / "a.gguf", {}, {})
-    with pytest.raises(GGUFError, match="is a folder, name a file in it; .* has a.gguf"):
+    with pytest.raises(GGUFError, match="is a folder; name a file in it: a.gguf"):
         open_gguf(tmp_path)
 
 
@@ -219,3 +233,20 @@ def test_how_it_looks(model):
     )
     assert repr(file.metadata) == f"<Metadata of {model}: 3 keys>"
     assert (file.path, file.paths, file.tensors["x"].path) == (model, (model,), model)
+
+
+@pytest.mark.parametrize("magic", [b"tjgg", b"ggjt", b"lmgg", b"fmgg"])
+def test_files_of_old_llama_cpp_are_named(open_bytes, magic):
+    with pytest.raises(GGUFError, match="old llama.cpp file from before GGUF.*convert the model"):
+        open_bytes(magic + b"\3\0\0\0")
+
+
+def test_a_newer_version_says_what_to_update(raw, open_bytes):
+    with pytest.raises(GGUFError, match="version 9, .* 2 and 3: update rocmforge-jax"):
+        open_bytes(raw.file(version=9))
+
+
+def test_a_cut_file_says_how_many_bytes_are_missing(raw, open_bytes):
+    whole = raw.file([], [raw.tensor("t", [64], 0)], bytes(256))
+    with pytest.raises(GGUFError, match=rf" 7 of {len(whole)} bytes are missing: download it"):
+        open_bytes(whole[:-7])

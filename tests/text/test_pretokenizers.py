@@ -7,7 +7,8 @@ neighbours merge: each word then is exactly one token.
 
 import pytest
 
-from rocmforge_jax.text import tokenizer_from_metadata
+from rocmforge_jax.gguf import write_gguf
+from rocmforge_jax.text import load_tokenizer, tokenizer_from_metadata
 
 TEXT = "I'LL pay 12345 €, OK?\n\n  isMixed(a)\t中文。"
 
@@ -139,9 +140,9 @@ def test_an_unknown_pre_tokenizer_is_refused_with_the_nearest_names(byte_level, 
 
 
 @pytest.mark.core
-def test_where_no_name_is_near_all_are_given(byte_level):
+def test_where_no_name_is_near_three_are_given(byte_level):
     with pytest.raises(
-        ValueError, match="newer than .* 91 names .*: known are default, .*, viking"
+        ValueError, match="newer than .* 91 names .* the nearest are [^,]+, [^,]+, [^,]+; update"
     ):
         tokenizer_from_metadata(byte_level(pre="#"))
 
@@ -177,3 +178,10 @@ def test_kimi_k2_may_lack_merges(byte_level):
     del metadata["tokenizer.ggml.merges"]
     with pytest.warns(UserWarning, match="no tokenizer.ggml.merges"):
         assert len(tokenizer_from_metadata(metadata).encode("ab")) == 2
+
+
+@pytest.mark.core
+def test_a_file_without_a_tokenizer_is_named(tmp_path):
+    write_gguf(tmp_path / "bare.gguf", {"general.architecture": "llama"}, {})
+    with pytest.raises(ValueError, match="bare.gguf: the file has no tokenizer .*convert"):
+        load_tokenizer(tmp_path / "bare.gguf")

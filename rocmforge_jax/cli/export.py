@@ -12,7 +12,11 @@ HELP = "Write a model to a file, packed in other types if wanted."
 
 def add_arguments(parser):
     parser.add_argument("file", metavar="MODEL", help="a GGUF file, or one of the hub")
-    parser.add_argument("out", metavar="OUT", help="the file or folder to write")
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        help="the new file or folder to write: FILE.gguf, FILE.safetensors or a folder",
+    )
     parser.add_argument(
         "--type",
         action="append",
@@ -20,7 +24,10 @@ def add_arguments(parser):
         dest="types",
         metavar="[PATTERN=]TYPE",
         help="pack matrices in this type, such as Q4_K; may be given several times, with patterns"
-        " of tensor names, such as '*.ffn_down=Q6_K', of which the first that matches counts",
+        " of tensor names, such as '*.ffn_down=Q6_K': the first pattern that matches counts",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace OUT if it is an existing file"
     )
     parser.add_argument(
         "--format",
@@ -32,6 +39,7 @@ def add_arguments(parser):
 def run(options):
     with common.usage_errors():
         types = _types(options.types)
+    _check_is_new(Path(options.out).expanduser(), options.force)
     common.prepare_jax(options.file)
     import rocmforge_jax
     from rocmforge_jax.export import check_format
@@ -42,6 +50,17 @@ def run(options):
     with _user_errors():
         rocmforge_jax.save(lm, options.out, types=types, format=options.format)
     print(f"{options.out}: {_size(Path(options.out)) / 1e6:,.1f} MB", file=sys.stderr)
+
+
+def _check_is_new(out: Path, force: bool):
+    """Raises UsageError for an existing file without `force`, and for a folder with files."""
+    if out.is_dir():
+        if out.suffix != ".gguf" and any(out.iterdir()):
+            raise common.UsageError(f"{out} is a folder that is not empty: name a new one")
+    elif out.exists() and not force:
+        raise common.UsageError(
+            f"{out} exists already: give another name, or --force to replace it"
+        )
 
 
 @contextlib.contextmanager

@@ -67,9 +67,14 @@ def require_quantizer(format: Format) -> None:
     if format.name not in _QUANTIZERS:
         why = ", whose codes ggml chooses with an importance matrix"
         raise NotImplementedError(
-            f"no quantizer for {format.name}{why if format.name.startswith('IQ') else ''}; there"
-            f" are {', '.join(_QUANTIZERS)}"
+            f"no quantizer for {format.name}{why if format.name.startswith('IQ') else ''}; the"
+            f" types of files that have one are {', '.join(filter(_is_in_files, _QUANTIZERS))}"
         )
+
+
+def _is_in_files(name: str) -> bool:
+    """Returns whether GGUF files have weights of a format."""
+    return get(name).ggml_id is not None and name != "Q8_K"
 
 
 def _refuse_infinite(fields, values, format):

@@ -1,6 +1,7 @@
 """Looks up formats by name and by ggml id."""
 
 import difflib
+import re
 import sys
 
 from rocmforge_jax.formats import iq, k_quants, legacy, mx, plain, ternary
@@ -23,6 +24,10 @@ REMOVED_IDS = {
     37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8",
 }
+
+
+#: llama.cpp's names for mixtures of types.
+_MIXTURES = re.compile(r"(UD-)?(Q[2-8]_K_(XL|[SML])|IQ[1-4]_(M|XS|XL)|MXFP4_MOE)")
 
 
 def register(format: Format) -> None:
@@ -60,6 +65,18 @@ def unregister(format: Format) -> None:
         sys.modules["jax"].clear_caches()
 
 
+def _unknown(name: str) -> str:
+    """Returns the message for a name that is no format."""
+    if _MIXTURES.fullmatch(name.upper()):
+        return (
+            f"{name} is a mixture of types: give one type, such as Q4_K, or one for each pattern of"
+            " tensor names, such as *.ffn_down=Q6_K (docs/export.md has an example)"
+        )
+    near = difflib.get_close_matches(name.upper(), FORMATS, n=3, cutoff=0.5)
+    hint = f"the nearest are {', '.join(near)}" if near else "docs/formats.md lists them"
+    return f"no format is named {name!r}; {hint}"
+
+
 def get(which: str | int | Format) -> Format:
     """Returns the format with a name (any case) or a ggml type id.
 
@@ -72,8 +89,7 @@ def get(which: str | int | Format) -> Format:
     if isinstance(which, str):
         if found := FORMATS.get(which.upper()):
             return found
-        near = difflib.get_close_matches(which.upper(), FORMATS, n=3, cutoff=0)
-        raise ValueError(f"no format is named {which!r}; the nearest are {', '.join(near)}")
+        raise ValueError(_unknown(which))
     if which in REMOVED_IDS:
         raise ValueError(
             f"ggml type {which} was {REMOVED_IDS[which]}, which ggml no longer has: convert the"

@@ -32,9 +32,29 @@ def test_a_folder_of_one_type(run, tmp_path):
     assert (tmp_path / "folder" / "config.json").exists()
 
 
+def test_an_existing_file_is_only_replaced_with_force(run, tmp_path):
+    (out := tmp_path / "new.gguf").write_text("mine")
+    ran = run("export", "demo", out)
+    assert (ran.code, ran.err.count("\n")) == (2, 1) and "--force" in ran.err
+    assert out.read_text() == "mine"
+    assert run("export", "demo", out, "--force").code == 0
+    assert types(out) == types(rf.locate.DEMO)
+
+
+def test_a_folder_with_files_is_refused(run, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for more in ([], ["--force"]):
+        ran = run("export", "demo", tmp_path, *more)
+        assert ran.code == 2 and "not empty" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["new.gguf", "--type", "Q4_K_M"], "Q4_K_M is a mixture of types.*Q4_K"),
+        (["new.gguf", "--type", "*.attn_v=IQ3_M"], "IQ3_M is a mixture"),
+        (["new.gguf", "--type", "xyzzy"], "'xyzzy'; docs/formats.md lists them$"),
         (["folder", "--type", "Q4_0"], "F32, F16, BF16: got Q4_0$"),
         (["folder", "--type", "*.attn_q=F16"], "got types of single tensors$"),
         (["new.bin"], r"'new\.bin'.*\.gguf"),

@@ -110,7 +110,10 @@ def test_keys_that_change_nothing_are_listed_with_the_reason_and_load_in_silence
             r"'kimi-k2' is not in this version's table of .* \(docs/architectures.md",
         ),
         # Other models of a family are no misspellings.
-        *((name, f"'{name}' is not in .*docs/architectures.md") for name in ("qwe", "qwen9", "gemma2x")),
+        *(
+            (name, f"'{name}' is not in .*docs/architectures.md")
+            for name in ("qwe", "qwen9", "gemma2x")
+        ),
         ("", "it has no general.architecture: it holds no model"),
         ("x" * 5000, r"'x{79}\.\.\. \(5,002 characters\) is not in this version's table"),
         (None, "no general.architecture: it holds no model"),

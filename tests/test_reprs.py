@@ -197,8 +197,8 @@ def test_a_report_is_its_table(lm):
 
 
 def test_a_perplexity_shows_its_numbers():
-    assert re.sub(r"\s+", " ", shown(Perplexity(12.34567, 0.25, 1234))).strip() == (
-        "perplexity 12.3457 +/- 0.2500 over 1,234 tokens"
+    assert re.sub(r"\s+", " ", shown(Perplexity(12.34567, 0.25, 1234, 5, 512))).strip() == (
+        "perplexity 12.3457 +/- 0.2500 over 1,234 tokens in 5 windows of 512"
     )
 
 

@@ -27,7 +27,7 @@ ROWS = {
 
 
 def add_arguments(parser):
-    parser.add_argument("file", metavar="FILE", help="a GGUF file, with a tokenizer or without")
+    parser.add_argument("file", metavar="FILE", help=f"{common.MODEL}; it needs no tokenizer")
     parser.add_argument(
         "--prompt-tokens",
         type=int,

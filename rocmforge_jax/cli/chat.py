@@ -16,7 +16,7 @@ def add_arguments(parser):
         "-m",
         required=True,
         metavar="FILE",
-        help="a GGUF file, or owner/repository/file.gguf of the hub",
+        help=common.MODEL,
     )
     parser.add_argument("--system", type=common.text, metavar="TEXT", help="the system message")
     parser.add_argument(

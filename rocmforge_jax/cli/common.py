@@ -14,6 +14,9 @@ from rocmforge_jax.cli import plugin_errors
 from rocmforge_jax.locate import local
 from rocmforge_jax.settings import cache_folder
 
+#: What commands accept as a model.
+MODEL = "a GGUF file, or a model of the hub: owner/repository:TYPE or owner/repository/file.gguf"
+
 
 class UsageError(Exception):
     """Raised for a request that cannot be fulfilled; the message contains the reason."""
@@ -120,13 +123,33 @@ SAMPLING = {
         0.8,
         "0 takes the likeliest token, 1 samples the model's own distribution",
     ),
-    "top_k": (int, 40, "keep the k likeliest tokens, 0 for all"),
-    "typical_p": (float, 1.0, "keep the most typical tokens up to this probability, 1 for all"),
-    "top_p": (float, 0.95, "keep the likeliest tokens up to this probability, 1 for all"),
-    "min_p": (float, 0.05, "drop tokens less likely than this share of the likeliest, 0 for none"),
-    "repetition_penalty": (float, 1.0, "divide the logits of tokens seen lately, 1 for none"),
-    "presence_penalty": (float, 0.0, "subtract from the logits of tokens seen lately"),
-    "frequency_penalty": (float, 0.0, "subtract so much for each time they were seen"),
+    "top_k": (int, 40, "keep the N likeliest tokens, 0 for all"),
+    "typical_p": (
+        float,
+        1.0,
+        "keep the most typical tokens until their probabilities add up to X, 1 for all",
+    ),
+    "top_p": (
+        float,
+        0.95,
+        "keep the likeliest tokens until their probabilities add up to X, 1 for all",
+    ),
+    "min_p": (float, 0.05, "drop tokens less likely than X times the likeliest, 0 for none"),
+    "repetition_penalty": (
+        float,
+        1.0,
+        "divide the logits of tokens in the last --penalty-last-n tokens by X, 1 for none",
+    ),
+    "presence_penalty": (
+        float,
+        0.0,
+        "subtract X from the logits of tokens in the last --penalty-last-n tokens",
+    ),
+    "frequency_penalty": (
+        float,
+        0.0,
+        "subtract X for each time that a token is in the last --penalty-last-n tokens",
+    ),
     "penalty_last_n": (int, 64, "how many tokens the penalties look back, at most 256"),
     "seed": (int, 0, "equal seeds give equal text"),
 }
@@ -140,14 +163,16 @@ _ALIASES = {
 }
 
 
-def add_context_length(parser: argparse.ArgumentParser):
+def add_context_length(
+    parser: argparse.ArgumentParser, what: str = "most tokens of prompt and answer"
+):
     """Adds the option --context-length, which `context_length` reads."""
     parser.add_argument(
         "--context-length",
         "-c",
         type=int,
         metavar="N",
-        help="most tokens of prompt and answer (default: what the model was trained for)",
+        help=f"{what} (default: what the model was trained for)",
     )
 
 

@@ -9,9 +9,7 @@ HELP = "Print the vectors of texts, one JSON object a line: text, embedding."
 
 
 def add_arguments(parser):
-    parser.add_argument(
-        "file", metavar="FILE", help="a GGUF file, or one of the hub: a model of embeddings"
-    )
+    parser.add_argument("file", metavar="FILE", help=f"{common.MODEL}; best a model of embeddings")
     parser.add_argument(
         "texts",
         type=common.text,
@@ -22,19 +20,19 @@ def add_arguments(parser):
     parser.add_argument(
         "--pooling",
         choices=("none", "mean", "cls", "last", "rank"),
-        help="how tokens become one vector (default: what the file says)",
+        help="how tokens become one vector (default: the pooling that the file names)",
     )
     parser.add_argument(
         "--no-normalize",
         dest="normalize",
         action="store_const",
         const=False,
-        help="leave vectors as long as they are (default: length 1, but for --pooling rank)",
+        help="do not scale vectors to length 1 (--pooling rank never does)",
     )
     parser.add_argument(
         "--truncate", action="store_true", help="cut off the end of texts that are too long"
     )
-    common.add_context_length(parser)
+    common.add_context_length(parser, "most tokens of a text")
 
 
 def run(options):

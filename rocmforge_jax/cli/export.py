@@ -11,7 +11,7 @@ HELP = "Write a model to a file, packed in other types if wanted."
 
 
 def add_arguments(parser):
-    parser.add_argument("file", metavar="MODEL", help="a GGUF file, or one of the hub")
+    parser.add_argument("file", metavar="MODEL", help=common.MODEL)
     parser.add_argument(
         "out",
         metavar="OUT",

@@ -13,10 +13,12 @@ HELP = "Continue a text with a model."
 
 
 def add_arguments(parser):
-    where = "a GGUF file, or one of the hub as in owner/repository/file.gguf (default: the demo)"
+    where = f"{common.MODEL} (default: the demo)"
     parser.add_argument("--model", "-m", default="demo", metavar="FILE", help=where)
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", "-p", type=common.text, metavar="TEXT")
+    prompt.add_argument(
+        "--prompt", "-p", type=common.text, metavar="TEXT", help="the text to continue"
+    )
     prompt.add_argument(
         "--prompt-file", "-f", metavar="FILE", help="read the prompt from a file, - for stdin"
     )
@@ -31,7 +33,7 @@ def add_arguments(parser):
     output.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object: text, ids, finish_reason, logprobs, prompt_tokens",
+        help="print one JSON object: text, ids, finish_reason, logprobs, prompt_tokens, pieces",
     )
 
 

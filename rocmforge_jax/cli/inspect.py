@@ -16,7 +16,9 @@ WIDTH = 80
 
 
 def add_arguments(parser):
-    parser.add_argument("file", metavar="FILE", help="any file of a split model opens all of it")
+    parser.add_argument(
+        "file", metavar="FILE", help=f"{common.MODEL}; any file of a split model opens all of it"
+    )
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument(
         "--check",

@@ -15,16 +15,19 @@ def add_arguments(parser):
         "-m",
         default="demo",
         metavar="FILE",
-        help="a GGUF file, or one of the hub (default: the demo)",
+        help=f"{common.MODEL} (default: the demo)",
     )
     parser.add_argument(
         "--window",
         type=int,
         metavar="N",
-        help="tokens that are predicted from nothing (default: 512, or the context)",
+        help="the text is cut into windows of N tokens; the second half of each is predicted"
+        " (default: 512, or the context if that is shorter)",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object: value, error, tokens"
+        "--json",
+        action="store_true",
+        help="print one JSON object: value, error, tokens, windows, window",
     )
 
 

@@ -9,9 +9,7 @@ HELP = "Show the tokens of a text, one a line: id and bytes."
 
 
 def add_arguments(parser):
-    parser.add_argument(
-        "file", metavar="FILE", help="a GGUF file; one with a vocabulary alone will do"
-    )
+    parser.add_argument("file", metavar="FILE", help=f"{common.MODEL}; it needs no weights")
     parser.add_argument("text", type=common.text, metavar="TEXT", help="- reads stdin")
     parser.add_argument(
         "--add-special", action="store_true", help="add the tokens that begin and end a text"

@@ -20,18 +20,25 @@ class Perplexity:
         value: exp of the mean negative log-likelihood.
         error: Its standard error.
         tokens: The number of predicted tokens.
+        windows: The number of windows that the text was cut into.
+        window: The number of tokens of a window.
     """
 
     value: float
     error: float
     tokens: int
+    windows: int
+    window: int
 
     def __str__(self):
-        return f"{self.value:.4f} +/- {self.error:.4f} over {self.tokens} tokens"
+        return f"{self.value:.4f}{self._spread()}"
 
     def _repr_html_(self) -> str:
-        spread = f" +/- {self.error:.4f} over {self.tokens:,} tokens"
-        return element("div", "perplexity ", element("b", f"{self.value:.4f}"), spread)
+        return element("div", "perplexity ", element("b", f"{self.value:.4f}"), self._spread())
+
+    def _spread(self) -> str:
+        windows = f"{self.windows:,} window{'s' * (self.windows != 1)} of {self.window:,}"
+        return f" +/- {self.error:.4f} over {self.tokens:,} tokens in {windows}"
 
 
 def perplexity(
@@ -74,4 +81,4 @@ def perplexity(
     )
     mean, variance = losses.mean(), losses.var()
     error = math.sqrt(variance / max(len(losses) - 1, 1)) * math.exp(mean)
-    return Perplexity(math.exp(mean), error, len(losses))
+    return Perplexity(math.exp(mean), error, len(losses), count, window)

@@ -40,6 +40,7 @@ def test_only_second_halves_count(run, tmp_path, text, logprobs):
     result = json.loads(run("perplexity", tmp_path / "text", "--window", 64, "--json").out)
     losses = -logprobs[:, 32:].ravel()
     assert result["tokens"] == losses.size
+    assert (result["windows"], result["window"]) == (len(logprobs), 64)
     assert result["value"] == pytest.approx(np.exp(losses.mean()), rel=1e-5)
     assert result["error"] == pytest.approx(
         losses.std() / np.sqrt(losses.size - 1) * np.exp(losses.mean()), rel=1e-4
@@ -50,6 +51,11 @@ def test_a_short_text_is_refused_with_both_numbers(run, tmp_path):
     (tmp_path / "text").write_text("ROMEO:")
     ran = run("perplexity", tmp_path / "text")
     assert (ran.code, ran.out) == (2, "") and "tokens, one window needs 512" in ran.err
+    (tmp_path / "text").write_text("ROMEO: " * 20)
+    ran = run("perplexity", tmp_path / "text")
+    count = int(ran.err.partition("the text has ")[2].split()[0])
+    assert f"give --window {count} or less" in ran.err
+    assert run("perplexity", tmp_path / "text", "--window", count).code == 0
 
 
 @pytest.mark.parametrize("window", [3, 513])

@@ -4,6 +4,7 @@ import dataclasses
 import fractions
 import re
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -402,3 +403,13 @@ def test_a_single_prompt_has_no_number(lm):
         lm.generate("a", logit_bias={999999: 1})
     with pytest.raises(ValueError, match=r"^logit_bias 0 has the id 999999"):
         lm.generate(["a", "b"], logit_bias={999999: 1})
+
+
+@pytest.mark.parametrize("device", ["rocm", "cuda:1", "GPU"])
+def test_a_gpu_that_is_not_there_names_doctor(device):
+    if jax.default_backend() != "cpu":
+        pytest.skip("this machine has one")
+    with pytest.raises(ValueError, match=f"no device '{device}'; there are cpu:0.* doctor"):
+        rf.load("no such file", device=device)
+    with pytest.raises(ValueError, match=r"no device 'cpu:99'; there are [^.]*$"):
+        rf.load("no such file", device="cpu:99")

@@ -96,6 +96,10 @@ class LoadOptions:
         return Numerics(dtype, self.activations, backend, self.cache_dtype, mesh)
 
 
+#: JAX's names for platforms of GPUs.
+_GPUS = ("gpu", "rocm", "cuda")
+
+
 def device_of(device: Any) -> Any:
     """Returns the device that an argument means.
 
@@ -122,5 +126,7 @@ def device_of(device: Any) -> Any:
     if not found or (number and not number.isdecimal()) or int(number or 0) >= len(found):
         there = found or jax.local_devices()
         names = ", ".join(f"{one.platform}:{i}" for i, one in enumerate(there))
-        raise ValueError(f"there is no device {shown(device)}; there are {names}")
+        no_gpu = platform in _GPUS and all(one.platform == "cpu" for one in there)
+        hint = ". No GPU is visible: run `rocmforge-jax doctor`" if no_gpu else ""
+        raise ValueError(f"there is no device {shown(device)}; there are {names}{hint}")
     return found[int(number or 0)]

@@ -111,6 +111,8 @@ def _remedy(message: str, facts: Facts) -> str:
         return _library_remedy(missing[1], _vendor(missing[1]) or vendor, facts.versions)
     if re.search("No AMD GPUs|no supported devices|no CUDA-capable device|NO_DEVICE", message):
         return _NO_GPU[vendor or "rocm"] + hidden
+    if "undefined symbol" in message and vendor == "rocm":
+        return f"install {_rocm_needed(facts.versions)}, for which the plugin was made"
     if re.search("driver version is insufficient|INSUFFICIENT_DRIVER", message):
         return "update the NVIDIA driver"
     if re.search("CUDA-enabled jaxlib is not installed", message) and not _families(facts.versions):
@@ -130,15 +132,18 @@ def _library_remedy(file: str, vendor: str | None, versions: dict[str, str]) -> 
         return f"install the NVIDIA driver, which has {file}"
     if vendor == "cuda":
         return f"install the libraries of CUDA, which have {file}: {_install('cuda', versions)}"
-    rocm = ROCM_OF_JAX.get(_release(versions.get("jax", "")), "")
-    if "jax-rocm10" in _families(versions):
-        rocm = ROCM_10
     package, example = (
-        (f"ROCm {rocm}".rstrip(), ", such as /opt/rocm/lib")
+        (_rocm_needed(versions), ", such as /opt/rocm/lib")
         if vendor
         else (f"the package that has {file}", "")
     )
     return f"install {package}, or add the folder of {file} to LD_LIBRARY_PATH{example}"
+
+
+def _rocm_needed(versions: dict[str, str]) -> str:
+    """Returns "ROCm" with the version that the installed plugin needs, if it is known."""
+    known = ROCM_OF_JAX.get(_release(versions.get("jax", "")), "")
+    return f"ROCm {ROCM_10 if 'jax-rocm10' in _families(versions) else known}".rstrip()
 
 
 def _placeholders(versions: dict[str, str]) -> Iterator[Problem]:

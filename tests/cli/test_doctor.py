@@ -182,6 +182,10 @@ CAUSES = {
         ("ROCm 7.14", "libamdhip64.so.7", "LD_LIBRARY_PATH", "/opt/rocm/lib"),
         "uninstall",
     ),
+    "xla_rocm7.initialize(): librccl.so.1: undefined symbol: hipFoo": (
+        ("ROCm 7.14", "for which the plugin was made"),
+        "uninstall",
+    ),
     "libcuda.so.1: cannot open shared object file": (("NVIDIA driver", "libcuda.so.1"), "ROCm"),
     "libcudnn.so.9: cannot open shared object file": (("libcudnn.so.9", "[cuda]"), "ROCm"),
     "libfoo.so: cannot open shared object file": (("libfoo.so", "LD_LIBRARY_PATH"), "ROCm"),

@@ -198,7 +198,7 @@ def test_what_transformers_cannot_say_is_refused(tmp_path, name, changes, messag
 
 
 def test_types_of_blocks_are_refused(demo, tmp_path):
-    with pytest.raises(ValueError, match="F32, F16, BF16: got 'Q8_0'"):
+    with pytest.raises(ValueError, match="F32, F16, BF16: got Q8_0"):
         rf.save(demo, tmp_path / "model", types="Q8_0")
 
 

@@ -88,6 +88,31 @@ def checked_pooling(config: DecoderConfig, pooling: str | None) -> str:
     return kind
 
 
+def with_nan_past_the_cache(x_BTD, cache: Cache, starts_B, tokens: int):
+    """Replaces rows by NaN whose tokens exceed the cache, where `checked_inputs` cannot check it.
+
+    Under `jax.jit` the lengths are unknown while tracing, and XLA would overwrite the last slots.
+
+    Args:
+        x_BTD: The residual stream.
+        cache: The cache before the tokens.
+        starts_B: Its lengths.
+        tokens: New tokens of each sequence, T, with padding.
+    """
+    if not isinstance(starts_B, Tracer):
+        return x_BTD
+    fits_B11 = (starts_B + tokens <= cache.length)[:, None, None]
+    return jnp.where(fits_B11, x_BTD, jnp.array(jnp.nan, x_BTD.dtype))
+
+
+def _known(array) -> np.ndarray | None:
+    """Returns the values of an array; None for none, and for one that is being traced.
+
+    NumPy's functions would trace an array of JAX under `jax.jit`, even one with known values.
+    """
+    return None if array is None or isinstance(array, Tracer) else np.asarray(array)
+
+
 def _check_ids(tokens_BT, lengths_B, vocabulary: int):
     """Raises ValueError for ids outside the vocabulary, except in padding; skipped under jit."""
     if isinstance(tokens_BT, Tracer) or isinstance(lengths_B, Tracer):
@@ -109,11 +134,16 @@ def _range_of_real(integers_BT, lengths_B) -> tuple[int, int]:
 
 def _check_room(T: int, cache, lengths_B):
     """Raises ValueError for lengths or tokens that do not fit; skipped under jit."""
-    if lengths_B is not None and not isinstance(lengths_B, Tracer):
-        low, high = np.min(lengths_B), np.max(lengths_B)
-        if low < 0 or high > T:
-            raise ValueError(f"lengths must be 0 to {T}, the tokens of a row, got {low} to {high}")
-    if cache is not None and not isinstance(cache.lengths_B, Tracer):
-        held = int(np.max(cache.lengths_B))
+    if (known_B := _known(lengths_B)) is not None:
+        wrong_B = known_B[(known_B < 0) | (known_B > T)]
+        if wrong_B.size:
+            raise ValueError(
+                f"lengths must be 0 to {T}, the tokens of a row, got {int(wrong_B[0])}"
+            )
+    if cache is not None and (held_B := _known(cache.lengths_B)) is not None:
+        held = int(held_B.max())
         if held + T > cache.length:
-            raise ValueError(f"{T} tokens after {held} do not fit a cache of {cache.length} slots")
+            raise ValueError(
+                f"{T} tokens after {held} do not fit a cache of {cache.length} slots: make a larger"
+                f" one, init_cache(batch, length), or let it grow, cache.grown({held + T})"
+            )

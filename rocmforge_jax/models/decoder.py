@@ -19,6 +19,7 @@ from rocmforge_jax.models.checked_inputs import (
     check_positions,
     checked_inputs,
     checked_pooling,
+    with_nan_past_the_cache,
 )
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.empty_cache import init_cache, placement_of
@@ -172,9 +173,10 @@ class Decoder(nnx.Module):
         """Computes the logits of the next token after each token.
 
         Args:
-            tokens_BT: Integer ids. With a cache they follow what it holds. Under jit the caller
-                makes sure that lengths + T <= cache.length: nothing there can check it. Ids outside
-                the vocabulary are an error; under jit they are clipped to it.
+            tokens_BT: Integer ids. With a cache they follow what it holds. Tokens that do not fit
+                the cache are an error. Under jit, where lengths are unknown, the logits of such a
+                row are NaN, or the C++ library raises an error. Ids outside the vocabulary are an
+                error; under jit they are clipped to it.
             cache: Default: none, a plain causal pass.
             positions_BT: For rotary and learned embeddings of positions, default: counted from what
                 the cache holds. Under jit, learned positions are clipped to those that there are.
@@ -359,6 +361,7 @@ class Decoder(nnx.Module):
             x_BTD, states = self._layers(x_BTD, inputs, tokens, cache)
         added_B = jnp.full((B,), T, jnp.int32) if lengths_B is None else lengths_B.astype(jnp.int32)
         if cache is not None:
+            x_BTD = with_nan_past_the_cache(x_BTD, cache, starts_B, T)
             cache = Cache(tuple(states), starts_B + added_B, cache.length)
         return x_BTD, cache, added_B
 

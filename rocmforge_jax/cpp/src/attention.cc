@@ -1,6 +1,7 @@
 // Attention over a KV cache, and the update of the cache, as XLA custom calls. The arithmetic is in `attention.h`.
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "processor.h"
@@ -21,6 +22,12 @@ int64_t threads_for(ffi::ThreadPool& pool, int64_t work) {
   return std::clamp<int64_t>(work / kWorthAThread, 1, std::max<int64_t>(pool.num_threads(), 1));
 }
 
+ffi::Error beyond_the_cache(int64_t row, int64_t tokens, int64_t start, int64_t slots) {
+  return ffi::Error::InvalidArgument("tokens beyond the cache: " + std::to_string(tokens) + " tokens after " + std::to_string(start) +
+                                     " in row " + std::to_string(row) + " do not fit " + std::to_string(slots) +
+                                     " slots; make a cache for at least " + std::to_string(start + tokens) + " tokens");
+}
+
 // q [B, T, N, H], keys [B, K, H, S], values [B, K, S, H], starts [B], filled [B] or [0], sinks [N] or [0] -> [B, T, N, H]. ring: whether
 // the slots are a ring buffer, with position p in slot p % S.
 ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts, S32 filled, F32 sinks, ffi::Result<F32> out, float scale,
@@ -32,7 +39,7 @@ ffi::Error attend(ffi::ThreadPool pool, F32 q, F32 keys, F32 values, S32 starts,
                      ring,
                      Rule{scale, soft_cap, causal, window, sinks.element_count() ? sinks.typed_data() : nullptr}};
   for (int64_t b = 0; b < B; b++) {
-    if (of.starts[b] < 0 || (!ring && of.starts[b] + T > of.slots)) return ffi::Error::InvalidArgument("tokens beyond the cache");
+    if (of.starts[b] < 0 || (!ring && of.starts[b] + T > of.slots)) return beyond_the_cache(b, T, of.starts[b], of.slots);
     if (of.filled && (of.filled[b] < 0 || of.filled[b] > of.slots)) return ffi::Error::InvalidArgument("filled slots beyond the cache");
   }
   const Kernels& use = kernels();
@@ -76,7 +83,7 @@ ffi::Error rotate_and_store(ffi::ThreadPool pool, F32 q, F32 k, F32 v, F32 cos, 
   if (keys.typed_data() != keys_out->typed_data()) std::copy_n(keys.typed_data(), keys.element_count(), keys_out->typed_data());
   if (values.typed_data() != values_out->typed_data()) std::copy_n(values.typed_data(), values.element_count(), values_out->typed_data());
   for (int64_t b = 0; b < B; b++)
-    if (starts.typed_data()[b] < 0 || starts.typed_data()[b] + T > S) return ffi::Error::InvalidArgument("tokens beyond the cache");
+    if (starts.typed_data()[b] < 0 || starts.typed_data()[b] + T > S) return beyond_the_cache(b, T, starts.typed_data()[b], S);
   constexpr int64_t kTokens = 16;  // per task: one cache line of each row of keys
   const int64_t pieces = (T + kTokens - 1) / kTokens;
   Team team(pool, std::min(threads_for(pool, B * T * (N + 2 * K) * H), B * pieces) - 1);

@@ -574,10 +574,10 @@ class LanguageModel:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is damaged, or of another model: its configuration, dtype or norms
+            ValueError: It is damaged, or of another model: its configuration, dtype or weights
                 differ.
         """
-        return PromptCache.load(path, self.engine.steps)
+        return self.engine.load_cache(path)
 
     def warm_up(self, prompt_tokens: int = 16) -> None:
         """Compiles what a prompt of this length needs, so that the first answer need not wait."""

@@ -7,6 +7,7 @@ compiled.
 
 import collections
 import collections.abc
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -189,10 +190,14 @@ class Engine:
         held = snapshots.held(cache)
         return PromptCache(tuple(ids[:-1]), cache, fingerprint(self.steps), held)
 
+    def load_cache(self, path: str | os.PathLike) -> PromptCache:
+        """Reads a file that `PromptCache.save` wrote; see `PromptCache.load`."""
+        return PromptCache.load(path, self._refreshed())
+
     def _check_cache(self, cache: PromptCache, prompts) -> None:
         if not isinstance(cache, PromptCache):
             raise TypeError(f"cache must be a PromptCache, got {type(cache).__name__}")
-        check_model("the cache", cache.model, self.steps)
+        check_model("the cache", cache.model, self._refreshed())
         cache.check(prompts)
 
     def check_generates(self) -> None:

@@ -1,15 +1,18 @@
 """A decoder as flat arrays, which jitted functions take: see `generate.steps`."""
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.models.sharding import on_automatic_axes
+from rocmforge_jax.quant import QTensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,3 +47,34 @@ class FlatDecoder:
         # Flattening takes a tenth of the time of splitting, and finds out whether that is needed.
         leaves, structure = jax.tree.flatten(decoder)
         return structure == self._read[1] and all(map(operator.is_, leaves, self._read[0]))
+
+    @functools.cached_property
+    def checksums(self) -> list[tuple[str, int]]:
+        """The name and a checksum of each weight, computed on the device at first use."""
+        state = jax.tree.unflatten(self.structure[1], self.leaves)
+        weights, _ = jax.tree.flatten_with_path(state, is_leaf=lambda x: isinstance(x, QTensor))
+        sums = jax.device_get([_checksum(weight) for _, weight in weights])
+        return [(jax.tree_util.keystr(path), int(sum)) for (path, _), sum in zip(weights, sums)]
+
+
+@jax.jit
+def _checksum(weight):
+    """Returns a sum over the bits of an array, uint32 []; of a QTensor, how many of them are set.
+
+    That number is the same in every layout of planes.
+    """
+    if isinstance(weight, QTensor):
+        planes = map(_bits, jax.tree.leaves(weight))
+        return sum(jnp.sum(jax.lax.population_count(plane), dtype=jnp.uint32) for plane in planes)
+    bits = _bits(weight).ravel().astype(jnp.uint32)
+    return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+def _bits(array) -> jax.Array:
+    """Returns the bits of the elements of an array as unsigned integers."""
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    if array.dtype == jnp.bool_:
+        return array.astype(jnp.uint8)
+    width = 8 * array.dtype.itemsize
+    return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}"))

@@ -16,9 +16,7 @@ from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Steps, repeated
 from rocmforge_jax.nn import Cache
 
-_FORMAT = "rocmforge_jax prompt cache 1"
-#: The most elements of a weight that a fingerprint includes: norms and biases.
-_SMALL = 1 << 16
+_FORMAT = "rocmforge_jax prompt cache 2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,13 +145,14 @@ class PromptCache:
 
 
 def fingerprint(steps: Steps) -> str:
-    """Returns a hash of a model's configuration, its dtypes and its small weights."""
+    """Returns a hash of a model's configuration, its dtypes and its weights.
+
+    It does not depend on the layout of planes, so a file also fits another kind of device.
+    """
     digest = hashlib.sha256(repr(steps.config).encode())
     abstract = jax.eval_shape(lambda: steps.init_cache(1, 1))
     digest.update(repr([leaf.dtype.name for leaf in jax.tree.leaves(abstract)]).encode())
-    for leaf in steps.leaves:
-        if leaf.ndim <= 1 and leaf.size <= _SMALL:
-            digest.update(np.asarray(leaf).tobytes())
+    digest.update(repr(steps.checksums).encode())
     return digest.hexdigest()
 
 
@@ -161,8 +160,9 @@ def check_model(name: str, model: str, steps: Steps) -> None:
     """Raises ValueError unless the fingerprint `model` matches the model of `steps`."""
     if model != (own := fingerprint(steps)):
         raise ValueError(
-            f"{name} is of another model, or of another dtype: its fingerprint is {model[:12]},"
-            f" that of this {steps.config.architecture} is {own[:12]}"
+            f"{name} was computed by another model, with other weights or in another dtype: make it"
+            f" again with lm.cache. Its fingerprint is {model[:12]}, that of this"
+            f" {steps.config.architecture} is {own[:12]}"
         )
 
 

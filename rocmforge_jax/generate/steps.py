@@ -388,6 +388,11 @@ class Steps:
         )
         return steps
 
+    @property
+    def checksums(self) -> list[tuple[str, int]]:
+        """The name and a checksum of each weight; see `FlatDecoder.checksums`."""
+        return self._flat.checksums
+
     def cache_bytes(self, batch: int, length: int) -> int:
         """Returns the size in bytes of a cache of `batch` sequences with `length` tokens each.
 

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rocmforge_jax import formats
+from rocmforge_jax.adapters import lora
 from rocmforge_jax.generate import Engine, PromptCache, SamplingParams
+from rocmforge_jax.generate.flat import _checksum
 from rocmforge_jax.generate.prompt_cache import fingerprint
 from rocmforge_jax.models import Decoder
+from rocmforge_jax.quant import QTensor
+from rocmforge_jax.quant.layout import LAYOUTS
 
 pytestmark = pytest.mark.core
 PARAMS = SamplingParams(temperature=2.0, top_k=0, seed=3)
@@ -129,10 +134,37 @@ def test_a_cache_of_another_model_is_refused(engines, tmp_path):
     cache = engines["attention"][0].cache(BEGINNING)
     cache.save(tmp_path / "cache")
     other = engines["windows"][0]
-    with pytest.raises(ValueError, match="of another model.*fingerprint"):
+    with pytest.raises(ValueError, match="other weights.*lm.cache.*fingerprint"):
         other.generate([BEGINNING], cache=cache)
-    with pytest.raises(ValueError, match="cache is of another model"):
+    with pytest.raises(ValueError, match="cache was computed by another model"):
         PromptCache.load(tmp_path / "cache", other.steps)
+
+
+def test_a_cache_of_the_weights_before_training_is_refused(decoder):
+    """Also weights that were replaced in place, and adapters, which no small weight shows."""
+    model = nnx.clone(decoder)
+    engine = Engine(model)
+    cache = engine.cache(BEGINNING)
+    before = text_of(engine, [BEGINNING], cache=cache)
+    kernel = model.blk[0].ffn_down.kernel
+    kernel.set_value(kernel.get_value().at[3, 5].add(1e-3))
+    with pytest.raises(ValueError, match="other weights.*lm.cache"):
+        engine.generate([BEGINNING], cache=cache)
+    kernel.set_value(decoder.blk[0].ffn_down.kernel.get_value())
+    assert text_of(engine, [BEGINNING], cache=cache) == before
+    adapted = Engine(lora(model, rank=2))
+    with pytest.raises(ValueError, match="other weights.*lm.cache"):
+        adapted.generate([BEGINNING], cache=cache)
+
+
+@pytest.mark.parametrize("type", ["Q4_0", "Q5_0", "Q8_0", "Q6_K"])
+def test_checksums_of_packed_weights(type):
+    """They are the number of bits that are set, in every layout of planes."""
+    fmt = formats.get(type)
+    rows = np.random.default_rng(3).integers(0, 256, (48, 3 * fmt.block_bytes)).astype(np.uint8)
+    planes = {one: QTensor.from_bytes(rows, type, layout=one) for one in LAYOUTS}
+    found = {layout: int(_checksum(tensor)) for layout, tensor in planes.items()}
+    assert found == dict.fromkeys(LAYOUTS, np.unpackbits(rows).sum())
 
 
 def test_prompts_that_do_not_go_on_from_the_cache(engines):

@@ -92,3 +92,17 @@ def test_exported_programs_run_without_the_package(tmp_path):
     assert found[:4] == ids and len(found) == 16
     likeliest = model(jnp.array([found], jnp.int32))[0].argmax(axis=-1)[0, 3:-1]
     assert found[4:] == likeliest.tolist()
+
+
+def test_an_exported_program_continues_a_single_token(run, tmp_path):
+    model = rf.load("demo", backend="xla", layers=1, progress=False).model
+    rf.export_program(model, tmp_path / "exported", platforms="cpu")
+    logits, found = map(json.loads, run("run_exported.py", "exported", 59).splitlines())
+    expected, _ = model(jnp.array([[59]], jnp.int32), last_only=True)
+    np.testing.assert_allclose(logits, expected[0], rtol=0, atol=1e-5)
+    assert found[:2] == [59, int(np.argmax(logits))]
+
+
+def test_usage_without_arguments(run):
+    with pytest.raises(SystemExit, match="FOLDER ID"):
+        run("run_exported.py")

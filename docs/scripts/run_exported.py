@@ -25,15 +25,15 @@ def main(folder: Path, ids: list[int]) -> None:
     caches = json.loads((folder / "program.json").read_text())["cache"]
     cache = [jnp.zeros([sizes.get(n, n) for n in c["shape"]], c["dtype"]) for c in caches]
     step = jax.jit(decode.call, donate_argnums=3)
-    tokens, length, one = (jnp.array(n, jnp.int32) for n in ([ids], [len(ids)], [1]))
-    logits, cache = jax.jit(prefill.call)(weights, tokens, length, cache)
+    tokens = jnp.array([ids + [0] * (2 - len(ids))])  # at least 2, with padding
+    logits, cache = jax.jit(prefill.call)(weights, tokens, jnp.array([len(ids)]), cache)
     print(json.dumps(logits[0].tolist()))
     for _ in range(NEW):
-        token = logits.argmax(axis=-1)[:, None].astype(jnp.int32)
-        ids.append(int(token[0, 0]))
-        logits, cache = step(weights, token, one, cache)
+        ids.append(int(logits[0].argmax()))
+        logits, cache = step(weights, jnp.array([ids[-1:]]), jnp.array([1]), cache)
     print(json.dumps(ids))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(id) for id in sys.argv[2:]])
+    folder, *ids = sys.argv[1:] or sys.exit("usage: run_exported.py FOLDER ID...")
+    main(Path(folder), [int(id) for id in ids])

@@ -146,6 +146,9 @@ assert jnp.allclose(lens_logits[-1, 0], logits_BTV[0, -1], atol=1e-3)
 # Flax has one: `nnx.LoRA` adds `x @ a @ b` to what a module gives. Around a packed layer that is QLoRA: the weight stays as it is, `a` and
 # `b` are trained.
 # `nnx.clone` leaves the loaded model alone.
+#
+# `rf.lora` adds such adapters to all layers that match a pattern. Only those can be merged and saved with `rf.merge_lora` and `rf.save_lora`: see
+# `05_qlora_on_a_packed_base.ipynb`.
 
 # %%
 tuned, rngs = nnx.clone(model), nnx.Rngs(0)

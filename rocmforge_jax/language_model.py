@@ -38,6 +38,7 @@ from rocmforge_jax.models import (
     abstract_decoder,
     checked_pooling,
     decoder_of,
+    param_count,
     plan_memory,
 )
 from rocmforge_jax.models.overview import decoder_html
@@ -65,6 +66,15 @@ _TEMPLATE_VARIABLES = {
 }
 
 
+def _check_parts(model: Any, tokenizer: Any) -> None:
+    """Raises TypeError unless the arguments are a decoder and a tokenizer, in this order."""
+    if not isinstance(model, Decoder) or isinstance(tokenizer, Decoder):
+        raise TypeError(
+            "a LanguageModel is made of a Decoder and a Tokenizer, in this order, got a"
+            f" {type(model).__name__} and a {type(tokenizer).__name__}"
+        )
+
+
 class LanguageModel:
     """A model with everything around it.
 
@@ -90,6 +100,7 @@ class LanguageModel:
         *,
         context_length: int | None = None,
     ):
+        _check_parts(model, tokenizer)
         if tokenizer.vocab_size > model.config.vocabulary:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds"
@@ -110,6 +121,7 @@ class LanguageModel:
 
     @model.setter
     def model(self, model: Decoder):
+        _check_parts(model, self.tokenizer)
         if self._engine is not None and model.config == self._engine.config:
             self._engine.use(model)
         else:
@@ -167,7 +179,8 @@ class LanguageModel:
         config = self.model.config
         return (
             f"<LanguageModel {config.architecture}: {len(config.layers)} layers, width"
-            f" {config.width}, vocabulary {config.vocabulary}>"
+            f" {config.width}, vocabulary {config.vocabulary}, {param_count(self.model):,}"
+            " parameters>"
         )
 
     def _repr_html_(self) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html.parser
+import math
 import re
 import subprocess
 import sys
@@ -264,3 +265,45 @@ def test_a_line_beside_a_bar_goes_to_stderr_with_the_bar(capsys):
             bar.update(2)
         printed = capsys.readouterr()
         assert printed.out == "" and (expected in printed.err) and bool(printed.err) is progress
+
+
+@pytest.mark.parametrize("function", [lambda a: str(a.dtype), np.shape, jnp.max])
+def test_a_mapped_state_prints_what_is_in_place_of_planes(lm, function):
+    state = jax.tree.map(function, nnx.state(lm.model.blk[0].attn_q))
+    (packed,) = [v.get_value() for _, v in nnx.to_flat_state(state)]
+    expected = ", ".join(f"'{name}': {value!r}" for name, value in packed.planes.items())
+    assert f"QTensor({packed.type_name}, planes={{{expected}}})" in repr(state)
+    assert packed.type_name in packed._repr_html_()
+
+
+def test_a_model_shows_its_number_of_parameters(lm):
+    """Counted from the shapes in the file; the demo's head is tied."""
+    with rf.open_gguf(DEMO) as file:
+        count = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
+    assert repr(lm).endswith(f", {count:,} parameters>")
+
+
+def test_tabulate_is_refused_before_it_changes_classes(lm):
+    before = type(lm.model).__call__, type(lm.model.blk[0]).__call__
+    for module in (lm.model, lm.model.blk[0]):
+        with pytest.raises(NotImplementedError, match=f"{type(module).__name__}.*param_count"):
+            nnx.tabulate(module, jnp.ones((1, 3), jnp.int32))
+    assert (type(lm.model).__call__, type(lm.model.blk[0]).__call__) == before
+
+
+def test_capture_records_arrays_alone(lm):
+    capture = nnx.capture(lm.model, nnx.Intermediate, method_outputs=nnx.Intermediate)
+    _, seen = capture(jnp.array([[1, 2, 3]]))
+    found = {path: variable.get_value() for path, variable in nnx.to_flat_state(seen)}
+    assert ("blk", 0, "__call__") in found
+    for value in found.values():
+        parts = jax.tree.leaves(value, is_leaf=lambda part: isinstance(part, nnx.Module))
+        assert not any(isinstance(part, nnx.Module | nnx.Variable) for part in parts)
+
+
+def test_capture_on_explicit_axes_warns():
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Explicit,))
+    model = rf.load("demo", mesh=mesh, progress=False).model
+    capture = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
+    with pytest.warns(UserWarning, match="capture.*Explicit.*Auto"):
+        capture(jnp.array([[1, 2, 3]]))

@@ -10,6 +10,7 @@ from rocmforge_jax.arguments import integer
 from rocmforge_jax.explore.prompts import Text, read_prompt
 from rocmforge_jax.explore.watch import require_one_stream, watch
 from rocmforge_jax.models import Attention, Decoder, Layer, ParallelMixers
+from rocmforge_jax.models.layer import submodule
 from rocmforge_jax.nn import KVState, cached_attention
 
 
@@ -92,7 +93,7 @@ class _Probabilities:
     def __call__(self, model, steps, hidden_BTD):
         mixer, step = _attention_of(model, self.layer), steps[self.layer]
         block = model.blk[self.layer]
-        norm = block.find(block.config.norms.before_mixer)
+        norm = submodule(block, block.config.norms.before_mixer)
         # Another mixer of the layer may have another table.
         tokens = dataclasses.replace(step.tokens, rope=None)
         q_BTNH, held, rule = mixer.operands(block, step.before, norm, tokens, step.state)

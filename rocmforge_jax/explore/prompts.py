@@ -84,4 +84,10 @@ def checked_ids(ids: Any, vocabulary: int) -> list[int]:
     """
     if isinstance(ids, bytes) or not isinstance(ids, Iterable):
         raise TypeError(f"a prompt is a text or a list of token ids, got {shown(ids)}")
+    ids = list(ids)
+    if ids and (isinstance(ids[0], str | list | tuple) or getattr(ids[0], "ndim", 0)):
+        kind = "texts" if isinstance(ids[0], str) else "rows of ids"
+        raise TypeError(
+            f"explore takes one prompt, a text or the ids [T] of its tokens, got {len(ids)} {kind}"
+        )
     return [integer("a token id", id, 0, vocabulary - 1) for id in ids]

@@ -30,6 +30,11 @@ def checked_inputs(tokens_BT, cache: Cache | None, positions_BT, lengths_B, voca
             f" {tokens_BT.dtype} {list(tokens_BT.shape)}"
         )
     B, T = tokens_BT.shape
+    if cache is not None and not isinstance(cache, Cache):
+        remedy = ": give its .cache" if isinstance(getattr(cache, "cache", None), Cache) else ""
+        raise TypeError(
+            f"cache must be a Cache of init_cache, got a {type(cache).__name__}{remedy}"
+        )
     if cache is not None and cache.batch != B:
         raise ValueError(f"tokens have batch {B}, the cache has {cache.batch}")
     if cache is not None and cache.length < T:

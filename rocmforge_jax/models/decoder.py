@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -26,7 +27,7 @@ from rocmforge_jax.models.empty_cache import init_cache, placement_of
 from rocmforge_jax.models.layer import Layer
 from rocmforge_jax.models.make import make_norm
 from rocmforge_jax.models.nextn import NextN
-from rocmforge_jax.models.overview import decoder_html, short_attributes
+from rocmforge_jax.models.overview import NotTabulated, decoder_html, short_attributes
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.models.patterns import Patterns
 from rocmforge_jax.models.per_layer_input import embedding_modules, per_layer_inputs
@@ -59,6 +60,7 @@ class Decoder(nnx.Module):
 
     token_embd: Embedding
     remat: bool = False
+    _nnx_tabulate_id = NotTabulated()
 
     if TYPE_CHECKING:  # type checkers do not know the modules that only some models have
         blk: Any  # Layers and NextN blocks, or any modules that are called like them
@@ -337,6 +339,11 @@ class Decoder(nnx.Module):
             tokens_BT = embeds_like_tokens(inputs_embeds, self.config)
         arrays = checked_inputs(tokens_BT, cache, positions_BT, lengths_B, self.config.vocabulary)
         tokens_BT, positions_BT, lengths_B = arrays
+        if cache is not None and len(cache.layers) != len(self.config.layers):
+            raise ValueError(
+                f"the cache is of a model with {len(cache.layers)} layers, this one has"
+                f" {len(self.config.layers)}: make it with this model's init_cache"
+            )
         B, T = tokens_BT.shape
         starts_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.lengths_B
         segments = None if segment_ids is None else segment_places(segment_ids, B, T)
@@ -379,13 +386,23 @@ class Decoder(nnx.Module):
             if rope not in tables:
                 tables[rope] = rope_table(tokens.positions_BT, rope)
             of_layer = dataclasses.replace(tokens, rope=tables[rope], inputs_BTP=inputs[i])
-            x_BTD, state = shared_trace(layer, x_BTD, of_layer, state, remat=self.remat)
+            result = shared_trace(layer, x_BTD, of_layer, state, remat=self.remat)
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise TypeError(
+                    f"blk[{i}], a {type(layer).__name__}, must return the residual stream and the"
+                    f" state, got a {type(result).__name__}"
+                )
+            x_BTD, state = result
             states.append(state)
         return x_BTD, states
 
     @on_its_mesh
     def _head(self, x, head: Any = None, norm=None):
         config = self.config
+        if x.shape[-1:] != (config.width,):
+            raise ValueError(
+                f"the head takes a residual stream [..., {config.width}], got {list(x.shape)}"
+            )
         if head is None:
             head = _tied(self.token_embd) if self.output is None else self.output
         (logits,) = products(x, [head], norm=norm, dtype=jnp.float32)
@@ -403,7 +420,13 @@ def _in_auto_axes(function, operands, axes: int, mesh):
         axes: Axes of the array after the batch.
         mesh: The mesh.
     """
-    _, tokens_BT, cache, _, _, seen = operands
+    decoder, tokens_BT, cache, _, _, seen = operands
+    if hasattr(decoder, "__captures__"):
+        warnings.warn(
+            "nnx.capture records nothing inside of a model on a mesh with Explicit axes: make the"
+            " mesh with axis_types=(jax.sharding.AxisType.Auto,) * axes",
+            stacklevel=4,
+        )
     inputs = seen["inputs_embeds"] if tokens_BT is None else tokens_BT
     batch = PartitionSpec(*spec_of(inputs, 1), *[None] * axes)
     caches = jax.tree.map(lambda a: spec_of(a, a.ndim), cache)

@@ -10,6 +10,7 @@ from rocmforge_jax.backends import Numerics
 from rocmforge_jax.models.altup import AltUp
 from rocmforge_jax.models.config import LayerConfig
 from rocmforge_jax.models.make import Make
+from rocmforge_jax.models.overview import NotTabulated
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import State, Vector, products
 
@@ -24,6 +25,8 @@ class Layer(nnx.Module):
         config: The mixer, the feed-forward and the norms. They compute with this layer's weights.
         numerics: The backend, the dtype and the activation mode.
     """
+
+    _nnx_tabulate_id = NotTabulated()
 
     if TYPE_CHECKING:  # submodules are set dynamically, so type checkers cannot see them
 
@@ -85,14 +88,14 @@ class Layer(nnx.Module):
         mixer, feed_forward, norms = self.config.mixer, self.config.feed_forward, self.config.norms
         before_BTD, laurel = x_BTD, self.config.laurel
         if mixer is not None:
-            y, state = mixer(self, x_BTD, self.find(norms.before_mixer), tokens, state)
+            y, state = mixer(self, x_BTD, submodule(self, norms.before_mixer), tokens, state)
             x_BTD = self._add(x_BTD, y, mixer.output, norms.after_mixer, norms.after_mixer_sum)
         if laurel is not None:
-            y = laurel(self, before_BTD, self.find(norms.before_mixer))
+            y = laurel(self, before_BTD, submodule(self, norms.before_mixer))
             x_BTD = (x_BTD + y) * 2**-0.5
         if feed_forward is not None:
             read_BTD = before_BTD if self.config.parallel else x_BTD
-            y = feed_forward(self, read_BTD, self.find(norms.before_feed_forward))
+            y = feed_forward(self, read_BTD, submodule(self, norms.before_feed_forward))
             after = norms.after_feed_forward, norms.after_feed_forward_sum
             x_BTD = self._add(x_BTD, y, feed_forward.output, *after)
         return x_BTD, state
@@ -108,11 +111,11 @@ class Layer(nnx.Module):
             sum_norm: The name of the norm of the sum, or None.
         """
         x_BTD = self._sum(x_BTD, y, output, norm_name)
-        norm = self.find(sum_norm)
+        norm = submodule(self, sum_norm)
         return x_BTD if norm is None else norm(x_BTD)
 
     def _sum(self, x_BTD, y, output: str | None, norm_name: str | None):
-        projection, norm = self.find(output), self.find(norm_name)
+        projection, norm = submodule(self, output), submodule(self, norm_name)
         scale = self.config.residual_scale
         # If nothing comes between product and sum, the kernel adds x in its epilogue.
         if projection is not None and norm is None and scale == 1:
@@ -121,6 +124,10 @@ class Layer(nnx.Module):
         y = y if norm is None else norm(y)
         return x_BTD + (y if scale == 1 else y * scale)
 
-    def find(self, name: str | None) -> Any:
-        """Returns the submodule with a name, which may contain dots, or None for None."""
-        return None if name is None else operator.attrgetter(name)(self)
+
+def submodule(layer: nnx.Module, name: str | None) -> Any:
+    """Returns the submodule with a name, which may contain dots, or None for None.
+
+    It is no method, because `nnx.capture` records what methods return.
+    """
+    return None if name is None else operator.attrgetter(name)(layer)

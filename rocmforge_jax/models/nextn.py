@@ -10,7 +10,7 @@ from rocmforge_jax.backends.on_mesh import on_its_mesh
 from rocmforge_jax.models.checked_inputs import checked_inputs
 from rocmforge_jax.models.config import DecoderConfig, NextNConfig
 from rocmforge_jax.models.empty_cache import cache_of_layers, placement_of
-from rocmforge_jax.models.layer import Layer
+from rocmforge_jax.models.layer import Layer, submodule
 from rocmforge_jax.models.make import Make
 from rocmforge_jax.models.parts import Tokens
 from rocmforge_jax.nn import Cache, Embedding, Linear, products
@@ -125,7 +125,7 @@ class NextN(Layer):
     def _last_norm(self, decoder) -> Any:
         if self.norm_name is None:
             return decoder.last_norm
-        return self.find(self.norm_name)
+        return submodule(self, self.norm_name)
 
     def _own(self, name: str) -> Linear | Embedding | None:
         """Returns the block's own embedding or head, or None."""

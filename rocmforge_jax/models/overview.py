@@ -32,6 +32,23 @@ class Blocks(reprlib.Representable):
             first = last + 1
 
 
+class NotTabulated:
+    """Makes `nnx.tabulate` raise an error before it replaces any method.
+
+    It cannot show layers, whose operands are dataclasses, and would leave their methods replaced.
+    It sets an attribute on every module first; this descriptor stands for that attribute.
+    """
+
+    def __get__(self, module: Any, owner: Any = None) -> Any:
+        raise AttributeError("_nnx_tabulate_id")
+
+    def __set__(self, module: Any, value: Any) -> None:
+        raise NotImplementedError(
+            f"nnx.tabulate cannot show a {type(module).__name__}: print the model, or display it in"
+            " a notebook; rocmforge_jax.models.param_count counts its parameters"
+        )
+
+
 def short_attributes(decoder: Any, parts: Iterator[Any]) -> Iterator[Any]:
     """Shortens the configuration and the blocks among the parts of a decoder's repr."""
     config = decoder.config

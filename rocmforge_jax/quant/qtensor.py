@@ -174,11 +174,29 @@ class QTensor:
     def __rmatmul__(self, x):
         return multiply(x, self)
 
+    def _refuse_arithmetic(self, other=None):
+        raise TypeError(
+            f"{self} takes no arithmetic but x @ w: compute with rocmforge_jax.dequantize(w)"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse_arithmetic
+    __truediv__ = __rtruediv__ = __neg__ = _refuse_arithmetic
+
     def __repr__(self):
+        if not self._holds_planes:
+            return f"QTensor({self.type_name}, planes={self.planes})"
         return f"QTensor({self.type_name}, shape={self.shape}, layout={self.layout!r})"
 
     def _repr_html_(self) -> str:
-        return qtensor_html(self)
+        return qtensor_html(self) if self._holds_planes else escape(repr(self))
+
+    @property
+    def _holds_planes(self) -> bool:
+        """False if `jax.tree.map` put something else, such as norms or shapes, in their place."""
+        try:
+            return bool(self.shape) and self.nbytes >= 0
+        except (AttributeError, IndexError, TypeError, ValueError):
+            return False
 
 
 class QParam(nnx.Variable):
@@ -198,7 +216,7 @@ class QParam(nnx.Variable):
     def __nnx_repr__(self):
         first, *others = super().__nnx_repr__()
         value = self.get_value()
-        if isinstance(value, QTensor):
+        if isinstance(value, QTensor) and value._holds_planes:
             counts = f" # {value.type_name}, {value.size:,} weights, {value.nbytes:,} B"
             first = dataclasses.replace(first, comment=counts)
         yield first
@@ -220,8 +238,19 @@ class QParam(nnx.Variable):
 
 
 def value_of(weight):
-    """Unwraps an nnx.Variable; returns anything else unchanged."""
-    return weight.get_value() if isinstance(weight, nnx.Variable) else weight
+    """Unwraps an nnx.Variable; returns anything else unchanged.
+
+    Raises TypeError for a QTensor without integers, as a cast of a whole state makes it.
+    """
+    value = weight.get_value() if isinstance(weight, nnx.Variable) else weight
+    if isinstance(value, QTensor):
+        dtypes = [getattr(plane, "dtype", None) for plane in value.planes.values()]
+        if None not in dtypes and not any(jnp.issubdtype(one, jnp.integer) for one in dtypes):
+            raise TypeError(
+                f"the planes of this {value.type_name} weight were cast to {dtypes[0]}: cast only"
+                " nnx.state(model, nnx.Param), or load with dtype="
+            )
+    return value
 
 
 def as_qtensor(weight) -> QTensor:

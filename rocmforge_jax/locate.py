@@ -1,5 +1,6 @@
 """Which file a model's name means, and where files of our own are kept. Imports no jax."""
 
+import difflib
 import hashlib
 import itertools
 import os
@@ -67,7 +68,8 @@ def resolve(path: str | os.PathLike, revision: str | None = None) -> Path:
             " owner/repository, owner/repository:QUANTISATION or owner/repository/file.gguf, or by"
             " the address of its page on huggingface.co"
         )
-    if name is None and os.fsdecode(path).lower() in ("demo", "demo.gguf"):
+    word = os.fsdecode(path).lower().removesuffix(".gguf")
+    if name is None and difflib.get_close_matches(word, ["demo"], cutoff=0.8):
         raise FileNotFoundError(f"no file {os.fsdecode(path)}; did you mean demo?")
     if name is None:
         return Path(os.path.expanduser(os.fsdecode(path)))  # open_gguf says what is there instead

@@ -22,7 +22,8 @@ def save_lora(model: Decoder, path: str | os.PathLike, *, base_model: str | None
 
     Args:
         model: A decoder with adapters.
-        path: A GGUF file or a folder. Files of the same names are replaced.
+        path: A GGUF file or a folder, which is made with the folders around it. Files of the same
+            names are replaced once the new ones are complete.
         base_model: What PEFT is to load the base from, such as "HuggingFaceTB/SmolLM2-135M".
 
     Raises:
@@ -31,6 +32,7 @@ def save_lora(model: Decoder, path: str | os.PathLike, *, base_model: str | None
     """
     pairs, path = pairs_of(model), Path(path)
     if path.suffix == ".gguf":
+        path.parent.mkdir(parents=True, exist_ok=True)
         llama_cpp.write(path, pairs, model.config.architecture)
         return
     if path.suffix in _FILES or path.is_file():

@@ -11,13 +11,14 @@ from rocmforge_jax import formats
 from rocmforge_jax.adapters.wrap import adapters, replaced
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models import Decoder
-from rocmforge_jax.nn.lora import Adapter
+from rocmforge_jax.nn.lora import Adapter, refuse_flax_adapters
 from rocmforge_jax.quant import QParam, QTensor, dequantize
 
 
 def remove_lora(model: Decoder) -> Decoder:
     """Returns the model without its adapters; it shares every other array."""
     adapters(model)  # checks the argument
+    refuse_flax_adapters(model, "remove_lora")
     return replaced(
         model, lambda _, layer: layer.base_module if isinstance(layer, Adapter) else layer
     )
@@ -38,6 +39,7 @@ def merge_lora(model: Decoder, type: str | None = None, *, dtype: Any = jnp.floa
         NotImplementedError: Nothing here packs weights in that type.
     """
     found = adapters(model)
+    refuse_flax_adapters(model, "merge_lora")
     if not found:
         raise ValueError("the model has no adapter to merge")
     types = {name: _type(layer.base_module.kernel, type) for name, layer in found.items()}

@@ -18,6 +18,7 @@ from rocmforge_jax.adapters.hf_names import (
 from rocmforge_jax.adapters.tensors import Pair, matched
 from rocmforge_jax.adapters.wrap import adaptable
 from rocmforge_jax.gguf.errors import listed
+from rocmforge_jax.gguf.replacing import replacing
 from rocmforge_jax.models import Decoder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,8 +50,9 @@ def write(folder: Path, pairs: dict[str, Pair], model: Decoder, base_model: str 
         arrays[f"{_PREFIX}{module}.lora_B.weight"] = rows_as_in_hf(pair.b, tensor, model)
     config = _config({module: pairs[tensor] for module, tensor in modules.items()}, base_model)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    safetensors.save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+    with replacing(folder / WEIGHTS) as weights, replacing(folder / CONFIG) as about:
+        about.write_text(json.dumps(config, indent=2) + "\n")
+        safetensors.save_file(arrays, weights, metadata={"format": "pt"})
 
 
 def read(folder: Path, model: Decoder) -> dict[str, Pair]:

@@ -11,7 +11,7 @@ from flax import nnx
 from rocmforge_jax.adapters.wrap import adaptable, adapted, adapters, replaced, why_not
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models import Decoder
-from rocmforge_jax.nn.lora import Adapter
+from rocmforge_jax.nn.lora import Adapter, refuse_flax_adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ def pairs_of(model: Decoder) -> dict[str, Pair]:
     Raises ValueError where there is none.
     """
     found = adapters(model)
+    refuse_flax_adapters(model, "save_lora")
     if not found:
         raise ValueError("the model has no adapter to save: rocmforge_jax.lora makes one")
 
@@ -78,7 +79,11 @@ def with_pairs(model: Decoder, pairs: dict[str, Pair], source: str, dtype: Any) 
             " or remove_lora first"
         )
     if problems := [p for name, pair in pairs.items() for p in _problems(name, pair, layers)]:
-        raise ValueError(f"{source} does not fit the model: {listed(problems)}")
+        config = model.config
+        raise ValueError(
+            f"{source} does not fit this {config.architecture} model of {len(config.layers)} layers"
+            f" and width {config.width}, {len(problems)} problems: {listed(problems, most=2)}"
+        )
 
     def adapted_layer(name, layer):
         if name not in pairs:

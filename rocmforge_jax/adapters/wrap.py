@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rocmforge_jax.arguments import integer
+from rocmforge_jax.arguments import as_integer, integer, number, shown
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models import Decoder, tensor_name
-from rocmforge_jax.models.patterns import Patterns, matching
-from rocmforge_jax.nn import Experts, Linear, LoRAExperts, LoRALinear
+from rocmforge_jax.models.patterns import Patterns, checked, matching
+from rocmforge_jax.nn import Embedding, Experts, Linear, LoRAExperts, LoRALinear
 from rocmforge_jax.nn.lora import Adapter
 
 #: The projections of attention, where adapters do most for their size. A model has some of them.
@@ -27,7 +28,7 @@ def lora(
     names: Patterns = None,
     *,
     alpha: float | None = None,
-    rngs: nnx.Rngs | int = 0,
+    rngs: nnx.Rngs | jax.Array | int = 0,
     dtype: Any = jnp.float32,
 ) -> Decoder:
     """Returns a new model in which linear layers have an adapter that changes nothing yet.
@@ -44,7 +45,7 @@ def lora(
             layers, without experts. Default: the projections of attention: queries, keys, values
             and output.
         alpha: An adapter's product is multiplied by alpha / rank. Default: the rank.
-        rngs: Draw the first matrices; or a seed.
+        rngs: Draws the first matrices: an `nnx.Rngs`, a key of `jax.random`, or a seed.
         dtype: Of the adapters: float32, bfloat16 or float16.
 
     Raises:
@@ -55,8 +56,11 @@ def lora(
     rank, dtype = integer("rank", rank, 1), jnp.dtype(dtype)
     if dtype not in _FLOATS:
         raise ValueError(f"an adapter has float32, bfloat16 or float16 numbers, got {dtype}")
+    if alpha is not None:
+        alpha = number("alpha", alpha, 0, exclusive=True)
+    _refuse_embeddings(model, names)
     chosen = _chosen(layers, names)
-    rngs = rngs if isinstance(rngs, nnx.Rngs) else nnx.Rngs(integer("rngs", rngs, 0))
+    rngs = _checked_rngs(rngs)
     options: dict[str, Any] = dict(alpha=alpha, dtype=dtype, rngs=rngs)
     return replaced(
         model,
@@ -111,6 +115,37 @@ def _layers(model) -> Iterator[tuple[tuple[Any, str], str, Any]]:
         if path and not inside and type(module) in _LAYERS:
             holder = modules[path[:-1]], str(path[-1])
             yield holder, tensor_name((*path, "kernel")), module
+
+
+def _checked_rngs(rngs: Any) -> nnx.Rngs:
+    """Returns an nnx.Rngs as it is, and one made of a seed or a key."""
+    if isinstance(rngs, nnx.Rngs):
+        return rngs
+    is_key = jnp.issubdtype(getattr(rngs, "dtype", int), jax.dtypes.prng_key) or (
+        getattr(rngs, "dtype", None) == jnp.uint32 and rngs.ndim == 1
+    )
+    if not is_key and as_integer(rngs) is None:
+        raise TypeError(
+            f"rngs is an nnx.Rngs, a key of jax.random or a seed of at least 0, got {shown(rngs)}"
+        )
+    return nnx.Rngs(rngs if is_key else integer("rngs", rngs, 0))
+
+
+def _refuse_embeddings(model: Decoder, names: Patterns) -> None:
+    """Raises ValueError for a pattern that names embeddings alone."""
+    embeddings = {
+        tensor_name((*path, "embedding"))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, Embedding)
+    }
+    patterns, layers = checked(names), set(adaptable(model))
+    for pattern in () if isinstance(patterns, bool) else patterns:
+        found = _matches(pattern, embeddings)
+        if found and not _matches(pattern, layers):
+            raise ValueError(
+                f"{listed(sorted(found), ', ')} is an embedding: only linear layers and experts"
+                " can have an adapter"
+            )
 
 
 def _chosen(layers: dict[str, Any], names: Patterns) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from rocmforge_jax import formats
 from rocmforge_jax.export.checked import checked_keys
 from rocmforge_jax.export.names import named_as_in
-from rocmforge_jax.export.room import check_room
+from rocmforge_jax.export.room import make_folder
 from rocmforge_jax.export.weights import weights
 from rocmforge_jax.gguf import Metadata, write_gguf
 from rocmforge_jax.gguf.errors import listed
@@ -95,7 +95,7 @@ def write(
     written = more | written
     _warn_of_left_out(source, written)
     keys = _with_types(keys, tensors)
-    check_room(path.parent, sum(one.nbytes for one in tensors.values()))
+    make_folder(path.parent, sum(one.nbytes for one in tensors.values()))
     write_gguf(path, keys, written, progress=progress)
 
 

@@ -1,22 +1,24 @@
-"""Checks that what is to be written has room."""
+"""Makes folders for what is to be written, if there is room."""
 
 import errno
 import shutil
 from pathlib import Path
 
 
-def check_room(folder: Path, nbytes: int) -> None:
-    """Raises OSError, before anything is written, where a folder's disk has less room.
+def make_folder(folder: Path, nbytes: int) -> None:
+    """Makes a folder, with those around it, if its disk has room.
 
     Raises:
-        FileNotFoundError: The folder does not exist.
+        NotADirectoryError: A file has the name of the folder, or of one around it.
         OSError: There is less room, with both numbers.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: make it first")
-    free = shutil.disk_usage(folder).free
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file: a folder is needed there")
+    free = shutil.disk_usage(there).free
     if free < nbytes:
         raise OSError(
             errno.ENOSPC,
             f"{folder} has room for {free / 1e6:,.1f} MB, the model takes {nbytes / 1e6:,.1f} MB",
         )
+    folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rocmforge_jax.arguments import flag
 from rocmforge_jax.export import gguf_file, hugging_face
+from rocmforge_jax.export.weights import check_variables
 from rocmforge_jax.gguf.errors import quoted
 from rocmforge_jax.language_model import LanguageModel
 from rocmforge_jax.models import Decoder
@@ -39,7 +40,7 @@ def save(
 
     Args:
         model: What `load` returns, or its `model`. A decoder alone has no tokenizer.
-        path: Of the file or of a new folder.
+        path: Of the file or of a new folder. Folders around it are made.
         types: A type for all matrices ("Q4_K"), or a mapping of patterns of tensor names to types,
             of which the first that matches counts. Default: each stays as it is. See
             `Decoder.quantize`. Of safetensors: "F32", which is the default, "F16" or "BF16".
@@ -56,13 +57,14 @@ def save(
         ValueError: The ending of the path says no format, or the model cannot be said in the
             format, with what cannot.
         FileExistsError: The folder is there and not empty.
-        OSError: There is no such folder, or not enough room.
+        OSError: There is not enough room.
     """
     decoder = model.model if isinstance(model, LanguageModel) else model
     if not isinstance(decoder, Decoder):
         raise TypeError(f"save() takes a LanguageModel or a Decoder, got {type(model).__name__}")
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"save() takes a text or an os.PathLike as path, got {path!r:.80}")
+    check_variables(decoder)
     path = Path(path).expanduser()
     format = check_format(path, format)
     if not isinstance(metadata, Mapping | None):
@@ -84,8 +86,9 @@ def _save_gguf(decoder, path: Path, lm: LanguageModel | None, types, metadata, p
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     if lm is not None and lm.source is None and "tokenizer.ggml.model" not in metadata:
         raise ValueError(
-            "the keys of the tokenizer are not known, because the model came from no file: give"
-            " metadata=lm.metadata of the model with this tokenizer, or save its `model` alone"
+            "a LanguageModel that was not made by rf.load keeps no metadata, so the keys of its"
+            " tokenizer are unknown: give metadata=loaded.metadata of the loaded model, or save its"
+            " `model` alone"
         )
     gguf_file.write(
         decoder,

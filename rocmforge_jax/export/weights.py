@@ -15,6 +15,7 @@ from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.models import Decoder, tensor_name
 from rocmforge_jax.models.requantize import type_of
 from rocmforge_jax.nn import only_shapes
+from rocmforge_jax.nn.lora import refuse_flax_adapters
 from rocmforge_jax.quant import QParam, dequantize
 from rocmforge_jax.quant.qtensor import value_of
 
@@ -90,20 +91,30 @@ def weights(decoder, types: Mapping[str, Format]) -> dict[str, Weight]:
         ValueError: Variables that no file has, such as those of adapters, all of them by name; or
             an array of a dtype that files do not have.
     """
+    found = check_variables(decoder)
+    return {
+        name: _weight(name, variable, attribute == "kernel", types.get(name))
+        for name, (attribute, variable) in found.items()
+    }
+
+
+def check_variables(decoder) -> dict[str, tuple[str, nnx.Variable]]:
+    """Returns all variables by their names in a file, each with the name of its attribute.
+
+    Raises ValueError for variables that no file has, and for missing ones.
+    """
+    refuse_flax_adapters(decoder, "saving")
     found = dict(_variables(decoder))
     with only_shapes():
         expected = dict(_variables(Decoder(decoder.config, rngs=None)))
     if unknown := [name for name in found if name not in expected]:
         raise ValueError(
             f"{len(unknown)} variables of the model have no place in a file, so it cannot be saved"
-            f" as it is: {listed(unknown)}. Merge adapters into the weights first"
+            f" as it is: {listed(unknown)}. Merge adapters into the weights first, with merge_lora"
         )
     if missing := [name for name in expected if name not in found]:
         raise ValueError(f"the model lacks {len(missing)} variables: {listed(missing)}")
-    return {
-        name: _weight(name, variable, attribute == "kernel", types.get(name))
-        for name, (attribute, variable) in found.items()
-    }
+    return found
 
 
 def _variables(decoder) -> Iterator[tuple[str, tuple[str, nnx.Variable]]]:

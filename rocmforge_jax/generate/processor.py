@@ -170,15 +170,21 @@ def _check_states(states: list[Any]) -> None:
 
 def _as_array(leaf) -> jax.Array:
     """Converts a number to an array of JAX's default width."""
-    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(np.asarray(leaf))
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    if array.dtype.kind in "OSU":
+        raise TypeError(f"the state of a logits processor holds numbers and arrays, got {leaf!r}")
+    return jnp.asarray(array)
+
+
+def _structure(tree: Any) -> str:
+    """Writes a pytree with `array` in place of each leaf."""
+    return str(jax.tree.structure(tree)).removeprefix("PyTreeDef(")[:-1].replace("*", "array")
 
 
 def _check_like(name: str, got: Any, wanted: Any) -> None:
     if jax.tree.structure(got) != jax.tree.structure(wanted):
-        raise ValueError(
-            f"{name} must have the structure {jax.tree.structure(wanted)}, got"
-            f" {jax.tree.structure(got)}"
-        )
+        expected, found = (_structure(tree) for tree in (wanted, got))
+        raise ValueError(f"{name} must have the structure {expected}, got {found}")
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
         shape, dtype = jnp.shape(one), jnp.result_type(one)
         if shape != other.shape or dtype != other.dtype:

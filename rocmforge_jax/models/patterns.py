@@ -1,6 +1,8 @@
 """Chooses tensors by patterns of their names in the file."""
 
+import difflib
 import fnmatch
+import re
 from collections.abc import Collection, Iterable
 
 from rocmforge_jax.gguf.errors import listed, shortened
@@ -49,9 +51,18 @@ def matching(patterns: Patterns, names: Collection[str]) -> set[str]:
             or fnmatch.fnmatchcase(name.removesuffix(".weight"), pattern)
         }
         if not matches:
-            raise ValueError(
-                f"no tensor is named like {shortened(pattern)!r}; there are"
-                f" {listed(sorted(names), ', ')}"
-            )
+            raise ValueError(_no_match(pattern, names))
         found |= matches
     return found
+
+
+def _no_match(pattern: str, names: Collection[str]) -> str:
+    """Returns a message with the names that there are, the same ones of all layers together."""
+    kinds = {re.sub(r"\bblk\.\d+\.", "blk.*.", name).removesuffix(".weight") for name in names}
+    kind = re.sub(r"\bblk\.[^.]+\.", "blk.*.", pattern[:300]).removesuffix(".weight")
+    near = difflib.get_close_matches(kind, sorted(kinds), 1)
+    hint = f": did you mean {near[0]!r}?" if near else ";"
+    return (
+        f"no tensor is named like {shortened(pattern)!r}{hint} There are"
+        f" {listed(sorted(kinds), ', ')}"
+    )

@@ -12,6 +12,25 @@ from rocmforge_jax.backends import Numerics
 from rocmforge_jax.nn.fresh import filled
 
 
+def refuse_flax_adapters(model: nnx.Module, what: str) -> None:
+    """Raises ValueError for a model with adapters of Flax, such as `nnx.LoRA`.
+
+    Args:
+        model: The model.
+        what: What works with adapters of `rocmforge_jax.lora` alone, for the message.
+    """
+    found = [
+        ".".join(map(str, path))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.LoRA | nnx.LoRALinear)
+    ]
+    if found:
+        raise ValueError(
+            f"{len(found)} layers have an adapter of Flax, such as the nnx.LoRA {found[0]}: {what}"
+            " works with adapters of rocmforge_jax.lora only"
+        )
+
+
 class Adapter(nnx.Module):
     """The two matrices of an adapter and the layer that it is for, whose weight stays as it is.
 

@@ -63,7 +63,6 @@ def test_a_folder_with_files_is_refused(run, tmp_path):
         (["new.gguf", "--type", "*.attn_q=IQ2_XXS"], "IQ2_XXS.*importance"),
         (["new.gguf", "--type", "*.atn_q=Q8_0"], r"'\*\.atn_q'"),
         (["new.gguf", "--type", "Q8_0", "--type", "Q6_K"], "all matrices two types: Q6_K"),
-        (["missing/new.gguf"], "no folder .*missing"),
     ],
 )
 def test_what_cannot_be_written_is_a_line_on_stderr(run, tmp_path, words, message):

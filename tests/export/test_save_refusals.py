@@ -58,9 +58,11 @@ def test_a_folder(demo, tmp_path):
         rf.save(demo, tmp_path / "model.gguf", format="gguf")
 
 
-def test_a_folder_that_is_missing(demo, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*missing"):
-        rf.save(demo, tmp_path / "missing" / "model.gguf")
+def test_a_file_in_place_of_a_folder(demo, tmp_path):
+    (tmp_path / "notes").touch()
+    with pytest.raises(NotADirectoryError, match=r"notes is a file"):
+        rf.save(demo, tmp_path / "notes" / "missing" / "model.gguf")
+    (tmp_path / "notes").unlink()
 
 
 def test_a_disk_without_room(demo, tmp_path, monkeypatch):
@@ -106,7 +108,7 @@ def test_a_configuration_that_no_key_says(demo, tmp_path):
 
 def test_a_language_model_without_the_keys_of_its_tokenizer(demo, tmp_path):
     lm = rf.LanguageModel(demo.model, demo.tokenizer)
-    with pytest.raises(ValueError, match=r"tokenizer.*metadata=lm\.metadata"):
+    with pytest.raises(ValueError, match=r"tokenizer.*metadata=loaded\.metadata"):
         rf.save(lm, tmp_path / "model.gguf")
 
 

@@ -12,7 +12,7 @@ from rocmforge_jax.export.checked import differences
 from rocmforge_jax.export.hugging_face.families import FAMILIES, Family, settings
 from rocmforge_jax.export.hugging_face.tensors import nbytes, values, write_file, write_files
 from rocmforge_jax.export.hugging_face.tokenizer_files import tokenizer_files
-from rocmforge_jax.export.room import check_room
+from rocmforge_jax.export.room import make_folder
 from rocmforge_jax.export.weights import weights
 from rocmforge_jax.gguf.errors import listed
 from rocmforge_jax.language_model import LanguageModel
@@ -65,13 +65,13 @@ def write(
         progress(done, sum(sizes.values()))
 
     if path.suffix == ".safetensors":
-        check_room(path.parent, sum(sizes.values()))
+        make_folder(path.parent, sum(sizes.values()))
         write_file(path, names, make, show)
         return
     files = {"config.json": made}
     if lm is not None:
         files = tokenizer_files(lm, made) | files
-    check_room(path.parent, sum(sizes.values()))
+    make_folder(path.parent, sum(sizes.values()))
     _new_folder(path)
     write_files(path, names, sizes, make, show)
     for name, content in files.items():

@@ -10,6 +10,7 @@ import numpy as np
 
 from rocmforge_jax.export.hugging_face.families import Family
 from rocmforge_jax.export.weights import Weight
+from rocmforge_jax.gguf.replacing import replacing
 from rocmforge_jax.models import DecoderConfig
 
 #: Bytes of a file, beyond which the next one begins.
@@ -57,15 +58,8 @@ def write_file(
     for name, tensor in names.items():
         arrays[name] = make(tensor)
         progress(arrays[name].nbytes)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        unfinished.touch()
-        mode = unfinished.stat().st_mode
-        save(arrays, unfinished, {"format": "pt"})  # which makes a file for its owner alone
-        unfinished.chmod(mode)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        save(arrays, unfinished, {"format": "pt"})
 
 
 def _require_safetensors() -> Callable:

@@ -399,11 +399,11 @@ class Decoder(nnx.Module):
     @on_its_mesh
     def _head(self, x, head: Any = None, norm=None):
         config = self.config
-        if x.shape[-1:] != (config.width,):
-            raise ValueError(
-                f"the head takes a residual stream [..., {config.width}], got {list(x.shape)}"
-            )
         if head is None:
+            if x.shape[-1:] != (config.width,):
+                raise ValueError(
+                    f"the head takes a residual stream [..., {config.width}], got {list(x.shape)}"
+                )
             head = _tied(self.token_embd) if self.output is None else self.output
         (logits,) = products(x, [head], norm=norm, dtype=jnp.float32)
         logits = logits if config.logit_scale == 1 else logits * jnp.float32(config.logit_scale)

@@ -7,7 +7,7 @@ from flax import nnx
 
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.backends.on_mesh import on_its_mesh
-from rocmforge_jax.models.checked_inputs import checked_inputs
+from rocmforge_jax.models.checked_inputs import checked_inputs, with_nan_past_the_cache
 from rocmforge_jax.models.config import DecoderConfig, NextNConfig
 from rocmforge_jax.models.empty_cache import cache_of_layers, placement_of
 from rocmforge_jax.models.layer import Layer, submodule
@@ -109,6 +109,7 @@ class NextN(Layer):
         state = None if cache is None else cache.layers[0]
         x_BTD, state = self(x_BTD, Tokens(positions_BT, starts_B, lengths_B), state)
         if cache is not None and state is not None:
+            x_BTD = with_nan_past_the_cache(x_BTD, cache, starts_B, T)
             added_B = T if lengths_B is None else lengths_B.astype(jnp.int32)
             cache = Cache((state,), starts_B + jnp.int32(added_B), cache.length)
         hidden_BTD = self._last_norm(decoder)(x_BTD)

@@ -61,8 +61,5 @@ def _no_match(pattern: str, names: Collection[str]) -> str:
     kinds = {re.sub(r"\bblk\.\d+\.", "blk.*.", name).removesuffix(".weight") for name in names}
     kind = re.sub(r"\bblk\.[^.]+\.", "blk.*.", pattern[:300]).removesuffix(".weight")
     near = difflib.get_close_matches(kind, sorted(kinds), 1)
-    hint = f": did you mean {near[0]!r}?" if near else ";"
-    return (
-        f"no tensor is named like {shortened(pattern)!r}{hint} There are"
-        f" {listed(sorted(kinds), ', ')}"
-    )
+    hint = f": did you mean {near[0]!r}? There are" if near else "; there are"
+    return f"no tensor is named like {shortened(pattern)!r}{hint} {listed(sorted(kinds), ', ')}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,6 +76,16 @@ def test_a_ragged_batch(decoder):
         np.testing.assert_allclose(logits[row, :length], expected[0, :length], rtol=1e-4, atol=1e-5)
     again, _, _ = block.predict(decoder, both[1:, 11:12], tokens[1:, 11:12], cache.row(0))
     np.testing.assert_allclose(again[0, 0], expected[0, 11], rtol=1e-4, atol=1e-5)
+
+
+def test_under_jit_tokens_beyond_the_cache_give_nan(decoder):
+    (block,) = decoder.nextn
+    hidden_BTD, _ = decoder.hidden(TOKENS[:, :4])
+    step = jax.jit(lambda cache: block.predict(decoder, hidden_BTD, TOKENS[:, 1:5], cache))
+    logits, _, cache = step(block.init_cache(1, 7))
+    assert np.isfinite(logits).all()
+    logits, hidden_BTD, _ = step(cache)
+    assert np.isnan(logits).all() and np.isnan(hidden_BTD).all()
 
 
 def test_ling_2_has_a_norm_of_another_name(tmp_path):

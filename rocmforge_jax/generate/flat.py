@@ -72,7 +72,7 @@ def _checksum(weight):
 
 def _bits(array) -> jax.Array:
     """Returns the bits of the elements of an array as unsigned integers."""
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     if array.dtype == jnp.bool_:
         return array.astype(jnp.uint8)

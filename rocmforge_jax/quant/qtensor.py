@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -244,7 +245,7 @@ def value_of(weight):
     """
     value = weight.get_value() if isinstance(weight, nnx.Variable) else weight
     if isinstance(value, QTensor):
-        dtypes = [getattr(plane, "dtype", None) for plane in value.planes.values()]
+        dtypes: list[Any] = [getattr(one, "dtype", None) for one in value.planes.values()]
         if None not in dtypes and not any(jnp.issubdtype(one, jnp.integer) for one in dtypes):
             raise TypeError(
                 f"the planes of this {value.type_name} weight were cast to {dtypes[0]}: cast only"

@@ -340,11 +340,13 @@ def _looked_up(codes, table):
 def _select_cuda(words, entries, in_turn):
     """Look up codes with NVIDIA's `prmt`.
 
-    `prmt` selects four bytes out of eight, one for each nibble of its selector. If the top bit of a
-    nibble is set, the result is the byte's sign bit, eight times. A code is looked up in both
-    halves of the table. One half returns the entry, the other half the sign of the entry at the
-    same place, and their exclusive or is the result. Negative entries of the lower half are stored
-    inverted to make this correct.
+    Each nibble of the selector of `prmt` selects one of eight bytes by its lower three bits. If the
+    top bit of the nibble is set, the result is the sign bit of that byte, repeated eight times.
+
+    Every code is looked up in both halves of the table. The half with the entry returns the entry.
+    The other half returns a repeated sign bit. The exclusive or of both is the result. It is
+    correct because entries i and i + 8 have the same sign, and negative entries of the lower half
+    are stored inverted: the sign bits of the upper half invert them back.
     """
     lower, upper = entries[:8].view(np.int8), entries[8:].view(np.int8)
     if ((lower < 0) != (upper < 0)).any():

@@ -48,9 +48,10 @@ class Slots:
         b: the index of the sequence.
         head: the index of the KV head.
         block: slots per block.
-        parts: the parts in which keys are loaded; queries are split alike.
-        ring: whether the slots are a ring buffer: position p is in slot p % S. Blocks are then
-            blocks of positions, and `block` divides S.
+        parts: the parts of a head. Each part of the keys is loaded separately, and queries are
+            split into the same parts.
+        ring: whether the slots are a ring buffer: position p is in slot p % S. Block i then has the
+            positions from i * block, and `block` divides S.
         limit: the number of filled slots, an int32 scalar; None if no row sees unfilled slots.
     """
 

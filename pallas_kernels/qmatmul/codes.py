@@ -37,10 +37,10 @@ def come_in_turn(packings: Iterable[Packing], target: Target) -> bool:
 
 
 def _unsigned_bytes(words, packing: Packing, target: Target) -> tuple[list, int]:
-    """Unpack words into unsigned bytes: those of `signed_bytes`, plus a number.
+    """Unpack words into unsigned bytes: the bytes of `signed_bytes`, plus a constant.
 
     Returns:
-        A uint32 word for each position; and that number plus the packing's offset.
+        A uint32 word for each position, and the constant plus the packing's offset.
     """
     if packing.table is not None:
         more = 128 if min(packing.table) < 0 else 0
@@ -95,8 +95,8 @@ def lifted(words, packing: Packing, target: Target):
     per code, and a shift that several codes share.
 
     Yields:
-        For each position, for its bytes in BYTE_ORDER: an array and an np.float32, whose difference
-        is the code minus the packing's offset.
+        An array and an np.float32 for each byte of each position; the bytes are in BYTE_ORDER. The
+        array minus the np.float32 is the code minus the packing's offset.
     """
     offset, whole = packing.offset, packing.table is not None or packing.bits == 8
     if whole:
@@ -124,7 +124,7 @@ E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 def is_exact_in_bfloat16(packing: Packing, target: Target) -> bool:
-    """Return whether `in_bfloat16` serves a packing: the products with scales are exact."""
+    """Return whether `in_bfloat16` supports a packing: its products with scales are exact."""
     return (
         packing.table == tuple(number + packing.offset for number in E2M1)
         and packing.scale in ("e8m0", "e4m3")
@@ -136,15 +136,15 @@ def in_bfloat16(words, scales: list, target: Target):
     """Convert e2m1 codes to bfloat16 and multiply by their scales, two at a time.
 
     The fields of a code become the sign, the lowest two exponent bits and the highest fraction bit
-    of a bfloat16. Read as a bfloat16, they are the number times 2^-127.
+    of a bfloat16. This bfloat16 is 2^-127 times the number in `E2M1`.
 
     Args:
         words: the words of a group.
-        scales: float32, for each half of the positions.
+        scales: float32, one scale for all positions, or one for each half of them.
         target: the compilation target.
 
     Yields:
-        For each position, for its bytes in BYTE_ORDER: bfloat16.
+        bfloat16 arrays, one for each byte of each position. The bytes are in BYTE_ORDER.
     """
     factors = [triton.twice_bfloat16(scale) for scale in scales]
     for position in range(POSITIONS):

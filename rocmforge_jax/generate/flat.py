@@ -1,4 +1,4 @@
-"""A decoder as flat arrays, which jitted functions take: see `generate.steps`."""
+"""A decoder as a flat list of arrays, for jitted functions: see `generate.steps`."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from rocmforge_jax.quant import QTensor
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FlatDecoder:
-    """The arrays that a decoder had when it was split, not copies of them.
+    """A decoder, split into its arrays and its structure. The arrays are not copied.
 
     Attributes:
         leaves: The arrays.
@@ -30,7 +30,7 @@ class FlatDecoder:
 
     @classmethod
     def of(cls, decoder: Decoder) -> "FlatDecoder":
-        """Splits a decoder."""
+        """Splits a decoder into its arrays and its structure."""
         graphdef, state = nnx.split(decoder)
         leaves, treedef = jax.tree.flatten(state)
         leaves = list(map(on_automatic_axes, leaves))
@@ -38,13 +38,13 @@ class FlatDecoder:
 
     @property
     def merge(self) -> Callable[[Any], Decoder]:
-        """A function from arrays, traced ones say, to the decoder; it keeps no array alive."""
+        """A function that makes the decoder from arrays, or tracers. It refers to no array."""
         graphdef, treedef = self.structure
         return lambda leaves: nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
 
     def is_of(self, decoder: Decoder) -> bool:
-        """Returns whether these are the arrays that the decoder has now."""
-        # Flattening takes a tenth of the time of splitting, and finds out whether that is needed.
+        """Returns whether the decoder still has the same arrays and the same structure."""
+        # Flattening is much cheaper than splitting, and shows whether a new split is needed.
         leaves, structure = jax.tree.flatten(decoder)
         return structure == self._read[1] and all(map(operator.is_, leaves, self._read[0]))
 

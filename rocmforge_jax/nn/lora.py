@@ -1,4 +1,4 @@
-"""Linear layers, and stacks of experts, with a low-rank adapter (LoRA) beside their weights."""
+"""Linear layers and stacks of experts with a low-rank adapter (LoRA)."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,7 @@ def refuse_flax_adapters(model: nnx.Module, what: str) -> None:
 
 
 class Adapter(nnx.Module):
-    """The two matrices of an adapter and the layer that it is for, whose weight stays as it is.
+    """A layer and the two matrices of its adapter. The weight of the layer does not change.
 
     Attributes:
         base_module: The layer, with a kernel (in, out), or (E, in, out) for a stack of experts.
@@ -50,13 +50,13 @@ class Adapter(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Makes an adapter that changes nothing yet.
+        """Makes an adapter whose product is zero.
 
         Args:
             base_module: The layer.
             rank: Columns of lora_a and rows of lora_b.
-            alpha: Default: the rank, which makes the scale 1.
-            dtype: Of both matrices.
+            alpha: The scale times the rank. Default: the rank, so that the scale is 1.
+            dtype: The dtype of both matrices.
             rngs: Draws lora_a, uniformly from -1/sqrt(in) to 1/sqrt(in), as PEFT does.
         """
         *stack, n_in, n_out = base_module.kernel.shape
@@ -70,7 +70,7 @@ class Adapter(nnx.Module):
 
     @property
     def rank(self) -> int:
-        """Columns of a matrix of lora_a and rows of one of lora_b."""
+        """The number of columns of lora_a and of rows of lora_b."""
         return self.lora_a.shape[-1]
 
     @property
@@ -80,7 +80,7 @@ class Adapter(nnx.Module):
 
     @property
     def numerics(self) -> Numerics:
-        """How the base computes."""
+        """The numerical settings of the base layer."""
         return self.base_module.numerics
 
     def __nnx_repr__(self):
@@ -98,7 +98,7 @@ class Adapter(nnx.Module):
 class LoRALinear(Adapter):
     """Computes base_module(x) + alpha / rank * (x @ lora_a) @ lora_b.
 
-    `products` fuses the base as it would without the adapter.
+    `products` still fuses `base_module` with other layers, as it does without an adapter.
     """
 
     def __call__(self, x, dtype=None):
@@ -106,13 +106,13 @@ class LoRALinear(Adapter):
         return self.added(self.base_module(x, dtype or x.dtype), x)
 
     def added(self, y, x):
-        """Returns y [..., out] plus what the adapter makes of x [..., in], in y's dtype."""
+        """Returns y [..., out] plus the adapter's result for x [..., in], in y's dtype."""
         low = quant.matmul(x, self.lora_a, dtype=jnp.float32)
         return self._sum(y, quant.matmul(low, self.lora_b, dtype=jnp.float32))
 
 
 class LoRAExperts(Adapter):
-    """A stack of experts with an adapter for each; a mixture computes them one by one."""
+    """A stack of experts with one adapter each. A mixture computes the experts one by one."""
 
     def __call__(self, x, expert):
         """Maps x [..., in] to [..., out] through one expert, an integer scalar."""
@@ -122,5 +122,5 @@ class LoRAExperts(Adapter):
 
     @property
     def kernel(self):
-        """The weights of the base (E, in, out), whose shape a mixture reads."""
+        """The weights of the base layer (E, in, out). A mixture reads their shape."""
         return self.base_module.kernel

@@ -16,7 +16,7 @@ from rocmforge_jax.quant.split import Split
 
 
 class PackedMatrix(Protocol):
-    """What a product reads of a `QTensor`, whose operator `x @ w` is built on this file."""
+    """The attributes of a `QTensor` that a product reads. `x @ w` calls this module."""
 
     @property
     def planes(self) -> dict[str, jax.Array]:
@@ -30,7 +30,7 @@ class PackedMatrix(Protocol):
 
     @property
     def layout(self) -> str:
-        """How the planes lie: see `quant.layout`."""
+        """The layout of the planes: see `quant.layout`."""
         ...
 
     @property
@@ -40,12 +40,12 @@ class PackedMatrix(Protocol):
 
     @property
     def packing(self) -> Packing:
-        """How kernels read the planes in layout "groups"."""
+        """The kernels' description of the planes in layout "groups"."""
         ...
 
     @property
     def split(self) -> Split | None:
-        """How the devices of a mesh share it."""
+        """How the devices of a mesh share the matrix; None for one device."""
         ...
 
     @property
@@ -93,7 +93,7 @@ def check_shapes(x, weight) -> None:
 
 
 def require_pallas(weight: PackedMatrix, mode: str) -> str:
-    """Returns the target of the kernels for a weight, or raises why there are none."""
+    """Returns the target of the kernels for a weight; raises an error if none supports it."""
     on = pallas.target()
     _require_groups(weight)
     check_mode(mode)
@@ -102,7 +102,7 @@ def require_pallas(weight: PackedMatrix, mode: str) -> str:
 
 
 def require_cpp(weight: PackedMatrix, mode: str) -> str:
-    """Returns the instructions of C++ for a weight, or raises why it cannot multiply with it."""
+    """Returns the instruction set of C++ for a weight; raises an error if C++ lacks support."""
     used = cpp.instructions()
     check_mode(mode)
     cpp.require_mode(mode)
@@ -121,7 +121,7 @@ def require_whole(weight: PackedMatrix) -> None:
 
 
 def require_transposed(weight: PackedMatrix) -> None:
-    """Raises NotImplementedError for a weight that is seen as it is stored."""
+    """Raises NotImplementedError unless the weight is the transpose of the stored matrix."""
     if not weight.transposed:
         raise NotImplementedError(
             "the weight is seen as it is stored, and kernels multiply with its transpose"
@@ -150,7 +150,7 @@ _KERNELS = {
 
 
 def _kernel_of(rows: int, dtype, weight) -> str:
-    """Returns which kernel multiplies. Only the stored rows are inputs of a transposed weight."""
+    """Returns the name of the kernel. A weight that is not transposed is always dequantised."""
     return pallas.kernel_of_product(rows, dtype) if weight.transposed else "dequantize"
 
 
@@ -175,10 +175,10 @@ class _Multiply:
 
     Attributes:
         structure: The pytree of the weight.
-        backend: Which one computes the product.
+        backend: The backend that computes the product.
         activations: The mode of activations.
-        dtype: Of the result.
-        batch: Sequences that the rows of x belong to, for a weight that is split; else 0.
+        dtype: The dtype of the result.
+        batch: The number of sequences in the rows of x, for a weight that is split; else 0.
         casts: Whether the result always has `dtype`. Otherwise it may come in float32.
     """
 
@@ -207,8 +207,8 @@ class _Multiply:
         return _by_xla(x, w)
 
     def transposed(self, dtype) -> "_Multiply":
-        """Returns the product with the transpose, by which cotangents of x are computed."""
-        # C++ multiplies with no weight as it is stored.
+        """Returns the product with the transposed weight, which computes cotangents of x."""
+        # C++ only multiplies with the transpose of the stored matrix.
         backend = "xla" if self.backend == "cpp" else self.backend
         weight = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
         structure = jax.tree.structure(weight.T)
@@ -228,8 +228,8 @@ def _by_pallas(x, w, how):
         return pallas.gemv(x, [Product((w,))], mode=how.activations, dtype=how.dtype)[0]
     if kernel == "skinny_gemm":
         return pallas.skinny_product(x, w)
-    # Behind a barrier, because XLA would merge products of one x and for that write their dense
-    # weights out a second time, side by side.
+    # Without the barrier, XLA would merge the products of one x. For that, it would first
+    # concatenate their dense weights in memory.
     x, dense_NK = jax.lax.optimization_barrier((x, pallas.dequantize(w, x.dtype)))
     dense = dense_NK.T if w.transposed else dense_NK
     # The matrix units sum in float32, whatever they return.

@@ -182,8 +182,9 @@ def check_keywords(
         function: The function, or the `__init__` of a class.
         options: The TypedDict of the keywords that the function accepts as `**options`. The
             wrapper's signature lists them one by one, for editors and `help`.
-        variables: A keyword that accepts a dictionary of further names -> the usual names in it.
-            The error explains how to pass an unknown keyword there.
+        variables: The name of a parameter that accepts a dictionary -> common keys of the
+            dictionary. The error explains how to pass a keyword in the dictionary if it is one of
+            these keys or resembles no parameter.
     """
     signature = _with_options(inspect.signature(function), options)
     known = [name for name in signature.parameters if name != "self"]

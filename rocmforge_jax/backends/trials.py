@@ -1,7 +1,7 @@
 """Tries compiled code on the device before its first use, and saves the successes to a file.
 
 A compiler or a driver may have bugs. So every kernel first computes a small case, which is compared
-with plain XLA. A trial takes half a second. A file in the user's cache folder lists the trials that
+with plain XLA. A file in the user's cache folder lists the trials that
 passed, so that later processes skip them.
 """
 
@@ -15,7 +15,7 @@ import jax
 
 
 class Trials:
-    """The trials of one build of some code on one kind of device."""
+    """Tries pieces of code of one build on one kind of device, and records which ones pass."""
 
     def __init__(self, file: Path, device: str, remedy: str = ""):
         """Creates trials whose results are saved to a file.

@@ -14,9 +14,10 @@ _DENSE = ("dense_2", "dense_3")
 
 
 def with_embedding_keys(keys: KeyReader, config: DecoderConfig) -> DecoderConfig:
-    """Adds a file's settings for embeddings to a configuration.
+    """Applies a file's settings for embeddings: causality, pooling and the layers after pooling.
 
-    A family may already have set a classifier as a template. Sizes come from the tensors' shapes.
+    A family may have set a classifier already. Its activation and softmax are kept. The other
+    fields come from the file, and sizes from the shapes of its tensors.
     """
     if not keys.flag("attention.causal", True):
         layers = [_without_mask(keys, i, layer) for i, layer in enumerate(config.layers)]
@@ -51,7 +52,7 @@ def _pooling(keys: KeyReader, key: str) -> str | None:
 
 
 def _rows(keys: KeyReader, name: str, width: int) -> int | None:
-    """Returns the outputs of a linear layer; None unless the file has one with `width` inputs."""
+    """Returns the number of outputs of a layer with `width` inputs; None if the file has none."""
     tensor = keys.tensors.get(f"{name}.weight")
     if tensor is None or tensor.shape[-1] != width:
         return None
@@ -68,7 +69,7 @@ def _dense(keys: KeyReader, width: int) -> tuple[tuple[str, int], ...]:
 
 
 def _classifier(keys: KeyReader, config: DecoderConfig) -> Classifier | None:
-    """Reads the classifier. Without "mean" pooling, it reads the first token (last if causal)."""
+    """Reads the classifier. Without mean pooling, its input is the first token (last if causal)."""
     template = config.embedding_head.classifier or Classifier()
     kind = _pooling(keys, "classifier.pooling_type") or template.pooling
     if kind != "mean":

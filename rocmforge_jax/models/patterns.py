@@ -12,7 +12,7 @@ Patterns = str | Iterable[str] | bool | None
 
 
 def checked(patterns: Patterns) -> bool | tuple[str, ...]:
-    """Returns patterns in a form that can be read twice; raises TypeError for what is none."""
+    """Returns patterns as a tuple or a bool; raises TypeError for anything else."""
     if patterns is None or isinstance(patterns, bool):
         return bool(patterns)
     given = [patterns] if isinstance(patterns, str) else patterns
@@ -37,7 +37,7 @@ def matching(patterns: Patterns, names: Collection[str]) -> set[str]:
         names: Names of tensors, such as "blk.0.attn_q.weight".
 
     Raises:
-        ValueError: A pattern matches nothing, with names that there are.
+        ValueError: A pattern matches nothing. The message lists names of the file.
     """
     wanted = checked(patterns)
     if isinstance(wanted, bool):

@@ -1,4 +1,4 @@
-"""Merges by score, with the leftmost position first among equal scores.
+"""Merges by score. Among equal scores, the leftmost position is merged first.
 
 `tokenizers` ranks pairs of tokens. SentencePiece ranks positions: best score first, then leftmost.
 The ids differ only if a text contains several tokens with equal scores.
@@ -38,7 +38,11 @@ class LeftmostMerges:
         return {text[i : i + 2] for text in self._scores for i in range(len(text) - 1)}
 
     def runs(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Splits a text between tokens into (run, whether it must be merged by position)."""
+        """Splits a text into runs at places that no token crosses.
+
+        Yields:
+            (run, whether it must be merged by position).
+        """
         start = end = 0
         while found := self._pattern.search(text, end):
             left, end = self._reach(text, found.start(), end)
@@ -51,7 +55,7 @@ class LeftmostMerges:
             yield text[start:], False
 
     def _reach(self, text: str, at: int, start: int) -> tuple[int, int]:
-        """Returns the start and end of the text around `at` that tokens may connect."""
+        """Returns the closest start and end around `at`, from `start` on, that no token crosses."""
         left, right = at, at + 1
         while left > start and text[left - 1 : left + 1] in self._neighbours:
             left -= 1
@@ -104,7 +108,7 @@ def _equals(scores, merged) -> list[list[str]]:
 
 
 def _pattern(pieces: list[str]) -> re.Pattern[str]:
-    """Returns an expression that matches any piece, or every character if there are too many."""
+    """Returns a regular expression for any of the pieces; for any character if they are many."""
     smallest: list[str] = []
     for piece in sorted(pieces, key=len):
         if not any(small in piece for small in smallest):

@@ -74,11 +74,11 @@ def qwen3vl(keys: KeyReader, **changes) -> DecoderConfig:
 
 
 def _rope_of_either(keys: KeyReader, interleaved: bool) -> RopeConfig:
-    """Reads the rotary embedding of a family in which only vision models have sections.
+    """Reads the rotary embedding of a family in which only the vision models use M-RoPE.
 
     Args:
         keys: The keys of the file.
-        interleaved: Whether rotated pairs are adjacent in models without sections.
+        interleaved: Whether rotated pairs are adjacent elements in the models without M-RoPE.
     """
     if 0 in keys.numbers(SECTIONS, 4)[:2]:  # the same test as in llama.cpp
         return rope(keys, head_width(keys), interleaved)

@@ -1,7 +1,7 @@
-"""Turns a configuration into the keys of a file, the inverse of `read_config` for plain families.
+"""Converts a configuration to keys of a GGUF file: the inverse of `read_config`.
 
-What is made here is read back and compared before it is written, so families with keys of their own
-are refused by name of the field that cannot be said.
+The caller reads the keys back and compares the result with the configuration. If a family needs
+keys that are not made here, the error names the fields that differ.
 """
 
 import math
@@ -18,11 +18,11 @@ Keys = dict[str, Any]
 
 
 def keys_of(config: DecoderConfig) -> Iterator[tuple[Keys, dict[str, tuple[str, Any]]]]:
-    """Yields keys that may say a configuration, and the tensors that belong to them.
+    """Yields two candidates for the keys of a configuration, each with its additional tensors.
 
-    Some families read how experts are chosen, and others, whose files do not say it, have one way.
-    So the first keys are without it, and the second with it. Keys have the types that llama.cpp
-    reads.
+    The first has no keys for the routing of experts, because some families have a fixed routing.
+    The second has these keys. The values have the types that llama.cpp reads. The tensors map
+    names to (type, values).
     """
     epsilon = "layer_norm_epsilon" if config.norm_kind != "rms" else "layer_norm_rms_epsilon"
     keys: Keys = {
@@ -57,7 +57,7 @@ def _integer(value: int):
 
 
 def _each(values: Sequence[int]):
-    """Returns one number where all layers have the same, else an array."""
+    """Returns one number if it is the same for all layers, else an array of all numbers."""
     return _integer(values[0]) if len(set(values)) == 1 else np.asarray(values, np.int32)
 
 
@@ -91,7 +91,7 @@ def _of_windows(mixers: Sequence[Any]) -> Keys:
 
 
 def _of_ropes(mixers: Sequence[Attention]) -> Keys:
-    """The rotary embedding of layers with full attention, and that of windows."""
+    """Returns keys of the rotary embeddings of layers with full and with windowed attention."""
     full = next((one.rope for one in mixers if one.rope and one.window is None), None)
     windowed = next((one.rope for one in mixers if one.rope and one.window is not None), None)
     keys = _of_rope(full or windowed)
@@ -133,7 +133,7 @@ def _of_rope(rope: RopeConfig | None) -> Keys:
 
 
 def _of_factors(mixers: Sequence[Attention]) -> dict[str, tuple[str, Any]]:
-    """The divisors of the frequencies, which are a tensor."""
+    """Returns the tensor of frequency divisors, or {} if no layer has divisors."""
     factors = next((one.rope.factors for one in mixers if one.rope and one.rope.factors), None)
     if factors is None:
         return {}
@@ -165,7 +165,7 @@ def _of_feed_forwards(feeds: Sequence[Any]) -> Keys:
 
 
 def _of_routing(mixture: Mixture) -> Keys:
-    """How experts are chosen, and how many of a size are shared."""
+    """Returns the keys of the routing of experts, and the number of shared experts."""
     routing = mixture.routing
     return {
         "expert_weights_norm": routing.renormalize,
@@ -176,7 +176,7 @@ def _of_routing(mixture: Mixture) -> Keys:
 
 
 def _of_scales(config: DecoderConfig) -> Keys:
-    """The factors of families that have keys for them, and where the feed-forward reads."""
+    """Returns the keys of constant factors and parallel layers, for families with such keys."""
     if config.architecture == "gptneox":
         return {"use_parallel_residual": config.layers[0].parallel}
     if config.architecture not in ("granite", "granitemoe", "minicpm"):

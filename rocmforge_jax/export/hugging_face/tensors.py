@@ -1,4 +1,4 @@
-"""Weights in the order of transformers, and safetensors files of them."""
+"""Converts weights to the order of transformers and writes them to safetensors files."""
 
 import json
 import math
@@ -19,7 +19,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def values(weight: Weight, name: str, family: Family, config: DecoderConfig, dtype) -> np.ndarray:
-    """Computes the values that transformers has for a tensor of a GGUF file."""
+    """Converts a tensor of a GGUF file to the values and the row order of transformers."""
     found = weight.values()
     module = name.rpartition(".")[0]
     if family.interleaved and module.endswith((".attn_q", ".attn_k")):
@@ -31,9 +31,9 @@ def values(weight: Weight, name: str, family: Family, config: DecoderConfig, dty
 
 
 def _in_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Orders the rows of each head so that pairs that rotate are half a head apart.
+    """Reorders the rows of each head so that rotated pairs are half a head apart.
 
-    rows: [heads * width, ...], with pairs beside one another.
+    rows: [heads * width, ...]. The two rows of each pair are adjacent.
     """
     by_pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.swapaxes(by_pairs, 1, 2).reshape(rows.shape)
@@ -45,13 +45,13 @@ def write_file(
     make: Callable[[str], np.ndarray],
     progress: Callable[[int], None],
 ) -> None:
-    """Writes a safetensors file, which replaces one of the same name once it is complete.
+    """Writes a safetensors file. An existing file is replaced only after all is written.
 
     Args:
-        path: Of the file.
-        names: Name of transformers -> tensor.
-        make: Tensor -> its values.
-        progress: Called with the bytes of each tensor that is computed.
+        path: The path of the file.
+        names: The name of each tensor in transformers -> its name in the GGUF file.
+        make: Returns the values of a tensor, by its name in the GGUF file.
+        progress: Called with the size of each computed tensor in bytes.
     """
     save = _require_safetensors()
     arrays = {}
@@ -79,9 +79,14 @@ def write_files(
     make: Callable[[str], np.ndarray],
     progress: Callable[[int], None],
 ) -> None:
-    """Writes the files of a model, and the index if there are several.
+    """Writes a model to one safetensors file, or to several files and their index.
 
-    sizes: Name of transformers -> bytes.
+    Args:
+        folder: The folder of the files.
+        names: The name of each tensor in transformers -> its name in the GGUF file.
+        sizes: The name of each tensor in transformers -> its size in bytes.
+        make: Returns the values of a tensor, by its name in the GGUF file.
+        progress: Called with the size of each computed tensor in bytes.
     """
     parts = list(_parts(names, sizes))
     if len(parts) == 1:
@@ -97,7 +102,7 @@ def write_files(
 
 
 def _parts(names: Mapping[str, str], sizes: Mapping[str, int]) -> Iterator[dict[str, str]]:
-    """Cuts the tensors into files."""
+    """Yields the `names` of each file; a file has at most MOST_BYTES or a single tensor."""
     part: dict[str, str] = {}
     for name, tensor in names.items():
         if part and sum(sizes[other] for other in part) + sizes[name] > MOST_BYTES:
@@ -108,5 +113,5 @@ def _parts(names: Mapping[str, str], sizes: Mapping[str, int]) -> Iterator[dict[
 
 
 def nbytes(weight: Weight, dtype) -> int:
-    """Returns the bytes of a tensor in a dtype."""
+    """Returns the size of a tensor in a dtype, in bytes."""
     return math.prod(weight.file_shape) * np.dtype(dtype).itemsize

@@ -23,13 +23,13 @@ def explicit_mesh(*trees) -> Any:
 
 
 def in_auto_axes(function: Callable, operands: tuple, results: Any, mesh) -> Any:
-    """Computes function(*operands) with automatic axes.
+    """Computes function(*operands) with automatic axes, by `jax.sharding.auto_axes`.
 
     Args:
         function: A function of pytrees of arrays.
         operands: The pytrees.
-        results: A pytree with a PartitionSpec for each array that the function returns.
-        mesh: The result of `explicit_mesh` for the operands.
+        results: A pytree with the PartitionSpec of each returned array.
+        mesh: The mesh with explicit axes, as returned by `explicit_mesh`.
     """
     shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),

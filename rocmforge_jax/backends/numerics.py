@@ -23,12 +23,15 @@ _SHORT = {
 
 
 def compute_dtype(dtype: Any, what: str = "a model computes in") -> jnp.dtype:
-    """Returns a dtype in which a model can compute; raises ValueError for others.
+    """Converts a dtype or its name to a dtype in which a model can compute.
 
     Args:
         dtype: A name in upper or lower case, such as "bfloat16" or "bf16", or a dtype of NumPy or
             JAX.
         what: The beginning of the message.
+
+    Raises:
+        ValueError: Models do not compute in this dtype.
     """
     is_text = isinstance(dtype, str)
     try:
@@ -42,7 +45,7 @@ def compute_dtype(dtype: Any, what: str = "a model computes in") -> jnp.dtype:
 
 
 def of_cache(dtype: Any) -> jnp.dtype:
-    """Returns a dtype in which caches hold keys and values: see `compute_dtype`."""
+    """Converts the dtype of keys and values in caches, like `compute_dtype`."""
     return compute_dtype(dtype, "a cache holds")
 
 

@@ -1,4 +1,4 @@
-"""The mesh that a model is split over, for what is traced of it."""
+"""The mesh over which the traced model is split."""
 
 import contextlib
 import contextvars
@@ -25,7 +25,7 @@ def on_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 
 def current_mesh() -> Mesh | None:
-    """Returns the mesh that is traced for, None for a single device."""
+    """Returns the mesh of the traced model, or None for a single device."""
     return _mesh.get()
 
 
@@ -53,12 +53,12 @@ def automatic(mesh: Mesh) -> Mesh:
 
 
 def mesh_here(mesh: Mesh) -> Any:
-    """Returns what `jax.shard_map` takes as mesh: None inside of a context that has one."""
+    """Returns the `mesh` argument of `jax.shard_map`: None inside a context with a mesh."""
     return mesh if jax.sharding.get_abstract_mesh().empty else None
 
 
 def model_parts(mesh: Mesh | None) -> int:
-    """Returns over how many devices of a mesh weights and heads are split."""
+    """Returns the number of devices over which weights and heads are split."""
     return 1 if mesh is None else mesh.shape.get(MODEL_AXIS, 1)
 
 
@@ -69,13 +69,13 @@ def require_one_device() -> None:
 
 
 def batch_axis(mesh: Mesh, batch: int) -> str | None:
-    """Returns the axis of a mesh that a batch is split over, None where it is whole."""
+    """Returns the axis of a mesh over which a batch is split, or None if it is not split."""
     shares = mesh.shape.get(BATCH_AXIS, 1)
     return BATCH_AXIS if shares > 1 and batch and batch % shares == 0 else None
 
 
 def split_batch(array: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Splits the first axis of an array over the mesh, where it can be."""
+    """Splits the first axis of an array over the mesh if the sizes allow it."""
     if mesh is None:
         return array
     spec = PartitionSpec(batch_axis(mesh, array.shape[0]), *[None] * (array.ndim - 1))

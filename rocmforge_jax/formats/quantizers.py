@@ -1,7 +1,7 @@
-"""Quantises float32 values in NumPy, to the byte as ggml-quants.c does.
+"""Quantises float32 values in NumPy, with the same bytes as ggml-quants.c.
 
-The functions there are quantize_q4_0 and its siblings. Every step is float32, as in C; a fused or a
-wider one would change codes that fall on a rounding boundary.
+The functions in C are quantize_q4_0 and its siblings. Every step is float32, as in C. A fused or
+wider step would change codes that fall on a rounding boundary.
 """
 
 import ml_dtypes
@@ -21,22 +21,23 @@ CHUNK = 4096
 
 
 def quantize(values, format: str | int | Format) -> np.ndarray:
-    """Packed rows of values: [..., elements] -> uint8 [..., row bytes].
+    """Quantises rows of values: [..., elements] -> uint8 [..., row bytes].
 
-    Q4_0, Q4_1, Q5_0 and Q5_1 are ggml's search for the least weighted squared error, with all
-    importances 1. The K types and those of IQ are its search without importances, as in
-    llama-quantize; the others have no search in ggml. MXFP6 follows OCP MX: the shared exponent is
-    that of the largest magnitude, elements round to the nearest code, ties to even, and saturate.
-    F32, F16 and BF16 are casts.
+    Q4_0, Q4_1, Q5_0 and Q5_1 use ggml's search for the least weighted squared error, with all
+    importances 1. The K and IQ types use ggml's search without importances, as in llama-quantize.
+    The other types have no search in ggml. MXFP6 follows OCP MX: the shared exponent comes from the
+    largest magnitude; elements are rounded to the nearest code, ties to even, and saturate. F32,
+    F16 and BF16 are only converted.
 
     Args:
-        values: NumPy or jax array of float32, bfloat16 or float16.
-        format: Name (any case), ggml id or Format.
+        values: A NumPy or JAX array of float32, bfloat16 or float16.
+        format: A name in upper or lower case, a ggml id, or a Format.
 
     Raises:
         NotImplementedError: There is no quantiser for the format.
-        ValueError: Another dtype, rows that are not whole blocks, values that are NaN or infinite,
-            or too large for a float16 scale or minimum (F16, BF16, NVFP4: for the type itself).
+        ValueError: The dtype is another one, rows are not whole blocks, or values are NaN, infinite
+            or too large. The limit is the format's float16 scale or minimum; for F16, BF16 and
+            NVFP4, it is the type itself.
     """
     format = get(format)
     require_quantizer(format)
@@ -63,7 +64,7 @@ def quantize(values, format: str | int | Format) -> np.ndarray:
 
 
 def require_quantizer(format: Format) -> None:
-    """Raises NotImplementedError where there is no quantiser for a format."""
+    """Raises NotImplementedError if there is no quantiser for a format."""
     if format.name not in _QUANTIZERS:
         why = ", whose codes ggml chooses with an importance matrix"
         raise NotImplementedError(

@@ -1,8 +1,8 @@
 """Products with a packed matrix that the devices of a mesh share.
 
 Each device holds whole blocks of some rows or of some columns of the stored matrix, and calls the
-same kernels as a single device for its part. XLA knows nothing about a kernel's operands: left to
-itself it would gather all planes on every device.
+same kernels as a single device for its part. XLA cannot partition the operands of a kernel:
+without these functions, it would gather all planes on every device.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Split:
         return {name: self._spec(plane.ndim, name, fmt, layout) for name, plane in planes.items()}
 
     def _spec(self, ndim: int, name: str, fmt: Format, layout: str) -> PartitionSpec:
-        """Returns that of one plane: `quant.layout` describes its axes."""
+        """Returns the PartitionSpec of one plane; `quant.layout` describes the axes."""
         axes: list[str | None] = [None] * ndim
         if layout == "groups":
             axes[-2 if name == "d" else -3], axes[-1] = self.rows, self.columns
@@ -55,17 +55,17 @@ def specs_of(w) -> Any:
 
 
 def product(multiply: Callable, x, w, batch: int) -> jax.Array:
-    """Computes a product with a QTensor that is split.
+    """Computes a product with a QTensor that is split over a mesh.
 
     Args:
-        multiply: (x, w) -> x @ w on one device. Where inputs are split it returns float32, since
-            the devices' shares are added.
+        multiply: (x, w) -> x @ w on one device. If the inputs are split, the results of the devices
+            are added, so `multiply` must return float32.
         x: [M, in].
         w: The matrix, (in, out).
-        batch: Sequences that the M rows belong to, 0 if they are no batch.
+        batch: The number of sequences in the M rows; 0 if the rows are not a batch.
 
     Returns:
-        [M, out], each device's outputs where it has them.
+        [M, out]. If the outputs are split, each device holds its share of them.
     """
     split = w.split
     inputs, outputs = split.columns, split.rows
@@ -88,7 +88,7 @@ def product(multiply: Callable, x, w, batch: int) -> jax.Array:
 
 
 def take_rows(take: Callable, w, ids) -> jax.Array:
-    """Takes rows of a QTensor that is split: each device those that it has.
+    """Takes rows of a QTensor that is split. Each device takes the rows that it holds.
 
     Args:
         take: (w, ids) -> float32 [len(ids), K] on one device.

@@ -1,8 +1,8 @@
 """Matrices in "groups" layout: planes of words, which the kernels of `pallas_kernels` read.
 
 Blocks are repacked once, at load, as the format's `packing` declares. The planes are those of
-`pallas_kernels.packing` and hold the same numbers as the blocks, so `join` gives the file's bytes
-again. The 6-bit scales of some types become bytes, at most 4 % more memory. Types whose codes are
+`pallas_kernels.packing` and hold the same numbers as the blocks, so `join` restores the file's
+bytes. The 6-bit scales of some types become bytes, at most 4 % more memory. Types whose codes are
 entries of a large codebook, or base-3 digits, have no packing and stay in "rows".
 """
 
@@ -25,7 +25,7 @@ def can_hold(fmt: Format) -> bool:
 
 
 def declared(fmt: Format) -> WordPacking:
-    """The packing of a type's declaration. NotImplementedError where there is none."""
+    """Returns the packing of a type; raises NotImplementedError if it has none."""
     if fmt.packing is None:
         raise NotImplementedError(f"the declaration of {fmt} has no packing for kernels")
     return fmt.packing
@@ -121,17 +121,17 @@ def without_padding(planes, groups: int):
 
 
 def take_rows(planes, ids):
-    """The planes of some rows of a matrix [N, K]."""
+    """Returns the planes of some rows of a matrix [N, K]."""
     return {name: jnp.take(plane, ids, axis=0, mode="clip") for name, plane in planes.items()}
 
 
 def decode(planes, fmt: Format):
-    """Planes of [..., N, K] -> values in float32."""
+    """Decodes planes to float32 values [..., N, K]."""
     return reference.dequantize(planes, packing(fmt))
 
 
 def _codes(fields, fmt):
-    """The codes as kernels see them, uint8 [..., N, blocks, block]."""
+    """Returns the codes as the kernels read them, uint8 [..., N, blocks, block]."""
     how, parts, low = declared(fmt), [], 0
     for name, bits, run in how.codes:
         parts.append(_unpacked(fields[name], _field(fmt, name), bits, run) << low)
@@ -155,7 +155,10 @@ def _field(fmt, name):
 
 
 def _unpacked(plane, field, bits, run):
-    """Unpacks a field's bits of the codes: [..., *field] -> uint8 [..., block]."""
+    """Unpacks the codes' bits that one field stores: [..., *field] -> uint8 [..., block].
+
+    `bits` and `run` are described at `formats._bits.unpack`.
+    """
     if bits == 8:
         return jax.lax.bitcast_convert_type(plane, jnp.uint8)
     lead = plane.shape[: plane.ndim - len(field.shape)]
@@ -163,7 +166,7 @@ def _unpacked(plane, field, bits, run):
 
 
 def _packed(codes, field, bits, run):
-    """The inverse of `_unpacked`, [..., words of the field]."""
+    """The inverse of `_unpacked`; returns [..., words of the field]."""
     if bits == 8:
         return jax.lax.bitcast_convert_type(codes, field.dtype)
     return pack(codes, bits, run, field.dtype)

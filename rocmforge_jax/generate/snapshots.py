@@ -37,9 +37,10 @@ class Snapshot:
     """The states of one text at one length.
 
     Attributes:
-        states: The state of each layer, None if it can be rewound.
-        length: The number of tokens in them.
-        most: The largest number of tokens that they have ever contained; see `Cache.rewound`.
+        states: The state of each layer; None for a state that can be rewound to any length.
+        length: The number of tokens in the states.
+        most: The largest number of tokens that the states have ever contained; see
+            `Cache.rewound`.
     """
 
     states: tuple[State | None, ...]
@@ -52,7 +53,7 @@ class Snapshot:
         return sum(state.nbytes for state in self.states if state is not None)
 
     def rewound(self, length: int) -> tuple[State | None, ...] | None:
-        """Returns the states at up to `length` tokens, or None if they are lost.
+        """Returns the states with at most `length` tokens, or None if they cannot be rewound.
 
         A ring buffer can be rewound by a few tokens, a recurrent state not at all.
         """

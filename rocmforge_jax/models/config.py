@@ -79,16 +79,17 @@ class DecoderConfig:
         embedding_scale: Factor of the embeddings.
         logit_scale: Factor of the logits.
         logit_cap: Soft cap c of the logits, c * tanh(logit / c), or None.
-        output_norm: Name in the file of the norm after the layers, or None.
+        output_norm: The name of the norm after the layers, as in the file, or None.
         has_head: Whether the model computes logits. An encoder may have no head.
         positions: Rows of the learned position embeddings (position_embd), 0 for none.
         token_types: Rows of the embeddings of token types (token_types), 0 for none. All tokens of
             a text have the first type.
-        embedding_norm: Name in the file of the norm of the embeddings, or None.
+        embedding_norm: The name of the norm of the embeddings, as in the file, or None.
         pooling: The pooling that the file names, see `nn.pool`; None if it names none.
         embedding_head: The layers after pooling.
-        biases: Like in LayerConfig, for the modules outside of the layers.
-        output_scales: Like in LayerConfig, for the head.
+        biases: Names of the modules outside of the layers that have a bias.
+        output_scales: Names of the modules outside of the layers whose product is multiplied by a
+            learned factor: the head.
         architecture: The name of the architecture.
         nextn: The loaded blocks for multi-token prediction, in order.
     """

@@ -1,7 +1,7 @@
-"""Which backend computes each operation of a model here, and why.
+"""Reports which backend computes each operation of a model on this machine, and why.
 
-The report traces a decode step and a prompt, or the embedding of texts by an encoder, and lists
-what `backends.choose` decided on the way. So it cannot differ from what runs.
+The report traces a decode step and a prompt, or for encoders the embedding of a text. It lists the
+decisions of `backends.choose`, so it always agrees with what runs.
 """
 
 import collections
@@ -27,11 +27,12 @@ class Entry:
 
     Attributes:
         tokens: "one token" or "many tokens", of one sequence.
-        name: The file's tensors that take part, joined by " + "; the operation where none does.
-        kind: Their types or dtypes, likewise.
+        name: The names of the operands in the file, joined by " + ". Without such operands, the
+            name of the operation.
+        kind: The types or dtypes of these operands, joined by " + ".
         operation: What is computed, such as "matmul" or "attention".
         backend: "pallas", "cpp" or "xla".
-        why: What the backend does, or why no other can.
+        why: What the backend does, or why no other backend supports the operation.
     """
 
     tokens: str
@@ -70,10 +71,10 @@ class KernelReport(tuple):
 
 
 def kernel_report(model: Decoder) -> KernelReport:
-    """Lists what runs for every operation of a model, on the device that JAX computes on.
+    """Lists the backend of every operation of a model on JAX's default device.
 
-    It is what a step that is traced now would use. On a GPU this tries every kernel that the model
-    needs, as its first use would.
+    A step that is traced now uses the same backends. On a GPU, this tries every kernel that the
+    model needs, like its first use.
     """
     if not isinstance(model, Decoder):
         raise TypeError(
@@ -120,7 +121,7 @@ def _entry(tokens: str, decision: Decision, names) -> Entry:
 
 
 def _kind(operands) -> str:
-    """Returns the type of the first operand that has one: of one expert of a stack, say."""
+    """Returns the type, or else the dtype, of the first operand; for operands without a name."""
     leaves = jax.tree.leaves(operands, is_leaf=lambda leaf: hasattr(leaf, "type_name"))
     types = [getattr(leaf, "type_name", None) or str(getattr(leaf, "dtype", "")) for leaf in leaves]
     return next(filter(None, types), "")

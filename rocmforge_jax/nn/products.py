@@ -119,9 +119,10 @@ def _numerics(modules) -> Numerics:
 
 
 def _adapted(x, modules, norm, residual, dtype):
-    """Computes the base layers together, then adds what each adapter makes of norm(x).
+    """Computes the base layers together, then adds the results of the adapters for norm(x).
 
-    What an activation function follows is taken apart: an adapter is added before the function.
+    Modules with an activation function are split into their layers, because the result of an
+    adapter is added before the function.
     """
     apart = [
         _parts(module)

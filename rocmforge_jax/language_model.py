@@ -1,4 +1,4 @@
-"""LanguageModel: a decoder, its tokenizer and its chat template; text in, text or vectors out."""
+"""Language models: a decoder with its tokenizer and chat template, for texts and embeddings."""
 
 import functools
 import os
@@ -76,18 +76,18 @@ def _check_parts(model: Any, tokenizer: Any) -> None:
 
 
 class LanguageModel:
-    """A model with everything around it.
+    """A decoder with its tokenizer, chat template and caches.
 
-    `model` is the Flax NNX decoder; use it as any other module. Tokens that the tokenizer
-    suppresses are never generated, nor are rows of the embedding beyond the tokenizer's tokens.
+    `model` is the decoder, a Flax NNX module like any other. Tokens that the tokenizer suppresses
+    are never generated. Neither are rows of the embedding beyond the tokenizer's tokens.
 
     A text is generated with the arrays that `model` has when the text begins, so the model may be
-    trained in place. Nothing is compiled again for a model of the same structure.
+    trained in place. Models of the same structure share compiled programs.
 
-    `close`, or the end of a `with` block, gives the memory of weights and caches back.
+    `close`, or the end of a `with` block, frees the memory of weights and caches.
 
     Attributes:
-        source: What is kept of the file that it was loaded from, for `save`; None without a file.
+        source: The parts of the GGUF file that `save` needs; None without a file.
     """
 
     source: Source | None = None
@@ -116,7 +116,7 @@ class LanguageModel:
 
     @property
     def model(self) -> Decoder:
-        """The Flax NNX module. Assign another one to generate with it."""
+        """The decoder, a Flax NNX module. Assign another decoder to generate with it."""
         return self._open(self._model)
 
     @model.setter
@@ -132,15 +132,15 @@ class LanguageModel:
 
     @property
     def engine(self) -> Engine:
-        """Generates token ids."""
+        """The engine, which generates token ids."""
         return self._open(self._engine)
 
     def close(self) -> None:
-        """Lets go of the model, its caches and its compiled steps, and so of their memory.
+        """Frees the memory of the model, its caches and its compiled steps.
 
-        Arrays that something else refers to, such as a variable for `model` or a text that is still
-        being streamed, stay until that is gone. The tokenizer remains; a closed model computes
-        nothing until another one is assigned to `model`.
+        Arrays with other references stay in memory: for example, if a variable refers to `model`,
+        or a text is still being streamed. The tokenizer remains. A closed model computes nothing
+        until another decoder is assigned to `model`.
         """
         self._model = self._engine = self._embedder = None
 
@@ -151,24 +151,24 @@ class LanguageModel:
         self.close()
 
     def _open(self, part):
-        """Returns `part` unchanged; raises ValueError if it is None: the model is closed."""
+        """Returns `part` unchanged; raises ValueError if it is None because the model is closed."""
         if part is None:
             raise ValueError("this LanguageModel is closed: load it again")
         return part
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The keys of the file that it was loaded from; none without a file."""
+        """The metadata keys of the GGUF file; empty without a file."""
         return {} if self.source is None else self.source.metadata
 
     @property
     def opened_for(self) -> int | None:
-        """Tokens of a text that were asked for when it was loaded; None for the model's own."""
+        """The `context_length` given at loading; None if none was given."""
         return self._context_length
 
     @property
     def embedder(self) -> Embedder:
-        """Makes vectors of token ids; made when it is first used."""
+        """The embedder, which computes embeddings of token ids. It is created at its first use."""
         if self._embedder is None:
             self._embedder = Embedder(self.model, self.engine.context_length)
         return self._embedder
@@ -263,15 +263,15 @@ class LanguageModel:
         """Continues a text, or each of a list of texts.
 
         Args:
-            prompt: A text or the ids of its tokens, which are taken as they are; or a list of
-                either. In a list, prompt i is drawn with seed + i.
-            max_tokens: Most new tokens, None for as many as the context holds.
-            n: How many answers to return for each prompt, as a list. The prompt is computed once.
-                Answers are drawn with one seed after the other.
+            prompt: A text; or the ids of its tokens, which are not changed; or a list of either. In
+                a list, prompt i is sampled with seed + i.
+            max_tokens: The largest number of new tokens; None for the rest of the context.
+            n: The number of answers to return for each prompt, as a list. The prompt is computed
+                once. Answers are sampled with successive seeds.
             stream: Whether to return an iterator of pieces of text instead, for one prompt.
             parse_special: Whether to read control tokens written in the prompt.
-            options: Those of `AnswerOptions`, and the fields of `SamplingParams` (temperature,
-                top_k, top_p, seed, ...). None is the default of each.
+            options: The options of `AnswerOptions` and the fields of `SamplingParams` (temperature,
+                top_k, top_p, seed, ...). None stands for the default.
         """
         parse_special, stream = flag("parse_special", parse_special), _streams(stream)
         prompts, is_one = as_prompts(prompt)
@@ -296,11 +296,11 @@ class LanguageModel:
         cache: PromptCache | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Any] | Iterator[Piece]:
-        """Does what `generate` does, for prompts that are token ids.
+        """Generates like `generate`, for prompts that are token ids.
 
         Returns:
-            The completion of each prompt, a list of them if `n` is given; or the pieces of the
-            first prompt's answers.
+            The completion of each prompt, or a list of completions if `n` is given. With `stream`,
+            an iterator of the pieces of all answers.
         """
         wanted, drawn = counts(n, best_of, stream)
         stops, top = StopStrings(stop).stops, top_logprobs or 0
@@ -388,16 +388,16 @@ class LanguageModel:
         """Answers a conversation [{"role": "user", "content": "..."}, ...].
 
         Args:
-            messages: as clients of OpenAI's interface send them; `ChatTemplate.render` lists what
-                they may hold.
+            messages: in the form of OpenAI's interface; `ChatTemplate.render` lists the supported
+                contents.
             template: variables of the chat template, such as tools.
-            continue_final_message: go on with the last message in place of answering it. The answer
-                holds only what is new. A string names the field to continue, such as
+            continue_final_message: whether to continue the last message instead of answering it.
+                The answer has only the new text. A string names the field to continue, such as
                 "reasoning_content".
-            parse_special_in_messages: read control tokens that are spelled in messages. By default
-                they are text in every message that is not the assistant's.
-            max_tokens: most new tokens, None for as many as the context holds.
-            n: how many answers to return, as a list.
+            parse_special_in_messages: whether to read control tokens written in messages. By
+                default they are ordinary text, except in messages of the assistant.
+            max_tokens: the largest number of new tokens; None for the rest of the context.
+            n: the number of answers to return, as a list.
             stream: whether to return an iterator of pieces of text instead.
             options: as for `generate`.
 
@@ -425,8 +425,8 @@ class LanguageModel:
     ) -> list[Any]:
         """Drops the oldest turns of a conversation until an answer has room in the context.
 
-        A turn is a message of the user with all that follows it. What is before the first turn,
-        such as the system message, stays.
+        A turn is a message of the user with all messages that follow it. Messages before the first
+        turn, such as the system message, are kept.
 
         Args:
             messages: the conversation.
@@ -435,7 +435,7 @@ class LanguageModel:
             parse_special_in_messages: as in `chat`.
 
         Returns:
-            The messages that are left. The last turn is always among them, even if it leaves less
+            The messages that are kept. They always include the last turn, even if it leaves less
             room.
 
         Raises:
@@ -465,9 +465,9 @@ class LanguageModel:
     def perplexity(
         self, text: str, *, window: int | None = None, progress: bool | None = None
     ) -> Perplexity:
-        """How well the model predicts a text, counted as llama.cpp does: see `generate.perplexity`.
+        """Computes the perplexity of a text as llama.cpp does: see `generate.perplexity`.
 
-        window: default 512, or the context where that is shorter.
+        window: the number of tokens per window, default 512 or the context if it is shorter.
         """
         tokenizer = self.tokenizer
         ids = tokenizer.encode(text, add_special=True)
@@ -515,22 +515,22 @@ class LanguageModel:
         parse_special: bool = False,
         progress: bool | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Makes a vector of each text, whose products are the texts' similarities.
+        """Computes an embedding of each text. Products of embeddings are the texts' similarities.
 
         Args:
             texts: a text, or a list of them. Each gets the tokens that begin and end a text.
             pooling: how the states of a text's tokens become one vector: "mean", "cls" for the
                 first token, "last", "none" for a vector of each token, or "rank" for the scores of
-                a reranker. Default: what the file says.
-            normalize: whether vectors get the length 1. Default: all but scores do.
-            truncate: whether the end of a text that is too long is cut off, but for the token that
-                closes a text. By default such a text is an error.
-            parse_special: read control tokens written in the texts.
+                a reranker. Default: the pooling of the file.
+            normalize: whether to scale vectors to length 1. Default: true, except for scores.
+            truncate: whether to cut off the end of a text that is too long. The token that closes
+                the text is kept. By default such a text is an error.
+            parse_special: whether to read control tokens written in the texts.
             progress: whether to show a bar on stderr. Default: for long lists, on a terminal.
 
         Returns:
-            float32 [texts, width], or [width] for one text. With "none" a list of arrays [tokens,
-            width], or the one of a text.
+            float32 [texts, width], or [width] for one text. With "none", a list of arrays [tokens,
+            width], or one array for one text.
 
         Raises:
             ValueError: the file names no pooling and none is given, or a text has no tokens or too
@@ -551,7 +551,7 @@ class LanguageModel:
         return np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
 
     def _whole_text(self, i: int, text: str, truncate: bool, parse_special: bool) -> list[int]:
-        """Returns the ids of a text that is embedded, with its beginning and end."""
+        """Returns the token ids of a text to embed, with the tokens that begin and end it."""
         tokenizer, longest = self.tokenizer, self.embedder.longest
         ids = tokenizer.encode(text, add_special=True, parse_special=parse_special)
         if not ids:
@@ -567,10 +567,11 @@ class LanguageModel:
         return ids[: longest - len(end)] + end
 
     def cache(self, prompt: Prompt, *, parse_special: bool = False) -> PromptCache:
-        """Computes a prompt once, for the `cache=` of `generate` and `chat`, and for its `save`.
+        """Computes a prompt cache, for `cache=` of `generate` and `chat`. It can be saved.
 
-        It holds all tokens but the last, so that any text that begins with the prompt goes on from
-        it. After an answer, the prompt and the answer are computed already.
+        The cache holds all tokens except the last, so that any text that begins with the prompt
+        can continue from it. Right after an answer, the states of the prompt and the answer are
+        reused and not computed again.
 
         Args:
             prompt: A text or the ids of its tokens, at least two of them.
@@ -587,13 +588,13 @@ class LanguageModel:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is damaged, or of another model: its configuration, dtype or weights
-                differ.
+            ValueError: The file is damaged or belongs to another model: the configuration, the
+                dtype or the weights differ.
         """
         return self.engine.load_cache(path)
 
     def warm_up(self, prompt_tokens: int = 16) -> None:
-        """Compiles what a prompt of this length needs, so that the first answer need not wait."""
+        """Compiles the programs for a prompt of this length, before the first answer needs them."""
         self.engine.warm_up(prompt_tokens)
 
     def prompt_ids(self, prompt: str, *, parse_special: bool = False) -> list[int]:
@@ -606,7 +607,7 @@ class LanguageModel:
         )
 
     def _begun(self, ids: list[int]) -> list[int]:
-        """The ids of a prompt that is to be continued: they do not end, and are not empty."""
+        """Removes the eos token from the ids of a prompt, and adds the bos token if it is empty."""
         if ids and self.tokenizer.add_eos and ids[-1] == self.tokenizer.eos_id:
             ids.pop()
         if not ids and self.tokenizer.bos_id is not None:
@@ -639,38 +640,40 @@ def load(
     """Loads a GGUF model.
 
     Args:
-        path: A GGUF file; or "demo", the small model that ships with the package; or
-            a name on the Hugging Face hub (needs the extra `hub`): "owner/repository",
-            "owner/repository:Q5_K_M" or "owner/repository/file.gguf", also after "hf://" and with
-            "@revision" after the repository; or the address of a file's page. What looks like a
-            path ("./a.gguf", "~/a.gguf", in an existing folder) is never looked for there.
-        dtype: Of the computation, "float32", "bfloat16" or "float16", as text ("bf16" and the like
-            too), NumPy's or JAX's. Default: bfloat16 on GPUs and float32 on CPUs.
-        cache_dtype: Of the keys and values in caches, likewise. Default: `dtype`.
-        activations: What products with packed weights turn their inputs into, "int16", "int8" or
+        path: A GGUF file; or "demo", the small model of the package; or a name on the Hugging Face
+            hub (needs the extra `hub`); or the address of a file's page there. Names are
+            "owner/repository", "owner/repository:Q5_K_M" or "owner/repository/file.gguf". They may
+            begin with "hf://" and have "@revision" after the repository. A text in the form of a
+            path ("./a.gguf", "~/a.gguf", or in an existing folder) is never a name on the hub.
+        dtype: The dtype of the computation: float32, bfloat16 or float16, as a name (also short,
+            such as "bf16") or as a dtype of NumPy or JAX. Default: bfloat16 on GPUs and float32 on
+            CPUs.
+        cache_dtype: The dtype of keys and values in caches, in the same forms. Default: `dtype`.
+        activations: The format of activations in products with packed weights, "int16", "int8" or
             "float": see `quant.matmul`.
-        backend: "pallas", "cpp" or "xla" for that one alone, "auto" for the first that can.
-            Default: ROCMFORGE_BACKEND, or "auto".
-        context_length: Most tokens of a text, default what the model was trained for.
-        device: Where weights and caches are and texts are generated: a `jax.Device`, or its name,
-            such as "cpu:1" or "cuda". Default: JAX's default device.
-        mesh: Devices that share the model, in place of `device`: `jax.make_mesh((2, 4), ("data",
+        backend: "pallas", "cpp" or "xla" to use only that backend. "auto": the first backend that
+            supports an operation. Default: ROCMFORGE_BACKEND, or "auto".
+        context_length: The largest number of tokens of a text. Default: the context length of the
+            training.
+        device: The device of weights, caches and computation: a `jax.Device`, or its name, such as
+            "cpu:1" or "cuda". Default: JAX's default device.
+        mesh: Devices that share the model, instead of `device`: `jax.make_mesh((2, 4), ("data",
             "model"))` splits batches in two and weights, heads and caches in four. Either axis may
             be missing.
         layers: How many of the first layers to load. Default: all.
         dequantize: Patterns of the names of tensors, such as "*.ffn_*" or ["token_embd",
             "blk.0.*"], which become dense arrays of `dtype`; or True for all. Default: none.
         revision: A branch, a tag or a commit of the hub's repository. Default: its main branch.
-        strict: Whether to refuse what is otherwise only warned about.
+        strict: Whether problems that normally cause a warning raise an error.
         nextn: Whether to load the blocks for multi-token prediction too, as `model.nextn`.
-        progress: Whether to show a bar on stderr, default: if that is a terminal.
+        progress: Whether to show a bar on stderr. Default: only if stderr is a terminal.
 
     Raises:
-        TypeError: `path` is no path.
-        ValueError: An argument is not one of those above; before anything is read.
+        TypeError: `path` is not a path.
+        ValueError: An argument has an unsupported value. This is raised before anything is read.
         FileNotFoundError: There is no such file.
-        GGUFError: The file is damaged or holds no model that can be loaded.
-        MemoryError: The model does not fit; with the numbers.
+        GGUFError: The file is damaged or has no supported model.
+        MemoryError: The model does not fit. The message has the sizes.
     """
     # All arguments are checked before anything is read.
     options = LoadOptions(
@@ -728,28 +731,28 @@ def load_abstract(
     strict: bool = False,
     nextn: bool = False,
 ) -> Decoder:
-    """Makes the decoder that `load` makes of a file, with a `jax.ShapeDtypeStruct` for each array.
+    """Makes the decoder of a file with a `jax.ShapeDtypeStruct` in place of each array.
 
-    It reads no weights. `nnx.state` of it is what Orbax restores a checkpoint of a loaded model
-    into.
+    It reads no weights. To restore a checkpoint of a loaded model with Orbax, pass the `nnx.state`
+    of this decoder as the target.
 
     Args:
-        path: As for `load`, like all other arguments.
-        dtype: Of the computation.
-        cache_dtype: Of the keys and values in caches.
-        activations: What products with packed weights turn their inputs into.
-        backend: Which backend computes.
-        context_length: Most tokens of a text.
-        device: Where the arrays are to go.
+        path: As in `load`. The other arguments are the same too.
+        dtype: The dtype of the computation.
+        cache_dtype: The dtype of keys and values in caches.
+        activations: The format of activations in products with packed weights.
+        backend: The backend that computes.
+        context_length: The largest number of tokens of a text.
+        device: The device of the arrays.
         mesh: Devices that share the model. The arrays then have shardings.
         layers: How many of the first layers to make.
         dequantize: Patterns of the names of tensors that are dense.
         revision: A branch, a tag or a commit of the hub's repository.
-        strict: Whether to refuse what is otherwise only warned about.
+        strict: Whether problems that normally cause a warning raise an error.
         nextn: Whether to make the blocks for multi-token prediction too.
 
     Raises:
-        Exception: What `load` raises, but for MemoryError.
+        Exception: The same errors as `load`, except MemoryError.
     """
     options = LoadOptions(
         dtype=dtype,
@@ -768,14 +771,14 @@ def load_abstract(
 
 
 def _found(path: str | os.PathLike, function: str, revision: str | None) -> Path:
-    """Returns the file that a path or a name means."""
+    """Returns the file of a path or of a name on the hub; raises TypeError for other types."""
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"{function}() takes a text or an os.PathLike as path, got {shown(path)}")
     return resolve(path, revision)
 
 
 def _check_room(gguf: GGUFFile, config: DecoderConfig, options: LoadOptions) -> None:
-    """Raises GGUFError for a model without room for a prompt and an answer."""
+    """Raises GGUFError if the context is too short for a prompt and an answer."""
     if config.context_length < 2 and options.context_length is None:
         raise GGUFError(
             f"{gguf.path}: {config.architecture}.context_length is {config.context_length}: there"
@@ -784,7 +787,7 @@ def _check_room(gguf: GGUFFile, config: DecoderConfig, options: LoadOptions) -> 
 
 
 def _name_the_compilation_cache(bar):
-    """Writes, once in a process, how to keep what is compiled; nothing if it is kept."""
+    """Writes a note about the compilation cache once per process, unless the cache is enabled."""
     global _named_the_cache
     if not (_named_the_cache or compilation_cache.is_enabled()):
         note(
@@ -801,7 +804,7 @@ _named_the_cache = False
 def from_parts(
     model: Decoder, gguf: GGUFFile, *, context_length: int | None = None, strict: bool = False
 ) -> LanguageModel:
-    """A LanguageModel of a decoder with the tokenizer and chat template of a file.
+    """Makes a LanguageModel of a decoder, and of the tokenizer and chat template of a file.
 
     strict: see `load`.
     """
@@ -819,7 +822,7 @@ def _streams(stream) -> bool:
 
 
 def _as_list(texts: Any, method: str) -> list[str]:
-    """Returns the texts that a method got."""
+    """Returns a text or an iterable of texts as a list; raises TypeError for other types."""
     if isinstance(texts, str):
         return [texts]
     wanted = f"{method} takes a text or a list of texts"

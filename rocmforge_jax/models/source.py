@@ -12,11 +12,11 @@ from rocmforge_jax.models.claims import CONFIG_TENSORS
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The head of a file, a few megabytes. It needs the file no longer.
+    """A copy of the head of a file, a few megabytes. It is usable without the file.
 
     Attributes:
-        path: Of the file.
-        metadata: Its keys.
+        path: The path of the file.
+        metadata: The metadata keys of the file.
         shapes: Name of a tensor -> its shape in the file.
         tensors: Name -> (format, bytes) of the small tensors that the configuration reads.
     """

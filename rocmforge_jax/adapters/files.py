@@ -46,11 +46,12 @@ def load_lora(model: Decoder, path: str | os.PathLike, *, dtype: Any = jnp.float
     Args:
         model: A decoder without adapters.
         path: A folder in PEFT's form, or a GGUF file of llama.cpp's.
-        dtype: Of the adapters in the model.
+        dtype: The dtype of the adapters in the model.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: The file is no adapter, or does not fit the model: all that is wrong at once.
+        ValueError: The file holds no adapter, or one that does not fit the model. The error lists all
+            problems.
         ImportError: PEFT's form needs the extra `export`.
     """
     adaptable(model)  # checks the argument

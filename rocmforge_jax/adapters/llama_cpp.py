@@ -24,7 +24,7 @@ _ENDS = (".lora_a", ".lora_b")
 def write(path: Path, pairs: dict[str, Pair], architecture: str) -> None:
     """Writes adapters as F32.
 
-    A file has one alpha for all. Adapters of another scale are multiplied by the difference.
+    A file has one alpha for all adapters. An adapter with another alpha is multiplied by the ratio.
     """
     alpha = next(iter(pairs.values())).alpha or 1.0
     metadata = {

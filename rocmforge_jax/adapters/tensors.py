@@ -64,13 +64,13 @@ def with_pairs(model: Decoder, pairs: dict[str, Pair], source: str, dtype: Any) 
 
     Args:
         model: A decoder without adapters.
-        pairs: By the names of the layers' tensors.
-        source: What the message calls the file.
-        dtype: Of the adapters in the model.
+        pairs: The name of a layer's tensor -> its adapter.
+        source: The name of the file, for error messages.
+        dtype: The dtype of the adapters in the model.
 
     Raises:
-        ValueError: The model has adapters already; or layers are missing, or sizes do not fit: all
-            of them at once.
+        ValueError: The model has adapters already, layers are missing, or sizes do not fit. The
+            error counts all problems.
     """
     layers = adaptable(model)
     if present := [name for name, layer in layers.items() if isinstance(layer, Adapter)]:

@@ -108,7 +108,7 @@ def replaced(model: Decoder, replace) -> Decoder:
 
 
 def _layers(model) -> Iterator[tuple[tuple[Any, str], str, Any]]:
-    """Yields where each linear layer is, the name of its tensor, and the layer."""
+    """Yields (its module and attribute, the name of its tensor, the layer) of each layer."""
     modules = {path: module for path, module in nnx.iter_modules(model)}
     for path, module in modules.items():
         inside = path and isinstance(modules[path[:-1]], Adapter)

@@ -59,7 +59,8 @@ def checked_keys(
             return {key: value for key, value in made.items() if key not in unknown}, more
         found = found or problems
     raise ValueError(
-        f"keys of a {config.architecture} file cannot say this configuration: {listed(found)}"
+        f"the keys of a {config.architecture} file cannot express this configuration:"
+        f" {listed(found)}"
     )
 
 

@@ -55,7 +55,7 @@ class PromptCache:
             raise ValueError(
                 f"the cache holds {len(self.tokens)} tokens of a text that begins with"
                 f" {list(self.tokens[:4])}, a prompt of {len(other)} tokens begins with"
-                f" {list(other[:4])}: it must go on from that text"
+                f" {list(other[:4])}: the prompt must begin like the text of the cache"
             )
         return known
 

@@ -50,8 +50,7 @@ def load_lora(model: Decoder, path: str | os.PathLike, *, dtype: Any = jnp.float
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: The file holds no adapter, or one that does not fit the model. The error lists all
-            problems.
+        ValueError: The file holds no adapter, or one that does not fit the model.
         ImportError: PEFT's form needs the extra `export`.
     """
     adaptable(model)  # checks the argument

@@ -90,7 +90,8 @@ def _family(config: DecoderConfig) -> Family:
     found = list(differences(config, family.meant(config)))
     if found:
         raise ValueError(
-            f"{family.class_name} of transformers cannot say this configuration: {listed(found)}"
+            f"{family.class_name} of transformers cannot express this configuration:"
+            f" {listed(found)}"
         )
     return family
 

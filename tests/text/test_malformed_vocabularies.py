@@ -31,7 +31,7 @@ def refused(metadata, message):
 def test_a_missing_key(byte_level, key):
     metadata = byte_level()
     del metadata[f"tokenizer.ggml.{key}"]
-    refused(metadata, f"the file has no tokenizer.ggml.{key}")
+    refused(metadata, f"the file has no .*tokenizer.ggml.{key}")
 
 
 @pytest.mark.parametrize(

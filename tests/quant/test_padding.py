@@ -70,6 +70,7 @@ def test_products_in_plain_xla(count, pair, normal, distance):
     ("count", "dtype", "mode"),
     [(1, "float32", "int16"), (2, "float32", "float"), (5, "bfloat16", "int16")],
 )
+@pytest.mark.parametrize("pair", ["Q5_1", "MXFP4"], indirect=True)
 def test_products_in_kernels(count, dtype, mode, pair, interpreted, normal, distance):
     """Steps may have another width, which changes the order of a sum."""
     plain, padded, _ = pair
@@ -78,6 +79,7 @@ def test_products_in_kernels(count, dtype, mode, pair, interpreted, normal, dist
     assert distance(other, np.float64(one)) < 1e-6
 
 
+@pytest.mark.parametrize("pair", ["Q5_1", "MXFP4"], indirect=True)
 def test_values_in_kernels(pair, interpreted):
     plain, padded, _ = pair
     np.testing.assert_array_equal(

@@ -25,12 +25,22 @@ class Target:
         return 64 if self.architecture.startswith("gfx9") else 32
 
     @property
+    def is_hopper_or_newer(self) -> bool:
+        """Whether the target is an NVIDIA GPU of compute capability 9.0 or higher."""
+        return self.platform == "cuda" and int(self.architecture.partition(".")[0] or 0) >= 9
+
+    @property
     def overlaps(self) -> bool:
         """Whether a launch may begin before the previous one ends.
 
         NVIDIA calls this programmatic dependent launch.
         """
-        return self.platform == "cuda" and int(self.architecture.partition(".")[0] or 0) >= 9
+        return self.is_hopper_or_newer
+
+    @property
+    def multiplies_bfloat16_pairs(self) -> bool:
+        """Whether the GPU has the instruction of `triton.multiply_bfloat16_pairs`."""
+        return self.is_hopper_or_newer
 
     @property
     def resident(self) -> int:

@@ -200,11 +200,6 @@ def and_or(a, b, c, target: Target):
     return _logic(0xEA, a, b, c)
 
 
-def multiplies_bfloat16_pairs(target: Target) -> bool:
-    """Return whether a GPU has `multiply_bfloat16_pairs`: NVIDIA's have it since Hopper."""
-    return target.platform == "cuda" and int(target.architecture.partition(".")[0] or 0) >= 9
-
-
 def twice_bfloat16(x):
     """Return float32 numbers as bfloat16, rounded towards zero, in both halves of uint32 words."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)

@@ -117,8 +117,6 @@ def lifted(words, packing: Packing, target: Target):
 
 #: The order of the four inputs of a position: those that are 16 bits apart are neighbours.
 BYTE_ORDER = (0, 2, 1, 3)
-
-
 #: The numbers of e2m1 codes (sign, two exponent bits, one fraction bit), doubled.
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
@@ -128,7 +126,7 @@ def is_exact_in_bfloat16(packing: Packing, target: Target) -> bool:
     return (
         packing.table == tuple(number + packing.offset for number in E2M1)
         and packing.scale in ("e8m0", "e4m3")
-        and triton.multiplies_bfloat16_pairs(target)
+        and target.multiplies_bfloat16_pairs
     )
 
 

@@ -96,7 +96,7 @@ def multiply(
     )(
         _as_tiles(x_MK, tile, steps, None if rows is not None else pl.cdiv(M, columns) * columns),
         *(planes[name] for name in names),
-        *(of_tiles for of_tiles in (experts, rows) if of_tiles is not None),
+        *(numbers for numbers in (experts, rows) if numbers is not None),
     )
     return sums[0] if tile.splits == 1 else sums.sum(axis=0)
 

@@ -67,11 +67,15 @@ class Placer:
         return sum(map(_nbytes, jax.tree.leaves(self._shapes(claim))))
 
     def _pads(self, value: Any) -> bool:
-        """Returns whether a value is a QTensor whose rows a GPU alone reads."""
+        """Returns whether a value is a QTensor that only a GPU reads and whose rows need padding.
+
+        Others are left alone, because a program for each of their shapes would be compiled.
+        """
         return (
             isinstance(value, QTensor)
             and self._shares is None
             and platform_of(self._options.first) != "cpu"
+            and value.missing_padding > 0
         )
 
     def _stays_packed(self, claim: Claim) -> bool:

@@ -92,13 +92,17 @@ class QTensor:
         GPUs then read 16 bytes at a time. Returns the same QTensor if its rows are aligned, if it
         has another layout or a mesh, or if the padding would take more than 7 % of the memory.
         """
-        if self.layout != "groups" or self.split is not None or self.padding:
-            return self
-        padding = word_packed.padding_of(self.groups)
-        if not padding:
+        if not (padding := self.missing_padding):
             return self
         planes = word_packed.with_padding(self.planes, padding)
         return dataclasses.replace(self, planes=planes, padding=padding)
+
+    @property
+    def missing_padding(self) -> int:
+        """The number of groups that `padded` appends to each row."""
+        if self.layout != "groups" or self.split is not None or self.padding:
+            return 0
+        return word_packed.padding_of(self.groups)
 
     @property
     def format(self) -> formats.Format:

@@ -73,6 +73,7 @@ def test_each_expert_has_an_adapter(mixture, shaken, fused, tokens):
     down = model.blk[1].ffn_down_exps
     assert (down.lora_a.shape, down.lora_b.shape) == ((EXPERTS, 32, 3), (EXPERTS, 3, 64))
     np.testing.assert_array_equal(logits(model, tokens), logits(plain, tokens))
+    # Without the adapters, logits differ by 0.3. What is left is the rounding of float32.
     expected = logits(summed(shaken(model)), tokens)
     np.testing.assert_allclose(logits(model, tokens), expected, rtol=0, atol=2e-5)
     assert np.abs(expected - logits(plain, tokens)).max() > 1e-2
@@ -85,6 +86,7 @@ def test_packed_experts(mixture, shaken, library, request):
         request.getfixturevalue("in_cpp")
     model = shaken(rf.lora(mixture("Q5_1"), 3, "*_exps"))
     assert type(model.blk[0].ffn_up_exps.base_module.kernel) is rf.QParam
+    assert np.abs(logits(model) - logits(rf.remove_lora(model))).max() > 0.1
     np.testing.assert_allclose(logits(model), logits(summed(model)), rtol=0, atol=2e-3)
 
 
@@ -118,7 +120,11 @@ def test_merged_experts(mixture, shaken):
         found, expected = (getattr(one.blk[int(i)], of_layer) for one in (merged, summed(model)))
         assert type(found) is Experts
         np.testing.assert_allclose(
-            found.kernel.get_value(), expected.kernel.get_value(), rtol=0, atol=1e-6
+            # Sums in float32 and in float64 of weights below 1.
+            found.kernel.get_value(),
+            expected.kernel.get_value(),
+            rtol=0,
+            atol=1e-6,
         )
     packed = rf.merge_lora(model, "same").blk[0].ffn_gate_exps.kernel
     assert packed.get_value().type_name == "Q8_0"
@@ -132,6 +138,7 @@ def test_an_output_scale_of_experts_is_kept(mixture, shaken):
     for layer in model.blk:
         layer.ffn_down_exps.output_scale = nnx.Param(scale)
     model = shaken(rf.lora(model, 2, "*.ffn_down_exps"))
+    assert np.abs(logits(model) - logits(rf.remove_lora(model))).max() > 0.1
     np.testing.assert_allclose(logits(rf.merge_lora(model)), logits(model), rtol=0, atol=2e-5)
 
 

@@ -27,7 +27,7 @@ def test_arguments_become_options(message, expected):
     "message",
     [
         "llama.context_length is 0",
-        "no file /tmp/top_p or top_p.gguf",
+        "no file models/top_p or top_p.gguf",
         "the model has no seed, no window and no pooling",
         "got 'top_p'",
         "--top-p must be above 0",

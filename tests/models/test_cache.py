@@ -163,6 +163,8 @@ def test_known_operands_inside_of_transformations(load, flat, index):
     expected, filled = decoder(tokens, cache, lengths_B=lengths)
 
     run = jax.jit(lambda leaves: merge(leaves)(tokens, cache, lengths_B=lengths)[0])
+    # Compiled programs add in another order, which changes the logits far less than they differ.
+    assert np.std(expected) > 0.1
     np.testing.assert_allclose(run(leaves), expected, atol=1e-4)
     rows = jax.vmap(lambda row: decoder(row[None], decoder.init_cache(1, 7), lengths_B=[5])[0][0])
     np.testing.assert_allclose(rows(tokens)[1], expected[1], atol=1e-4)

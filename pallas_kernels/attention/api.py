@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import checks, decode, prefill
-from pallas_kernels.attention.blocks import PREFILL, Blocks, chosen, chosen_for_decode
+from pallas_kernels.attention.blocks import DECODE, PREFILL, Blocks
 from pallas_kernels.attention.decode import NewTokens
 from pallas_kernels.attention.rule import AttentionRule
 from pallas_kernels.packing import GROUP
@@ -68,7 +68,7 @@ def decode_attention(
         new = checks.checked_new_tokens(new, keys_BKHS.shape)
     checks.require_one_sided(rule)
     _, _, slots, H = values_BKSH.shape
-    blocks = blocks or chosen_for_decode(target, keys_BKHS.dtype.itemsize, H, slots)
+    blocks = blocks or DECODE.of(target, keys_BKHS.dtype.itemsize, H, slots)
     if ring:
         checks.check_ring(slots, 1, rule)
         checks.require_whole_blocks(slots, blocks.slots)
@@ -120,7 +120,8 @@ def prefill_attention(
     arrays = dict(q_BTNH=q_BTNH, keys_BKHS=keys_BKHS, values_BKSH=values_BKSH, starts_B=starts_B)
     checks.check_operands(arrays, rule, filled_B)
     checks.require_kernels(target, q_BTNH, keys_BKHS, values_BKSH, rule)
-    blocks = blocks or chosen(PREFILL, target, keys_BKHS.dtype.itemsize, keys_BKHS.shape[2])
+    (_, T, N, _), (_, K, H, slots) = q_BTNH.shape, keys_BKHS.shape
+    blocks = blocks or PREFILL.of(target, keys_BKHS.dtype.itemsize, H, slots, T * N // K)
     filled_B = None if filled_B is None else filled_B.astype(jnp.int32)
     starts_B, rule = starts_B.astype(jnp.int32), _in_float32(rule)
     operands = q_BTNH, keys_BKHS, values_BKSH, starts_B, rule, filled_B

@@ -187,7 +187,7 @@ def attend_in_parts(
                 slot = jax.lax.rem(position, jnp.int32(slots.length)) if ring else position
                 pl.when(takes_new)(lambda: token.store(*caches, slot))
             q = [part.astype(keys_ref.dtype) for part in q]
-            highest, total, sums = attend(q, slots, seen, before, before, seen_as, state)
+            highest, total, sums = attend(q, slots, seen, before, before, seen_as, state, target)
             triton.store(highest_ref, (b, heads, split), highest, mask=within(of_group))
             triton.store(total_ref, (b, heads, split), total, mask=within(of_group))
             mask = within((row[:, None], of_group[1]), column.limit(1))

@@ -66,7 +66,7 @@ def prefill(
         slots = Slots(keys_ref, values_ref, b, head, blocks.slots, whole(H), limit=limit)
         seen = seen_blocks(slots, first, last, rule.window)
         positions = rule.last_seen(start, tokens[:, None], filled)
-        state = attend([q], slots, seen, positions, last, rule, nothing_seen(rows, H))
+        state = attend([q], slots, seen, positions, last, rule, nothing_seen(rows, H), target)
         for ref in sinks_ref:
             state = _with_sink(state, triton.load(ref, (heads,), mask=within((row, rows_end))))
         _, total, sums = state

@@ -85,10 +85,16 @@ class AttentionRule:
             products: float32, products of queries and keys.
             tanh: a function to use in place of `tanh_of_exp2`, or None.
         """
-        if self.soft_cap is None:
-            return products * np.float32(self.scale * LOG2_E)
-        capped = (tanh or tanh_of_exp2)(products * np.float32(self.scale / self.soft_cap))
-        return capped * np.float32(self.soft_cap * LOG2_E)
+        scores, factor = self.scores(products, tanh)
+        return scores * factor
+
+    def scores(self, products, tanh=None) -> tuple[jax.Array, np.float32]:
+        """Compute `exponents` as an array, and a positive factor of all of its entries."""
+        scores, factor = products, np.float32(self.scale * LOG2_E)
+        if self.soft_cap is not None:
+            scores = (tanh or tanh_of_exp2)(products * np.float32(self.scale / self.soft_cap))
+            factor = np.float32(self.soft_cap * LOG2_E)
+        return (scores, factor) if factor > 0 else (scores * factor, np.float32(1))
 
     def slopes(self, heads: int) -> np.ndarray:
         """Return how much ALiBi lowers scores per slot of distance, float32 [heads].

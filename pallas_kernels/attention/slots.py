@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
 from pallas_kernels.attention.rule import LOWEST, AttentionRule
+from pallas_kernels.targets import Target
 
 
 def padded(size: int) -> int:
@@ -153,7 +154,7 @@ def nothing_seen(rows: int, width: int):
     )
 
 
-def attend(q, slots: Slots, blocks, positions, last, rule: AttentionRule, state):
+def attend(q, slots: Slots, blocks, positions, last, rule: AttentionRule, state, target: Target):
     """Compute an online softmax of rows over blocks of slots.
 
     Args:
@@ -164,6 +165,7 @@ def attend(q, slots: Slots, blocks, positions, last, rule: AttentionRule, state)
         last: the highest of the positions.
         rule: which slots a row sees, and their weights.
         state: the state after earlier slots, or `nothing_seen`.
+        target: the compilation target.
 
     Returns:
         The new state, float32: the largest exponents [R], the sums of weights [R] and the weighted
@@ -174,19 +176,19 @@ def attend(q, slots: Slots, blocks, positions, last, rule: AttentionRule, state)
     def step(i, state, masked):
         highest, total, sums = state
         at, keys, values = slots.read(i, bounded=masked)
-        exponents = rule.exponents(
-            sum(triton.dot(*pair, precision=precision) for pair in zip(q, keys))
-        )
+        products = sum(triton.dot(*pair, precision=precision) for pair in zip(q, keys))
+        scores, factor = rule.scores(products)
         if masked:
             seen, filled = rule.sees(positions, at[None]), at <= last
             if slots.limit is not None:
                 filled &= at < slots.limit
                 seen &= filled[None]
-            exponents = jnp.where(seen, exponents, -jnp.inf)
+            scores = jnp.where(seen, scores, -jnp.inf)
             # A weight of 0 does not hide NaN in a slot that was never filled: 0 * NaN is NaN.
             values = jnp.where(filled[:, None], values, jnp.zeros_like(values))
-        higher = jnp.maximum(highest, exponents.max(axis=1))
-        weights, fade = jnp.exp2(exponents - higher[:, None]), jnp.exp2(highest - higher)
+        higher = jnp.maximum(highest, scores.max(axis=1) * factor)
+        weights = jnp.exp2(triton.multiply_add(scores, factor, -higher[:, None], target))
+        fade = jnp.exp2(highest - higher)
         added = triton.dot(weights.astype(values.dtype), values, precision=precision)
         return higher, total * fade + weights.sum(axis=1), sums * fade[:, None] + added
 

@@ -24,27 +24,27 @@ GPUS = [
 def test_every_target_has_blocks(target, table):
     for itemsize in (2, 4):
         for width in (1, 64, 65, 80, 128, 129, 256, 257, 512):
-            chosen = blocks.chosen(getattr(blocks, table), target, itemsize, width)
-            assert (
-                1 <= chosen.warps(target)
-                and chosen.warps(target) * target.wave == chosen.threads <= 1024
-            )
-            assert all(
-                size >= 16 and size & (size - 1) == 0
-                for size in (chosen.slots, chosen.rows, chosen.threads)
-            )
+            for slots in (100, 100_000):
+                chosen = getattr(blocks, table).of(target, itemsize, width, slots, 100_000)
+                assert (
+                    1 <= chosen.warps(target)
+                    and chosen.warps(target) * target.wave == chosen.threads <= 1024
+                )
+                assert all(
+                    size >= 16 and size & (size - 1) == 0
+                    for size in (chosen.slots, chosen.rows, chosen.threads)
+                )
 
 
-def test_long_caches_are_read_in_larger_blocks():
-    h200, width = Target("cuda", "9.0"), 128
-    short, long = (
-        blocks.chosen_for_decode(h200, 2, width, slots) for slots in (blocks.LONG - 1, blocks.LONG)
-    )
-    assert short == blocks.chosen(blocks.DECODE, h200, 2, width)
-    assert long.slots > short.slots and long.programs < short.programs
-    for target in GPUS[1:]:
-        decode = blocks.chosen(blocks.DECODE, target, 2, width)
-        assert blocks.chosen_for_decode(target, 2, width, blocks.LONG) == decode
+@pytest.mark.parametrize("table", ["DECODE", "PREFILL"])
+def test_long_caches_are_read_in_larger_blocks(table):
+    sizes = getattr(blocks, table)
+    for target in GPUS:
+        short = sizes.of(target, 2, 128, sizes.slots - 1, sizes.queries)
+        long = sizes.of(target, 2, 128, sizes.slots, sizes.queries)
+        assert (long.slots > short.slots) == (target == Target("cuda", "9.0"))
+        assert long.slots == short.slots or long.programs <= short.programs
+        assert sizes.of(target, 2, 128, sizes.slots, sizes.queries - 1) == short
 
 
 @pytest.mark.parametrize("target", GPUS, ids=str)

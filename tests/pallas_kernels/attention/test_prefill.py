@@ -113,6 +113,16 @@ def test_tokens_see_the_filled_slots_alone(backend, options, operands, normal, d
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_scales_that_are_not_positive(backend, scale, operands, distance):
+    """The highest score then does not have the highest weight."""
+    q, keys, values = operands(2, 19, 4, 2, 32, 40)
+    rule = AttentionRule(scale)
+    out = prefilled(backend, q, keys, values, [0, 21], rule)
+    assert distance(out, truth(q, keys, values, [0, 21], rule)) < 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("soft_cap", [None, 30.0])
 def test_large_scores_do_not_overflow(backend, soft_cap, operands, distance):
     q, keys, values = operands(1, 4, 2, 1, 64, 40)

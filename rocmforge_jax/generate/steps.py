@@ -27,8 +27,9 @@ from rocmforge_jax.models.sharding import on_every_device
 from rocmforge_jax.nn import Cache
 
 #: The largest chunk of a prompt, in tokens. A GPU dequantises every weight once per chunk, so its
-#: chunks are larger.
-PREFILL_CHUNK, PREFILL_CHUNK_ON_GPUS = 512, 2048
+#: chunks are larger, and those of a prompt of at least LONG_PROMPT tokens larger still.
+PREFILL_CHUNK, PREFILL_CHUNK_ON_GPUS, LONG_CHUNK = 512, 2048, 8192
+LONG_PROMPT = 16384
 #: Smaller chunks are padded to a power of two, but at least to this size.
 SMALLEST_BUCKET = 16
 
@@ -338,6 +339,7 @@ class Steps:
         leaves: The decoder's arrays, flat.
         allowed_V: bool [V], the tokens that may be generated, or None for all.
         chunk: The largest chunk of a prompt, in tokens.
+        long_chunk: The largest chunk of a long prompt.
         prefill: (cache, tokens_BT, added_B, before_BV) -> (logits_BV, cache); see `prefill`. The
             cache is donated.
         decode: (slots, count) -> (slots, ids_BT, logprobs_BT), see `decode`. The cache
@@ -356,6 +358,7 @@ class Steps:
         self.allowed_V = _allowed(self.config.vocabulary, suppressed_ids)
         on_cpu = jax.default_backend() == "cpu"
         self.chunk = PREFILL_CHUNK if on_cpu else PREFILL_CHUNK_ON_GPUS
+        self.long_chunk = PREFILL_CHUNK if on_cpu else LONG_CHUNK
         self._suppressed_ids, self._flat = suppressed_ids, FlatDecoder.of(decoder)
         self.leaves, merge = self._flat.leaves, self._flat.merge
 
@@ -483,6 +486,10 @@ class Steps:
 
         They are full chunks, then the rest, padded to a power of two.
         """
-        full, rest = divmod(length, self.chunk)
-        padded_rest = max(SMALLEST_BUCKET, 1 << (rest - 1).bit_length()) if rest else 0
-        return [(self.chunk, self.chunk)] * full + ([(rest, padded_rest)] if rest else [])
+        pieces, rest = [], length
+        for chunk in (self.long_chunk, self.chunk) if length >= LONG_PROMPT else (self.chunk,):
+            full, rest = divmod(rest, chunk)
+            pieces += [(chunk, chunk)] * full
+        if rest:
+            pieces.append((rest, max(SMALLEST_BUCKET, 1 << (rest - 1).bit_length())))
+        return pieces

@@ -1,5 +1,6 @@
 """The jitted steps on slots: rows enter, inactive ones stay, nothing is recompiled."""
 
+import copy
 import dataclasses
 
 import jax
@@ -124,6 +125,24 @@ def test_prompts_are_padded_to_chunks_and_a_power_of_two(steps, length):
     full, rest = divmod(length, steps.chunk)
     last = next(size for size in (0, 16, 32, 64, 128, 256, 512) if size >= rest)
     assert steps.padded(length) == full * steps.chunk + last
+
+
+def test_long_prompts_are_computed_in_larger_chunks(steps, monkeypatch):
+    """Two large chunks, a usual one, and the rest with padding; the logits are the same."""
+    monkeypatch.setattr("rocmforge_jax.generate.steps.LONG_PROMPT", 64)
+    sizes, large = [], copy.copy(steps)
+
+    def prefill(cache, piece, *others):
+        sizes.append(piece.shape[1])
+        return steps.prefill(cache, piece, *others)
+
+    large.chunk, large.long_chunk, large.prefill = 16, 32, prefill
+    prompt = np.random.default_rng(0).integers(0, steps.config.vocabulary, 90).tolist()
+    logits, _ = large.prefill_prompts([prompt], steps.init_cache(1, 128))
+    assert sizes == [32, 32, 16, 16] and large.padded(90) == 96
+    assert large.padded(63) == 64
+    whole, _ = steps.prefill_prompts([prompt], steps.init_cache(1, 128))
+    np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-4 * float(np.abs(whole).max()))
 
 
 def test_the_bytes_of_a_cache_are_those_of_its_arrays(steps):

@@ -107,7 +107,8 @@ class Case:
         if self.kernel == "dequantize":
             return dequantize.dequantize(planes, self.packing, jnp.bfloat16, target=target)
         if self.kernel == "many rows":
-            return multiply_skinny(x, Weight(planes, self.packing), target=target)
+            product = Product((Weight(planes, self.packing),))
+            return multiply_skinny(x, [product], dtype=jnp.float32, target=target)[0]
         weight = Weight(planes, self.packing)
         return multiply(
             x, [Product((weight,))], mode=self.kernel, dtype=jnp.float32, target=target

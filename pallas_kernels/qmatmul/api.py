@@ -7,7 +7,7 @@ import jax
 from pallas_kernels.qmatmul import activations, codes, gemv, skinny_gemm
 from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.qmatmul.blocks import MatrixTile, Tile
-from pallas_kernels.qmatmul.product import Product, Weight
+from pallas_kernels.qmatmul.product import Product
 from pallas_kernels.targets import Target
 
 #: The most rows of activations of a GEMV. With more rows, the matrix units are faster.
@@ -60,10 +60,7 @@ def multiply(
         raise ValueError(f"tiles of rows {list(shared.shape)} are shared, but there are no experts")
     if not rows or products[0].pairs is None and rows > GEMV_ROWS:
         raise NotImplementedError(f"{rows} rows, the kernel takes 1 to {GEMV_ROWS}")
-    for product in products:
-        product.check_epilogue()
-        for weight in product.weights:
-            check_offsets(weight.planes)
+    _check(products)
     if not isinstance(x, Activations):
         in_turn = codes.come_in_turn(
             itertools.chain.from_iterable(product.packings for product in products), target
@@ -75,32 +72,51 @@ def multiply(
 
 
 def multiply_skinny(
-    x_MK, weight: Weight, *, target: Target, tile: MatrixTile | None = None, experts=None, rows=None
-) -> jax.Array:
-    """Multiply tens of rows of activations with a weight on the matrix units (skinny GEMM).
+    x_MK: jax.Array,
+    products: list[Product],
+    *,
+    dtype,
+    target: Target,
+    tile: MatrixTile | None = None,
+    rows: jax.Array | None = None,
+) -> list[jax.Array]:
+    """Multiply tens of rows of activations with several weights on the matrix units (skinny GEMM).
 
-    The values of the weight are rounded to x's dtype.
+    All products run in one launch. The values of the weights are rounded to x's dtype.
 
     Args:
         x_MK: bfloat16 or float16.
-        weight: a matrix, or with `experts` a stack of matrices.
+        products: the products to compute. Here `experts` is int32 [M / R], where R is a power of
+            two, at least 16: the index of the matrix for each R rows of the output. Rows with a
+            negative index are not written. All products have the same experts, or none.
+        dtype: the dtype of the outputs.
         target: the compilation target.
         tile: the tile sizes; the default depends on the target.
-        experts: int32 [M / R], where R is a power of two, at least 16: the index of the matrix for
-            each R rows of x. The output of rows with a negative index is not written. None: the
-            weight is one matrix.
-        rows: int32 [M], with `experts`: the row of x, which may have any number of rows, for each
-            row of the output. None: row m is for row m.
+        rows: int32 [M], with experts: the row of x, which may have any number of rows, for each row
+            of the output. None: row m is for row m.
 
     Returns:
-        float32 [M, N].
+        The output of each product, [M, N].
 
     Raises:
         NotImplementedError: a plane is too large for 32-bit offsets.
-        ValueError: M is not a valid R times the length of `experts`.
+        ValueError: the operands do not fit together, or M is not a valid R times the number of
+            experts.
     """
-    check_offsets(weight.planes)
-    return skinny_gemm.multiply(x_MK, weight, target=target, tile=tile, experts=experts, rows=rows)
+    stacked = {product.experts is not None for product in products}
+    if len(stacked) > 1:
+        raise ValueError("all products of a launch have experts, or none have")
+    _check_axes(products, stacked.pop())
+    _check(products)
+    return skinny_gemm.multiply(x_MK, products, dtype, target=target, tile=tile, rows=rows)
+
+
+def _check(products: list[Product]) -> None:
+    """Raises ValueError or NotImplementedError unless the weights and epilogues are supported."""
+    for product in products:
+        product.check_epilogue()
+        for weight in product.weights:
+            check_offsets(weight.planes)
 
 
 def _check_experts(products: list[Product], rows: int) -> None:
@@ -112,10 +128,15 @@ def _check_experts(products: list[Product], rows: int) -> None:
             f"all products of a launch have experts for the same multiple of {rows} rows, or none;"
             f" got {counts}"
         )
+    _check_axes(products, pairs is not None)
+
+
+def _check_axes(products: list[Product], stacked: bool) -> None:
+    """Raises ValueError unless the weights are stacks of matrices, or matrices."""
     for weight in itertools.chain.from_iterable(product.weights for product in products):
-        if weight.planes["codes"].ndim != (axes := 3 if pairs is None else 4):
+        if weight.planes["codes"].ndim != (axes := 4 if stacked else 3):
             raise ValueError(
-                f"a product with{'out' if pairs is None else ''} experts has planes of {axes} axes,"
+                f"a product with{'' if stacked else 'out'} experts has planes of {axes} axes,"
                 f" got {weight.planes['codes'].ndim}"
             )
 

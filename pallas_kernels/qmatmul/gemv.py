@@ -22,6 +22,7 @@ from pallas_kernels.packing import GROUP, POSITIONS, scale_and_minimum
 from pallas_kernels.qmatmul import blocks, codes
 from pallas_kernels.qmatmul.activations import Activations
 from pallas_kernels.qmatmul.dots import ActivationGroups, WeightGroups
+from pallas_kernels.qmatmul.epilogue import finished
 from pallas_kernels.qmatmul.product import Product, Weight
 from pallas_kernels.targets import Target
 
@@ -60,7 +61,9 @@ def multiply(
     else:
         count_of_tiles, batch = shared.shape
         tile = tile or blocks.gemv(x.rows, products, x.mode, target, batch)
-    programs = [pl.cdiv(product.rows, tile.outputs(product.rows)) for product in products]
+    programs = [
+        pl.cdiv(product.rows, tile.outputs(product.rows) * tile.blocks) for product in products
+    ]
     inputs, structure = jax.tree.flatten((x, products, shared))
     outputs = [jax.ShapeDtypeStruct((rows, product.rows), dtype) for product in products]
 
@@ -100,13 +103,27 @@ def multiply(
     return list(run(*inputs))
 
 
-def _run(product, out_ref, x_rows, rows, tile_index, tile, target):
+def _run(product, out_ref, x_rows, rows, program, tile, target):
     """Compute the outputs of a program in some rows. `product` and `x_rows` hold refs.
 
-    The last program may overlap its neighbour. Both then write the same numbers.
+    The last block may overlap its neighbour. Both then write the same numbers.
     """
     count = tile.outputs(product.rows)
-    start = jnp.minimum(tile_index * count, product.rows - count)
+    run = functools.partial(_block, product, out_ref, x_rows, rows, count, tile, target)
+    if tile.blocks == 1:
+        run(program * count, None)
+        return
+    x = None
+    if tile.step(x_rows.x.groups) >= x_rows.x.groups:
+        at = _Columns(0, tile.step(x_rows.x.groups), x_rows.x.groups)
+        x = [x_rows.read(i, at) for i in range(x_rows.batch)]
+    first = program * tile.blocks
+    jax.lax.fori_loop(first, first + tile.blocks, lambda j, _: run(j * count, x), None)
+
+
+def _block(product, out_ref, x_rows, rows, count, tile, target, start, of_x):
+    """Compute `count` outputs from `start` on."""
+    start = jnp.minimum(start, product.rows - count)
     at = start + jnp.arange(count, dtype=jnp.int32)
     expert = () if product.experts is None else (product.experts[rows[0]],)
     # Operands of the epilogue are loaded here, so that their latency overlaps with the weight's.
@@ -125,31 +142,19 @@ def _run(product, out_ref, x_rows, rows, tile_index, tile, target):
     ]
     squares = [x_rows.squares(i) for i in range(x_rows.batch)]
     sums = [
-        _product(x_rows, weight, expert, start, count, tile, target) for weight in product.weights
+        _product(x_rows, of_x, weight, expert, start, count, tile, target)
+        for weight in product.weights
     ]
     for row, of_weights, squares_G, residual in zip(rows, zip(*sums), squares, residuals):
         if squares_G is not None:
             factor = x_rows.norm_factor(squares_G)
             of_weights = [y * factor for y in of_weights]
-        y = _finished(of_weights, scales_and_biases, product.activation)
+        y = finished(of_weights, scales_and_biases, product.activation)
         y = y if residual is None else y + residual
         triton.store(out_ref, (row, at), y.astype(out_ref.dtype))
 
 
-def _finished(of_weights, scales_and_biases, activation):
-    """Apply the scales, the biases and the activation function to the products of each weight."""
-    scaled = []
-    for y, (scale, bias) in zip(of_weights, scales_and_biases):
-        y = y if scale is None else y * scale
-        scaled.append(y if bias is None else y + bias)
-    return scaled[0] if activation is None else activation(*scaled, times_sigmoid=_times_sigmoid)
-
-
-def _times_sigmoid(x, z):
-    return x / (1 + jnp.exp(-z))
-
-
-def _product(x_rows, weight, expert, start, count, tile, target):
+def _product(x_rows, x_of_row, weight, expert, start, count, tile, target):
     """Multiply each row of activations with `count` rows of a weight -> float32 [count] each."""
     x = x_rows.x
     width = tile.step(x.groups)
@@ -166,7 +171,7 @@ def _product(x_rows, weight, expert, start, count, tile, target):
     def step(j, totals):
         at = _Columns(j * width, width, x.groups)
         of_weight = [_read_weight(weight, (*expert, start + r), at) for r in range(count)]
-        of_x = [x_rows.read(i, at) for i in range(x_rows.batch)]
+        of_x = x_of_row or [x_rows.read(i, at) for i in range(x_rows.batch)]
         zero = (
             _zero_after(of_weight, of_x, target) if tile.load_first else jnp.zeros(width, jnp.int32)
         )

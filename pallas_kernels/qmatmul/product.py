@@ -28,7 +28,12 @@ class Weight(NamedTuple):
     @property
     def groups(self) -> int:
         """K / 32, the number of groups of inputs."""
-        return self.planes["codes"].shape[-1]
+        return stored_groups(self)
+
+
+def stored_groups(weight) -> int:
+    """Return the groups of a row of the planes, which may be padded to more than K / 32."""
+    return weight.planes["codes"].shape[-1]
 
 
 class Product(NamedTuple):

@@ -13,6 +13,8 @@ activations dequantises the weight again.
 """
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -21,73 +23,69 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 from pallas_kernels.packing import GROUP, scale_and_minimum
 from pallas_kernels.qmatmul import blocks, codes
-from pallas_kernels.qmatmul.product import Weight
+from pallas_kernels.qmatmul.epilogue import finished
+from pallas_kernels.qmatmul.product import Product, stored_groups
 from pallas_kernels.targets import Target
 
 
 def multiply(
-    x_MK, weight: Weight, *, target: Target, tile=None, experts=None, rows=None
-) -> jax.Array:
+    x_MK, products: list[Product], dtype, *, target: Target, tile=None, rows=None
+) -> list[jax.Array]:
     """Run the kernel; `api.multiply_skinny` describes the operands.
 
+    If programs share the inputs of a row, the kernel returns their sums, and XLA computes the
+    epilogue.
+
     Raises:
-        ValueError: M is not the length of `experts` times a power of two, at least 16.
+        ValueError: M is not the number of `experts` times a power of two, at least 16.
     """
-    planes, packing, N = weight.planes, weight.packing, weight.rows
     M = len(x_MK) if rows is None else len(rows)
-    groups, names = planes["codes"].shape[-1], sorted(planes)  # with padding
+    experts = products[0].experts
     together = M if experts is None else _rows_of_an_expert(M, experts.shape[0])
-    tile = tile or blocks.skinny_gemm(together, N, groups, packing, target)
+    tile = tile or blocks.skinny_gemm(together, products, target)
     if experts is not None:
         tile = dataclasses.replace(tile, splits=1, batch=together)
     columns = min(max(16, pl.next_power_of_2(together)), tile.batch)
-    steps, width = pl.cdiv(groups, tile.groups), GROUP * tile.groups
-    share = pl.cdiv(steps, tile.splits)
+    groups = [stored_groups(weight) for product in products for weight in product.weights]
+    steps = pl.cdiv(max(groups), tile.groups)
+    programs = [pl.cdiv(product.rows, tile.rows) for product in products]
+    inputs, structure = jax.tree.flatten((products, rows))
+    if tile.splits == 1:
+        outputs = [[jax.ShapeDtypeStruct((M, product.rows), dtype)] for product in products]
+    else:
+        outputs = [
+            [jax.ShapeDtypeStruct((tile.splits, M, product.rows), jnp.float32)]
+            * len(product.weights)
+            for product in products
+        ]
 
     def kernel(point, x_ref, *refs):
-        refs, (*of_tiles, out_ref) = dict(zip(names, refs)), refs[len(names) :]
-        expert_ref, row_ref = (*of_tiles, None, None)[:2]
-        n = point[0] * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
-        m = point[1] * columns
-        split = point[2]
-
-        def run(*expert):
-            x_rows = None
-            if row_ref is not None:
-                x_rows = row_ref[pl.ds(m, columns)][:, None]
-
-            def x_of_step(j):
-                if x_rows is None:
-                    return x_ref[pl.ds(m, columns), pl.ds(j * width, width)]
-                return x_ref[x_rows, j * width + jnp.arange(width, dtype=jnp.int32)[None]]
-
-            def step(j, total):
-                row = jnp.minimum(n, N - 1) if N % tile.rows else n
-                read = _Tile(
-                    refs, packing, (*expert, row[:, None]), j * tile.groups, tile.groups, groups
-                )
-                values = _in_order(list(_values(read, x_ref.dtype, target)), tile)
-                return total + triton.dot(values, x_of_step(j).T)
-
-            first = split * share
-            last = jnp.minimum(first + share, steps)
-            total = jax.lax.fori_loop(
-                first, last, step, jnp.zeros((tile.rows, columns), jnp.float32)
+        product_refs, row_ref = jax.tree.unflatten(structure, refs[: len(inputs)])
+        out_refs, first = iter(refs[len(inputs) :]), 0
+        x = _Columns(x_ref, row_ref, point[1] * columns, columns, GROUP * tile.groups)
+        for product, outs, count in zip(product_refs, outputs, programs):
+            program = _Program(product, tile, steps, M, target)
+            run = functools.partial(
+                program.run, x, [next(out_refs) for _ in outs], point[0] - first, point[2]
             )
-            at = m + jnp.arange(columns, dtype=jnp.int32)[None], n[:, None]
-            inside = None if M % columns == N % tile.rows == 0 else (at[0] < M) & (at[1] < N)
-            triton.store(out_ref, (split, *at), total, mask=inside)
+            wanted = []
+            if len(products) > 1:
+                wanted.append((point[0] >= first) & (point[0] < first + count))
+            expert = ()
+            if product.experts is not None:
+                expert = (product.experts[point[1]],)
+                wanted.append(expert[0] >= 0)
+            run = functools.partial(run, expert)
+            if wanted:
+                pl.when(functools.reduce(jnp.logical_and, wanted))(run)
+            else:
+                run()
+            first += count
 
-        if expert_ref is None:
-            run()
-        else:
-            expert = expert_ref[point[1]]
-            pl.when(expert >= 0)(lambda: run(expert))
-
-    sums = triton.call(
+    found = triton.call(
         kernel,
-        jax.ShapeDtypeStruct((tile.splits, M, N), jnp.float32),
-        grid=(pl.cdiv(N, tile.rows), pl.cdiv(M, columns), tile.splits),
+        list(itertools.chain.from_iterable(outputs)),
+        grid=(sum(programs), pl.cdiv(M, columns), tile.splits),
         target=target,
         warps=tile.warps,
         stages=tile.stages,
@@ -95,10 +93,117 @@ def multiply(
         early=tile.early,
     )(
         _as_tiles(x_MK, tile, steps, None if rows is not None else pl.cdiv(M, columns) * columns),
-        *(planes[name] for name in names),
-        *(numbers for numbers in (experts, rows) if numbers is not None),
+        *inputs,
     )
-    return sums[0] if tile.splits == 1 else sums.sum(axis=0)
+    if tile.splits == 1:
+        return found
+    sums = (array.sum(axis=0) for array in found)
+    return [
+        _finished_sums(product, [next(sums) for _ in product.weights]).astype(dtype)
+        for product in products
+    ]
+
+
+def _finished_sums(product, sums_of_weights):
+    """Compute the epilogue of a product without experts."""
+    factors = [
+        (
+            None if scale is None else scale[0],
+            None if bias is None else bias.astype(jnp.float32)[None],
+        )
+        for _, scale, bias in product.of_each_weight
+    ]
+    y = finished(sums_of_weights, factors, product.activation)
+    return y if product.residual is None else y + product.residual.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+    """The columns of a tile: rows of x from `first` on, or those whose indices are in `row_ref`."""
+
+    x_ref: object
+    row_ref: object
+    first: jax.Array
+    count: int
+    width: int
+
+    def of_step(self, j):
+        """Load the inputs of step j, [count, width]."""
+        if self.row_ref is None:
+            return self.x_ref[pl.ds(self.first, self.count), pl.ds(j * self.width, self.width)]
+        rows = self.row_ref[pl.ds(self.first, self.count)][:, None]
+        return self.x_ref[rows, j * self.width + jnp.arange(self.width, dtype=jnp.int32)[None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """Computes a tile of a product, which holds refs.
+
+    Attributes:
+        product: the product.
+        tile: the tile sizes.
+        steps: the number of steps over the inputs of a row.
+        columns: M, the rows of the output.
+        target: the compilation target.
+    """
+
+    product: Product
+    tile: blocks.MatrixTile
+    steps: int
+    columns: int
+    target: Target
+
+    def run(self, x: _Columns, out_refs, tile_index, split, expert):
+        """Compute the tile and store it.
+
+        Args:
+            x: the columns.
+            out_refs: the output, or the sums of each weight.
+            tile_index: the index of the tile in the rows of the weight.
+            split: the index of the share of the inputs.
+            expert: the (index,) of the matrix in its stack, or ().
+        """
+        tile, product = self.tile, self.product
+        N, M = product.rows, self.columns
+        n = tile_index * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
+        row = jnp.minimum(n, N - 1) if N % tile.rows else n
+        share = pl.cdiv(self.steps, tile.splits)
+        first = split * share
+        totals = jax.lax.fori_loop(
+            first,
+            jnp.minimum(first + share, self.steps),
+            lambda j, totals: self._step(j, totals, x, (*expert, row[:, None])),
+            (jnp.zeros((tile.rows, x.count), jnp.float32),) * len(product.weights),
+        )
+        at = x.first + jnp.arange(x.count, dtype=jnp.int32)[None], n[:, None]
+        inside = None if M % x.count == N % tile.rows == 0 else (at[0] < M) & (at[1] < N)
+        if tile.splits > 1:
+            for total, ref in zip(totals, out_refs):
+                triton.store(ref, (split, *at), total, mask=inside)
+            return
+        factors = [
+            (
+                None if scale is None else scale[expert[0] if expert else 0].astype(jnp.float32),
+                None
+                if bias is None
+                else triton.load(bias, (*expert, row)).astype(jnp.float32)[:, None],
+            )
+            for _, scale, bias in product.of_each_weight
+        ]
+        y = finished(totals, factors, product.activation)
+        if product.residual is not None:
+            y += triton.load(product.residual, at, mask=inside).astype(jnp.float32)
+        (ref,) = out_refs
+        triton.store(ref, at, y.astype(ref.dtype), mask=inside)
+
+    def _step(self, j, totals, x, index):
+        """Add the products of the inputs of step j to the totals of each weight."""
+        tile, of_x, more = self.tile, x.of_step(j), []
+        for total, weight in zip(totals, self.product.weights):
+            read = _Tile(weight, index, j * tile.groups, tile.groups, self.steps)
+            values = _in_order(list(_values(read, of_x.dtype, self.target)), tile)
+            more.append(total + triton.dot(values, of_x.T))
+        return tuple(more)
 
 
 def _rows_of_an_expert(M, tiles):
@@ -142,20 +247,17 @@ def _in_order(values, tile):
 
 
 class _Tile:
-    """Loads arrays [rows, count] of some rows, for `count` groups from `first` on.
+    """Loads arrays [rows, count] of some rows of a weight, for `count` groups from `first` on.
 
+    weight: holds refs.
     index: (row indices [rows, 1],), or (expert, row indices) in a stack.
+    steps: the number of tiles along a row; the weight may have fewer groups.
     """
 
-    def __init__(self, refs, packing, index, first, count, groups):
-        self.refs, self.packing, self.index, self.first, self.count, self.groups = (
-            refs,
-            packing,
-            index,
-            first,
-            count,
-            groups,
-        )
+    def __init__(self, weight, index, first, count, steps):
+        self.refs, self.packing, self.groups = weight.planes, weight.packing, stored_groups(weight)
+        self.index, self.first, self.count = index, first, count
+        self.is_masked = steps * count != self.groups
 
     def codes(self, word):
         return self._load("codes", word)
@@ -181,7 +283,7 @@ class _Tile:
         )
         index = tuple(jnp.broadcast_to(jnp.int32(i), shape) for i in (*self.index, *index, g))
         return triton.load(
-            self.refs[plane], index, mask=mask if self.groups % self.count else None, hint="once"
+            self.refs[plane], index, mask=mask if self.is_masked else None, hint="once"
         )
 
 

@@ -89,15 +89,19 @@ def kernel_of_product(rows: int, dtype) -> str:
 
     float32 uses the GEMV for as many rows as it supports, because the matrix units would round it.
     """
-    narrow = jnp.dtype(dtype).itemsize <= 2
     if 0 < rows <= gemv_rows(dtype):
         return "gemv"
-    return "skinny_gemm" if narrow and rows <= PACKED_ROWS else "dequantize"
+    return "skinny_gemm" if 0 < rows <= packed_rows(dtype) else "dequantize"
 
 
 def gemv_rows(dtype) -> int:
     """Returns the most rows of x for which the GEMV kernel is used."""
     return GEMV_ROWS if jnp.dtype(dtype).itemsize > 2 else MATRIX_ROWS - 1
+
+
+def packed_rows(dtype) -> int:
+    """Returns the most rows of x for which a kernel reads the packed weight."""
+    return GEMV_ROWS if jnp.dtype(dtype).itemsize > 2 else PACKED_ROWS
 
 
 def require_weight(weight, mode: str) -> None:
@@ -145,14 +149,14 @@ def _gemv(x, products, norm, mode, dtype, on, epsilon, shared=None):
     return multiply(x, products, **how, shared=shared)
 
 
-def skinny_product(x_MK, weight, experts=None, rows=None) -> jax.Array:
-    """Multiplies tens of rows of a narrow x: see `pallas_kernels.qmatmul.multiply_skinny`."""
-    return _skinny(x_MK, weight, target(), experts, rows)
+def skinny_gemm(x_MK, products, *, dtype, rows=None) -> list[jax.Array]:
+    """Computes products of tens of rows of x: see `pallas_kernels.qmatmul.multiply_skinny`."""
+    return _skinny(x_MK, products, jnp.dtype(dtype), target(), rows)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _skinny(x_MK, weight, on, experts=None, rows=None):
-    return multiply_skinny(x_MK, weight, target=on, experts=experts, rows=rows)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _skinny(x_MK, products, dtype, on, rows=None):
+    return multiply_skinny(x_MK, products, dtype=dtype, target=on, rows=rows)
 
 
 def dequantize(weight, dtype) -> jax.Array:
@@ -282,7 +286,8 @@ def _error_of_products(packing, mode, on) -> jax.Array:
     exact = dot(x, dense.T)
     values = _dequantize(planes, packing, jnp.dtype("float32"), on, planes["codes"].shape[-1])
     narrow = x.astype(jnp.bfloat16)
-    rounded = _skinny(narrow, weight, on) - dot(narrow.astype(jnp.float32), dense.T)
+    (y_narrow,) = _skinny(narrow, [product], jnp.dtype("float32"), on)
+    rounded = y_narrow - dot(narrow.astype(jnp.float32), dense.T)
     norm = jnp.linalg.norm(exact)
     others_work = (values == dense).all() & (jnp.linalg.norm(rounded) < 1e-2 * norm)
     return jnp.where(others_work, jnp.linalg.norm(y - exact) / norm, jnp.inf)

@@ -101,26 +101,28 @@ class Stacks(NamedTuple):
         parts = jnp.split(outputs[0], 2, axis=-1) if self.is_fused else outputs
         return gated(*parts, activation=self.activation)
 
-    def through_pairs(self, multiply: Callable, x_TD, experts_P, **norm):
-        """Computes the feed-forward of (token, expert) pairs in two calls of a kernel.
+    def through_pairs(self, multiply: Callable, x_TD, experts, **of_x):
+        """Computes the feed-forward of rows, each for one expert, in two calls of a kernel.
 
         Args:
-            multiply: Computes products, like `backends.cpp.multiply` with a given mode.
-            x_TD: The tokens. The P / T pairs of a token are consecutive.
-            experts_P: The expert of each pair.
-            **norm: Arguments of `multiply` for the norm of x.
+            multiply: Computes products: `backends.pallas.skinny_gemm`, or `backends.cpp.multiply`
+                or `backends.pallas.gemv` with a given mode.
+            x_TD: The tokens.
+            experts: The experts of the rows, as `multiply` expects them. If there is one for each
+                row, the rows of a token are consecutive.
+            **of_x: Arguments of `multiply` for x: its norm, or which of its rows to use.
 
         Returns:
-            The output of each pair, float32 [P, D].
+            The output of each row, float32.
         """
         if self.is_fused:
-            first = _product(self.first, experts_P)
-            hidden = self.hidden(multiply(x_TD, [first], dtype=jnp.float32, **norm))
+            first = _product(self.first, experts)
+            hidden = self.hidden(multiply(x_TD, [first], dtype=jnp.float32, **of_x))
             hidden = hidden.astype(x_TD.dtype)
         else:
-            first = _product(self.first, experts_P, self.activation)
-            (hidden,) = multiply(x_TD, [first], dtype=x_TD.dtype, **norm)
-        return multiply(hidden, [self.down.product(experts_P)], dtype=jnp.float32)[0]
+            first = _product(self.first, experts, self.activation)
+            (hidden,) = multiply(x_TD, [first], dtype=x_TD.dtype, **of_x)
+        return multiply(hidden, [_product([self.down], experts)], dtype=jnp.float32)[0]
 
     def one_expert(self, x, e, numerics: Numerics):
         """Computes one expert's feed-forward of x [..., D] -> float32 [..., D]."""

@@ -1,8 +1,8 @@
 """A mixture of experts in Pallas kernels, for few and for many (token, expert) pairs.
 
 Few pairs are computed in two launches of the GEMV. Pairs with the same expert may share one read of
-its weights. Many pairs, in bfloat16 or float16, are sorted by expert and computed in two or three
-launches of the skinny GEMM.
+its weights. Many pairs, in bfloat16 or float16, are sorted by expert and computed in two launches
+of the skinny GEMM.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from pallas_kernels.router import Routing
 from pallas_kernels.router import reference as router_reference
 from rocmforge_jax import quant
 from rocmforge_jax.backends import Numerics, Operation, differentiable, pallas
-from rocmforge_jax.nn.expert_stacks import Stack, Stacks, require_packed
+from rocmforge_jax.nn.expert_stacks import Stacks, require_packed
 from rocmforge_jax.nn.linear import Linear, value_or_none
 from rocmforge_jax.nn.moe_cpp import check_cpp
 from rocmforge_jax.nn.norm import is_fusable, require_fusable, rms_norm
@@ -59,8 +59,7 @@ def _check_mixture(pairs, dtype, stacks: Stacks, norm) -> str:
             f"two launches, up to {together} pairs of an expert together, with"
             f" {stacks.activation}, {on}"
         )
-    count = {1: "two", 2: "three"}[len(stacks.first)]
-    return f"pairs ordered by expert, {count} launches with {stacks.activation}, {on}"
+    return f"pairs ordered by expert, two launches with {stacks.activation}, {on}"
 
 
 #: Fused: where no backend supports one of these, its parts are computed one by one.
@@ -153,25 +152,11 @@ class _ByExpert:
         rows = pallas.rows_of_an_expert(P, E)
         place_P, pair_of_row, expert_of_tile = _places(experts_P, E, rows)
         token_of_row = pair_of_row // (P // T)
-        expert_of_row = jnp.repeat(expert_of_tile, rows)
-        multiply = functools.partial(pallas.skinny_product, experts=expert_of_tile)
-        outputs = [
-            _finished(multiply(x_TD, s.kernel, rows=token_of_row), s, expert_of_row)
-            for s in stacks.first
-        ]
-        hidden = stacks.hidden(outputs).astype(x_TD.dtype)
-        down = stacks.down
-        return _finished(multiply(hidden, down.kernel)[place_P], down, experts_P)
+        y = stacks.through_pairs(pallas.skinny_gemm, x_TD, expert_of_tile, rows=token_of_row)
+        return y[place_P]
 
     def plain(self, x_TD, experts_P, stacks: Stacks):
         return stacks.expert_by_expert(x_TD, experts_P, self.numerics)
-
-
-def _finished(y, stack: Stack, expert_of_row):
-    """Applies the scale and bias of each row's expert. Rows without an expert are not used."""
-    if stack.scale_E is not None:
-        y = y * stack.scale_E[expert_of_row][:, None]
-    return y if stack.bias_EN is None else y + stack.bias_EN[expert_of_row].astype(y.dtype)
 
 
 def _shared(experts_P, E: int, rows: int):

@@ -203,12 +203,12 @@ def _check_pallas(rows, dtype, modules, norm) -> str:
     pallas.target()
     mode = _numerics(modules).activations
     targets = {require_pallas(weight, mode) for weight in _weights(modules, norm)}
-    most = pallas.gemv_rows(dtype)
-    if not 0 < rows <= most:
-        raise NotImplementedError(f"{rows} rows, the fused kernel takes 1 to {most}")
-    return (
-        f"{_described(modules, norm)} in one or two launches, {mode} activations, {targets.pop()}"
-    )
+    kernel = pallas.kernel_of_product(rows, dtype)
+    if not rows or kernel == "dequantize":
+        most = pallas.packed_rows(dtype)
+        raise NotImplementedError(f"{rows} rows, the fused kernels take 1 to {most}")
+    how = f"{mode} activations" if kernel == "gemv" else "on the matrix units"
+    return f"{_described(modules, norm)} in one or two launches, {how}, {targets.pop()}"
 
 
 def _check_cpp(rows, dtype, modules, norm) -> str:
@@ -270,6 +270,9 @@ class _Fused:
 
     def __call__(self, x, ready, scale, wanted):
         mode, normed = self.numerics.activations, ready is None
+        if self.backend == "pallas" and pallas.kernel_of_product(x.shape[0], x.dtype) != "gemv":
+            x = x if scale is None else rms_norm(x, scale, self.epsilon)
+            return pallas.skinny_gemm(x, wanted, dtype=self.dtype)
         x, scale, epsilon = (x, scale, self.epsilon) if normed else (ready, None, 0.0)
         multiply = cpp.multiply if self.backend == "cpp" else pallas.gemv
         return multiply(x, wanted, mode=mode, dtype=self.dtype, norm=scale, epsilon=epsilon)

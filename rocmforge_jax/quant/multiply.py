@@ -227,7 +227,7 @@ def _by_pallas(x, w, how):
     if kernel == "gemv":
         return pallas.gemv(x, [Product((w,))], mode=how.activations, dtype=how.dtype)[0]
     if kernel == "skinny_gemm":
-        return pallas.skinny_product(x, w)
+        return pallas.skinny_gemm(x, [Product((w,))], dtype=how.dtype)[0]
     # Without the barrier, XLA would merge the products of one x. For that, it would first
     # concatenate their dense weights in memory.
     x, dense_NK = jax.lax.optimization_barrier((x, pallas.dequantize(w, x.dtype)))

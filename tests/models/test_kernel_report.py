@@ -126,7 +126,7 @@ def test_in_the_interpreter_each_says_what_its_kernel_does(decoder):
         )
     ]
     assert of(report, name=name, tokens="many tokens") == [
-        ("Q8_0", "products", "xla", "128 rows, the fused kernel takes 1 to 16"),
+        ("Q8_0", "products", "xla", "128 rows, the fused kernels take 1 to 16"),
         ("Q8_0", "matmul", "pallas", "dequantised, then XLA's product, interpret"),
     ]
     ((kind, _, backend, why),) = set(of(report, name="attention"))

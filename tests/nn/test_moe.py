@@ -218,7 +218,7 @@ def test_many_pairs_by_expert_in_kernels(route, most_compared, case, distance, m
     with targets.use(targets.INTERPRET):
         y, decisions = decided(lambda: jax.jit(lambda *of: mixture(*of))(*operands))
     assert decisions == [
-        ("experts", "pallas", "pairs ordered by expert, three launches with silu, interpret")
+        ("experts", "pallas", "pairs ordered by expert, two launches with silu, interpret")
     ]
     assert y.dtype == jnp.bfloat16
     gate, up, down = (_rounded(dequantize(stack.kernel.get_value())) for stack in stacks)

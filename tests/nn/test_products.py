@@ -9,10 +9,12 @@ import pytest
 from flax import nnx
 
 from pallas_kernels import targets
+from pallas_kernels.activation_functions import SILU
 from rocmforge_jax import formats
 from rocmforge_jax.backends import Numerics, record
 from rocmforge_jax.nn import Embedding, Gate, Linear, RMSNorm, only_shapes, products
 from rocmforge_jax.quant import QParam, QTensor
+from tests.activated import activated
 
 pytestmark = pytest.mark.core
 
@@ -203,8 +205,25 @@ def test_many_rows_are_not_fused_on_a_gpu(linear, norm, normal, distance):
     with targets.use(targets.INTERPRET):
         (y,), decisions = decided(lambda: products(x, [layer], norm=norm, residual=residual))
     assert [d[:2] for d in decisions] == [("products", "xla"), ("matmul", "pallas")]
-    assert "20 rows, the fused kernel takes 1 to 16" in decisions[0][2]
+    assert "20 rows, the fused kernels take 1 to 16" in decisions[0][2]
     assert distance(y, normed(x, norm) @ dense + residual) < FLOAT32
+
+
+@pytest.mark.parametrize("normed_first", [True, False])
+def test_tens_of_narrow_rows_share_a_launch_on_the_matrix_units(
+    normed_first, linear, norm, normal, distance
+):
+    """From 4 rows of bfloat16 on; a product with a gate, and one with a bias."""
+    (gate, gate_dense), (up, up_dense) = linear(48, "Q4_0"), linear(48, "Q8_0")
+    (layer, dense), x = linear(21, "Q4_0"), jnp.asarray(normal(20, D), jnp.bfloat16)
+    given = norm if normed_first else None
+    with targets.use(targets.INTERPRET):
+        (gated, y), decisions = decided(lambda: products(x, [Gate(gate, up), layer], norm=given))
+    ((*_, how),) = decisions
+    assert "3 products" in how and "on the matrix units" in how
+    rows = normed(np.float64(x), norm) if normed_first else np.float64(x)
+    assert distance(y, rows @ dense) < 1e-2
+    assert distance(gated, activated(SILU, rows @ gate_dense, rows @ up_dense)) < 2e-2
 
 
 def test_a_backend_that_is_demanded(linear, normal):

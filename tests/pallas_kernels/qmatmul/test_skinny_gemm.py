@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.qmatmul import Weight, multiply_skinny
+from pallas_kernels.qmatmul import Product, Weight, multiply_skinny
 from pallas_kernels.qmatmul.blocks import MatrixTile
 from pallas_kernels.samples import random_planes
 from pallas_kernels.targets import Target
@@ -22,7 +22,14 @@ pytestmark = pytest.mark.core
 #: on an H200.
 FLOAT32 = 1e-6 if TARGET.interpret else 4e-6
 
-_multiply = jax.jit(functools.partial(multiply_skinny, target=TARGET), static_argnames="tile")
+_multiply_all = jax.jit(
+    functools.partial(multiply_skinny, target=TARGET), static_argnames=("tile", "dtype")
+)
+
+
+def _multiply(x, weight, tile=None, experts=None):
+    product = Product((weight,), experts=experts)
+    return _multiply_all(x, [product], dtype=jnp.float32, tile=tile)[0]
 
 
 @pytest.fixture
@@ -94,10 +101,9 @@ def test_rows_that_experts_cannot_share_are_refused(rows, count, matrix):
             " from 16"
         ),
     ):
-        multiply_skinny(
+        _multiply(
             jnp.zeros((rows, 32), jnp.bfloat16),
             Weight(stack, packing),
-            target=TARGET,
             experts=jnp.zeros(count, jnp.int32),
         )
 
@@ -120,6 +126,12 @@ def test_the_tile_of_a_gpu_never_seen(check):
     check("Q4_0", 40, 5, 33, None)
 
 
+def alone(x, weight, target, experts=None):
+    return multiply_skinny(
+        x, [Product((weight,), experts=experts)], dtype=jnp.float32, target=target
+    )
+
+
 @pytest.mark.parametrize("target", GPUS, ids=str)
 @pytest.mark.parametrize(
     ("name", "inputs"), [("Q4_0", 32), ("Q6_K", 2816), ("IQ4_NL", 4096), ("MXFP4", 896)]
@@ -131,7 +143,7 @@ def test_it_lowers_to_triton(target, name, inputs):
     x = jax.ShapeDtypeStruct((33, inputs), jnp.bfloat16)
     lowered = lowered_to_triton(
         target,
-        lambda x, planes: multiply_skinny(x, Weight(planes, packing), target=target),
+        lambda x, planes: alone(x, Weight(planes, packing), target),
         x,
         planes,
     )
@@ -145,7 +157,7 @@ def test_it_lowers_to_triton(target, name, inputs):
     )
 
     def run(x, stack, experts):
-        return multiply_skinny(x, Weight(stack, packing), target=target, experts=experts)
+        return alone(x, Weight(stack, packing), target, experts)
 
     assert lowered_to_triton(target, run, x, stack, experts).count("__gpu$xla.gpu.triton") == 1
 
@@ -157,7 +169,7 @@ def test_nothing_begins_early_beside_large_tiles(rows, early):
     planes = jax.eval_shape(lambda: random_planes(jax.random.key(0), packing, 512, 64))
 
     def run(x, planes):
-        return multiply_skinny(x, Weight(planes, packing), target=target)
+        return alone(x, Weight(planes, packing), target)
 
     text = lowered_to_triton(target, run, jax.ShapeDtypeStruct((rows, 2048), jnp.bfloat16), planes)
     assert ("griddepcontrol.launch_dependents" in text) == early

@@ -1,6 +1,6 @@
 """Measures the C++ products on this CPU.
 
-    python benchmarks/cpu_kernels.py [--types Q4_0 ...] [--rows 1 128] [--instructions AVX2]
+    python benchmarks/cpu_kernels.py [--types Q4_0 ...] [--rows 1 128] [--instructions AMX AVX2]
 
 The script first measures the ceiling: the memory bandwidth that the same number of threads reaches.
 Products with few rows of activations are bound by it; products with many rows are bound by
@@ -8,7 +8,7 @@ arithmetic.
 
 Each product runs over several matrices that together exceed the caches, so that every byte of a
 weight comes from memory, as in a model. Numbers are medians over repeated runs. The cases take
-turns, so that other load on the machine affects all of them equally.
+turns, sets of instructions included, so that other load on the machine affects all of them equally.
 
 `busy` is the share of the threads' time that this process used. A value below 0.9 for many rows
 means that other processes used the rest. The last line is one JSON object.
@@ -141,7 +141,7 @@ class Case:
         seconds, busy = _timed(lambda: jax.block_until_ready(self._run(self._x, self._weights)))
         return seconds / self.copies, busy / self.copies
 
-    def result(self, times: list[tuple[float, float]], bandwidth: float) -> dict:
+    def result(self, times: list[tuple[float, float]], bandwidth: float, used: str) -> dict:
         seconds, busy = (statistics.median(each) for each in zip(*times))
         weights = self.outputs * self.inputs
         return {
@@ -149,6 +149,7 @@ class Case:
             "shape": self.shape,
             "rows": self.rows,
             "mode": self.mode,
+            "instructions": used,
             "matrices": self.copies,
             "microseconds": seconds * 1e6,
             "weights_per_s": weights / seconds,
@@ -166,7 +167,10 @@ def main():
     parser.add_argument("--rows", nargs="+", type=int, default=(1, 128))
     parser.add_argument("--modes", nargs="+", default=tuple(products.MODES))
     parser.add_argument(
-        "--instructions", help="those to use, where the processor has them; default: the quickest"
+        "--instructions",
+        nargs="+",
+        metavar="NAME",
+        help="sets to compare, of those that the processor has (default: the fastest)",
     )
     parser.add_argument(
         "--megabytes", type=int, default=400, help="of all matrices of a type and shape together"
@@ -174,15 +178,14 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     path, size = cpp.build_library(), arguments.megabytes << 20
-    used = library.load(path)
-    if arguments.instructions:
-        library.use(path, used := arguments.instructions)
+    fastest = library.load(path)
+    compared = arguments.instructions or [fastest]
     threads = os.cpu_count()
     bandwidth = read_bandwidth(threads, 1 << 30, arguments.repeats)
-    print(f"{processor()}, {threads} threads read {bandwidth / 1e9:.1f} GB/s; products use {used}")
+    print(f"{processor()}, {threads} threads read {bandwidth / 1e9:.1f} GB/s")
     print(
-        f"{'':7}{'matrix':>13}{'rows':>6}{'mode':>7}{'us':>11}{'Gweights/s':>12}{'GB/s':>7}"
-        f"{'of read':>9}{'GFLOP/s':>9}{'busy':>6}"
+        f"{'':7}{'matrix':>13}{'rows':>6}{'mode':>7} {'instructions':14}{'us':>11}"
+        f"{'Gweights/s':>12}{'GB/s':>7}{'of read':>9}{'GFLOP/s':>9}{'busy':>6}"
     )
     results = []
     for name, shape in itertools.product(arguments.types, arguments.shapes):
@@ -192,19 +195,24 @@ def main():
             Case(name, shape, *which, size)
             for which in itertools.product(arguments.rows, arguments.modes)
         ]
-        times = [[case.run() for case in cases] for _ in range(arguments.repeats)]
-        for case, of_case in zip(cases, zip(*times)):
-            results.append(r := case.result(of_case, bandwidth))
+        runs, times = list(itertools.product(cases, compared)), []
+        for _ in range(arguments.repeats):
+            times.append([])
+            for case, used in runs:
+                library.use(path, used)
+                times[-1].append(case.run())
+        for (case, used), of_case in zip(runs, zip(*times)):
+            results.append(r := case.result(of_case, bandwidth, used))
             print(
-                f"{name:7}{shape:>13}{case.rows:6}{case.mode:>7}{r['microseconds']:11,.1f}"
-                f"{r['weights_per_s'] / 1e9:12.2f}{r['bytes_per_s'] / 1e9:7.1f}"
+                f"{name:7}{shape:>13}{case.rows:6}{case.mode:>7} {used:14}"
+                f"{r['microseconds']:11,.1f}{r['weights_per_s'] / 1e9:12.2f}"
+                f"{r['bytes_per_s'] / 1e9:7.1f}"
                 f"{r['share_of_bandwidth']:9.2f}{r['flop_per_s'] / 1e9:9,.0f}{r['busy']:6.2f}",
                 flush=True,
             )
     about = {
         "processor": processor(),
         "threads": threads,
-        "instructions": used,
         "jax": jax.__version__,
     }
     print(json.dumps(about | {"read_bytes_per_s": bandwidth, "products": results}))

@@ -223,17 +223,22 @@ def _trials_in(file: Path, used: str) -> Trials:
 
 
 def _error(packing, mode: str) -> jax.Array:
-    """Returns the larger relative error of two small products, one of them with experts."""
+    """Returns the largest relative error of small products: few rows, many rows, experts."""
     planes = samples.random_planes(jax.random.key(0), packing, 2 * 37, 40)
     dense = reference.dequantize(planes, packing).reshape(2, 37, -1)
     stack = {name: plane.reshape(2, 37, *plane.shape[1:]) for name, plane in planes.items()}
     first = Weight({name: plane[0] for name, plane in stack.items()}, packing)
-    x, experts = jax.random.normal(jax.random.key(1), (3, 40 * 32)), jnp.array([1, 0, 1])
-    products = Product((first,)), Product((Weight(stack, packing),), experts=experts)
-    weights = jnp.stack([dense[:1].repeat(3, 0), dense[experts]])
-    exact = jnp.einsum("mk,omnk->omn", x, weights, precision="highest")
-    found = [
-        _multiply(x, [product], None, mode, jnp.dtype("float32"), 0.0)[0] for product in products
+    many, experts = jax.random.normal(jax.random.key(1), (19, 40 * 32)), jnp.array([1, 0, 1])
+    few, chosen = many[:3], Product((Weight(stack, packing),), experts=experts)
+    cases = [
+        (few, Product((first,)), dense[:1].repeat(3, 0)),
+        (many, Product((first,)), dense[:1].repeat(19, 0)),
+        (few, chosen, dense[experts]),
     ]
-    errors = jnp.linalg.norm(jnp.stack(found) - exact, axis=(1, 2))
-    return (errors / jnp.linalg.norm(exact, axis=(1, 2))).max()
+
+    def error(x, product, weights):
+        exact = jnp.einsum("mk,mnk->mn", x, weights, precision="highest")
+        (found,) = _multiply(x, [product], None, mode, jnp.dtype("float32"), 0.0)
+        return jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
+
+    return jnp.stack([error(*case) for case in cases]).max()

@@ -11,19 +11,22 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (
+    *_AVX2,
+    *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")),
+    "-mprefer-vector-width=512",
+)
 #: Compiler flags of each instruction set that `kernels.cc` is compiled for, by machine.
 #: `processor.cc` chooses one of them. A set that the compiler does not support is left out.
 _VARIANTS = {
     "x86_64": {
-        "avx512": (
-            *_AVX2,
-            *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")),
-            "-mprefer-vector-width=512",
-        ),
+        "avx512": _AVX512,
         "avxvnni": (*_AVX2, "-mavxvnni"),
         "avx2": _AVX2,
     }
 }
+#: Compiler flags of `amx.cc`, which replaces a part of the variant "avx512".
+_AMX = (*_AVX512, "-mamx-tile", "-mamx-int8")
 #: Custom calls, which include the headers of JAX.
 _CALLS = ("multiply.cc", "experts.cc", "attention.cc", "recurrence.cc")
 #: Flags for the instructions that every processor of a machine supports. They override a
@@ -45,6 +48,9 @@ def units(knows: Callable[[tuple[str, ...]], bool], *, baseline: bool) -> list[l
     kernels = [
         ("kernels.cc", (*flags, f"-DVARIANT=kernels_{name}")) for name, flags in variants.items()
     ]
+    if "avx512" in variants and knows(_AMX):
+        variants["amx"] = _AMX
+        kernels.append(("amx.cc", _AMX))
     calls = [(name, ("-isystem", _headers())) for name in _CALLS]
     others = [
         ("older_systems.cc", ()),

@@ -19,7 +19,7 @@ def library(cpp_folder):
     return path, cpp_library.load(path)
 
 
-@pytest.fixture(params=["AVX-512 VNNI", "AVX2 VNNI", "AVX2", "NEON", "plain C++"])
+@pytest.fixture(params=["AMX", "AVX-512 VNNI", "AVX2 VNNI", "AVX2", "NEON", "plain C++"])
 def instructions(request, library):
     """Each set of instructions that this processor has, used for the length of a test."""
     path, fastest = library

@@ -18,9 +18,9 @@ def test_instructions(library):
     names = cpp_library.instructions(path)
     assert names[0] == fastest and names[-1] in ("NEON", "plain C++")
     with pytest.raises(
-        ValueError, match="'AMX' is none of the instructions of this processor: .*(NEON|plain C)"
+        ValueError, match="'AMX9' is none of the instructions of this processor: .*(NEON|plain C)"
     ):
-        cpp_library.use(path, "AMX")
+        cpp_library.use(path, "AMX9")
 
 
 def test_forms_are_those_of_the_packings_that_formats_have(library, instructions):

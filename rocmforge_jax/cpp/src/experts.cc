@@ -61,13 +61,13 @@ Order by_expert(const int32_t* experts, int64_t pairs, int64_t count) {
   return order;
 }
 
-std::vector<Batch> batches_of(const Job& job, const Order& order) {
+// jobs: a single one.
+std::vector<Batch> batches_of(const std::vector<Job>& jobs, int parts, const Order& order) {
   std::vector<Batch> batches;
   for (size_t e = 0; e + 1 < order.starts.size(); e++)
     for (int64_t first = order.starts[e], end = order.starts[e + 1]; first < end; first += kSlab) {
       const int64_t count = std::min(kSlab, end - first);
-      const Way& way = count <= kFew ? kernels().gemv : kernels().skinny_gemm;
-      batches.push_back({&way, of_expert(job, (int64_t)e, order.pairs.data()), first, count, nullptr});
+      batches.push_back({&way_for(jobs, parts, count), of_expert(jobs[0], (int64_t)e, order.pairs.data()), first, count, nullptr});
     }
   return batches;
 }
@@ -115,7 +115,7 @@ ffi::Error multiply_experts(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::
   const int64_t M = x.dimensions()[0], K = x.dimensions()[1], P = experts.dimensions()[0];
   const Inputs in{x.typed_data(), norm.element_count() ? norm.typed_data() : nullptr, epsilon, K / kGroup, (int)parts};
   const Order order = by_expert(experts.typed_data(), P, stack->dimensions()[0]);
-  std::vector<Batch> batches = batches_of(job, order);
+  std::vector<Batch> batches = batches_of(jobs, in.parts, order);
   const int64_t work = job.rows * job.weight_count * K * P;
   const int64_t threads = std::clamp<int64_t>(work / kWorthAThread, 1, std::max<int64_t>(pool.num_threads(), 1));
   Team team(pool, threads - 1);

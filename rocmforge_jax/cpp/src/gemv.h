@@ -21,14 +21,6 @@ inline int64_t blocks(int64_t groups) { return (groups + LANES - 1) / LANES; }
 
 int64_t bytes(const Inputs& in) { return blocks(in.groups) * (in.parts == 2 ? sizeof(Block<2>) : sizeof(Block<1>)); }
 
-// Packs four integers into the bytes of a word.
-inline Words word_of(const Ints* integers) {
-  Words word = (Words)integers[3] << 24;
-#pragma GCC unroll 4
-  for (int i = 0; i < 3; i++) word |= ((Words)integers[i] & 255) << 8 * i;
-  return word;
-}
-
 template <int kParts>
 void quantize_row(const Inputs& in, int64_t row, Block<kParts>* to) {
   const float *x = in.x + row * in.groups * kGroup, factor = factor_of_norm(in, x);
@@ -40,11 +32,8 @@ void quantize_row(const Inputs& in, int64_t row, Block<kParts>* to) {
         for (int odd = 0; odd < 2; odd++) to->words[odd * kPairs][p] = pair_of(groups.integers, p, odd);
         continue;
       }
-      Ints high[4], low[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) high[i] = (groups.integers[4 * p + i] + 64) >> 7, low[i] = groups.integers[4 * p + i] - (high[i] << 7);
-      to->words[0][p] = word_of(kParts == 2 ? high : groups.integers + 4 * p);
-      if (kParts == 2) to->words[kParts - 1][p] = word_of(low);
+      if (kParts == 2) split(groups.integers + 4 * p, to->words[0][p], to->words[kParts - 1][p]);
+      else to->words[0][p] = bytes_of(groups.integers + 4 * p);
     }
     const Ints sums[3] = {groups.sums[0], groups.sums[1], groups.sums[0] + groups.sums[1]};
     to->scale = groups.scale;

@@ -68,6 +68,15 @@ inline ffi::Error read_jobs(ffi::RemainingArgs args, ffi::RemainingRets outs, ff
   return error;
 }
 
+// Returns the fastest method for `count` rows of activations. parts: as in `Inputs`.
+inline const Way& way_for(const std::vector<Job>& jobs, int parts, int64_t count) {
+  if (count <= kFew) return kernels().gemv;
+  bool halves = false;
+  for (const Job& job : jobs)
+    for (int i = 0; i < job.weight_count; i++) halves |= job.weights[i].halves == 2;
+  return parts == 1 && halves ? kernels().skinny_gemm_of_halves : kernels().skinny_gemm;
+}
+
 // Returns aligned memory that a thread reuses, because allocating costs more than the product with a small matrix.
 inline char* kept(std::vector<char>& memory, size_t size) {
   if (memory.size() < size + 64) memory.resize(size + 64);

@@ -7,6 +7,9 @@
 
 namespace {
 bool supports(const Weight& w) { return gemv::functions(w) != nullptr; }
+
+constexpr Way kSkinnyGemm = {skinny_gemm::kTile,    skinny_gemm::kRows,   skinny_gemm::bytes,
+                             skinny_gemm::quantize, skinny_gemm::scratch, skinny_gemm::multiply};
 }  // namespace
 
 extern "C" const Kernels VARIANT;
@@ -14,7 +17,8 @@ const Kernels VARIANT = {
     ISA,
     supports,
     {1, gemv::kRows, gemv::bytes, gemv::quantize, gemv::scratch, gemv::multiply},
-    {skinny_gemm::kTile, skinny_gemm::kUnit, skinny_gemm::bytes, skinny_gemm::quantize, skinny_gemm::scratch, skinny_gemm::multiply},
+    kSkinnyGemm,
+    kSkinnyGemm,
     attention::kQueries,
     attention::scratch,
     attention::attend,

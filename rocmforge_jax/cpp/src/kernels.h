@@ -107,7 +107,8 @@ struct ScanHead {
 struct Kernels {
   const char* name;
   bool (*supports)(const Weight&);
-  Way gemv, skinny_gemm;
+  // skinny_gemm_of_halves: for 8-bit activations and weights with a scale for each half of a group.
+  Way gemv, skinny_gemm, skinny_gemm_of_halves;
   // Computes attention of the queries first to last - 1, at most `queries`, of a KV head of sequence b. Queries are numbered with the heads
   // of the group as the minor axis.
   int64_t queries;

@@ -16,7 +16,7 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
   if (auto error = read_jobs(args, outs, numbers, tables, factors, jobs); error.failure()) return error;
   const int64_t M = x.dimensions()[0], K = x.dimensions()[1];
   const Inputs in{x.typed_data(), norm.element_count() ? norm.typed_data() : nullptr, epsilon, K / kGroup, (int)parts};
-  const Way& way = M <= kFew ? kernels().gemv : kernels().skinny_gemm;
+  const Way& way = way_for(jobs, in.parts, M);
 
   int64_t rows = 0;
   for (const Job& job : jobs) rows += job.rows * job.weight_count;

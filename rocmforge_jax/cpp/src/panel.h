@@ -4,20 +4,27 @@
 #include "quantize.h"
 #include "weights.h"
 
+// Whether this is compiled for tiles of AMX (`amx.cc`).
+#ifndef TILES
+#define TILES 0
+#endif
+
 namespace skinny_gemm {
 namespace {
 
 // Rows of activations, and vectors of rows of a weight, that are multiplied at once: their sums fill the registers.
 constexpr int kTile = LANES == 16 ? 8 : 4, kVectors = 2, kUnit = kVectors * LANES;
-// kPanel groups are unpacked at a time. kDepth of them are multiplied with one tile after the other. They fit into the L1 cache together
-// with the current and the prefetched tile.
-constexpr int kPanel = 16, kDepth = 8;
+// kPanel groups are unpacked at a time.
+constexpr int kPanel = 16;
 
-// kUnit rows of kPanel groups: signed codes [group][position][vector], as bytes or as pairs of 16 bits; initial values of sums; scales.
+// kUnit rows of kPanel groups: signed codes, initial values of sums, scales.
 struct Panel {
-  Words codes[kPanel][2 * kPositions][kVectors];
+  Words words[kPanel * 2 * kPositions][kVectors];
   Ints start[kPanel][2][kVectors];
   Floats scale[kPanel][2][kVectors], minimum[kPanel][2][kVectors];
+
+  // The codes of group g [position][vector], as bytes or as pairs of 16 bits.
+  const Words (*codes(int64_t g, bool bytes) const)[kVectors] { return words + g * (bytes ? kPositions : 2 * kPositions); }
 };
 
 // Clamps a row to the last row of the weight.
@@ -38,7 +45,7 @@ void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int count, 
 #pragma GCC unroll 8
     for (int k = 0; k < kBits; k++) of_group[k] = words[k][i];
     unpack<kBits>(of_group, codes);
-    Words(*put)[kVectors] = (Words(*)[kVectors]) & to.codes[first + i][0][vector];
+    Words(*put)[kVectors] = (Words(*)[kVectors])&to.codes(first + i, bytes)[0][vector];
     Ints ones[2] = {};
 #pragma GCC unroll 8
     for (int p = 0; p < kPositions; p++) {
@@ -47,13 +54,13 @@ void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int count, 
 #if BYTE_DOTS
       if (bytes) {
         put[p][0] = codes[p];
-        ones[p / 4] = dot4(ones[p / 4], Words{} + 0x01010101u, codes[p]);
+        if (!TILES) ones[p / 4] = dot4(ones[p / 4], Words{} + 0x01010101u, codes[p]);
         continue;
       }
 #endif
       for (int odd = 0; odd < 2; odd++) put[2 * p + odd][0] = pair_of_bytes<true>(codes[p], odd);
     }
-    if (!bytes) continue;
+    if (!bytes || TILES) continue;
     to.start[first + i][0][vector] = (w.halves == 2 ? ones[0] : ones[0] + ones[1]) * -128;
     to.start[first + i][1][vector] = ones[1] * -128;
   }

@@ -8,9 +8,14 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(HAS_amx) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 // `units.py` defines the macro HAS_<name> for each table that is compiled.
 extern "C" const Kernels kernels_plain, kernels_avx2, kernels_avxvnni, kernels_avx512;
+extern "C" const Way skinny_gemm_amx;
 
 namespace {
 
@@ -30,6 +35,34 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+
+#if defined(HAS_amx)
+// Linux lets a process use tiles only after a request, which it may refuse. The permission holds for all threads.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTiles = 18;
+  static const bool permitted = syscall(SYS_arch_prctl, kRequestPermission, kTiles) == 0;
+  return permitted;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+  unsigned a, b, c, d;
+  const bool tiles_of_bytes = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) && (d >> 25 & 1);
+  return tiles_of_bytes && has_avx512() && may_use_tiles();
+}
+
+Kernels with_amx() {
+  Kernels kernels = kernels_avx512;
+  kernels.name = "AMX";
+  kernels.skinny_gemm = skinny_gemm_amx;
+  return kernels;
+}
+
+const Kernels kernels_amx = with_amx();
+#endif
 #endif
 
 struct Entry {
@@ -39,6 +72,9 @@ struct Entry {
 
 // In descending order of speed.
 const Entry kEntries[] = {
+#if defined(HAS_amx)
+    {&kernels_amx, has_amx},
+#endif
 #if defined(HAS_avx512)
     {&kernels_avx512, has_avx512},
 #endif

@@ -57,6 +57,22 @@ inline void quantize_groups(const Inputs& in, const float* x, int64_t g, float f
   }
 }
 
+// Packs four integers into the bytes of a word.
+inline Words bytes_of(const Ints* integers) {
+  Words word = (Words)integers[3] << 24;
+#pragma GCC unroll 4
+  for (int i = 0; i < 3; i++) word |= ((Words)integers[i] & 255) << 8 * i;
+  return word;
+}
+
+// Splits four integers of 15 bits into bytes: each is 128 times its high byte plus its low byte.
+inline void split(const Ints* integers, Words& high_bytes, Words& low_bytes) {
+  Ints high[4], low[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) high[i] = (integers[i] + 64) >> 7, low[i] = integers[i] - (high[i] << 7);
+  high_bytes = bytes_of(high), low_bytes = bytes_of(low);
+}
+
 // Two of the four integers at a position, as 16-bit numbers: those for the even bytes of codes, or for the odd bytes.
 inline Words pair_of(const Ints* integers, int position, int odd) {
   return ((Words)integers[4 * position + odd] & 0xFFFF) | (Words)integers[4 * position + odd + 2] << 16;

@@ -11,6 +11,18 @@
 namespace skinny_gemm {
 namespace {
 
+// kDepth groups of kPanels panels are multiplied with one tile after the other. They fit into the L1 cache together with the current and
+// the prefetched tile.
+constexpr int kPanels = 1, kDepth = 8;
+
+// Whether the codes of a panel are bytes.
+inline bool panel_of_bytes(const Inputs& in) { return of_bytes(in); }
+
+// What `add_products` needs while it runs: nothing.
+struct Session {
+  Session(const Inputs&, const Weight&) {}
+};
+
 // Packs word `i` of LANES groups.
 template <bool kOfBytes>
 inline Words word_of(const Ints* integers, int i) {
@@ -53,7 +65,7 @@ void add_products(const Panel& panel, int64_t first, int64_t last, const uint32_
         for (int v = 0; v < kVectors; v++) sums[m][v] = kOfBytes ? panel.start[g][h][v] : Ints{};
 #pragma GCC unroll 4
       for (int i = 0; i < kSteps; i++) {
-        const Words* codes = panel.codes[g][h * kSteps + i];
+        const Words* codes = panel.codes(g, kOfBytes)[h * kSteps + i];
 #pragma GCC unroll 8
         for (int m = 0; m < kTile; m++) {
           const Words values = Words{} + x[m * kWords + h * kSteps + i];

@@ -248,6 +248,8 @@ SKINNY_GEMM = {
 }
 
 
+#: Whether such a launch may have several weights. On gfx11, XLA's compiler then spills registers.
+SEVERAL_WEIGHTS = {"": True, "rocm": False}
 #: The least number of programs of such a launch. To reach it, programs share the inputs of a row.
 PROGRAMS = 192
 

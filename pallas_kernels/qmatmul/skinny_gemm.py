@@ -25,7 +25,7 @@ from pallas_kernels.packing import GROUP, scale_and_minimum
 from pallas_kernels.qmatmul import blocks, codes
 from pallas_kernels.qmatmul.epilogue import finished
 from pallas_kernels.qmatmul.product import Product, stored_groups
-from pallas_kernels.targets import Target
+from pallas_kernels.targets import Target, of_family
 
 
 def multiply(
@@ -34,11 +34,14 @@ def multiply(
     """Run the kernel; `api.multiply_skinny` describes the operands.
 
     If programs share the inputs of a row, the kernel returns their sums, and XLA computes the
-    epilogue.
+    epilogue. Where `blocks.SEVERAL_WEIGHTS` is false, each weight has a launch of its own.
 
     Raises:
         ValueError: M is not the number of `experts` times a power of two, at least 16.
     """
+    weights = sum(len(product.weights) for product in products)
+    if weights > 1 and not of_family(blocks.SEVERAL_WEIGHTS, target):
+        return _one_by_one(x_MK, products, dtype, target=target, tile=tile, rows=rows)
     M = len(x_MK) if rows is None else len(rows)
     experts = products[0].experts
     together = M if experts is None else _rows_of_an_expert(M, experts.shape[0])
@@ -104,15 +107,32 @@ def multiply(
     ]
 
 
-def _finished_sums(product, sums_of_weights):
-    """Compute the epilogue of a product without experts."""
-    factors = [
-        (
-            None if scale is None else scale[0],
-            None if bias is None else bias.astype(jnp.float32)[None],
-        )
-        for _, scale, bias in product.of_each_weight
+def _one_by_one(x_MK, products, dtype, **how) -> list[jax.Array]:
+    """Multiply with each weight in a launch of its own."""
+
+    def sums(weight, experts):
+        return multiply(x_MK, [Product((weight,), experts=experts)], jnp.float32, **how)[0]
+
+    return [
+        _finished_sums(
+            product, [sums(weight, product.experts) for weight in product.weights]
+        ).astype(dtype)
+        for product in products
     ]
+
+
+def _finished_sums(product, sums_of_weights):
+    """Compute the epilogue of a product outside of the kernel."""
+    expert_M = None
+    if product.experts is not None:
+        expert_M = jnp.repeat(product.experts, len(sums_of_weights[0]) // len(product.experts))
+    factors = []
+    for _, scale, bias in product.of_each_weight:
+        if scale is not None:
+            scale = scale[0] if expert_M is None else scale[expert_M][:, None]
+        if bias is not None:
+            bias = (bias[None] if expert_M is None else bias[expert_M]).astype(jnp.float32)
+        factors.append((scale, bias))
     y = finished(sums_of_weights, factors, product.activation)
     return y if product.residual is None else y + product.residual.astype(jnp.float32)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import samples
-from pallas_kernels.qmatmul.api import Product, Weight
+from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import formats
 from rocmforge_jax.cpp import library as cpp_library
 from rocmforge_jax.cpp import products, tuning

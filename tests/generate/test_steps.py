@@ -141,6 +141,7 @@ def test_long_prompts_are_computed_in_larger_chunks(steps, monkeypatch):
     logits, _ = large.prefill_prompts([prompt], steps.init_cache(1, 128))
     assert sizes == [32, 32, 16, 16] and large.padded(90) == 96
     assert large.padded(63) == 64
+    # Other chunks sum in another order.
     whole, _ = steps.prefill_prompts([prompt], steps.init_cache(1, 128))
     np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-4 * float(np.abs(whole).max()))
 

@@ -213,7 +213,7 @@ def test_many_rows_are_not_fused_on_a_gpu(linear, norm, normal, distance):
 def test_tens_of_narrow_rows_share_a_launch_on_the_matrix_units(
     normed_first, linear, norm, normal, distance
 ):
-    """From 4 rows of bfloat16 on; a product with a gate, and one with a bias."""
+    """From 4 rows of bfloat16 on; a product with a gate, and one without."""
     (gate, gate_dense), (up, up_dense) = linear(48, "Q4_0"), linear(48, "Q8_0")
     (layer, dense), x = linear(21, "Q4_0"), jnp.asarray(normal(20, D), jnp.bfloat16)
     given = norm if normed_first else None

@@ -43,6 +43,7 @@ def _linear(x, values, scale=None, bias=None):
 
 
 def _check(y, truth):
+    # As `FLOAT32` of test_skinny_gemm.py: the order of the sums, and the cut bits of matrix units.
     np.testing.assert_allclose(y, truth, rtol=0, atol=4e-6 * np.abs(truth).max())
 
 

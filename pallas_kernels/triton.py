@@ -93,6 +93,14 @@ _IF_LAST_LET_IT_BEGIN = (
 )
 
 
+def when_all(conditions: list, run) -> None:
+    """Call run() in a kernel if all conditions hold, or always if there are none."""
+    if conditions:
+        pl.when(functools.reduce(jnp.logical_and, conditions))(run)
+    else:
+        run()
+
+
 def load(ref, index, mask=None, other=0, hint=None):
     """Load ref[index]. Where the mask is false, nothing is read and the result is `other`.
 

@@ -86,10 +86,7 @@ def multiply(
                 wanted.append((program >= first) & (program < first + count))
             if shared_ref is not None:
                 wanted.append(out_rows[0] >= 0)
-            if wanted:
-                pl.when(functools.reduce(jnp.logical_and, wanted))(run)
-            else:
-                run()
+            triton.when_all(wanted, run)
             first += count
 
     run = triton.call(

@@ -78,11 +78,7 @@ def multiply(
             if product.experts is not None:
                 expert = (product.experts[point[1]],)
                 wanted.append(expert[0] >= 0)
-            run = functools.partial(run, expert)
-            if wanted:
-                pl.when(functools.reduce(jnp.logical_and, wanted))(run)
-            else:
-                run()
+            triton.when_all(wanted, functools.partial(run, expert))
             first += count
 
     found = triton.call(

@@ -122,7 +122,7 @@ class Stacks(NamedTuple):
         else:
             first = _product(self.first, experts, self.activation)
             (hidden,) = multiply(x_TD, [first], dtype=x_TD.dtype, **of_x)
-        return multiply(hidden, [_product([self.down], experts)], dtype=jnp.float32)[0]
+        return multiply(hidden, [self.down.product(experts)], dtype=jnp.float32)[0]
 
     def one_expert(self, x, e, numerics: Numerics):
         """Computes one expert's feed-forward of x [..., D] -> float32 [..., D]."""

@@ -79,10 +79,13 @@ def multiply_skinny(
     target: Target,
     tile: MatrixTile | None = None,
     rows: jax.Array | None = None,
+    norm=None,
+    epsilon: float = 0.0,
 ) -> list[jax.Array]:
     """Multiply tens of rows of activations with several weights on the matrix units (skinny GEMM).
 
-    All products run in one launch. The values of the weights are rounded to x's dtype.
+    All products run in one launch, between short launches that prepare x and compute epilogues. The
+    values of the weights are rounded to x's dtype.
 
     Args:
         x_MK: bfloat16 or float16.
@@ -94,6 +97,8 @@ def multiply_skinny(
         tile: the tile sizes; the default depends on the target.
         rows: int32 [M], with experts: the row of x, which may have any number of rows, for each row
             of the output. None: row m is for row m.
+        norm: the scale [K] of an RMSNorm to apply to x first, or None.
+        epsilon: the epsilon of that norm.
 
     Returns:
         The output of each product, [M, N].
@@ -108,7 +113,8 @@ def multiply_skinny(
         raise ValueError("all products of a launch have experts, or none have")
     _check_axes(products, stacked.pop())
     _check(products)
-    return skinny_gemm.multiply(x_MK, products, dtype, target=target, tile=tile, rows=rows)
+    how = dict(target=target, tile=tile, rows=rows, norm=norm, epsilon=epsilon)
+    return skinny_gemm.multiply(x_MK, products, dtype, **how)
 
 
 def _check(products: list[Product]) -> None:

@@ -5,8 +5,8 @@ on the matrix units. Each step is one product of `rows` outputs with all inputs 
 
 A sum over inputs can be computed in any order. This kernel's order keeps a group in the thread that
 read it. The matrix units read `run` inputs of a row from one thread, and the next `run` inputs from
-the next of `lanes` threads. So each of these threads has its own groups. x is brought into the same
-order before the kernel runs.
+the next of `lanes` threads. So each of these threads has its own groups. `skinny_operand` brings x
+into the same order.
 
 With hundreds of rows, it is faster to dequantise once and use XLA's GEMM, because here each tile of
 activations dequantises the weight again.
@@ -24,24 +24,31 @@ from pallas_kernels import triton
 from pallas_kernels.packing import GROUP, scale_and_minimum
 from pallas_kernels.qmatmul import blocks, codes
 from pallas_kernels.qmatmul.epilogue import finished
+from pallas_kernels.qmatmul.partial_sums import finish
 from pallas_kernels.qmatmul.product import Product, stored_groups
+from pallas_kernels.qmatmul.skinny_operand import in_tiles
 from pallas_kernels.targets import Target, of_family
 
 
 def multiply(
-    x_MK, products: list[Product], dtype, *, target: Target, tile=None, rows=None
+    x_MK,
+    products: list[Product],
+    dtype,
+    *,
+    target: Target,
+    tile=None,
+    rows=None,
+    norm=None,
+    epsilon: float = 0.0,
 ) -> list[jax.Array]:
-    """Run the kernel; `api.multiply_skinny` describes the operands.
+    """Run the kernels; `api.multiply_skinny` describes the operands.
 
-    If programs share the inputs of a row, the kernel returns their sums, and XLA computes the
-    epilogue. Where `blocks.SEVERAL_WEIGHTS` is false, each weight has a launch of its own.
+    The first launch brings x into the kernel's order. If programs share the inputs of a row, or if
+    the weights of a product have separate launches, the last launch computes the epilogues.
 
     Raises:
         ValueError: M is not the number of `experts` times a power of two, at least 16.
     """
-    weights = sum(len(product.weights) for product in products)
-    if weights > 1 and not of_family(blocks.SEVERAL_WEIGHTS, target):
-        return _one_by_one(x_MK, products, dtype, target=target, tile=tile, rows=rows)
     M = len(x_MK) if rows is None else len(rows)
     experts = products[0].experts
     together = M if experts is None else _rows_of_an_expert(M, experts.shape[0])
@@ -49,18 +56,60 @@ def multiply(
     if experts is not None:
         tile = dataclasses.replace(tile, splits=1, batch=together)
     columns = min(max(16, pl.next_power_of_2(together)), tile.batch)
-    groups = [stored_groups(weight) for product in products for weight in product.weights]
-    steps = pl.cdiv(max(groups), tile.groups)
+    weights = [weight for product in products for weight in product.weights]
+    steps = pl.cdiv(max(map(stored_groups, weights)), tile.groups)
+    x = in_tiles(
+        x_MK,
+        tile,
+        steps,
+        len(x_MK) if rows is not None else pl.cdiv(M, columns) * columns,
+        norm=norm,
+        epsilon=epsilon,
+        experts=experts if rows is None else None,
+        target=target,
+    )
+
+    def launch(products, dtype):
+        return _launch(
+            x, rows, products, dtype, M=M, tile=tile, columns=columns, steps=steps, target=target
+        )
+
+    if len(weights) == 1 or of_family(blocks.SEVERAL_WEIGHTS, target):
+        launches = [products]
+    else:
+        launches = [[Product((weight,), experts=experts)] for weight in weights]
+    if tile.splits == 1 and len(launches) == 1:
+        return launch(products, dtype)
+    sums = itertools.chain.from_iterable(launch(of, None) for of in launches)
+    return finish(list(sums), products, dtype, target)
+
+
+def _launch(x, rows, products, dtype, *, M, tile, columns, steps, target) -> list[jax.Array]:
+    """Compute products of M rows in one launch.
+
+    Args:
+        x: the result of `in_tiles`.
+        rows: the row of x for each row of the output, or None.
+        products: the products.
+        dtype: the dtype of the outputs; None to compute no epilogues, but partial sums.
+        M: the number of rows of the output.
+        tile: the tile sizes.
+        columns: how many rows of the output a program computes.
+        steps: the number of steps over the inputs of a row.
+        target: the compilation target.
+
+    Returns:
+        The output [M, N] of each product, or the partial sums [splits, M, N] of each weight.
+    """
     programs = [pl.cdiv(product.rows, tile.rows) for product in products]
     inputs, structure = jax.tree.flatten((products, rows))
-    if tile.splits == 1:
-        outputs = [[jax.ShapeDtypeStruct((M, product.rows), dtype)] for product in products]
-    else:
-        outputs = [
-            [jax.ShapeDtypeStruct((tile.splits, M, product.rows), jnp.float32)]
-            * len(product.weights)
-            for product in products
-        ]
+    outputs = [
+        [jax.ShapeDtypeStruct((M, product.rows), dtype)]
+        if dtype is not None
+        else [jax.ShapeDtypeStruct((tile.splits, M, product.rows), jnp.float32)]
+        * len(product.weights)
+        for product in products
+    ]
 
     def kernel(point, x_ref, *refs):
         product_refs, row_ref = jax.tree.unflatten(structure, refs[: len(inputs)])
@@ -81,7 +130,7 @@ def multiply(
             triton.when_all(wanted, functools.partial(run, expert))
             first += count
 
-    found = triton.call(
+    return triton.call(
         kernel,
         list(itertools.chain.from_iterable(outputs)),
         grid=(sum(programs), pl.cdiv(M, columns), tile.splits),
@@ -90,47 +139,7 @@ def multiply(
         stages=tile.stages,
         name="multiply_many",
         early=tile.early,
-    )(
-        _as_tiles(x_MK, tile, steps, None if rows is not None else pl.cdiv(M, columns) * columns),
-        *inputs,
-    )
-    if tile.splits == 1:
-        return found
-    sums = (array.sum(axis=0) for array in found)
-    return [
-        _finished_sums(product, [next(sums) for _ in product.weights]).astype(dtype)
-        for product in products
-    ]
-
-
-def _one_by_one(x_MK, products, dtype, **how) -> list[jax.Array]:
-    """Multiply with each weight in a launch of its own."""
-
-    def sums(weight, experts):
-        return multiply(x_MK, [Product((weight,), experts=experts)], jnp.float32, **how)[0]
-
-    return [
-        _finished_sums(
-            product, [sums(weight, product.experts) for weight in product.weights]
-        ).astype(dtype)
-        for product in products
-    ]
-
-
-def _finished_sums(product, sums_of_weights):
-    """Compute the epilogue of a product outside of the kernel."""
-    expert_M = None
-    if product.experts is not None:
-        expert_M = jnp.repeat(product.experts, len(sums_of_weights[0]) // len(product.experts))
-    factors = []
-    for _, scale, bias in product.of_each_weight:
-        if scale is not None:
-            scale = scale[0] if expert_M is None else scale[expert_M][:, None]
-        if bias is not None:
-            bias = (bias[None] if expert_M is None else bias[expert_M]).astype(jnp.float32)
-        factors.append((scale, bias))
-    y = finished(sums_of_weights, factors, product.activation)
-    return y if product.residual is None else y + product.residual.astype(jnp.float32)
+    )(x, *inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +183,7 @@ class _Program:
 
         Args:
             x: the columns.
-            out_refs: the output, or the sums of each weight.
+            out_refs: the output [M, N], or the partial sums [splits, M, N] of each weight.
             tile_index: the index of the tile in the rows of the weight.
             split: the index of the share of the inputs.
             expert: the (index,) of the matrix in its stack, or ().
@@ -193,7 +202,7 @@ class _Program:
         )
         at = x.first + jnp.arange(x.count, dtype=jnp.int32)[None], n[:, None]
         inside = None if M % x.count == N % tile.rows == 0 else (at[0] < M) & (at[1] < N)
-        if tile.splits > 1:
+        if len(out_refs[0].shape) == 3:
             for total, ref in zip(totals, out_refs):
                 triton.store(ref, (split, *at), total, mask=inside)
             return
@@ -230,16 +239,6 @@ def _rows_of_an_expert(M, tiles):
             " from 16"
         )
     return rows
-
-
-def _as_tiles(x, tile, steps, rows):
-    """Pad x [M, K] to `rows` rows and whole tiles, with inputs in the order of `_in_order`."""
-    M, K = x.shape
-    rows = rows or M
-    x = jnp.pad(x, ((0, rows - M), (0, steps * tile.groups * GROUP - K)))
-    x = x.reshape(rows, -1, 2, 2).swapaxes(2, 3)  # `codes.BYTE_ORDER`
-    x = x.reshape(rows, steps, tile.lanes, tile.groups // tile.lanes, GROUP // tile.run, tile.run)
-    return x.transpose(0, 1, 3, 4, 2, 5).reshape(rows, -1)
 
 
 def _in_order(values, tile):

@@ -149,14 +149,17 @@ def _gemv(x, products, norm, mode, dtype, on, epsilon, shared=None):
     return multiply(x, products, **how, shared=shared)
 
 
-def skinny_gemm(x_MK, products, *, dtype, rows=None) -> list[jax.Array]:
+def skinny_gemm(
+    x_MK, products, *, dtype, rows=None, norm=None, epsilon: float = 0.0
+) -> list[jax.Array]:
     """Computes products of tens of rows of x: see `pallas_kernels.qmatmul.multiply_skinny`."""
-    return _skinny(x_MK, products, jnp.dtype(dtype), target(), rows)
+    return _skinny(x_MK, products, jnp.dtype(dtype), target(), rows, norm, epsilon)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _skinny(x_MK, products, dtype, on, rows=None):
-    return multiply_skinny(x_MK, products, dtype=dtype, target=on, rows=rows)
+@functools.partial(jax.jit, static_argnums=(2, 3, 6))
+def _skinny(x_MK, products, dtype, on, rows=None, norm=None, epsilon=0.0):
+    how = dict(dtype=dtype, target=on, norm=norm, epsilon=epsilon)
+    return multiply_skinny(x_MK, products, **how, rows=rows)
 
 
 def dequantize(weight, dtype) -> jax.Array:

@@ -207,8 +207,12 @@ def _check_pallas(rows, dtype, modules, norm) -> str:
     if not rows or kernel == "dequantize":
         most = pallas.packed_rows(dtype)
         raise NotImplementedError(f"{rows} rows, the fused kernels take 1 to {most}")
-    how = f"{mode} activations" if kernel == "gemv" else "on the matrix units"
-    return f"{_described(modules, norm)} in one or two launches, {how}, {targets.pop()}"
+    how = (
+        f"one or two launches, {mode} activations"
+        if kernel == "gemv"
+        else "two or three launches, on the matrix units"
+    )
+    return f"{_described(modules, norm)} in {how}, {targets.pop()}"
 
 
 def _check_cpp(rows, dtype, modules, norm) -> str:
@@ -269,13 +273,12 @@ class _Fused:
     epsilon: float
 
     def __call__(self, x, ready, scale, wanted):
-        mode, normed = self.numerics.activations, ready is None
+        norm = dict(norm=scale, epsilon=self.epsilon)
         if self.backend == "pallas" and pallas.kernel_of_product(x.shape[0], x.dtype) != "gemv":
-            x = x if scale is None else rms_norm(x, scale, self.epsilon)
-            return pallas.skinny_gemm(x, wanted, dtype=self.dtype)
-        x, scale, epsilon = (x, scale, self.epsilon) if normed else (ready, None, 0.0)
+            return pallas.skinny_gemm(x, wanted, dtype=self.dtype, **norm)
         multiply = cpp.multiply if self.backend == "cpp" else pallas.gemv
-        return multiply(x, wanted, mode=mode, dtype=self.dtype, norm=scale, epsilon=epsilon)
+        x = x if ready is None else ready
+        return multiply(x, wanted, mode=self.numerics.activations, dtype=self.dtype, **norm)
 
     def plain(self, x, ready, scale, wanted):
         x = x if scale is None else rms_norm(x, scale, self.epsilon)

@@ -26,7 +26,7 @@ def launches(request, monkeypatch):
 
 
 _multiply = jax.jit(
-    functools.partial(multiply_skinny, target=TARGET), static_argnames=("tile", "dtype")
+    functools.partial(multiply_skinny, target=TARGET), static_argnames=("tile", "dtype", "epsilon")
 )
 
 
@@ -102,6 +102,43 @@ def test_experts_have_their_own_scales_and_biases(matrix, normal):
                 for values, scale, bias in zip((gate_values, up_values), scales, biases)
             ]
             _check(y[at], activated(SWIGLU_OAI, *linear))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("count", "inputs", "splits"), [(17, 1056, 1), (33, 768, 2)])
+def test_a_norm_before_the_products(count, inputs, splits, dtype, matrix, normal):
+    (weight, values), (other, other_values) = matrix("Q4_0", 21, 33), matrix("Q8_0", 9, 33)
+    if inputs == 768:
+        (weight, values), (other, other_values) = matrix("Q4_K", 21, 3), matrix("Q8_0", 9, 24)
+    x, norm = jnp.asarray(3 * normal(count, inputs), dtype), 1 + 0.1 * normal(inputs)
+    found = _multiply(
+        x,
+        [Product((weight,)), Product((other,))],
+        dtype=jnp.float32,
+        tile=_tile(splits),
+        norm=norm,
+        epsilon=0.3,
+    )
+    wide = np.asarray(x).astype(np.float64)
+    normed = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 0.3) * norm
+    normed = np.asarray(jnp.asarray(np.float32(normed), dtype)).astype(np.float64)
+    for y, of in zip(found, (values, other_values)):
+        of = np.asarray(jnp.asarray(of).astype(dtype)).astype(np.float64)
+        truth = normed @ of.T
+        # Few of the inputs are rounded the other way, by 2^-8 of themselves.
+        np.testing.assert_allclose(y, truth, rtol=0, atol=1e-3 * np.abs(truth).max())
+
+
+def test_experts_after_a_norm_and_after_rows_without_one(matrix, normal):
+    """The rows of an expert that is not there are not read either: here they are NaN."""
+    stack, values = stack_of(matrix, "Q8_0", 3, 19, 5)
+    x, experts = np.array(normal(48, 160)), np.int32([2, -1, 0])
+    x[16:32] = np.nan
+    x = jnp.asarray(x, jnp.bfloat16)
+    (y,) = _multiply(x, [Product((stack,), experts=experts)], dtype=jnp.float32)
+    for i in (0, 2):
+        at = slice(16 * i, 16 * (i + 1))
+        _check(y[at], _linear(x[at], values[experts[i]]))
 
 
 def test_what_does_not_fit(matrix, normal):

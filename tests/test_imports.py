@@ -140,6 +140,7 @@ NO_KERNELS = {
     "pallas_kernels.qmatmul.Product",
     "pallas_kernels.qmatmul.activations.quantize_reference",
     "pallas_kernels.router.Routing",
+    "pallas_kernels.router.Tiles",
     "pallas_kernels.router.reference",
     "pallas_kernels.symbolic_sizes.surely",
     "pallas_kernels.targets",

@@ -31,7 +31,7 @@ def route(
         selection_bias_E: added to the scores for the selection only, or None.
         epsilon: the epsilon of the RMSNorm.
         target: the compilation target.
-        blocks: the tile sizes; the default depends on the target.
+        blocks: the tile sizes of the product; the default depends on the target.
 
     Returns:
         The weights (float32) and ids (int32) of the chosen experts, both [T, used]. They are in
@@ -45,10 +45,10 @@ def route(
     check_operands(x_TD, kernel_DE, norm_D, routing, bias_E, selection_bias_E)
     if routing.groups > 1:
         raise NotImplementedError(f"the experts are in {routing.groups} groups")
-    blocks = blocks or blocks_of(kernel_DE.shape[1], target)
+    blocks = blocks or blocks_of(x_TD.shape[0], kernel_DE.shape[1], target)
     logits = kernels.logits(x_TD, kernel_DE, norm_D, blocks, target)
     biases = bias_E, selection_bias_E
-    return kernels.choose(logits, biases, x_TD.shape[1], routing, epsilon, blocks, target)
+    return kernels.choose(logits, biases, x_TD.shape[1], routing, epsilon, target)
 
 
 def check_operands(x_TD, kernel_DE, norm_D, routing, bias_E=None, selection_bias_E=None) -> None:

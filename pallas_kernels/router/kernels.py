@@ -2,7 +2,8 @@
 
 Plain XLA needs ten launches, one of them a sort, which slows decoding with small experts. The first
 kernel splits the product over experts and over inputs, because it is too small to fill a GPU
-otherwise. The second kernel adds the partial sums and chooses.
+otherwise. The second kernel adds the partial sums and chooses the best expert, then the next best,
+and so on, with one warp per token.
 """
 
 import jax
@@ -27,33 +28,40 @@ def logits(x_TD, kernel_DE, norm_D, blocks: Blocks, target: Target):
     splits = pl.cdiv(D, blocks.inputs)
 
     def kernel(point, x_ref, kernel_ref, norm_ref, sums_ref, squares_ref):
-        of_experts, t, split = point
+        of_experts, of_tokens, split = point
         e = of_experts * blocks.experts + jnp.arange(blocks.experts, dtype=jnp.int32)
         d = split * blocks.inputs + jnp.arange(blocks.inputs, dtype=jnp.int32)
         exists = d < D
         weights = triton.load(
             kernel_ref, (d[:, None], e[None]), mask=exists[:, None] & (e < E)[None]
-        )
-        x, norm = (
-            triton.load(ref, index, mask=exists).astype(jnp.float32)
-            for ref, index in ((x_ref, (t, d)), (norm_ref, (d,)))
-        )
-        sums = ((x * norm)[:, None] * weights.astype(jnp.float32)).sum(axis=0)
-        triton.store(sums_ref, (t, split, e), sums, mask=e < E)
-        squares_ref[t, split] = (x * x).sum()
+        ).astype(jnp.float32)
+        norm = triton.load(norm_ref, (d,), mask=exists).astype(jnp.float32)
+        if blocks.tokens == 1:
+            x = triton.load(x_ref, (of_tokens, d), mask=exists).astype(jnp.float32)
+            sums = ((x * norm)[:, None] * weights).sum(axis=0)
+            triton.store(sums_ref, (of_tokens, split, e), sums, mask=e < E)
+            squares_ref[of_tokens, split] = (x * x).sum()
+            return
+        t = of_tokens * blocks.tokens + jnp.arange(blocks.tokens, dtype=jnp.int32)
+        mask = exists[None] & (t < T)[:, None]
+        x = triton.load(x_ref, (t[:, None], d[None]), mask=mask).astype(jnp.float32)
+        sums = triton.dot_float32(x * norm[None], weights, target)
+        mask = (t < T)[:, None] & (e < E)[None]
+        triton.store(sums_ref, (t[:, None], split, e[None]), sums, mask=mask)
+        triton.store(squares_ref, (t, split), (x * x).sum(axis=1), mask=t < T)
 
     shapes = [jax.ShapeDtypeStruct((T, splits, *tail), jnp.float32) for tail in ((E,), ())]
     return triton.call(
         kernel,
         shapes,
-        grid=(pl.cdiv(E, blocks.experts), T, splits),
+        grid=(pl.cdiv(E, blocks.experts), pl.cdiv(T, blocks.tokens), splits),
         target=target,
         warps=blocks.threads // target.wave,
         name="route_logits",
     )(x_TD, kernel_DE, norm_D)
 
 
-def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: Blocks, target):
+def choose(sums_and_squares, biases, width, routing: Routing, epsilon, target):
     """Add the partial sums and choose experts by their scores.
 
     Args:
@@ -62,7 +70,6 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
         width: the number of inputs of the router.
         routing: the rule for scores and selection, without groups.
         epsilon: the epsilon of the norm.
-        blocks: the tile sizes.
         target: the compilation target.
 
     Returns:
@@ -71,7 +78,6 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
     sums, squares = sums_and_squares
     T, splits, E = sums.shape
     padded, padded_splits = pl.next_power_of_2(E), pl.next_power_of_2(splits)
-    at_once = min(padded, max(1, blocks.pairs // padded))
     operands, structure = jax.tree.flatten((sums, squares, biases))
 
     def kernel(point, *refs):
@@ -80,39 +86,33 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
         (t,), part = point, jnp.arange(padded_splits, dtype=jnp.int32)
         squares = triton.load(squares_ref, (t, part), mask=part < splits).sum()
         factor = jax.lax.rsqrt(squares / np.float32(width) + np.float32(epsilon))
-
-        def load(ref, experts):
-            return triton.load(ref, (experts,), mask=experts < E).astype(jnp.float32)
-
-        def logits_of(experts):
-            # Adds one part at a time. In a reduction, the order of additions would depend on the
-            # number of experts, but an expert's logit must be bitwise equal among all experts and
-            # among a few.
-            logits = jnp.zeros(experts.shape, jnp.float32)
-            for split in range(splits):
-                logits += triton.load(sums_ref, (t, split, experts), mask=experts < E)
-            logits = logits * factor
-            logits = logits if bias_ref is None else logits + load(bias_ref, experts)
-            return jnp.where(experts < E, logits, -jnp.inf)
-
-        def selected_by(experts, of_experts):
-            # Without a selection bias, scores and logits have the same order.
-            if selection_bias_ref is not None:
-                scores = _scores(of_experts, logits, routing.scoring)
-                of_experts = scores + load(selection_bias_ref, experts)
-                of_experts = jnp.where(experts < E, of_experts, -jnp.inf)
-            return _ordered(of_experts)
-
-        def count_above(j, place):
-            others = j * at_once + jnp.arange(at_once, dtype=jnp.int32)
-            theirs = selected_by(others, logits_of(others))[None]
-            own = selected_by(expert, logits)[:, None]
-            above = (theirs > own) | (theirs == own) & (others[None] < expert[:, None])
-            return place + above.astype(jnp.int32).sum(axis=1)
-
         expert = jnp.arange(padded, dtype=jnp.int32)
-        logits = logits_of(expert)
-        place = jax.lax.fori_loop(0, padded // at_once, count_above, jnp.zeros(padded, jnp.int32))
+        exists = expert < E
+
+        def load(ref):
+            return triton.load(ref, (expert,), mask=exists).astype(jnp.float32)
+
+        logits = jnp.zeros(padded, jnp.float32)
+        for split in range(splits):
+            logits += triton.load(sums_ref, (t, split, expert), mask=exists)
+        logits = logits * factor
+        logits = logits if bias_ref is None else logits + load(bias_ref)
+        logits = jnp.where(exists, logits, -jnp.inf)
+        # Without a selection bias, scores and logits have the same order.
+        ranked_by = logits
+        if selection_bias_ref is not None:
+            ranked_by = _scores(logits, logits, routing.scoring) + load(selection_bias_ref)
+        # Experts without a place yet, as integers that have the order of the numbers.
+        keys = jnp.where(exists, _sortable(ranked_by), _TAKEN)
+
+        def choose_next(place, carry):
+            keys, places = carry
+            best = jnp.where(keys == keys.max(), expert, padded).min()
+            taken = expert == best
+            return jnp.where(taken, _TAKEN, keys), jnp.where(taken, place, places)
+
+        places = jnp.full(padded, routing.used, jnp.int32)
+        _, place = jax.lax.fori_loop(0, routing.used, choose_next, (keys, places))
         weights, chosen = _scored(logits, place, routing), place < routing.used
         if routing.renormalize:
             total = jnp.where(chosen, weights, 0).sum()
@@ -130,14 +130,25 @@ def choose(sums_and_squares, biases, width, routing: Routing, epsilon, blocks: B
         [jax.ShapeDtypeStruct((T, routing.used), dtype) for dtype in (jnp.float32, jnp.int32)],
         grid=(T,),
         target=target,
-        warps=blocks.threads_choosing // target.wave,
+        warps=1,
         name="route_choose",
     )
     return tuple(run(*operands))
 
 
+#: Less than all results of `_sortable`.
+_TAKEN = np.int32(-(2**31))
+
+
+def _sortable(numbers):
+    """Converts float32 to int32 in the same order. NaN becomes -inf, and -0.0 becomes 0.0."""
+    numbers = _ordered(numbers) + np.float32(0)
+    bits = jax.lax.bitcast_convert_type(numbers, jnp.int32)
+    return jnp.where(bits < 0, bits ^ np.int32(2**31 - 1), bits)
+
+
 def _ordered(numbers):
-    """Replaces NaN by -inf, so that the places of the experts remain a permutation."""
+    """Replaces NaN by -inf."""
     return jnp.where(numbers == numbers, numbers, -jnp.inf)
 
 

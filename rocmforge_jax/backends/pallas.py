@@ -29,7 +29,8 @@ from pallas_kernels.qmatmul import (
     multiply,
     multiply_skinny,
 )
-from pallas_kernels.router import Routing
+from pallas_kernels.router import Routing, Tiles, most_tokens
+from pallas_kernels.router import by_expert as group_by_expert
 from pallas_kernels.router import route as route_tokens
 from pallas_kernels.targets import Target
 from rocmforge_jax import settings
@@ -266,6 +267,11 @@ def _delta_step(operands, static):
     return out, state, quantized[0] if quantized else None
 
 
+def most_routed_tokens() -> int:
+    """Returns the most tokens for which `route` is used."""
+    return most_tokens(target())
+
+
 def route(x_TD, kernel_DE, scale_D, routing: Routing, *, bias_E, selection_bias_E, epsilon: float):
     """Chooses the experts of each token: see `pallas_kernels.router`."""
     operands = x_TD, kernel_DE, scale_D, bias_E, selection_bias_E
@@ -276,6 +282,16 @@ def route(x_TD, kernel_DE, scale_D, routing: Routing, *, bias_E, selection_bias_
 def _route(x_TD, kernel_DE, scale_D, bias_E, selection_bias_E, routing, epsilon, on):
     biases = dict(bias_E=bias_E, selection_bias_E=selection_bias_E)
     return route_tokens(x_TD, kernel_DE, scale_D, routing, **biases, epsilon=epsilon, target=on)
+
+
+def by_expert(experts_TU, experts: int, rows: int) -> Tiles:
+    """Groups pairs of a token and an expert: see `pallas_kernels.router.by_expert`."""
+    return _by_expert(experts_TU, experts, rows, target())
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _by_expert(experts_TU, experts, rows, on):
+    return group_by_expert(experts_TU, experts, rows, on)
 
 
 def _error_of_products(packing, mode, on) -> jax.Array:

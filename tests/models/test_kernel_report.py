@@ -166,7 +166,7 @@ def test_what_chooses_experts_says_so_for_few_tokens():
     launches = "norm, product and choice in two launches, interpret"
     assert of(report, name=name) == [("float32", "choice of experts", "pallas", launches)]
     assert of(report, name=name, tokens="many tokens", operation="choice of experts") == [
-        ("float32", "choice of experts", "xla", "128 tokens, the kernels take 1 to 16")
+        ("float32", "choice of experts", "xla", "128 tokens, the kernels take 1 to 64")
     ]
     stacks = " + ".join(f"blk.0.ffn_{part}_exps.weight" for part in ("gate", "up", "down"))
     ((_, _, backend, why),) = of(report, name=stacks)

@@ -17,7 +17,6 @@ from rocmforge_jax.nn import (
     ScalarGate,
     choose_experts,
     mixture,
-    moe_pallas,
     route,
 )
 from rocmforge_jax.quant import QParam, QTensor
@@ -60,7 +59,9 @@ def decided(call):
     return result, [(d.operation.name, d.choice.name, d.choice.reason) for d in decisions]
 
 
-@pytest.mark.parametrize(("tokens", "backend"), [(1, "pallas"), (16, "pallas"), (17, "xla")])
+@pytest.mark.parametrize(
+    ("tokens", "backend"), [(1, "pallas"), (17, "pallas"), (64, "pallas"), (65, "xla")]
+)
 def test_few_tokens_choose_their_experts_in_kernels(tokens, backend, normed, normal):
     """As plain XLA chooses, which `test_route_...` holds to float64.
 
@@ -199,14 +200,16 @@ ROUTES = {"mixed": None, "two alone": [0, 5]}
 
 
 @pytest.mark.parametrize(
-    ("route", "most_compared"), [("mixed", 512), ("mixed", 0), ("two alone", 512), ("two alone", 0)]
+    ("route", "kernel"),
+    [("mixed", True), ("mixed", False), ("two alone", True), ("two alone", False)],
 )
-def test_many_pairs_by_expert_in_kernels(route, most_compared, case, distance, monkeypatch):
+def test_many_pairs_by_expert_in_kernels(route, kernel, case, distance, monkeypatch):
     """In bfloat16, in the interpreter: each expert reads its own tokens, in tiles.
 
-    Pairs are ordered by comparing or by sorting. Weights and hidden units are rounded to bfloat16.
+    Pairs are grouped in a kernel or by XLA. Weights and hidden units are rounded to bfloat16.
     """
-    monkeypatch.setattr(moe_pallas, "MOST_COMPARED", most_compared)
+    if not kernel:
+        monkeypatch.setattr("pallas_kernels.router.tiles.MOST_CELLS", 0)
     (x, weights, chosen, *stacks), _ = case(23, layout="groups")
     chosen = (
         chosen

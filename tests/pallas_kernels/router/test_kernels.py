@@ -26,11 +26,18 @@ def _softmax(used, renormalize=True):
     return Routing(used, "softmax", renormalize)
 
 
-# Fewer experts than a program has, and more than are compared at once; inputs that fill no share,
-# one, and several.
+# Fewer experts than a program has, and more; inputs that fill no share, one, and several; one
+# token, and more than a program has.
 @pytest.mark.parametrize(
     ("tokens", "inputs", "experts", "used"),
-    [(1, 2048, 128, 8), (3, 96, 4, 2), (2, 1000, 60, 4), (1, 512, 257, 9), (16, 70, 8, 1)],
+    [
+        (1, 2048, 128, 8),
+        (3, 96, 4, 2),
+        (2, 1000, 60, 4),
+        (1, 512, 257, 9),
+        (16, 70, 8, 1),
+        (33, 150, 40, 4),
+    ],
 )
 @pytest.mark.parametrize(("renormalize", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_the_likeliest_of_a_softmax(
@@ -74,7 +81,7 @@ def test_every_way_to_choose(name, experts, normal, distance):
 
 @pytest.mark.parametrize("experts", [256, 300])
 def test_every_size_of_programs_chooses_the_same(experts, normal):
-    """Those for few and for many experts, whatever the family of GPU."""
+    """Those for few and for many tokens and experts, whatever the family of GPU."""
     x, kernel = 3 * normal(2, 1000), normal(1000, experts) / np.float32(1000**0.5)
     norm, selection_bias = 1 + 0.1 * normal(1000), normal(experts, seed=2) / np.float32(4)
     found = [
@@ -89,15 +96,15 @@ def test_every_size_of_programs_chooses_the_same(experts, normal):
             blocks=blocks,
         )
         for of_family in BLOCKS.values()
-        for _, blocks in of_family
+        for *_, blocks in of_family
     ]
-    assert len({blocks for of_family in BLOCKS.values() for _, blocks in of_family}) > 1
+    assert len({blocks for of_family in BLOCKS.values() for *_, blocks in of_family}) > 1
     for weights, ids in found[1:]:
         np.testing.assert_array_equal(ids, found[0][1])
         np.testing.assert_allclose(weights, found[0][0], rtol=1e-6)
 
 
-def test_more_experts_than_are_compared_at_once_have_a_selection_bias(normal, distance):
+def test_many_experts_have_a_selection_bias(normal, distance):
     x, kernel, norm = normal(2, 96), normal(96, 257) / np.float32(10), np.ones(96, np.float32)
     selection_bias, routing = normal(257, seed=2), Routing(9, "softmax", True)
     weights, ids = _route(x, kernel, norm, routing, None, selection_bias)

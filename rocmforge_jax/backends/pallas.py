@@ -159,8 +159,9 @@ def skinny_gemm(
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 6))
 def _skinny(x_MK, products, dtype, on, rows=None, norm=None, epsilon=0.0):
-    how = dict(dtype=dtype, target=on, norm=norm, epsilon=epsilon)
-    return multiply_skinny(x_MK, products, **how, rows=rows)
+    return multiply_skinny(
+        x_MK, products, dtype=dtype, target=on, rows=rows, norm=norm, epsilon=epsilon
+    )
 
 
 def dequantize(weight, dtype) -> jax.Array:

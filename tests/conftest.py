@@ -1,6 +1,7 @@
 """Strict numbers for every test, and where the reference data is."""
 
 import contextlib
+import importlib.metadata
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,23 @@ from tests.memory import Memory
 # Read by jax when it is first imported; tests of light imports need jax to stay unimported here.
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+#: Settings of tests, which compile much and compute little: for the CPU XLA compiles several times
+#: as fast without most optimisations and with older emitters, which newer versions do not have.
+CHEAP = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    CHEAP["XLA_FLAGS"] = (
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
+if not importlib.metadata.entry_points(group="jax_plugins"):  # on a GPU, as users have it
+    for name, value in CHEAP.items():
+        os.environ.setdefault(name, value)
+
+
+def as_users_have_it() -> dict[str, str]:
+    """The environment without `CHEAP`."""
+    return {name: value for name, value in os.environ.items() if CHEAP.get(name) != value}
+
 
 ROOT = Path(__file__).resolve().parents[1]
 # Products in C++ are hidden where they are built, so that the suite says the same on every machine:
@@ -111,6 +129,15 @@ def in_cpp(cpp_folder, monkeypatch):
     if (found := os.environ.get("ROCMFORGE_BACKEND")) not in (None, "", "auto", "cpp"):
         pytest.skip(f"ROCMFORGE_BACKEND is {found}")
     monkeypatch.setenv("ROCMFORGE_CPP_FOLDER", cpp_folder)
+
+
+@pytest.fixture
+def optimised(monkeypatch) -> dict[str, bool | int]:
+    """Options of `compile` for a program as users have it; processes have such programs, too."""
+    for name in os.environ.keys() - as_users_have_it().keys():
+        monkeypatch.delenv(name)
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    return options | ({"xla_cpu_use_fusion_emitters": True} if "XLA_FLAGS" in CHEAP else {})
 
 
 @pytest.fixture(scope="session")

@@ -92,10 +92,10 @@ def test_one_token_goes_through_cpp(rule, normal):
 
 @pytest.mark.usefixtures("in_cpp")
 @pytest.mark.parametrize("rule", [delta_rule, selective_scan])
-def test_the_memory_is_written_in_place(rule, normal):
+def test_the_memory_is_written_in_place(rule, normal, optimised):
     operands = of_one_token(normal, H=64, W=96)[rule]
     last = len(operands) - 1
-    compiled = jax.jit(rule, donate_argnums=last).lower(*operands).compile()
+    compiled = jax.jit(rule, donate_argnums=last).lower(*operands).compile(optimised)
     sizes, bytes_ = compiled.memory_analysis(), operands[-1].nbytes
     assert sizes.alias_size_in_bytes >= bytes_ and sizes.temp_size_in_bytes < bytes_ // 4
 

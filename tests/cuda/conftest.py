@@ -44,6 +44,7 @@ def h100():
 
     # Programs cached by another compiler are not what is tested.
     jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_disable_most_optimizations", False)
 
     xla_bridge.register_plugin("cuda", priority=500, library_path=str(found[0]))
     return topologies.get_topology_desc(

@@ -32,11 +32,11 @@ def decode(engine):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_a_dispatch_has_no_way_to_the_host(decode, batch):
+def test_a_dispatch_has_no_way_to_the_host(decode, batch, optimised):
     jitted, arguments = decode(batch)
     traced = jitted.trace(*arguments)
     lowered = traced.lower()
-    for text in (str(traced.jaxpr), lowered.as_text(), lowered.compile().as_text()):
+    for text in (str(traced.jaxpr), lowered.as_text(), lowered.compile(optimised).as_text()):
         assert "dynamic" in text.lower()  # the update of the cache: this is the program
         assert not re.search(
             "callback|infeed|outfeed|host_compute|send\\(|recv\\(", text, re.IGNORECASE
@@ -44,10 +44,10 @@ def test_a_dispatch_has_no_way_to_the_host(decode, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_the_cache_is_updated_in_place(decode, batch):
+def test_the_cache_is_updated_in_place(decode, batch, optimised):
     """The cache is donated: the new one takes the memory of the old one without a copy."""
     jitted, (leaves, cache, *rest) = decode(batch)
-    compiled = jitted.lower(leaves, cache, *rest).compile()
+    compiled = jitted.lower(leaves, cache, *rest).compile(optimised)
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes == cache.nbytes
     assert memory.temp_size_in_bytes < cache.nbytes / 2

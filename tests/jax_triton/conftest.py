@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import as_users_have_it
 from tests.pallas_kernels.conftest import ggml_blocks, matrix, packed
 from tests.rocm.conftest import ROOT, plugin, write_records
 
@@ -55,7 +56,7 @@ def compiled(triton_folder, plugin, request):
     def run(target, programs):
         command = [sys.executable, "-m", "tests.jax_triton.compile"]
         command += [str(plugin), str(triton_folder), target, *programs]
-        environment = os.environ | {
+        environment = as_users_have_it() | {
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "JAX_ENABLE_COMPILATION_CACHE": "false",
             "TRITON_INTERPRET": "0",

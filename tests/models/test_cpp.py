@@ -68,14 +68,14 @@ def test_the_bytes_of_the_file_come_back(loaded, reference):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_step_copies_no_cache_and_holds_no_dense_weight(batch, loaded, flat):
+def test_a_step_copies_no_cache_and_holds_no_dense_weight(batch, loaded, flat, optimised):
     decoder = loaded("qwen2.Q5_1")
     leaves, merge = flat(decoder)
     step = jax.jit(
         lambda leaves, cache, tokens: merge(leaves)(tokens, cache, last_only=True), donate_argnums=1
     )
     cache = decoder.init_cache(batch, 640)
-    compiled = step.lower(leaves, cache, jnp.zeros((batch, 1), jnp.int32)).compile()
+    compiled = step.lower(leaves, cache, jnp.zeros((batch, 1), jnp.int32)).compile(optimised)
     largest = max(
         4 * np.prod(variable.get_value().shape)
         for _, variable in nnx.to_flat_state(nnx.state(decoder, QParam))

@@ -11,8 +11,8 @@ from flax import nnx
 from rocmforge_jax.quant import QParam
 
 
-@pytest.fixture(scope="module")
-def compiled_step(load, flat):
+@pytest.fixture
+def compiled_step(load, flat, optimised):
     def compiled_step(name, batch, slots=64):
         decoder = load(name)
         leaves, merge = flat(decoder)
@@ -21,7 +21,8 @@ def compiled_step(load, flat):
             donate_argnums=1,
         )
         cache = decoder.init_cache(batch, slots)
-        return step.lower(leaves, cache, jnp.zeros((batch, 1), jnp.int32)).compile(), cache, leaves
+        lowered = step.lower(leaves, cache, jnp.zeros((batch, 1), jnp.int32))
+        return lowered.compile(optimised), cache, leaves
 
     return compiled_step
 

@@ -84,6 +84,7 @@ def model(tmp_path_factory):
     return path
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.core
 def test_loading_needs_little_more_than_what_stays(model):
     ran = subprocess.run(

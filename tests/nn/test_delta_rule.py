@@ -105,11 +105,11 @@ def test_a_memory_without_new_tokens_stays_to_the_bit():
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_step_writes_its_memory_in_place(batch):
+def test_a_step_writes_its_memory_in_place(batch, optimised):
     """The donated memory is the only array of its size: XLA makes no copy of it."""
     operands, memory = made(batch, 1, N=8, H=64, W=64)
     donating = jax.jit(delta_rule, donate_argnums=5)
-    compiled = donating.lower(*single(*operands, memory)).compile()
+    compiled = donating.lower(*single(*operands, memory)).compile(optimised)
     bytes_ = memory.size * 4
     assert compiled.memory_analysis().alias_size_in_bytes >= bytes_
     assert compiled.memory_analysis().temp_size_in_bytes < bytes_ // 4

@@ -126,12 +126,12 @@ def test_wrong_shapes_are_refused_with_both():
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_the_feed_forward_stays_on_the_device(quantised, weight, normal):
+def test_the_feed_forward_stays_on_the_device(quantised, weight, normal, optimised):
     """No callback, feed or transfer: in the jaxpr, in the compiled program, and while it runs."""
     gate, up, down = (weight(*shape, quantised)[0] for shape in ((D, F), (D, F), (F, D)))
     x = jnp.asarray(normal(2, D))
     run = jax.jit(swiglu_mlp)
-    compiled = run.lower(x, gate, up, down).compile()
+    compiled = run.lower(x, gate, up, down).compile(optimised)
     for text in (str(run.trace(x, gate, up, down).jaxpr), compiled.as_text()):
         assert "dot" in text
         assert not [

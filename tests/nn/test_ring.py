@@ -274,7 +274,7 @@ def test_a_ring_that_has_not_wrapped_rewinds_to_any_length():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("batch", [1, 2, 9])
-def test_a_decode_step_updates_a_donated_ring_in_place(batch, dtype):
+def test_a_decode_step_updates_a_donated_ring_in_place(batch, dtype, optimised):
     ring = jax.eval_shape(lambda: KVState.zeros(batch, 2, 64, 10**6, dtype, 500))
     of, starts = jax.ShapeDtypeStruct, jax.ShapeDtypeStruct((batch,), jnp.int32)
     new = [of((batch, 1, heads, 64), jnp.float32) for heads in (4, 2, 2)]
@@ -282,7 +282,7 @@ def test_a_decode_step_updates_a_donated_ring_in_place(batch, dtype):
         functools.partial(step.__wrapped__, rope=RopeConfig(64), backend="xla"), donate_argnums=3
     )
     operands = *new, ring, starts, None, AttentionRule(0.1, window=500)
-    compiled = decode.lower(*operands).compile()
+    compiled = decode.lower(*operands).compile(optimised)
     found = re.findall(r"= \w+\[([\d,]+)\]\S* (copy|transpose|convert)\(", compiled.as_text())
     size, memory = ring.keys.size, compiled.memory_analysis()
     assert not [match for match in found if math.prod(map(int, match[0].split(","))) >= size]

@@ -121,10 +121,10 @@ def test_a_memory_without_new_tokens_stays_to_the_bit(tokens):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_step_writes_its_memory_in_place(batch):
+def test_a_step_writes_its_memory_in_place(batch, optimised):
     """The donated memory is the only array of its size: XLA makes no copy of it."""
     operands = single(made(batch, 1, N=8, H=64, W=64))
-    compiled = jax.jit(selective_scan, donate_argnums=6).lower(*operands).compile()
+    compiled = jax.jit(selective_scan, donate_argnums=6).lower(*operands).compile(optimised)
     size = operands[-1].nbytes
     assert compiled.memory_analysis().alias_size_in_bytes >= size
     assert compiled.memory_analysis().temp_size_in_bytes < size // 4

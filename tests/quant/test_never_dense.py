@@ -25,17 +25,23 @@ SAMPLES = [
 ]
 
 
-def temporaries(name, layout, count, transposed=True):
+@pytest.fixture
+def temporaries(optimised):
     """Bytes of temporaries of a product with `count` rows of x, as a share of the dense float32
     weight.
     """
-    row_bytes = jax.ShapeDtypeStruct((SIZE, formats.get(name).row_bytes(SIZE)), jnp.uint8)
-    w = jax.eval_shape(
-        lambda rows: QTensor.from_bytes(rows, name, layout=layout, transposed=transposed), row_bytes
-    )
-    product = functools.partial(matmul, backend="xla")
-    compiled = jax.jit(product).lower(jax.ShapeDtypeStruct((count, SIZE), jnp.float32), w).compile()
-    return compiled.memory_analysis().temp_size_in_bytes / DENSE_BYTES
+
+    def temporaries(name, layout, count, transposed=True):
+        row_bytes = (SIZE, formats.get(name).row_bytes(SIZE))
+        w = jax.eval_shape(
+            lambda rows: QTensor.from_bytes(rows, name, layout=layout, transposed=transposed),
+            jax.ShapeDtypeStruct(row_bytes, jnp.uint8),
+        )
+        x = jax.ShapeDtypeStruct((count, SIZE), jnp.float32)
+        compiled = jax.jit(functools.partial(matmul, backend="xla")).lower(x, w).compile(optimised)
+        return compiled.memory_analysis().temp_size_in_bytes / DENSE_BYTES
+
+    return temporaries
 
 
 def some_in_core(samples, core):
@@ -46,7 +52,7 @@ def some_in_core(samples, core):
 
 
 @pytest.mark.parametrize(("name", "count"), some_in_core(SAMPLES, core=("Q4_0", "Q5_1", "Q4_K")))
-def test_columns_hold_a_tile_and_the_scales_at_most(name, count):
+def test_columns_hold_a_tile_and_the_scales_at_most(name, count, temporaries):
     """The layout of CPUs.
 
     The most is 0.19, of Q2_K: a tile of 1/16 and, in float32, two scales for each 16 weights.
@@ -55,7 +61,7 @@ def test_columns_hold_a_tile_and_the_scales_at_most(name, count):
 
 
 @pytest.mark.parametrize("name", ["Q5_1", "Q4_K"])
-def test_columns_the_other_way_round(name):
+def test_columns_the_other_way_round(name, temporaries):
     """The gradient, and a product with an embedding as it lies."""
     assert temporaries(name, "columns", 8, transposed=False) < 0.25
 
@@ -63,7 +69,7 @@ def test_columns_the_other_way_round(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("count", [1, 2, 8])
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_rows_on_a_gpu(name, count):
+def test_rows_on_a_gpu(name, count, temporaries):
     """MXFP6, which no GGUF file holds, has each code written out as a byte: exactly a quarter."""
     assert temporaries(name, "rows", count) < (0.26 if name.startswith("MXFP6") else 0.15)
 
@@ -71,7 +77,7 @@ def test_rows_on_a_gpu(name, count):
 @pytest.mark.gpu
 @pytest.mark.parametrize("count", [1, 2, 8])
 @pytest.mark.parametrize("name", IN_GROUPS)
-def test_groups_on_a_gpu_without_kernels(name, count):
+def test_groups_on_a_gpu_without_kernels(name, count, temporaries):
     """What stands in for a kernel that fails.
 
     MXFP4 has its codes written out, a byte each: exactly a quarter.
@@ -85,7 +91,7 @@ def test_groups_on_a_gpu_without_kernels(name, count):
     [("Q4_0", "rows", 8), ("Q4_K", "rows", 8)]
     + [(name, "groups", count) for name in ("Q4_0", "Q4_K") for count in (1, 2, 8)],
 )
-def test_layouts_for_gpus_write_one_dense_weight_at_most_on_a_cpu(name, layout, count):
+def test_layouts_for_gpus_write_one_dense_weight_at_most_on_a_cpu(name, layout, count, temporaries):
     """XLA:CPU does not fuse dequantisation into their reduction.
 
     What holds there: rows of x share what is written.

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import as_users_have_it
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -51,7 +53,7 @@ def compiled(plugin, request):
     def compiled(target: str, names: tuple[str, ...]) -> dict[str, dict]:
         command = [sys.executable, "-m", "tests.rocm.compile", str(plugin), target, *names]
         # Programs read from the compilation cache dump nothing.
-        environment = os.environ | {
+        environment = as_users_have_it() | {
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "JAX_ENABLE_COMPILATION_CACHE": "false",
         }

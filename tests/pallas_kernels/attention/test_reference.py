@@ -80,7 +80,7 @@ def test_gradients_equal_differences(operands, normal):
         np.testing.assert_allclose((next(ends) - next(ends)) / (2 * step), found, rtol=2e-2)
 
 
-def test_the_cache_is_neither_cast_nor_copied():
+def test_the_cache_is_neither_cast_nor_copied(optimised):
     """No array of the program but the cache itself has its size."""
     of, (K, H, S) = jax.ShapeDtypeStruct, (2, 64, 4096)
     operands = (
@@ -89,6 +89,6 @@ def test_the_cache_is_neither_cast_nor_copied():
         of((1, K, S, H), jnp.bfloat16),
         of((1,), jnp.int32),
     )
-    compiled = jax.jit(reference.prefill).lower(*operands, AttentionRule(0.1)).compile()
+    compiled = jax.jit(reference.prefill).lower(*operands, AttentionRule(0.1)).compile(optimised)
     # Scores of 8 heads in float32, three times.
     assert compiled.memory_analysis().temp_size_in_bytes <= 3 * 8 * S * 4 < K * S * H * 2

@@ -265,6 +265,11 @@ def token_by_token(decoder, ids) -> list[dict[int, np.ndarray]]:
     return [by_position(run(leaves, decoder.init_cache(1, SLOTS), jnp.asarray(ids)))]
 
 
+def token_by_token_at_first(decoder, ids) -> list[dict[int, np.ndarray]]:
+    """Computes the start of the prompt, longer than a window, in a scan over single tokens."""
+    return token_by_token(decoder, ids[:190])
+
+
 #: Tokens of each sequence in each piece of a ragged batch: prompts of different lengths, then
 #: single tokens, of which one sequence misses two, then a few at once.
 SCHEDULE = ((211, 5, 62, 253), (1, 1, 1, 1), (1, 1, 0, 1), (1, 1, 0, 1), (3, 2, 1, 3), (1, 1, 1, 1))

@@ -1,5 +1,7 @@
 """Every family against llama.cpp's logits: in one go, in pieces, token by token, in a ragged batch
 and after a reused prefix, with plain XLA and with C++.
+
+In one go for every family in the quick runs, in other ways for one of each kind.
 """
 
 import json
@@ -9,7 +11,7 @@ import pytest
 
 from rocmforge_jax.models import ARCHITECTURES, kernel_report
 from tests.models import families
-from tests.models.families import DATA, FILES, NEW, WAYS
+from tests.models.families import FILES, NEW, OLD, WAYS
 from tests.models.test_logits import CORE, OTHERS
 
 #: Name -> the backend and the mode of activations. "auto" is C++ here, which computes attention in
@@ -19,14 +21,14 @@ RUNS = {"xla": ("xla", "float"), "cpp-float": ("auto", "float"), "cpp-int16": ("
 QUICK = {
     families.in_one_go: ("xla", "cpp-int16"),
     families.in_pieces: ("cpp-float",),
-    families.token_by_token: ("xla",),
+    families.token_by_token_at_first: ("xla",),
     families.in_a_ragged_batch: ("cpp-float",),
     families.after_rewinding: ("cpp-float",),
     families.after_other_answers: ("cpp-int16",),
 }
 #: Latent attention is computed by plain XLA everywhere, and Mamba 2 has no attention.
 IN_XLA_ALONE = {"families/deepseek2-v3.Q4_K_M", "families/mamba2.Q4_K_M"}
-#: One file of each kind of layer and state, which takes every way in the quick runs: windows,
+#: One file of each kind of layer and state, which the quick runs compute in several ways: windows,
 #: sinks, shared keys and values, convolutions, delta nets, latents, state spaces beside experts.
 #: The last one is an older file, which every clone has.
 KINDS = {
@@ -39,22 +41,28 @@ KINDS = {
     "families/granitehybrid.Q4_K_M",
     "models/qwen2.Q4_K_M",
 }
-#: The quick runs of the other files of new architectures.
-OTHERS_QUICK = {families.in_one_go: ("xla",), families.in_a_ragged_batch: ("cpp-float",)}
+#: Those of them that take the ways that a ragged batch includes: pieces, then single tokens.
+EVERY_WAY = {
+    "models/gemma3.Q8_0",
+    "families/qwen35.Q4_K_M",
+    "families/deepseek2-v3.Q4_K_M",
+    "models/qwen2.Q4_K_M",
+}
+#: Ways of the others, and the runs that are quick.
+OTHERS_QUICK = {way: QUICK[way] for way in (families.in_one_go, families.in_a_ragged_batch)}
 
 
 def _marks(file, way, run):
     if file.name in KINDS:
-        return pytest.mark.core if run in QUICK[way] else pytest.mark.heavy
-    if file in NEW:
-        return () if run in OTHERS_QUICK.get(way, ()) else pytest.mark.heavy
-    quick = file in DATA and way is families.in_one_go and run == "xla"
+        ways = QUICK if file.name in EVERY_WAY else OTHERS_QUICK
+        return pytest.mark.core if run in ways.get(way, ()) else pytest.mark.heavy
+    quick = file not in OLD and way is families.in_one_go and run == "xla"
     return () if quick else pytest.mark.heavy
 
 
 def _cases():
     for file in FILES:
-        for way in WAYS:
+        for way in (*WAYS, families.token_by_token_at_first):
             for run in RUNS:
                 marks, name = _marks(file, way, run), f"{file}-{way.__name__}-{run}"
                 yield pytest.param(file, way, run, marks=marks, id=name)

@@ -26,8 +26,18 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize("library", ["in C++", "in plain XLA"])
-@pytest.mark.parametrize("page", PAGES)
+#: The pages whose examples run in plain XLA, too, without being asked for.
+PLAIN = {"README.md", "docs/embeddings.md", "docs/flax.md"}
+
+
+def runs():
+    for page in PAGES:
+        yield page, "in C++"
+        marks = [] if page in PLAIN else [pytest.mark.heavy]
+        yield pytest.param(page, "in plain XLA", marks=marks)
+
+
+@pytest.mark.parametrize(("page", "library"), list(runs()))
 def test_the_examples_of_a_page_run(page, library, tmp_path, monkeypatch, request):
     if library == "in C++":
         request.getfixturevalue("in_cpp")

@@ -351,7 +351,11 @@ def test_a_tokenizer_larger_than_the_model_is_refused(lm):
         rf.LanguageModel(lm.model, tokenizer)
 
 
-def test_perplexity_of_the_plays_it_was_not_trained_on(lm, reference):
+# A sixth of the windows has 14,000 tokens less, so their mean loss is a few hundredths off.
+@pytest.mark.parametrize(
+    ("every", "gate"), [pytest.param(1, 1e-3, marks=pytest.mark.heavy), (6, 0.1)]
+)
+def test_perplexity_of_the_plays_it_was_not_trained_on(lm, reference, every, gate):
     """demo.json's number, computed here from the decoder's logits: windows whose second half is
     predicted.
     """
@@ -371,9 +375,9 @@ def test_perplexity_of_the_plays_it_was_not_trained_on(lm, reference):
 
     losses = [
         np.asarray(loss(state, ids[start : start + window]), np.float64)
-        for start in range(0, len(ids) - window + 1, window)
+        for start in range(0, len(ids) - window + 1, every * window)
     ]
-    assert math.exp(np.mean(losses)) == pytest.approx(told["held_out_perplexity"], rel=1e-3)
+    assert math.exp(np.mean(losses)) == pytest.approx(told["held_out_perplexity"], rel=gate)
 
 
 @pytest.mark.core

@@ -35,21 +35,42 @@ def test_every_bit_pattern_reads_as_gguf_reads_it(name, random_bytes, oracle, sa
     same_bits(dequantize(rows, name), oracle(rows, name))
 
 
-@pytest.mark.parametrize("last", ["first block", "second block"])
-@pytest.mark.parametrize("block", sorted({f.block for f in formats.FORMATS.values()}))
-def test_count_takes_exactly_n_values_for_every_n_up_to_two_blocks(
-    block, last, random_bytes, same_bits
-):
-    """All types of a block size together: they share the program that XLA compiles for each n,
-    which is what takes the time.
+@pytest.fixture
+def check_counts(random_bytes, same_bits):
+    """check_counts(block, counts): dequantises the counts of values of all types of a block size.
+
+    They share the program that XLA compiles for each count, which is what takes the time.
     """
-    rows = {
-        name: random_bytes(name, 1, 2)[0] for name, f in formats.FORMATS.items() if f.block == block
-    }
-    whole = {name: np.asarray(dequantize(row, name)) for name, row in rows.items()}
-    for n in range(block + 1) if last == "first block" else range(block + 1, 2 * block + 1):
-        for name, row in rows.items():
-            same_bits(dequantize(row, name, count=n), whole[name][:n], f"{name}, count={n}")
+
+    def check(block, counts):
+        rows = {
+            name: random_bytes(name, 1, 2)[0]
+            for name, f in formats.FORMATS.items()
+            if f.block == block
+        }
+        whole = {name: np.asarray(dequantize(row, name)) for name, row in rows.items()}
+        for n in counts:
+            for name, row in rows.items():
+                same_bits(dequantize(row, name, count=n), whole[name][:n], f"{name}, count={n}")
+
+    return check
+
+
+BLOCKS = sorted({f.block for f in formats.FORMATS.values()})
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_count_takes_exactly_n_values_up_to_two_blocks(block, check_counts):
+    """Around the ends of groups, of blocks, and between."""
+    ends = range(0, 2 * block + 1, 16)
+    near = {end + more for end in ends for more in (-1, 0, 1)} | set(range(0, 2 * block, 7))
+    check_counts(block, [n for n in sorted(near) if 0 <= n <= 2 * block])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("block", BLOCKS)
+def test_count_takes_exactly_n_values_for_every_n_up_to_two_blocks(block, check_counts):
+    check_counts(block, range(2 * block + 1))
 
 
 @pytest.mark.core

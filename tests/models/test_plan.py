@@ -21,10 +21,19 @@ def demo():
 
 
 @pytest.mark.parametrize(
-    ("context_length", "prompt", "slots"),
-    [(100, 5, 108), (100, 60, 108), (300, 20, 308), (512, 3, 520)],
+    ("dtype", "context_length", "prompt", "slots"),
+    [
+        (jnp.float32, 100, 5, 108),
+        (jnp.bfloat16, 100, 60, 108),
+        (jnp.bfloat16, 300, 250, 308),
+        (jnp.float32, 512, 500, 520),
+    ]
+    + [
+        pytest.param(dtype, *lengths, marks=pytest.mark.heavy)
+        for dtype in (jnp.float32, jnp.bfloat16)
+        for lengths in ((300, 20, 308), (512, 3, 520))
+    ],
 )
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_weights_and_cache_are_counted_to_the_byte(demo, dtype, context_length, prompt, slots):
     """Of a text that fills its context: what the engine holds after generating it."""
     gguf, config = demo

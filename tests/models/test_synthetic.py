@@ -45,12 +45,27 @@ def in_pieces(step, cache, count):
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.what == "logits"], ids=str)
+def with_logits(deep=()):
+    """The cases that have logits.
+
+    deep: Marks of those of 32 and 64 layers, which take long to compile.
+    """
+    for case in CASES:
+        if case.what == "logits":
+            marks = deep if case.name in ("baichuan", "command-r-plus") else ()
+            yield pytest.param(case, id=str(case), marks=marks)
+
+
+@pytest.mark.parametrize("case", list(with_logits()))
 def test_logits_are_llama_cpp_s(case, decoder_of):
-    decoder = decoder_of(case)
-    step = compiled(decoder)
+    step = compiled(decoder_of(case))
     assert error(case, step(None, IDS[None])[0][0]) < case.gate
-    cache = decoder.init_cache(1, 229)
+
+
+@pytest.mark.parametrize("case", list(with_logits(deep=pytest.mark.heavy)))
+def test_logits_in_pieces_are_llama_cpp_s(case, decoder_of):
+    decoder = decoder_of(case)
+    step, cache = compiled(decoder), decoder.init_cache(1, 229)
     through = in_pieces(lambda cache, part: step(cache, IDS[None, part]), cache, len(IDS))
     assert error(case, through) < case.gate
 

@@ -167,15 +167,9 @@ def test_pairs_of_one_expert_together(route, case, distance):
     if TOGETHER[route] is not None:
         chosen = jnp.broadcast_to(jnp.int32(TOGETHER[route]), chosen.shape)
     with targets.use(targets.INTERPRET):
-        y, decisions = decided(
-            lambda: jax.jit(lambda *of: mixture(*of))(x, weights, chosen, *stacks)
-        )
-        alone = [
-            jax.jit(lambda *of: mixture(*of))(
-                *(a[t : t + 1] for a in (x, weights, chosen)), *stacks
-            )
-            for t in range(len(x))
-        ]
+        run = jax.jit(lambda *of: mixture(*of))
+        y, decisions = decided(lambda: run(x, weights, chosen, *stacks))
+        alone = [run(*(a[t : t + 1] for a in (x, weights, chosen)), *stacks) for t in range(len(x))]
     reason = "two launches, up to 2 pairs of an expert together, with silu, interpret"
     assert decisions == [("experts", "pallas", reason)]
     assert distance(y, np.concatenate(alone)) < 1e-6

@@ -48,14 +48,16 @@ def test_the_notebooks_are_there():
     }
 
 
-@pytest.mark.parametrize("library", ["in C++", "in plain XLA"])
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.core] if path.stem in CORE else [])
-        for path in NOTEBOOKS
-    ],
-)
+def runs():
+    """Each notebook with C++, as users have it; in plain XLA one, the others if asked for."""
+    for path in NOTEBOOKS:
+        core = [pytest.mark.core] if path.stem in CORE else []
+        yield pytest.param(path, "in C++", id=f"{path.stem}-in C++", marks=core)
+        plain = core if path.stem in EXACT else [pytest.mark.heavy]
+        yield pytest.param(path, "in plain XLA", id=f"{path.stem}-in plain XLA", marks=plain)
+
+
+@pytest.mark.parametrize(("path", "library"), list(runs()))
 def test_it_runs_without_a_word_on_stderr(path, library, request, monkeypatch):
     # As a user has it; optax needs it too.
     monkeypatch.delenv("JAX_NUMPY_DTYPE_PROMOTION", raising=False)

@@ -4,6 +4,7 @@ The reference files come from llama.cpp's converter, the others from `encoder_fi
 """
 
 import functools
+import itertools
 import json
 
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 from rocmforge_jax.gguf import GGUFError, open_gguf
 from rocmforge_jax.models import Decoder, kernel_report, load_decoder
 from tests.conftest import DATA
+from tests.heavy import some
 from tests.models import encoder_files
 from tests.models.families import EXACT, GELU
 
@@ -25,6 +27,15 @@ FILES = {
     "gemma-embedding.Q4_0": GELU,
     "gemma-embedding-dense.Q5_0": GELU,
     "qwen3-embedding.Q8_0": EXACT,
+}
+#: Those of which a ragged batch is computed: with GELU and without, with positions and with RoPE,
+#: by plain XLA and by attention in C++. The others are heavy, and "gemma-embedding" is one of these
+#: without its last layers.
+RAGGED = {
+    ("bert.Q8_0", "xla"),
+    ("nomic-bert.Q8_0", "cpp"),
+    ("gemma-embedding-dense.Q5_0", "cpp"),
+    ("qwen3-embedding.Q8_0", "xla"),
 }
 #: Families whose units are GELU, and those with other units.
 WITH_GELU = ("bert", "jina-bert", "nomic-bert-moe", "modern-bert")
@@ -95,6 +106,11 @@ def test_a_text_in_one_go(file):
     assert relative(states, stored(path, ".tok.npy")) < gate
 
 
+@pytest.mark.parametrize(
+    ("backend", "file"),
+    some(itertools.product(("xla", "cpp"), FILES), lambda *case: case[::-1] in RAGGED),
+    indirect=True,
+)
 def test_a_text_in_a_ragged_batch(file):
     """With texts that are shorter and longer. What padding holds changes nothing."""
     decoder, ids, rows, path, gate = file

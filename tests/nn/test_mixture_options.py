@@ -4,6 +4,7 @@ Each runs in plain XLA, and in Pallas's interpreter pair by pair and expert by e
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from rocmforge_jax.nn import (
 )
 from rocmforge_jax.quant import QParam, QTensor
 from tests.activated import FUNCTIONS, SWIGLU_OAI, activated
+from tests.heavy import some
 from tests.routed import GROUPED, ROUTINGS, routed
 
 E, D, F = 6, 64, 96
@@ -101,8 +103,12 @@ def _run(way, normal, call):
     return operands, y, first.choice.reason, FLOAT32 if dtype == "float32" else BFLOAT16
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", FUNCTIONS)
+def quick_gates(name, way):
+    """Every function with and without kernels, and every way."""
+    return name == "silu" or way.endswith("by pair")
+
+
+@pytest.mark.parametrize(("name", "way"), some(itertools.product(FUNCTIONS, WAYS), quick_gates))
 def test_gated_experts(name, way, stack, normal, distance):
     (gate, g), (up, u), (down, d) = (
         stack(*of, seed=i) for i, of in enumerate(((D, F), (D, F), (F, D)))

@@ -1,6 +1,7 @@
 """Products of modules with biases, output scales and activation functions, against float64."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from rocmforge_jax.backends import Numerics, record
 from rocmforge_jax.nn import GELU, RELU2, Activated, Experts, Gate, Linear, gated, products
 from rocmforge_jax.quant import QParam, QTensor
 from tests.activated import FUNCTIONS, SWIGLU_OAI, UNGATED, activated
+from tests.heavy import some
 
 pytestmark = pytest.mark.core
 
@@ -54,7 +56,16 @@ def decided(call):
     return result, decisions[0]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+def quick_gates(name, backend):
+    """The kernels' own tests have every function: one without options and one with them do here."""
+    return backend != "pallas" or name in ("silu", "swiglu_oai of 0.9")
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    some(itertools.product(FUNCTIONS, ("pallas", "cpp", "xla")), quick_gates),
+    indirect=["backend"],
+)
 def test_gates(name, backend, linear, normal, distance):
     (gate, g), (up, u), (other, o) = linear(7, "MXFP4"), linear(7, seed=1), linear(5, seed=2)
     x, function = jnp.asarray(normal(2, 1, D)), FUNCTIONS[name]

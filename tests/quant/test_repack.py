@@ -1,6 +1,7 @@
 """A file's blocks -> planes in C++: the same planes as XLA's, to the bit."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from rocmforge_jax.formats import Codes, Field, Format, WordPacking
 from rocmforge_jax.formats.scales import SCHEMES
 from rocmforge_jax.quant import repack, word_packed
 from rocmforge_jax.quant.layout import split
+from tests.conftest import CORE_TYPES
+from tests.heavy import some
 from tests.quant.conftest import IN_GROUPS
 
 pytestmark = pytest.mark.core
@@ -25,21 +28,26 @@ def random_rows(name, *lead, elements=1280, seed=0):
     )
 
 
-@pytest.mark.parametrize("name", IN_GROUPS)
-def test_every_type(name, in_cpp):
-    """Stacks of experts too; and rows that several threads take, the last with fewer."""
+def quick_rows(name, which):
+    return which == "of experts" or name in CORE_TYPES
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    some(itertools.product(IN_GROUPS, ("of experts", "of several threads")), quick_rows),
+)
+def test_every_type(name, which, in_cpp):
+    """Of several threads the last takes fewer rows."""
     fmt = formats.get(name)
-    for rows in (
-        random_rows(name, 3, 7),
-        random_rows(name, 2 * cpp_repack.PIECE // fmt.row_bytes(1280) + 3),
-    ):
-        made, expected = repack.planes_of(rows, fmt), split(rows, fmt, "groups")
-        assert made.keys() == expected.keys()
-        for plane, like in expected.items():
-            assert made[plane].dtype == like.dtype and made[plane].shape == like.shape
-            np.testing.assert_array_equal(
-                np.asarray(made[plane]).view(np.uint8), np.asarray(like).view(np.uint8)
-            )
+    threads = 2 * cpp_repack.PIECE // fmt.row_bytes(1280) + 3
+    rows = random_rows(name, *((3, 7) if which == "of experts" else (threads,)))
+    made, expected = repack.planes_of(rows, fmt), split(rows, fmt, "groups")
+    assert made.keys() == expected.keys()
+    for plane, like in expected.items():
+        assert made[plane].dtype == like.dtype and made[plane].shape == like.shape
+        np.testing.assert_array_equal(
+            np.asarray(made[plane]).view(np.uint8), np.asarray(like).view(np.uint8)
+        )
 
 
 def test_planes_are_not_copied_for_the_device(in_cpp):

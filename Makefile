@@ -23,11 +23,12 @@ QUICK := tests/gguf tests/text tests/formats/test_declarations.py \
 	tests/backends/test_choice.py
 
 # Tests mostly compile, which takes one core: two processes halve the time. More would each take 2 GB.
-PYTEST_ARGS := $(or $(ARGS),-n 2 -q)
+# One that has no more tests takes some of the other's.
+PYTEST_ARGS := $(or $(ARGS),-n 2 --dist worksteal -q)
 PROMPT ?= ROMEO:
 SECONDS ?= 60
 
-.PHONY: help check format lint types quick demo test test-core test-gpu test-rocm rocm-compiler test-jax-triton test-cuda test-real test-hf test-interrupts docs wheel release-check bench notebooks fuzz fuzz-atheris clean
+.PHONY: help check format lint types quick demo test test-core test-heavy test-gpu test-rocm rocm-compiler test-jax-triton test-cuda test-real test-hf test-interrupts docs wheel release-check bench notebooks fuzz fuzz-atheris clean
 
 help:
 	@echo "make demo       install, then continue '$(PROMPT)' with the model that ships (PROMPT=...)"
@@ -35,6 +36,7 @@ help:
 	@echo "make format     format the code and mend what the linter can mend"
 	@echo "make test       install, then run the tests (PYTHON=... picks the interpreter, ARGS=... goes to pytest)"
 	@echo "make test-core  the quicker, essential half of the tests"
+	@echo "make test-heavy  what make test leaves out to stay quick: all families in all ways, every notebook twice, ..."
 	@echo "make test-gpu   the kernels and what else needs a GPU, on one, with the jax that PYTHON=... has"
 	@echo "make test-rocm  compile for AMD GPUs with XLA's ROCm compiler, without one; a download of 154 MB, needs gcc and binutils"
 	@echo "                (ROCM_GENERATION=10 takes that of ROCm 10, which needs PYTHON=python3.12 or newer)"
@@ -83,6 +85,9 @@ test: $(NATIVE)
 
 test-core: $(NATIVE)
 	$(BIN)/python -m pytest -m "core and not heavy and not gpu" $(PYTEST_ARGS)
+
+test-heavy: $(NATIVE)
+	$(BIN)/python -m pytest -m "heavy and not gpu" $(PYTEST_ARGS)
 
 # With the machine's own Python and jax: a GPU's jax is not for this file to install.
 test-gpu:

@@ -29,6 +29,7 @@ from rocmforge_jax.models import (
 )
 from rocmforge_jax.models.laurel import Laurel
 from rocmforge_jax.nn import GELU, RELU2, XIELU, RopeConfig, Routing, Yarn, swiglu_oai
+from tests.heavy import some
 from tests.models import float64
 
 WIDTH, VOCABULARY, TOKENS = 48, 70, 37
@@ -300,7 +301,16 @@ def test_an_option_against_float64(name, decoder):
 BOTH_WAYS = ("not causal", "window to both sides", "ALiBi to both sides", "encoder")
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in BOTH_WAYS])
+#: Options from this one on act on each token alone: feed-forwards, norms, factors and experts.
+OF_A_TOKEN = list(OPTIONS)[list(OPTIONS).index("gelu") :]
+#: Those whose pieces are heavy: all but some kinds, since pieces change nothing for them.
+ALONE = {*OF_A_TOKEN} - {"gelu", "parallel", "groups", "biases everywhere", "experts of gpt-oss"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    some(((name,) for name in OPTIONS if name not in BOTH_WAYS), lambda name: name not in ALONE),
+)
 def test_an_option_in_padded_pieces(name, decoder):
     """A ragged batch: 5 and 9 tokens, then 12 and 0, then 1 and 1, each padded, then one by one.
 

@@ -19,6 +19,8 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 EXACT = {"01_open_a_gguf_file"}
 #: Those whose execution is quick and essential.
 CORE = {"01_open_a_gguf_file", "02_gguf_to_flax_nnx"}
+#: Those that take longest: perplexities of quantised models, and eight devices of a laptop.
+LONG = {"04_what_quantisation_costs", "07_several_devices_on_a_laptop"}
 _PROGRAM = runpy.run_path(FOLDER / "execute.py")
 execute, twin = _PROGRAM["execute"], _PROGRAM["twin"]
 
@@ -49,10 +51,11 @@ def test_the_notebooks_are_there():
 
 
 def runs():
-    """Each notebook with C++, as users have it; in plain XLA one, the others if asked for."""
+    """All but the long ones with C++, as users have it, and one in plain XLA; the rest is heavy."""
     for path in NOTEBOOKS:
         core = [pytest.mark.core] if path.stem in CORE else []
-        yield pytest.param(path, "in C++", id=f"{path.stem}-in C++", marks=core)
+        marks = [pytest.mark.heavy] if path.stem in LONG else core
+        yield pytest.param(path, "in C++", id=f"{path.stem}-in C++", marks=marks)
         plain = core if path.stem in EXACT else [pytest.mark.heavy]
         yield pytest.param(path, "in plain XLA", id=f"{path.stem}-in plain XLA", marks=plain)
 

@@ -96,6 +96,5 @@ def _tuned(library: Path, measure: bool) -> dict:
     if measure:
         print("measuring how this processor reads memory fastest ...", file=sys.stderr, flush=True)
         for used, speed in cpp.tune(word_packed.packing(get(name)) for name in TUNED_WITH).items():
-            how = f"{used.ahead:6} bytes ahead into the level {used.level} cache"
-            print(f"  prefetch {how}: {speed / 1e9:.1f} GB/s", file=sys.stderr)
+            print(f"  prefetch {used}: {speed / 1e9:.1f} GB/s", file=sys.stderr)
     return prefetch(library)._asdict()

@@ -35,15 +35,19 @@ class Form(NamedTuple):
 
 
 class Prefetch(NamedTuple):
-    """The distance and the cache level of a GEMV's prefetch.
+    """The distances of a GEMV's prefetches, in bytes from the weights that are being multiplied.
 
     Attributes:
-        ahead: The distance in bytes from the weights that are being multiplied.
-        level: The cache level to prefetch into, 1 or 2.
+        l1: The distance of the prefetch into the first-level cache, or 0 for none.
+        l2: The distance of the prefetch into the second-level cache, or 0 for none.
     """
 
-    ahead: int
-    level: int
+    l1: int
+    l2: int
+
+    def __str__(self):
+        parts = [f"{ahead} bytes ahead into L{i}" for i, ahead in enumerate(self, 1) if ahead]
+        return " and ".join(parts) or "none"
 
 
 @functools.cache
@@ -118,17 +122,16 @@ def use(library: Path, name: str) -> None:
 
 def prefetch(library: Path) -> Prefetch:
     """Returns the prefetch that products use."""
-    ahead, level = ctypes.c_int64(), ctypes.c_int64()
-    _opened(library).get_prefetch(ctypes.byref(ahead), ctypes.byref(level))
-    return Prefetch(ahead.value, level.value)
+    l1, l2 = ctypes.c_int64(), ctypes.c_int64()
+    _opened(library).get_prefetch(ctypes.byref(l1), ctypes.byref(l2))
+    return Prefetch(l1.value, l2.value)
 
 
 def use_prefetch(library: Path, wanted: Prefetch | None) -> None:
     """Makes all products use a prefetch from now on; None selects the default of the library."""
-    ahead, level = wanted or (-1, 1)
-    if level not in (1, 2):
-        raise ValueError(f"a prefetch goes into the level 1 or 2 of the cache, not {level}")
-    _opened(library).set_prefetch(ctypes.c_int64(ahead), ctypes.c_int64(level))
+    if wanted is not None and not all(0 <= ahead < 1 << 31 for ahead in wanted):
+        raise ValueError(f"distances of a prefetch are 0 to 2147483647 bytes, not {[*wanted]}")
+    _opened(library).set_prefetch(*map(ctypes.c_int64, wanted or (-1, 0)))
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Measures which prefetch is fastest on this processor, and saves it to a file.
 
-A GEMV is bound by memory. The best distance and cache level of its prefetch depend on the processor
-and on the rest of the machine.
+A GEMV is bound by memory. The best distances of its prefetches depend on the processor and on the
+rest of the machine.
 """
 
 import contextlib
@@ -22,8 +22,12 @@ from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax.cpp import library, products
 from rocmforge_jax.cpp.library import Prefetch
 
-#: Distances in bytes to measure, for both cache levels.
-DISTANCES = (2048, 4096, 8192, 16384, 32768)
+#: Prefetches to measure: into one cache level, or into both with a short distance into the first.
+CANDIDATES = (
+    *(Prefetch(ahead, 0) for ahead in (2048, 4096, 8192)),
+    *(Prefetch(0, ahead) for ahead in (4096, 8192, 16384, 32768)),
+    *(Prefetch(2048, ahead) for ahead in (8192, 16384, 32768)),
+)
 #: Measurements of each prefetch, of which the fastest counts. They alternate between prefetches,
 #: because other programs may run at the same time.
 ROUNDS = 5
@@ -45,7 +49,7 @@ def measure(found: Path, packings: Iterable[Packing]) -> dict[Prefetch, float]:
     """
     library.use_prefetch(found, None)
     start = library.prefetch(found)
-    candidates = {start, *itertools.starmap(Prefetch, itertools.product(DISTANCES, (1, 2)))}
+    candidates = {start, *CANDIDATES}
     multiplied = [_product(packing) for packing in packings]
     seconds = {candidate: [float("inf")] * len(multiplied) for candidate in candidates}
     for _, candidate in itertools.product(range(ROUNDS), sorted(candidates)):
@@ -74,7 +78,7 @@ def recall(file: Path, found: Path) -> None:
     """Uses the prefetch in a file from now on; changes nothing without a valid file."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         wanted = Prefetch(**json.loads(file.read_text()))
-        library.use_prefetch(found, Prefetch(int(wanted.ahead), int(wanted.level)))
+        library.use_prefetch(found, Prefetch(int(wanted.l1), int(wanted.l2)))
 
 
 def _product(packing: Packing) -> tuple[Callable, int]:

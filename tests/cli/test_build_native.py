@@ -39,11 +39,11 @@ def test_what_is_built_is_found(run, in_cpp, cpp_folder):
 
 
 def test_it_measures_again_where_that_is_wanted(run, in_cpp, monkeypatch):
-    measured = {Prefetch(4096, 1): 9e9, Prefetch(16384, 2): 12.3e9}
+    measured = {Prefetch(4096, 0): 9e9, Prefetch(2048, 16384): 12.3e9}
     monkeypatch.setattr(cpp, "tune", lambda packings: measured if list(packings) else {})
     ran = run("build-native", "--tune", "--json")
-    assert "16384 bytes ahead into the level 2 cache: 12.3 GB/s" in ran.err
-    assert json.loads(ran.out)["prefetch"].keys() == {"ahead", "level"}
+    assert "2048 bytes ahead into L1 and 16384 bytes ahead into L2: 12.3 GB/s" in ran.err
+    assert json.loads(ran.out)["prefetch"].keys() == {"l1", "l2"}
 
 
 @pytest.fixture

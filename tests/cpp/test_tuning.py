@@ -36,7 +36,7 @@ def test_no_prefetch_changes_a_number(found, name):
         return products.multiply(x, [Product((Weight(planes, packing),))], mode="int16")[0]
 
     expected = np.asarray(product())
-    for wanted in (Prefetch(0, 1), Prefetch(100, 2), Prefetch(1 << 20, 1)):
+    for wanted in (Prefetch(0, 0), Prefetch(100, 0), Prefetch(0, 1 << 20), Prefetch(64, 8192)):
         cpp_library.use_prefetch(found, wanted)
         assert cpp_library.prefetch(found) == wanted
         np.testing.assert_array_equal(product(), expected)
@@ -44,19 +44,22 @@ def test_no_prefetch_changes_a_number(found, name):
 
 def test_the_table_is_used_again(found):
     start = cpp_library.prefetch(found)
-    cpp_library.use_prefetch(found, Prefetch(64, 2))
+    cpp_library.use_prefetch(found, Prefetch(0, 64))
     cpp_library.use_prefetch(found, None)
-    assert cpp_library.prefetch(found) == start and start.ahead > 0
+    assert cpp_library.prefetch(found) == start and start.l2 > 0
 
 
-def test_a_level_that_is_none(found):
-    with pytest.raises(ValueError, match="level 1 or 2 .* not 3"):
-        cpp_library.use_prefetch(found, Prefetch(64, 3))
+@pytest.mark.parametrize("wanted", [Prefetch(-1, 64), Prefetch(64, 1 << 31)])
+def test_a_distance_out_of_range(found, wanted):
+    start = cpp_library.prefetch(found)
+    with pytest.raises(ValueError, match=f"0 to 2147483647 .*{wanted.l1}, {wanted.l2}"):
+        cpp_library.use_prefetch(found, wanted)
+    assert cpp_library.prefetch(found) == start
 
 
 def test_the_fastest_is_used(found, monkeypatch):
     """The times are made up, so that the fastest is known."""
-    fastest = Prefetch(8192, 2)
+    fastest = Prefetch(0, 8192)
 
     def seconds(run):
         return 1.0 if cpp_library.prefetch(found) == fastest else 1.1
@@ -80,16 +83,16 @@ def test_little_gain_changes_nothing(found, monkeypatch):
 
 def test_a_file_remembers_it(found, tmp_path):
     file = tmp_path / "folder" / "tuned.json"
-    cpp_library.use_prefetch(found, Prefetch(12345, 2))
+    cpp_library.use_prefetch(found, Prefetch(123, 45678))
     tuning.remember(file, found)
     cpp_library.use_prefetch(found, None)
     tuning.recall(file, found)
-    assert cpp_library.prefetch(found) == Prefetch(12345, 2)
+    assert cpp_library.prefetch(found) == Prefetch(123, 45678)
     assert [one.name for one in file.parent.iterdir()] == ["tuned.json"]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "7", json.dumps({"ahead": 4}), json.dumps({"ahead": 4, "level": 9})]
+    "text", ["", "{", "[]", "7", json.dumps({"l1": 4}), json.dumps({"l1": 4, "l2": -9})]
 )
 def test_a_damaged_file_is_ignored(found, tmp_path, text):
     start = cpp_library.prefetch(found)

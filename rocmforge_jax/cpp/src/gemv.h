@@ -14,8 +14,8 @@ namespace {
 // Rows of a weight that are multiplied at once, limited by the number of registers.
 constexpr int kRows = LANES == 16 ? 2 : 1;
 
-// Rows of a weight whose products are buffered before the epilogue.
-constexpr int kOut = 64;
+// Rows of a weight whose products are buffered before the epilogue. As many as in a piece of work, so that a thread reads long runs.
+constexpr int kOut = 256;
 
 inline int64_t blocks(int64_t groups) { return (groups + LANES - 1) / LANES; }
 
@@ -46,35 +46,50 @@ void quantize(const Inputs& in, int64_t row, void* tile, int64_t) {
   else quantize_row(in, row, (Block<1>*)tile);
 }
 
-// Multiplies kRows rows of a weight, from `first` on, with kBatch rows of activations, which are `stride` bytes apart, and writes the
-// products to out[m][r]. If only one row of the weight is left, it is computed twice.
+// The distances in bytes from the words that are multiplied to those that are prefetched into each level; 0 for none.
+struct Distances {
+  int64_t l1, l2;
+};
+
+// `step`: the bytes that are multiplied together, kRows rows. A prefetch is a whole number of steps ahead, because half a step ahead is data
+// that the neighbouring row reads anyway. Words that are in the second level already need only a short distance. If a step exceeds it,
+// they are two vectors ahead.
+inline Distances distances(int64_t step) {
+  const Prefetch how = prefetch();
+  const auto steps = [&](int64_t ahead) { return (ahead + step - 1) / step * step; };
+  return {how.l2 && how.l1 && how.l1 < step ? (int64_t)(2 * sizeof(Words)) : steps(how.l1), steps(how.l2)};
+}
+
+// There are no conditions here, because GCC would keep codes in memory. A distance of 0 prefetches what has just been read.
+inline void fetch(const uint32_t* from, Distances ahead) {
+  __builtin_prefetch((const char*)from + ahead.l1, 0, 3);
+  __builtin_prefetch((const char*)from + ahead.l2, 0, 2);
+}
+
+// Adds to total[m][r] the products of kRows rows of a weight, from `first` on, with kBatch rows of activations, which are `stride` bytes
+// apart. If only one row of the weight is left, it is computed twice.
 template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts, int kBatch>
-void block(const Weight& w, int64_t first, const char* x, int64_t stride, float (*out)[kOut]) {
+inline void block(const Weight& w, int64_t first, const char* x, int64_t stride, Distances ahead, Floats (*total)[kRows]) {
   constexpr bool kSigned = kBits == 8 || kTable, kLifted = kSigned && BYTE_DOTS;  // adding 128 makes bytes unsigned
   const int32_t offset = kSigned ? 128 * kLifted : (int32_t)w.offset;
-  const int64_t second = kRows == 1 || first + 1 < w.rows ? 1 : 0;
-  Floats total[kBatch][kRows] = {};
+  const int64_t second = kRows == 1 || first + 1 < w.rows ? 1 : 0, groups = w.groups;
   Scales scales[kRows];
-  // The prefetch is a whole number of steps ahead. Half a step ahead is data that the neighbouring row reads anyway.
-  const Prefetch fetch = prefetch();
-  const int64_t step = kRows * kBits * w.groups * 4, ahead = (fetch.ahead + step - 1) / step * step;
-  for (int64_t g = 0; g < w.groups; g += LANES) {
-    const int count = w.groups - g < LANES ? w.groups - g : LANES;
+  for (int64_t g = 0; g < groups; g += LANES) {
+    const int count = groups - g < LANES ? groups - g : LANES;
     const int64_t in_chunk = g % kChunk;
     if (in_chunk == 0) {
-      const int64_t of_chunk = w.groups - g < kChunk ? w.groups - g : kChunk;
+      const int64_t of_chunk = groups - g < kChunk ? groups - g : kChunk;
       for (int r = 0; r < kRows; r++) read_scales<kMinimum>(w, first + r * second, g, of_chunk, scales[r]);
     }
     Words codes[kRows][kPositions];
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; r++) {
       Words words[kBits];
+      const uint32_t* from = w.codes + (first + r * second) * kBits * groups + g;
 #pragma GCC unroll 8
-      for (int i = 0; i < kBits; i++) {
-        const uint32_t* from = w.codes + ((first + r * second) * kBits + i) * w.groups + g;
+      for (int i = 0; i < kBits; i++, from += groups) {
         words[i] = load(from, count);
-        if (fetch.second_level) __builtin_prefetch((const char*)from + ahead, 0, 2);
-        else __builtin_prefetch((const char*)from + ahead, 0, 3);
+        fetch(from, ahead);
       }
       unpack<kBits>(words, codes[r]);
 #pragma GCC unroll 8
@@ -100,18 +115,29 @@ void block(const Weight& w, int64_t first, const char* x, int64_t stride, float 
       }
     }
   }
-  for (int m = 0; m < kBatch; m++)
-    for (int r = 0; r < kRows; r++) out[m][r] = sum(total[m][r]);
+}
+
+// Multiplies the rows `first` to last - 1 of a weight with kBatch rows of activations, which are `stride` bytes apart, and writes the
+// products to out[m][r]. If less than kRows rows are left at the end of the weight, its last row is computed twice.
+template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts, int kBatch>
+void rows(const Weight& w, int64_t first, int64_t last, const char* x, int64_t stride, float (*out)[kOut]) {
+  const Distances ahead = distances(kRows * kBits * w.groups * 4);
+  for (int64_t row = first; row < last; row += kRows) {
+    Floats total[kBatch][kRows] = {};
+    block<kBits, kTable, kHalves, kMinimum, kParts, kBatch>(w, row, x, stride, ahead, total);
+    for (int m = 0; m < kBatch; m++)
+      for (int r = 0; r < kRows; r++) out[m][row - first + r] = sum(total[m][r]);
+  }
 }
 
 // The most rows of activations in a batch.
 constexpr int kTile = 4;
-using Function = void (*)(const Weight&, int64_t, const char*, int64_t, float (*)[kOut]);
+using Function = void (*)(const Weight&, int64_t, int64_t, const char*, int64_t, float (*)[kOut]);
 
 // For batches of 1, 2 and 4 rows of activations.
 template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts>
-constexpr Function kOfParts[3] = {block<kBits, kTable, kHalves, kMinimum, kParts, 1>, block<kBits, kTable, kHalves, kMinimum, kParts, 2>,
-                                  block<kBits, kTable, kHalves, kMinimum, kParts, 4>};
+constexpr Function kOfParts[3] = {rows<kBits, kTable, kHalves, kMinimum, kParts, 1>, rows<kBits, kTable, kHalves, kMinimum, kParts, 2>,
+                                  rows<kBits, kTable, kHalves, kMinimum, kParts, 4>};
 
 struct Functions {
   const Function* of_parts[2];
@@ -141,8 +167,8 @@ void multiply(const Job& job, const Inputs& in, const void* tiles, int64_t m0, i
       const int64_t rows = last - row < kOut ? last - row : kOut;
       alignas(64) float y[2][kTile][kOut];
       for (int i = 0; i < job.weight_count; i++) {
-        const Function block = functions(job.weights[i])->of_parts[in.parts - 1][batch / 2];
-        for (int64_t r = 0; r < rows; r += kRows) block(job.weights[i], row + r, x, stride, (float(*)[kOut]) & y[i][0][r]);
+        const Function multiply_rows = functions(job.weights[i])->of_parts[in.parts - 1][batch / 2];
+        multiply_rows(job.weights[i], row, row + rows, x, stride, y[i]);
       }
       for (int64_t b = 0; b < batch; b++)
         for (int64_t r = 0; r < rows; r += LANES) {

@@ -46,11 +46,10 @@ struct Inputs {
   int parts;
 };
 
-// The prefetch of a GEMV: its distance in bytes from the weights that are multiplied, and whether it goes into the second-level cache or
-// into the first.
+// The prefetch of a GEMV: the distances in bytes from the weights that are multiplied to those that go into the first-level and into the
+// second-level cache. 0: nothing goes into that level.
 struct Prefetch {
-  int64_t ahead;
-  bool second_level;
+  int64_t l1, l2;
 };
 
 // The prefetch in use: the default for this processor, or the one that `set_prefetch` set.

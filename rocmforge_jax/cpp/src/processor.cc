@@ -96,7 +96,7 @@ const Kernels* quickest() {
 std::atomic<const Kernels*> chosen{nullptr};
 
 // Default prefetches: the fastest ones on the processors that were measured (docs/kernels.md).
-constexpr Prefetch kPrefetch = {4096, false}, kPrefetchOfZen = {16384, true};
+constexpr Prefetch kPrefetch = {2048, 16384}, kPrefetchOfZen = {0, 16384};
 
 Prefetch prefetch_of_table() {
 #if defined(__x86_64__)
@@ -107,10 +107,10 @@ Prefetch prefetch_of_table() {
   return kPrefetch;
 }
 
-// The prefetch in use as one number: twice its distance, plus 1 for the second level. -1: not chosen yet.
+// The prefetch in use as one number: the two distances, with l1 in the upper half. -1: not chosen yet.
 std::atomic<int64_t> fetch{-1};
 
-int64_t packed(Prefetch how) { return how.ahead * 2 + how.second_level; }
+int64_t packed(Prefetch how) { return how.l1 << 32 | how.l2; }
 
 }  // namespace
 
@@ -123,7 +123,7 @@ const Kernels& kernels() {
 Prefetch prefetch() {
   int64_t found = fetch.load(std::memory_order_relaxed);
   if (found < 0) fetch.store(found = packed(prefetch_of_table()), std::memory_order_relaxed);
-  return {found / 2, found % 2 == 1};
+  return {found >> 32, found & 0xFFFFFFFF};
 }
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -145,11 +145,11 @@ EXPORTED bool use_kernels(const char* name) {
   return false;
 }
 
-// Writes the prefetch in use: its distance in bytes, and the level of the cache.
-EXPORTED void get_prefetch(int64_t* ahead, int64_t* level) {
+// Writes the two distances of the prefetch in use.
+EXPORTED void get_prefetch(int64_t* l1, int64_t* l2) {
   const Prefetch how = prefetch();
-  *ahead = how.ahead, *level = how.second_level ? 2 : 1;
+  *l1 = how.l1, *l2 = how.l2;
 }
 
-// Sets the prefetch for all products from now on. A negative distance restores the default.
-EXPORTED void set_prefetch(int64_t ahead, int64_t level) { fetch.store(ahead < 0 ? -1 : packed({ahead, level == 2})); }
+// Sets the prefetch for all products from now on. Distances have at most 31 bits; a negative one restores the default.
+EXPORTED void set_prefetch(int64_t l1, int64_t l2) { fetch.store(l1 < 0 ? -1 : packed({l1, l2})); }

@@ -1,5 +1,10 @@
 """Products with AMX equal those with AVX-512 VNNI to the bit."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,11 +13,13 @@ from pallas_kernels.activation_functions import SILU
 from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax.cpp import library as cpp_library
 from rocmforge_jax.cpp import products
+from tests.cpp import without_tiles
 from tests.cpp.conftest import NEEDS_CPP
 from tests.cpp.test_products import drawn, made
 from tests.pallas_kernels.conftest import PACKED_TYPES
 
 pytestmark = NEEDS_CPP
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -69,3 +76,14 @@ def test_experts(name, both):
     experts = jnp.asarray(np.repeat([0, 1, 2], (1, 13, 46)).astype(np.int32))
     product = Product((Weight(planes, stack[0].packing),), experts=experts)
     assert_equal(both(jnp.asarray(drawn(4, 30, 512)), [product], mode="int16"))
+
+
+def test_a_refused_permission(both, library, tmp_path):
+    """Where Linux refuses tiles, AVX-512 VNNI is chosen and computes the same numbers."""
+    cpp_library.use(library[0], "AMX")
+    expected = np.asarray(without_tiles.product())
+    command = [sys.executable, "-m", without_tiles.__name__, library[0], tmp_path / "y.npy"]
+    ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    answer = json.loads(ran.stdout)
+    assert answer["chosen"] == "AVX-512 VNNI" and "AMX" not in answer["offered"]
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected)

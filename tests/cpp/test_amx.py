@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +12,13 @@ from pallas_kernels.activation_functions import SILU
 from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax.cpp import library as cpp_library
 from rocmforge_jax.cpp import products
+from tests.conftest import ROOT
 from tests.cpp import without_tiles
 from tests.cpp.conftest import NEEDS_CPP
 from tests.cpp.test_products import drawn, made
 from tests.pallas_kernels.conftest import PACKED_TYPES
 
 pytestmark = NEEDS_CPP
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ struct Session {
 // first.
 using Sums = Ints[kVectors][2 * kTile];
 
-// Computes the sums of a group in one of two sets of tiles.
+// Computes the sums of a group in one of two sets of tiles. The sets are written out, because the intrinsics of GCC are macros that paste
+// the number of a tile into the name of a register.
 template <int kSet>
 inline void multiply_tiles(const void* x, const Words* codes) {
   constexpr int kRowOfCodes = kVectors * sizeof(Words);

@@ -88,6 +88,11 @@ class Tensors(Mapping[str, TensorInfo]):
             f"no tensor {quoted(name)}" + (f"; the nearest are {', '.join(near)}" if near else "")
         )
 
+    def get(self, name: str, default=None):
+        """Returns a tensor, or `default` if the file does not have it."""
+        # Mapping's method would look for the nearest names each time.
+        return self._items.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
 

@@ -8,12 +8,12 @@ version for NVIDIA, one for AMD, and one in plain jnp for the interpreter.
 import functools
 import math
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as backend
 
 from pallas_kernels import instructions, packing
 from pallas_kernels.targets import Target
@@ -22,6 +22,14 @@ from pallas_kernels.targets import Target
 warnings.filterwarnings(
     "ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning
 )
+
+
+@functools.cache
+def _backend() -> Any:
+    """Imports the backend, which takes 30 ms that a CPU need not spend."""
+    from jax.experimental.pallas import triton
+
+    return triton
 
 
 def call(
@@ -55,7 +63,7 @@ def call(
         out_shape,
         grid=grid,
         input_output_aliases=aliases or {},
-        compiler_params=backend.CompilerParams(num_warps=warps, num_stages=stages),
+        compiler_params=_backend().CompilerParams(num_warps=warps, num_stages=stages),
         interpret=target.interpret,
         name=name,
     )
@@ -109,7 +117,7 @@ def load(ref, index, mask=None, other=0, hint=None):
     hints = HINTS.get(hint, {})
     if mask is None and not hints:
         return ref[index]
-    return backend.load(
+    return _backend().load(
         ref.at[_traced(index)], mask=mask, other=None if mask is None else other, **hints
     )
 
@@ -123,13 +131,13 @@ def store(ref, index, value, mask=None):
     if mask is None:
         ref[index] = value
     else:
-        backend.store(ref.at[_traced(index)], value, mask=mask)
+        _backend().store(ref.at[_traced(index)], value, mask=mask)
 
 
 def barrier(target: Target):
     """Wait until all threads of a program reach this point."""
     if not target.interpret:
-        backend.debug_barrier()
+        _backend().debug_barrier()
 
 
 def _traced(index):
@@ -289,7 +297,7 @@ _NONE_OF = f"{{{_ZERO}and.b32 $0, $1, zero;}}"
 
 
 def _assembly(text, constraints, *args, dtype=jnp.int32):
-    (result,) = backend.elementwise_inline_asm(
+    (result,) = _backend().elementwise_inline_asm(
         text,
         args=args,
         constraints=constraints,

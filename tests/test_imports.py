@@ -117,6 +117,7 @@ LAZY = {
     ("pallas_kernels/jax_triton/calls.py", "*"): "an optional dependency",
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",
     ("rocmforge_jax/ahead.py", "*"): "a thread imports them while the first one imports jax",
+    ("pallas_kernels/triton.py", "jax.experimental.pallas.triton"): "only kernels for GPUs need it",
     ("rocmforge_jax/cli", "*"): "a command imports what it needs, so that --help answers at once",
     ("rocmforge_jax/cpp/units.py", "jaxlib"): "only building needs its headers",
 }

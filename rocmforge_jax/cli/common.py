@@ -97,7 +97,7 @@ def prepare_jax(model: str | None = None):
     Args:
         model: The model that the command will load. Prefetches its weights.
     """
-    gc.set_threshold(200_000, 50, 50)  # importing and tracing create a million permanent objects
+    gc.set_threshold(2_000_000, 50, 50)  # importing and tracing create a million permanent objects
     if model is not None and (path := local(model)) is not None and path.is_file():
         read_ahead(path)
     plugin_errors.shorten()

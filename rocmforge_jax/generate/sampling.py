@@ -83,7 +83,7 @@ class Sampler:
         for row, given in enumerate(biases):
             arrays["bias_ids"][row, : len(given)] = list(given)
             arrays["bias"][row, : len(given)] = _float32(list(given.values()))
-        return cls(**{name: jnp.asarray(array) for name, array in arrays.items()})
+        return cls(**jax.device_put(arrays))
 
     @property
     def bias_width(self) -> int:
@@ -266,6 +266,7 @@ def _sortable(values):
     return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
+@jax.jit  # traced and lowered once for all its calls
 def _keep(order_BV, weights_BV, needed_B, wanted):
     """Returns where order >= t, for the highest t whose tokens have a total weight of `needed_B`.
 

@@ -255,7 +255,7 @@ def _recent(prompts) -> jax.Array:
     for row, prompt in zip(recent, prompts):
         last = prompt[-PENALTY_WINDOW:]
         row[len(row) - len(last) :] = last
-    return jnp.asarray(recent)
+    return jax.device_put(recent)
 
 
 def _allowed(vocabulary: int, suppressed_ids) -> jax.Array | None:
@@ -264,7 +264,7 @@ def _allowed(vocabulary: int, suppressed_ids) -> jax.Array | None:
         return None
     allowed = np.ones(vocabulary, bool)
     allowed[list(suppressed_ids)] = False
-    return jnp.asarray(allowed)
+    return jax.device_put(allowed)
 
 
 def _number(device: Any) -> int:

@@ -6,13 +6,19 @@ module does not import JAX.
 """
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 
+from rocmforge_jax.cpp import current, stored
+from rocmforge_jax.gguf import open_gguf
 from rocmforge_jax.memory import available_bytes
+from rocmforge_jax.quant import repack
+from rocmforge_jax.settings import jax_platforms
 
 #: The largest file that is prefetched, as a fraction of the available memory. The proper check
 #: whether a model fits comes later.
@@ -79,30 +85,22 @@ class _Reader:
                 self._changed.notify_all()
 
     def _read(self):
-        from rocmforge_jax.gguf import open_gguf
-
         gguf = open_gguf(self._path)
         if sum(tensor.nbytes for tensor in gguf.tensors.values()) > MOST * (available_bytes() or 0):
             return
-        # Waits until the main thread has imported JAX: two threads that import packages in another
-        # order may deadlock.
-        import jax.extend.core  # noqa: F401
-
-        from rocmforge_jax.backends import cpp
-        from rocmforge_jax.quant import repack, word_packed
-
-        cpp.instructions()  # raises NotImplementedError without the C++ library
+        if (library := _library()) is None:
+            return
         for tensor in gguf.tensors.values():
             if self._ended:
                 return
             if (
                 len(tensor.shape) > 1
                 and tensor.format.is_quantized
-                and word_packed.can_hold(tensor.format)
+                and tensor.format.packing is not None
                 and tensor.path == self._path
             ):
                 try:
-                    planes = repack.planes_of(tensor.data, tensor.format)
+                    planes = repack.planes_of(library, tensor.data, tensor.format)
                 except NotImplementedError:  # a type that C++ does not repack
                     continue
                 tensor.forget()
@@ -111,6 +109,33 @@ class _Reader:
                         return
                     self._made[tensor.offset] = planes
                     self._changed.notify_all()
+
+
+def _library() -> Path | None:
+    """Returns the C++ library if JAX computes on a CPU, else None."""
+    if _only_cpu():
+        if (library := current.find()) is not None:
+            stored.require_complete(library)
+        return library
+    # Only JAX finds out whether there is a GPU. Waits until the main thread has imported JAX: two
+    # threads that import packages in another order may deadlock.
+    import jax.extend.core  # noqa: F401
+
+    from rocmforge_jax.backends import cpp
+
+    cpp.instructions()  # raises NotImplementedError without the C++ library
+    return cpp.file()
+
+
+def _only_cpu() -> bool:
+    """Returns whether JAX certainly computes on a CPU, which it does without plugins.
+
+    JAX finds plugins for other devices in the package `jax_plugins` and by entry points.
+    """
+    if (platforms := jax_platforms()) is not None:
+        return platforms == "cpu"
+    entry_points = importlib.metadata.entry_points(group="jax_plugins")
+    return importlib.util.find_spec("jax_plugins") is None and not entry_points
 
 
 _reader: _Reader | None = None

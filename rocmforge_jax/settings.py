@@ -68,6 +68,11 @@ def plain_terminal() -> bool:
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
+def jax_platforms() -> str | None:
+    """Returns JAX_PLATFORMS, the platforms that JAX may use, or None for all."""
+    return os.environ.get("JAX_PLATFORMS") or None
+
+
 def jax_variables() -> dict[str, str]:
     """Returns the variables of JAX that the user has set, for `doctor`."""
     prefixes = ("XLA_PYTHON_CLIENT_", "JAX_")

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     },
     "nn": {"arguments", "quant", "backends", "html", "pallas_kernels"},
     "memory": set(),
-    "ahead": {"gguf", "quant", "backends", "memory"},
+    "ahead": {"gguf", "quant", "backends", "cpp", "memory", "settings"},
     "models": {
         "arguments",
         "formats",
@@ -116,7 +116,7 @@ LAZY = {
     ("rocmforge_jax/hub.py", "huggingface_hub.constants"): "an optional dependency",
     ("pallas_kernels/jax_triton/calls.py", "*"): "an optional dependency",
     ("rocmforge_jax/text/render_worker.py", "resource"): "a module that Windows lacks",
-    ("rocmforge_jax/ahead.py", "*"): "a thread imports them while the first one imports jax",
+    ("rocmforge_jax/ahead.py", "*"): "reading begins before jax is imported",
     ("pallas_kernels/triton.py", "jax.experimental.pallas.triton"): "only kernels for GPUs need it",
     ("rocmforge_jax/cli", "*"): "a command imports what it needs, so that --help answers at once",
     ("rocmforge_jax/cpp/units.py", "jaxlib"): "only building needs its headers",

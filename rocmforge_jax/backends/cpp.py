@@ -26,6 +26,7 @@ from rocmforge_jax.backends.trials import Trials
 from rocmforge_jax.cpp import (
     attention,
     build,
+    current,
     library,
     packaged,
     products,
@@ -37,25 +38,6 @@ from rocmforge_jax.cpp import (
 REMEDY = "build it once with: rocmforge-jax build-native"
 #: The largest relative error with which a product passes its trial, by mode of its activations.
 _ALLOWED = {"int16": 1e-4, "int8": 2e-2}
-
-
-def find() -> Path | None:
-    """Returns the user's own library, else the library of the installed wheel, else None."""
-    folder = settings.cpp_folder()
-    try:
-        changed = folder.stat().st_mtime_ns
-    except OSError:
-        return packaged.find()
-    return _find(folder, changed) or packaged.find()
-
-
-@functools.cache
-def _find(folder: Path, changed: int) -> Path | None:
-    """Finds the library in a folder.
-
-    `changed` is part of the cache key, because another process may have built the library.
-    """
-    return build.find(folder)
 
 
 def build_library() -> Path:
@@ -177,6 +159,7 @@ def _multiply(x_MK, wanted, norm, mode, dtype, epsilon):
     return [y.astype(dtype) for y in outputs]
 
 
+find = current.find
 attend = attention.attend
 rotate_and_store = attention.rotate_and_store
 delta_step = recurrence.delta_step

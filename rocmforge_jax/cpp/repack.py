@@ -1,4 +1,7 @@
-"""Converts the blocks of a file to planes with `repack.cc`, with one thread per processor."""
+"""Converts the blocks of a file to planes with `repack.cc`, with one thread per processor.
+
+It does not import JAX, so that a program can convert weights while it imports JAX.
+"""
 
 import concurrent.futures
 import ctypes
@@ -6,18 +9,38 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from pallas_kernels.packing import GROUP, Packing
 from rocmforge_jax.cpp import huge_pages
 
 #: Layouts of the small scales of a block, in the order of `enum Scales`. "bytes": consecutive int8
 #: or uint8. "six_bit_pairs": scales and minima of Q4_K and Q5_K. "six_bits": scales of Q3_K.
 #: "high_and_low": the two fields of IQ4_XS.
 SCALES = (None, "bytes", "six_bit_pairs", "six_bits", "high_and_low")
+#: The elements of a group, as in `pallas_kernels.packing`.
+GROUP = 32
 #: How many bytes of blocks a thread converts at a time.
 PIECE = 4 << 20
+
+
+class Planes(Protocol):
+    """A description of planes: a `pallas_kernels.packing.Packing`, or a format's declaration."""
+
+    @property
+    def bits(self) -> int:
+        """Bits per code."""
+        ...
+
+    @property
+    def halves(self) -> int:
+        """Scales per group."""
+        ...
+
+    def planes(self) -> dict[str, str]:
+        """Returns the dtype of each plane, by name."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +70,7 @@ class Blocks:
     more_at: int | None = None
     exchanged: bool = False
 
-    def numbers(self, packing: Packing) -> np.ndarray:
+    def numbers(self, packing: Planes) -> np.ndarray:
         """Returns the numbers of `struct Blocks` in repack.cc."""
 
         def offsets(*many):
@@ -75,7 +98,7 @@ class Blocks:
 
 
 def repack(
-    library: Path, row_bytes: np.ndarray, blocks: Blocks, packing: Packing
+    library: Path, row_bytes: np.ndarray, blocks: Blocks, packing: Planes
 ) -> dict[str, np.ndarray]:
     """Converts the blocks of a matrix to planes that are aligned for XLA.
 

@@ -137,6 +137,13 @@ class Format:
         """The number of bits per element, including its share of the scales."""
         return 8 * self.block_bytes / self.block
 
+    @property
+    def declared_packing(self) -> WordPacking:
+        """The packing; raises NotImplementedError if there is none."""
+        if self.packing is None:
+            raise NotImplementedError(f"the declaration of {self} has no packing for kernels")
+        return self.packing
+
     def row_bytes(self, elements: int) -> int:
         """Returns the size of a row of `elements` values, in bytes.
 

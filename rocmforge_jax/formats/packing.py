@@ -84,6 +84,15 @@ class WordPacking:
         """The number of bits of a code."""
         return sum(codes.bits for codes in self.codes)
 
+    def planes(self) -> dict[str, str]:
+        """Returns the dtype of each plane, by name: those of `pallas_kernels.packing.Packing`."""
+        planes, dtype = {"codes": "uint32"}, KINDS[self.scale].dtype
+        if self.d is not None:
+            planes["d"] = "float16" if self.m is None else "uint32"
+        if dtype is not None:
+            planes["scale"] = dtype
+        return planes
+
     @property
     def exchanged(self) -> bool:
         """Whether bits 2 and 3 of each code are exchanged.

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rocmforge_jax import ahead, formats
+from rocmforge_jax.backends import cpp
 from rocmforge_jax.backends.on_mesh import automatic
 from rocmforge_jax.gguf import TensorInfo
 from rocmforge_jax.models.claims import Claim
@@ -199,7 +200,8 @@ class Placer:
         format, layout, transposed = claim.tensor.format, self._layout(claim), _is_kernel(claim)
         if layout == "groups":
             with contextlib.suppress(NotImplementedError):
-                planes = repack.planes_of(data, format)
+                cpp.instructions()  # raises NotImplementedError without the C++ library
+                planes = repack.planes_of(cpp.file(), data, format)
                 return QTensor.from_planes(planes, format, transposed=transposed)
         return _split(data, format.name, layout, transposed)
 

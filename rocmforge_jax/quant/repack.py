@@ -3,17 +3,17 @@
 The library reads the mapped file and writes the arrays that JAX uses. It computes what
 `word_packed.split` does, at a few gigabytes a second and without temporaries; that function needs a
 copy of the file's bytes on the device, a compiled program for each shape, and arrays between.
+This module does not import JAX.
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 
-from pallas_kernels.packing import GROUP
-from rocmforge_jax.backends import cpp
 from rocmforge_jax.cpp import repack as cpp_repack
 from rocmforge_jax.formats import Format
-from rocmforge_jax.quant import word_packed
+from rocmforge_jax.formats.packing import GROUP
 
 #: Bits that C++ unpacks from the first and from the second field of the codes.
 _BITS = ((1, 2, 4), (1, 2))
@@ -23,16 +23,20 @@ _VECTOR = 8
 _MOST_SCALES = 16
 
 
-def planes_of(row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
+def planes_of(library: Path, row_bytes: np.ndarray, fmt: Format) -> dict[str, np.ndarray]:
     """Repacks rows in the host's memory: uint8 [..., N, row bytes] -> planes in "groups".
 
+    Args:
+        library: The file of a C++ library that loads.
+        row_bytes: The rows.
+        fmt: Their type.
+
     Raises:
-        NotImplementedError: there is no library, or it cannot repack the type.
+        NotImplementedError: the library cannot repack the type.
     """
-    cpp.instructions()
     *lead, rows, nbytes = row_bytes.shape
     stacked = np.ascontiguousarray(row_bytes).reshape(-1, nbytes)
-    planes = cpp_repack.repack(cpp.file(), stacked, blocks_of(fmt), word_packed.packing(fmt))
+    planes = cpp_repack.repack(library, stacked, blocks_of(fmt), fmt.declared_packing)
     return {name: plane.reshape(*lead, rows, *plane.shape[1:]) for name, plane in planes.items()}
 
 
@@ -43,7 +47,7 @@ def blocks_of(fmt: Format) -> cpp_repack.Blocks:
     Raises:
         NotImplementedError: C++ cannot repack the type, with the reason.
     """
-    how, offsets, at = word_packed.declared(fmt), {}, 0
+    how, offsets, at = fmt.declared_packing, {}, 0
     if reason := _unsupported(fmt):
         raise NotImplementedError(f"C++ does not repack {fmt}: {reason}")
     for field in fmt.fields:
@@ -62,7 +66,7 @@ def blocks_of(fmt: Format) -> cpp_repack.Blocks:
 
 def _unsupported(fmt: Format) -> str | None:
     """Why C++ cannot repack a type; None if it can."""
-    how = word_packed.declared(fmt)
+    how = fmt.declared_packing
     if how.scheme not in cpp_repack.SCALES:
         return f"no code for the scale scheme {how.scheme!r}"
     if (scales := fmt.block // GROUP * how.halves) > _MOST_SCALES:

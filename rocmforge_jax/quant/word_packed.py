@@ -15,7 +15,7 @@ from pallas_kernels.dequantize import reference
 from pallas_kernels.packing import GROUP, Packing, pack_codes, unpack_codes
 from rocmforge_jax.formats import FORMATS, Format
 from rocmforge_jax.formats._bits import pack, unpack
-from rocmforge_jax.formats.packing import WordPacking, exchange
+from rocmforge_jax.formats.packing import exchange
 from rocmforge_jax.formats.scales import SCHEMES, halves, pair
 
 
@@ -24,16 +24,9 @@ def can_hold(fmt: Format) -> bool:
     return fmt.packing is not None
 
 
-def declared(fmt: Format) -> WordPacking:
-    """Returns the packing of a type; raises NotImplementedError if it has none."""
-    if fmt.packing is None:
-        raise NotImplementedError(f"the declaration of {fmt} has no packing for kernels")
-    return fmt.packing
-
-
 def packing(fmt: Format) -> Packing:
     """The kernels' description of a type's planes, from its declaration."""
-    how = declared(fmt)
+    how = fmt.declared_packing
     return Packing(
         how.bits,
         offset=how.offset,
@@ -52,7 +45,7 @@ def packings() -> list[Packing]:
 
 def split(fields, fmt: Format):
     """Repacks blocks: {field: [..., N, blocks, *field]} -> planes. Traceable."""
-    how, codes = declared(fmt), _codes(fields, fmt)
+    how, codes = fmt.declared_packing, _codes(fields, fmt)
     groups = codes.reshape(*codes.shape[:-2], -1, GROUP)
     planes = {"codes": pack_codes(groups, how.bits)}
     if how.d is not None:
@@ -68,7 +61,7 @@ def split(fields, fmt: Format):
 
 def join(planes, fmt: Format):
     """The inverse of `split`."""
-    how, fields = declared(fmt), {}
+    how, fields = fmt.declared_packing, {}
     groups = unpack_codes(planes["codes"], how.bits)
     codes = groups.reshape(*groups.shape[:-2], -1, fmt.block)
     if how.m is not None:
@@ -132,7 +125,7 @@ def decode(planes, fmt: Format):
 
 def _codes(fields, fmt):
     """Returns the codes as the kernels read them, uint8 [..., N, blocks, block]."""
-    how, parts, low = declared(fmt), [], 0
+    how, parts, low = fmt.declared_packing, [], 0
     for name, bits, run in how.codes:
         parts.append(_unpacked(fields[name], _field(fmt, name), bits, run) << low)
         low += bits
@@ -142,7 +135,7 @@ def _codes(fields, fmt):
 
 def _fields_of_codes(codes, fmt):
     """The inverse of `_codes`."""
-    how, fields = declared(fmt), {}
+    how, fields = fmt.declared_packing, {}
     codes = exchange(codes) if how.exchanged else codes
     for name, bits, run in how.codes:
         fields[name] = _packed(codes & (2**bits - 1), _field(fmt, name), bits, run)

@@ -50,6 +50,34 @@ def test_loading_takes_what_was_read(path, in_cpp, monkeypatch):
         )
 
 
+def test_reading_begins_before_jax_is_imported():
+    code = "import sys, rocmforge_jax.ahead; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("platforms", "module", "entry_points", "expected"),
+    [
+        ("cpu", "found", ["cuda"], True),
+        ("cuda,cpu", None, [], False),
+        ("", None, [], True),
+        ("", "found", [], False),
+        ("", None, ["cuda"], False),
+    ],
+)
+def test_only_plugins_have_other_devices(platforms, module, entry_points, expected, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(ahead.importlib.util, "find_spec", lambda name: module)
+    monkeypatch.setattr(ahead.importlib.metadata, "entry_points", lambda group: entry_points)
+    assert ahead._only_cpu() is expected
+
+
+def test_with_plugins_jax_decides(path, in_cpp, monkeypatch):
+    monkeypatch.setattr(ahead, "_only_cpu", lambda: False)
+    test_loading_takes_what_was_read(path, in_cpp, monkeypatch)
+
+
 def test_another_file_is_not_mistaken_for_it(path, in_cpp, reference):
     ahead.read_ahead(reference / "models" / "qwen2.Q5_1.gguf")
     expected = open_gguf(path).tensors["blk.0.attn_v.weight"].data

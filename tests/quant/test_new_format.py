@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rocmforge_jax import formats
+from rocmforge_jax.backends import cpp
 from rocmforge_jax.formats import Affine, Codes, Field, Format, WordPacking
 from rocmforge_jax.formats._bits import f32, i8, unpack
 from rocmforge_jax.quant import QTensor, dequantize, matmul, repack, take_rows
@@ -133,7 +134,7 @@ def test_values_in_pallas(new, rows, values, interpreted):
 
 
 def test_planes_in_cpp(new, rows, in_cpp):
-    made, expected = repack.planes_of(rows, new), split(rows, new, "groups")
+    made, expected = repack.planes_of(cpp.file(), rows, new), split(rows, new, "groups")
     assert made.keys() == expected.keys() == {"codes", "d", "scale"}
     jax.tree.map(np.testing.assert_array_equal, made, dict(expected))
 
@@ -141,7 +142,10 @@ def test_planes_in_cpp(new, rows, in_cpp):
 @pytest.mark.parametrize("count", [1, 20])
 @pytest.mark.parametrize(("mode", "error"), [("int16", 1e-4), ("int8", 8e-3)])
 def test_products_in_cpp(mode, error, count, new, rows, values, normal, distance, in_cpp):
-    x, w = normal(count, K), QTensor.from_planes(repack.planes_of(rows, new), new, transposed=True)
+    x, w = (
+        normal(count, K),
+        QTensor.from_planes(repack.planes_of(cpp.file(), rows, new), new, transposed=True),
+    )
     y = matmul(jnp.asarray(x), w, activations=mode, backend="cpp")
     assert 0 < distance(y, np.float64(x) @ np.float64(values.T)) < error
 

@@ -41,13 +41,18 @@ def test_every_type(name, which, in_cpp):
     fmt = formats.get(name)
     threads = 2 * cpp_repack.PIECE // fmt.row_bytes(1280) + 3
     rows = random_rows(name, *((3, 7) if which == "of experts" else (threads,)))
-    made, expected = repack.planes_of(rows, fmt), split(rows, fmt, "groups")
+    made, expected = repack.planes_of(cpp.file(), rows, fmt), split(rows, fmt, "groups")
     assert made.keys() == expected.keys()
     for plane, like in expected.items():
         assert made[plane].dtype == like.dtype and made[plane].shape == like.shape
         np.testing.assert_array_equal(
             np.asarray(made[plane]).view(np.uint8), np.asarray(like).view(np.uint8)
         )
+
+
+@pytest.mark.parametrize("name", IN_GROUPS)
+def test_a_declaration_has_the_planes_of_the_kernels(name):
+    assert formats.get(name).declared_packing.planes() == packing(name).planes()
 
 
 def test_planes_are_not_copied_for_the_device(in_cpp):
@@ -72,7 +77,7 @@ def test_rows_that_are_no_whole_blocks_are_refused(in_cpp):
 
 def test_without_the_library_it_says_how_to_get_one():
     with pytest.raises(NotImplementedError, match="rocmforge-jax build-native"):
-        repack.planes_of(random_rows("Q4_0", 5), formats.get("Q4_0"))
+        cpp.file()
 
 
 def test_offsets_are_those_of_the_fields():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels.packing
+import rocmforge_jax.cpp.repack
 from rocmforge_jax import formats
 from rocmforge_jax.formats.packing import GROUP
 from rocmforge_jax.quant import QTensor, dequantize, repack, word_packed
@@ -33,7 +34,7 @@ def test_small_floats_are_the_same_in_formats_and_in_kernels(name, scale_bytes):
 
 
 def test_groups_have_one_size():
-    assert GROUP == pallas_kernels.packing.GROUP
+    assert GROUP == pallas_kernels.packing.GROUP == rocmforge_jax.cpp.repack.GROUP
 
 
 def test_a_type_without_a_packing_is_not_supported():

@@ -216,7 +216,8 @@ def test_a_missing_tensor_names_the_nearest(model):
     tensors = open_gguf(model).tensors
     with pytest.raises(KeyError, match="no tensor 'xx'; the nearest are x"):
         tensors["xx"]
-    assert tensors.get("xx") is None
+    assert tensors.get("xx") is None and tensors.get("xx", 3) == 3
+    assert tensors.get("x") is tensors["x"]
     with pytest.raises(TypeError):
         tensors["x"] = None
 

@@ -70,6 +70,8 @@ class Worker:
     def __init__(self, package: str, path: Path, threads: int, cache: Path):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        # Modules are compiled, as after an installation. The first start writes them.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         # The user's folder for the C++ library, independent of the temporary XDG_CACHE_HOME.
         environment.setdefault("ROCMFORGE_CPP_FOLDER", str(cache_folder() / "cpp"))
         command = [

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from rocmforge_jax import ahead, formats
 from rocmforge_jax.backends import cpp
 from rocmforge_jax.backends.on_mesh import automatic
+from rocmforge_jax.formats.packing import GROUP
 from rocmforge_jax.gguf import TensorInfo
 from rocmforge_jax.models.claims import Claim
 from rocmforge_jax.models.load_options import LoadOptions
@@ -22,6 +23,7 @@ from rocmforge_jax.models.sharding import Shares
 from rocmforge_jax.quant import QParam, QTensor, default_layout, repack
 from rocmforge_jax.quant.placement import platform_of
 from rocmforge_jax.quant.split import Split
+from rocmforge_jax.quant.word_packed import padding_of
 
 
 class Placer:
@@ -64,7 +66,7 @@ class Placer:
     def nbytes(self, claim: Claim) -> int:
         """Returns the bytes that the variable of a claim takes on a device."""
         if self._shares is None and self._stays_packed(claim):
-            return claim.tensor.nbytes
+            return claim.tensor.nbytes + self._padding_bytes(claim)
         return sum(map(_nbytes, jax.tree.leaves(self._shapes(claim))))
 
     def _pads(self, value: Any) -> bool:
@@ -75,9 +77,20 @@ class Placer:
         return (
             isinstance(value, QTensor)
             and self._shares is None
-            and platform_of(self._options.first) != "cpu"
+            and self._is_for_gpu
             and value.missing_padding > 0
         )
+
+    def _padding_bytes(self, claim: Claim) -> int:
+        """Returns the bytes that `QTensor.padded` appends to a packed tensor."""
+        if not self._is_for_gpu or self._layout(claim) != "groups":
+            return 0
+        groups = claim.shape[-1] // GROUP
+        return claim.tensor.nbytes * padding_of(groups) // groups
+
+    @property
+    def _is_for_gpu(self) -> bool:
+        return platform_of(self._options.first) != "cpu"
 
     def _stays_packed(self, claim: Claim) -> bool:
         return claim.is_packed and claim.name not in self._dense

@@ -210,6 +210,16 @@ def repeated(tree, count: int):
     return jax.tree.map(lambda array: jnp.repeat(jnp.copy(array), count, axis=0), tree)
 
 
+@functools.partial(jax.jit, static_argnums=6)
+def _sample_first(*args):
+    """Does what `sample_next` does, and returns `chosen` with an axis for one token as well.
+
+    Without it, each array would need a program for its new axis.
+    """
+    chosen, recent_BW, processing = sample_next(*args)
+    return chosen[0], recent_BW, processing, [array[:, None] for array in chosen]
+
+
 #: insert(slots, b, other): `Slots.with_row` in place, because the slots are donated.
 insert = jax.jit(Slots.with_row, donate_argnums=0)
 
@@ -242,12 +252,12 @@ def start(
     """
     sampler = Sampler.of(params, bias_width)
     processing = Processing.of(processors, prompts, cache.length)
-    chosen, recent_BW, processing = sample_next(
+    last_B, recent_BW, processing, chosen = _sample_first(
         logits_BV, sampler, cache.lengths_B, _recent(prompts), allowed_V, processing, top
     )
     active_B = jax.device_put(np.ones(len(prompts), bool))
-    slots = Slots(cache, chosen[0], recent_BW, sampler, active_B, processing, top)
-    return slots, *(array[:, None] for array in chosen)
+    slots = Slots(cache, last_B, recent_BW, sampler, active_B, processing, top)
+    return slots, *chosen
 
 
 def _recent(prompts) -> jax.Array:
@@ -465,7 +475,8 @@ class Steps:
         tokens = np.zeros((len(prompts), longest), np.int32)
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt) - known] = prompt[known:]
-        logits_BV = jnp.zeros((len(prompts), self.config.vocabulary), jnp.float32)
+        shape = len(prompts), self.config.vocabulary
+        logits_BV = jax.lax.broadcast(np.float32(0), shape)  # one program, `jnp.zeros` has two
         pieces = self._pieces(longest)
         if snapshots is not None:
             snapshots.prompt_tokens = known + longest

@@ -26,7 +26,7 @@ warnings.filterwarnings(
 
 @functools.cache
 def _backend() -> Any:
-    """Imports the backend, which takes 30 ms that a CPU need not spend."""
+    """Imports the backend at its first use, because CPUs do not need it."""
     from jax.experimental.pallas import triton
 
     return triton

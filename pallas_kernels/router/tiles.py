@@ -110,7 +110,8 @@ def reference(experts_TU, experts: int, rows: int) -> Tiles:
     (T, U), tiles = experts_TU.shape, most_tiles(experts_TU.size, experts, rows)
     ids_P = experts_TU.reshape(-1).astype(jnp.int32)
     order_P = jnp.argsort(ids_P, stable=True).astype(jnp.int32)
-    count_E = jnp.zeros(experts, jnp.int32).at[ids_P].add(1)
+    expert_E = jnp.arange(experts, dtype=jnp.int32)
+    count_E = jnp.sum(ids_P[:, None] == expert_E[None], axis=0, dtype=jnp.int32)
     tiles_E = (count_E + rows - 1) // rows
     end_E = jnp.cumsum(tiles_E)
     # The row of each pair: its rank within its expert, after the tiles of the experts before.

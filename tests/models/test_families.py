@@ -6,6 +6,7 @@ In one go for every family in the quick runs, in other ways for one of each kind
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -68,11 +69,26 @@ def _cases():
                 yield pytest.param(file, way, run, marks=marks, id=name)
 
 
+#: Single rows of these are up to 8.5e-6 from those of another way in programs as users have them,
+#: and 1.1e-5 in those that the tests compile cheaply.
+NEAR_THE_GATE = {"families/deepseek2-v3.Q4_K_M"}
+
+
+@pytest.fixture
+def optimised_programs():
+    cheap = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", cheap)
+
+
 @pytest.mark.parametrize(("file", "way", "run"), list(_cases()))
 def test_logits_are_llama_cpp_s(file, way, run, request, reference):
     backend, activations = RUNS[run]
     if backend == "auto":
         request.getfixturevalue("in_cpp")
+    if file.name in NEAR_THE_GATE:
+        request.getfixturevalue("optimised_programs")
     decoder = families.load(reference, file.name, backend, activations)
     truth, whole = families.read(reference, file.name), families.whole(reference, file.name)
     for found in way(decoder, truth.ids):

@@ -109,6 +109,20 @@ def when_all(conditions: list, run) -> None:
         run()
 
 
+def shares(number, counts: list[int]):
+    """Divide the programs of a launch among several jobs, in the order of `counts`.
+
+    Yields:
+        For each job: the index of program `number` among those of the job, and the conditions, for
+        `when_all`, under which the program is one of them.
+    """
+    first = 0
+    for count in counts:
+        is_alone = len(counts) == 1
+        yield number - first, [] if is_alone else [(number >= first) & (number < first + count)]
+        first += count
+
+
 def load(ref, index, mask=None, other=0, hint=None):
     """Load ref[index]. Where the mask is false, nothing is read and the result is `other`.
 

@@ -76,18 +76,12 @@ def multiply(
             out_rows = [shared_ref[point[1], i] for i in range(batch)]
         each = rows // x.rows
         x_rows = _Rows(x_refs, [row // each if each > 1 else row for row in out_rows])
-        program, first = point[0], 0
-        for product, out_ref, count in zip(product_refs, refs[len(inputs) :], programs):
-            run = functools.partial(
-                _run, product, out_ref, x_rows, out_rows, program - first, tile, target
-            )
-            wanted = []
-            if len(products) > 1:
-                wanted.append((program >= first) & (program < first + count))
+        out_refs, shares = refs[len(inputs) :], triton.shares(point[0], programs)
+        for product, out_ref, (program, wanted) in zip(product_refs, out_refs, shares):
+            run = functools.partial(_run, product, out_ref, x_rows, out_rows, program, tile, target)
             if shared_ref is not None:
                 wanted.append(out_rows[0] >= 0)
             triton.when_all(wanted, run)
-            first += count
 
     run = triton.call(
         kernel,

@@ -40,13 +40,12 @@ def finish(sums, products: list[Product], dtype, target: Target) -> list[jax.Arr
 
     def kernel(point, *refs):
         sums_refs, found = jax.tree.unflatten(structure, refs[: len(operands)])
-        sums_refs, first = iter(sums_refs), 0
-        for product, N, count, ref in zip(found, widths, programs, refs[len(operands) :]):
+        sums_refs, shares = iter(sums_refs), triton.shares(point[0], programs)
+        out_refs = refs[len(operands) :]
+        for product, N, ref, (number, wanted) in zip(found, widths, out_refs, shares):
             of_weights = [next(sums_refs) for _ in product.weights]
-            run = functools.partial(_block, product, of_weights, ref, point[0] - first, block, N, M)
-            several = len(products) > 1
-            triton.when_all([point[0] >= first, point[0] < first + count] * several, run)
-            first += count
+            run = functools.partial(_block, product, of_weights, ref, number, block, N, M)
+            triton.when_all(wanted, run)
 
     widths = [product.rows for product in products]
     outputs = triton.call(

@@ -113,22 +113,19 @@ def _launch(x, rows, products, dtype, *, M, tile, columns, steps, target) -> lis
 
     def kernel(point, x_ref, *refs):
         product_refs, row_ref = jax.tree.unflatten(structure, refs[: len(inputs)])
-        out_refs, first = iter(refs[len(inputs) :]), 0
+        out_refs = iter(refs[len(inputs) :])
         x = _Columns(x_ref, row_ref, point[1] * columns, columns, GROUP * tile.groups)
-        for product, outs, count in zip(product_refs, outputs, programs):
+        shares = triton.shares(point[0], programs)
+        for product, outs, (tile_index, wanted) in zip(product_refs, outputs, shares):
             program = _Program(product, tile, steps, M, target)
             run = functools.partial(
-                program.run, x, [next(out_refs) for _ in outs], point[0] - first, point[2]
+                program.run, x, [next(out_refs) for _ in outs], tile_index, point[2]
             )
-            wanted = []
-            if len(products) > 1:
-                wanted.append((point[0] >= first) & (point[0] < first + count))
             expert = ()
             if product.experts is not None:
                 expert = (product.experts[point[1]],)
                 wanted.append(expert[0] >= 0)
             triton.when_all(wanted, functools.partial(run, expert))
-            first += count
 
     return triton.call(
         kernel,

@@ -42,10 +42,7 @@ def in_tiles(
         [rows, steps * tile.groups * 32] in x's dtype. Inputs beyond K are zeros.
     """
     (M, K), width = x_MK.shape, steps * tile.groups * GROUP
-    (block, warps), of_expert = (
-        of_family(BLOCKS, target),
-        M // (1 if experts is None else len(experts)),
-    )
+    block, warps = of_family(BLOCKS, target)
     operands, structure = jax.tree.flatten((x_MK, norm, experts))
 
     def kernel(point, *refs):
@@ -62,7 +59,7 @@ def in_tiles(
                 x = x.astype(jnp.float32) * _inverse_root(x_ref, row, block, epsilon) * scale
             triton.store(ref, (row, position), x.astype(ref.dtype), mask=position < width)
 
-        wanted = [] if experts is None else [experts_ref[row // of_expert] >= 0]
+        wanted = [] if experts is None else [experts_ref[row // (M // len(experts))] >= 0]
         triton.when_all(wanted, run)
 
     return triton.call(

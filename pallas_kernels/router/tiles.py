@@ -118,6 +118,8 @@ def reference(experts_TU, experts: int, rows: int) -> Tiles:
     rank_P = jnp.arange(T * U, dtype=jnp.int32) - (jnp.cumsum(count_E) - count_E)[ids_P[order_P]]
     place_P = jnp.zeros(T * U, jnp.int32).at[order_P].set(rank_P)
     place_P += ((end_E - tiles_E) * rows)[ids_P]
+    # Otherwise XLA computes a row again for each element that is gathered by it.
+    place_P = jax.lax.optimization_barrier(place_P)
     tile = jnp.arange(tiles, dtype=jnp.int32)
     expert = jnp.searchsorted(end_E, tile, side="right", method="compare_all").astype(jnp.int32)
     pairs = (

@@ -43,6 +43,13 @@ class Target:
         return self.is_hopper_or_newer
 
     @property
+    def multiplies_float32(self) -> bool:
+        """Whether matrix units multiply float32, or tensorfloat32 on NVIDIA's."""
+        if self.platform == "cuda":
+            return int(self.architecture.partition(".")[0] or 0) >= 8
+        return self.interpret or self.architecture.startswith("gfx9")
+
+    @property
     def resident(self) -> int:
         """How many programs of one warp fit on the GPU at once; 0 if unknown.
 

@@ -4,7 +4,17 @@
 for the kernels, and their fallback.
 """
 
-from pallas_kernels.delta_rule.api import launches_of_step, step
-from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameters, Token
+from pallas_kernels.delta_rule.api import check_rule, launches_of_step, rule, step
+from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameters, Token, Tokens
 
-__all__ = ["DeltaHeads", "Parameters", "DeltaState", "Token", "launches_of_step", "step"]
+__all__ = [
+    "DeltaHeads",
+    "DeltaState",
+    "Parameters",
+    "Token",
+    "Tokens",
+    "check_rule",
+    "launches_of_step",
+    "rule",
+    "step",
+]

@@ -1,6 +1,6 @@
-"""The gated delta net for one token of each sequence: checks the operands, then runs the kernels.
+"""The gated delta net for one token, and its rule for many: checks operands, then runs the kernels.
 
-`rocmforge_jax.nn.delta_net` computes the cases that the kernels reject with NotImplementedError.
+`rocmforge_jax.nn` computes the cases that the kernels reject with NotImplementedError.
 """
 
 import math
@@ -9,14 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.delta_rule import kernels
-from pallas_kernels.delta_rule.blocks import Blocks, blocks_of
-from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameters, Token
+from pallas_kernels.delta_rule import chunks, kernels
+from pallas_kernels.delta_rule.blocks import CHUNK_BLOCKS, Blocks, ChunkBlocks, blocks_of
+from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameters, Token, Tokens
 from pallas_kernels.packing import GROUP
-from pallas_kernels.targets import Target
+from pallas_kernels.targets import Target, of_family
 
 #: Widths of keys and values that the kernels support.
 WIDTHS = (16, 32, 64, 128, 256)
+#: Widths of keys and values that the kernels for many tokens support.
+CHUNK_WIDTHS = (16, 32, 64, 128)
 #: Offsets of the Triton backend count elements in signed 32 bits.
 MAX_ELEMENTS = 2**31 - 1
 
@@ -68,6 +70,72 @@ def step(
     return kernels.step(operands, heads, epsilons, activations, blocks, target)
 
 
+def rule(
+    tokens: Tokens,
+    memory_BNHW: jax.Array,
+    *,
+    target: Target,
+    exact: bool = True,
+    blocks: ChunkBlocks | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Applies the gated delta rule to T tokens of each sequence, in three launches.
+
+    A token with a `log_decay` and a `beta` of 0 leaves its memory unchanged.
+
+    Args:
+        tokens: float32 arrays.
+        memory_BNHW: the memories after the previous tokens, float32. They are updated in place if
+            they are donated.
+        target: the compilation target.
+        exact: whether products keep float32. If not, NVIDIA's matrix units round their operands to
+            tensorfloat32, for an error of about 4e-4.
+        blocks: tile sizes; the default depends on the target.
+
+    Returns:
+        The outputs [B, T, N, W] and the memories, both float32.
+
+    Raises:
+        NotImplementedError: the kernels do not support the sizes, or the target.
+        ValueError: the operands do not fit together.
+    """
+    (B, T, N, H), W = tokens.k_BTNH.shape, tokens.v_BTNW.shape[-1]
+    blocks = blocks or of_family(CHUNK_BLOCKS, target)
+    _require_chunk_kernels((B, T, N, H, W), blocks, target)
+    expected = dict(q_BTNH=(B, T, N, H), v_BTNW=(B, T, N, W), log_decay_BTN=(B, T, N))
+    expected |= dict(beta_BTN=(B, T, N), memory_BNHW=(B, N, H, W))
+    arrays = tokens._asdict() | dict(memory_BNHW=memory_BNHW)
+    for name, shape in expected.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(arrays[name].shape)}")
+    for name, array in arrays.items():
+        if array.dtype != jnp.float32:
+            raise ValueError(f"{name} must be float32, got {array.dtype}")
+    return chunks.rule(tokens, memory_BNHW, exact, blocks, target)
+
+
+def check_rule(sizes: tuple[int, ...], target: Target) -> None:
+    """Raises NotImplementedError, with the reason, for what `rule` does not support.
+
+    Args:
+        sizes: B, T, N, H and W.
+        target: the compilation target.
+    """
+    _require_chunk_kernels(sizes, of_family(CHUNK_BLOCKS, target), target)
+
+
+def _require_chunk_kernels(sizes, blocks: ChunkBlocks, target: Target) -> None:
+    B, T, N, H, W = sizes
+    if not target.multiplies_float32:
+        raise NotImplementedError(f"the matrix units of {target} do not multiply float32")
+    _require_widths(H, W, CHUNK_WIDTHS)
+    memories = B, N, -(-T // blocks.tokens), H, W
+    if max(math.prod(memories), B * N * T * max(H, W)) > MAX_ELEMENTS:
+        raise NotImplementedError(
+            f"memories of shape {list(memories)}, one per {blocks.tokens} tokens: the kernels"
+            f" address at most {MAX_ELEMENTS} elements"
+        )
+
+
 def launches_of_step(heads: DeltaHeads, batch: int, target: Target) -> str:
     """Returns the number of launches of a step, in words.
 
@@ -81,15 +149,19 @@ def launches_of_step(heads: DeltaHeads, batch: int, target: Target) -> str:
 
 def require_kernels(heads: DeltaHeads, batch: int) -> None:
     """Raises NotImplementedError, with the reason, for heads that the kernels do not support."""
-    for name, width in (("keys", heads.key_width), ("values", heads.value_width)):
-        if width not in WIDTHS:
-            known = ", ".join(map(str, WIDTHS))
-            raise NotImplementedError(f"{name} {width} wide: the kernels know widths of {known}")
+    _require_widths(heads.key_width, heads.value_width, WIDTHS)
     memory = batch, heads.value_heads, heads.key_width, heads.value_width
     if math.prod(memory) > MAX_ELEMENTS:
         raise NotImplementedError(
             f"memories of shape {list(memory)}: the kernels address at most {MAX_ELEMENTS} elements"
         )
+
+
+def _require_widths(H: int, W: int, widths: tuple[int, ...]) -> None:
+    for name, width in (("keys", H), ("values", W)):
+        if width not in widths:
+            known = ", ".join(map(str, widths))
+            raise NotImplementedError(f"{name} {width} wide: the kernels know widths of {known}")
 
 
 def check_operands(

@@ -97,3 +97,21 @@ class DeltaState(NamedTuple):
 
     memory_BNHW: jax.Array
     inputs_BLC: jax.Array
+
+
+class Tokens(NamedTuple):
+    """The operands of the delta rule for T tokens of each sequence, float32.
+
+    Attributes:
+        q_BTNH: The queries, scaled.
+        k_BTNH: The keys, of length 1.
+        v_BTNW: The values.
+        log_decay_BTN: The logarithms of the decays of memories, at most 0.
+        beta_BTN: The shares by which memories move to new values.
+    """
+
+    q_BTNH: jax.Array
+    k_BTNH: jax.Array
+    v_BTNW: jax.Array
+    log_decay_BTN: jax.Array
+    beta_BTN: jax.Array

@@ -16,7 +16,7 @@ import pallas_kernels
 from pallas_kernels import samples, targets
 from pallas_kernels.attention import AttentionRule, NewTokens, decode_attention, prefill_attention
 from pallas_kernels.attention.checks import require_kernels, require_one_sided
-from pallas_kernels.delta_rule import DeltaHeads, launches_of_step, step
+from pallas_kernels.delta_rule import DeltaHeads, Tokens, check_rule, launches_of_step, rule, step
 from pallas_kernels.dequantize import dequantize as dequantize_planes
 from pallas_kernels.dequantize import reference as dequantize_reference
 from pallas_kernels.qmatmul import (
@@ -266,6 +266,21 @@ def _delta_step(operands, static):
     how = dict(lengths_B=lengths_B, epsilons=epsilons, activations=mode, target=on)
     out, state, *quantized = step(token, parameters, state, heads, **how)
     return out, state, quantized[0] if quantized else None
+
+
+def check_delta_rule(sizes: tuple[int, ...]) -> None:
+    """Raises NotImplementedError if the kernels do not support these B, T, N, H and W."""
+    check_rule(sizes, target())
+
+
+def delta_rule(tokens: Tokens, memory_BNHW, exact: bool):
+    """Applies the delta rule to many tokens: see `pallas_kernels.delta_rule.rule`."""
+    return _delta_rule(tokens, memory_BNHW, exact, target())
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _delta_rule(tokens, memory_BNHW, exact, on):
+    return rule(tokens, memory_BNHW, exact=exact, target=on)
 
 
 def most_routed_tokens() -> int:

@@ -115,6 +115,7 @@ def _plain(spec, projected, conv, dt_N, a_N, norm, state, lengths_B):
         jax.nn.sigmoid(beta_BTN),
         state.memory_BNHW,
         lengths_B,
+        exact=qkv_BTC.dtype == jnp.float32,
         backend=spec.numerics.backend,
     )
     gated_BTNW = norm(out_BTNW) * jax.nn.silu(gate.reshape(out_BTNW.shape))

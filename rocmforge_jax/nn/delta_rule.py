@@ -11,10 +11,14 @@ al., 2024, arXiv:2412.06464):
 A single token is computed by this step. Several tokens are computed in chunks, as matrix products.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.backends import cpp
+from pallas_kernels.delta_rule.operands import Tokens
+from rocmforge_jax.backends import Operation, choose, cpp, differentiable, pallas
 from rocmforge_jax.nn.chunks import (
     check_shapes,
     cut_into_chunks,
@@ -30,7 +34,16 @@ CHUNK, BLOCK = 32, 16
 
 
 def delta_rule(
-    q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW, lengths_B=None, *, backend=None
+    q_BTNH,
+    k_BTNH,
+    v_BTNW,
+    log_decay_BTN,
+    beta_BTN,
+    memory_BNHW,
+    lengths_B=None,
+    *,
+    exact: bool = True,
+    backend: str | None = None,
 ):
     """Applies the gated delta rule to T tokens.
 
@@ -44,8 +57,9 @@ def delta_rule(
             it in place.
         lengths_B: int32, the number of real tokens of each sequence, default T. Padding never
             enters the memory.
-        backend: The backend for a single token. Default: the first one that supports it. XLA
-            always computes chunks.
+        exact: Whether several tokens are computed in full float32. If not, the matrix units of an
+            NVIDIA GPU may round the operands of products to 11 bits.
+        backend: The backend. Default: the first one that supports the number of tokens.
 
     Returns:
         The outputs, float32 [B, T, N, W], and the new memory, float32.
@@ -56,10 +70,10 @@ def delta_rule(
     _check(q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN, memory_BNHW)
     tokens = tuple(a.astype(jnp.float32) for a in (q_BTNH, k_BTNH, v_BTNW, log_decay_BTN, beta_BTN))
     # A token without decay and with share 0 leaves the memory unchanged.
-    tokens = *tokens[:3], *(without_padding(a, lengths_B) for a in tokens[3:])
+    tokens = Tokens(*tokens[:3], *(without_padding(a, lengths_B) for a in tokens[3:]))
     memory_BNHW = memory_BNHW.astype(jnp.float32)
     if q_BTNH.shape[1] > 1:
-        return _in_chunks(tokens, memory_BNHW)
+        return _several(tokens, memory_BNHW, exact, backend)
     out_BNW, memory_BNHW = STEP.on(backend, tuple(a[:, 0] for a in tokens), memory_BNHW)
     return out_BNW[:, None], memory_BNHW
 
@@ -97,6 +111,53 @@ def delta_step(token, memory_BNHW):
 
 
 STEP = RecurrentStep("delta rule", cpp.delta_step, delta_step)
+
+
+def _several(tokens: Tokens, memory_BNHW, exact: bool, backend: str | None):
+    """Applies the rule to several tokens of each sequence."""
+    if choose(SEVERAL, (tokens, exact), backend).name == "pallas":
+        return differentiable(_Kernels(exact), tokens, memory_BNHW)
+    return _in_chunks(tokens, memory_BNHW)
+
+
+def _check_pallas(tokens: Tokens, exact: bool) -> str:
+    on = pallas.target()
+    (B, T, N, H), W = tokens.k_BTNH.shape, tokens.v_BTNW.shape[-1]
+    pallas.check_delta_rule((B, T, N, H, W))
+    what = f"the delta rule with keys {H} and values {W} wide" + ", exact" * exact
+    error = functools.partial(_trial_error, H, W, exact)
+    pallas.require(what, error, 1e-5 if exact else 5e-3)
+    return f"chunks of tokens in three launches, {on}"
+
+
+SEVERAL = Operation("delta rule", {"pallas": _check_pallas}, fused=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernels:
+    """Several tokens as a function of arrays: in Pallas, and in plain XLA for gradients."""
+
+    exact: bool
+
+    def __call__(self, tokens: Tokens, memory_BNHW):
+        return pallas.delta_rule(tokens, memory_BNHW, self.exact)
+
+    def plain(self, tokens: Tokens, memory_BNHW):
+        return _in_chunks(tokens, memory_BNHW)
+
+
+def _trial_error(H: int, W: int, exact: bool) -> jax.Array:
+    """Returns the largest relative error of the results for small random operands."""
+    B, T, N = 2, 75, 2
+    shapes = (B, T, N, H), (B, T, N, H), (B, T, N, W), (B, T, N), (B, T, N), (B, N, H, W)
+    q, k, v, log_decay, beta, memory = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)
+    )
+    k /= jnp.linalg.norm(k, axis=-1, keepdims=True)
+    operands = Tokens(q, k, v, -jnp.abs(log_decay), jax.nn.sigmoid(beta)), memory
+    kernels = _Kernels(exact)
+    pairs = zip(kernels(*operands), kernels.plain(*operands))
+    return jnp.stack([jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in pairs]).max()
 
 
 def _in_chunks(tokens, memory_BNHW):

@@ -14,7 +14,14 @@ from rocmforge_jax import formats
 from rocmforge_jax.quant import word_packed
 from tests.cuda import cubins
 from tests.rocm import compiler, programs
-from tests.rocm.test_compiles import DELTA_STEPS, EPILOGUES, MIXTURES, PRODUCTS, RINGS
+from tests.rocm.test_compiles import (
+    DELTA_RULES,
+    DELTA_STEPS,
+    EPILOGUES,
+    MIXTURES,
+    PRODUCTS,
+    RINGS,
+)
 
 pytestmark = pytest.mark.cuda
 
@@ -27,8 +34,8 @@ STEPS = (
     "qwen3-30b-a3b decode",
 )
 #: Bytes of memory in place of registers: none but what is named here. In the skinny GEMM of 90
-#: groups, which need a mask: measured with JAX 0.10.2.
-STACK = {"gpt-oss MXFP4": 8}
+#: groups, which need a mask, and in steps of memories of 256 x 256: measured with JAX 0.10.2.
+STACK = {"gpt-oss MXFP4": 8, "delta-step 256": 8}
 
 
 def layout_of(fmt) -> str:
@@ -60,6 +67,7 @@ def test_compiles_into_registers(name, h100):
     [
         *((name, "decode_attention") for name in RINGS),
         *((name, "delta_step") for name in DELTA_STEPS),
+        *((name, "delta_solve") for name in DELTA_RULES),
     ],
 )
 def test_other_kernels_compile_into_registers(name, kernel, h100):

@@ -1,12 +1,15 @@
 """The gated delta rule against its definition, token by token in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import targets
 from rocmforge_jax.nn import delta_rule
-from rocmforge_jax.nn.delta_rule import CHUNK
+from rocmforge_jax.nn.delta_rule import CHUNK, _trial_error
 
 pytestmark = pytest.mark.core
 
@@ -56,6 +59,17 @@ def relative(got, expected):
     return np.linalg.norm(np.float64(got) - expected) / np.linalg.norm(expected)
 
 
+@pytest.fixture(params=["xla", "pallas"])
+def rule(request):
+    """The rule on a backend, jitted, and widths of keys and values that it supports.
+
+    Pallas's kernels are there, on a GPU or in the interpreter.
+    """
+    run = jax.jit(functools.partial(delta_rule, backend=request.param))
+    with targets.use(targets.current() or targets.INTERPRET):
+        yield run, dict(H=16, W=32) if request.param == "pallas" else {}
+
+
 @pytest.mark.parametrize("strength", [1.0, 30.0])
 @pytest.mark.parametrize("tokens", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 600, 5000])
 def test_tokens_at_once_are_the_definition(tokens, strength):
@@ -65,10 +79,11 @@ def test_tokens_at_once_are_the_definition(tokens, strength):
         assert got.shape == wanted.shape and relative(got, wanted) < EXACT
 
 
-def test_pieces_and_single_tokens_are_the_whole():
-    operands, memory = made(1, 150)
+def test_pieces_and_single_tokens_are_the_whole(rule):
+    step, widths = rule
+    operands, memory = made(1, 150, **widths)
     expected, after = every_head(operands, memory)
-    step, at, found = jax.jit(delta_rule), 0, []
+    at, found = 0, []
     memory = jnp.asarray(memory, jnp.float32)
     for size in (70, 1, 1, 39, 39):
         out, memory = step(*single(*(a[:, at : at + size] for a in operands)), memory)
@@ -80,14 +95,15 @@ def test_pieces_and_single_tokens_are_the_whole():
 
 
 @pytest.mark.parametrize("padded", [1, 75])
-def test_padding_never_enters_the_memory(padded):
+def test_padding_never_enters_the_memory(padded, rule):
     """Rows with 0, 1 and 43 real tokens, or those that fit, and rubbish after them."""
-    operands, memory = made(3, padded)
+    run, widths = rule
+    operands, memory = made(3, padded, **widths)
     lengths = np.minimum([0, 1, 43], padded).astype(np.int32)
     for array in operands:
         for row, length in zip(array, lengths):
             row[length:] = 1e3
-    out, after = jax.jit(delta_rule)(*single(*operands, memory), lengths)
+    out, after = run(*single(*operands, memory), lengths)
     for b, length in enumerate(lengths):
         of_row = [a[b : b + 1, :length] for a in operands]
         expected, expected_after = every_head(of_row, memory[b : b + 1])
@@ -95,13 +111,35 @@ def test_padding_never_enters_the_memory(padded):
         assert relative(after[b : b + 1], expected_after) < EXACT
 
 
-def test_a_memory_without_new_tokens_stays_to_the_bit():
-    operands, memory = made(2, 5)
+def test_a_memory_without_new_tokens_stays_to_the_bit(rule):
+    run, widths = rule
+    operands, memory = made(2, 5, **widths)
     none = jnp.zeros(2, jnp.int32)
     *operands, memory = single(*operands, memory)
     for tokens in (5, 1):
-        _, after = jax.jit(delta_rule)(*(a[:, :tokens] for a in operands), memory, none)
+        _, after = run(*(a[:, :tokens] for a in operands), memory, none)
         np.testing.assert_array_equal(after, memory)
+
+
+def test_the_gradient_in_kernels_is_that_of_plain_xla():
+    operands, memory = made(1, 40, H=16, W=32)
+
+    def loss(operands, backend):
+        out, after = delta_rule(*operands, backend=backend)
+        return (out**2).sum() + (after**2).sum()
+
+    with targets.use(targets.current() or targets.INTERPRET):
+        found, expected = (
+            jax.grad(loss)(single(*operands, memory), backend) for backend in ("pallas", "xla")
+        )
+    for one, other in zip(found, expected):
+        assert relative(one, np.float64(other)) < 10 * EXACT and jnp.abs(other).max() > 0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_trial_of_kernels_passes(exact):
+    with targets.use(targets.current() or targets.INTERPRET):
+        assert float(_trial_error(16, 32, exact)) < 5e-6
 
 
 @pytest.mark.parametrize("batch", [1, 4])

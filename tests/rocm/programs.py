@@ -3,8 +3,8 @@
 No weight is made.
 
 A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "epilogue TYPE";
-"mixture TYPE"; "gpt-oss TYPE"; "attention WIDTH"; "ring WIDTH"; "delta-step WIDTH"; or "dequantize
-TYPE". With "plain" in front, no kernels of ours are in it.
+"mixture TYPE"; "gpt-oss TYPE"; "attention WIDTH"; "ring WIDTH"; "delta-step WIDTH";
+"delta-rule WIDTH"; or "dequantize TYPE". With "plain" in front, no kernels of ours are in it.
 """
 
 import functools
@@ -45,6 +45,7 @@ from rocmforge_jax.nn import (
     RopeConfig,
     Routing,
     choose_experts,
+    delta_rule,
     mixture,
     only_shapes,
     products,
@@ -134,6 +135,8 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
         return jax.jit(_ring), _attention_operands(int(how), ring_size(WINDOW))
     if what == "delta-step":
         return jax.jit(_delta_steps), ([_delta_operands(int(how), batch) for batch in BATCHES],)
+    if what == "delta-rule":
+        return jax.jit(_delta_rules), _delta_tokens(int(how))
     steps, tokens, length = _steps(what, layout_of, backend)
     return {"prefill": _prefill, "decode": _decode}[how](steps, tokens, length)
 
@@ -304,6 +307,18 @@ def _delta_operands(width, batch):
     of_heads = of((N,), jnp.float32)
     parameters = of((TAPS, C), jnp.float32), of_heads, of_heads, of((width,), jnp.float32)
     return token, Parameters(*parameters), DeltaState(memory, of((batch, TAPS - 1, C), dtype))
+
+
+def _delta_rules(*operands):
+    """Many tokens of a delta net, in full float32 and rounded."""
+    return [delta_rule(*operands, exact=exact) for exact in (True, False)]
+
+
+def _delta_tokens(width):
+    of, of_heads = jax.ShapeDtypeStruct, (1, PREFILL_CHUNK, DELTA_HEADS[1])
+    wide, numbers = of((*of_heads, width), jnp.float32), of(of_heads, jnp.float32)
+    memory = of((1, DELTA_HEADS[1], width, width), jnp.float32)
+    return wide, wide, wide, numbers, numbers, memory
 
 
 def _prefill(steps, tokens, length):

@@ -71,12 +71,10 @@ inline Slots seen_by(const Attention& of, int64_t b, int64_t t) {
   return {own > reach ? own - reach : 0, own + reach < filled ? own + reach + 1 : filled};
 }
 
-constexpr int32_t kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
 // Replaces the numbers of slots outside of `seen` by `otherwise`. The numbers belong to the slots i to i + LANES - 1.
 inline Floats where_seen(Floats numbers, int i, Slots seen, float otherwise) {
   if (seen.first <= i && i + LANES <= seen.end) return numbers;
-  const Ints slot = whole<Ints>(kLaneNumbers) + i;
+  const Ints slot = kLaneNumbers + i;
   return (slot >= (int)seen.first) & (slot < (int)seen.end) ? numbers : Floats{} + otherwise;
 }
 

@@ -17,6 +17,9 @@ constexpr int kRows = LANES == 16 ? 2 : 1;
 // Rows of a weight whose products are buffered before the epilogue. As many as in a piece of work, so that a thread reads long runs.
 constexpr int kOut = 256;
 
+// Lines of longer steps, in bytes, do not stay in the first-level cache until the next step.
+constexpr int64_t kLongStep = 12 << 10;
+
 inline int64_t blocks(int64_t groups) { return (groups + LANES - 1) / LANES; }
 
 int64_t bytes(const Inputs& in) { return blocks(in.groups) * (in.parts == 2 ? sizeof(Block<2>) : sizeof(Block<1>)); }
@@ -46,58 +49,67 @@ void quantize(const Inputs& in, int64_t row, void* tile, int64_t) {
   else quantize_row(in, row, (Block<1>*)tile);
 }
 
-// The distances in bytes from the words that are multiplied to those that are prefetched into each level; 0 for none.
+// Where a GEMV prefetches. A step reads kRows * kBits runs of words side by side, a vector of each in turn. Memory is fastest in order, so
+// lines are prefetched in the order of their addresses, whole steps ahead. The first level prefetches the lines of a long step as they are
+// read, two vectors ahead. There are no conditions here, because GCC would keep codes in memory.
 struct Distances {
-  int64_t l1, l2;
+  int64_t l1, l2;  // in bytes, from the start of a step; 0: prefetches what is read anyway
+  int64_t stride, rest;  // what is added to the address of the first level after each vector, and after a vector of each run
 };
 
-// `step`: the bytes that are multiplied together, kRows rows. A prefetch is a whole number of steps ahead, because half a step ahead is data
-// that the neighbouring row reads anyway. Words that are in the second level already need only a short distance. If a step exceeds it,
-// they are two vectors ahead.
-inline Distances distances(int64_t step) {
+inline Distances distances(int64_t runs, int64_t run) {
   const Prefetch how = prefetch();
-  const auto steps = [&](int64_t ahead) { return (ahead + step - 1) / step * step; };
-  return {how.l2 && how.l1 && how.l1 < step ? (int64_t)(2 * sizeof(Words)) : steps(how.l1), steps(how.l2)};
+  const int64_t step = runs * run, vector = sizeof(Words);
+  const auto steps = [step](int64_t ahead) { return (ahead + step - 1) / step * step; };
+  if (how.l1 && how.l2 && step > kLongStep) return {2 * vector, steps(how.l2), run, vector - step};
+  return {steps(how.l1), steps(how.l2), vector, 0};
 }
 
-// There are no conditions here, because GCC would keep codes in memory. A distance of 0 prefetches what has just been read.
-inline void fetch(const uint32_t* from, Distances ahead) {
-  __builtin_prefetch((const char*)from + ahead.l1, 0, 3);
-  __builtin_prefetch((const char*)from + ahead.l2, 0, 2);
+// Prefetches the scales of kRows rows.
+template <typename F>
+inline void fetch_scales(const Weight& w, int64_t row) {
+  const auto fetch = [row](const void* of, int64_t bytes_of_row) {
+    for (int64_t i = 0; i < kRows * bytes_of_row; i += 64) __builtin_prefetch((const char*)of + row * bytes_of_row + i);
+  };
+  if (F::kKind != kE8M0 && F::kKind != kE4M3) fetch(w.d, w.groups / F::kSpan * (F::kMinimum ? 4 : 2));
+  if (F::kKind != kD) fetch(w.scale, w.groups * F::kHalves * (F::kKind == kBytes ? 2 : 1));
 }
 
-// Adds to total[m][r] the products of kRows rows of a weight, from `first` on, with kBatch rows of activations, which are `stride` bytes
+// Computes total[m][r], the products of kRows rows of a weight, from `first` on, with kBatch rows of activations, which are `stride` bytes
 // apart. If only one row of the weight is left, it is computed twice.
-template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts, int kBatch>
+template <typename F, int kParts, int kBatch>
 inline void block(const Weight& w, int64_t first, const char* x, int64_t stride, Distances ahead, Floats (*total)[kRows]) {
-  constexpr bool kSigned = kBits == 8 || kTable, kLifted = kSigned && BYTE_DOTS;  // adding 128 makes bytes unsigned
+  constexpr int kBits = F::kBits, kHalves = F::kHalves;
+  constexpr bool kSigned = kBits == 8 || F::kTable, kLifted = kSigned && BYTE_DOTS;  // adding 128 makes bytes unsigned
   const int32_t offset = kSigned ? 128 * kLifted : (int32_t)w.offset;
   const int64_t second = kRows == 1 || first + 1 < w.rows ? 1 : 0, groups = w.groups;
-  Scales scales[kRows];
+  const char *near = (const char*)(w.codes + first * kBits * groups) + ahead.l1, *far = near - ahead.l1 + ahead.l2;
+  fetch_scales<F>(w, first + 4 * kRows);
+  Floats sums[kBatch][kRows] = {};
   for (int64_t g = 0; g < groups; g += LANES) {
     const int count = groups - g < LANES ? groups - g : LANES;
-    const int64_t in_chunk = g % kChunk;
-    if (in_chunk == 0) {
-      const int64_t of_chunk = groups - g < kChunk ? groups - g : kChunk;
-      for (int r = 0; r < kRows; r++) read_scales<kMinimum>(w, first + r * second, g, of_chunk, scales[r]);
-    }
     Words codes[kRows][kPositions];
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; r++) {
       Words words[kBits];
       const uint32_t* from = w.codes + (first + r * second) * kBits * groups + g;
 #pragma GCC unroll 8
-      for (int i = 0; i < kBits; i++, from += groups) {
+      for (int i = 0; i < kBits; i++, from += groups, near += ahead.stride) {
         words[i] = load(from, count);
-        fetch(from, ahead);
+        __builtin_prefetch(near, 0, 3);
+        if (const int at = (r * kBits + i) * sizeof(Words); at % 64 == 0) __builtin_prefetch(far + at, 0, 2);
       }
       unpack<kBits>(words, codes[r]);
 #pragma GCC unroll 8
       for (int p = 0; p < kPositions; p++) {
-        if (kTable) codes[r][p] = look_up(codes[r][p], w.table);
+        if (F::kTable) codes[r][p] = look_up(codes[r][p], w.table);
         if (kLifted) codes[r][p] ^= 0x80808080u;
       }
     }
+    near += ahead.rest, far += kRows * kBits * sizeof(Words);
+    Scales scales[kRows];
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; r++) scales[r] = read_scales<F>(w, first + r * second, g, count);
 #pragma GCC unroll 4
     for (int m = 0; m < kBatch; m++) {
       const Block<kParts>& xs = ((const Block<kParts>*)(x + m * stride))[g / LANES];
@@ -109,22 +121,26 @@ inline void block(const Weight& w, int64_t first, const char* x, int64_t stride,
         for (int r = 0; r < kRows; r++) {
           constexpr int kCount = kPositions / kHalves;
           const Ints dot = dots<kBits, kSigned, kParts, kCount>(lifted, codes[r], xs, h * kCount);
-          total[m][r] += to_float(dot) * (whole<Floats>(scales[r].scale[h] + in_chunk) * xs.scale);
-          if (kMinimum) total[m][r] += whole<Floats>(scales[r].minimum[h] + in_chunk) * xs.scaled_sums[of_sum];
+          sums[m][r] += to_float(dot) * (scales[r].scale[h] * xs.scale);
+          if (F::kMinimum) sums[m][r] += scales[r].minimum[h] * xs.scaled_sums[of_sum];
         }
       }
     }
   }
+#pragma GCC unroll 4
+  for (int m = 0; m < kBatch; m++)
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; r++) total[m][r] = sums[m][r];
 }
 
 // Multiplies the rows `first` to last - 1 of a weight with kBatch rows of activations, which are `stride` bytes apart, and writes the
 // products to out[m][r]. If less than kRows rows are left at the end of the weight, its last row is computed twice.
-template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts, int kBatch>
+template <typename F, int kParts, int kBatch>
 void rows(const Weight& w, int64_t first, int64_t last, const char* x, int64_t stride, float (*out)[kOut]) {
-  const Distances ahead = distances(kRows * kBits * w.groups * 4);
+  const Distances ahead = distances(kRows * F::kBits, w.groups * 4);
   for (int64_t row = first; row < last; row += kRows) {
-    Floats total[kBatch][kRows] = {};
-    block<kBits, kTable, kHalves, kMinimum, kParts, kBatch>(w, row, x, stride, ahead, total);
+    Floats total[kBatch][kRows];
+    block<F, kParts, kBatch>(w, row, x, stride, ahead, total);
     for (int m = 0; m < kBatch; m++)
       for (int r = 0; r < kRows; r++) out[m][row - first + r] = sum(total[m][r]);
   }
@@ -134,27 +150,16 @@ void rows(const Weight& w, int64_t first, int64_t last, const char* x, int64_t s
 constexpr int kTile = 4;
 using Function = void (*)(const Weight&, int64_t, int64_t, const char*, int64_t, float (*)[kOut]);
 
-// For batches of 1, 2 and 4 rows of activations.
-template <int kBits, bool kTable, int kHalves, bool kMinimum, int kParts>
-constexpr Function kOfParts[3] = {rows<kBits, kTable, kHalves, kMinimum, kParts, 1>, rows<kBits, kTable, kHalves, kMinimum, kParts, 2>,
-                                  rows<kBits, kTable, kHalves, kMinimum, kParts, 4>};
-
-struct Functions {
-  const Function* of_parts[2];
+// For 8-bit and for 15-bit activations, and for batches of 1, 2 and 4 rows of them.
+using Functions = const Function (*)[3];
+template <typename F>
+struct FunctionsOf {
+  static constexpr Function each[2][3] = {{rows<F, 1, 1>, rows<F, 1, 2>, rows<F, 1, 4>}, {rows<F, 2, 1>, rows<F, 2, 2>, rows<F, 2, 4>}};
+  static constexpr Functions value = each;
 };
 
-template <int kBits, bool kTable, int kHalves, bool kMinimum>
-constexpr Functions kFunctions = {{kOfParts<kBits, kTable, kHalves, kMinimum, 1>, kOfParts<kBits, kTable, kHalves, kMinimum, 2>}};
-
-template <typename... Each>
-const Functions* find(const Weight& w, List<Each...>) {
-  const Functions* found = nullptr;
-  ((Each::holds(w) && (found = &kFunctions<Each::kBits, Each::kTable, Each::kHalves, Each::kMinimum>)), ...);
-  return found;
-}
-
 // Returns nullptr for a form of packing that is not supported.
-const Functions* functions(const Weight& w) { return find(w, Forms{}); }
+Functions functions(const Weight& w) { return by_form<FunctionsOf, Functions>(w, Forms{}); }
 
 int64_t scratch(const Job&, int64_t) { return 0; }
 
@@ -167,7 +172,7 @@ void multiply(const Job& job, const Inputs& in, const void* tiles, int64_t m0, i
       const int64_t rows = last - row < kOut ? last - row : kOut;
       alignas(64) float y[2][kTile][kOut];
       for (int i = 0; i < job.weight_count; i++) {
-        const Function multiply_rows = functions(job.weights[i])->of_parts[in.parts - 1][batch / 2];
+        const Function multiply_rows = functions(job.weights[i])[in.parts - 1][batch / 2];
         multiply_rows(job.weights[i], row, row + rows, x, stride, y[i]);
       }
       for (int64_t b = 0; b < batch; b++)

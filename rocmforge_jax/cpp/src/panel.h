@@ -66,34 +66,43 @@ void fill_codes(const Weight& w, bool bytes, int64_t row, int64_t g, int count, 
   }
 }
 
-using FillCodes = void (*)(const Weight&, bool, int64_t, int64_t, int, int, int, Panel&);
-template <int kBits, bool kTable>
-struct FillCodesOf {
-  static constexpr FillCodes value = fill_codes<kBits, kTable>;
-};
-
-template <bool kMinimum>
-void fill_scales(const Weight& w, int64_t row, int64_t g, int64_t count, int vector, Panel& to) {
-  Scales scales[LANES];
-  for (int r = 0; r < LANES; r++) read_scales<kMinimum>(w, row_or_last(w, row + r), g, count, scales[r]);
-  Words columns[LANES];
-  for (int h = 0; h < w.halves; h++)
-    for (int64_t first = 0; first < count; first += LANES)
-      for (int minimum = 0; minimum < 1 + kMinimum; minimum++) {
-        for (int r = 0; r < LANES; r++) columns[r] = whole<Words>((minimum ? scales[r].minimum[h] : scales[r].scale[h]) + first);
-        transpose(columns);
-        for (int i = 0; i < LANES; i++) (minimum ? to.minimum : to.scale)[first + i][h][vector] = (Floats)columns[i];
-      }
+template <typename F>
+void fill_scales(const Weight& w, int64_t row, int64_t g, int count, int first, int vector, Panel& to) {
+  Words scales[F::kHalves][LANES], minima[F::kHalves][LANES];
+  for (int r = 0; r < LANES; r++) {
+    const Scales found = read_scales<F>(w, row_or_last(w, row + r), g, count);
+    for (int h = 0; h < F::kHalves; h++) {
+      scales[h][r] = (Words)found.scale[h];
+      if (F::kMinimum) minima[h][r] = (Words)found.minimum[h];
+    }
+  }
+  for (int h = 0; h < F::kHalves; h++) {
+    transpose(scales[h]);
+    if (F::kMinimum) transpose(minima[h]);
+    for (int i = 0; i < LANES; i++) {
+      to.scale[first + i][h][vector] = (Floats)scales[h][i];
+      if (F::kMinimum) to.minimum[first + i][h][vector] = (Floats)minima[h][i];
+    }
+  }
 }
 
-void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Panel& to) {
-  const FillCodes fill_codes = by_codes<FillCodesOf, FillCodes>(w, Forms{});
-  for (int vector = 0; vector < kVectors; vector++, row += LANES) {
-    for (int64_t first = 0; first < count; first += LANES)
-      fill_codes(w, bytes, row, g + first, count - first < LANES ? count - first : LANES, first, vector, to);
-    if (w.minimum) fill_scales<true>(w, row, g, count, vector, to);
-    else fill_scales<false>(w, row, g, count, vector, to);
+using Fill = void (*)(const Weight&, bool, int64_t, int64_t, int64_t, Panel&);
+template <typename F>
+struct FillOf {
+  static void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Panel& to) {
+    for (int vector = 0; vector < kVectors; vector++, row += LANES)
+      for (int64_t first = 0; first < count; first += LANES) {
+        const int some = count - first < LANES ? count - first : LANES;
+        fill_codes<F::kBits, F::kTable>(w, bytes, row, g + first, some, first, vector, to);
+        fill_scales<F>(w, row, g + first, some, first, vector, to);
+      }
   }
+  static constexpr Fill value = fill;
+};
+
+// Unpacks `count` groups of kUnit rows, from `row` and group g on.
+void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Panel& to) {
+  by_form<FillOf, Fill>(w, Forms{})(w, bytes, row, g, count, to);
 }
 
 }  // namespace

@@ -44,6 +44,14 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int16_t Shorts __attribute__((vector_size(4 * LANES)));
 typedef int8_t Bytes __attribute__((vector_size(4 * LANES)));
 
+#if LANES == 16
+const Ints kLaneNumbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif LANES == 8
+const Ints kLaneNumbers = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+const Ints kLaneNumbers = {0, 1, 2, 3};
+#endif
+
 template <typename Vector>
 inline Vector whole(const void* p) {
   Vector vector;
@@ -173,6 +181,16 @@ inline Floats half_to_float(Ints half) {
   Ints bits = ((Ints)subnormal & is_subnormal) | (special & is_special) | ((Ints)normal & ~is_subnormal & ~is_special);
   return (Floats)(bits | sign);
 #endif
+}
+
+// Loads `count` float16 numbers as float32; zeros fill the other lanes.
+inline Floats load_halves(const uint16_t* p, int count) {
+#if LANES == 16
+  return (Floats)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16((1u << count) - 1, p));
+#elif LANES == 8
+  if (count == LANES) return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#endif
+  return half_to_float(load_narrow(p, count));
 }
 
 inline float sum(Floats a) {

@@ -31,12 +31,6 @@ inline void unpack(const Words* words, Words* positions) {
   }
 }
 
-// Scales and minima of consecutive groups of a row; zeros fill the vector of the last group.
-constexpr int64_t kChunk = 128;
-struct Scales {
-  alignas(64) float scale[2][kChunk], minimum[2][kChunk];
-};
-
 // ggml's half of an unsigned float of 4 + 3 bits: `packing.half_float`.
 inline Floats half_float(Ints code) {
   code &= 127;
@@ -48,80 +42,84 @@ inline Floats half_float(Ints code) {
 // 2^(e - 128): `packing.power_of_two`.
 inline Floats power_of_two(Ints e) { return (Floats)(((e - 1) << 23) & (e > 1)); }
 
-// Reads d or m of `count` entries. With minima, d is the lower half of a word and m the upper half.
-template <bool kMinimum>
-inline void read_halves(const Weight& w, int64_t first, int64_t count, int shift, float* to) {
-  for (int64_t i = 0; i < count; i += LANES) {
-    const int some = count - i < LANES ? count - i : LANES;
-    const Ints bits = kMinimum ? (Ints)((load((const uint32_t*)w.d + first + i, some) >> shift) & 0xFFFF)
-                               : load_narrow((const uint16_t*)w.d + first + i, some);
-    store(to + i, half_to_float(bits));
-  }
-}
-
-// Returns the entry of each of LANES groups from i on; `span` consecutive groups share an entry.
-inline Floats shared(const float* entries, int64_t i, int64_t span) {
-#if LANES == 16
-  if (span == 8) {
-    const __m256 first = _mm256_broadcast_ss(entries + i / 8), second = _mm256_broadcast_ss(entries + i / 8 + 1);
-    return (Floats)_mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
-  }
-#else
-  if (span == 8) return Floats{} + entries[i / 8];
-#endif
+// Returns the entry of each of LANES groups; kSpan consecutive groups share an entry.
+template <int kSpan>
+inline Floats spread(Floats entries) {
   Floats all;
-  for (int64_t lane = 0; lane < LANES; lane++) all[lane] = entries[(i + lane) / span];
+  for (int lane = 0; lane < LANES; lane++) all[lane] = entries[lane / kSpan];
   return all;
 }
 
-// Computes scales and minima that are small multiples of d and m; each multiple has kBits bits.
-template <bool kMinimum, int kBits, typename Small>
-inline void multiples(const float* d, const float* m, const Small* small, int64_t count, int64_t span, float* scale, float* minimum) {
-  for (int64_t i = 0; i < count; i += LANES) {
-    const Ints both = load_narrow(small + i, count - i < LANES ? count - i : LANES);
-    store(scale + i, shared(d, i, span) * to_float(kMinimum ? both & ((1 << kBits) - 1) : both));
-    if (kMinimum) store(minimum + i, -shared(m, i, span) * to_float(both >> kBits));
+// Reads d, and m with minima, of `count` groups of a row, at most LANES. With minima, d is the lower half of a word and m the upper half.
+template <bool kMinimum, int kSpan>
+inline void read_d(const Weight& w, int64_t row, int64_t g, int count, Floats& d, Floats& m) {
+  const int64_t first = (row * w.groups + g) / kSpan;
+  const int entries = (count + kSpan - 1) / kSpan;
+  const uint16_t* halves = (const uint16_t*)w.d + first;
+  const uint32_t* words = (const uint32_t*)w.d + first;
+#if LANES == 16
+  if (kSpan == 8) {  // two entries, converted together
+    const __mmask8 mask = (1 << entries) - 1;
+    const __m128 found = _mm_cvtph_ps(kMinimum ? _mm_maskz_loadu_epi32(mask, words) : _mm_maskz_loadu_epi16(mask, halves));
+    const __m512i second = _mm512_srli_epi32((__m512i)kLaneNumbers, 3);
+    const __m512i of_d = kMinimum ? _mm512_slli_epi32(second, 1) : second;
+    d = (Floats)_mm512_permutexvar_ps(of_d, _mm512_castps128_ps512(found));
+    if (kMinimum) m = (Floats)_mm512_permutexvar_ps(_mm512_or_si512(of_d, _mm512_set1_epi32(1)), _mm512_castps128_ps512(found));
+    return;
   }
+#endif
+#if LANES == 8
+  if (kSpan == 8) {
+    const __m128 found = _mm_cvtph_ps(_mm_cvtsi32_si128(kMinimum ? *words : *halves));
+    d = (Floats)_mm256_broadcastss_ps(found);
+    if (kMinimum) m = (Floats)_mm256_broadcastss_ps(_mm_movehdup_ps(found));
+    return;
+  }
+#endif
+  Floats of_entries[2];
+  if (kMinimum) {
+    const Words both = kSpan < LANES ? load(words, entries) : Words{} + *words;
+    of_entries[0] = half_to_float((Ints)(both & 0xFFFF)), of_entries[1] = half_to_float((Ints)(both >> 16));
+  } else {
+    of_entries[0] = kSpan < LANES ? load_halves(halves, entries) : half_to_float(Ints{} + *halves);
+  }
+  const bool is_spread = kSpan == 1 || kSpan >= LANES;
+  d = is_spread ? of_entries[0] : spread<kSpan>(of_entries[0]);
+  if (kMinimum) m = is_spread ? of_entries[1] : spread<kSpan>(of_entries[1]);
 }
 
-// Reads the scales of `count` groups from g on, at most kChunk; g is a multiple of kChunk.
-template <bool kMinimum>
-void read_scales(const Weight& w, int64_t row, int64_t g, int64_t count, Scales& to) {
-  const int64_t first = (row * w.groups + g) / w.span, entries = (count + w.span - 1) / w.span;
-  alignas(64) float own_d[kChunk], own_m[kChunk];
-  const bool alone = w.scale_kind == kD && w.span == 1;
-  float *d = alone ? to.scale[0] : own_d, *m = alone ? to.minimum[0] : own_m;
-  if (w.d) {
-    read_halves<kMinimum>(w, first, entries, 0, d);
-    if (kMinimum) read_halves<kMinimum>(w, first, entries, 16, m);
-  }
-  if (alone) return;
-  for (int half = 0; half < w.halves; half++) {
-    const int64_t at = (row * w.halves + half) * w.groups + g;
-    float *scale = to.scale[half], *minimum = to.minimum[half];
-    switch (w.scale_kind) {
-      case kInt8: multiples<false, 8>(d, m, (const int8_t*)w.scale + at, count, w.span, scale, minimum); break;
-      case kNibbles: multiples<kMinimum, 4>(d, m, w.scale + at, count, w.span, scale, minimum); break;
-      case kBytes: multiples<kMinimum, 8>(d, m, (const uint16_t*)w.scale + at, count, w.span, scale, minimum); break;
-      default:
-        for (int64_t i = 0; i < count; i += LANES) {
-          if (w.scale_kind == kD) {
-            store(scale + i, shared(d, i, w.span));
-            continue;
-          }
-          const Ints code = load_narrow(w.scale + at + i, count - i < LANES ? count - i : LANES);
-          store(scale + i, w.scale_kind == kE8M0 ? power_of_two(code) : half_float(code));
-        }
+// Scales and minima of LANES groups of a row, for each half of a group. Without a scale for each half, the first is of the whole.
+struct Scales {
+  Floats scale[2], minimum[2];
+};
+
+// Reads the scales of `count` groups of a row from g on, at most LANES; zeros fill the other lanes. g is a multiple of LANES.
+template <typename F>
+inline Scales read_scales(const Weight& w, int64_t row, int64_t g, int count) {
+  Scales to;
+  Floats d, m;
+  if constexpr (F::kKind != kE8M0 && F::kKind != kE4M3) read_d<F::kMinimum, F::kSpan>(w, row, g, count, d, m);
+#pragma GCC unroll 2
+  for (int half = 0; half < F::kHalves; half++) {
+    const uint8_t* of_bytes = w.scale + (row * F::kHalves + half) * w.groups + g;
+    Floats &scale = to.scale[half], &minimum = to.minimum[half];
+    if constexpr (F::kKind == kD) {
+      scale = d;
+      if (F::kMinimum) minimum = m;
+    } else if constexpr (F::kKind == kInt8) {
+      scale = d * to_float(load_narrow((const int8_t*)of_bytes, count));
+    } else if constexpr (F::kKind == kE8M0) {
+      scale = power_of_two(load_narrow(of_bytes, count));
+    } else if constexpr (F::kKind == kE4M3) {
+      scale = half_float(load_narrow(of_bytes, count));
+    } else {  // small multiples of d and m
+      constexpr int kBits = F::kKind == kNibbles ? 4 : 8;
+      const uint16_t* of_pairs = (const uint16_t*)w.scale + (row * F::kHalves + half) * w.groups + g;
+      const Ints both = F::kKind == kNibbles ? load_narrow(of_bytes, count) : load_narrow(of_pairs, count);
+      scale = d * to_float(both & ((1 << kBits) - 1)), minimum = -m * to_float(both >> kBits);
     }
   }
-}
-
-// Returns Function<kBits, kTable>::value for the codes of `w`, or nullptr if no form has such codes.
-template <template <int, bool> class Function, typename Value, typename... Each>
-Value by_codes(const Weight& w, List<Each...>) {
-  Value found = nullptr;
-  ((w.bits == Each::kBits && (bool)w.has_table == Each::kTable && (found = Function<Each::kBits, Each::kTable>::value)), ...);
-  return found;
+  return to;
 }
 
 }  // namespace

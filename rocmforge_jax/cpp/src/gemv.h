@@ -65,6 +65,9 @@ inline Distances distances(int64_t runs, int64_t run) {
   return {steps(how.l1), steps(how.l2), vector, 0};
 }
 
+// Scales are prefetched so many rows ahead.
+constexpr int64_t kRowsAhead = 4 * kRows;
+
 // Prefetches the scales of kRows rows.
 template <typename F>
 inline void fetch_scales(const Weight& w, int64_t row) {
@@ -84,7 +87,7 @@ inline void block(const Weight& w, int64_t first, const char* x, int64_t stride,
   const int32_t offset = kSigned ? 128 * kLifted : (int32_t)w.offset;
   const int64_t second = kRows == 1 || first + 1 < w.rows ? 1 : 0, groups = w.groups;
   const char *near = (const char*)(w.codes + first * kBits * groups) + ahead.l1, *far = near - ahead.l1 + ahead.l2;
-  fetch_scales<F>(w, first + 4 * kRows);
+  fetch_scales<F>(w, first + kRowsAhead);
   Floats sums[kBatch][kRows] = {};
   for (int64_t g = 0; g < groups; g += LANES) {
     const int count = groups - g < LANES ? groups - g : LANES;
@@ -137,7 +140,12 @@ inline void block(const Weight& w, int64_t first, const char* x, int64_t stride,
 // products to out[m][r]. If less than kRows rows are left at the end of the weight, its last row is computed twice.
 template <typename F, int kParts, int kBatch>
 void rows(const Weight& w, int64_t first, int64_t last, const char* x, int64_t stride, float (*out)[kOut]) {
+  const int64_t step = kRows * F::kBits * w.groups * 4;
   const Distances ahead = distances(kRows * F::kBits, w.groups * 4);
+  // What the first steps read is prefetched now, because no step before them did. Another thread may have read the rows before.
+  const char *start = (const char*)(w.codes + first * F::kBits * w.groups), *end = start + (last - first) * step / kRows;
+  for (const char* line = start; line < start + ahead.l2 && line < end; line += 64) __builtin_prefetch(line, 0, 2);
+  for (int64_t row = first; row < first + kRowsAhead; row += kRows) fetch_scales<F>(w, row);
   for (int64_t row = first; row < last; row += kRows) {
     Floats total[kBatch][kRows];
     block<F, kParts, kBatch>(w, row, x, stride, ahead, total);

@@ -27,6 +27,7 @@ class FlatDecoder:
     leaves: list[jax.Array]
     structure: tuple[Any, Any]
     _read: tuple[list, Any] = dataclasses.field(repr=False)
+    _objects: "_Objects" = dataclasses.field(repr=False)
 
     @classmethod
     def of(cls, decoder: Decoder) -> "FlatDecoder":
@@ -34,7 +35,7 @@ class FlatDecoder:
         graphdef, state = nnx.split(decoder)
         leaves, treedef = jax.tree.flatten(state)
         leaves = list(map(on_automatic_axes, leaves))
-        return cls(leaves, (graphdef, treedef), jax.tree.flatten(decoder))
+        return cls(leaves, (graphdef, treedef), jax.tree.flatten(decoder), _Objects(decoder))
 
     @property
     def merge(self) -> Callable[[Any], Decoder]:
@@ -44,6 +45,8 @@ class FlatDecoder:
 
     def is_of(self, decoder: Decoder) -> bool:
         """Returns whether the decoder still has the same arrays and the same structure."""
+        if self._objects.are_of(decoder):
+            return True
         # Flattening is much cheaper than splitting, and shows whether a new split is needed.
         leaves, structure = jax.tree.flatten(decoder)
         return structure == self._read[1] and all(map(operator.is_, leaves, self._read[0]))
@@ -55,6 +58,36 @@ class FlatDecoder:
         weights, _ = jax.tree.flatten_with_path(state, is_leaf=lambda x: isinstance(x, QTensor))
         sums = jax.device_get([_checksum(weight) for _, weight in weights])
         return [(jax.tree_util.keystr(path), int(sum)) for (path, _), sum in zip(weights, sums)]
+
+
+class _Objects:
+    """The objects that a decoder consists of, and what each of them refers to.
+
+    Comparing references takes a tenth of the time of flattening the decoder. An attribute that was
+    replaced by an equal one counts as changed here.
+    """
+
+    def __init__(self, decoder: Decoder):
+        self._root, nodes = decoder, [node for _, node in nnx.iter_graph(decoder)]
+        dicts = [vars(node) for node in nodes if isinstance(node, nnx.Pytree)]
+        self._values = [
+            (node, node.get_raw_value()) for node in nodes if isinstance(node, nnx.Variable)
+        ]
+        dicts += [value.planes for _, value in self._values if isinstance(value, QTensor)]
+        self._references = [(each, list(each), list(each.values())) for each in dicts]
+        self._metadata = [(node, dict(node.get_metadata())) for node, _ in self._values]
+
+    def are_of(self, decoder: Decoder) -> bool:
+        """Returns whether the decoder is the same object and refers to the same objects."""
+        return (
+            decoder is self._root
+            and all(node.get_raw_value() is value for node, value in self._values)
+            and all(
+                list(each) == keys and all(map(operator.is_, each.values(), values))
+                for each, keys, values in self._references
+            )
+            and all(node.get_metadata() == metadata for node, metadata in self._metadata)
+        )
 
 
 @jax.jit

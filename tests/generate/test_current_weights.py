@@ -59,6 +59,30 @@ def test_a_model_trained_in_place_is_used_without_compiling(lm, traces):
     assert after == fresh and after.logprobs != before.logprobs
 
 
+def replace_a_variable(layer):
+    layer.attn_norm.scale = nnx.Param(layer.attn_norm.scale[...] * np.float32(0.5))
+
+
+def replace_a_module(layer):
+    other = nnx.clone(layer.attn_norm)
+    other.scale[...] = other.scale[...] * np.float32(0.5)
+    layer.attn_norm = other
+
+
+def replace_a_plane(layer):
+    planes = layer.ffn_down.kernel.get_raw_value().planes
+    planes["d"] = planes["d"] * np.float16(0.5)
+
+
+@pytest.mark.parametrize("change", [replace_a_variable, replace_a_module, replace_a_plane])
+def test_what_was_replaced_is_used(change, lm):
+    before = answer(lm)
+    change(lm.model.blk[1])
+    after = answer(lm)
+    fresh = rf.LanguageModel(lm.model, lm.tokenizer).generate(PROMPT, max_tokens=12, temperature=0)
+    assert after == fresh and after.logprobs != before.logprobs
+
+
 def test_another_model_of_the_same_structure_is_used_without_compiling(lm, traces):
     other = rf.load("demo", progress=False)
     disturb(other.model)

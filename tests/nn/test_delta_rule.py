@@ -138,8 +138,9 @@ def test_the_gradient_in_kernels_is_that_of_plain_xla():
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_trial_of_kernels_passes(exact):
-    with targets.use(targets.current() or targets.INTERPRET):
-        assert float(_trial_error(16, 32, exact)) < 5e-6
+    with targets.use(targets.current() or targets.INTERPRET) as target:
+        rounds = target.platform == "cuda" and not exact
+        assert float(_trial_error(16, 32, exact)) < (2e-3 if rounds else 5e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

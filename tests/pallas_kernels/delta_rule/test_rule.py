@@ -116,7 +116,7 @@ def test_memories_that_do_not_fit_are_refused():
     [
         ((1, 9, 2, 24, 32), "keys 24 wide.*16, 32, 64, 128$"),
         ((1, 9, 2, 32, 256), "values 256 wide.*16, 32, 64, 128$"),
-        ((64, 8192, 32, 128, 128), r"\[64, 32, 256, 128, 128\].*32 tokens.* 2147483647 elements"),
+        ((64, 8192, 32, 128, 128), r"\[64, 32, \d+, 128, 128\].* tokens.* 2147483647 elements"),
     ],
 )
 def test_what_kernels_cannot_do(sizes, numbers):

@@ -5,7 +5,9 @@ error relative to llama.cpp (benchmarks/families.py) and the speed relative to l
 (benchmarks/cpu_families.py, gpu_models.py and gpu_llama_cpp.py).
 """
 
+import collections
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,11 +91,13 @@ def _worst(measured: Iterable[dict]) -> str:
 
 
 def _cpu_speeds(measured: list[dict]) -> dict[str, str]:
-    return {
-        one["family"]: f"{one['ratios'][DECODE]:.2f} (CPU)"
-        for one in measured
-        if DECODE in one["ratios"]
-    }
+    """Returns the newest ratio of each make of processor, by family."""
+    ratios = collections.defaultdict(dict)
+    for one in measured:
+        if DECODE in one["ratios"]:
+            maker = re.match(r"\w+", one["device"])[0]
+            ratios[one["family"]][maker] = f"{one['ratios'][DECODE]:.2f} ({maker} CPU)"
+    return {family: ", ".join(of.values()) for family, of in ratios.items()}
 
 
 def _gpu_speeds() -> dict[str, str]:

@@ -3,6 +3,8 @@
 Nothing here runs on one.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -89,6 +91,16 @@ def check_all(kernels, name):
     assert {
         kernel: used.stack for kernel, used in kernels.items() if used.stack > STACK.get(name, 0)
     } == {}
+
+
+def test_rows_of_pairs_are_not_computed_for_each_number_that_is_gathered(h100):
+    """XLA would fuse a sum over experts into the gather of their outputs, and repeat it there."""
+    with targets.use(H100):
+        jitted, args = programs.program("qwen3-30b-a3b prefill", layout_of)
+        text = compiler.lower(jitted, args, h100, "cuda", "NVIDIA H100").compile().as_text()
+    computations = re.split(r"\n(?=%|ENTRY)", text)
+    gathering = [one for one in computations if re.search(r"= (f32|bf16)\S+ gather\(", one)]
+    assert gathering and not any("reduce-window(" in one for one in gathering)
 
 
 def product(tile=None):

@@ -66,7 +66,7 @@ def _library(force, tune) -> tuple[Path, bool]:
     if tune and not force and (found := packaged.find_complete()):
         return found, False
     build.check(folder)
-    print("compiling the C++ library, which takes up to a minute ...", file=sys.stderr, flush=True)
+    print("compiling the C++ library, which takes a minute or two ...", file=sys.stderr, flush=True)
     with interrupts.raised():  # so that the compilers are stopped and their files removed
         return build.build(folder, force=force), True
 

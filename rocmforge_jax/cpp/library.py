@@ -26,23 +26,12 @@ _registered: Path | None = None
 
 
 class Form(NamedTuple):
-    """The properties of a packing that determine whether the library supports it.
-
-    Attributes:
-        bits: Bits per code.
-        table: Whether a table has the values of the codes.
-        halves: Scales per group.
-        minimum: Whether there are minima.
-        scale: The number of the kind of scales, as in `enum Scale` of kernels.h.
-        span: The number of groups that share an entry of d.
-    """
+    """The properties of a packing that determine whether the library supports it."""
 
     bits: int
     table: bool
     halves: int
     minimum: bool
-    scale: int
-    span: int
 
 
 class Prefetch(NamedTuple):
@@ -103,7 +92,9 @@ def forms(library: Path) -> frozenset[Form]:
         return list(form) if _opened(library).packing_form(index, form) else []
 
     found = itertools.takewhile(bool, map(numbers, itertools.count()))
-    return frozenset(itertools.starmap(Form, found))
+    return frozenset(
+        Form(bits, bool(table), halves, bool(minimum)) for bits, table, halves, minimum in found
+    )
 
 
 def instructions(library: Path) -> list[str]:

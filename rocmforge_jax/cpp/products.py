@@ -228,15 +228,10 @@ def _floats(*arrays) -> list[jax.Array]:
 
 def require_form(packing: Packing) -> None:
     """Raises NotImplementedError for a packing that the library does not support."""
-    if form_of(packing) not in library.forms(library.loaded()):
+    has_table, has_minimum = packing.table is not None, bool(packing.minimum)
+    form = library.Form(packing.bits, has_table, packing.halves, has_minimum)
+    if form not in library.forms(library.loaded()):
         raise NotImplementedError(f"the C++ library has no code for {packing}")
-
-
-def form_of(packing: Packing) -> library.Form:
-    """Returns the properties of a packing that determine whether the library supports it."""
-    scale, has_table = _SCALES.index(packing.scale), packing.table is not None
-    numbers = packing.halves, packing.minimum, scale, packing.span
-    return library.Form(packing.bits, has_table, *numbers)
 
 
 def _table(packing: Packing) -> list[int]:

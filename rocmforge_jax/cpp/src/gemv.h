@@ -71,11 +71,13 @@ constexpr int64_t kRowsAhead = 4 * kRows;
 // Prefetches the scales of kRows rows.
 template <typename F>
 inline void fetch_scales(const Weight& w, int64_t row) {
-  const auto fetch = [row](const void* of, int64_t bytes_of_row) {
-    for (int64_t i = 0; i < kRows * bytes_of_row; i += 64) __builtin_prefetch((const char*)of + row * bytes_of_row + i);
-  };
-  if (F::kKind != kE8M0 && F::kKind != kE4M3) fetch(w.d, w.groups / F::kSpan * (F::kMinimum ? 4 : 2));
-  if (F::kKind != kD) fetch(w.scale, w.groups * F::kHalves * (F::kKind == kBytes ? 2 : 1));
+  if constexpr (F::kKind != kAnyScale) {
+    const auto fetch = [row](const void* of, int64_t bytes_of_row) {
+      for (int64_t i = 0; i < kRows * bytes_of_row; i += 64) __builtin_prefetch((const char*)of + row * bytes_of_row + i);
+    };
+    if (F::kKind != kE8M0 && F::kKind != kE4M3) fetch(w.d, w.groups / F::kSpan * (F::kMinimum ? 4 : 2));
+    if (F::kKind != kD) fetch(w.scale, w.groups * F::kHalves * (F::kKind == kBytes ? 2 : 1));
+  }
 }
 
 // Computes total[m][r], the products of kRows rows of a weight, from `first` on, with kBatch rows of activations, which are `stride` bytes
@@ -162,12 +164,19 @@ using Function = void (*)(const Weight&, int64_t, int64_t, const char*, int64_t,
 using Functions = const Function (*)[3];
 template <typename F>
 struct FunctionsOf {
-  static constexpr Function each[2][3] = {{rows<F, 1, 1>, rows<F, 1, 2>, rows<F, 1, 4>}, {rows<F, 2, 1>, rows<F, 2, 2>, rows<F, 2, 4>}};
+  // Forms with any scales compute rows of activations one by one, so that less is compiled.
+  template <int kParts, int kBatch>
+  static void rows_of(const Weight& w, int64_t first, int64_t last, const char* x, int64_t stride, float (*out)[kOut]) {
+    if constexpr (F::kKind != kAnyScale) rows<F, kParts, kBatch>(w, first, last, x, stride, out);
+    else
+      for (int m = 0; m < kBatch; m++) rows<F, kParts, 1>(w, first, last, x + m * stride, stride, out + m);
+  }
+  static constexpr Function each[2][3] = {{rows_of<1, 1>, rows_of<1, 2>, rows_of<1, 4>}, {rows_of<2, 1>, rows_of<2, 2>, rows_of<2, 4>}};
   static constexpr Functions value = each;
 };
 
 // Returns nullptr for a form of packing that is not supported.
-Functions functions(const Weight& w) { return by_form<FunctionsOf, Functions>(w, Forms{}); }
+Functions functions(const Weight& w) { return by_form<FunctionsOf, Functions>(w); }
 
 int64_t scratch(const Job&, int64_t) { return 0; }
 

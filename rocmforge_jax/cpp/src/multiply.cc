@@ -55,13 +55,12 @@ ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
 
 template <typename... Each>
 constexpr auto numbers_of(List<Each...>) {
-  return std::array<std::array<int64_t, 6>, sizeof...(Each)>{
-      {{Each::kBits, Each::kTable, Each::kHalves, Each::kMinimum, Each::kKind, Each::kSpan}...}};
+  return std::array<std::array<int64_t, 4>, sizeof...(Each)>{{{Each::kBits, Each::kTable, Each::kHalves, Each::kMinimum}...}};
 }
 
 }  // namespace
 
-// Writes the numbers of the form at `index`, in the order of `Form`'s parameters. Returns whether there is a form at `index`.
+// Writes the numbers of the form at `index`: bits, table, halves, minimum. Returns whether there is a form at `index`.
 extern "C" __attribute__((visibility("default"))) bool packing_form(int index, int64_t* form) {
   static constexpr auto kForms = numbers_of(Forms{});
   if (index < 0 || index >= (int)kForms.size()) return false;

@@ -102,7 +102,7 @@ struct FillOf {
 
 // Unpacks `count` groups of kUnit rows, from `row` and group g on.
 void fill(const Weight& w, bool bytes, int64_t row, int64_t g, int64_t count, Panel& to) {
-  by_form<FillOf, Fill>(w, Forms{})(w, bytes, row, g, count, to);
+  by_form<FillOf, Fill>(w)(w, bytes, row, g, count, to);
 }
 
 }  // namespace

@@ -88,35 +88,66 @@ inline void read_d(const Weight& w, int64_t row, int64_t g, int count, Floats& d
   if (kMinimum) m = is_spread ? of_entries[1] : spread<kSpan>(of_entries[1]);
 }
 
+// The same for any span.
+template <bool kMinimum>
+inline void read_any_d(const Weight& w, int64_t row, int64_t g, int count, Floats& d, Floats& m) {
+  Ints of_d = {}, of_m = {};
+  for (int lane = 0; lane < count; lane++) {
+    const int64_t entry = (row * w.groups + g + lane) / w.span;
+    const uint32_t bits = kMinimum ? ((const uint32_t*)w.d)[entry] : ((const uint16_t*)w.d)[entry];
+    of_d[lane] = bits & 0xFFFF, of_m[lane] = bits >> 16;
+  }
+  d = half_to_float(of_d), m = half_to_float(of_m);
+}
+
 // Scales and minima of LANES groups of a row, for each half of a group. Without a scale for each half, the first is of the whole.
 struct Scales {
   Floats scale[2], minimum[2];
 };
 
+// Computes the scales of `count` groups of one half, from d and m and what is stored for each group from index `at` on.
+template <Scale kKind>
+inline void compute_scales(const Weight& w, int64_t at, int count, Floats d, Floats m, Floats& scale, Floats& minimum) {
+  constexpr int kBits = kKind == kNibbles ? 4 : 8;
+  if constexpr (kKind == kD) {
+    scale = d, minimum = m;
+  } else if constexpr (kKind == kInt8) {
+    scale = d * to_float(load_narrow((const int8_t*)w.scale + at, count));
+  } else if constexpr (kKind == kE8M0) {
+    scale = power_of_two(load_narrow(w.scale + at, count));
+  } else if constexpr (kKind == kE4M3) {
+    scale = half_float(load_narrow(w.scale + at, count));
+  } else {  // small multiples of d and m
+    const Ints both = kKind == kNibbles ? load_narrow(w.scale + at, count) : load_narrow((const uint16_t*)w.scale + at, count);
+    scale = d * to_float(w.minimum ? both & ((1 << kBits) - 1) : both), minimum = -m * to_float(both >> kBits);
+  }
+}
+
 // Reads the scales of `count` groups of a row from g on, at most LANES; zeros fill the other lanes. g is a multiple of LANES.
 template <typename F>
 inline Scales read_scales(const Weight& w, int64_t row, int64_t g, int count) {
   Scales to;
-  Floats d, m;
-  if constexpr (F::kKind != kE8M0 && F::kKind != kE4M3) read_d<F::kMinimum, F::kSpan>(w, row, g, count, d, m);
+  Floats d = {}, m = {};
+  if constexpr (F::kKind == kAnyScale) {
+    if (w.d) read_any_d<F::kMinimum>(w, row, g, count, d, m);
+  } else if constexpr (F::kKind != kE8M0 && F::kKind != kE4M3) {
+    read_d<F::kMinimum, F::kSpan>(w, row, g, count, d, m);
+  }
 #pragma GCC unroll 2
   for (int half = 0; half < F::kHalves; half++) {
-    const uint8_t* of_bytes = w.scale + (row * F::kHalves + half) * w.groups + g;
+    const int64_t at = (row * F::kHalves + half) * w.groups + g;
     Floats &scale = to.scale[half], &minimum = to.minimum[half];
-    if constexpr (F::kKind == kD) {
-      scale = d;
-      if (F::kMinimum) minimum = m;
-    } else if constexpr (F::kKind == kInt8) {
-      scale = d * to_float(load_narrow((const int8_t*)of_bytes, count));
-    } else if constexpr (F::kKind == kE8M0) {
-      scale = power_of_two(load_narrow(of_bytes, count));
-    } else if constexpr (F::kKind == kE4M3) {
-      scale = half_float(load_narrow(of_bytes, count));
-    } else {  // small multiples of d and m
-      constexpr int kBits = F::kKind == kNibbles ? 4 : 8;
-      const uint16_t* of_pairs = (const uint16_t*)w.scale + (row * F::kHalves + half) * w.groups + g;
-      const Ints both = F::kKind == kNibbles ? load_narrow(of_bytes, count) : load_narrow(of_pairs, count);
-      scale = d * to_float(both & ((1 << kBits) - 1)), minimum = -m * to_float(both >> kBits);
+    if constexpr (F::kKind != kAnyScale) {
+      compute_scales<F::kKind>(w, at, count, d, m, scale, minimum);
+      continue;
+    }
+    switch (w.scale_kind) {
+      case kD: compute_scales<kD>(w, at, count, d, m, scale, minimum); break;
+      case kInt8: compute_scales<kInt8>(w, at, count, d, m, scale, minimum); break;
+      case kNibbles: compute_scales<kNibbles>(w, at, count, d, m, scale, minimum); break;
+      case kBytes: compute_scales<kBytes>(w, at, count, d, m, scale, minimum); break;
+      case kE8M0: compute_scales<kE8M0>(w, at, count, d, m, scale, minimum); break;
+      default: compute_scales<kE4M3>(w, at, count, d, m, scale, minimum);
     }
   }
   return to;

@@ -100,31 +100,27 @@ def rule(
     """
     (B, T, N, H), W = tokens.k_BTNH.shape, tokens.v_BTNW.shape[-1]
     blocks = blocks or of_family(CHUNK_BLOCKS, target)
-    _require_chunk_kernels((B, T, N, H, W), blocks, target)
+    check_rule((B, T, N, H, W), target, blocks)
     expected = dict(q_BTNH=(B, T, N, H), v_BTNW=(B, T, N, W), log_decay_BTN=(B, T, N))
     expected |= dict(beta_BTN=(B, T, N), memory_BNHW=(B, N, H, W))
     arrays = tokens._asdict() | dict(memory_BNHW=memory_BNHW)
     for name, shape in expected.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f"{name} must be {list(shape)}, got {list(arrays[name].shape)}")
+        _require_shape(name, arrays[name], shape)
     for name, array in arrays.items():
         if array.dtype != jnp.float32:
             raise ValueError(f"{name} must be float32, got {array.dtype}")
     return chunks.rule(tokens, memory_BNHW, exact, blocks, target)
 
 
-def check_rule(sizes: tuple[int, ...], target: Target) -> None:
+def check_rule(sizes: tuple[int, ...], target: Target, blocks: ChunkBlocks | None = None) -> None:
     """Raises NotImplementedError, with the reason, for what `rule` does not support.
 
     Args:
         sizes: B, T, N, H and W.
         target: the compilation target.
+        blocks: tile sizes; the default depends on the target.
     """
-    _require_chunk_kernels(sizes, of_family(CHUNK_BLOCKS, target), target)
-
-
-def _require_chunk_kernels(sizes, blocks: ChunkBlocks, target: Target) -> None:
-    B, T, N, H, W = sizes
+    (B, T, N, H, W), blocks = sizes, blocks or of_family(CHUNK_BLOCKS, target)
     if not target.multiplies_float32:
         raise NotImplementedError(f"the matrix units of {target} do not multiply float32")
     _require_widths(H, W, CHUNK_WIDTHS)
@@ -182,7 +178,11 @@ def check_operands(
         expected = tuple(sizes[axis] for axis in name.rpartition("_")[2])
         if name == "filters_LC":
             expected = sizes["L"] + 1, sizes["C"]
-        if array.shape != expected:
-            raise ValueError(f"{name} must be {list(expected)}, got {list(array.shape)}")
+        _require_shape(name, array, expected)
     if state.memory_BNHW.dtype != jnp.float32:
         raise ValueError(f"memory_BNHW must be float32, got {state.memory_BNHW.dtype}")
+
+
+def _require_shape(name: str, array: jax.Array, expected: tuple[int, ...]) -> None:
+    if array.shape != expected:
+        raise ValueError(f"{name} must be {list(expected)}, got {list(array.shape)}")

@@ -63,8 +63,8 @@ class FlatDecoder:
 class _Objects:
     """The objects that a decoder consists of, and what each of them refers to.
 
-    Comparing references takes a tenth of the time of flattening the decoder. An attribute that was
-    replaced by an equal one counts as changed here.
+    Comparing references is quicker than flattening the decoder. An attribute that was replaced by
+    an equal one counts as changed here.
     """
 
     def __init__(self, decoder: Decoder):

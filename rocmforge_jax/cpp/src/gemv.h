@@ -57,9 +57,10 @@ struct Distances {
   int64_t stride, rest;  // what is added to the address of the first level after each vector, and after a vector of each run
 };
 
-inline Distances distances(int64_t runs, int64_t run) {
+// step, run: bytes.
+inline Distances distances(int64_t step, int64_t run) {
   const Prefetch how = prefetch();
-  const int64_t step = runs * run, vector = sizeof(Words);
+  const int64_t vector = sizeof(Words);
   const auto steps = [step](int64_t ahead) { return (ahead + step - 1) / step * step; };
   if (how.l1 && how.l2 && step > kLongStep) return {2 * vector, steps(how.l2), run, vector - step};
   return {steps(how.l1), steps(how.l2), vector, 0};
@@ -142,8 +143,8 @@ inline void block(const Weight& w, int64_t first, const char* x, int64_t stride,
 // products to out[m][r]. If less than kRows rows are left at the end of the weight, its last row is computed twice.
 template <typename F, int kParts, int kBatch>
 void rows(const Weight& w, int64_t first, int64_t last, const char* x, int64_t stride, float (*out)[kOut]) {
-  const int64_t step = kRows * F::kBits * w.groups * 4;
-  const Distances ahead = distances(kRows * F::kBits, w.groups * 4);
+  const int64_t run = w.groups * 4, step = kRows * F::kBits * run;
+  const Distances ahead = distances(step, run);
   // What the first steps read is prefetched now, because no step before them did. Another thread may have read the rows before.
   const char *start = (const char*)(w.codes + first * F::kBits * w.groups), *end = start + (last - first) * step / kRows;
   for (const char* line = start; line < start + ahead.l2 && line < end; line += 64) __builtin_prefetch(line, 0, 2);

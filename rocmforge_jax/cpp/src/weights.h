@@ -106,7 +106,7 @@ struct Scales {
 };
 
 // Computes the scales of `count` groups of one half, from d and m and what is stored for each group from index `at` on.
-template <Scale kKind>
+template <Scale kKind, bool kMinimum>
 inline void compute_scales(const Weight& w, int64_t at, int count, Floats d, Floats m, Floats& scale, Floats& minimum) {
   constexpr int kBits = kKind == kNibbles ? 4 : 8;
   if constexpr (kKind == kD) {
@@ -119,7 +119,7 @@ inline void compute_scales(const Weight& w, int64_t at, int count, Floats d, Flo
     scale = half_float(load_narrow(w.scale + at, count));
   } else {  // small multiples of d and m
     const Ints both = kKind == kNibbles ? load_narrow(w.scale + at, count) : load_narrow((const uint16_t*)w.scale + at, count);
-    scale = d * to_float(w.minimum ? both & ((1 << kBits) - 1) : both), minimum = -m * to_float(both >> kBits);
+    scale = d * to_float(kMinimum ? both & ((1 << kBits) - 1) : both), minimum = -m * to_float(both >> kBits);
   }
 }
 
@@ -138,16 +138,16 @@ inline Scales read_scales(const Weight& w, int64_t row, int64_t g, int count) {
     const int64_t at = (row * F::kHalves + half) * w.groups + g;
     Floats &scale = to.scale[half], &minimum = to.minimum[half];
     if constexpr (F::kKind != kAnyScale) {
-      compute_scales<F::kKind>(w, at, count, d, m, scale, minimum);
+      compute_scales<F::kKind, F::kMinimum>(w, at, count, d, m, scale, minimum);
       continue;
     }
     switch (w.scale_kind) {
-      case kD: compute_scales<kD>(w, at, count, d, m, scale, minimum); break;
-      case kInt8: compute_scales<kInt8>(w, at, count, d, m, scale, minimum); break;
-      case kNibbles: compute_scales<kNibbles>(w, at, count, d, m, scale, minimum); break;
-      case kBytes: compute_scales<kBytes>(w, at, count, d, m, scale, minimum); break;
-      case kE8M0: compute_scales<kE8M0>(w, at, count, d, m, scale, minimum); break;
-      default: compute_scales<kE4M3>(w, at, count, d, m, scale, minimum);
+      case kD: compute_scales<kD, F::kMinimum>(w, at, count, d, m, scale, minimum); break;
+      case kInt8: compute_scales<kInt8, F::kMinimum>(w, at, count, d, m, scale, minimum); break;
+      case kNibbles: compute_scales<kNibbles, F::kMinimum>(w, at, count, d, m, scale, minimum); break;
+      case kBytes: compute_scales<kBytes, F::kMinimum>(w, at, count, d, m, scale, minimum); break;
+      case kE8M0: compute_scales<kE8M0, F::kMinimum>(w, at, count, d, m, scale, minimum); break;
+      default: compute_scales<kE4M3, F::kMinimum>(w, at, count, d, m, scale, minimum);
     }
   }
   return to;

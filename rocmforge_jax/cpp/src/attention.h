@@ -5,51 +5,18 @@
 #include <cmath>
 
 #include "exponential.h"
+#include "float_products.h"
 #include "kernels.h"
 #include "vectors.h"
 
 namespace attention {
 namespace {
 
-// Columns and rows of a tile of a product. Its sums fill the registers.
-constexpr int kColumns = 4 * LANES, kRows = 6;
 // The most queries per call, and the slots per tile. Calls with at most kFew queries are bound by memory and use larger tiles.
 constexpr int kQueries = 48, kFew = 16, kSlots = 64, kSlotsOfFew = 256;
-static_assert(kSlots % kColumns == 0 && kSlotsOfFew % kColumns == 0 && kQueries % kRows == 0);
+static_assert(kSlots % kTileColumns == 0 && kSlotsOfFew % kTileColumns == 0 && kQueries % kTileRows == 0);
 
-// c [rows, columns] += a [rows, depth] b [depth, columns]. columns is a multiple of kColumns. Rows of a are a_stride apart, and rows of c
-// are c_stride apart; b is dense.
-template <int rows>
-inline void add_product(const float* a, int64_t a_stride, const float* b, int64_t columns, int64_t depth, float* c, int64_t c_stride) {
-  for (int64_t j = 0; j < columns; j += kColumns) {
-    Floats sums[rows][4];
-    for (int r = 0; r < rows; r++)
-      for (int i = 0; i < 4; i++) sums[r][i] = whole<Floats>(c + r * c_stride + j + i * LANES);
-    for (int64_t k = 0; k < depth; k++) {
-      Floats row[4];
-      for (int i = 0; i < 4; i++) row[i] = whole<Floats>(b + k * columns + j + i * LANES);
-      for (int r = 0; r < rows; r++)
-        for (int i = 0; i < 4; i++) sums[r][i] += a[r * a_stride + k] * row[i];
-    }
-    for (int r = 0; r < rows; r++)
-      for (int i = 0; i < 4; i++) store(c + r * c_stride + j + i * LANES, sums[r][i]);
-  }
-}
-
-inline void add_products(int rows, const float* a, int64_t a_stride, const float* b, int64_t columns, int64_t depth, float* c,
-                         int64_t c_stride) {
-  for (; rows >= kRows; rows -= kRows, a += kRows * a_stride, c += kRows * c_stride)
-    add_product<kRows>(a, a_stride, b, columns, depth, c, c_stride);
-  switch (rows) {
-    case 1: return add_product<1>(a, a_stride, b, columns, depth, c, c_stride);
-    case 2: return add_product<2>(a, a_stride, b, columns, depth, c, c_stride);
-    case 3: return add_product<3>(a, a_stride, b, columns, depth, c, c_stride);
-    case 4: return add_product<4>(a, a_stride, b, columns, depth, c, c_stride);
-    case 5: return add_product<5>(a, a_stride, b, columns, depth, c, c_stride);
-  }
-}
-
-inline int64_t padded(int64_t width) { return (width + kColumns - 1) / kColumns * kColumns; }
+inline int64_t padded(int64_t width) { return (width + kTileColumns - 1) / kTileColumns * kTileColumns; }
 
 // Floats of scratch memory that `attend` needs.
 inline int64_t scratch(int64_t width) {

@@ -33,13 +33,14 @@ class Operation:
         fused: Whether the operation only combines others. Then "xla" means that these are computed
             one by one, each with its own choice. If the backend that the caller demands cannot
             compute a fused operation, this is not an error.
-        note: The reason that is reported if XLA computes the operation and no backend has a check.
+        note: The reason that is reported if XLA computes the operation and no backend for this kind
+            of device has a check. None: the reasons of the other backends, if there are any.
     """
 
     name: str
     checks: Mapping[str, Callable[..., str]] = dataclasses.field(default_factory=dict)
     fused: bool = False
-    note: str = "no other backend computes this"
+    note: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,10 @@ def _why_xla(operation, wanted, reasons) -> str:
         return f"{wanted} has no code for {operation.name}"
     # On a GPU, it does not matter why C++ is not used; on a CPU, why GPU kernels are not.
     of_this_device = [str(r) for r in reasons.values() if not isinstance(r, WrongDevice)]
-    return "; ".join(of_this_device or map(str, reasons.values())) or operation.note
+    if operation.note and not of_this_device:
+        return operation.note
+    why = of_this_device or list(map(str, reasons.values()))
+    return "; ".join(why) or "no other backend computes this"
 
 
 _decisions: contextvars.ContextVar[list[Decision] | None] = contextvars.ContextVar(

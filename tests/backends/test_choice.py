@@ -44,7 +44,7 @@ def test_the_first_backend_that_can_is_chosen():
         ({"pallas": cannot}, None, "9 is too large"),
         ({"pallas": cannot, "cpp": elsewhere}, None, "9 is too large"),
         ({"pallas": elsewhere, "cpp": cannot}, None, "9 is too large"),
-        ({"pallas": elsewhere}, None, "this is a toaster"),
+        ({"pallas": elsewhere}, None, "of course"),
         ({"pallas": can}, "xla", "the backend xla is asked for"),
         ({}, None, "of course"),
         ({}, "pallas", "of course"),
@@ -54,6 +54,11 @@ def test_the_first_backend_that_can_is_chosen():
 def test_plain_xla_has_the_reason_of_this_device(checks, wanted, reason):
     operation = Operation("sum", checks, note="of course")
     assert choose(operation, (9,), wanted) == Choice("xla", reason)
+
+
+def test_without_a_note_plain_xla_has_the_reason_of_other_devices():
+    assert choose(Operation("sum", {"cpp": elsewhere}), ()) == Choice("xla", "this is a toaster")
+    assert choose(Operation("sum"), ()) == Choice("xla", "no other backend computes this")
 
 
 def test_a_backend_that_is_demanded_must_be_able():

@@ -1,5 +1,7 @@
 """Mixtures of experts: a router chooses a few experts for each token."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -115,8 +117,12 @@ def mixture(
     if backend == "xla":
         return _one_by_one(x_TD, weights, experts, stacks, norm)
     mixed = moe_cpp.mixture if backend == "cpp" else moe_pallas.mixture
-    y_PD = mixed(x_TD, norm, experts_P, stacks, numerics)
-    return (weights[..., None] * y_PD.reshape(T, used, -1)).sum(axis=1).astype(x_TD.dtype)
+    y_TUD = mixed(x_TD, norm, experts_P, stacks, numerics).reshape(T, used, -1)
+    if backend == "cpp":  # a reduction by XLA takes 0.2 ms for one token on a CPU, these sums 5 us
+        sum_TD = functools.reduce(jnp.add, [weights[:, i, None] * y_TUD[:, i] for i in range(used)])
+    else:
+        sum_TD = (weights[..., None] * y_TUD).sum(axis=1)
+    return sum_TD.astype(x_TD.dtype)
 
 
 def _weighted_first(x_TD, weights, experts, stacks: Stacks, norm):

@@ -27,6 +27,7 @@ from rocmforge_jax.cpp import (
     attention,
     build,
     current,
+    dense,
     library,
     packaged,
     products,
@@ -159,6 +160,13 @@ def _multiply(x_MK, wanted, norm, mode, dtype, epsilon):
     return [y.astype(dtype) for y in outputs]
 
 
+@functools.partial(jax.jit, static_argnames="transposed")
+def multiply_dense(x_MK, weight, *, transposed: bool) -> jax.Array:
+    """Computes x @ weight, a dense matrix: see `rocmforge_jax.cpp.dense.multiply`."""
+    return dense.multiply(x_MK, weight, transposed=transposed)
+
+
+takes_dense = dense.takes
 find = current.find
 attend = attention.attend
 rotate_and_store = attention.rotate_and_store

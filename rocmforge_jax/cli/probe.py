@@ -5,6 +5,7 @@ Prints one line of JSON: devices, operations, and the warnings that JAX logged.
 
 import json
 import logging
+from typing import Any
 
 from rocmforge_jax import settings
 
@@ -67,7 +68,7 @@ def operations() -> dict[str, str]:
     def of(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    by = dict(backend=numerics.backend)
+    by: dict[str, Any] = dict(backend=numerics.backend)
     dtype, rows = default_dtype(), of((256, fmt.block_bytes), jnp.uint8)
     x, ids, q = of((1, 256), dtype), of((1,), jnp.int32), of((1, 1, 4, 64), dtype)
     calls = {

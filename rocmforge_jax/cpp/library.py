@@ -17,6 +17,7 @@ from rocmforge_jax.cpp import stored
 TARGETS = {
     "rocmforge_multiply": "Multiply",
     "rocmforge_multiply_experts": "MultiplyExperts",
+    "rocmforge_multiply_dense": "MultiplyDense",
     "rocmforge_attend": "Attend",
     "rocmforge_rotate_and_store": "RotateAndStore",
     "rocmforge_delta_step": "DeltaStep",

@@ -28,7 +28,7 @@ _VARIANTS = {
 #: Compiler flags of `amx.cc`, which replaces a part of the variant "avx512".
 _AMX = (*_AVX512, "-mamx-tile", "-mamx-int8")
 #: Custom calls, which include the headers of JAX.
-_CALLS = ("multiply.cc", "experts.cc", "attention.cc", "recurrence.cc")
+_CALLS = ("multiply.cc", "experts.cc", "attention.cc", "recurrence.cc", "dense.cc")
 #: Flags for the instructions that every processor of a machine supports. They override a
 #: "-march=native" in CXX: an older processor may share the home folder, and the library in it.
 _BASELINE = {"x86_64": ("-march=x86-64",)}

@@ -74,8 +74,8 @@ class Embedding(nnx.Module):
 
     def attend(self, x, dtype=None):
         """Computes logits x @ embedding.T: maps [..., D] to [..., V] in `dtype`, default x's."""
-        table = self.embedding.get_value().T
-        return quant.matmul(x, table, dtype=dtype, **how(self.numerics))
+        how_computed = how(self.numerics)
+        return quant.matmul(x, self.embedding, transposed=True, dtype=dtype, **how_computed)
 
 
 class Experts(nnx.Module):
@@ -112,7 +112,7 @@ class Experts(nnx.Module):
         return through_expert(x, expert, self.kernel, *scale_and_bias, numerics=self.numerics)
 
 
-def how(numerics: Numerics) -> dict[str, str]:
+def how(numerics: Numerics) -> dict[str, Any]:
     """Returns the keyword arguments of `quant.matmul` that follow from numerics."""
     return dict(activations=numerics.activations, backend=numerics.backend)
 

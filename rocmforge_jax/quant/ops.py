@@ -11,10 +11,9 @@ import jax.numpy as jnp
 
 from rocmforge_jax.arguments import integer
 from rocmforge_jax.backends import DEFAULT, Operation, choose, pallas
-from rocmforge_jax.backends.choice import check_name
-from rocmforge_jax.quant import split, word_packed, xla_columns, xla_rows
+from rocmforge_jax.quant import dense, split, word_packed, xla_columns, xla_rows
 from rocmforge_jax.quant.layout import take_rows as take_packed_rows
-from rocmforge_jax.quant.multiply import check_shapes, multiply, require_pallas
+from rocmforge_jax.quant.multiply import multiply, require_pallas
 from rocmforge_jax.quant.qtensor import QTensor, as_qtensor, value_of
 
 _DECODE = {"columns": xla_columns.decode, "rows": xla_rows.decode, "groups": word_packed.decode}
@@ -70,6 +69,7 @@ def matmul(
     x,
     weight,
     *,
+    transposed: bool = False,
     dtype=None,
     activations: str = DEFAULT.activations,
     backend: str | None = None,
@@ -82,6 +82,7 @@ def matmul(
     Args:
         x: Floating point.
         weight: A QTensor, a QParam or an array.
+        transposed: Whether the weight is (out, in), like the table of an embedding.
         dtype: Of the result, default x's.
         activations: What the kernel for few rows, and C++, turn x into: "int16" (relative error
             1e-4), "int8" (8e-3) or "float" (1e-6; on CPUs plain XLA computes it). On GPUs few rows
@@ -91,15 +92,9 @@ def matmul(
     """
     x, weight = jnp.asarray(x), value_of(weight)
     if isinstance(weight, QTensor):
-        return multiply(x, weight, dtype=dtype, activations=activations, backend=backend)
-    check_shapes(x, weight)
-    choose(DENSE_MATMUL, (weight,), check_name(backend))
-    weight = weight.astype(x.dtype)
-    y = jnp.matmul(x, weight, precision="highest", preferred_element_type=jnp.float32)
-    return y.astype(dtype or x.dtype)
-
-
-DENSE_MATMUL = Operation("matmul", note="the weight is not packed")
+        packed = weight.T if transposed else weight
+        return multiply(x, packed, dtype=dtype, activations=activations, backend=backend)
+    return dense.multiply(x, weight, transposed=transposed, dtype=dtype, backend=backend)
 
 
 def expert_matmul(

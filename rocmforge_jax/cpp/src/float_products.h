@@ -13,9 +13,7 @@ constexpr int kTileColumns = 4 * LANES, kTileRows = 6;
 template <int rows>
 inline void add_product(const float* a, int64_t a_stride, const float* b, int64_t columns, int64_t depth, float* c, int64_t c_stride) {
   for (int64_t j = 0; j < columns; j += kTileColumns) {
-    Floats sums[rows][4];
-    for (int r = 0; r < rows; r++)
-      for (int i = 0; i < 4; i++) sums[r][i] = whole<Floats>(c + r * c_stride + j + i * LANES);
+    Floats sums[rows][4] = {};
     for (int64_t k = 0; k < depth; k++) {
       Floats row[4];
       for (int i = 0; i < 4; i++) row[i] = whole<Floats>(b + k * columns + j + i * LANES);
@@ -23,7 +21,10 @@ inline void add_product(const float* a, int64_t a_stride, const float* b, int64_
         for (int i = 0; i < 4; i++) sums[r][i] += a[r * a_stride + k] * row[i];
     }
     for (int r = 0; r < rows; r++)
-      for (int i = 0; i < 4; i++) store(c + r * c_stride + j + i * LANES, sums[r][i]);
+      for (int i = 0; i < 4; i++) {
+        float* to = c + r * c_stride + j + i * LANES;
+        store(to, whole<Floats>(to) + sums[r][i]);
+      }
   }
 }
 

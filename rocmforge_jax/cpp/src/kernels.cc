@@ -1,6 +1,7 @@
 // The kernels for one set of instructions. This file is compiled once per set; VARIANT is the name of its table.
 
 #include "attention.h"
+#include "dense.h"
 #include "gemv.h"
 #include "recurrence.h"
 #include "skinny_gemm.h"
@@ -24,4 +25,9 @@ const Kernels VARIANT = {
     attention::attend,
     recurrence::delta,
     recurrence::scan,
+    dense::kFew,
+    dense::kTokens,
+    dense::kWidth,
+    dense::kScratch,
+    dense::multiply,
 };

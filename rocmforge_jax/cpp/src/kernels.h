@@ -103,6 +103,25 @@ struct ScanHead {
   float *out, *new_memory;
 };
 
+// The numbers of a dense weight.
+enum Number { kFloat32, kFloat16, kBfloat16 };
+
+// x [tokens, inputs] times a dense weight [inputs, outputs], or [outputs, inputs] if it is transposed.
+struct Dense {
+  const float* x;
+  const void* weight;
+  Number number;
+  bool transposed;
+  int64_t tokens, inputs, outputs;
+};
+
+// A part of a dense product: the sums over the inputs `from` to to - 1, for the tokens `token` to last_token - 1 and the outputs `first` to
+// last - 1. out: [tokens, outputs].
+struct Part {
+  int64_t from, to, token, last_token, first, last;
+  float* out;
+};
+
 struct Kernels {
   const char* name;
   bool (*supports)(const Weight&);
@@ -115,4 +134,8 @@ struct Kernels {
   void (*attend)(const Attention&, int64_t b, int64_t head, int64_t first, int64_t last, float* scratch);
   void (*delta)(const DeltaHead&);
   void (*scan)(const ScanHead&);
+  // Few rows of activations of a dense product are bound by memory. A part has at most dense_tokens of them, and dense_outputs outputs if
+  // they are more than dense_few.
+  int64_t dense_few, dense_tokens, dense_outputs, dense_scratch;  // scratch: floats
+  void (*multiply_dense)(const Dense&, const Part&, float* scratch);
 };

@@ -25,10 +25,12 @@ from opening import processor
 from rocmforge_jax.cli.common import version
 
 RESULTS = Path(__file__).parent / "results" / "cpu_families.jsonl"
-#: Family -> the mix of types of its file; default Q4_K_M.
-MIXES = {"gemma4": "q4_0", "gpt-oss": "mxfp4_moe"}
+#: Family -> the mix of types of its file; default Q4_K_M. "llama-bf16" is "llama" in another type.
+MIXES = {"gemma4": "q4_0", "gpt-oss": "mxfp4_moe", "llama-f16": "f16", "llama-bf16": "bf16"}
 FAMILIES = (
     "llama",
+    "llama-f16",
+    "llama-bf16",
     "gemma4",
     "qwen3moe",
     "gpt-oss",
@@ -91,7 +93,8 @@ def samples(worker: Worker, program: Path, file: Path, threads: int, repeats: in
 
 def measure(family: str, folder: Path, program: Path, threads: int, repeats: int) -> dict:
     """Returns everything about one family: samples, the best of each package, their ratio."""
-    shape, mix = f"{family}-few", MIXES.get(family, "q4_k_m")
+    mix = MIXES.get(family, "q4_k_m")
+    shape = f"{family.removesuffix(f'-{mix}')}-few"
     file = folder / f"{shape}-{mix}.gguf"
     if not file.exists():
         synthetic.write(shape, mix, file)

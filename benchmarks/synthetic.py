@@ -51,7 +51,7 @@ def random_blocks(
 ) -> np.ndarray:
     """Makes the blocks of a tensor of row-major `shape`, uint8 [..., row bytes].
 
-    Fields of float16, and exponents, make small weights; all others are random bytes.
+    Floating-point fields, and exponents, make small weights; all others are random bytes.
     """
     count = math.prod(shape) // fmt.block
     members = [np.dtype(field.dtype) for field in fmt.fields]
@@ -61,7 +61,12 @@ def random_blocks(
     largest = 2.0 ** (fmt.bits_per_element - 0.5) * (16 if fmt.block == 256 else 1)
     for field, dtype in zip(fmt.fields, members):
         size = (count, *field.shape)
-        if dtype == np.float16:
+        if fmt.name in ("F32", "F16", "BF16"):
+            numbers = random.standard_normal(size, np.float32) * np.float32(0.02)
+            halves = (numbers.view(np.uint32) >> 16).astype(np.uint16)  # bfloat16
+            of_type = {"F32": numbers, "F16": numbers.astype(np.float16), "BF16": halves}
+            blocks[field.name] = of_type[fmt.name].view(dtype)
+        elif dtype == np.float16:
             blocks[field.name] = random.uniform(0.5, 1.0, size).astype(np.float32) * 0.06 / largest
         elif field.name == "e":  # the exponents of MXFP4, whose codes go up to 12
             blocks[field.name] = random.integers(117, 121, size, np.uint8)

@@ -21,7 +21,7 @@ pytestmark = [NEEDS_CPP, pytest.mark.core]
 
 @pytest.fixture
 def found(library):
-    """The library, which has the prefetch of its table again after the test."""
+    """The library, which has its default prefetch again after the test."""
     yield library[0]
     cpp_library.use_prefetch(library[0], None)
 
@@ -42,7 +42,7 @@ def test_no_prefetch_changes_a_number(found, name):
         np.testing.assert_array_equal(product(), expected)
 
 
-def test_the_table_is_used_again(found):
+def test_the_default_is_used_again(found):
     start = cpp_library.prefetch(found)
     cpp_library.use_prefetch(found, Prefetch(0, 64))
     cpp_library.use_prefetch(found, None)

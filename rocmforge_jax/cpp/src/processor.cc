@@ -95,17 +95,8 @@ const Kernels* quickest() {
 
 std::atomic<const Kernels*> chosen{nullptr};
 
-// Default prefetches: the fastest ones on the processors that were measured (docs/kernels.md).
-constexpr Prefetch kPrefetch = {2048, 16384}, kPrefetchOfZen = {0, 16384};
-
-Prefetch prefetch_of_table() {
-#if defined(__x86_64__)
-  unsigned a, b, c, d;
-  const bool amd = __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
-  if (amd && __get_cpuid(1, &a, &b, &c, &d) && (a >> 20 & 255) >= 8) return kPrefetchOfZen;  // Zen 1 is family 15 + 8
-#endif
-  return kPrefetch;
-}
+// The default prefetch, which was among the fastest on each processor that was measured (docs/kernels.md).
+constexpr Prefetch kPrefetch = {2048, 16384};
 
 // The prefetch in use as one number: the two distances, with l1 in the upper half. -1: not chosen yet.
 std::atomic<int64_t> fetch{-1};
@@ -122,7 +113,7 @@ const Kernels& kernels() {
 
 Prefetch prefetch() {
   int64_t found = fetch.load(std::memory_order_relaxed);
-  if (found < 0) fetch.store(found = packed(prefetch_of_table()), std::memory_order_relaxed);
+  if (found < 0) fetch.store(found = packed(kPrefetch), std::memory_order_relaxed);
   return {found >> 32, found & 0xFFFFFFFF};
 }
 

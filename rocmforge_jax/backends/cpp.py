@@ -22,7 +22,7 @@ from pallas_kernels.packing import Packing
 from pallas_kernels.qmatmul import Product, Weight
 from rocmforge_jax import locate, settings
 from rocmforge_jax.backends.choice import WrongDevice
-from rocmforge_jax.backends.trials import Trials
+from rocmforge_jax.backends.trials import Trials, relative_error
 from rocmforge_jax.cpp import (
     attention,
     build,
@@ -230,6 +230,6 @@ def _error(packing, mode: str) -> jax.Array:
     def error(x, product, weights):
         exact = jnp.einsum("mk,mnk->mn", x, weights, precision="highest")
         (found,) = _multiply(x, [product], None, mode, jnp.dtype("float32"), 0.0)
-        return jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
+        return relative_error(found, exact)
 
     return jnp.stack([error(*case) for case in cases]).max()

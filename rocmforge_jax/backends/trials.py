@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 
 class Trials:
@@ -74,3 +75,13 @@ class Trials:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a") as file:
                 file.write(f"{what}\n")
+
+
+def relative_error(found, exact) -> jax.Array:
+    """Returns the largest relative L2 error of the arrays of a pytree."""
+
+    def error(a, b):
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        return jnp.linalg.norm(a - b) / jnp.linalg.norm(b)
+
+    return jnp.stack(jax.tree.leaves(jax.tree.map(error, found, exact))).max()

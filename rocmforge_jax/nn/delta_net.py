@@ -15,6 +15,7 @@ from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameter
 from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul.activations import quantize_reference
 from rocmforge_jax.backends import Numerics, Operation, choose, differentiable, pallas
+from rocmforge_jax.backends.trials import relative_error
 from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
 from rocmforge_jax.nn.delta_rule import delta_rule
 from rocmforge_jax.nn.memory_state import MemoryState
@@ -213,9 +214,4 @@ def _trial_error(heads: DeltaHeads, dtype, inputs: int) -> jax.Array:
     parameters = Parameters(filters, dt_N, -jnp.exp(rates_N), scale_W)
     step = _Step(DeltaNetSpec(heads, 1e-6), 1e-6, quantizes=False)
     operands = tuple(projected), parameters, MemoryState(memory, ConvState(held)), None
-    pairs = zip(jax.tree.leaves(step(*operands)), jax.tree.leaves(step.plain(*operands)))
-
-    def norm(a):
-        return jnp.linalg.norm(a.astype(jnp.float32))
-
-    return jnp.stack([norm(found - exact) / norm(exact) for found, exact in pairs]).max()
+    return relative_error(step(*operands), step.plain(*operands))

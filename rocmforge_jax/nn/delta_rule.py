@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.delta_rule.operands import Tokens
 from rocmforge_jax.backends import Operation, choose, cpp, differentiable, pallas
+from rocmforge_jax.backends.trials import relative_error
 from rocmforge_jax.nn.chunks import (
     check_shapes,
     cut_into_chunks,
@@ -156,8 +157,7 @@ def _trial_error(H: int, W: int, exact: bool) -> jax.Array:
     k /= jnp.linalg.norm(k, axis=-1, keepdims=True)
     operands = Tokens(q, k, v, -jnp.abs(log_decay), jax.nn.sigmoid(beta)), memory
     kernels = _Kernels(exact)
-    pairs = zip(kernels(*operands), kernels.plain(*operands))
-    return jnp.stack([jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in pairs]).max()
+    return relative_error(kernels(*operands), kernels.plain(*operands))
 
 
 def _in_chunks(tokens, memory_BNHW):

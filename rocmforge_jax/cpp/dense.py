@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.symbolic_sizes import surely
 from rocmforge_jax.cpp import partition
 
 #: Dtype of a weight -> the most rows of x for which C++ is faster than XLA; None: any number.
@@ -18,8 +19,10 @@ MOST_ROWS = {"float32": 8, "float16": None, "bfloat16": None}
 
 def takes(rows: int, weight) -> bool:
     """Returns whether C++ is the one to multiply so many rows of x with a weight."""
-    name = weight.dtype.name
-    return rows > 0 and name in MOST_ROWS and rows <= (MOST_ROWS[name] or rows)
+    if weight.dtype.name not in MOST_ROWS or 0 in weight.shape:
+        return False
+    most = MOST_ROWS[weight.dtype.name]
+    return surely(lambda: rows > 0 and (most is None or rows <= most))
 
 
 def multiply(x_MK, weight, *, transposed: bool = False) -> jax.Array:

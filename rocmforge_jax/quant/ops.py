@@ -87,7 +87,8 @@ def matmul(
         activations: What the kernel for few rows, and C++, turn x into: "int16" (relative error
             1e-4), "int8" (8e-3) or "float" (1e-6; on CPUs plain XLA computes it). On GPUs few rows
             are up to 16, or up to 3 of bfloat16 and float16. More rows go to the matrix units, for
-            which the weight is rounded to x's type (2e-3, 2e-4). Plain XLA computes with x itself.
+            which the weight is rounded to x's type (2e-3, 2e-4). Plain XLA computes with x itself;
+            it rounds a dense weight to x's type, and C++ does not.
         backend: The one to use, default the first that can.
     """
     x, weight = jnp.asarray(x), value_of(weight)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rocmforge_jax import quant
 from rocmforge_jax.backends import BackendError, record
@@ -38,7 +39,7 @@ def operands(M, K, N, dtype, transposed, normal):
     return normal(M, K), weight
 
 
-def product(x, weight, transposed):
+def product_in_64(x, weight, transposed=False):
     """The product in float64."""
     weight = np.float64(weight)
     return np.float64(x) @ (weight.T if transposed else weight)
@@ -51,16 +52,18 @@ def test_a_product_is_its_definition(size, dtype, transposed, instructions, norm
     x, weight = operands(*size, dtype, transposed, normal)
     found = jax.jit(dense.multiply, static_argnames="transposed")(x, weight, transposed=transposed)
     assert found.dtype == jnp.float32 and found.shape == (size[0], size[2])
-    assert relative(found, product(x, weight, transposed)) < EXACT
+    assert relative(found, product_in_64(x, weight, transposed)) < EXACT
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
 def test_a_token_gets_the_same_result_with_other_tokens(transposed, instructions, normal):
-    """Few rows are computed alike, whatever their number; so are many."""
+    """Few rows are computed alike, whatever their number; so are many, in slabs of any size."""
     x, weight = operands(80, 700, 900, "float16", transposed, normal)
-    for few, more in ((1, 3), (9, 80)):
-        one, all_ = (dense.multiply(x[:M], weight, transposed=transposed) for M in (few, more))
-        np.testing.assert_array_equal(one, all_[:few])
+    for most, numbers in ((8, range(1, 8)), (80, (9, 15, 31, 66, 68, 70))):
+        all_ = dense.multiply(x[:most], weight, transposed=transposed)
+        for M in numbers:
+            some = dense.multiply(x[:M], weight, transposed=transposed)
+            np.testing.assert_array_equal(some, all_[:M])
 
 
 @pytest.mark.usefixtures("library")
@@ -150,3 +153,50 @@ def test_shapes_that_do_not_fit_are_refused(x, weight, transposed):
 def test_other_dtypes_are_refused():
     with pytest.raises(NotImplementedError, match="a dense weight in int8, not float32, float16"):
         dense.multiply(jnp.ones((1, 8)), jnp.ones((8, 4), jnp.int8))
+
+
+@pytest.mark.usefixtures("in_cpp")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shapes", [((0, 64), (64, 48)), ((2, 0, 64), (64, 48)), ((3, 0), (0, 48))])
+def test_products_of_nothing_are_empty_or_zero(shapes, dtype):
+    x, weight = (jnp.zeros(shape) for shape in shapes)
+    for backend in (None, "xla"):
+        found = quant.matmul(x, weight.astype(dtype), backend=backend)
+        np.testing.assert_array_equal(found, np.zeros((*x.shape[:-1], 48)))
+    assert quant.matmul(jnp.ones((3, 64)), jnp.ones((64, 0), dtype)).shape == (3, 0)
+
+
+@pytest.mark.usefixtures("in_cpp")
+@pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_are_mapped(in_axes, dtype, normal):
+    """Over rows of x alone, it is one product; with many rows of float32, XLA's."""
+    xs, weights = normal(6, 3, 50), jnp.asarray(normal(6, 50, 40)).astype(dtype)
+    x, weight = (a if axis == 0 else a[0] for a, axis in zip((xs, weights), in_axes))
+    found = jax.jit(jax.vmap(quant.matmul, in_axes))(x, weight)
+    exact = np.float64(x) @ np.float64(weight)
+    assert found.shape == (6, 3, 40) and relative(found, exact) < EXACT
+    calls = str(jax.make_jaxpr(jax.vmap(quant.matmul, in_axes))(x, weight)).count("ffi_call[")
+    assert calls == (in_axes == (0, None) and dtype == "bfloat16")
+
+
+@pytest.mark.usefixtures("in_cpp")
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_xla_divides_products_among_devices(kind, normal):
+    """Inside of `shard_map`, and on a mesh with explicit axes, also with gradients."""
+    mesh, over_rows = jax.make_mesh((1,), ("d",), (kind,)), PartitionSpec("d", None)
+    specs = over_rows, PartitionSpec(None, None)
+    x, weight = operands(4, 60, 50, "float16", False, normal)
+    exact = product_in_64(x, weight)
+    gradient = 2 * exact @ np.float64(weight).T
+    products = [jax.shard_map(quant.matmul, mesh=mesh, in_specs=specs, out_specs=over_rows)]
+    if kind == AxisType.Explicit:
+        products.append(quant.matmul)
+    with record() as decisions, jax.set_mesh(mesh):
+        placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((x, weight), specs)]
+        for product in products:
+            y = product(*placed)
+            assert y.sharding.spec[0] == "d" and relative(y, exact) < EXACT
+            slope = jax.jit(jax.grad(lambda x, w, f=product: (f(x, w) ** 2).sum()))
+            assert relative(slope(*placed), gradient) < EXACT
+    assert {d.choice.name for d in decisions} == {"xla"}

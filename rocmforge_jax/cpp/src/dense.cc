@@ -21,7 +21,7 @@ constexpr int64_t kParts = 16, kInputs = 64;
 
 int64_t quotient_above(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How a product is divided into parts. A result depends only on the inputs of its part, so the number of threads does not change it.
+// How a product is divided into parts. The inputs are divided in the same way for any number of threads, so results do not depend on it.
 struct Division {
   int64_t tokens, outputs;  // of a part
   int64_t splits;           // of the inputs
@@ -35,7 +35,7 @@ Division divide(const Dense& d, int64_t threads) {
   }
   // Four parts per thread, so that no thread waits long for the last one.
   const int64_t slabs = quotient_above(4 * threads, quotient_above(d.outputs, use.dense_outputs));
-  return {std::clamp(quotient_above(d.tokens, slabs), use.dense_few + 1, use.dense_tokens), use.dense_outputs, 1};
+  return {std::clamp(quotient_above(d.tokens, slabs), use.dense_few, use.dense_tokens), use.dense_outputs, 1};
 }
 
 void multiply(ffi::ThreadPool& pool, const Dense& d, float* out) {

@@ -154,7 +154,7 @@ void many(const Dense& d, const Part& p, float* scratch) {
 
 template <Number number>
 void multiply_numbers(const Dense& d, const Part& p, float* scratch) {
-  if (p.last_token - p.token > kFew) many<number>(d, p, scratch);
+  if (d.tokens > kFew) many<number>(d, p, scratch);
   else if (d.transposed) few_by_columns<number>(d, p);
   else few_by_rows<number>(d, p);
 }

@@ -33,6 +33,9 @@ from rocmforge_jax.nn import Cache
 
 #: A new cache has room for at most this many new tokens. It grows when more are generated.
 EXPECTED_TOKENS = 1024
+#: Prompts are computed one by one if, together, they take this many times as many positions, with
+#: padding. A prompt alone counts as `TOKENS_OF_ENTRY` more, because its steps read all weights.
+WASTE, TOKENS_OF_ENTRY = 1.5, 64
 
 
 class Engine:
@@ -232,7 +235,9 @@ class Engine:
     def _begin(
         self, groups, top: int, beginning: PromptCache | None
     ) -> tuple[Scheduler, collections.deque]:
-        """Prefills all prompts together if their sequences fit. Otherwise all prompts wait.
+        """Prefills all prompts together if their sequences fit and their lengths are similar.
+
+        Otherwise all prompts wait, and are computed one by one.
 
         Args:
             groups: The sequences of each prompt.
@@ -246,10 +251,11 @@ class Engine:
             self.forget()  # before the free memory is counted
         sequences, samples = [one for group in groups for one in group], len(groups[0])
         count, tokens = self._allotment(sequences)
-        if count < len(sequences):
+        prompts = [group[0].prompt for group in groups]
+        is_apart = beginning is None and self._wastes_padding(prompts) and self._fits(sequences, 1)
+        if count < len(sequences) or is_apart:
             scheduler = self.open(count, tokens, sequences[0].processor, top, beginning)
             return scheduler, collections.deque(groups)
-        prompts = [group[0].prompt for group in groups]
         logits_BV, cache, snapshots = self._prefill(prompts, tokens, beginning)
         if samples > 1:
             (logits_BV, cache), snapshots = repeated((logits_BV, cache), samples), None
@@ -270,6 +276,18 @@ class Engine:
         # Reserve memory for one more cache, of the prompt that enters. Allocate the caches at full
         # length, because growing needs room for the old and the new cache.
         return max(1, fitting - 1), longest if fitting > 2 else expected
+
+    def _wastes_padding(self, prompts) -> bool:
+        """Returns whether prompts are computed faster one by one than padded to the longest."""
+        padded = [self.steps.padded(len(prompt)) for prompt in prompts]
+        apart = sum(padded) + TOKENS_OF_ENTRY * len(prompts)
+        return len(prompts) * max(padded) > WASTE * apart
+
+    def _fits(self, sequences, more: int) -> bool:
+        """Returns whether the caches of all sequences, and `more` caches, fit into memory."""
+        longest = max(one.longest for one in sequences)
+        fitting = self._fitting(cache_length(longest, self.context_length))
+        return len(sequences) + more <= fitting
 
     def _fitting(self, length: int) -> int:
         """Returns how many caches of `length` tokens fit into the free memory."""

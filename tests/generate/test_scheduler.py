@@ -20,6 +20,7 @@ PARAMS = [
     SamplingParams(temperature=0, frequency_penalty=0.4),
     SamplingParams(temperature=3.0, top_k=0, seed=2**32 - 1),
 ]
+GREEDY = SamplingParams(temperature=0)
 MAX_TOKENS = [5, 40, 1, 17, 24, 8, 33]
 STOP_IDS = [{60}, {3, 30}, set(), {1, 2}, set(range(0, 64, 7)), {5}, set()]
 
@@ -101,6 +102,24 @@ def test_a_list_longer_than_the_slots(decoder, engine, ahead, max_slots):
     assert_same(joined(dispatches), expected)
     first = dispatches[0]
     assert first[0].ids and not any(added.ids or added.finish_reason for added in first[1:])
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_short_prompts_are_not_padded_to_a_long_one(decoder, engine, samples):
+    """Together, three prompts would take 3 * 512 positions; one by one, they take 512 + 2 * 16."""
+    prompts, options = [IDS[:9], IDS[9:403], IDS[403:407]], dict(max_tokens=12)
+    expected = [joined(engine.generate([prompt], GREEDY, **options))[0] for prompt in prompts]
+    other, shapes = Engine(decoder), []
+    original = other.steps.prefill
+
+    def watched(cache, tokens_BT, *operands):
+        shapes.append(tokens_BT.shape)
+        return original(cache, tokens_BT, *operands)
+
+    other.steps.prefill = watched
+    texts = joined(other.generate(prompts, GREEDY, samples=samples, **options))
+    assert shapes == [(1, 16), (1, 512), (1, 16)]
+    assert_same(texts, [text for text in expected for _ in range(samples)])
 
 
 def test_prompts_that_fit_are_computed_together(decoder):

@@ -18,6 +18,7 @@ CONNECT_LIMIT = 3.0
 #: Parts of the names of files that go with a model and are none.
 _NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.I | re.S)
+_UNREACHABLE = "the hub cannot be reached: check the network, or give the path of a file"
 #: Name of an exception of huggingface_hub, or of a base class -> what it means, in a line.
 _MEANINGS = {
     "GatedRepoError": "its owner has to admit you: ask on its page, then set HF_TOKEN",
@@ -25,9 +26,9 @@ _MEANINGS = {
     "LocalEntryNotFoundError": "the hub cannot be reached, and the file is not in its cache",
     "RevisionNotFoundError": "the repository has no such revision",
     "EntryNotFoundError": "the repository has no such file",
-    "ConnectionError": "the hub cannot be reached",
-    "ConnectError": "the hub cannot be reached",
-    "TransportError": "the hub cannot be reached",
+    "ConnectionError": _UNREACHABLE,
+    "ConnectError": _UNREACHABLE,
+    "TransportError": _UNREACHABLE,
 }
 
 
@@ -112,7 +113,7 @@ def _files(repository: str, revision: str | None = None) -> list[str]:
     """Lists a repository's files; without the hub, those in the cache."""
     try:
         if not _reachable():
-            raise FileNotFoundError(_failure(repository, "the hub cannot be reached"))
+            raise FileNotFoundError(_failure(repository, _UNREACHABLE))
         return sorted(_call("list_repo_files", repository, **_of(revision)))
     except FileNotFoundError:
         if cached := _cached_files(repository, revision):

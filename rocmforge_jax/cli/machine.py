@@ -155,8 +155,10 @@ def _reason(lines: list[str]) -> str:
     """Returns the line of a traceback, or of a fatal XLA message, that contains the reason."""
     fatal = [line for line in lines if line.startswith("F")]
     errors = [line for line in lines if "Error" in line and not line.startswith(" ")]
-    found = fatal or errors or lines or ["it printed nothing"]
-    return found[-1].strip()[:500]
+    found = (fatal or errors or lines or ["it printed nothing"])[-1].strip()
+    if found == "AssertionError":  # what JAX raises for a platform without a plugin
+        return "no plugin for JAX_PLATFORMS is installed"
+    return found[:500]
 
 
 def _setting() -> str | None:

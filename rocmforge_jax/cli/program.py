@@ -96,8 +96,14 @@ def _fail(error: Exception) -> int:
         and "RESOURCE_EXHAUSTED" not in str(error)
     ):
         raise error
-    _say(f"error: {error or type(error).__name__}")
+    _say(f"error: {_text_of(error)}")
     return code
+
+
+def _text_of(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _problem_of_jax(error: Exception) -> str | None:
@@ -109,12 +115,14 @@ def _problem_of_jax(error: Exception) -> str | None:
         named = settings.named_in(str(error), settings.jax_variables())
         return f"jax does not start: {error}" + (f" ({named} is set)" if named else "")
     jax = sys.modules.get("jax")
-    if not isinstance(error, RuntimeError) or jax is None:
+    if not isinstance(error, RuntimeError | AssertionError) or jax is None:
         return None
     try:
         jax.devices()
     except RuntimeError as reason:
         return f"jax does not start: {reason}"
+    except AssertionError:  # of a platform for which no plugin is installed
+        return f"jax does not start: it has no plugin for JAX_PLATFORMS={jax.config.jax_platforms}"
     return None
 
 

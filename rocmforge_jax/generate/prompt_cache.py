@@ -120,7 +120,10 @@ class PromptCache:
             ValueError: The file is damaged, has another format, or belongs to another model.
         """
         try:
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            with open(path, "rb") as raw:
+                if not zipfile.is_zipfile(raw):
+                    raise ValueError("it is not an .npz file")
+            with np.load(path, allow_pickle=False) as file:
                 header, tokens = json.loads(str(file["header"])), file["tokens"].tolist()
                 found = {name: file[name] for name in file.files if name.startswith("leaf_")}
             if header["format"] != _FORMAT:

@@ -11,7 +11,15 @@ from rocmforge_jax.nn import POOLINGS, Cache
 
 
 def _as_array(values) -> Any:
-    """Converts a list or tuple of integers to an array; returns arrays and None unchanged."""
+    """Converts a list or tuple of integers to an array; returns arrays and None unchanged.
+
+    Raises TypeError for a text.
+    """
+    if isinstance(values, str | bytes):
+        raise TypeError(
+            "a model takes token ids [batch, tokens], not a text: tokenizer.encode(text) returns"
+            " ids, and LanguageModel.generate takes texts"
+        )
     return np.asarray(values, np.int32) if isinstance(values, list | tuple) else values
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from rocmforge_jax.cli.program import COMMANDS
@@ -142,6 +143,14 @@ def test_text_is_generated_in_an_odd_environment(tmp_path):
 def test_a_platform_that_is_not_there_is_one_line(words, in_cpp):
     found = quiet(ran(words, JAX_PLATFORMS="nothing"), 2)
     assert "'nothing'" in found.stderr and "doctor" in found.stderr and found.stdout == ""
+
+
+def test_a_platform_without_a_plugin_is_one_line(in_cpp):
+    """JAX knows the name, and fails an assertion where its plugin is not installed."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("the plugin is installed")
+    found = quiet(ran("generate --prompt A", JAX_PLATFORMS="cuda"), 2)
+    assert "JAX_PLATFORMS=cuda" in found.stderr and "doctor" in found.stderr
 
 
 @pytest.mark.parametrize(

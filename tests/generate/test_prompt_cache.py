@@ -190,7 +190,9 @@ def test_files_that_are_no_caches(engines, tmp_path):
     whole = path.read_bytes()
     for damaged in (b"", b"GGUF", whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="file is no cache of a prompt"):
+        with pytest.raises(
+            ValueError, match="file is no cache of a prompt: it is not an .npz file"
+        ):
             PromptCache.load(path, steps)
     path.write_bytes(whole)
     with np.load(path) as file:

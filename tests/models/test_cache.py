@@ -84,6 +84,12 @@ def test_positions_move_the_rotary_embedding_only_relatively(load, flat, logits,
 
 
 @pytest.mark.core
+def test_a_text_is_not_tokens(load):
+    with pytest.raises(TypeError, match="takes token ids .* not a text: tokenizer.encode"):
+        load("llama-gqa.F32")("To be")
+
+
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("tokens", "batch", "options", "message"),
     [

@@ -194,9 +194,11 @@ def test_layers_with_a_state_and_rings_are_refused():
 
 
 @pytest.mark.parametrize("backend", ["pallas", "cpp"])
-def test_a_backend_that_is_asked_for_by_name_says_why_not(backend):
+def test_a_backend_that_is_asked_for_by_name_says_why_not(backend, request):
     from rocmforge_jax.backends import BackendError
 
+    if backend == "cpp":
+        request.getfixturevalue("in_cpp")
     config = decoder_of(PLAIN).config
     decoder = Decoder(config, backend=backend, rngs=nnx.Rngs(0))
     with pytest.raises(BackendError, match=f"attention: {backend}: .* mask"):

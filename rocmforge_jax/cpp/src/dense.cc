@@ -33,9 +33,10 @@ Division divide(const Dense& d, int64_t threads) {
     const int64_t outputs = d.transposed ? kOutputsOfTransposed : kOutputs, most = d.transposed ? 1 : d.inputs / kInputs;
     return {d.tokens, outputs, std::clamp<int64_t>(kParts / quotient_above(d.outputs, outputs), 1, std::max<int64_t>(most, 1))};
   }
-  // Four parts per thread, so that no thread waits long for the last one.
-  const int64_t slabs = quotient_above(4 * threads, quotient_above(d.outputs, use.dense_outputs));
-  return {std::clamp(quotient_above(d.tokens, slabs), use.dense_few, use.dense_tokens), use.dense_outputs, 1};
+  // Four parts per thread, so that no thread waits long for the last one. All have about as many tokens, because each converts weights.
+  const int64_t columns = quotient_above(d.outputs, use.dense_outputs), of_most = quotient_above(d.tokens, use.dense_tokens);
+  const int64_t slabs = std::clamp(quotient_above(4 * threads, columns), of_most, std::max(of_most, d.tokens / use.dense_few));
+  return {quotient_above(d.tokens, slabs), use.dense_outputs, 1};
 }
 
 void multiply(ffi::ThreadPool& pool, const Dense& d, float* out) {

@@ -12,11 +12,13 @@ namespace {
 
 // The most rows of activations whose products are bound by memory.
 constexpr int64_t kFew = 8;
-// The most rows of activations of a part. Inputs and outputs of a block of the weight, which fits into the second-level cache as float32.
-constexpr int64_t kTokens = 252, kDepth = 64, kWidth = 512;
+// The most rows of activations of a part, and the inputs and outputs of a block of the weight. As float32, the block, the activations that
+// it is multiplied with and their sums fit into the second-level cache. They are dense copies, because rows of matrices are often a power
+// of two apart, and would compete for the same places of a cache.
+constexpr int64_t kTokens = 258, kDepth = 128, kWidth = 256;
 static_assert(kTokens % kTileRows == 0 && kWidth % kTileColumns == 0 && kDepth % LANES == 0);
-// Floats of scratch memory that `multiply` needs: a block, and the sums of a tile whose columns are not all there.
-constexpr int64_t kScratch = kWidth * kDepth + kTokens * kTileColumns;
+// Floats of scratch memory that `multiply` needs.
+constexpr int64_t kScratch = kWidth * kDepth + kTokens * (kDepth + kWidth);
 
 template <Number number>
 constexpr int64_t kBytes = number == kFloat32 ? 4 : 2;
@@ -114,42 +116,44 @@ void few_by_columns(const Dense& d, const Part& p) {
   }
 }
 
-// Converts the weights of the inputs k to k + depth - 1 for LANES outputs, from n on. Rows of `to`, one per input, are kTileColumns apart.
-// Outputs from `last` on become zeros.
+// Where a block holds input i of output n: in tiles of kTileColumns outputs, with a row for each input.
+inline int64_t place(int64_t i, int64_t n) { return (n / kTileColumns * kDepth + i) * kTileColumns + n % kTileColumns; }
+
+// Converts the weights of the inputs k to k + depth - 1 for the outputs of a part.
 template <Number number>
-inline void convert(const Dense& d, int64_t k, int64_t depth, int64_t n, int64_t last, float* to) {
-  const int count = lanes(last - n);
-  if (!d.transposed) {
-    for (int64_t i = 0; i < depth; i++)
-      store(to + i * kTileColumns, read<number>(d.weight, (k + i) * d.outputs + n, count));
-    return;
-  }
-  for (int64_t i = 0; i < depth; i += LANES) {
-    Words rows[LANES] = {};
-    for (int r = 0; r < count; r++) rows[r] = (Words)read<number>(d.weight, (n + r) * d.inputs + k + i, lanes(depth - i));
-    transpose(rows);
-    for (int r = 0; r < lanes(depth - i); r++) store(to + (i + r) * kTileColumns, rows[r]);
-  }
+inline void convert(const Dense& d, const Part& p, int64_t k, int64_t depth, float* block) {
+  for (int64_t i = 0; i < depth; i++)
+    for (int64_t n = p.first; n < p.last; n += LANES)
+      store(block + place(i, n - p.first), read<number>(d.weight, (k + i) * d.outputs + n, lanes(p.last - n)));
+}
+
+// The same for a weight [outputs, inputs].
+template <Number number>
+inline void convert_transposed(const Dense& d, const Part& p, int64_t k, int64_t depth, float* block) {
+  for (int64_t n = p.first; n < p.last; n += LANES)
+    for (int64_t i = 0; i < depth; i += LANES) {
+      Words rows[LANES] = {};
+      for (int r = 0; r < lanes(p.last - n); r++) rows[r] = (Words)read<number>(d.weight, (n + r) * d.inputs + k + i, lanes(depth - i));
+      transpose(rows);
+      for (int r = 0; r < lanes(depth - i); r++) store(block + place(i + r, n - p.first), rows[r]);
+    }
 }
 
 template <Number number>
 void many(const Dense& d, const Part& p, float* scratch) {
-  float *block = scratch, *rest = scratch + kWidth * kDepth;
-  const int64_t tokens = p.last_token - p.token, outputs = p.last - p.first, whole = outputs / kTileColumns * kTileColumns;
-  clear(d, p);
-  for (int64_t i = 0; i < tokens * kTileColumns; i++) rest[i] = 0;
+  float *block = scratch, *x = block + kWidth * kDepth, *sums = x + kTokens * kDepth;
+  const int64_t tokens = p.last_token - p.token, outputs = p.last - p.first;
+  for (int64_t i = 0; i < tokens * kWidth; i++) sums[i] = 0;
   for (int64_t k = p.from; k < p.to; k += kDepth) {
     const int64_t depth = p.to - k < kDepth ? p.to - k : kDepth;
-    for (int64_t n = 0; n < outputs; n += LANES)
-      convert<number>(d, k, depth, p.first + n, p.last, block + n / kTileColumns * kTileColumns * kDepth + n % kTileColumns);
-    const float* x = d.x + p.token * d.inputs + k;
-    for (int64_t n = 0; n < outputs; n += kTileColumns) {
-      float* out = n < whole ? p.out + p.token * d.outputs + p.first + n : rest;
-      add_products(tokens, x, d.inputs, block + n * kDepth, kTileColumns, depth, out, n < whole ? d.outputs : kTileColumns);
-    }
+    if (d.transposed) convert_transposed<number>(d, p, k, depth, block);
+    else convert<number>(d, p, k, depth, block);
+    for (int64_t m = 0; m < tokens; m++) __builtin_memcpy(x + m * kDepth, d.x + (p.token + m) * d.inputs + k, depth * sizeof *x);
+    for (int64_t n = 0; n < outputs; n += kTileColumns)
+      add_products(tokens, x, kDepth, block + n * kDepth, kTileColumns, depth, sums + n, kWidth);
   }
   for (int64_t m = 0; m < tokens; m++)
-    for (int64_t n = whole; n < outputs; n++) p.out[(p.token + m) * d.outputs + p.first + n] = rest[m * kTileColumns + n - whole];
+    __builtin_memcpy(p.out + (p.token + m) * d.outputs + p.first, sums + m * kWidth, outputs * sizeof *sums);
 }
 
 template <Number number>

@@ -15,10 +15,10 @@ constexpr int64_t kFew = 8;
 // The most rows of activations of a part, and the inputs and outputs of a block of the weight. As float32, the block, the activations that
 // it is multiplied with and their sums fit into the second-level cache. They are dense copies, because rows of matrices are often a power
 // of two apart, and would compete for the same places of a cache.
-constexpr int64_t kTokens = 258, kDepth = 128, kWidth = 256;
-static_assert(kTokens % kTileRows == 0 && kWidth % kTileColumns == 0 && kDepth % LANES == 0);
+constexpr int64_t kMostTokens = 258, kDepth = 128, kWidth = 256;
+static_assert(kMostTokens % kTileRows == 0 && kWidth % kTileColumns == 0 && kDepth % LANES == 0);
 // Floats of scratch memory that `multiply` needs.
-constexpr int64_t kScratch = kWidth * kDepth + kTokens * (kDepth + kWidth);
+constexpr int64_t kScratch = kWidth * kDepth + kMostTokens * (kDepth + kWidth);
 
 template <Number number>
 constexpr int64_t kBytes = number == kFloat32 ? 4 : 2;
@@ -141,7 +141,7 @@ inline void convert_transposed(const Dense& d, const Part& p, int64_t k, int64_t
 
 template <Number number>
 void many(const Dense& d, const Part& p, float* scratch) {
-  float *block = scratch, *x = block + kWidth * kDepth, *sums = x + kTokens * kDepth;
+  float *block = scratch, *x = block + kWidth * kDepth, *sums = x + kMostTokens * kDepth;
   const int64_t tokens = p.last_token - p.token, outputs = p.last - p.first;
   for (int64_t i = 0; i < tokens * kWidth; i++) sums[i] = 0;
   for (int64_t k = p.from; k < p.to; k += kDepth) {

@@ -26,7 +26,7 @@ const Kernels VARIANT = {
     recurrence::delta,
     recurrence::scan,
     dense::kFew,
-    dense::kTokens,
+    dense::kMostTokens,
     dense::kWidth,
     dense::kScratch,
     dense::multiply,

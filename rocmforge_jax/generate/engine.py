@@ -252,7 +252,8 @@ class Engine:
         sequences, samples = [one for group in groups for one in group], len(groups[0])
         count, tokens = self._allotment(sequences)
         prompts = [group[0].prompt for group in groups]
-        is_apart = beginning is None and self._wastes_padding(prompts) and self._fits(sequences, 1)
+        is_apart = beginning is None and self._wastes_padding(prompts)
+        is_apart = is_apart and self._fitting(sequences) > len(sequences)  # one more for the entry
         if count < len(sequences) or is_apart:
             scheduler = self.open(count, tokens, sequences[0].processor, top, beginning)
             return scheduler, collections.deque(groups)
@@ -270,7 +271,7 @@ class Engine:
         expected = min(longest, max(len(one.prompt) for one in sequences) + EXPECTED_TOKENS)
         if len(sequences) == 1 or self.max_slots is not None:
             return min(len(sequences), self.max_slots or 1), expected
-        fitting = self._fitting(cache_length(longest, self.context_length))
+        fitting = self._fitting(sequences)
         if len(sequences) <= fitting:
             return len(sequences), expected
         # Reserve memory for one more cache, of the prompt that enters. Allocate the caches at full
@@ -283,17 +284,12 @@ class Engine:
         apart = sum(padded) + TOKENS_OF_ENTRY * len(prompts)
         return len(prompts) * max(padded) > WASTE * apart
 
-    def _fits(self, sequences, more: int) -> bool:
-        """Returns whether the caches of all sequences, and `more` caches, fit into memory."""
-        longest = max(one.longest for one in sequences)
-        fitting = self._fitting(cache_length(longest, self.context_length))
-        return len(sequences) + more <= fitting
-
-    def _fitting(self, length: int) -> int:
-        """Returns how many caches of `length` tokens fit into the free memory."""
+    def _fitting(self, sequences) -> int:
+        """Returns how many caches for the longest of some sequences fit into the free memory."""
         free = plan.available_bytes(self.steps.device)
         if free is None:
             return sys.maxsize
+        length = cache_length(max(one.longest for one in sequences), self.context_length)
         free -= plan.temporary_bytes(self.config, min(length, plan.TOKENS))
         return free // self.steps.cache_bytes(1, length)
 

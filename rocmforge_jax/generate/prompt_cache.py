@@ -123,9 +123,10 @@ class PromptCache:
             with open(path, "rb") as raw:
                 if not zipfile.is_zipfile(raw):
                     raise ValueError("it is not an .npz file")
-            with np.load(path, allow_pickle=False) as file:
-                header, tokens = json.loads(str(file["header"])), file["tokens"].tolist()
-                found = {name: file[name] for name in file.files if name.startswith("leaf_")}
+                raw.seek(0)
+                with np.load(raw, allow_pickle=False) as file:
+                    header, tokens = json.loads(str(file["header"])), file["tokens"].tolist()
+                    found = {name: file[name] for name in file.files if name.startswith("leaf_")}
             if header["format"] != _FORMAT:
                 raise ValueError(f"its format is {header['format']!r}, not {_FORMAT!r}")
             model, held, length = (header[name] for name in ("model", "held", "length"))

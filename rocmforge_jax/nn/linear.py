@@ -74,8 +74,8 @@ class Embedding(nnx.Module):
 
     def attend(self, x, dtype=None):
         """Computes logits x @ embedding.T: maps [..., D] to [..., V] in `dtype`, default x's."""
-        how_computed = how(self.numerics)
-        return quant.matmul(x, self.embedding, transposed=True, dtype=dtype, **how_computed)
+        by = how(self.numerics)
+        return quant.matmul(x, self.embedding, transposed=True, dtype=dtype, **by)
 
 
 class Experts(nnx.Module):

@@ -30,10 +30,6 @@ SIZES = [
 ]
 
 
-def relative(found, exact):
-    return np.linalg.norm(np.float64(found) - exact) / np.linalg.norm(exact)
-
-
 def operands(M, K, N, dtype, transposed, normal):
     weight = jnp.asarray(normal(*((N, K) if transposed else (K, N)), seed=1)).astype(dtype)
     return normal(M, K), weight
@@ -48,11 +44,11 @@ def product_in_64(x, weight, transposed=False):
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
 @pytest.mark.parametrize("dtype", dense.MOST_ROWS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_a_product_is_its_definition(size, dtype, transposed, instructions, normal):
+def test_a_product_is_its_definition(size, dtype, transposed, instructions, normal, distance):
     x, weight = operands(*size, dtype, transposed, normal)
     found = jax.jit(dense.multiply, static_argnames="transposed")(x, weight, transposed=transposed)
     assert found.dtype == jnp.float32 and found.shape == (size[0], size[2])
-    assert relative(found, product_in_64(x, weight, transposed)) < EXACT
+    assert distance(found, product_in_64(x, weight, transposed)) < EXACT
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
@@ -85,7 +81,7 @@ def test_numbers_at_the_ends_of_the_range(dtype):
 @pytest.mark.usefixtures("in_cpp")
 @pytest.mark.parametrize("dtype", dense.MOST_ROWS)
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
-def test_matmul_takes_cpp_with_the_derivatives_of_xla(transposed, dtype, normal):
+def test_matmul_takes_cpp_with_the_derivatives_of_xla(transposed, dtype, normal, distance):
     x, weight = operands(4, 60, 50, dtype, transposed, normal)
     x = x.reshape(2, 2, 60)
 
@@ -97,7 +93,7 @@ def test_matmul_takes_cpp_with_the_derivatives_of_xla(transposed, dtype, normal)
     for found, exact in zip(*map(jax.tree.leaves, values), strict=True):
         # Gradients have the dtype of their operands: sums on either side of a rounding boundary.
         most = 1e-5 if found.dtype == jnp.float32 else float(jnp.finfo(found.dtype).eps) / 8
-        assert found.dtype == exact.dtype and relative(found, np.float64(exact)) < most
+        assert found.dtype == exact.dtype and distance(found, np.float64(exact)) < most
     with record() as decisions:
         y = quant.matmul(x, weight, transposed=transposed)
     assert y.shape == (2, 2, 50) and [d.choice.name for d in decisions] == ["cpp"]
@@ -105,7 +101,7 @@ def test_matmul_takes_cpp_with_the_derivatives_of_xla(transposed, dtype, normal)
 
 
 @pytest.mark.usefixtures("in_cpp")
-def test_the_head_of_an_embedding_is_not_copied(normal, optimised):
+def test_the_head_of_an_embedding_is_not_copied(normal, optimised, distance):
     """C++ reads the table as it is stored; XLA would make a transpose of it in each step."""
     layer = Embedding(500, 640, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     structure, state = nnx.split(layer)
@@ -119,7 +115,7 @@ def test_the_head_of_an_embedding_is_not_copied(normal, optimised):
         layer.embedding.get_value(),
     )
     assert compiled.memory_analysis().temp_size_in_bytes < table.nbytes // 4
-    assert relative(compiled(state, x), np.float64(x) @ np.float64(table).T) < EXACT
+    assert distance(compiled(state, x), np.float64(x) @ np.float64(table).T) < EXACT
 
 
 @pytest.mark.usefixtures("in_cpp")
@@ -169,20 +165,20 @@ def test_products_of_nothing_are_empty_or_zero(shapes, dtype):
 @pytest.mark.usefixtures("in_cpp")
 @pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_products_are_mapped(in_axes, dtype, normal):
+def test_products_are_mapped(in_axes, dtype, normal, distance):
     """Over rows of x alone, it is one product; with many rows of float32, XLA's."""
     xs, weights = normal(6, 3, 50), jnp.asarray(normal(6, 50, 40)).astype(dtype)
     x, weight = (a if axis == 0 else a[0] for a, axis in zip((xs, weights), in_axes))
     found = jax.jit(jax.vmap(quant.matmul, in_axes))(x, weight)
     exact = np.float64(x) @ np.float64(weight)
-    assert found.shape == (6, 3, 40) and relative(found, exact) < EXACT
+    assert found.shape == (6, 3, 40) and distance(found, exact) < EXACT
     calls = str(jax.make_jaxpr(jax.vmap(quant.matmul, in_axes))(x, weight)).count("ffi_call[")
     assert calls == (in_axes == (0, None) and dtype == "bfloat16")
 
 
 @pytest.mark.usefixtures("in_cpp")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_xla_divides_products_among_devices(kind, normal):
+def test_xla_divides_products_among_devices(kind, normal, distance):
     """Inside of `shard_map`, and on a mesh with explicit axes, also with gradients."""
     mesh, over_rows = jax.make_mesh((1,), ("d",), (kind,)), PartitionSpec("d", None)
     specs = over_rows, PartitionSpec(None, None)
@@ -196,7 +192,7 @@ def test_xla_divides_products_among_devices(kind, normal):
         placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((x, weight), specs)]
         for product in products:
             y = product(*placed)
-            assert y.sharding.spec[0] == "d" and relative(y, exact) < EXACT
+            assert y.sharding.spec[0] == "d" and distance(y, exact) < EXACT
             slope = jax.jit(jax.grad(lambda x, w, f=product: (f(x, w) ** 2).sum()))
-            assert relative(slope(*placed), gradient) < EXACT
+            assert distance(slope(*placed), gradient) < EXACT
     assert {d.choice.name for d in decisions} == {"xla"}

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from rocmforge_jax.generate import Generated
+from rocmforge_jax.generate import Generated, Generation
 from rocmforge_jax.gguf.errors import quoted
 from rocmforge_jax.html import element, escape, joined, shade, spans
 from rocmforge_jax.text import StopStrings, Tokenizer
@@ -139,11 +139,12 @@ class Answer:
         return Completion(text, self._ids, reason, self._logprobs, counted, self._top, self._pieces)
 
 
-def streamed(answers: list[Answer], steps: Iterator[list[Generated]]) -> Iterator[Piece]:
+def streamed(answers: list[Answer], generation: Generation) -> Iterator[Piece]:
     """Yields the pieces of answers, dispatch by dispatch, until all of them have ended."""
-    for dispatch in steps:
-        for answer, generated in zip(answers, dispatch):
+    for added in generation.added:
+        for number, generated in added.items():
+            answer = answers[number]
             if (piece := answer.take_piece(generated)) is not None:
                 yield piece
-        if all(answer.finish_reason for answer in answers):
-            return
+            if answer.finish_reason:  # perhaps at a stop string
+                generation.stop(number)

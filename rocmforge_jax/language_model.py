@@ -294,6 +294,7 @@ class LanguageModel:
         best_of: int | None = None,
         top_logprobs: int | None = None,
         cache: PromptCache | None = None,
+        progress: bool | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Any] | Iterator[Piece]:
         """Generates like `generate`, for prompts that are token ids.
@@ -304,7 +305,7 @@ class LanguageModel:
         """
         wanted, drawn = counts(n, best_of, stream)
         stops, top = StopStrings(stop).stops, top_logprobs or 0
-        steps = self.engine.generate(
+        generation = self.engine.generate(
             prompts,
             each_params(params, sampling, len(prompts), drawn),
             max_tokens=max_tokens,
@@ -319,11 +320,15 @@ class LanguageModel:
             for prompt in prompts
             for index in range(drawn)
         ]
-        pieces = streamed(answers, steps)
+        pieces = streamed(answers, generation)
         if stream:
             return pieces
-        for _ in pieces:
-            pass
+        if len(answers) == 1 and progress is None:
+            progress = False
+        how: dict[str, Any] = dict(total=len(answers), unit="answer", desc="generate")
+        with progress_bar(progress=progress, delay=0 if progress else 3, **how) as bar:
+            for piece in pieces:
+                bar.update(piece.finish_reason is not None)
         done = [answer.completion() for answer in answers]
         of_prompts = [done[i : i + drawn] for i in range(0, len(done), drawn)]
         if drawn > wanted:

@@ -81,6 +81,32 @@ def test_a_stop_string_across_tokens(lm):
 
 
 @pytest.mark.core
+def test_a_stop_string_lets_the_next_prompt_in(lm, monkeypatch):
+    """Six answers of one word take turns in one slot, and not for 200 tokens each."""
+    decode, lengths = lm.engine.steps.decode, []
+
+    def watched(slots, tokens):
+        lengths.append(tokens)
+        return decode(slots, tokens)
+
+    monkeypatch.setattr(lm.engine, "max_slots", 1)
+    monkeypatch.setattr(lm.engine.steps, "decode", watched)
+    prompts = [f"{name}: I" for name in ("ROMEO", "JULIET", "NURSE", "PARIS", "TYBALT", "PETER")]
+    answers = lm.generate(prompts, max_tokens=200, stop=[" ", "\n"], temperature=0)
+    assert [answer.finish_reason for answer in answers] == ["stop"] * 6
+    most = sum(len(answer.ids) for answer in answers) + 6 * lengths[0]
+    assert sum(lengths) <= most < 400
+
+
+@pytest.mark.parametrize("progress", [None, True, False])
+def test_a_list_shows_its_progress(lm, capfd, progress):
+    """stderr is no terminal here, so that the default shows nothing."""
+    lm.generate(["ROMEO:", "KING"], n=2, max_tokens=4, progress=progress)
+    shown = capfd.readouterr().err
+    assert ("generate: 100%" in shown and "4/4" in shown) == (progress is True), shown
+
+
+@pytest.mark.core
 def test_texts_in_a_list_are_those_of_one_after_the_other(lm):
     prompts = ["ROMEO:", "First Citizen:\nBefore we proceed", "KING"]
     together = lm.generate(prompts, max_tokens=12, seed=4)

@@ -6,6 +6,7 @@ embedding vectors.
 
 from rocmforge_jax.generate.embedder import Embedder
 from rocmforge_jax.generate.engine import Engine
+from rocmforge_jax.generate.generation import Generation
 from rocmforge_jax.generate.options import AnswerOptions, GenerateOptions, SamplingOptions
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.perplexity import Perplexity, perplexity
@@ -24,6 +25,7 @@ __all__ = [
     "Engine",
     "GenerateOptions",
     "Generated",
+    "Generation",
     "LogitsProcessor",
     "Perplexity",
     "PrefixCache",

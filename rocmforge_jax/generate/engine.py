@@ -10,7 +10,6 @@ import collections.abc
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rocmforge_jax.arguments import check_keywords, integer
+from rocmforge_jax.generate.generation import Generation
 from rocmforge_jax.generate.params import SamplingParams
 from rocmforge_jax.generate.prefix_cache import PrefixCache
 from rocmforge_jax.generate.processor import LogitsProcessor
 from rocmforge_jax.generate.prompt_cache import PromptCache, check_model, fingerprint
 from rocmforge_jax.generate.requests import Limits
 from rocmforge_jax.generate.scheduler import Scheduler
-from rocmforge_jax.generate.sequence import Generated, check_context_length
+from rocmforge_jax.generate.sequence import check_context_length
 from rocmforge_jax.generate.snapshots import Snapshots, default_snapshot_bytes
 from rocmforge_jax.generate.steps import SMALLEST_BUCKET, Steps, repeated
 from rocmforge_jax.models import Decoder, plan
@@ -138,7 +138,7 @@ class Engine:
         samples: int = 1,
         top_logprobs: int = 0,
         cache: PromptCache | None = None,
-    ) -> Iterator[list[Generated]]:
+    ) -> Generation:
         """Continues each prompt.
 
         The engine remains usable if the iterator is interrupted or abandoned.
@@ -160,7 +160,8 @@ class Engine:
 
         Returns:
             An iterator that yields, after each dispatch, one `Generated` per sequence, until all
-            have finished. It is empty for a sequence that waits or has finished.
+            have finished. It is empty for a sequence that waits or has finished. Its method `stop`
+            ends a single sequence.
 
         Raises:
             ValueError: Raised before any computation. A prompt is empty, too long or has ids
@@ -175,7 +176,7 @@ class Engine:
         sequences = self._limits.sequences(*request)
         if cache is not None:
             self._check_cache(cache, [one.prompt for one in sequences])
-        return self._generate(sequences, samples, top, cache)
+        return Generation(sequences, self._generate(sequences, samples, top, cache))
 
     def cache(self, prompt: collections.abc.Iterable[int]) -> PromptCache:
         """Computes all tokens of a prompt except the last, which is left to later prompts.
@@ -211,21 +212,24 @@ class Engine:
             )
 
     def _generate(self, sequences, samples: int, top: int, cache: PromptCache | None):
+        """Yields what each dispatch added, by the number of the sequence."""
         scheduler, steps = None, self._refreshed()
+        numbers = {one: number for number, one in enumerate(sequences)}
         groups = [sequences[i : i + samples] for i in range(0, len(sequences), samples)]
         try:
             scheduler, waiting = self._begin(groups, top, cache)
-            while not all(one.finish_reason for one in sequences):
+            while True:
+                scheduler.release_finished()
                 while waiting and scheduler.free:
-                    group = waiting.popleft()
-                    scheduler.admit(*group[: scheduler.free])
-                    if left := [one for one in group if not one.begun]:
+                    group = [one for one in waiting.popleft() if not one.finish_reason]
+                    entering, left = group[: scheduler.free], group[scheduler.free :]
+                    if entering:
+                        scheduler.admit(*entering)
+                    if left:
                         waiting.appendleft(left)
-                added = dict(scheduler.step())
-                for one in added:
-                    if one.finish_reason:
-                        scheduler.release(one)
-                yield [added.get(one, Generated([], [], one.finish_reason)) for one in sequences]
+                if scheduler.idle:
+                    break
+                yield {numbers[one]: generated for one, generated in scheduler.step()}
         finally:
             if scheduler is not None and len(sequences) == 1 and self.steps is steps:
                 self.prefix_cache.keep(

@@ -45,6 +45,8 @@ class AnswerOptions(TypedDict, total=False):
         top_logprobs: How many of the most likely tokens to return with each chosen one. Their
             log-probabilities refer to the model's own distribution.
         cache: The computed prefix of the prompts, from `LanguageModel.cache`.
+        progress: Whether to show a bar on stderr that counts finished answers. Default: if stderr
+            is a terminal, for several answers that take more than a few seconds. A stream has none.
     """
 
     stop: str | Iterable[str] | None
@@ -53,6 +55,7 @@ class AnswerOptions(TypedDict, total=False):
     best_of: int | None
     top_logprobs: int | None
     cache: PromptCache | None
+    progress: bool | None
 
 
 class GenerateOptions(AnswerOptions, SamplingOptions, total=False):

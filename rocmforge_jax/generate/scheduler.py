@@ -106,6 +106,11 @@ class Scheduler:
         """The number of slots without a sequence."""
         return self._owners.count(None)
 
+    @property
+    def idle(self) -> bool:
+        """Whether all slots are free."""
+        return self.free == self.slots.batch
+
     def admit(self, sequence: Sequence, *more: Sequence) -> None:
         """Computes the prompt of a sequence and puts the sequence into a free slot.
 
@@ -181,6 +186,10 @@ class Scheduler:
     def release(self, sequence: Sequence) -> None:
         """Frees the slot of a sequence, finished or not."""
         self._owners[self._owners.index(sequence)] = None
+
+    def release_finished(self) -> None:
+        """Frees the slots of all sequences that have finished."""
+        self._owners = [None if one is None or one.finish_reason else one for one in self._owners]
 
     def _check_processor(self, sequence: Sequence):
         running, entering = self.slots.processing, sequence.processor

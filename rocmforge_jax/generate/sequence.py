@@ -20,8 +20,8 @@ class Generated:
     Attributes:
         ids: The new tokens, without a stop token.
         logprobs: Their log-probabilities under the model.
-        finish_reason: None while the sequence continues; "stop" at a stop token, "length" at
-            max_tokens, "context" if the context is full.
+        finish_reason: None while the sequence continues; "stop" at a stop token or after
+            `Generation.stop`, "length" at max_tokens, "context" if the context is full.
         top_logprobs: For each token, the ids and log-probabilities of the most likely tokens, in
             descending order; empty unless requested.
     """
@@ -86,6 +86,10 @@ class Sequence:
     def wants_more(self) -> bool:
         """Whether the sequence may need more tokens than those already started."""
         return self.finish_reason is None and self.begun < self.limit
+
+    def stop(self) -> None:
+        """Ends the sequence, unless it has ended already. The finish reason is "stop"."""
+        self.finish_reason = self.finish_reason or "stop"
 
     def take(
         self,

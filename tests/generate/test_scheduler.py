@@ -104,6 +104,24 @@ def test_a_list_longer_than_the_slots(decoder, engine, ahead, max_slots):
     assert first[0].ids and not any(added.ids or added.finish_reason for added in first[1:])
 
 
+@pytest.mark.parametrize("ahead", range(3))
+def test_stopping_a_sequence_frees_its_slot(decoder, engine, ahead):
+    """Three take turns in one slot. The first is stopped early, the second before it begins."""
+    prompts, few = PROMPTS[:3], Engine(decoder, max_slots=1, ahead=ahead)
+    expected = joined(engine.generate([prompts[2]], GREEDY, max_tokens=20))[0]
+    generation, dispatches = few.generate(prompts, GREEDY, max_tokens=200), []
+    for dispatch in generation:
+        dispatches.append(dispatch)
+        generation.stop(0)
+        generation.stop(1)
+        if len([id for each in dispatches for id in each[2].ids]) >= 20:
+            generation.close()
+    first, second, third = joined(dispatches)
+    assert len(first[0]) == 1 and second[0] == []
+    assert second[2] == dispatches[-1][0].finish_reason == "stop" and third[2] is None
+    assert third[0][:20] == expected[0] and len(dispatches) < 12  # of 200 tokens: 25
+
+
 @pytest.mark.parametrize("samples", [1, 2])
 def test_short_prompts_are_not_padded_to_a_long_one(decoder, engine, samples):
     """Together, three prompts would take 3 * 512 positions; one by one, they take 512 + 2 * 16."""

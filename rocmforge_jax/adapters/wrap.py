@@ -49,8 +49,8 @@ def lora(
         dtype: Of the adapters: float32, bfloat16 or float16.
 
     Raises:
-        ValueError: A pattern matches no such layer, or a stack of other layers than experts; or a
-            layer has an adapter.
+        ValueError: A pattern matches no such layer, or a stack of other layers than experts; a
+            layer has an adapter; or the rank is more than the inputs or outputs of every layer.
     """
     layers = adaptable(model)
     rank, dtype = integer("rank", rank, 1), jnp.dtype(dtype)
@@ -60,6 +60,12 @@ def lora(
         alpha = number("alpha", alpha, 0, exclusive=True)
     _refuse_embeddings(model, names)
     chosen = _chosen(layers, names)
+    useful = max(min(layers[name].kernel.shape[-2:]) for name in chosen)
+    if rank > useful:
+        raise ValueError(
+            f"rank={rank} is more than {useful}, the rank of the largest of these {len(chosen)}"
+            " layers: an adapter needs less"
+        )
     rngs = _checked_rngs(rngs)
     options: dict[str, Any] = dict(alpha=alpha, dtype=dtype, rngs=rngs)
     return replaced(

@@ -25,6 +25,16 @@ _EXPLANATIONS = {
 }
 
 
+class CommandParser(argparse.ArgumentParser):
+    """The parser of the program: refuses an unknown command with the nearest one."""
+
+    def _check_value(self, action, value):
+        near = difflib.get_close_matches(value, list(action.choices or ()), n=1)
+        if near and value not in near:
+            raise argparse.ArgumentError(None, f"no command {value!r} (did you mean {near[0]}?)")
+        super()._check_value(action, value)
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of a command: prints its own usage for unknown options, with the nearest one."""
 

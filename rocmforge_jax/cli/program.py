@@ -23,7 +23,7 @@ from rocmforge_jax.cli import (
 )
 from rocmforge_jax.cli.common import UsageError, version
 from rocmforge_jax.cli.flags import in_flags
-from rocmforge_jax.cli.parser import Parser
+from rocmforge_jax.cli.parser import CommandParser, Parser
 
 COMMANDS = (
     generate,
@@ -182,7 +182,7 @@ def _print_error(line: str):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(PROGRAM, description="GGUF models in JAX.", allow_abbrev=False)
+    parser = CommandParser(PROGRAM, description="GGUF models in JAX.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {version(PROGRAM)}")
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=Parser

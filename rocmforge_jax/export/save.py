@@ -116,7 +116,7 @@ def check_format(path: Path, format: str | None) -> str:
     found = [name for name, ending in FORMATS.items() if path.suffix.lower() == ending]
     if not found:
         raise ValueError(
-            f"{quoted(path.name)} ends in no format: there are {known}, and folders without an"
-            " ending for safetensors"
+            f"the ending of {quoted(path.name)} names no format: use one of {known}, or a name"
+            " without an ending for a folder of safetensors"
         )
     return found[0]

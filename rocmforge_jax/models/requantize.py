@@ -130,16 +130,21 @@ def _named(patterns: Patterns, places) -> set[str]:
 
 def _check_rows(places, wanted: dict[str, Format]) -> None:
     """Raises ValueError with all matrices whose rows are not whole blocks."""
-    odd = []
+    odd: dict[tuple[int, Format], list[str]] = {}
     for name, format in wanted.items():
         module, attribute = places[name]
         elements = getattr(module, attribute).shape[-2 if attribute == "kernel" else -1]
         if elements % format.block:
-            odd.append(f"{name} has rows of {elements}, {format} blocks of {format.block}")
+            odd.setdefault((elements, format), []).append(name)
     if odd:
+        groups = [
+            f"{len(names)} with rows of {elements}, {format} blocks of {format.block}:"
+            f" {listed(names, ', ', most=4)}"
+            for (elements, format), names in odd.items()
+        ]
         raise ValueError(
-            f"{len(odd)} matrices have rows that are not whole blocks: {listed(odd)}. Give these"
-            " another type, such as Q8_0 or IQ4_NL with blocks of 32, or F16"
+            f"rows of matrices are not whole blocks: {listed(groups)}. Give these another type,"
+            " such as Q8_0 or IQ4_NL with blocks of 32, or F16"
         )
 
 

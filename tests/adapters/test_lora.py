@@ -184,6 +184,7 @@ def test_an_engine_takes_adapters(decoder, shaken):
     [
         ((0,), ValueError, "rank.*at least 1.*0"),
         ((2.5,), ValueError, "rank.*2.5"),
+        ((10**9,), ValueError, "rank=1000000000 is more than \\d+, .* \\d+ layers"),
         ((4, "blk.*.attn_x"), ValueError, r"attn_x.*blk\.\*\.attn_k"),
         ((4, "*.attn_norm"), ValueError, "attn_norm"),
         ((4, "token_embd"), ValueError, "token_embd"),

@@ -46,6 +46,11 @@ def test_version(run):
     assert (ran.code, ran.out.split()[0]) == (0, "rocmforge-jax")
 
 
+def test_a_mistyped_command_gets_the_nearest(run):
+    ran = run("generat", "demo")
+    assert ran.code == 2 and ran.err.endswith("no command 'generat' (did you mean generate?)\n")
+
+
 @pytest.mark.parametrize(
     "words",
     ["", "frob", "inspect", "generate", "chat", "generate --prompt a --top-k few", "--nope"],

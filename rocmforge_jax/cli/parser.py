@@ -63,6 +63,8 @@ class Parser(argparse.ArgumentParser):
         if name in _EXPLANATIONS:
             return _EXPLANATIONS[name]
         known = self._option_string_actions
+        if not name.startswith("-") and "--model" in known:
+            return f"a model is given as --model {name.split(' ')[0]}"
         if name in ("-m", "--model") and any(one.dest == "file" for one in self._actions):
             return f"give the file without {name}"
         near = _SYNONYMS.get(name, "")

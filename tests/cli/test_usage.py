@@ -73,6 +73,7 @@ def test_wrong_usage_is_exit_code_2(run, words):
         ("generate -hf a/b -p a", "did you mean --model owner/repository:TYPE?"),
         ("generate -p a more", "more"),
         ("inspect -m x", "-m .give the file without -m"),
+        ("generate x.gguf -p a", "x.gguf .a model is given as --model x.gguf"),
         ("bench demo --xyzzy", "--xyzzy"),
     ],
 )

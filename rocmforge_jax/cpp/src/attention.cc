@@ -13,7 +13,7 @@ namespace ffi = xla::ffi;
 namespace {
 
 // Multiplications that justify waking one more thread.
-constexpr int64_t kWorthAThread = 1 << 17;
+constexpr int64_t kWorthAThread = 1 << 16;
 
 using F32 = ffi::Buffer<ffi::F32>;
 using S32 = ffi::Buffer<ffi::S32>;

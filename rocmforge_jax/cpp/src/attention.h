@@ -12,15 +12,17 @@
 namespace attention {
 namespace {
 
-// The most queries per call, and the slots per tile. Calls with at most kFew queries are bound by memory and use larger tiles.
-constexpr int kQueries = 48, kFew = 16, kSlots = 64, kSlotsOfFew = 256;
+// The most queries per call, and the slots per tile. Calls with at most kFew queries are bound by memory: they use larger tiles, read
+// kRowsOfKeys rows of keys at a time, in runs, and prefetch those kRowsAhead rows ahead.
+constexpr int kQueries = 48, kFew = 16, kSlots = 64, kSlotsOfFew = 256, kRowsOfKeys = 8, kRowsAhead = 16;
 static_assert(kSlots % kTileColumns == 0 && kSlotsOfFew % kTileColumns == 0 && kQueries % kTileRows == 0);
 
 inline int64_t padded(int64_t width) { return (width + kTileColumns - 1) / kTileColumns * kTileColumns; }
 
 // Floats of scratch memory that `attend` needs.
 inline int64_t scratch(int64_t width) {
-  return kQueries * 2 * padded(width) + (kQueries > kFew * 4 ? kQueries : kFew * 4) * kSlots + kSlotsOfFew * 2 * padded(width);
+  constexpr int kScores = kQueries * kSlots > kFew * kSlotsOfFew ? kQueries * kSlots : kFew * kSlotsOfFew;
+  return kScores + (2 * kQueries + kSlots + kSlotsOfFew) * padded(width);
 }
 
 // The slots first to end - 1. In a ring buffer, these are positions.
@@ -66,13 +68,53 @@ inline float soften(float* scores, int slots, Slots seen, float& largest, float&
   return factor;
 }
 
+// Computes the part of the scores [count, slots] of queries [count, H] that kRows rows of keys contribute, from row h on. Row 0 begins the
+// sums. The keys of `here` slots are read; rows of keys are `stride` apart.
+template <int kRows>
+inline void add_scores(const float* q, int64_t count, int64_t H, int64_t h, const float* keys, int64_t stride, int64_t here, float* scores,
+                       int64_t slots) {
+  for (int64_t j = 0; j < here; j += LANES) {
+    const int some = here - j < LANES ? (int)(here - j) : LANES;
+    Floats row[kRows];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; i++) {
+      row[i] = (Floats)load((const uint32_t*)keys + (h + i) * stride + j, some);
+      __builtin_prefetch(keys + (h + i + kRowsAhead) * stride + j, 0, 2);
+    }
+    for (int64_t n = 0; n < count; n++) {
+      float* to = scores + n * slots + j;
+      Floats sum = h ? whole<Floats>(to) : Floats{};
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; i++) sum += q[n * H + h + i] * row[i];
+      store(to, sum);
+    }
+  }
+}
+
+// Computes the scores [count, slots] of a few queries [count, H] for the keys of `here` slots. What follows them is arbitrary.
+void scores_of_few(const float* q, int64_t count, int64_t H, const float* keys, int64_t stride, int64_t here, float* scores, int64_t slots) {
+  int64_t h = 0;
+  for (; h + kRowsOfKeys <= H; h += kRowsOfKeys) add_scores<kRowsOfKeys>(q, count, H, h, keys, stride, here, scores, slots);
+  for (; h < H; h++) add_scores<1>(q, count, H, h, keys, stride, here, scores, slots);
+}
+
+// The same for any number of queries. Keys are copied, so that they stay in the first-level cache.
+void scores_of_many(const float* q, int64_t count, int64_t H, const float* keys, int64_t stride, int64_t here, float* scores, int64_t slots,
+                    float* copied) {
+  for (int64_t h = 0; h < H; h++) {
+    __builtin_memcpy(copied + h * slots, keys + h * stride, here * sizeof(float));
+    if (here < slots) __builtin_memset(copied + h * slots + here, 0, (slots - here) * sizeof(float));
+  }
+  __builtin_memset(scores, 0, count * slots * sizeof(float));
+  add_products(count, q, H, copied, slots, H, scores, slots);
+}
+
 // Computes attention of the queries first to last - 1 of one KV head. Queries are numbered with the heads of the group as the minor axis.
 void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t last, float* memory) {
   const Rule& rule = of.rule;
   const int64_t H = of.width, P = padded(H), G = of.group, N = of.kv_heads * G, count = last - first;
   const int most = count <= kFew ? kSlotsOfFew : kSlots;
-  float *q = memory, *out = q + kQueries * P, *scores = out + kQueries * P;
-  float *keys = scores + (count <= kFew ? kFew : kQueries) * most, *values = keys + P * most;
+  float *q = memory, *out = q + kQueries * P, *keys = out + kQueries * P, *values = keys + kSlots * P, *scores = values + kSlotsOfFew * P;
   float largest[kQueries], total[kQueries];
   const auto place = [&](int64_t i) { return ((b * of.tokens + (first + i) / G) * N + head * G + (first + i) % G) * H; };
   const float scale = rule.soft_cap ? rule.scale / rule.soft_cap : rule.scale;
@@ -93,16 +135,16 @@ void attend(const Attention& of, int64_t b, int64_t head, int64_t first, int64_t
     here = end - s < most ? end - s : most;
     if (of.slots - at < here) here = of.slots - at;
     const int slots = (int)padded(here);
-    for (int64_t h = 0; h < H; h++) {
-      __builtin_memcpy(keys + h * slots, all_keys + h * of.slots + at, here * sizeof(float));
-      if (here < slots) __builtin_memset(keys + h * slots + here, 0, (slots - here) * sizeof(float));
+    if (count <= kFew) {
+      for (int64_t i = 0; i < here * H; i += 64 / sizeof(float)) __builtin_prefetch(all_values + at * H + i, 0, 2);
+      scores_of_few(q, count, H, all_keys + at, of.slots, here, scores, slots);
+    } else {
+      scores_of_many(q, count, H, all_keys + at, of.slots, here, scores, slots, keys);
     }
     for (int64_t i = 0; i < here && P != H; i++) {
       __builtin_memcpy(values + i * P, all_values + (at + i) * H, H * sizeof(float));
       __builtin_memset(values + i * P + H, 0, (P - H) * sizeof(float));
     }
-    __builtin_memset(scores, 0, count * slots * sizeof(float));
-    add_products(count, q, H, keys, slots, H, scores, slots);
     for (int64_t i = 0; i < count; i++) {
       float* own = scores + i * slots;
       Slots seen = seen_by(of, b, (first + i) / G);

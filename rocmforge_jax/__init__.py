@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
     from rocmforge_jax.gguf import GGUFError as GGUFError
     from rocmforge_jax.gguf import open_gguf as open_gguf
     from rocmforge_jax.language_model import LanguageModel as LanguageModel
-    from rocmforge_jax.language_model import load as load
-    from rocmforge_jax.language_model import load_abstract as load_abstract
+    from rocmforge_jax.loading import load as load
+    from rocmforge_jax.loading import load_abstract as load_abstract
     from rocmforge_jax.models import kernel_report as kernel_report
     from rocmforge_jax.nn import validate_attention_dims as validate_attention_dims
     from rocmforge_jax.programs import export_program as export_program
@@ -42,8 +42,8 @@ if TYPE_CHECKING:  # what `__getattr__` imports, for type checkers and editors
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load": "language_model",
-    "load_abstract": "language_model",
+    "load": "loading",
+    "load_abstract": "loading",
     "LanguageModel": "language_model",
     "save": "export",
     "Completion": "completion",

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import rocmforge_jax as rf
 from pallas_kernels.qmatmul import activations
 from pallas_kernels.targets import Target
-from rocmforge_jax import language_model, locate
+from rocmforge_jax import loading, locate
 from rocmforge_jax import settings as settings_of_the_package
 from rocmforge_jax.cli.program import _WarningPrinter
 from rocmforge_jax.compilation_cache import enable_compilation_cache, handle_warning
@@ -142,7 +142,7 @@ def test_load_says_once_how_programs_are_kept(monkeypatch, capsys, tmp_path):
     """On stderr, with the plan of the memory; not where they are kept already."""
     for folder, times in ((str(tmp_path), 0), (None, 1)):
         jax.config.update("jax_compilation_cache_dir", folder)
-        monkeypatch.setattr(language_model, "_named_the_cache", False)
+        monkeypatch.setattr(loading, "_named_the_cache", False)
         for _ in range(2):
             rf.load("demo", progress=True)
         assert capsys.readouterr().err.count("rf.enable_compilation_cache()") == times

@@ -29,7 +29,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from rocmforge_jax import formats
 from rocmforge_jax.generate import Engine, perplexity
 from rocmforge_jax.gguf import write_gguf
-from rocmforge_jax.language_model import load
+from rocmforge_jax.loading import load
 from rocmforge_jax.models import Attention, Decoder, DecoderConfig, Gated, param_count, tensor_name
 from rocmforge_jax.nn import RopeConfig
 

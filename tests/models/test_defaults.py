@@ -264,7 +264,7 @@ def test_all_missing_keys_are_listed_at_once(small_file):
 
 def test_a_configuration_is_read_once(small_file, monkeypatch):
     """By `load` as well, which plans the memory with it."""
-    from rocmforge_jax import language_model
+    from rocmforge_jax import loading
     from rocmforge_jax.models import ARCHITECTURES, Architecture
 
     read, reads = ARCHITECTURES["llama"].read, []
@@ -274,6 +274,6 @@ def test_a_configuration_is_read_once(small_file, monkeypatch):
         return read(keys)
 
     monkeypatch.setitem(ARCHITECTURES, "llama", Architecture("llama", counted))
-    monkeypatch.setattr(language_model, "from_parts", lambda model, *_, **__: model)
-    language_model.load(small_file().path, progress=False)
+    monkeypatch.setattr(loading, "from_parts", lambda model, *_, **__: model)
+    loading.load(small_file().path, progress=False)
     assert len(reads) == 1

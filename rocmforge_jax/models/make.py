@@ -7,7 +7,7 @@ from typing import Any, Literal
 from flax import nnx
 
 from rocmforge_jax.backends import Numerics
-from rocmforge_jax.nn import Experts, LayerNorm, Linear, RMSNorm
+from rocmforge_jax.nn import BiasedRMSNorm, Experts, LayerNorm, Linear, RMSNorm
 
 #: Modules outside of the layers -> their names in files, where these contain a dot.
 NAMES_IN_FILES = {
@@ -115,12 +115,12 @@ class Make:
 
 
 def make_norm(kind: str, width: int, epsilon: float, use_bias: bool) -> RMSNorm | LayerNorm:
-    """Makes a norm of a kind (see `Norms`); only layer norms can have a bias."""
+    """Makes a norm of a kind: see `Norms`. "unit_layer" has neither scale nor bias."""
     if kind == "unit_layer":
         return LayerNorm(width, epsilon=epsilon, use_scale=False, use_bias=False)
     if kind == "layer":
         return LayerNorm(width, epsilon=epsilon, use_bias=use_bias)
-    return RMSNorm(width, epsilon=epsilon)
+    return (BiasedRMSNorm if use_bias else RMSNorm)(width, epsilon=epsilon)
 
 
 def check_epsilon(epsilon: float) -> None:

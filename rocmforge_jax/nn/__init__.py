@@ -25,6 +25,7 @@ from rocmforge_jax.nn.memory_state import MemoryState
 from rocmforge_jax.nn.mlp import gated, swiglu, swiglu_mlp
 from rocmforge_jax.nn.moe import ScalarGate, choose_experts, mixture, route
 from rocmforge_jax.nn.norm import (
+    BiasedRMSNorm,
     GroupedRMSNorm,
     LayerNorm,
     RMSNorm,
@@ -68,6 +69,7 @@ __all__ = [
     "Experts",
     "GELU",
     "Gate",
+    "BiasedRMSNorm",
     "GroupedRMSNorm",
     "KVState",
     "LatentState",

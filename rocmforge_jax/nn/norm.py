@@ -81,6 +81,23 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, scale, self.epsilon)
 
 
+class BiasedRMSNorm(RMSNorm):
+    """`RMSNorm` with a learned bias, which is added to the result.
+
+    Attributes:
+        bias: (width,).
+    """
+
+    def __init__(self, width: int, *, epsilon: float, dtype=jnp.float32):
+        super().__init__(width, epsilon=epsilon, dtype=dtype)
+        self.bias = nnx.Param(filled((width,), 0, dtype))
+
+    def __call__(self, x):
+        """Normalises x [..., width] over the last axis."""
+        normed = super().__call__(x.astype(jnp.float32))
+        return (normed + _along_last(self.bias.get_value(), x)).astype(x.dtype)
+
+
 class GroupedRMSNorm(nnx.Module):
     """`rms_norm` over each of several groups of elements, with a learned scale.
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rocmforge_jax.nn import GroupedRMSNorm, LayerNorm, RMSNorm, layer_norm, only_shapes, rms_norm
+from rocmforge_jax.nn import (
+    BiasedRMSNorm,
+    GroupedRMSNorm,
+    LayerNorm,
+    RMSNorm,
+    layer_norm,
+    only_shapes,
+    rms_norm,
+)
 
 pytestmark = pytest.mark.core
 
@@ -33,6 +41,21 @@ def test_rms_norm_of_groups(groups, normal, distance):
     norm.scale[...] = jnp.asarray(scale)
     truth = rms_normed(x.reshape(2, 5, groups, -1), 1e-5) * scale
     assert distance(norm(jnp.asarray(x)), truth.reshape(x.shape)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype, most", [(jnp.float32, 1e-6), (jnp.bfloat16, 4e-3)])
+def test_rms_norm_with_a_bias(dtype, most, normal, distance):
+    """A result of 16 bits is rounded once, after the bias."""
+    x, scale, bias = normal(2, 5, D), normal(D, seed=1), normal(D, seed=2)
+    norm = BiasedRMSNorm(D, epsilon=1e-5)
+    norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
+    given = jnp.asarray(x, dtype)
+    found = norm(given)
+    truth = rms_normed(np.asarray(given, np.float64), 1e-5) * scale + bias
+    assert found.dtype == dtype and distance(found.astype(jnp.float32), truth) < most
+    if dtype == jnp.bfloat16:
+        exact = jnp.asarray(truth, jnp.float32).astype(dtype)
+        assert (found == exact).mean() > 0.99
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6, 1e-5, 0.1])

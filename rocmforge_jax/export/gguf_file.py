@@ -83,7 +83,7 @@ def write(
         progress: See `write_gguf`.
     """
     wanted = {} if types is None else wanted_formats(decoder, types)
-    tensors = named_as_in(source, weights(decoder, wanted))
+    tensors = named_as_in(source, weights(decoder, wanted), decoder.config.architecture)
     keys = {} if source is None else _typed(source.metadata)
     given = _typed(metadata) if isinstance(metadata, Metadata) else dict(metadata)
     keys |= {"general.architecture": decoder.config.architecture} | given

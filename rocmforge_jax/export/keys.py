@@ -15,6 +15,8 @@ from rocmforge_jax.models.read_feed_forward import SCORINGS
 from rocmforge_jax.nn import POOLINGS, RopeConfig
 
 Keys = dict[str, Any]
+#: Families for which llama.cpp reads divisors of frequencies as those of LongRoPE alone.
+_LONGROPE = ("minicpm3", "phi3", "phimoe")
 
 
 def keys_of(config: DecoderConfig) -> Iterator[tuple[Keys, dict[str, tuple[str, Any]]]]:
@@ -43,7 +45,7 @@ def keys_of(config: DecoderConfig) -> Iterator[tuple[Keys, dict[str, tuple[str, 
     tensors = {}
     if mixers:
         keys |= _of_attention([layer.mixer for layer in layers], mixers)
-        tensors = _of_factors(mixers)
+        tensors = _of_factors(mixers, config.architecture)
     feeds = [layer.feed_forward for layer in layers]
     keys |= _of_feed_forwards(feeds) | _of_scales(config)
     mixture = next((feed for feed in feeds if isinstance(feed, Mixture)), None)
@@ -132,12 +134,15 @@ def _of_rope(rope: RopeConfig | None) -> Keys:
     return keys
 
 
-def _of_factors(mixers: Sequence[Attention]) -> dict[str, tuple[str, Any]]:
-    """Returns the tensor of frequency divisors, or {} if no layer has divisors."""
+def _of_factors(mixers: Sequence[Attention], architecture: str) -> dict[str, tuple[str, Any]]:
+    """Returns the tensors of frequency divisors, or {} if no layer has divisors."""
     factors = next((one.rope.factors for one in mixers if one.rope and one.rope.factors), None)
     if factors is None:
         return {}
-    return {"rope_freqs.weight": ("F32", np.asarray(factors, np.float32))}
+    names = ("rope_freqs",)
+    if architecture in _LONGROPE:
+        names = ("rope_factors_short", "rope_factors_long")  # the same for all context lengths
+    return {f"{name}.weight": ("F32", np.asarray(factors, np.float32)) for name in names}
 
 
 def _of_feed_forwards(feeds: Sequence[Any]) -> Keys:

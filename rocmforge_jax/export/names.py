@@ -14,17 +14,29 @@ from rocmforge_jax.models import Source
 from rocmforge_jax.models.joined import JOINED, without_ones
 
 
-def named_as_in(source: Source | None, tensors: Mapping[str, Weight]) -> dict[str, Any]:
+#: Architecture -> the end of the names that its files write without the last part.
+_WITHOUT_SUFFIX = {"falcon-h1": "ffn_norm.weight", "hy_v3": "exp_probs_b.bias"}
+
+
+def named_as_in(
+    source: Source | None, tensors: Mapping[str, Weight], architecture: str
+) -> dict[str, Any]:
     """Gives tensors the names and shapes that they have in the source.
 
-    A file may lack the end ".weight" of a name, have dimensions of 1 more, hold a vector in several
+    A file may lack the last part of a name, have dimensions of 1 more, hold a vector in several
     tensors, and the keys and values of latent attention in one.
+
+    Args:
+        source: The parts of the file that the model came from, or None.
+        tensors: The tensors by the names that `tensor_name` gives them.
+        architecture: The family of the model.
     """
-    shapes = {} if source is None else source.shapes
+    shapes, short_end = {} if source is None else source.shapes, _WITHOUT_SUFFIX.get(architecture)
     named: dict[str, Any] = {}
     for name, weight in tensors.items():
-        short = name.removesuffix(".weight")
-        known = short if name not in shapes and short in shapes else name
+        short = name.rpartition(".")[0]
+        is_short = short in shapes if shapes else short_end and name.endswith(f".{short_end}")
+        known = short if is_short and name not in shapes else name
         shape = shapes.get(known)
         if shape is not None and without_ones(shape) == without_ones(weight.file_shape):
             weight = dataclasses.replace(weight, file_shape=shape)

@@ -188,9 +188,9 @@ def warn_of_left_out(gguf, config: DecoderConfig, left_out: int = 0) -> None:
 def _find(tensors, name: str) -> TensorInfo | Joined | HeadRows | None:
     """Returns the tensor of a name, or those that hold it together.
 
-    Files of Falcon-H1 lack the suffix of ffn_norm.
+    Files of Falcon-H1 lack the suffix of ffn_norm, and those of Hunyuan 3 that of exp_probs_b.
     """
-    for known in (name, name.removesuffix(".weight")):
+    for known in (name, name.removesuffix(".weight"), name.replace("_b.bias", "_b")):
         if known in tensors:
             return tensors[known]
     return joined(tensors, name)

@@ -119,7 +119,10 @@ class Mixture:
         selection_bias: Whether a bias is added to the scores for the selection only (exp_probs_b).
         weights_first: Whether a weight multiplies the input of its expert, not the output.
         shared_hidden: The hidden units of a shared expert that every token uses, 0 for none.
+        shared_fused: Whether one tensor, ffn_up_shexp, contains the shared expert's gate and then
+            its up projection.
         shared_gate: Whether a sigmoid gate multiplies the shared expert (ffn_gate_inp_shexp).
+        shared_scale: A factor of the shared expert's output.
         latent: The width of the experts' inputs and outputs, if it differs from the residual
             stream's. ffn_latent_down projects to it, ffn_latent_up projects back. None: the same.
     """
@@ -133,7 +136,9 @@ class Mixture:
     selection_bias: bool = False
     weights_first: bool = False
     shared_hidden: int = 0
+    shared_fused: bool = False
     shared_gate: bool = False
+    shared_scale: float = 1.0
     latent: int | None = None
     output = None
 
@@ -169,8 +174,10 @@ class Mixture:
             return made
         if self.shared_gate:
             made["ffn_gate_inp_shexp"] = ScalarGate(make.width, rngs=make.rngs)
-        for name in ("ffn_gate_shexp", "ffn_up_shexp") if self.gated else ("ffn_up_shexp",):
-            made[name] = make.linear(name, make.width, self.shared_hidden)
+        both = self.gated and not self.shared_fused
+        units = self.shared_hidden * (2 if self.gated and self.shared_fused else 1)
+        for name in ("ffn_gate_shexp", "ffn_up_shexp") if both else ("ffn_up_shexp",):
+            made[name] = make.linear(name, make.width, units)
         made["ffn_down_shexp"] = make.linear("ffn_down_shexp", self.shared_hidden, make.width)
         return made
 
@@ -214,18 +221,27 @@ class Mixture:
         if self.latent is not None:
             (out_TD,) = products(out_TD, [layer.ffn_latent_up])
         if self.shared_hidden:
-            out_TD = out_TD + self._shared(layer, x_TD, norm)
+            shared_TD = self._shared(layer, x_TD, norm)
+            if self.shared_scale != 1:
+                shared_TD = self.shared_scale * shared_TD
+            out_TD = out_TD + shared_TD
         return out_TD.reshape(x_BTD.shape)
 
     def _shared(self, layer, x_TD, norm):
-        module = Activated(layer.ffn_up_shexp, self.activation)
-        if self.gated:
-            module = Gate(layer.ffn_gate_shexp, layer.ffn_up_shexp, self.activation)
-        (hidden,) = products(x_TD, [module], norm=norm)
-        (shared_TD,) = products(hidden, [layer.ffn_down_shexp])
+        (shared_TD,) = products(self._shared_units(layer, x_TD, norm), [layer.ffn_down_shexp])
         if not self.shared_gate:
             return shared_TD
         return layer.ffn_gate_inp_shexp(x_TD if norm is None else norm(x_TD)) * shared_TD
+
+    def _shared_units(self, layer, x_TD, norm):
+        if self.gated and self.shared_fused:
+            (both,) = products(x_TD, [layer.ffn_up_shexp], norm=norm)
+            gate, up = jnp.split(both, 2, axis=-1)
+            return gated(gate, up, self.activation)
+        module = Activated(layer.ffn_up_shexp, self.activation)
+        if self.gated:
+            module = Gate(layer.ffn_gate_shexp, layer.ffn_up_shexp, self.activation)
+        return products(x_TD, [module], norm=norm)[0]
 
     def workspace(self, tokens: int) -> int:
         """Counts the float32 numbers of the hidden units of the experts that the tokens use."""

@@ -109,6 +109,8 @@ def _biases(keys: KeyReader, i: int) -> frozenset[str]:
     A file may have a fused attn_qkv but separate biases of q, k and v. Loading joins them.
     """
     names, parts = keys.named(i, "bias"), {"attn_q", "attn_k", "attn_v"}
+    if keys.has(i, "exp_probs_b"):  # files of Hunyuan 3 lack the suffix
+        names |= {"exp_probs_b"}
     if not keys.has(i, "attn_qkv.weight") or "attn_qkv" in names or not parts <= names:
         return names
     return (names - parts) | {"attn_qkv"}

@@ -67,15 +67,17 @@ def _mixture(keys, i: int, experts: int, routing: Routing, dense_hidden: int) ->
     shared = keys.integer("expert_shared_feed_forward_length", 0, low=0)
     shared = shared or keys.inputs(i, "ffn_down_shexp.weight")
     count = keys.integer("expert_shared_count", 0, low=0)
+    shared = shared or count * hidden
     latent = keys.integer("moe_latent_size", 0, low=0)
     return Mixture(
         experts=experts,
         routing=routing,
         hidden=hidden,
-        shared_hidden=shared or count * hidden,
+        shared_hidden=shared,
         latent=(latent or keys.inputs(i, "ffn_latent_up.weight")) or None,
         fused=keys.has(i, "ffn_gate_up_exps.weight"),
-        selection_bias=keys.has(i, "exp_probs_b.bias"),
+        selection_bias=keys.has(i, "exp_probs_b.bias") or keys.has(i, "exp_probs_b"),
+        shared_fused=shared > 0 and keys.outputs(i, "ffn_up_shexp.weight") == 2 * shared,
         shared_gate=keys.has(i, "ffn_gate_inp_shexp.weight"),
     )
 

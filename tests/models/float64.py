@@ -413,11 +413,13 @@ def mixture(part, layer, x, of_router=None):
         y = linear(layer.ffn_latent_up, y)
     if part.shared_hidden:
         up = linear(layer.ffn_up_shexp, x)
-        if part.gated:
+        if part.gated and part.shared_fused:
+            hidden = activate(part.activation, *np.split(up, 2, axis=-1))
+        elif part.gated:
             hidden = activate(part.activation, linear(layer.ffn_gate_shexp, x), up)
         else:
             hidden = activate(part.activation, up)
-        shared = linear(layer.ffn_down_shexp, hidden)
+        shared = part.shared_scale * linear(layer.ffn_down_shexp, hidden)
         if part.shared_gate:
             shared = shared * sigmoid(x @ weight(layer.ffn_gate_inp_shexp))[..., None]
         y = y + shared

@@ -71,6 +71,14 @@ LATENT_KEYS = {
     "attention.value_length": 8,
     "rope.dimension_count": 4,
 }
+GRANITE_KEYS = {
+    "attention.sliding_window": 40,
+    "attention.sliding_window_pattern": [False, True, True, True, False],
+    "attention.scale": 0.2,
+    "embedding_scale": 3.0,
+    "residual_scale": 0.4,
+    "logit_scale": 1.5,
+}
 GELU_SEQUENTIAL = BIASED_NORMS | gated(gate=False, bias=True)
 LEARNED_POSITIONS = {"position_embd.weight": (CONTEXT, WIDTH)}
 FACTORS = {
@@ -234,6 +242,147 @@ FAMILIES = (
     case("xverse", RMS, *[NORMS | PLAIN] * 2),
     # llama.cpp takes 32 layers for the 7B model, 40 for the 13B one, and aborts at other numbers.
     case("baichuan", RMS, *[NORMS | PLAIN] * 32),
+    case("baichuan-13b", RMS, *[NORMS | PLAIN] * 40, architecture="baichuan"),
+    case(
+        "bloom",
+        LAYER_NORM | MHA,
+        *[GELU_SEQUENTIAL | attention(kv_heads=HEADS, fused=True, bias=True, output_bias=True)] * 2,
+        tied=True,
+        bias=True,
+        more=norm("token_embd_norm", bias=True),
+    ),
+    case(
+        "mpt",
+        LAYER_NORM | MHA | {"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": 0.9},
+        *[NORMS | attention(kv_heads=HEADS, fused=True) | gated(gate=False)] * 2,
+        tied=True,
+    ),
+    case(
+        "mpt-positions",
+        LAYER_NORM,
+        *[GELU_SEQUENTIAL | attention(fused=True, bias=True, output_bias=True)] * 2,
+        architecture="mpt",
+        bias=True,
+        more=LEARNED_POSITIONS,
+    ),
+    case(
+        "jais",
+        LAYER_NORM | MHA | {"attention.max_alibi_bias": 8.0},
+        *[
+            BIASED_NORMS
+            | attention(kv_heads=HEADS, fused=True, bias=True, output_bias=True)
+            | gated(bias=True)
+        ]
+        * 2,
+        bias=True,
+    ),
+    case(
+        "refact",
+        RMS | {"attention.head_count_kv": 1},
+        *[NORMS | attention(kv_heads=1) | gated()] * 2,
+    ),
+    case(
+        "granite_swa",
+        RMS | GRANITE_KEYS | {"attention.rope_pattern": [True, True, False, True, False]},
+        *[NORMS | attention() | {"attn_sinks.weight": (HEADS,)} | gated()] * 5,
+        tied=True,
+    ),
+    case(
+        "granite_swa-experts",
+        RMS
+        | GRANITE_KEYS
+        | {"expert_count": 8, "expert_used_count": 3, "expert_shared_feed_forward_length": 20},
+        *[
+            NORMS
+            | attention(output_bias=True)
+            | {"attn_sinks.weight": (HEADS,)}
+            | linear("ffn_gate_inp", WIDTH, 8)
+            | {
+                "ffn_gate_up_exps.weight": (8, 2 * HIDDEN, WIDTH),
+                "ffn_down_exps.weight": (8, WIDTH, HIDDEN),
+            }
+            | linear("ffn_up_shexp", WIDTH, 2 * 20)
+            | linear("ffn_down_shexp", 20, WIDTH)
+        ]
+        * 5,
+        architecture="granite_swa",
+        tied=True,
+    ),
+    case(
+        "phimoe",
+        RMS
+        | {
+            "expert_count": 8,
+            "expert_used_count": 3,
+            "rope.scaling.original_context_length": 64,
+            "rope.scaling.attn_factor": 1.2,
+            "attention.sliding_window": 100,
+        },
+        *[BIASED_NORMS | attention(bias=True, output_bias=True) | experts(HIDDEN)] * 2,
+        bias=True,
+        head_bias=True,
+        more=dict.fromkeys(FACTORS, (HEAD // 2,)),
+        values={"rope_factors_short.weight": factors, "rope_factors_long.weight": factors},
+    ),
+    case(
+        "dbrx",
+        LAYER_NORM | {"attention.clamp_kqv": 0.9, "expert_count": 8, "expert_used_count": 3},
+        *[
+            norm("attn_norm") | norm("attn_output_norm") | attention(fused=True) | experts(HIDDEN),
+        ]
+        * 2,
+    ),
+    case(
+        "hy_v3",
+        RMS
+        | EXPERT_KEYS
+        | {
+            "leading_dense_block_count": 1,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.4,
+            "expert_shared_feed_forward_length": 20,
+            "attention.key_length": 12,
+            "attention.value_length": 12,
+            "rope.dimension_count": 12,
+        },
+        NORMS | attention(head=12) | head_norms(12) | gated(),
+        *[NORMS | attention(head=12) | head_norms(12) | experts(shared=20) | {"exp_probs_b": (8,)}]
+        * 2,
+        tied=True,
+    ),
+    case(
+        "cohere2moe",
+        LAYER_NORM
+        | EXPERT_KEYS
+        | {
+            "attention.sliding_window": 40,
+            "attention.sliding_window_pattern": [False, True, True, True, False],
+            "leading_dense_block_count": 1,
+            "expert_shared_count": 2,
+            "expert_shared_feed_forward_length": 20,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.4,
+            "logit_scale": 0.8,
+        },
+        norm("attn_norm") | PLAIN,
+        *[norm("attn_norm") | attention() | experts(shared=20)] * 4,
+        tied=True,
+    ),
+    case(
+        "cohere2moe-rms",
+        RMS
+        | EXPERT_KEYS
+        | {
+            "attention.sliding_window": 40,
+            "leading_dense_block_count": 0,
+            "logit_scale": 0.8,
+            "rope.freq_base": 5e4,
+        },
+        *[norm("attn_norm") | attention() | experts()] * 4,
+        architecture="cohere2moe",
+        tied=True,
+    ),
     case(
         "minicpm",
         RMS | {"embedding_scale": 3.0, "residual_scale": 0.4, "logit_scale": 1.5},

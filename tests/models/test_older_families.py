@@ -65,11 +65,11 @@ def test_factors_that_older_files_of_minicpm_imply():
     assert {layer.residual_scale for layer in made.layers} == {0.5}
 
 
-def test_baichuan_13b_is_refused():
+def test_baichuan_13b_has_alibi():
     heads = {"attention.head_count_kv": None}
-    with pytest.raises(GGUFError, match="baichuan.block_count is 40: .* ALiBi"):
-        config("baichuan", block_count=40, **heads)
-    assert config("baichuan", block_count=32, **heads).layers[0].mixer.kv_heads == 6
+    for layers, alibi in ((32, None), (40, 8.0)):
+        mixer = config("baichuan", block_count=layers, **heads).layers[0].mixer
+        assert (mixer.kv_heads, mixer.alibi, mixer.rope is None) == (6, alibi, alibi is not None)
 
 
 def test_qwen_1_counts_hidden_units_twice():

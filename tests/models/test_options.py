@@ -230,6 +230,9 @@ OPTIONS = {
     "square root of softplus": mixed(3, "sqrt_softplus", True),
     "shared expert": mixed(shared_hidden=16),
     "shared expert with a gate": mixed(shared_hidden=16, shared_gate=True),
+    "shared expert with a fused gate and a factor": mixed(
+        shared_hidden=16, shared_fused=True, shared_scale=0.4
+    ),
     "weights first": mixed(1, "sigmoid", False, weights_first=True, shared_hidden=16),
     "fused stacks": mixed(fused=True),
     "experts without gates": mixed(gated=False, activation=RELU2, shared_hidden=16),

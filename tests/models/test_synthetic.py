@@ -52,7 +52,7 @@ def with_logits(deep=()):
     """
     for case in CASES:
         if case.what == "logits":
-            marks = deep if case.name in ("baichuan", "command-r-plus") else ()
+            marks = deep if case.name in ("baichuan", "baichuan-13b", "command-r-plus") else ()
             yield pytest.param(case, id=str(case), marks=marks)
 
 

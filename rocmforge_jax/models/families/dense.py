@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-from rocmforge_jax.gguf import GGUFError
 from rocmforge_jax.models.config import DecoderConfig, LayerConfig
 from rocmforge_jax.models.families.shared import ONLY_POST_NORMS, POST_NORMS, with_windows
 from rocmforge_jax.models.keys import KeyReader
@@ -43,6 +42,20 @@ def granite(
     )
 
 
+def granite_swa(keys: KeyReader) -> DecoderConfig:
+    """Granite with windows and sinks; some layers may have no rotation."""
+    windows, key = keys.windows(4, full_first=True), "attention.rope_pattern"
+    rotates = keys.flags(key) if keys.get(key) is not None else (True,) * keys.blocks
+
+    def mixer(i: int, attention: Attention | None) -> Attention | None:
+        rotary = attention.rope if attention and rotates[i] else None
+        return attention and dataclasses.replace(
+            attention, window=windows[i], rope=rotary, sinks=True
+        )
+
+    return granite(keys, rope_can_be_off=False, mixer=mixer)
+
+
 def minicpm(keys: KeyReader) -> DecoderConfig:
     """MiniCPM 1 and 2: factors of embeddings, residuals and logits, with defaults for old files."""
     width = keys.integer("embedding_length")
@@ -58,13 +71,11 @@ def minicpm(keys: KeyReader) -> DecoderConfig:
 
 
 def baichuan(keys: KeyReader) -> DecoderConfig:
-    """Baichuan 7B. The 13B models have ALiBi, which is not supported."""
+    """Baichuan: the 7B models have a rotary embedding, the 13B ones ALiBi."""
+    attention: dict[str, Any] = {}
     if keys.layers == 40:  # the same test as in llama.cpp
-        raise GGUFError(
-            f"{keys.path}: baichuan.block_count is 40: the 13B models add ALiBi to scores, which is"
-            " not supported"
-        )
-    return llama_like(keys, interleaved=True)
+        attention = dict(rope=None, alibi=8.0)
+    return llama_like(keys, interleaved=True, attention=attention)
 
 
 def qwen(keys: KeyReader) -> DecoderConfig:

@@ -139,6 +139,16 @@ def deepseek2_ocr(keys: KeyReader) -> DecoderConfig:
     )
 
 
+def hy_v3(keys: KeyReader) -> DecoderConfig:
+    """Hunyuan 3: QK norm per head, a router with sigmoid scores, leading dense layers."""
+    return llama_like(
+        keys,
+        experts_required=True,
+        attention=dict(qk_norm="head"),
+        routing=read_routing(keys, "sigmoid"),
+    )
+
+
 def exaone_moe(keys: KeyReader) -> DecoderConfig:
     """K-EXAONE: windows in three of four layers; the fourth layer has no rotation."""
     full = rope(keys, head_width(keys), interleaved=False)

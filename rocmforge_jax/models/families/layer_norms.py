@@ -1,11 +1,15 @@
 """Families with layer norms instead of RMS norms."""
 
+import dataclasses
 from typing import Any
 
 from rocmforge_jax.models.config import DecoderConfig
 from rocmforge_jax.models.families.shared import with_windows
 from rocmforge_jax.models.keys import KeyReader
 from rocmforge_jax.models.llama_like import llama_like
+from rocmforge_jax.models.mixers import Attention
+from rocmforge_jax.models.read_attention import head_width
+from rocmforge_jax.models.read_feed_forward import read_routing
 from rocmforge_jax.nn import GELU, RELU2
 
 #: Options of `llama_like` for layers whose feed-forward reads the input of the attention.
@@ -45,6 +49,39 @@ def cohere2(keys: KeyReader) -> DecoderConfig:
     )
 
 
+def cohere2moe(keys: KeyReader) -> DecoderConfig:
+    """Command with experts: Cohere 2, whose leading dense layers rotate with full attention too.
+
+    The result of a layer with a shared expert is the mean of the routed and the shared part.
+    """
+    windows = keys.windows(4, full_first=True)
+    dense = keys.integer("leading_dense_block_count", low=0)
+    routing = read_routing(keys, "sigmoid")
+    shared = keys.integer("expert_shared_count", 0, low=0) > 0
+    if shared:
+        routing["scale"] /= 2
+
+    def mixer(i: int, attention: Attention | None) -> Attention | None:
+        if attention is None:
+            return None
+        rotary = None if windows[i] is None and i >= dense else attention.rope
+        return dataclasses.replace(attention, window=windows[i], rope=rotary)
+
+    rms = keys.get("attention.layer_norm_rms_epsilon")
+    norms = PARALLEL["norms"] | dict(kind="rms" if rms else "layer")
+    return llama_like(
+        keys,
+        interleaved=True,
+        experts_required=True,
+        norms=norms,
+        layer=PARALLEL["layer"],
+        mixer=mixer,
+        mixture=dict(shared_scale=0.5) if shared else None,
+        routing=routing,
+        logit_scale=keys.optional_real("logit_scale") or 1.0,
+    )
+
+
 def _norms_of_each_head(keys: KeyReader) -> dict[str, Any]:
     """Returns fields of `Attention`; in the largest models, QK norm has weights for each head."""
     return dict(qk_norm="each") if keys.has(0, "attn_q_norm.weight") else {}
@@ -58,6 +95,48 @@ def gpt2(keys: KeyReader) -> DecoderConfig:
         gated=UNGATED_GELU,
         positions=keys.trained_context,
         **SEQUENTIAL,
+    )
+
+
+def bloom(keys: KeyReader) -> DecoderConfig:
+    """BLOOM: ALiBi instead of a rotary embedding, and a norm of the embeddings."""
+    return llama_like(
+        keys,
+        attention=dict(rope=None, alibi=8.0),
+        gated=UNGATED_GELU,
+        embedding_norm="token_embd_norm",
+        **SEQUENTIAL,
+    )
+
+
+def mpt(keys: KeyReader) -> DecoderConfig:
+    """MPT: ALiBi or learned positions; queries, keys and values may be clipped."""
+    alibi = keys.optional_real("attention.max_alibi_bias")
+    clamp = keys.optional_real("attention.clamp_kqv")
+    learned = "position_embd.weight" in keys.tensors
+    return llama_like(
+        keys,
+        attention=dict(rope=None, alibi=alibi, clamp=clamp),
+        gated=UNGATED_GELU,
+        positions=keys.trained_context if learned else 0,
+        **SEQUENTIAL,
+    )
+
+
+def jais(keys: KeyReader) -> DecoderConfig:
+    """Jais: ALiBi; scores are divided by the width of a head, not by its root."""
+    alibi = keys.optional_real("attention.max_alibi_bias")
+    attention = dict(rope=None, alibi=alibi, scale=1 / head_width(keys))
+    return llama_like(keys, attention=attention, **SEQUENTIAL)
+
+
+def dbrx(keys: KeyReader) -> DecoderConfig:
+    """DBRX: a mixture of experts; queries, keys and values are clipped."""
+    return llama_like(
+        keys,
+        experts_required=True,
+        norms=dict(kind="layer", before_feed_forward="attn_output_norm"),
+        attention=dict(clamp=keys.real("attention.clamp_kqv")),
     )
 
 

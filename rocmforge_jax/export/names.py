@@ -13,9 +13,14 @@ from rocmforge_jax.formats import Format
 from rocmforge_jax.models import Source
 from rocmforge_jax.models.joined import JOINED, without_ones
 
-
-#: Architecture -> the end of the names that its files write without the last part.
-_WITHOUT_SUFFIX = {"falcon-h1": "ffn_norm.weight", "hy_v3": "exp_probs_b.bias"}
+#: Architecture -> ends of the names that its files write without the last part.
+_WITHOUT_SUFFIX = {
+    "falcon-h1": ("ffn_norm.weight",),
+    "hy_v3": ("exp_probs_b.bias",),
+    "plamo3": ("post_attention_norm.weight", "post_ffw_norm.weight"),
+}
+#: Architectures whose files have attn_kv_b alone, not attn_k_b and attn_v_b.
+_WHOLE_LATENTS = ("minicpm3", "plm")
 
 
 def named_as_in(
@@ -31,11 +36,12 @@ def named_as_in(
         tensors: The tensors by the names that `tensor_name` gives them.
         architecture: The family of the model.
     """
-    shapes, short_end = {} if source is None else source.shapes, _WITHOUT_SUFFIX.get(architecture)
+    shapes = {} if source is None else source.shapes
+    short_ends = tuple(f".{end}" for end in _WITHOUT_SUFFIX.get(architecture, ()))
     named: dict[str, Any] = {}
     for name, weight in tensors.items():
         short = name.rpartition(".")[0]
-        is_short = short in shapes if shapes else short_end and name.endswith(f".{short_end}")
+        is_short = short in shapes if shapes else name.endswith(short_ends)
         known = short if is_short and name not in shapes else name
         shape = shapes.get(known)
         if shape is not None and without_ones(shape) == without_ones(weight.file_shape):
@@ -45,14 +51,14 @@ def named_as_in(
             named |= _split(weight, parts, shapes)
         else:
             named[known] = weight
-    return _with_whole_latents(named, shapes)
+    return _with_whole_latents(named, shapes, not shapes and architecture in _WHOLE_LATENTS)
 
 
-def _with_whole_latents(named: dict[str, Any], shapes) -> dict[str, Any]:
-    """Joins attn_k_b and attn_v_b of layers whose source has attn_kv_b."""
+def _with_whole_latents(named: dict[str, Any], shapes, every: bool) -> dict[str, Any]:
+    """Joins attn_k_b and attn_v_b of layers whose source has attn_kv_b, or of every layer."""
     for name in [name for name in named if name.endswith(".attn_k_b.weight")]:
         whole, of_values = (name.replace("attn_k_b", part) for part in ("attn_kv_b", "attn_v_b"))
-        if whole in shapes and name not in shapes and of_values in named:
+        if (every or whole in shapes and name not in shapes) and of_values in named:
             named[whole] = _Latents(named.pop(name), named.pop(of_values))
     return named
 

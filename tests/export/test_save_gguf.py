@@ -98,6 +98,16 @@ def test_families_come_back(name, tmp_path):
     assert_equal(load(new), decoder)
 
 
+@pytest.mark.parametrize("name", ["hy_v3", "phimoe", "plamo3", "plm"])
+def test_a_decoder_alone_gets_the_names_that_llama_cpp_reads(name, tmp_path):
+    """Names without a last part, divisors for two context lengths, keys and values in one."""
+    (case,) = (case for case in CASES if case.name == name)
+    gguf = case.write(tmp_path / "before.gguf")
+    decoder = load_decoder(gguf, dtype=jnp.float32)
+    rf.save(decoder, tmp_path / "after.gguf", metadata=dict(gguf.metadata), progress=False)
+    assert open_gguf(tmp_path / "after.gguf").tensors.keys() == gguf.tensors.keys()
+
+
 def test_biases_that_are_joined_are_parts_again(tmp_path):
     case = CASE["qwen"]
     old = case.write(tmp_path / "whole.gguf")

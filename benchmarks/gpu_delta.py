@@ -27,7 +27,7 @@ from gpu_models import facts
 from kernel_trace import launches
 
 from pallas_kernels import targets
-from pallas_kernels.delta_rule import DeltaHeads, DeltaState, Parameters, Token, step
+from pallas_kernels.delta_rule import DeltaHeads, Parameters, RecurrentState, Token, step
 from pallas_kernels.delta_rule.blocks import Blocks, blocks_of
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.nn import (
@@ -70,11 +70,11 @@ def operands(heads: DeltaHeads, batch: int, key) -> tuple[Token, Parameters]:
     return token, Parameters(filters / 2, dt, -jnp.exp(rates), 1 + scale / 10)
 
 
-def state(heads: DeltaHeads, batch: int, key) -> DeltaState:
+def state(heads: DeltaHeads, batch: int, key) -> RecurrentState:
     """A random state."""
     memory = batch, heads.value_heads, heads.key_width, heads.value_width
     inputs = jax.random.normal(key, (batch, TAPS - 1, heads.channels), jnp.bfloat16)
-    return DeltaState(jax.random.normal(key, memory), inputs)
+    return RecurrentState(jax.random.normal(key, memory), inputs)
 
 
 def truth(held, token, parameters, heads: DeltaHeads):
@@ -131,7 +131,7 @@ def of_xla(heads: DeltaHeads, _):
         before = MemoryState(held.memory_BNHW, ConvState(held.inputs_BLC))
         others = conv, parameters.dt_N, parameters.a_N, norm, before
         out, after = delta_net(spec, projected, *others)
-        return out.array, DeltaState(after.memory_BNHW, after.conv.inputs)
+        return out.array, RecurrentState(after.memory_BNHW, after.conv.inputs)
 
     return run
 

@@ -11,19 +11,19 @@ class Window:
     L is the number of taps. The state [B, L - 1, C] holds the earlier inputs, the latest one last.
     """
 
-    def __init__(self, b, channels, x_ref, state_ref, filters_ref):
-        """Loads the inputs and the filters.
+    def __init__(self, b, channels, x, state_ref, filters_ref):
+        """Loads the earlier inputs and the filters.
 
         Args:
             b: The index of the sequence.
             channels: int32, the indices of the channels.
-            x_ref: [B, C], the inputs of the current token.
+            x: the inputs of the current token on these channels.
             state_ref: [B, L - 1, C], the inputs of the tokens before it.
             filters_ref: [L, C]; the last tap applies to the current token.
         """
         self._b, self._channels = b, channels
         self._inputs = [state_ref[b, i, channels] for i in range(state_ref.shape[1])]
-        self._inputs.append(x_ref[b, channels])
+        self._inputs.append(x)
         self._filters = [filters_ref[i, channels] for i in range(filters_ref.shape[0])]
 
     def output(self):

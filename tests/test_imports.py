@@ -147,6 +147,7 @@ NO_KERNELS = {
     "pallas_kernels.qmatmul.Activations",
     "pallas_kernels.qmatmul.Product",
     "pallas_kernels.qmatmul.activations.quantize_reference",
+    "pallas_kernels.recurrence.operands",
     "pallas_kernels.router.Routing",
     "pallas_kernels.router.Tiles",
     "pallas_kernels.router.reference",

@@ -5,12 +5,13 @@ for the kernels, and their fallback.
 """
 
 from pallas_kernels.delta_rule.api import check_rule, launches_of_step, rule, step
-from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameters, Token, Tokens
+from pallas_kernels.delta_rule.operands import DeltaHeads, Parameters, Token, Tokens
+from pallas_kernels.recurrence.operands import RecurrentState
 
 __all__ = [
     "DeltaHeads",
-    "DeltaState",
     "Parameters",
+    "RecurrentState",
     "Token",
     "Tokens",
     "check_rule",

@@ -3,7 +3,6 @@
 `rocmforge_jax.nn` computes the cases that the kernels reject with NotImplementedError.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -11,22 +10,27 @@ import jax.numpy as jnp
 
 from pallas_kernels.delta_rule import chunks, kernels
 from pallas_kernels.delta_rule.blocks import CHUNK_BLOCKS, Blocks, ChunkBlocks, blocks_of
-from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameters, Token, Tokens
+from pallas_kernels.delta_rule.operands import DeltaHeads, Parameters, Token, Tokens
 from pallas_kernels.packing import GROUP
+from pallas_kernels.recurrence.operands import (
+    RecurrentState,
+    require_elements,
+    require_float32,
+    require_shape,
+    require_width,
+)
 from pallas_kernels.targets import Target, of_family
 
 #: Widths of keys and values that the kernels support.
 WIDTHS = (16, 32, 64, 128, 256)
 #: Widths of keys and values that the kernels for many tokens support.
 CHUNK_WIDTHS = (16, 32, 64, 128)
-#: Offsets of the Triton backend count elements in signed 32 bits.
-MAX_ELEMENTS = 2**31 - 1
 
 
 def step(
     token: Token,
     parameters: Parameters,
-    state: DeltaState,
+    state: RecurrentState,
     heads: DeltaHeads,
     *,
     epsilons: tuple[float, float],
@@ -105,10 +109,9 @@ def rule(
     expected |= dict(beta_BTN=(B, T, N), memory_BNHW=(B, N, H, W))
     arrays = tokens._asdict() | dict(memory_BNHW=memory_BNHW)
     for name, shape in expected.items():
-        _require_shape(name, arrays[name], shape)
+        require_shape(name, arrays[name], shape)
     for name, array in arrays.items():
-        if array.dtype != jnp.float32:
-            raise ValueError(f"{name} must be float32, got {array.dtype}")
+        require_float32(name, array)
     return chunks.rule(tokens, memory_BNHW, exact, blocks, target)
 
 
@@ -125,11 +128,7 @@ def check_rule(sizes: tuple[int, ...], target: Target, blocks: ChunkBlocks | Non
         raise NotImplementedError(f"the matrix units of {target} do not multiply float32")
     _require_widths(H, W, CHUNK_WIDTHS)
     memories = B, N, -(-T // blocks.tokens), H, W
-    if max(math.prod(memories), B * N * T * max(H, W)) > MAX_ELEMENTS:
-        raise NotImplementedError(
-            f"memories of shape {list(memories)}, one per {blocks.tokens} tokens: the kernels"
-            f" address at most {MAX_ELEMENTS} elements"
-        )
+    require_elements(memories, B * N * T * max(H, W), f", one per {blocks.tokens} tokens")
 
 
 def launches_of_step(heads: DeltaHeads, batch: int, target: Target) -> str:
@@ -146,22 +145,16 @@ def launches_of_step(heads: DeltaHeads, batch: int, target: Target) -> str:
 def require_kernels(heads: DeltaHeads, batch: int) -> None:
     """Raises NotImplementedError, with the reason, for heads that the kernels do not support."""
     _require_widths(heads.key_width, heads.value_width, WIDTHS)
-    memory = batch, heads.value_heads, heads.key_width, heads.value_width
-    if math.prod(memory) > MAX_ELEMENTS:
-        raise NotImplementedError(
-            f"memories of shape {list(memory)}: the kernels address at most {MAX_ELEMENTS} elements"
-        )
+    require_elements((batch, heads.value_heads, heads.key_width, heads.value_width))
 
 
 def _require_widths(H: int, W: int, widths: tuple[int, ...]) -> None:
     for name, width in (("keys", H), ("values", W)):
-        if width not in widths:
-            known = ", ".join(map(str, widths))
-            raise NotImplementedError(f"{name} {width} wide: the kernels know widths of {known}")
+        require_width(name, width, widths)
 
 
 def check_operands(
-    token: Token, parameters: Parameters, state: DeltaState, heads: DeltaHeads, lengths_B=None
+    token: Token, parameters: Parameters, state: RecurrentState, heads: DeltaHeads, lengths_B=None
 ) -> None:
     """Raises ValueError, with both shapes, for the first operand that does not fit."""
     if heads.value_heads % heads.key_heads:
@@ -178,11 +171,5 @@ def check_operands(
         expected = tuple(sizes[axis] for axis in name.rpartition("_")[2])
         if name == "filters_LC":
             expected = sizes["L"] + 1, sizes["C"]
-        _require_shape(name, array, expected)
-    if state.memory_BNHW.dtype != jnp.float32:
-        raise ValueError(f"memory_BNHW must be float32, got {state.memory_BNHW.dtype}")
-
-
-def _require_shape(name: str, array: jax.Array, expected: tuple[int, ...]) -> None:
-    if array.shape != expected:
-        raise ValueError(f"{name} must be {list(expected)}, got {list(array.shape)}")
+        require_shape(name, array, expected)
+    require_float32("memory_BNHW", state.memory_BNHW)

@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 from pallas_kernels.delta_rule.blocks import ChunkBlocks
 from pallas_kernels.delta_rule.operands import Tokens
+from pallas_kernels.recurrence.chunks import Place, decays, parts, rows_and_columns
 from pallas_kernels.targets import Target
 
 #: Rows of the diagonal blocks of a triangular system.
@@ -62,13 +63,13 @@ def _solve(tokens: Tokens, dot, blocks: ChunkBlocks, target: Target) -> _Systems
 
     def kernel(point, k_ref, v_ref, log_decay_ref, beta_ref, values_ref, keys_ref, *factor_refs):
         i, n, b = point
-        at = _Place(b, n, i * C + jnp.arange(C, dtype=jnp.int32), T)
+        at = Place(b, n, i * C + jnp.arange(C, dtype=jnp.int32), T)
         log_decay, beta = at.numbers(log_decay_ref), at.numbers(beta_ref)
-        between, since, until = _decays(log_decay)
+        between, since, until = decays(log_decay)
         for ref, factors in zip(factor_refs, (since, until)):
             triton.store(ref, (b, n, at.tokens), factors)
         overlaps = sum(
-            dot(at.rows(k_ref, part), at.columns(k_ref, part)) for part in _parts(H, blocks)
+            dot(at.rows(k_ref, part), at.columns(k_ref, part)) for part in parts(H, blocks.part)
         )
         inverse = _inverse(beta[:, None] * overlaps * between, dot)
         # Keys are loaded again, because registers are scarce.
@@ -76,7 +77,7 @@ def _solve(tokens: Tokens, dot, blocks: ChunkBlocks, target: Target) -> _Systems
             (values_ref, v_ref, beta),
             (keys_ref, k_ref, beta * since),
         ):
-            for part in _parts(ref.shape[-1], blocks):
+            for part in parts(ref.shape[-1], blocks.part):
                 out = dot(inverse, at.rows(ref, part) * factor[:, None])
                 triton.store(out_ref, (b, n, at.tokens[:, None], part[None]), out)
 
@@ -105,10 +106,10 @@ def _remember(
         changes_ref, starts_ref, last_ref = out_refs
         share, n, b = point
         column = share * columns + jnp.arange(columns, dtype=jnp.int32)
-        rows = _parts(H, blocks)
+        rows = parts(H, blocks.part)
 
         def step(i, memory):
-            at = _Place(b, n, i * C + jnp.arange(C, dtype=jnp.int32), T)
+            at = Place(b, n, i * C + jnp.arange(C, dtype=jnp.int32), T)
             until = until_ref[b, n, at.tokens]
             decay = since_ref[b, n, i * C + (C - 1)]
             changes = values_ref[b, n, at.tokens[:, None], column[None]]
@@ -147,14 +148,14 @@ def _read(tokens, systems, changes_BNTW, starts_BNIHW, dot, blocks: ChunkBlocks,
     def kernel(point, q_ref, k_ref, log_decay_ref, since_ref, changes_ref, starts_ref, out_ref):
         program, n, b = point
         i, share = program // (W // columns), program % (W // columns)
-        at = _Place(b, n, i * C + jnp.arange(C, dtype=jnp.int32), T)
+        at = Place(b, n, i * C + jnp.arange(C, dtype=jnp.int32), T)
         column = share * columns + jnp.arange(columns, dtype=jnp.int32)
         since, scores, out = since_ref[b, n, at.tokens][:, None], 0, 0
-        for part in _parts(H, blocks):
+        for part in parts(H, blocks.part):
             q = at.rows(q_ref, part)
             scores += dot(q, at.columns(k_ref, part))
             out += dot(q * since, starts_ref[b, n, i, part[:, None], column[None]])
-        between, *_ = _decays(at.numbers(log_decay_ref))
+        between, *_ = decays(at.numbers(log_decay_ref))
         out += dot(scores * between, changes_ref[b, n, at.tokens[:, None], column[None]])
         index = b, at.tokens[:, None], n, column[None]
         triton.store(out_ref, index, out, mask=at.is_real[:, None])
@@ -170,55 +171,13 @@ def _read(tokens, systems, changes_BNTW, starts_BNIHW, dot, blocks: ChunkBlocks,
     )(*operands, changes_BNTW, starts_BNIHW)
 
 
-def _parts(width: int, blocks: ChunkBlocks) -> list:
-    """Divides indices into parts that are multiplied one after the other."""
-    count = min(width, blocks.part)
-    return [first + jnp.arange(count, dtype=jnp.int32) for first in range(0, width, count)]
-
-
-class _Place:
-    """Where a chunk of a head is: loads its tokens, and zeros in place of tokens after the last."""
-
-    def __init__(self, b, n, tokens, T: int):
-        self.b, self.n, self.tokens, self.is_real = b, n, tokens, tokens < T
-
-    def rows(self, ref, part):
-        """Loads numbers `part` of ref [B, T, N, width], a row per token."""
-        index = self.b, self.tokens[:, None], self.n, part[None]
-        return triton.load(ref, index, mask=self.is_real[:, None])
-
-    def columns(self, ref, part):
-        """Loads the same as `rows`, transposed."""
-        index = self.b, self.tokens[None], self.n, part[:, None]
-        return triton.load(ref, index, mask=self.is_real[None])
-
-    def numbers(self, ref):
-        """Loads a number of ref [B, T, N] per token."""
-        return triton.load(ref, (self.b, self.tokens, self.n), mask=self.is_real)
-
-
-def _decays(log_decay_C):
-    """Returns the decays between two tokens of a chunk, since its beginning and until its end.
-
-    Element [c, d] of the first is the decay from token d to token c, 0 if d is later than c. Each
-    logarithm is a sum of its own: a difference of two sums would lose digits after strong decays.
-    """
-    row, column = _rows_and_columns(log_decay_C.size)
-    is_lower, log_decay_CC = row >= column, jnp.broadcast_to(log_decay_C[None], row.shape)
-    after_CC = jnp.where(row > column, log_decay_C[:, None], 0)
-    between_CC = jnp.exp(jnp.cumsum(after_CC, axis=0))
-    since = jnp.exp(jnp.where(is_lower, log_decay_CC, 0).sum(axis=1))
-    until = jnp.exp(jnp.where(row < column, log_decay_CC, 0).sum(axis=1))
-    return jnp.where(is_lower, between_CC, 0), since, until
-
-
 def _inverse(matrix_CC, dot):
     """Inverts 1 + the strictly lower part of a matrix.
 
     The diagonal blocks are inverted column by column, all at once. The rest is a matrix of blocks:
     the inverse of 1 - m is (1 + m)(1 + m^2)(1 + m^4)..., where some power of m is 0.
     """
-    row, column = _rows_and_columns(len(matrix_CC))
+    row, column = rows_and_columns(len(matrix_CC))
     is_in_block = row // BLOCK == column // BLOCK
     lower = jnp.where(row > column, matrix_CC, 0)
     in_blocks = jnp.where(is_in_block, lower, 0)
@@ -238,9 +197,3 @@ def _inverse(matrix_CC, dot):
             power = dot(power, power)
             inverse += dot(power, inverse)
     return inverse
-
-
-def _rows_and_columns(C: int):
-    index = jnp.arange(C, dtype=jnp.int32)
-    shape = C, C
-    return jnp.broadcast_to(index[:, None], shape), jnp.broadcast_to(index[None], shape)

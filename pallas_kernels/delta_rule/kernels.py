@@ -20,9 +20,16 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
 from pallas_kernels.delta_rule.blocks import Blocks
-from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameters, Token
-from pallas_kernels.packing import GROUP
-from pallas_kernels.qmatmul import activations
+from pallas_kernels.delta_rule.operands import DeltaHeads, Parameters, Token
+from pallas_kernels.recurrence.operands import RecurrentState
+from pallas_kernels.recurrence.steps import (
+    like,
+    of_quantized,
+    quantized_shapes,
+    softplus,
+    store_quantized,
+    when_real,
+)
 from pallas_kernels.short_convolution import Window, silu
 from pallas_kernels.targets import Target
 
@@ -30,7 +37,7 @@ from pallas_kernels.targets import Target
 class Operands(NamedTuple):
     """The operands of a step: arrays, or refs in a kernel. lengths_B is int32, or None."""
 
-    state: DeltaState
+    state: RecurrentState
     token: Token
     parameters: Parameters
     lengths_B: jax.Array | None
@@ -38,8 +45,8 @@ class Operands(NamedTuple):
     def window(self, b, first, count: int) -> Window:
         """Loads `count` channels of the convolution from the channel `first` on."""
         channels = first + jnp.arange(count, dtype=jnp.int32)
-        refs = self.token.qkv_BC, self.state.inputs_BLC, self.parameters.filters_LC
-        return Window(b, channels, *refs)
+        x = self.token.qkv_BC[b, channels]
+        return Window(b, channels, x, self.state.inputs_BLC, self.parameters.filters_LC)
 
     def factors(self, b, n):
         """Computes the decay of a memory, and the share by which it moves to the new value."""
@@ -52,15 +59,11 @@ class Operands(NamedTuple):
                 (self.parameters.a_N, n),
             )
         )
-        alpha = alpha + dt
-        rate = jnp.maximum(alpha, np.float32(0)) + jnp.log1p(jnp.exp(-jnp.abs(alpha)))
-        return jnp.exp(rate * a), 1 / (1 + jnp.exp(-beta))
+        return jnp.exp(softplus(alpha + dt) * a), 1 / (1 + jnp.exp(-beta))
 
     def when_real(self, b):
         """Returns a decorator that runs a function only if the sequence has a new token."""
-        if self.lengths_B is None:
-            return lambda function: function()
-        return pl.when(self.lengths_B[b] > 0)
+        return when_real(self.lengths_B, b)
 
 
 def step(operands: Operands, heads: DeltaHeads, epsilons, mode, blocks: Blocks, target: Target):
@@ -69,7 +72,7 @@ def step(operands: Operands, heads: DeltaHeads, epsilons, mode, blocks: Blocks, 
         return _at_once(operands, heads, epsilons, mode, blocks, target)
     sums_BNW, memory = _remember(operands, heads, epsilons[0], blocks, target)
     out, inputs, *quantized = _finish(sums_BNW, operands, heads, epsilons[1], mode, blocks, target)
-    return out, DeltaState(memory, inputs), *quantized
+    return out, RecurrentState(memory, inputs), *quantized
 
 
 def _at_once(operands, heads, epsilons, mode, blocks, target):
@@ -108,8 +111,8 @@ def _at_once(operands, heads, epsilons, mode, blocks, target):
         kernel,
         [
             jax.ShapeDtypeStruct((B, N, W), operands.token.qkv_BC.dtype),
-            *map(_like, operands.state),
-            *_quantized_shapes(B, N, W, mode),
+            *map(like, operands.state),
+            *quantized_shapes(B, N * W, mode),
         ],
         grid=(B * K,),
         target=target,
@@ -117,7 +120,7 @@ def _at_once(operands, heads, epsilons, mode, blocks, target):
         name="delta_step",
         aliases={0: 1, 1: 2},
     )(*arrays)
-    return out, DeltaState(memory, inputs), *_quantized(acts, mode)
+    return out, RecurrentState(memory, inputs), *of_quantized(acts, mode)
 
 
 def _remember(operands, heads, epsilon, blocks, target):
@@ -140,7 +143,7 @@ def _remember(operands, heads, epsilon, blocks, target):
 
     return triton.call(
         kernel,
-        [jax.ShapeDtypeStruct((B, N, W), jnp.float32), _like(operands.state.memory_BNHW)],
+        [jax.ShapeDtypeStruct((B, N, W), jnp.float32), like(operands.state.memory_BNHW)],
         grid=(B * N, W // blocks.columns),
         target=target,
         warps=max(1, blocks.threads // target.wave),
@@ -158,7 +161,7 @@ def _finish(sums_BNW, operands, heads, epsilon, mode, blocks, target):
 
     def kernel(point, *refs):
         inputs_ref, sums_ref, found = jax.tree.unflatten(structure, refs[: len(arrays)])
-        found = found._replace(state=DeltaState(None, inputs_ref))
+        found = found._replace(state=RecurrentState(None, inputs_ref))
         out_ref, inputs_ref, *act_refs = refs[len(arrays) :]
         b, n = point[0] // N, point[0] % N
         value = found.window(b, 2 * heads.first_key + n * W, W)
@@ -178,8 +181,8 @@ def _finish(sums_BNW, operands, heads, epsilon, mode, blocks, target):
         kernel,
         [
             jax.ShapeDtypeStruct((B, N, W), operands.token.qkv_BC.dtype),
-            _like(inputs),
-            *_quantized_shapes(B, N, W, mode),
+            like(inputs),
+            *quantized_shapes(B, N * W, mode),
         ],
         grid=(B * N,),
         target=target,
@@ -187,7 +190,7 @@ def _finish(sums_BNW, operands, heads, epsilon, mode, blocks, target):
         name="delta_step_finish",
         aliases={0: 1},
     )(*arrays)
-    return out, inputs, *_quantized(acts, mode)
+    return out, inputs, *of_quantized(acts, mode)
 
 
 def _load_memory(found, b, n, heads, column):
@@ -238,19 +241,4 @@ def _store_output(sums, found, out_ref, act_refs, b, n, epsilon, mode):
     factor = jax.lax.rsqrt((sums * sums).sum() / np.float32(W) + np.float32(epsilon))
     out = (sums * factor * scale * silu(gate)).astype(out_ref.dtype)
     triton.store(out_ref, (b, n, column), out)
-    if mode is not None:
-        g = n * (W // GROUP) + jnp.arange(W // GROUP, dtype=jnp.int32)
-        of_groups = out.astype(jnp.float32).reshape(-1, GROUP)
-        activations.store(act_refs, b, g, of_groups, mode)
-
-
-def _like(array):
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
-
-
-def _quantized_shapes(B, N, W, mode):
-    return [] if mode is None else activations.shapes(B, N * W // GROUP, mode, False)
-
-
-def _quantized(arrays, mode) -> list:
-    return [] if mode is None else [activations.of_arrays(arrays, mode)]
+    store_quantized(act_refs, b, n * W, out, mode)

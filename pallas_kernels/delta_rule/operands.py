@@ -87,18 +87,6 @@ class Parameters(NamedTuple):
     scale_W: jax.Array
 
 
-class DeltaState(NamedTuple):
-    """The state after the previous tokens.
-
-    Attributes:
-        memory_BNHW: float32, a matrix from keys to values for each value head.
-        inputs_BLC: The last L - 1 inputs of the convolution, the latest one last.
-    """
-
-    memory_BNHW: jax.Array
-    inputs_BLC: jax.Array
-
-
 class Tokens(NamedTuple):
     """The operands of the delta rule for T tokens of each sequence, float32.
 

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.delta_rule.operands import DeltaHeads, DeltaState, Parameters, Token
+from pallas_kernels.delta_rule.operands import DeltaHeads, Parameters, Token
 from pallas_kernels.packing import GROUP
 from pallas_kernels.qmatmul.activations import quantize_reference
+from pallas_kernels.recurrence.operands import RecurrentState
 from rocmforge_jax.backends import Numerics, Operation, choose, differentiable, pallas
 from rocmforge_jax.backends.trials import relative_error
 from rocmforge_jax.nn.convolution import CausalConvolution, ConvState, causal_convolution
@@ -165,7 +166,7 @@ class _Step:
         out, arrays, quantized = pallas.delta_step(
             Token(qkv_BC, gate_BNW, beta_BN, alpha_BN),
             parameters,
-            DeltaState(state.memory_BNHW, state.conv.inputs),
+            RecurrentState(state.memory_BNHW, state.conv.inputs),
             lengths_B,
             heads,
             (self.spec.epsilon, self.norm_epsilon),

@@ -22,7 +22,7 @@ from pallas_kernels.attention import (
     decode_attention,
     prefill_attention,
 )
-from pallas_kernels.delta_rule import DeltaHeads, DeltaState, Parameters, Token, step
+from pallas_kernels.delta_rule import DeltaHeads, Parameters, RecurrentState, Token, step
 from pallas_kernels.router.routing import SCORINGS
 from rocmforge_jax import dequantize, formats
 from rocmforge_jax.backends import Numerics
@@ -306,7 +306,7 @@ def _delta_operands(width, batch):
     token = Token(of((batch, C), dtype), of((batch, N, width), dtype), numbers, numbers)
     of_heads = of((N,), jnp.float32)
     parameters = of((TAPS, C), jnp.float32), of_heads, of_heads, of((width,), jnp.float32)
-    return token, Parameters(*parameters), DeltaState(memory, of((batch, TAPS - 1, C), dtype))
+    return token, Parameters(*parameters), RecurrentState(memory, of((batch, TAPS - 1, C), dtype))
 
 
 def _delta_rules(*operands):

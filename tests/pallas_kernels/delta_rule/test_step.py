@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.delta_rule import DeltaHeads, DeltaState, Parameters, Token, step
+from pallas_kernels.delta_rule import DeltaHeads, Parameters, RecurrentState, Token, step
 from pallas_kernels.delta_rule.blocks import BLOCKS, Blocks, blocks_of
 from pallas_kernels.qmatmul.activations import quantize_reference
 from tests.pallas_kernels.conftest import GPUS, TARGET, lowered_to_triton
@@ -40,7 +40,7 @@ def made(heads, batch=3, taps=4, dtype=jnp.float32):
     return (
         token,
         parameters,
-        DeltaState(normal(batch, N, H, W), normal(batch, taps - 1, C, dtype=dtype)),
+        RecurrentState(normal(batch, N, H, W), normal(batch, taps - 1, C, dtype=dtype)),
     )
 
 
@@ -201,7 +201,7 @@ def _zeros(heads, batch):
     shapes = (batch, C), (batch, N, W), (batch, N), (batch, N)
     vectors = [jnp.zeros(shape) for shape in ((4, C), (N,), (N,), (W,))]
     state = jnp.zeros((batch, N, H, W)), jnp.zeros((batch, 3, C))
-    return Token(*map(jnp.zeros, shapes)), Parameters(*vectors), DeltaState(*state)
+    return Token(*map(jnp.zeros, shapes)), Parameters(*vectors), RecurrentState(*state)
 
 
 @pytest.mark.parametrize("target", GPUS, ids=str)

@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 from pallas_kernels.delta_rule.blocks import ChunkBlocks
 from pallas_kernels.delta_rule.operands import Tokens
-from pallas_kernels.recurrence.chunks import Place, decays, parts, rows_and_columns
+from pallas_kernels.recurrence.chunks import Decays, Place, parts, rows_and_columns
 from pallas_kernels.targets import Target
 
 #: Rows of the diagonal blocks of a triangular system.
@@ -65,13 +65,14 @@ def _solve(tokens: Tokens, dot, blocks: ChunkBlocks, target: Target) -> _Systems
         i, n, b = point
         at = Place(b, n, i * C + jnp.arange(C, dtype=jnp.int32), T)
         log_decay, beta = at.numbers(log_decay_ref), at.numbers(beta_ref)
-        between, since, until = decays(log_decay)
-        for ref, factors in zip(factor_refs, (since, until)):
+        decays = Decays(log_decay)
+        since = decays.since()
+        for ref, factors in zip(factor_refs, (since, decays.until())):
             triton.store(ref, (b, n, at.tokens), factors)
         overlaps = sum(
             dot(at.rows(k_ref, part), at.columns(k_ref, part)) for part in parts(H, blocks.part)
         )
-        inverse = _inverse(beta[:, None] * overlaps * between, dot)
+        inverse = _inverse(beta[:, None] * overlaps * decays.between(), dot)
         # Keys are loaded again, because registers are scarce.
         for out_ref, ref, factor in (
             (values_ref, v_ref, beta),
@@ -155,7 +156,7 @@ def _read(tokens, systems, changes_BNTW, starts_BNIHW, dot, blocks: ChunkBlocks,
             q = at.rows(q_ref, part)
             scores += dot(q, at.columns(k_ref, part))
             out += dot(q * since, starts_ref[b, n, i, part[:, None], column[None]])
-        between, *_ = decays(at.numbers(log_decay_ref))
+        between = Decays(at.numbers(log_decay_ref)).between()
         out += dot(scores * between, changes_ref[b, n, at.tokens[:, None], column[None]])
         index = b, at.tokens[:, None], n, column[None]
         triton.store(out_ref, index, out, mask=at.is_real[:, None])

@@ -1,8 +1,12 @@
 """Helpers of kernels that compute a recurrence in chunks of tokens."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels import triton
+
+#: The unit of sums of logarithms is 2^-UNIT_BITS. Sums of 128 logarithms down to -128 are exact.
+UNIT_BITS = 10
 
 
 def parts(width: int, most: int) -> list:
@@ -36,19 +40,39 @@ class Place:
         return triton.load(ref, (self.b, self.tokens, self.n), mask=self.is_real)
 
 
-def decays(log_decay_C):
-    """Returns the decays between two tokens of a chunk, since its beginning and until its end.
+class Decays:
+    """The decays within a chunk, given the logarithms of the decays of its tokens, at most 0.
 
-    Element [c, d] of the first is the decay from token d to token c, 0 if d is later than c. Each
-    logarithm is a sum of its own: a difference of two sums would lose digits after strong decays.
+    Decays between tokens are differences of sums from the beginning of the chunk. A difference of
+    two float32 sums would lose digits after strong decays. So each logarithm is divided into a
+    multiple of 2^-UNIT_BITS and a small remainder, which are summed apart. Sums of the multiples
+    are exact, because they have at most 24 bits.
     """
-    row, column = rows_and_columns(log_decay_C.size)
-    is_lower, log_decay_CC = row >= column, jnp.broadcast_to(log_decay_C[None], row.shape)
-    after_CC = jnp.where(row > column, log_decay_C[:, None], 0)
-    between_CC = jnp.exp(jnp.cumsum(after_CC, axis=0))
-    since = jnp.exp(jnp.where(is_lower, log_decay_CC, 0).sum(axis=1))
-    until = jnp.exp(jnp.where(row < column, log_decay_CC, 0).sum(axis=1))
-    return jnp.where(is_lower, between_CC, 0), since, until
+
+    def __init__(self, log_decay_C):
+        # A decay of e^-128 is 0 in float32.
+        clamped = jnp.maximum(log_decay_C, np.float32(-128))
+        unit = np.float32(2**UNIT_BITS)
+        multiple = (clamped * unit).astype(jnp.int32).astype(jnp.float32) / unit
+        self._parts = [(part.sum(), jnp.cumsum(part)) for part in (multiple, clamped - multiple)]
+
+    def between(self):
+        """Returns [C, C]: in row c and column d, the decay from token d to c; 0 if d is later."""
+        row, column = rows_and_columns(self._parts[0][1].size)
+        log_decay_CC = sum(sums[:, None] - sums[None] for _, sums in self._parts)
+        return jnp.where(row >= column, jnp.exp(log_decay_CC), 0)
+
+    def since(self):
+        """Returns the decay from the beginning of the chunk to each token, itself included."""
+        return jnp.exp(sum(sums for _, sums in self._parts))
+
+    def until(self):
+        """Returns the decay from each token, itself excluded, to the end of the chunk."""
+        return jnp.exp(sum(total - sums for total, sums in self._parts))
+
+    def whole(self):
+        """Returns the decay of the whole chunk."""
+        return jnp.exp(sum(total for total, _ in self._parts))
 
 
 def rows_and_columns(C: int):

@@ -151,6 +151,7 @@ NO_KERNELS = {
     "pallas_kernels.router.Routing",
     "pallas_kernels.router.Tiles",
     "pallas_kernels.router.reference",
+    "pallas_kernels.selective_scan.operands",
     "pallas_kernels.symbolic_sizes.surely",
     "pallas_kernels.targets",
 }

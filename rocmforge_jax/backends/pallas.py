@@ -32,6 +32,9 @@ from pallas_kernels.qmatmul import (
 from pallas_kernels.router import Routing, Tiles, most_tokens
 from pallas_kernels.router import by_expert as group_by_expert
 from pallas_kernels.router import route as route_tokens
+from pallas_kernels.selective_scan import ScanHeads, check_scan, check_step
+from pallas_kernels.selective_scan import scan as scan_tokens
+from pallas_kernels.selective_scan import step as scan_one_token
 from pallas_kernels.targets import Target
 from rocmforge_jax import settings
 from rocmforge_jax.backends.choice import WrongDevice
@@ -281,6 +284,46 @@ def delta_rule(tokens: Tokens, memory_BNHW, exact: bool):
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _delta_rule(tokens, memory_BNHW, exact, on):
     return rule(tokens, memory_BNHW, exact=exact, target=on)
+
+
+def check_scan_step(heads: ScanHeads, batch: int) -> None:
+    """Raises NotImplementedError, with the reason, if the kernels do not support the heads."""
+    check_step(heads, batch)
+
+
+def scan_step(
+    projected_BF, parameters, state, lengths_B, heads: ScanHeads, epsilon: float, mode: str | None
+):
+    """Computes a state space for one token of each sequence: see `selective_scan.step`.
+
+    Returns (output [B, I], state, the output's Activations in `mode` or None).
+    """
+    operands = projected_BF, parameters, state, lengths_B
+    return _scan_step(operands, (heads, epsilon, mode, target()))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _scan_step(operands, static):
+    projected_BF, parameters, state, lengths_B = operands
+    heads, epsilon, mode, on = static
+    how = dict(lengths_B=lengths_B, epsilon=epsilon, activations=mode, target=on)
+    out, state, *quantized = scan_one_token(projected_BF, parameters, state, heads, **how)
+    return out, state, quantized[0] if quantized else None
+
+
+def check_selective_scan(sizes: tuple[int, ...]) -> None:
+    """Raises NotImplementedError if the kernels do not support these B, T, N, H and W."""
+    check_scan(sizes, target())
+
+
+def selective_scan(tokens, a_N, d_N, memory_BNHW, exact: bool):
+    """Applies a state space to many tokens: see `pallas_kernels.selective_scan.scan`."""
+    return _selective_scan(tokens, a_N, d_N, memory_BNHW, exact, target())
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _selective_scan(tokens, a_N, d_N, memory_BNHW, exact, on):
+    return scan_tokens(tokens, a_N, d_N, memory_BNHW, exact=exact, target=on)
 
 
 def most_routed_tokens() -> int:

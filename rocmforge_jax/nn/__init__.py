@@ -4,6 +4,7 @@ from pallas_kernels.activation_functions import GELU, RELU2, SILU, ActivationFun
 from pallas_kernels.attention import AttentionRule
 from pallas_kernels.delta_rule.operands import DeltaHeads
 from pallas_kernels.router import Routing
+from pallas_kernels.selective_scan.operands import ScanHeads
 from rocmforge_jax.nn.attention import (
     attend,
     attend_to_new,
@@ -50,6 +51,7 @@ from rocmforge_jax.nn.rope import (
 from rocmforge_jax.nn.shared_trace import shared_trace
 from rocmforge_jax.nn.ssm import selective_scan
 from rocmforge_jax.nn.state import Cache, NoState, State
+from rocmforge_jax.nn.state_space import StateSpaceSpec, state_space
 from rocmforge_jax.nn.through_each import through_each
 from rocmforge_jax.nn.vector import Bias, Vector
 from rocmforge_jax.nn.visible import Visible
@@ -88,7 +90,9 @@ __all__ = [
     "Routing",
     "SILU",
     "ScalarGate",
+    "ScanHeads",
     "State",
+    "StateSpaceSpec",
     "TiedHead",
     "Vector",
     "Visible",
@@ -122,6 +126,7 @@ __all__ = [
     "route",
     "selective_scan",
     "shared_trace",
+    "state_space",
     "swiglu",
     "swiglu_mlp",
     "swiglu_oai",

@@ -10,10 +10,15 @@ arXiv:2405.21060):
 A single token is computed by this step. Several tokens are computed in chunks, as matrix products.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from rocmforge_jax.backends import cpp
+from pallas_kernels.selective_scan.operands import Tokens
+from rocmforge_jax.backends import Operation, choose, cpp, differentiable, pallas
+from rocmforge_jax.backends.trials import relative_error
 from rocmforge_jax.nn.chunks import (
     check_shapes,
     cut_into_chunks,
@@ -29,7 +34,17 @@ CHUNK = 32
 
 
 def selective_scan(
-    x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW, lengths_B=None, *, backend=None
+    x_BTNH,
+    dt_BTN,
+    a_N,
+    b_BTKW,
+    c_BTKW,
+    d_N,
+    memory_BNHW,
+    lengths_B=None,
+    *,
+    exact: bool = True,
+    backend: str | None = None,
 ):
     """Applies a selective state space to T tokens.
 
@@ -44,8 +59,9 @@ def selective_scan(
             it in place.
         lengths_B: int32, the number of real tokens of each sequence, default T. Padding never
             enters the memory.
-        backend: The backend for a single token. Default: the first one that supports it. XLA
-            always computes chunks.
+        exact: Whether several tokens are computed in full float32. If not, the matrix units of an
+            NVIDIA GPU may round the operands of products to 11 bits.
+        backend: The backend. Default: the first one that supports the number of tokens.
 
     Returns:
         The outputs, float32 [B, T, N, H], and the new memory, float32.
@@ -56,17 +72,14 @@ def selective_scan(
     _check(x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW)
     operands = x_BTNH, dt_BTN, a_N, b_BTKW, c_BTKW, d_N, memory_BNHW
     x, dt, a, b, c, d, memory = (operand.astype(jnp.float32) for operand in operands)
-    T, dt = x.shape[1], without_padding(dt, lengths_B)
-    tokens = x * dt[..., None], dt * a[None, None], b, c
-    if T == 1:
-        out, memory = STEP.on(backend, tuple(token[:, 0] for token in tokens), memory)
-        out = out[:, None]
-    else:
-        # The temporaries of one chunk fit into a CPU's cache, those of all chunks would not.
-        cut = tuple(cut_into_chunks(token, min(CHUNK, T)) for token in tokens)
-        memory, chunks = jax.lax.scan(_chunk, memory, cut)
-        out = joined_chunks(chunks, T)
-    return out + d[None, None, :, None] * x, memory
+    tokens = Tokens(x, without_padding(dt, lengths_B), b, c)
+    if x.shape[1] > 1:
+        if choose(SEVERAL, (tokens, exact), backend).name == "pallas":
+            return differentiable(_Kernels(exact), tokens, a, d, memory)
+        return _in_chunks(tokens, a, d, memory)
+    token = tuple(array[:, 0] for array in _weighted(tokens, a))
+    out, memory = STEP.on(backend, token, memory)
+    return out[:, None] + d[None, None, :, None] * x, memory
 
 
 def _check(x, dt, a, b, c, d, memory) -> None:
@@ -95,6 +108,60 @@ def _step(token, memory_BNHW):
 
 
 STEP = RecurrentStep("state space", cpp.scan_step, _step)
+
+
+def _check_pallas(tokens: Tokens, exact: bool) -> str:
+    on = pallas.target()
+    (B, T, N, H), W = tokens.x_BTNH.shape, tokens.b_BTKW.shape[-1]
+    pallas.check_selective_scan((B, T, N, H, W))
+    what = f"the state space with heads {H} and states {W} wide" + ", exact" * exact
+    error = functools.partial(_trial_error, H, W, exact)
+    pallas.require(what, error, 1e-5 if exact else 5e-3)
+    return f"chunks of tokens in three launches, {on}"
+
+
+SEVERAL = Operation("state space", {"pallas": _check_pallas}, fused=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernels:
+    """Several tokens as a function of arrays: in Pallas, and in plain XLA for gradients."""
+
+    exact: bool
+
+    def __call__(self, tokens: Tokens, a_N, d_N, memory_BNHW):
+        return pallas.selective_scan(tokens, a_N, d_N, memory_BNHW, self.exact)
+
+    def plain(self, tokens: Tokens, a_N, d_N, memory_BNHW):
+        return _in_chunks(tokens, a_N, d_N, memory_BNHW)
+
+
+def _trial_error(H: int, W: int, exact: bool) -> jax.Array:
+    """Returns the largest relative error of the results for small random operands."""
+    B, T, N, K = 2, 75, 4, 2
+    shapes = (B, T, N, H), (B, T, N), (B, T, K, W), (B, T, K, W), (N,), (N,), (B, N, H, W)
+    x, dt, b, c, a, d, memory = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)
+    )
+    operands = Tokens(x, jax.nn.softplus(dt), b, c), -jnp.exp(a), d, memory
+    kernels = _Kernels(exact)
+    return relative_error(kernels(*operands), kernels.plain(*operands))
+
+
+def _weighted(tokens: Tokens, a_N) -> tuple[jax.Array, ...]:
+    """Returns what a token writes, its log decay, and its directions."""
+    x, dt, b, c = tokens
+    return x * dt[..., None], dt * a_N[None, None], b, c
+
+
+def _in_chunks(tokens: Tokens, a_N, d_N, memory_BNHW):
+    """Applies the state space to several tokens, chunk by chunk."""
+    T = tokens.x_BTNH.shape[1]
+    # The temporaries of one chunk fit into a CPU's cache, those of all chunks would not.
+    cut = tuple(cut_into_chunks(array, min(CHUNK, T)) for array in _weighted(tokens, a_N))
+    memory_BNHW, chunks = jax.lax.scan(_chunk, memory_BNHW, cut)
+    out = joined_chunks(chunks, T)
+    return out + d_N[None, None, :, None] * tokens.x_BTNH, memory_BNHW
 
 
 def _chunk(memory_BNHW, tokens):

@@ -23,6 +23,8 @@ from tests.rocm.test_compiles import (
     MIXTURES,
     PRODUCTS,
     RINGS,
+    SCAN_STEPS,
+    SCANS,
 )
 
 pytestmark = pytest.mark.cuda
@@ -70,6 +72,8 @@ def test_compiles_into_registers(name, h100):
         *((name, "decode_attention") for name in RINGS),
         *((name, "delta_step") for name in DELTA_STEPS),
         *((name, "delta_solve") for name in DELTA_RULES),
+        *((name, "scan_step") for name in SCAN_STEPS),
+        *((name, "scan_read") for name in SCANS),
     ],
 )
 def test_other_kernels_compile_into_registers(name, kernel, h100):

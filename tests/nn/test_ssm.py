@@ -1,12 +1,15 @@
 """The selective state space of Mamba 2 against its definition, token by token in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import targets
 from rocmforge_jax.nn import selective_scan
-from rocmforge_jax.nn.ssm import CHUNK
+from rocmforge_jax.nn.ssm import CHUNK, _trial_error
 
 pytestmark = pytest.mark.core
 
@@ -62,6 +65,17 @@ def relative(got, expected):
     return np.linalg.norm(np.float64(got) - expected) / np.linalg.norm(expected)
 
 
+@pytest.fixture(params=["xla", "pallas"])
+def scan(request):
+    """The scan on a backend, jitted, and widths of heads and states that it supports.
+
+    Pallas's kernels are there, on a GPU or in the interpreter.
+    """
+    run = jax.jit(functools.partial(selective_scan, backend=request.param))
+    with targets.use(targets.current() or targets.INTERPRET):
+        yield run, dict(H=16, W=32) if request.param == "pallas" else {}
+
+
 @pytest.mark.parametrize("strength", [1.0, 30.0])
 @pytest.mark.parametrize("tokens", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 600, 5000])
 def test_tokens_at_once_are_the_definition(tokens, strength):
@@ -80,10 +94,11 @@ def test_heads_that_share_directions(heads, groups, tokens):
         assert relative(got, wanted) < EXACT
 
 
-def test_pieces_and_single_tokens_are_the_whole():
-    operands = made(1, 250)
+def test_pieces_and_single_tokens_are_the_whole(scan):
+    step, widths = scan
+    operands = made(1, 250, **widths)
     expected, after = every_head(*operands)
-    step, at, found = jax.jit(selective_scan), 0, []
+    at, found = 0, []
     memory = operands[-1]
     for size in (130, 1, 1, 59, 59):
         piece = of_tokens(operands, slice(at, at + size))
@@ -96,15 +111,16 @@ def test_pieces_and_single_tokens_are_the_whole():
 
 
 @pytest.mark.parametrize("padded", [1, 75])
-def test_padding_never_enters_the_memory(padded):
+def test_padding_never_enters_the_memory(padded, scan):
     """Rows with 0, 1 and 43 real tokens, or those that fit, and rubbish after them."""
-    operands = made(3, padded)
+    run, widths = scan
+    operands = made(3, padded, **widths)
     lengths = np.minimum([0, 1, 43], padded).astype(np.int32)
     for name, array in zip(NAMES, operands):
         if name in ("x", "dt", "b", "c"):
             for row, length in zip(array, lengths):
                 row[length:] = 1e3
-    out, after = jax.jit(selective_scan)(*single(operands), lengths)
+    out, after = run(*single(operands), lengths)
     for i, length in enumerate(lengths):
         x, dt, a, b, c, d, memory = of_tokens(operands, slice(0, length))
         i = slice(i, i + 1)
@@ -114,10 +130,31 @@ def test_padding_never_enters_the_memory(padded):
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
-def test_a_memory_without_new_tokens_stays_to_the_bit(tokens):
-    operands = single(made(2, tokens))
-    _, after = jax.jit(selective_scan)(*operands, jnp.zeros(2, jnp.int32))
+def test_a_memory_without_new_tokens_stays_to_the_bit(tokens, scan):
+    run, widths = scan
+    operands = single(made(2, tokens, **widths))
+    _, after = run(*operands, jnp.zeros(2, jnp.int32))
     np.testing.assert_array_equal(after, operands[-1])
+
+
+def test_the_gradient_in_kernels_is_that_of_plain_xla():
+    operands = single(made(1, 40, H=16, W=32))
+
+    def loss(operands, backend):
+        out, after = selective_scan(*operands, backend=backend)
+        return (out**2).sum() + (after**2).sum()
+
+    with targets.use(targets.current() or targets.INTERPRET):
+        found, expected = (jax.grad(loss)(operands, backend) for backend in ("pallas", "xla"))
+    for one, other in zip(found, expected):
+        assert relative(one, np.float64(other)) < 10 * EXACT and jnp.abs(other).max() > 0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_trial_of_kernels_passes(exact):
+    with targets.use(targets.current() or targets.INTERPRET) as target:
+        rounds = target.platform == "cuda" and not exact
+        assert float(_trial_error(16, 32, exact)) < (2e-3 if rounds else 5e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -4,7 +4,8 @@ No weight is made.
 
 A name is "MODEL prefill", "MODEL decode", with one of MODELS; "product TYPE"; "epilogue TYPE";
 "mixture TYPE"; "gpt-oss TYPE"; "attention WIDTH"; "ring WIDTH"; "delta-step WIDTH";
-"delta-rule WIDTH"; or "dequantize TYPE". With "plain" in front, no kernels of ours are in it.
+"delta-rule WIDTH"; "scan-step FAMILY"; "scan FAMILY"; or "dequantize TYPE". With "plain" in front,
+no kernels of ours are in it.
 """
 
 import functools
@@ -24,6 +25,9 @@ from pallas_kernels.attention import (
 )
 from pallas_kernels.delta_rule import DeltaHeads, Parameters, RecurrentState, Token, step
 from pallas_kernels.router.routing import SCORINGS
+from pallas_kernels.selective_scan import Parameters as ScanParameters
+from pallas_kernels.selective_scan import ScanHeads
+from pallas_kernels.selective_scan import step as scan_step
 from rocmforge_jax import dequantize, formats
 from rocmforge_jax.backends import Numerics
 from rocmforge_jax.generate import Sampler, SamplingParams, Slots, Steps
@@ -49,6 +53,7 @@ from rocmforge_jax.nn import (
     mixture,
     only_shapes,
     products,
+    selective_scan,
     swiglu_oai,
 )
 from rocmforge_jax.nn.kv_state import ring_size
@@ -92,6 +97,12 @@ PRODUCTS = ((256, 768), (4096, 14336), (14336, 4096), (8192, 28672))
 HEADS, KV_HEADS, SLOTS, WINDOW = 16, 2, 4096, 1024
 #: Key heads and value heads of Qwen 3.5 9B, taps of its convolution, and sequences of a batch.
 DELTA_HEADS, TAPS, BATCHES = (16, 32), 4, (1, 32)
+#: Family -> the heads of state spaces: of Granite 4-H Tiny, Falcon-H1 7B and Nemotron Nano 9B.
+SCAN_HEADS = {
+    "granite": ScanHeads(48, 1, 64, 128),
+    "falcon": ScanHeads(24, 1, 128, 256),
+    "nemotron": ScanHeads(128, 8, 80, 128),
+}
 #: Tokens of a mixture: as many as go pair by pair, and many.
 TOKENS = (1, 64)
 
@@ -137,6 +148,11 @@ def program(name: str, layout_of: Callable) -> tuple[Callable, tuple]:
         return jax.jit(_delta_steps), ([_delta_operands(int(how), batch) for batch in BATCHES],)
     if what == "delta-rule":
         return jax.jit(_delta_rules), _delta_tokens(int(how))
+    if what == "scan-step":
+        operands = [_scan_operands(SCAN_HEADS[how], batch) for batch in BATCHES]
+        return jax.jit(functools.partial(_scan_steps, SCAN_HEADS[how])), (operands,)
+    if what == "scan":
+        return jax.jit(_scans), _scan_tokens(SCAN_HEADS[how])
     steps, tokens, length = _steps(what, layout_of, backend)
     return {"prefill": _prefill, "decode": _decode}[how](steps, tokens, length)
 
@@ -319,6 +335,41 @@ def _delta_tokens(width):
     wide, numbers = of((*of_heads, width), jnp.float32), of(of_heads, jnp.float32)
     memory = of((1, DELTA_HEADS[1], width, width), jnp.float32)
     return wide, wide, wide, numbers, numbers, memory
+
+
+def _scan_steps(heads, operands):
+    """A step of a state space, for each batch, with a norm and a bias and without."""
+    outputs = []
+    for projected, parameters, state in operands:
+        plain = parameters._replace(bias_C=None, scale_I=None)
+        how = dict(epsilon=1e-6, activations="int16", target=targets.current())
+        lengths_B = jnp.ones(len(projected), jnp.int32)
+        outputs.append(scan_step(projected, parameters, state, heads, lengths_B=lengths_B, **how))
+        outputs.append(scan_step(projected, plain, state, heads, **how))
+    return outputs
+
+
+def _scan_operands(heads: ScanHeads, batch):
+    of, dtype, number = jax.ShapeDtypeStruct, jnp.bfloat16, jnp.float32
+    N, C = heads.heads, heads.channels
+    shapes = (TAPS, C), (C,), (N,), (N,), (N,), (heads.inner,)
+    memory = of((batch, N, heads.head_width, heads.state_width), number)
+    state = RecurrentState(memory, of((batch, TAPS - 1, C), dtype))
+    parameters = ScanParameters(*(of(shape, number) for shape in shapes))
+    return of((batch, heads.projected), dtype), parameters, state
+
+
+def _scans(*operands):
+    """Many tokens of a state space, in full float32 and rounded."""
+    return [selective_scan(*operands, exact=exact) for exact in (True, False)]
+
+
+def _scan_tokens(heads: ScanHeads):
+    of, tokens = jax.ShapeDtypeStruct, (1, PREFILL_CHUNK)
+    N, directions = heads.heads, (*tokens, heads.groups, heads.state_width)
+    sizes = (*tokens, N, heads.head_width), (*tokens, N), (N,), directions, directions, (N,)
+    memory = 1, N, heads.head_width, heads.state_width
+    return tuple(of(shape, jnp.float32) for shape in (*sizes, memory))
 
 
 def _prefill(steps, tokens, length):

@@ -32,6 +32,10 @@ RINGS = ("ring 64", "ring 128", "ring 256")
 DELTA_STEPS = ("delta-step 32", "delta-step 128", "delta-step 256")
 #: Many tokens of delta nets, by width of heads.
 DELTA_RULES = ("delta-rule 32", "delta-rule 128")
+#: Steps of state spaces, by family.
+SCAN_STEPS = ("scan-step granite", "scan-step falcon", "scan-step nemotron")
+#: Many tokens of state spaces, likewise.
+SCANS = ("scan granite", "scan falcon", "scan nemotron")
 DEQUANTIZE = tuple(
     f"dequantize {name}" for name, fmt in formats.FORMATS.items() if fmt.is_quantized
 )
@@ -73,7 +77,17 @@ def record(compiled, target, name, group):
     return record
 
 
-@programs(*STEPS, PRODUCTS, EPILOGUES, MIXTURES, ATTENTION, RINGS, DELTA_STEPS, DEQUANTIZE)
+@programs(
+    *STEPS,
+    PRODUCTS,
+    EPILOGUES,
+    MIXTURES,
+    ATTENTION,
+    RINGS,
+    DELTA_STEPS,
+    SCAN_STEPS,
+    DEQUANTIZE,
+)
 def test_compiles_within_the_limits_of_the_target(record, target, name):
     """Code for this target and no other, for everything that is launched.
 
@@ -93,8 +107,8 @@ def test_compiles_within_the_limits_of_the_target(record, target, name):
     [isa for isa in TARGETS if targets.Target("rocm", isa).multiplies_float32],
     indirect=True,
 )
-@programs(DELTA_RULES)
-def test_many_tokens_of_delta_nets_do_not_spill(record):
+@programs(DELTA_RULES, SCANS)
+def test_many_tokens_of_recurrences_do_not_spill(record):
     """Elsewhere plain XLA computes them."""
     assert record["spills"] == 0
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -14,8 +13,10 @@ from rocmforge_jax.nn import (
     CausalConvolution,
     GroupedRMSNorm,
     MemoryState,
+    ScanHeads,
+    StateSpaceSpec,
     products,
-    selective_scan,
+    state_space,
 )
 from rocmforge_jax.nn.fresh import filled
 
@@ -56,39 +57,34 @@ class Mamba2:
             )
 
     @property
-    def _inner(self) -> int:
-        """The total width of the inputs of all heads."""
-        return self.heads * self.head_width
-
-    @property
-    def _channels(self) -> int:
-        """The total width of x, b and c: the channels of the convolution."""
-        return self._inner + 2 * self.groups * self.state_width
+    def _heads(self) -> ScanHeads:
+        """The heads, as an argument of `state_space`."""
+        return ScanHeads(self.heads, self.groups, self.head_width, self.state_width)
 
     def modules(self, make: Make) -> Mapping[str, nnx.Module | nnx.Param]:
         """Makes the projections, the filters, the parameters of the heads and the norm."""
-        fused, biased = self._inner + self._channels + self.heads, "ssm_conv1d" in make.biases
+        heads, biased = self._heads, "ssm_conv1d" in make.biases
         made: dict[str, nnx.Module | nnx.Param] = {
-            "ssm_in": make.linear("ssm_in", make.width, fused),
+            "ssm_in": make.linear("ssm_in", make.width, heads.projected),
             "ssm_conv1d": CausalConvolution(
-                self.taps, self._channels, use_bias=biased, rngs=make.rngs
+                self.taps, heads.channels, use_bias=biased, rngs=make.rngs
             ),
             "ssm_dt": Bias(self.heads),
             # Their names in files have no suffix, so they are parameters, not modules.
             "ssm_a": nnx.Param(filled((self.heads,), -1, jnp.float32)),
             "ssm_d": nnx.Param(filled((self.heads,), 1, jnp.float32)),
-            "ssm_out": make.linear("ssm_out", self._inner, make.width),
+            "ssm_out": make.linear("ssm_out", heads.inner, make.width),
         }
         if self.norm:
             epsilon = make.norms.epsilon
-            made["ssm_norm"] = GroupedRMSNorm(self.groups, self._inner, epsilon=epsilon)
+            made["ssm_norm"] = GroupedRMSNorm(self.groups, heads.inner, epsilon=epsilon)
         return made
 
     def init_state(self, batch: int, length: int, dtype) -> MemoryState:
         """Makes the state before the first token."""
         memory = self.heads, self.head_width, self.state_width
         return MemoryState.zeros(
-            batch, memory, taps=self.taps, channels=self._channels, dtype=dtype
+            batch, memory, taps=self.taps, channels=self._heads.channels, dtype=dtype
         )
 
     def __call__(self, layer, x_BTD, norm, tokens: Tokens, state: MemoryState | None):
@@ -96,33 +92,20 @@ class Mamba2:
         given = state
         if state is None:
             state = self.init_state(x_BTD.shape[0], 0, x_BTD.dtype)
-        (fused,) = products(x_BTD, [layer.ssm_in], norm=norm)
-        z, seen, dt = jnp.split(fused, [self._inner, self._inner + self._channels], axis=-1)
-        seen, conv = layer.ssm_conv1d(seen, state.conv, tokens.lengths_B)
-        x, b, c = self._split(jax.nn.silu(seen))
-        dt_bias = layer.ssm_dt.bias.get_value().astype(jnp.float32)
-        out, memory = selective_scan(
-            x,
-            jax.nn.softplus(dt.astype(jnp.float32) + dt_bias[None, None]),
+        (projected,) = products(x_BTD, [layer.ssm_in], norm=norm)
+        out, state = state_space(
+            StateSpaceSpec(self._heads, layer.numerics),
+            projected,
+            layer.ssm_conv1d,
+            layer.ssm_dt.bias.get_value(),
             layer.ssm_a.get_value(),
-            b,
-            c,
             layer.ssm_d.get_value(),
-            state.memory_BNHW,
+            layer.ssm_norm if self.norm else None,
+            state,
             tokens.lengths_B,
-            backend=layer.numerics.backend,
         )
-        out = out.reshape(z.shape) * jax.nn.silu(z.astype(jnp.float32))
-        out = layer.ssm_norm(out) if self.norm else out
-        return out.astype(x_BTD.dtype), None if given is None else MemoryState(memory, conv)
-
-    def _split(self, seen_BTC):
-        """Splits the outputs of the convolution into x (by heads) and b and c (by groups)."""
-        directions = self.groups * self.state_width
-        parts = jnp.split(seen_BTC, [self._inner, self._inner + directions], axis=-1)
-        counts = (self.heads, self.groups, self.groups)
-        return [part.reshape(*part.shape[:2], n, -1) for part, n in zip(parts, counts)]
+        return out, None if given is None else state
 
     def workspace(self, tokens: int, slots: int) -> int:
         """Counts ssm_in's outputs, and inputs and outputs of the convolution and state space."""
-        return tokens * (3 * self._inner + 3 * self._channels)
+        return tokens * (3 * self._heads.inner + 3 * self._heads.channels)

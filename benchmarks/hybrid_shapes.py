@@ -176,6 +176,8 @@ _FEED_FORWARD = ("feed_forward",)
 #: The pattern of layers of LFM2, and that of Granite 4-H.
 _CONVOLUTION_AND_ATTENTION = [("convolution", "feed_forward")] * 2 + [("attention", "feed_forward")]
 _MOSTLY_STATES = [("state", "feed_forward")] * 5 + [("attention", "feed_forward")]
+#: The parts of layers in the patterns of Nemotron-H.
+_PARTS = {"M": _STATE, "-": _FEED_FORWARD, "*": _ATTENTION}
 
 #: name -> the shape. Shapes called "few" have the widths of a real model, but few layers and a
 #: small vocabulary, so that a machine with little memory can measure all kinds of layers.
@@ -188,6 +190,24 @@ SHAPES = {
     "qwen35moe-few": Qwen35(4, 2048, 2048, 16, 2, (16, 32, 128), 8192, (128, 8, 512)),
     "lfm2-few": ShortConvolutions(
         "lfm2", 2048, 8192, 16384, tuple(_CONVOLUTION_AND_ATTENTION * 2), (32, 8, 64)
+    ),
+    "granite-4-h-micro": StateSpace(
+        "granitehybrid",
+        2048,
+        8192,
+        100352,
+        tuple(("attention" if i % 10 == 5 else "state", "feed_forward") for i in range(40)),
+        (32, 8, 64),
+    ),
+    "nemotron-h-8b": StateSpace(
+        "nemotron_h",
+        4096,
+        21504,
+        131072,
+        tuple(map(_PARTS.get, "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-")),
+        (32, 8, 128),
+        gated=False,
+        state=(128, 64, 128, 8),
     ),
     "mamba2-few": StateSpace("mamba2", 2048, 0, 16384, (_STATE,) * 16, (0, 0, 0)),
     "granitehybrid-few": StateSpace(

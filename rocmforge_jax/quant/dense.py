@@ -82,5 +82,8 @@ def _by_cpp(transposed: bool):
 
 
 def _by_xla(x, weight, transposed: bool):
-    weight = (weight.T if transposed else weight).astype(x.dtype)
+    weight, dtype = weight.T if transposed else weight, x.dtype
+    if jax.default_backend() == "cpu" and weight.dtype != dtype:
+        dtype = jnp.float32  # rounds neither, as C++ does for the numbers of rows that it takes
+    x, weight = x.astype(dtype), weight.astype(dtype)
     return jnp.matmul(x, weight, precision="highest", preferred_element_type=jnp.float32)

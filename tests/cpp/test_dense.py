@@ -196,3 +196,15 @@ def test_xla_divides_products_among_devices(kind, normal, distance):
             slope = jax.jit(jax.grad(lambda x, w, f=product: (f(x, w) ** 2).sum()))
             assert distance(slope(*placed), gradient) < EXACT
     assert {d.choice.name for d in decisions} == {"xla"}
+
+
+@pytest.mark.usefixtures("in_cpp")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_narrow_rows_do_not_round_a_weight(transposed, normal):
+    """Whoever computes it: C++ takes 8 rows of a weight in float32, XLA takes 9."""
+    x, weight = operands(9, 512, 64, jnp.float32, transposed, normal)
+    x = jnp.asarray(x, jnp.bfloat16)
+    exact = product_in_64(np.asarray(x, np.float32), weight, transposed)
+    for rows in (8, 9):
+        found = quant.matmul(x[:rows], weight, transposed=transposed, dtype=jnp.float32)
+        assert np.linalg.norm(found - exact[:rows]) < EXACT * np.linalg.norm(exact[:rows])

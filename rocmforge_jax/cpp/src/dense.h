@@ -51,7 +51,7 @@ inline void clear(const Dense& d, const Part& p) {
     for (int64_t n = p.first; n < p.last; n++) p.out[m * d.outputs + n] = 0;
 }
 
-// Adds the products of kRows rows of a weight [inputs, outputs], from row k on. The sums stay in the first-level cache.
+// Adds the products of kRows rows of a weight [inputs, outputs], from row k on. The sums stay in the cache.
 template <Number number, int kRows>
 inline void add_rows(const Dense& d, const Part& p, int64_t k) {
   for (int64_t n = p.first; n < p.last; n += LANES) {

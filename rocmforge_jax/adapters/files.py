@@ -27,11 +27,16 @@ def save_lora(model: Decoder, path: str | os.PathLike, *, base_model: str | None
         base_model: What PEFT is to load the base from, such as "HuggingFaceTB/SmolLM2-135M".
 
     Raises:
-        ValueError: There is no adapter, or PEFT's form has no name for a layer.
+        ValueError: There is no adapter, PEFT's form has no name for a layer, or the file is there
+            and holds no adapter.
         ImportError: PEFT's form needs the extra `export`.
     """
-    pairs, path = pairs_of(model), Path(path)
+    pairs = pairs_of(model)
+    if not os.fspath(path):
+        raise ValueError("the path is empty: name a folder or a .gguf")
+    path = Path(path)
     if path.suffix == ".gguf":
+        llama_cpp.check_replaces(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         llama_cpp.write(path, pairs, model.config.architecture)
         return

@@ -3,6 +3,7 @@
 Sources in llama.cpp: convert_lora_to_gguf.py, src/llama-adapter.cpp.
 """
 
+import contextlib
 import math
 import warnings
 from pathlib import Path
@@ -39,6 +40,17 @@ def write(path: Path, pairs: dict[str, Pair], architecture: str) -> None:
         tensors[f"{name}{_ENDS[0]}"] = "F32", pair.a
         tensors[f"{name}{_ENDS[1]}"] = "F32", pair.b if factor == 1 else factor * pair.b
     write_gguf(path, metadata, tensors)
+
+
+def check_replaces(path: Path) -> None:
+    """Raises ValueError for an existing file that holds no adapter."""
+    if not path.is_file():
+        return
+    kind = None
+    with contextlib.suppress(GGUFError):
+        kind = open_gguf(path).metadata.get("general.type")
+    if kind != "adapter":
+        raise ValueError(f"{path} is there and holds no adapter: name another file, or remove it")
 
 
 def read(path: Path, architecture: str) -> dict[str, Pair]:

@@ -71,6 +71,9 @@ def read_prompt(lm: Any, prompt: Text, least: int = 1) -> Prompt:
     ids = checked_ids(prompt, model.config.vocabulary)
     if len(ids) < least:
         raise ValueError(f"the prompt has {len(ids)} tokens, this takes at least {least}")
+    longest = model.config.context_length if lm is model else lm.engine.context_length
+    if len(ids) > longest:
+        raise ValueError(f"the prompt has {len(ids)} tokens, the context {longest}: shorten it")
     tokenizer = None if isinstance(lm, Decoder) else lm.tokenizer
     return Prompt(model, np.array(ids, np.int32), tokenizer)
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rocmforge_jax.arguments import flag
+from rocmforge_jax.arguments import flag, named_values
 from rocmforge_jax.export import gguf_file, hugging_face
 from rocmforge_jax.export.weights import check_variables
 from rocmforge_jax.gguf.errors import quoted
+from rocmforge_jax.gguf.metadata import Metadata
 from rocmforge_jax.language_model import LanguageModel
 from rocmforge_jax.models import Decoder
 from rocmforge_jax.models.requantize import Types
@@ -65,15 +66,17 @@ def save(
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"save() takes a text or an os.PathLike as path, got {path!r:.80}")
     check_variables(decoder)
+    if not os.fspath(path):
+        raise ValueError("the path is empty: name a file or a folder")
     path = Path(path).expanduser()
     format = check_format(path, format)
-    if not isinstance(metadata, Mapping | None):
-        raise TypeError(f"metadata maps keys to values, got {type(metadata).__name__}")
+    if not isinstance(metadata, Metadata):
+        metadata = named_values("metadata", metadata)
     lm = model if isinstance(model, LanguageModel) else None
     progress = None if progress is None else flag("progress", progress)
     with progress_bar(progress=progress, unit="B", unit_scale=True, desc=path.name) as bar:
         if format == "gguf":
-            _save_gguf(decoder, path, lm, types, metadata or {}, updates(bar))
+            _save_gguf(decoder, path, lm, types, metadata, updates(bar))
         elif metadata:
             raise ValueError(f"metadata are keys of GGUF files, {path.name} is none")
         else:

@@ -289,3 +289,18 @@ def test_a_missing_package_is_named(decoder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(ImportError, match=r"rocmforge-jax\[export\]"):
         rf.save_lora(rf.lora(decoder(), 2), tmp_path / "peft")
+
+
+def test_files_that_are_no_adapters_are_kept(decoder, tmp_path):
+    model, path = rf.lora(decoder(), 2), tmp_path / "model.gguf"
+    write_gguf(path, {"general.architecture": "llama"}, {"a": ("F32", np.ones((2, 3), np.float32))})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="model.gguf is there and holds no adapter"):
+        rf.save_lora(model, path)
+    assert path.read_bytes() == before
+    for _ in range(2):
+        rf.save_lora(model, tmp_path / "adapter.gguf")
+    with pytest.raises(ValueError, match="the path is empty"):
+        rf.save_lora(model, "")
+    with pytest.raises(ValueError, match="the path is empty"):
+        rf.save(model, "")

@@ -1,7 +1,9 @@
 """Language models: a decoder with its tokenizer and chat template, for texts and embeddings."""
 
+import copy
 import functools
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Unpack, overload
 
@@ -80,7 +82,7 @@ class LanguageModel:
                 f" {model.config.vocabulary}"
             )
         self.tokenizer = tokenizer
-        self.chat_template = chat_template or ChatTemplate(None)
+        self.chat_template = ChatTemplate(None) if chat_template is None else chat_template
         self._context_length = context_length
         padding = range(tokenizer.vocab_size, model.config.vocabulary)
         self._suppressed_ids = tokenizer.suppressed_ids.union(padding)
@@ -104,6 +106,20 @@ class LanguageModel:
         self._model, self._embedder = model, None
 
     @property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template. Assign another one, or its text, to chat with it."""
+        return self._chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: ChatTemplate | str):
+        made = ChatTemplate(template) if isinstance(template, str) else template
+        if not isinstance(made, ChatTemplate):
+            raise TypeError(
+                f"chat_template must be a ChatTemplate or its text, got {type(made).__name__}"
+            )
+        self._chat_template = made
+
+    @property
     def engine(self) -> Engine:
         """The engine, which generates token ids."""
         return self._open(self._engine)
@@ -116,6 +132,23 @@ class LanguageModel:
         until another decoder is assigned to `model`.
         """
         self._model = self._engine = self._embedder = None
+
+    def __copy__(self) -> "LanguageModel":
+        return self._with_model(self.model)
+
+    def __deepcopy__(self, memo) -> "LanguageModel":
+        return self._with_model(copy.deepcopy(self.model, memo))
+
+    def _with_model(self, model: Decoder) -> "LanguageModel":
+        """Makes a LanguageModel of another decoder, with an engine of its own."""
+        made = LanguageModel(
+            model, self.tokenizer, self.chat_template, context_length=self._context_length
+        )
+        made.source = self.source
+        return made
+
+    def __reduce__(self):
+        raise TypeError("a LanguageModel cannot be pickled: write it with rf.save, and load that")
 
     def __enter__(self) -> "LanguageModel":
         return self
@@ -237,7 +270,7 @@ class LanguageModel:
 
         Args:
             prompt: A text; or the ids of its tokens, which are not changed; or a list of either. In
-                a list, prompt i is sampled with seed + i.
+                a list, prompt i is sampled with seed + i, or with `n`, from seed + i * n on.
             max_tokens: The largest number of new tokens; None for the rest of the context.
             n: The number of answers to return for each prompt, as a list. The prompt is computed
                 once. Answers are sampled with successive seeds.
@@ -277,7 +310,11 @@ class LanguageModel:
             an iterator of the pieces of all answers.
         """
         wanted, drawn = counts(n, best_of, stream)
-        stops, top = StopStrings(stop).stops, top_logprobs or 0
+        stops = StopStrings(stop).stops
+        progress = None if progress is None else flag("progress", progress)
+        top = 0 if top_logprobs is None else integer("top_logprobs", top_logprobs, 0)
+        if not prompts:
+            return []
         generation = self.engine.generate(
             prompts,
             each_params(params, sampling, len(prompts), drawn),
@@ -298,9 +335,15 @@ class LanguageModel:
             return pieces
         if len(answers) == 1 and progress is None:
             progress = False
-        how: dict[str, Any] = dict(total=len(answers), unit="answer", desc="generate")
-        with progress_bar(progress=progress, delay=0 if progress else 3, **how) as bar:
+        delay, tokens = 0 if progress else 3, 0
+        how: dict[str, Any] = dict(total=len(answers), unit="answer", desc="generate", delay=delay)
+        with progress_bar(progress=progress, **how) as bar:
+            shown = time.monotonic() + delay
             for piece in pieces:
+                tokens += len(piece.ids)
+                if time.monotonic() >= shown:
+                    bar.set_postfix_str(f"{tokens:,} tokens")
+                    shown = time.monotonic() + 0.5
                 bar.update(piece.finish_reason is not None)
         done = [answer.completion() for answer in answers]
         of_prompts = [done[i : i + drawn] for i in range(0, len(done), drawn)]
@@ -555,10 +598,10 @@ class LanguageModel:
             prompt: A text or the ids of its tokens, at least two of them.
             parse_special: As in `generate`.
         """
-        (one, *others), is_one = as_prompts(prompt)
+        prompts, is_one = as_prompts(prompt, "cache")
         if not is_one:
-            raise TypeError(f"cache takes one prompt, got a list of {1 + len(others)}")
-        parse_special = flag("parse_special", parse_special)
+            raise TypeError(f"cache takes one prompt, got a list of {len(prompts)}")
+        (one,), parse_special = prompts, flag("parse_special", parse_special)
         return self.engine.cache(self._encode(one, parse_special) if isinstance(one, str) else one)
 
     def load_cache(self, path: str | os.PathLike) -> PromptCache:

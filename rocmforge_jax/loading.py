@@ -26,7 +26,12 @@ from rocmforge_jax.models import (
 )
 from rocmforge_jax.models.patterns import Patterns
 from rocmforge_jax.progress import note, progress_bar, updates
-from rocmforge_jax.text import chat_template_from_metadata, tokenizer_from_metadata
+from rocmforge_jax.text import (
+    ChatTemplate,
+    Tokenizer,
+    chat_template_from_metadata,
+    tokenizer_from_metadata,
+)
 
 
 @check_keywords
@@ -99,11 +104,12 @@ def load(
         strict=strict,
         nextn=nextn,
     )
-    gguf = open_gguf(_found(path, "load", revision))
+    gguf, texts = open_gguf(_found(path, "load", revision)), []
     with progress_bar(progress=progress, unit="B", unit_scale=True, desc=gguf.path.name) as bar:
 
         def check(config, weights):
             _check_room(gguf, config, options)
+            texts.extend(_tokenizer_and_template(gguf, options.strict))
             plan = plan_memory(
                 gguf,
                 config,
@@ -121,7 +127,9 @@ def load(
             plan.check()
 
         model = decoder_of(gguf, options, before_reading=check, progress=updates(bar))
-    return from_parts(model, gguf, context_length=options.context_length, strict=options.strict)
+    lm = LanguageModel(model, *texts, context_length=options.context_length)
+    lm.source = Source.of(gguf)
+    return lm
 
 
 @check_keywords
@@ -211,16 +219,7 @@ def _name_the_compilation_cache(bar):
 _named_the_cache = False
 
 
-def from_parts(
-    model: Decoder, gguf: GGUFFile, *, context_length: int | None = None, strict: bool = False
-) -> LanguageModel:
-    """Makes a LanguageModel of a decoder, and of the tokenizer and chat template of a file.
-
-    strict: see `load`.
-    """
+def _tokenizer_and_template(gguf: GGUFFile, strict: bool) -> tuple[Tokenizer, ChatTemplate]:
     with about_file(gguf.path):
         tokenizer = tokenizer_from_metadata(gguf.metadata, strict=strict)
-        template = chat_template_from_metadata(gguf.metadata)
-    lm = LanguageModel(model, tokenizer, template, context_length=context_length)
-    lm.source = Source.of(gguf)
-    return lm
+        return tokenizer, chat_template_from_metadata(gguf.metadata)

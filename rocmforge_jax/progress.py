@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import TqdmWarning
 
+from rocmforge_jax.arguments import flag
+
 with warnings.catch_warnings():
     # Without ipywidgets the bar of a notebook is text, which needs no warning.
     warnings.simplefilter("ignore", TqdmWarning)
@@ -25,6 +27,8 @@ def progress_bar(*iterable: Any, progress: bool | None, **options: Any) -> tqdm:
             stderr is a terminal.
         options: Those of tqdm.
     """
+    if progress is not None:
+        progress = flag("progress", progress)
     if progress is None and is_widget():
         options["delay"] = max(WIDGET_DELAY, options.get("delay", 0))
     disable = None if progress is None else not progress

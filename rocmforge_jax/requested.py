@@ -1,7 +1,7 @@
 """Checks the arguments of `LanguageModel.generate`: prompts, counts and parameters."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from rocmforge_jax.arguments import as_integer, integer
@@ -13,20 +13,24 @@ from rocmforge_jax.generate.params import MAX_SEED
 Prompt = str | Sequence[int]
 
 
-def as_prompts(given: Any) -> tuple[list[str | list[int]], bool]:
-    """Returns the prompts, and whether `given` is a single one.
+def as_prompts(given: Any, function: str = "generate") -> tuple[list[str | list[int]], bool]:
+    """Returns the prompts, and whether `given` is a single one. An empty list has no prompts.
+
+    Args:
+        given: What the caller gave.
+        function: The name of the function in messages.
 
     Raises:
         TypeError: A prompt is neither a text nor a list of token ids.
     """
     if isinstance(given, str):
         return [given], True
-    wanted = "generate takes a text, a list of token ids, or a list of either"
+    wanted = f"{function} takes a text, a list of token ids, or a list of either"
     listed = _listed(given)
     if listed is None:
         raise TypeError(f"{wanted}, got {type(given).__name__}")
     if not listed:
-        raise TypeError(f"{wanted}, got an empty list")
+        return [], False
     if (ids := _ids(listed)) is not None:
         return [ids], True
     prompts = []
@@ -39,7 +43,10 @@ def as_prompts(given: Any) -> tuple[list[str | list[int]], bool]:
 
 
 def _listed(given: Any) -> list[Any] | None:
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+    """Returns what an ordered collection holds, or None for anything else."""
+    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
+        return None
+    if getattr(given, "ndim", 1) == 0:
         return None
     return list(given)
 
@@ -80,7 +87,10 @@ def each_params(
         params: `SamplingParams` for all prompts or for each, or None.
         options: Single fields of `SamplingParams`.
         count: The number of prompts.
-        samples: The number of sequences per prompt. Their seeds count up from the prompt's seed.
+        samples: The number of sequences per prompt.
+
+    Seeds count up: from the seed of a single `params` over all sequences, or from that of each
+    prompt over its samples.
 
     Raises:
         TypeError: Both `params` and fields are given, or `params` has another type.
@@ -92,7 +102,7 @@ def each_params(
     if sampling:
         raise TypeError(f"give params or {', '.join(sampling)}, not both")
     if isinstance(params, SamplingParams):
-        params = [params] * count
+        return _seeded(params, count * samples)
     if isinstance(params, str | bytes | Mapping) or not isinstance(params, Iterable):
         raise TypeError(f"params must be SamplingParams, or a list of them, got {params!r}")
     each = list(params)

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "compilation_cache": {"locate", "settings"},
     "pallas_kernels": set(),
     "html": set(),
-    "progress": set(),
+    "progress": {"arguments"},
     "gguf": {"formats", "html"},
     "text": {"arguments", "gguf"},
     "cpp": {"pallas_kernels", "settings"},
@@ -63,7 +63,7 @@ MAY_IMPORT = {
     },
     "adapters": {"arguments", "formats", "gguf", "models", "nn", "quant"},
     "programs": {"arguments", "backends", "models"},
-    "generate": {"arguments", "html", "models", "nn", "progress", "quant"},
+    "generate": {"arguments", "gguf", "html", "models", "nn", "progress", "quant"},
     "completion": {"generate", "gguf", "html", "text"},
     "requested": {"arguments", "completion", "generate"},
     "language_model": {

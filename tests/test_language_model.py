@@ -2,8 +2,10 @@
 knows its plays.
 """
 
+import copy
 import json
 import math
+import pickle
 import re
 
 import jax
@@ -104,6 +106,47 @@ def test_a_list_shows_its_progress(lm, capfd, progress):
     lm.generate(["ROMEO:", "KING"], n=2, max_tokens=4, progress=progress)
     shown = capfd.readouterr().err
     assert ("generate: 100%" in shown and "4/4" in shown) == (progress is True), shown
+
+
+def test_no_prompts_have_no_answers(lm):
+    assert lm.generate([], max_tokens=3) == lm.generate([], n=2) == []
+
+
+def test_one_set_of_parameters_has_a_seed_for_each_answer(lm):
+    prompts, params = ["ROMEO:", "ROMEO:"], rf.SamplingParams(seed=7)
+    pairs = lm.generate(prompts, params=params, n=2, max_tokens=8)
+    alone = [lm.generate("ROMEO:", seed=seed, max_tokens=8) for seed in (7, 8, 9, 10)]
+    assert [done.ids for pair in pairs for done in pair] == [done.ids for done in alone]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_has_an_engine_of_its_own(lm, copied):
+    expected, other = lm.generate(PROMPT, max_tokens=8, temperature=0), copied(lm)
+    assert other.generate(PROMPT, max_tokens=8, temperature=0) == expected
+    changed = nnx.clone(lm.model)
+    changed.output_norm.scale[...] = -changed.output_norm.scale[...]
+    other.model = changed
+    assert other.generate(PROMPT, max_tokens=8, temperature=0).ids != expected.ids
+    assert lm.generate(PROMPT, max_tokens=8, temperature=0) == expected
+    assert other.source is lm.source
+
+
+def test_a_model_is_not_pickled(lm):
+    with pytest.raises(TypeError, match="cannot be pickled: write it with rf.save"):
+        pickle.dumps(lm)
+
+
+def test_a_chat_template_may_be_a_text(lm):
+    other = copy.copy(lm)
+    other.chat_template = "{{ messages[0].content }}"
+    hello = [{"role": "user", "content": PROMPT}]
+    assert other.chat(hello, max_tokens=6, temperature=0).ids == (
+        lm.generate(PROMPT, max_tokens=6, temperature=0).ids
+    )
+    with pytest.raises(
+        TypeError, match="chat_template must be a ChatTemplate or its text, got int"
+    ):
+        other.chat_template = 5
 
 
 @pytest.mark.core
@@ -257,7 +300,8 @@ def test_strict_refuses_unknown_keys_of_the_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "options", "error", "message"),
     [
-        ([], {}, TypeError, "list of either, got an empty list"),
+        ({1, 2}, {}, TypeError, "list of either, got set"),
+        (np.array(3), {}, TypeError, "list of either, got ndarray"),
         ([1, b"a"], {}, TypeError, "got a list with int"),
         ([[1, 2], 3], {}, TypeError, "got a list with int"),
         (b"text", {}, TypeError, "list of either, got bytes"),
@@ -266,13 +310,18 @@ def test_strict_refuses_unknown_keys_of_the_tokenizer(tmp_path):
         ({"content": "text"}, {}, TypeError, "list of either, got dict"),
         ("a", {"max_tokens": -1}, ValueError, "max_tokens must be .* of at least 1, got -1"),
         ("a", {"max_tokens": "9"}, ValueError, "max_tokens must be .* of at least 1, got '9'"),
-        ("a", {"stop": b"x"}, ValueError, "stop strings are strings .*, got \\[120\\]"),
+        ("a", {"stop": b"x"}, TypeError, "stop must be a string or a list of strings, got b'x'"),
+        ("a", {"stop": ["x", 1]}, TypeError, "list of strings, got 1 in it"),
+        ("a", {"stop": {"a": 1}}, TypeError, "list of strings, got {'a': 1}"),
+        ("a", {"top_logprobs": ""}, ValueError, "top_logprobs must be an integer .* got ''"),
+        ("a", {"progress": "no"}, TypeError, "progress must be True or False, got 'no'"),
+        ([2**70], {}, ValueError, f"prompt has the id {2**70}"),
         ("a", {"params": {"seed": 1}, "seed": 2}, TypeError, "give params or seed, not both"),
         ("a", {"params": []}, ValueError, "1 prompts need as many .* parameters, got 0"),
         (["a", "b"], {"stream": True}, ValueError, "stream=True takes one prompt, got a list of 2"),
         ("a", {"temperature": -1}, ValueError, "temperature must be"),
         ("a", {"max_tokens": 0}, ValueError, "max_tokens must be an integer of at least 1, got 0"),
-        ("a", {"stop": ""}, ValueError, "stop strings are strings of at least one character"),
+        ("a", {"stop": ""}, ValueError, "a stop string has at least one character"),
         ("a", {"heat": 1}, TypeError, "heat"),
     ],
     ids=str,

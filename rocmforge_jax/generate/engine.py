@@ -127,6 +127,7 @@ class Engine:
             f" tokens, {self.prefix_cache!r}>"
         )
 
+    @check_keywords
     def generate(
         self,
         prompts: collections.abc.Iterable[collections.abc.Iterable[int]],
@@ -327,13 +328,20 @@ class Engine:
         """Computes prompts together.
 
         Args:
-            prompts: Token ids.
+            prompts: Token ids, at least one prompt.
             slots: The number of tokens that the cache should have room for.
 
         Returns:
             (the logits after the last token of each prompt, float32 [B, V]; the filled cache).
+
+        Raises:
+            ValueError: There is no prompt, or one is empty, too long or has ids outside the
+                vocabulary.
         """
         self.check_generates()
+        prompts = self._limits.prompts(prompts)
+        if not prompts:
+            raise ValueError("prefill takes at least one prompt, got none")
         self._refreshed()
         return self._prefill(prompts, integer("slots", slots, 0))[:2]
 
@@ -366,14 +374,20 @@ class Engine:
         """Returns the log-probabilities of ids[:, first + 1:], each given all tokens before it.
 
         Args:
-            ids_BT: Token ids, [B, T].
-            first: The position from which on tokens are predicted.
+            ids_BT: Token ids, [B, T], with T from 2 on.
+            first: The position from which on tokens are predicted, at most T - 2.
 
         Returns:
             float32 [B, T - 1 - first].
+
+        Raises:
+            ValueError: The ids are no such array of integers, or are outside the vocabulary; or
+                `first` is out of range.
         """
         self.check_generates()
-        return self._refreshed().score(jnp.asarray(ids_BT, jnp.int32), integer("first", first, 0))
+        ids_BT = self._limits.ids(ids_BT)
+        first = integer("first", first, 0, ids_BT.shape[1] - 2)
+        return self._refreshed().score(jnp.asarray(ids_BT, jnp.int32), first)
 
     def warm_up(self, prompt_tokens: int = SMALLEST_BUCKET, batch: int = 1) -> None:
         """Compiles the programs for prompts of a length and batches of a size.

@@ -1,6 +1,7 @@
 """The prefix cache: keeps the KV cache of the last text for a next prompt with the same start."""
 
 import collections.abc
+import threading
 import warnings
 
 import jax
@@ -15,16 +16,18 @@ SMALLEST_PREFIX = 16
 class PrefixCache:
     """The cache of the last text, for a next prompt with the same start.
 
+    Threads may share it: a cache is given to one of them.
+
     Attributes:
         snapshot_bytes: The limit for the snapshots of one text, in bytes.
     """
 
     def __init__(self, snapshot_bytes: int = 0):
-        self.snapshot_bytes, self._warned = snapshot_bytes, False
-        self.forget()
+        self.snapshot_bytes, self._warned, self._lock = snapshot_bytes, False, threading.Lock()
+        self._held = self._nothing()
 
     def __repr__(self):
-        return f"<PrefixCache: {len(self._text)} tokens>"
+        return f"<PrefixCache: {len(self._held[0])} tokens>"
 
     def keep(self, text: list[int], cache: Cache, snapshots: Snapshots | None = None) -> None:
         """Stores the cache of one sequence.
@@ -35,11 +38,20 @@ class PrefixCache:
             cache: The cache, of batch 1.
             snapshots: The snapshots that `take` returned for this text.
         """
-        self._text, self._cache, self._snapshots = text, cache, snapshots or self._no_snapshots()
+        self._exchange((text, cache, snapshots or self._no_snapshots()))
 
     def forget(self) -> None:
         """Drops the cache."""
-        self._text, self._cache, self._snapshots = [], None, self._no_snapshots()
+        self._exchange(self._nothing())
+
+    def _exchange(self, held: tuple[list[int], Cache | None, Snapshots]):
+        """Stores a text, its cache and its snapshots, and returns those from before."""
+        with self._lock:
+            before, self._held = self._held, held
+        return before
+
+    def _nothing(self) -> tuple[list[int], None, Snapshots]:
+        return [], None, self._no_snapshots()
 
     def _no_snapshots(self) -> Snapshots:
         return Snapshots(self.snapshot_bytes)
@@ -59,10 +71,8 @@ class PrefixCache:
 
     def common(self, prompt: collections.abc.Sequence[int]) -> int:
         """Returns how many tokens at the start of a prompt are in the cache."""
-        if self._cache is None or _is_donated(self._cache):
-            return 0
-        held = min(len(prompt), len(self._text), int(self._cache.lengths_B[0]))
-        return next((i for i in range(held) if prompt[i] != self._text[i]), held)
+        text, cache, _ = self._held
+        return _common(prompt, text, cache)
 
     def take(self, prompt: collections.abc.Sequence[int]) -> tuple[Cache | None, int, Snapshots]:
         """Removes the cache from this object and returns it, rewound to the start of a prompt.
@@ -74,14 +84,21 @@ class PrefixCache:
             (the cache, its number of tokens, the snapshots to continue with). If fewer than
             `SMALLEST_PREFIX` tokens can be reused, it is (None, 0, new snapshots).
         """
-        known, cache, snapshots = self.common(prompt), self._cache, self._snapshots
-        self.forget()
-        known = min(known, len(prompt) - 1)
+        text, cache, snapshots = self._exchange(self._nothing())
+        known = min(_common(prompt, text, cache), len(prompt) - 1)
         if cache is not None and known >= SMALLEST_PREFIX:
             cache, known = snapshots.rewind(cache, known)
             if cache is not None and known >= SMALLEST_PREFIX:
                 return cache, known, snapshots
         return None, 0, self._no_snapshots()
+
+
+def _common(prompt: collections.abc.Sequence[int], text: list[int], cache: Cache | None) -> int:
+    """Returns how many tokens a prompt shares with the start of a text whose cache is usable."""
+    if cache is None or _is_donated(cache):
+        return 0
+    held = min(len(prompt), len(text), int(cache.lengths_B[0]))
+    return next((i for i in range(held) if prompt[i] != text[i]), held)
 
 
 def _is_donated(cache: Cache) -> bool:

@@ -6,7 +6,9 @@ because it is compiled once.
 """
 
 import collections.abc
+import contextlib
 import dataclasses
+import inspect
 from typing import Any
 
 import jax
@@ -150,7 +152,21 @@ class Processing:
 
 
 def check_processor(processor: LogitsProcessor, vocabulary: int) -> None:
-    """Traces a processor for one sequence, so that errors are raised before any computation."""
+    """Traces a processor for one sequence, so that errors are raised before any computation.
+
+    Raises:
+        TypeError: The function does not take four arguments.
+        ValueError: See `Processing`.
+    """
+    with contextlib.suppress(ValueError):  # it has no signature
+        signature = inspect.signature(processor.function)
+        try:
+            signature.bind(*range(4))
+        except TypeError as error:
+            raise TypeError(
+                "a logits processor takes (tokens, lengths, logits, state), and this one is"
+                f" {getattr(processor.function, '__name__', 'a function')}{signature}"
+            ) from error
     processing = Processing.of([processor], [[0]], 16)
     assert processing is not None
     row = jax.ShapeDtypeStruct((1, vocabulary), jnp.float32)

@@ -6,14 +6,17 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rocmforge_jax.arguments import shown
 from rocmforge_jax.generate.snapshots import Snapshots
 from rocmforge_jax.generate.steps import Steps, repeated
+from rocmforge_jax.gguf.replacing import replacing
 from rocmforge_jax.nn import Cache
 
 _FORMAT = "rocmforge_jax prompt cache 2"
@@ -94,7 +97,11 @@ class PromptCache:
         return cache, known, snapshots
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the cache to a file in NumPy's .npz format, for `LanguageModel.load_cache`."""
+        """Writes the cache to a file in NumPy's .npz format, for `LanguageModel.load_cache`.
+
+        An existing file is replaced once the new one is complete. Folders around it are made.
+        """
+        path = _checked_path(path)
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.cache)]
         header = {
             "format": _FORMAT,
@@ -103,7 +110,8 @@ class PromptCache:
             "length": self.cache.length,
         }
         arrays: dict[str, Any] = {f"leaf_{i}": _as_bytes(leaf) for i, leaf in enumerate(leaves)}
-        with open(path, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as unfinished, open(unfinished, "wb") as file:
             tokens = np.array(self.tokens, np.int32)
             np.savez(file, header=json.dumps(header), tokens=tokens, **arrays)
 
@@ -119,6 +127,7 @@ class PromptCache:
             FileNotFoundError: The file does not exist.
             ValueError: The file is damaged, has another format, or belongs to another model.
         """
+        path = _checked_path(path)
         try:
             with open(path, "rb") as raw:
                 if not zipfile.is_zipfile(raw):
@@ -146,6 +155,15 @@ class PromptCache:
                 f" {int(cache.lengths_B[0])} of {length}"
             )
         return cls(tuple(tokens), cache, model, held)
+
+
+def _checked_path(path: Any) -> Path:
+    """Returns the path of a file; raises TypeError or ValueError for what names none."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"the path of a cache must be a text or an os.PathLike, got {shown(path)}")
+    if not os.fspath(path):
+        raise ValueError("the path of a cache is empty: name a file")
+    return Path(path)
 
 
 def fingerprint(steps: Steps) -> str:

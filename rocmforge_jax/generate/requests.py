@@ -43,9 +43,7 @@ class Limits:
         Raises:
             ValueError: The request is invalid; the message contains the numbers.
         """
-        prompts = list(prompts)
-        names = _names("prompt", len(prompts))
-        prompts = [self.prompt(name, prompt) for name, prompt in zip(names, prompts)]
+        prompts = self.prompts(prompts)
         if not prompts:
             raise ValueError("generate needs at least one prompt, got none")
         stop_ids = None if stop_ids is None else list(stop_ids)
@@ -56,17 +54,56 @@ class Limits:
             Sequence(
                 prompt,
                 one,
+                name=name,
                 context_length=self.context_length,
                 max_tokens=max_tokens,
                 stop_ids=stop_ids,
                 processor=processor,
             )
-            for prompt, one, processor in zip(
+            for name, prompt, one, processor in zip(
+                _each_repeated(_names("prompt", len(prompts)), samples),
                 _each_repeated(prompts, samples),
                 self._params(params, len(prompts) * samples),
                 _each_repeated(processors, samples),
             )
         ]
+
+    def prompts(self, prompts: Iterable) -> list[list[int]]:
+        """Returns the ids of each prompt; raises ValueError for one that is invalid."""
+        listed = list(prompts)
+        names = _names("prompt", len(listed))
+        return [self.prompt(name, prompt) for name, prompt in zip(names, listed)]
+
+    def ids(self, ids_BT) -> np.ndarray:
+        """Returns ids of several texts of one length.
+
+        Args:
+            ids_BT: Token ids, [B, T].
+
+        Raises:
+            ValueError: It is no array of integers with two axes, T is below 2 or beyond the
+                context, or an id is outside the vocabulary.
+        """
+        ids = np.asarray(ids_BT)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"ids must be integers [B, T], got {ids.dtype} {list(ids.shape)}")
+        if not 2 <= ids.shape[1] <= self.context_length:
+            raise ValueError(
+                f"ids must have from 2 to {self.context_length} tokens each, the context, got"
+                f" {list(ids.shape)}"
+            )
+        self._check_ids("ids", ids)
+        return ids
+
+    def _check_ids(self, name: str, ids: np.ndarray) -> None:
+        if not ids.size:
+            return
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.vocabulary:
+            raise ValueError(
+                f"{name} has the id {low if low < 0 else high}, the vocabulary has"
+                f" {self.vocabulary}"
+            )
 
     def prompt(self, name: str, prompt) -> list[int]:
         """Returns the ids of a prompt.
@@ -81,6 +118,8 @@ class Limits:
         if isinstance(prompt, Iterator):
             prompt = list(prompt)
         ids = np.asarray(prompt)
+        if ids.ndim == 1 and ids.dtype == object and all(isinstance(id, int) for id in prompt):
+            self._check_ids(name, ids)  # integers of more than 64 bits
         if ids.ndim != 1 or len(ids) and not np.issubdtype(ids.dtype, np.integer):
             axes = f", {ids.ndim} axes" if ids.ndim != 1 else ""
             raise ValueError(f"{name} must be token ids, integers, got {ids.dtype}{axes}")
@@ -91,12 +130,7 @@ class Limits:
                 f"{name} has {len(ids)} tokens, the context is {self.context_length} with"
                 " at least one for the answer: shorten it, or raise context_length"
             )
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.vocabulary:
-            raise ValueError(
-                f"{name} has the id {low if low < 0 else high}, the vocabulary has"
-                f" {self.vocabulary}"
-            )
+        self._check_ids(name, ids)
         return ids.tolist()
 
     def _params(self, params, count: int) -> list[SamplingParams]:

@@ -131,6 +131,8 @@ class Scheduler:
             )
         for one in entering:
             self._check_processor(one)
+            if one in self._owners or entering.count(one) > 1:
+                raise ValueError("a sequence enters that is in a slot already")
         logits_BV, cache = self._prefill(prompt)
         for one in entering:
             self._put(one, logits_BV, cache)
@@ -184,7 +186,9 @@ class Scheduler:
         ]
 
     def release(self, sequence: Sequence) -> None:
-        """Frees the slot of a sequence, finished or not."""
+        """Frees the slot of a sequence, finished or not; raises ValueError if it has none."""
+        if sequence not in self._owners:
+            raise ValueError("a sequence leaves that is in no slot")
         self._owners[self._owners.index(sequence)] = None
 
     def release_finished(self) -> None:

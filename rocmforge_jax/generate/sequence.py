@@ -37,6 +37,7 @@ class Sequence:
 
     Attributes:
         prompt: Token ids, at least one.
+        name: The name of the prompt in messages.
         params: The sampling parameters.
         processor: The logits processor, or None.
         limit: The maximum number of new tokens, from max_tokens and the context.
@@ -55,6 +56,7 @@ class Sequence:
         max_tokens: int | None = None,
         stop_ids: collections.abc.Iterable[int] | None = None,
         processor: LogitsProcessor | None = None,
+        name: str = "prompt",
     ):
         """Creates a sequence without new tokens.
 
@@ -65,7 +67,9 @@ class Sequence:
             max_tokens: The maximum number of new tokens; None for all that the context allows.
             stop_ids: Tokens that end the sequence.
             processor: The logits processor.
+            name: The name of the prompt in messages.
         """
+        self.name = name
         room = check_context_length(context_length) - len(prompt)
         max_tokens = None if max_tokens is None else integer("max_tokens", max_tokens, 1)
         self.prompt, self.params = list(map(int, prompt)), params
@@ -119,14 +123,14 @@ class Sequence:
         for place, logprob in enumerate(logprobs[: min(count + 1, len(ids))]):
             if math.isnan(logprob):
                 raise FloatingPointError(
-                    f"the model's logits after {before + place} tokens are not numbers (NaN):"
-                    " weights may be damaged, or numbers too large for float16 (load with"
+                    f"{self.name}: the model's logits after {before + place} tokens are not numbers"
+                    " (NaN): weights may be damaged, or numbers too large for float16 (load with"
                     " another dtype)"
                 )
         if -1 in ids[:count]:
             raise ValueError(
-                f"the logits processor left no token to choose after {before + ids.index(-1)}"
-                " tokens: the largest logit must be a finite number"
+                f"{self.name}: the logits processor left no token to choose after"
+                f" {before + ids.index(-1)} tokens: the largest logit must be a finite number"
             )
         self._left -= count
         if count < len(ids):

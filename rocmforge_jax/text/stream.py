@@ -1,7 +1,7 @@
 """Decodes generated tokens to text incrementally and cuts it at stop strings."""
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rocmforge_jax.arguments import flag
 
@@ -79,13 +79,14 @@ class StopStrings:
 
     def __init__(self, stops: str | Iterable[str] | None):
         stops = () if stops is None else stops
-        if not isinstance(stops, Iterable):
+        if isinstance(stops, bytes | Mapping) or not isinstance(stops, Iterable):
             raise TypeError(f"stop must be a string or a list of strings, got {stops!r}")
         self.stops = (stops,) if isinstance(stops, str) else tuple(stops)
-        if not all(isinstance(stop, str) and stop for stop in self.stops):
-            raise ValueError(
-                f"stop strings are strings of at least one character, got {list(self.stops)}"
-            )
+        for stop in self.stops:
+            if not isinstance(stop, str):
+                raise TypeError(f"stop must be a string or a list of strings, got {stop!r} in it")
+            if not stop:
+                raise ValueError("a stop string has at least one character, got ''")
         self.hit: str | None = None
         self._held = ""
 

@@ -233,10 +233,10 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], *, strict: bool = False
         GGUFError: A value is invalid. GGUFError is a ValueError.
     """
     strict = flag("strict", strict)
-    if metadata.get("tokenizer.ggml.model") is None:
+    if metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
         raise GGUFError(
             "the file has no tokenizer (tokenizer.ggml.model): convert the model again with its"
-            " tokenizer"
+            " tokenizer, or load its decoder alone with models.load_decoder(rf.open_gguf(path))"
         )
     model = meta.string(metadata, "tokenizer.ggml.model")
     if model not in MODELS:

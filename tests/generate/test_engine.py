@@ -57,6 +57,28 @@ def test_prompts_of_any_length(engine, answer, whole, length):
     )
 
 
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda engine: engine.prefill([]), "at least one prompt, got none"),
+        (lambda engine: engine.prefill([[]]), "prompt is empty"),
+        (lambda engine: engine.prefill([[1], [99999]]), "prompt 1 has the id 99999, .* has 64"),
+        (lambda engine: engine.prefill([[2**70]]), f"prompt has the id {2**70}, .* has 64"),
+        (lambda engine: engine.prefill([[1] * 32]), "prompt has 32 tokens, the context is 32"),
+        (lambda engine: engine.score([1, 2, 3]), r"integers \[B, T\], got int64 \[3\]"),
+        (lambda engine: engine.score([[1.5, 2.0]]), "integers .* got float64"),
+        (lambda engine: engine.score([[1, 99999]]), "ids has the id 99999"),
+        (lambda engine: engine.score([[1, -1]]), "ids has the id -1"),
+        (lambda engine: engine.score([[1]]), r"from 2 to 32 tokens each, .* got \[1, 1\]"),
+        (lambda engine: engine.score([[1] * 33]), r"from 2 to 32 tokens each, .* got \[1, 33\]"),
+        (lambda engine: engine.score([[1, 2, 3]], first=2), "first .* from 0 to 1, got 2"),
+    ],
+)
+def test_prefill_and_score_check_ids(short, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(short)
+
+
 @pytest.mark.core
 @pytest.mark.parametrize(("prompt", "count"), [(5, 20), (240, 30)])
 def test_greedy_text_is_the_argmax_of_what_came_before(engine, answer, one_pass, prompt, count):

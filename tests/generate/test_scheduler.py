@@ -122,6 +122,28 @@ def test_stopping_a_sequence_frees_its_slot(decoder, engine, ahead):
     assert third[0][:20] == expected[0] and len(dispatches) < 12  # of 200 tokens: 25
 
 
+@pytest.mark.parametrize("number", [-1, 2, True, "a", 0.0, slice(0, 2), None])
+def test_stopping_no_sequence_is_refused(engine, number):
+    generation = engine.generate(PROMPTS[:2], GREEDY, max_tokens=3)
+    with pytest.raises(ValueError, match="number must be an integer from 0 to 1, got"):
+        generation.stop(number)
+    assert [len(text[0]) for text in joined(generation)] == [3, 3]
+    generation.stop(1)  # has ended
+    assert repr(generation) == "<Generation: 2 of 2 sequences ended>"
+
+
+def test_a_sequence_has_one_slot(engine):
+    scheduler, (one, *_) = engine.open(3, 64), sequences(engine)
+    with pytest.raises(ValueError, match="in no slot"):
+        scheduler.release(one)
+    with pytest.raises(ValueError, match="in a slot already"):
+        scheduler.admit(one, one)
+    scheduler.admit(one)
+    with pytest.raises(ValueError, match="in a slot already"):
+        scheduler.admit(one)
+    assert scheduler.free == 2
+
+
 @pytest.mark.parametrize("samples", [1, 2])
 def test_short_prompts_are_not_padded_to_a_long_one(decoder, engine, samples):
     """Together, three prompts would take 3 * 512 positions; one by one, they take 512 + 2 * 16."""

@@ -3,6 +3,8 @@
 Source: load_hparams in src/llama-model.cpp, and the families in src/models.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -274,6 +276,7 @@ def test_a_configuration_is_read_once(small_file, monkeypatch):
         return read(keys)
 
     monkeypatch.setitem(ARCHITECTURES, "llama", Architecture("llama", counted))
-    monkeypatch.setattr(loading, "from_parts", lambda model, *_, **__: model)
+    monkeypatch.setattr(loading, "_tokenizer_and_template", lambda *_: ())
+    monkeypatch.setattr(loading, "LanguageModel", lambda *_, **__: SimpleNamespace())
     loading.load(small_file().path, progress=False)
     assert len(reads) == 1

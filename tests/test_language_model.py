@@ -143,9 +143,7 @@ def test_a_chat_template_may_be_a_text(lm):
     assert other.chat(hello, max_tokens=6, temperature=0).ids == (
         lm.generate(PROMPT, max_tokens=6, temperature=0).ids
     )
-    with pytest.raises(
-        TypeError, match="chat_template must be a ChatTemplate or its text, got int"
-    ):
+    with pytest.raises(TypeError, match="chat_template must be .* got int"):
         other.chat_template = 5
 
 

@@ -303,4 +303,4 @@ def test_files_that_are_no_adapters_are_kept(decoder, tmp_path):
     with pytest.raises(ValueError, match="the path is empty"):
         rf.save_lora(model, "")
     with pytest.raises(ValueError, match="the path is empty"):
-        rf.save(model, "")
+        rf.save(decoder(), "")

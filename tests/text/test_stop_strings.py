@@ -81,7 +81,14 @@ def test_text_comes_as_soon_as_it_is_certain():
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("stops", ["", [""], ["a", ""], [None], [b"a"], [1]])
+@pytest.mark.parametrize("stops", ["", [""], ["a", ""]])
+def test_empty_stop_strings_are_refused(stops):
+    with pytest.raises(ValueError, match="a stop string has at least one character, got ''"):
+        StopStrings(stops)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("stops", [5, b"a", {"a": 1}, [None], [b"a"], [1]])
 def test_what_is_no_stop_string_is_refused(stops):
-    with pytest.raises(ValueError, match="stop strings are strings of at least one character, got"):
+    with pytest.raises(TypeError, match="stop must be a string or a list of strings, got"):
         StopStrings(stops)

@@ -2,11 +2,13 @@
 knows its plays.
 """
 
+import concurrent.futures
 import copy
 import json
 import math
 import pickle
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +131,21 @@ def test_a_copy_has_an_engine_of_its_own(lm, copied):
     assert other.generate(PROMPT, max_tokens=8, temperature=0).ids != expected.ids
     assert lm.generate(PROMPT, max_tokens=8, temperature=0) == expected
     assert other.source is lm.source
+
+
+def test_threads_may_generate_at_once(lm):
+    """They compete for the cache of the same prompt, and switch often."""
+    ids = lm.tokenizer.encode("First Citizen:\nBefore we proceed any further, hear me speak.")
+    assert len(ids) > 16
+    expected = lm.generate(ids, max_tokens=2, temperature=0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            tasks = [pool.submit(lm.generate, ids, max_tokens=2, temperature=0) for _ in range(60)]
+            assert {tuple(task.result().ids) for task in tasks} == {tuple(expected.ids)}
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_model_is_not_pickled(lm):

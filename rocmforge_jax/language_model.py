@@ -312,7 +312,8 @@ class LanguageModel:
         wanted, drawn = counts(n, best_of, stream)
         stops = StopStrings(stop).stops
         progress = None if progress is None else flag("progress", progress)
-        top = 0 if top_logprobs is None else integer("top_logprobs", top_logprobs, 0)
+        vocabulary = self.engine.config.vocabulary
+        top = 0 if top_logprobs is None else integer("top_logprobs", top_logprobs, 0, vocabulary)
         if not prompts:
             return []
         generation = self.engine.generate(

@@ -336,7 +336,7 @@ def test_strict_refuses_unknown_keys_of_the_tokenizer(tmp_path):
         (["a", "b"], {"stream": True}, ValueError, "stream=True takes one prompt, got a list of 2"),
         ("a", {"temperature": -1}, ValueError, "temperature must be"),
         ("a", {"max_tokens": 0}, ValueError, "max_tokens must be an integer of at least 1, got 0"),
-        ("a", {"stop": ""}, ValueError, "a stop string has at least one character"),
+        ("a", {"stop": ""}, ValueError, "stop strings have at least one character"),
         ("a", {"heat": 1}, TypeError, "heat"),
     ],
     ids=str,

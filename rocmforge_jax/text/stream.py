@@ -86,7 +86,7 @@ class StopStrings:
             if not isinstance(stop, str):
                 raise TypeError(f"stop must be a string or a list of strings, got {stop!r} in it")
             if not stop:
-                raise ValueError("a stop string has at least one character, got ''")
+                raise ValueError("stop strings have at least one character, got ''")
         self.hit: str | None = None
         self._held = ""
 

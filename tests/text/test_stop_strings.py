@@ -83,7 +83,7 @@ def test_text_comes_as_soon_as_it_is_certain():
 @pytest.mark.core
 @pytest.mark.parametrize("stops", ["", [""], ["a", ""]])
 def test_empty_stop_strings_are_refused(stops):
-    with pytest.raises(ValueError, match="a stop string has at least one character, got ''"):
+    with pytest.raises(ValueError, match="stop strings have at least one character, got ''"):
         StopStrings(stops)
 
 

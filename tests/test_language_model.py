@@ -148,6 +148,17 @@ def test_threads_may_generate_at_once(lm):
         sys.setswitchinterval(interval)
 
 
+def test_a_file_may_change_once_it_is_loaded(lm, tmp_path):
+    """Weights are copied, also those whose copies take their time."""
+    path, original = tmp_path / "model.gguf", DEMO.read_bytes()
+    expected = lm.generate(PROMPT, max_tokens=8, temperature=0)
+    for _ in range(5):
+        path.write_bytes(original)
+        loaded = rf.load(path, progress=False)
+        path.write_bytes(b"")
+        assert loaded.generate(PROMPT, max_tokens=8, temperature=0).ids == expected.ids
+
+
 def test_a_model_is_not_pickled(lm):
     with pytest.raises(TypeError, match="cannot be pickled: write it with rf.save"):
         pickle.dumps(lm)

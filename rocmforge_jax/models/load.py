@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -97,18 +98,23 @@ def decoder_of(
     before_reading: BeforeReading | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
-    """Does what `load_decoder` does, with checked options."""
+    """Does what `load_decoder` does, with checked options.
+
+    The file has been read when this returns: it may then change.
+    """
     decoder, claims, placer = _fitted(gguf, options)
     if before_reading is not None:
         before_reading(decoder.config, sum(map(placer.nbytes, claims)))
-    total, done = sum(one.tensor.nbytes for one in claims), 0
+    total, done, variables = sum(one.tensor.nbytes for one in claims), 0, []
     for one in claims:
-        setattr(one.module, one.attribute, placer.variable(one))
+        variables.append(placer.variable(one))
+        setattr(one.module, one.attribute, variables[-1])
         one.tensor.forget()
         done += one.tensor.nbytes
         if progress is not None:
             progress(done, total)
     ahead.stop()
+    jax.block_until_ready([variable.get_value() for variable in variables])
     return decoder
 
 

@@ -78,21 +78,26 @@ class Gated:
         if isinstance(self.activation, XIELU):
             (units,) = products(x_BTD, [layer.ffn_up], norm=norm)
             return self.activation(units)
-        if self.gated and self.fused:
-            (both,) = products(x_BTD, [layer.ffn_up], norm=norm)
-            gate, up = jnp.split(both, 2, axis=-1)
-            return gated(gate, up, self.activation)
         if self.cutoff is not None:
             gate, up = products(x_BTD, [layer.ffn_gate, layer.ffn_up], norm=norm)
             return gated(_above(gate, self.cutoff), up, self.activation)
-        module = Activated(layer.ffn_up, self.activation)
-        if self.gated:
-            module = Gate(layer.ffn_gate, layer.ffn_up, self.activation)
-        return products(x_BTD, [module], norm=norm)[0]
+        fused = self.gated and self.fused
+        gate = layer.ffn_gate if self.gated and not fused else None
+        return _hidden_units(x_BTD, norm, self.activation, layer.ffn_up, gate, fused=fused)
 
     def workspace(self, tokens: int) -> int:
         """Counts the float32 numbers of the hidden units."""
         return tokens * self.hidden
+
+
+def _hidden_units(x, norm, activation: ActivationFunction, up, gate=None, *, fused: bool):
+    """Computes hidden units. `gate` is None without a gate, and with one that is part of `up`."""
+    if fused:
+        (both,) = products(x, [up], norm=norm)
+        gate_part, up_part = jnp.split(both, 2, axis=-1)
+        return gated(gate_part, up_part, activation)
+    module = Activated(up, activation) if gate is None else Gate(gate, up, activation)
+    return products(x, [module], norm=norm)[0]
 
 
 def _above(gate_BTF, cutoff: float):
@@ -228,20 +233,13 @@ class Mixture:
         return out_TD.reshape(x_BTD.shape)
 
     def _shared(self, layer, x_TD, norm):
-        (shared_TD,) = products(self._shared_units(layer, x_TD, norm), [layer.ffn_down_shexp])
+        fused = self.gated and self.shared_fused
+        gate = layer.ffn_gate_shexp if self.gated and not fused else None
+        units = _hidden_units(x_TD, norm, self.activation, layer.ffn_up_shexp, gate, fused=fused)
+        (shared_TD,) = products(units, [layer.ffn_down_shexp])
         if not self.shared_gate:
             return shared_TD
         return layer.ffn_gate_inp_shexp(x_TD if norm is None else norm(x_TD)) * shared_TD
-
-    def _shared_units(self, layer, x_TD, norm):
-        if self.gated and self.shared_fused:
-            (both,) = products(x_TD, [layer.ffn_up_shexp], norm=norm)
-            gate, up = jnp.split(both, 2, axis=-1)
-            return gated(gate, up, self.activation)
-        module = Activated(layer.ffn_up_shexp, self.activation)
-        if self.gated:
-            module = Gate(layer.ffn_gate_shexp, layer.ffn_up_shexp, self.activation)
-        return products(x_TD, [module], norm=norm)[0]
 
     def workspace(self, tokens: int) -> int:
         """Counts the float32 numbers of the hidden units of the experts that the tokens use."""

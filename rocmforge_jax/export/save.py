@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rocmforge_jax.arguments import flag, named_values
+from rocmforge_jax.arguments import named_values
 from rocmforge_jax.export import gguf_file, hugging_face
 from rocmforge_jax.export.weights import check_variables
 from rocmforge_jax.gguf.errors import quoted
@@ -73,7 +73,6 @@ def save(
     if not isinstance(metadata, Metadata):
         metadata = named_values("metadata", metadata)
     lm = model if isinstance(model, LanguageModel) else None
-    progress = None if progress is None else flag("progress", progress)
     with progress_bar(progress=progress, unit="B", unit_scale=True, desc=path.name) as bar:
         if format == "gguf":
             _save_gguf(decoder, path, lm, types, metadata, updates(bar))

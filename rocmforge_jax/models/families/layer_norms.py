@@ -1,6 +1,5 @@
 """Families with layer norms instead of RMS norms."""
 
-import dataclasses
 from typing import Any
 
 from rocmforge_jax.models.config import DecoderConfig
@@ -61,11 +60,10 @@ def cohere2moe(keys: KeyReader) -> DecoderConfig:
     if shared:
         routing["scale"] /= 2
 
+    rotating, still = with_windows(windows), with_windows(windows, full_rotates=False)
+
     def mixer(i: int, attention: Attention | None) -> Attention | None:
-        if attention is None:
-            return None
-        rotary = None if windows[i] is None and i >= dense else attention.rope
-        return dataclasses.replace(attention, window=windows[i], rope=rotary)
+        return (rotating if i < dense else still)(i, attention)
 
     rms = keys.get("attention.layer_norm_rms_epsilon")
     norms = PARALLEL["norms"] | dict(kind="rms" if rms else "layer")

@@ -147,7 +147,8 @@ def test_every_size_of_programs_gives_the_same():
     expected = jax.tree.leaves(stepped(*operands, HEADS, blocks=ONE))
     assert blocks_of(1, TARGET) in of_tables
     for blocks in dict.fromkeys(of_tables):
-        for found, one in zip(jax.tree.leaves(stepped(*operands, HEADS, blocks=blocks)), expected):
+        leaves = jax.tree.leaves(stepped(*operands, HEADS, blocks=blocks))
+        for found, one in zip(leaves, expected, strict=True):
             np.testing.assert_allclose(found, one, rtol=1e-5, atol=1e-6)
 
 
